@@ -1,0 +1,193 @@
+"""Which checkpoint is this, and does every tensor have its place? Folders or hub ids; safetensors only, no remote code.
+
+Nothing is guessed: a config that the module does not implement, a tensor that is missing, left over or of another shape
+is an error that names it, raised from the headers of the files before any weight is read.
+"""
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .model import LLaDA, LLaDAConfig, SpecialTokens
+
+logger = logging.getLogger(__name__)
+
+TINY = Path(__file__).parent / "tiny" / "sudoku4"        # the model shipped in the package
+ARCHITECTURES = {"LLaDAModelLM"}                          # by architecture, not model_type: LLaDA-MoE says "llada" too
+MASK_NAMES = ("<|mdm_mask|>", "<[MASK]>", "[MASK]", "<mask>")
+EOT_NAMES = ("<|eot_id|>",)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve(pretrained: str | Path | None, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint: the shipped tiny model for None, a folder, or a hub id (downloaded or from the cache)."""
+    if pretrained is None or str(pretrained) == "tiny":
+        return TINY
+    folder = Path(pretrained).expanduser()
+    if folder.is_dir():
+        return folder
+    text = str(pretrained)
+    if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
+        raise FileNotFoundError(f"pretrained={text!r}: no such folder; give a checkpoint folder or a hub id such as GSAI-ML/LLaDA-8B-Instruct")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+    except Exception as error:        # offline, unknown id, gated: many types, one remedy
+        raise FileNotFoundError(
+            f"pretrained={text!r}: no such folder, and the hub did not deliver it ({type(error).__name__}: {_first_line(error)}); "
+            "download it where there is a network and pass the folder") from error
+
+
+def read_config(folder: Path) -> LLaDAConfig:
+    """The model's config; refuses foreign architectures and switches that the module does not implement."""
+    path = folder / "config.json"
+    raw = read_json(path)
+    architectures = raw.get("architectures") or []
+    if not ARCHITECTURES & set(architectures):
+        raise ValueError(f"{path}: architectures is {architectures}, expected one of {sorted(ARCHITECTURES)}: not a LLaDA checkpoint")
+    return LLaDAConfig.from_dict(raw, str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint's file, or an error that names the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}: not a checkpoint folder")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} must hold a JSON object, found {type(raw).__name__}")
+    return raw
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> file, from the index of a sharded checkpoint or the header of model.safetensors."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map", {})
+        absent = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
+        if absent:
+            raise FileNotFoundError(f"{folder}: the index names {', '.join(absent)}, not in the folder: the download is incomplete")
+        return {tensor: folder / name for tensor, name in weight_map.items()}
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        raise FileNotFoundError(f"{folder} has neither model.safetensors nor model.safetensors.index.json; only safetensors are read, never pickles")
+    with _open(single) as file:
+        return {name: single for name in file.keys()}
+
+
+def load_tensors(module: torch.nn.Module, files: Mapping[str, Path], *, device: torch.device, dtype: torch.dtype, source: Path) -> None:
+    """Fill a meta-device module from safetensors, every tensor accounted for by name and shape before the first is read."""
+    wanted = {name: tuple(parameter.shape) for name, parameter in module.state_dict().items()}
+    problems = [f"missing {name}" for name in sorted(wanted.keys() - files.keys())]
+    problems += [f"left over {name}" for name in sorted(files.keys() - wanted.keys())]
+    by_file: dict[Path, list[str]] = {}
+    for name in wanted.keys() & files.keys():
+        by_file.setdefault(files[name], []).append(name)
+    for path, tensor_names in sorted(by_file.items()):
+        with _open(path) as file:
+            inside = set(file.keys())
+            for name in sorted(tensor_names):
+                if name not in inside:
+                    problems.append(f"missing {name} (the index places it in {path.name})")
+                elif (shape := tuple(file.get_slice(name).get_shape())) != wanted[name]:
+                    problems.append(f"{name} is {list(shape)}, expected {list(wanted[name])}")
+    if problems:
+        more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"{source}: its tensors do not fit its config: {'; '.join(problems[:8])}{more}")
+    for path, tensor_names in by_file.items():
+        with _open(path, device) as file:
+            state = {name: file.get_tensor(name).to(dtype) for name in tensor_names}
+        module.load_state_dict(state, strict=False, assign=True)
+
+
+def load_model(pretrained: str | Path | None = None, *, device: str = "auto", dtype: str = "auto", revision: str | None = None) -> LLaDA:
+    """A LLaDA model, ready for inference: called with ids (B, L) it returns logits (B, L, V).
+
+    pretrained: a folder or a hub id; None is the tiny model shipped in the package. device: "auto" takes a GPU if there is one.
+    dtype: "auto" is bfloat16 on a GPU, float32 on a CPU. Raises FileNotFoundError or ValueError before weights are read.
+    """
+    target = pick_device(device)
+    precision = pick_dtype(dtype, target)
+    folder = resolve(pretrained, revision)
+    config = read_config(folder)
+    files = tensor_files(folder)
+    with torch.device("meta"):
+        model = LLaDA(config)
+    model.special_tokens = special_tokens(folder, config)
+    load_tensors(model, files, device=target, dtype=precision, source=folder)
+    return model.eval().requires_grad_(False)
+
+
+def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | None = None) -> None:
+    """Write config.json and model.safetensors in the published layout; extra_config: further keys of config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Tensor] = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps({**model.config.to_dict(), **(extra_config or {})}, indent=1, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def special_tokens(folder: Path, config: LLaDAConfig, mask_id: int | None = None) -> SpecialTokens | None:
+    """Mask, EOS and EoT ids: from config.json, what it lacks by name from the tokenizer's files; None if no mask is known."""
+    ids = _added_tokens(folder)
+    mask = next((token for token in (mask_id, config.mask_token_id, *(ids.get(name) for name in MASK_NAMES)) if token is not None), None)
+    if mask is None:
+        return None
+    if not 0 <= mask < config.num_embeddings:
+        raise ValueError(f"{folder}: the mask token's id {mask} is outside the vocabulary of {config.num_embeddings}")
+    return SpecialTokens(mask, config.eos_token_id, next((ids[name] for name in EOT_NAMES if name in ids), None))
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' is the first GPU if there is one, else the CPU; a GPU that is asked for but absent is an error."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"device={name!r}, but torch sees {torch.cuda.device_count()} GPUs; use device=cpu or auto")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """'auto' is bfloat16 on a GPU (as the checkpoint is stored), float32 on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
+    """Special-token names -> ids, from tokenizer.json or tokenizer_config.json."""
+    if (path := folder / "tokenizer.json").is_file():
+        return {token["content"]: token["id"] for token in read_json(path).get("added_tokens", [])}
+    if (path := folder / "tokenizer_config.json").is_file():
+        return {token["content"]: int(number) for number, token in read_json(path).get("added_tokens_decoder", {}).items()}
+    return {}
+
+
+def _open(path: Path, device: torch.device | str = "cpu") -> Any:
+    try:
+        return safe_open(path, "pt", device=str(device))
+    except Exception as error:        # safetensors raises its own type for a torn or foreign file
+        raise ValueError(f"{path} is not a readable safetensors file: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]

@@ -1,0 +1,112 @@
+"""Options: frozen dataclasses that one reader fills from model_args, gen_kwargs, OpenCompass dicts and command lines.
+
+Every option is declared once, as a field with its help text; unknown names, wrong types and values out of range are
+refused with one line that says what was given, what is allowed and what to do.
+"""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+
+def arg(default: Any = dataclasses.MISSING, help: str = "") -> Any:
+    """A dataclass field with its help text, which states the unit; a field without default is required."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def names(*classes: type) -> list[str]:
+    """Every option name of the given dataclasses, in order of declaration."""
+    return [field.name for cls in classes for field in dataclasses.fields(cls)]
+
+
+def reject_unknown(given: Mapping[str, Any], known: typing.Iterable[str], what: str = "option") -> None:
+    """Raise ValueError naming the keys of `given` that are not in `known`, each with the nearest known name."""
+    known = sorted(known)
+    unknown = [name for name in given if name not in known]
+    if not unknown:
+        return
+    hints = []
+    for name in unknown:
+        near = difflib.get_close_matches(name, known, 1)
+        hints.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    raise ValueError(f"unknown {what}{'s' * (len(unknown) > 1)} {', '.join(hints)}; known: {', '.join(known)}")
+
+
+def build(cls: type[Config], given: Mapping[str, Any], base: Config | None = None) -> Config:
+    """An instance of `cls` from those of `given` that are its fields, the rest as in `base` (default: the declared defaults).
+
+    Raises ValueError on a value of the wrong type or one that the class itself refuses.
+    """
+    kinds = typing.get_type_hints(cls)
+    values = {name: _coerce(name, given[name], kinds[name]) for name in names(cls) if name in given}
+    return dataclasses.replace(base, **values) if base is not None else cls(**values)
+
+
+def split(given: Mapping[str, Any], *classes: type, what: str = "option") -> list[Any]:
+    """One instance of each class from a flat mapping; a name that none of them declares is refused."""
+    reject_unknown(given, names(*classes), what)
+    return [build(cls, given) for cls in classes]
+
+
+def _coerce(name: str, value: Any, kind: Any) -> Any:
+    """`value` as the declared type: command lines and harnesses hand over '8', 8.0 or 'true' where 8 or True is meant."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        options = typing.get_args(kind)
+        if value is None or (isinstance(value, str) and value.lower() == "none"):
+            if type(None) in options:
+                return None
+        options = [option for option in options if option is not type(None)]
+        for option in options:
+            try:
+                return _coerce(name, value, option)
+            except ValueError:
+                if option is options[-1]:
+                    raise
+    if typing.get_origin(kind) is typing.Literal:
+        allowed = typing.get_args(kind)
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        return value
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        values = value.split(",") if isinstance(value, str) else value
+        return tuple(_coerce(name, each, item) for each in values)
+    return _scalar(name, value, kind)
+
+
+def _scalar(name: str, value: Any, kind: type) -> Any:
+    wrong = ValueError(f"{name} must be {_KIND_NAMES.get(kind, kind)}, got {value!r}")
+    if kind is bool:
+        known = {"true": True, "false": False, "1": True, "0": False}
+        if isinstance(value, bool) or str(value).lower() in known:
+            return known.get(str(value).lower(), value)
+        raise wrong
+    if kind in (int, float):
+        if isinstance(value, bool):
+            raise wrong
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise wrong from None
+        if not math.isfinite(number):
+            raise wrong
+        if kind is float:
+            return number
+        if int(number) != number:
+            raise wrong
+        return int(value) if isinstance(value, (int, str)) and str(value).lstrip("+-").isdigit() else int(number)
+    if kind is str:
+        if value is None or isinstance(value, (bool, dict, list, tuple)):
+            raise wrong
+        return str(value)
+    return value
+
+
+_KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}

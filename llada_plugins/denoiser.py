@@ -1,0 +1,92 @@
+"""The seam between models and samplers: a Denoiser predicts the clean tokens of a window; wrappers have the same signature.
+
+Guidance, suppressed tokens and, in other files, routers and caches are Denoisers made from Denoisers. The sampler never
+learns which. Logits are computed on demand: a step asks for the positions that it has to decide on, and no others.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .model import LLaDA
+
+PADDING = -1        # a place without a token; no vocabulary id will do, since published checkpoints pad with their EOS
+
+
+class Canvas(NamedTuple):
+    """A batch of token rows, aligned so that one column slice is the active window of every row."""
+
+    tokens: Tensor          # (B, L) ids; PADDING left or right of a shorter row
+    answer_start: Tensor    # (B,) column of the row's first answer token
+    padded: bool = True     # False promises that no PADDING occurs, which spares a device synchronisation
+
+    def select(self, rows: Tensor) -> Canvas:
+        """The canvas of some rows: indices or a bool mask."""
+        return Canvas(self.tokens[rows], self.answer_start[rows], self.padded)
+
+
+class Prediction(NamedTuple):
+    """What a Denoiser says of a window of W columns."""
+
+    logits_at: Callable[[Tensor], Tensor]    # window columns (B, M) -> logits (B, M, V)
+    confidence: Tensor | None = None         # (B, W) unmasking-policy score, higher = keep; None without such a stream
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, confidence: Tensor | None = None) -> Prediction:
+        """A prediction whose logits (B, W, V) exist already."""
+        return cls(lambda at: gather(logits, at), confidence)
+
+
+class Denoiser(Protocol):
+    """Predict the clean tokens of canvas.tokens[:, window]; everything outside the window is context."""
+
+    def __call__(self, canvas: Canvas, window: slice) -> Prediction: ...
+
+
+def gather(values: Tensor, at: Tensor) -> Tensor:
+    """values (B, W, D) at columns (B, M) -> (B, M, D)."""
+    return values.gather(1, at[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def model_denoiser(model: LLaDA) -> Denoiser:
+    """The plain denoiser: one forward of the whole canvas, the head only where logits are asked for."""
+    def denoise(canvas: Canvas, window: slice) -> Prediction:
+        real = canvas.tokens != PADDING if canvas.padded else None
+        hidden = model.hidden_states(canvas.tokens.clamp(min=0), real)[:, window]        # (B, W, D)
+        return Prediction(lambda at: model.head(gather(hidden, at)))
+    return denoise
+
+
+def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
+    """Classifier-free guidance u + (scale + 1)(c - u), where u sees a masked prompt (LLaDA, arXiv 2502.09992, appendix A)."""
+    def denoise_guided(canvas: Canvas, window: slice) -> Prediction:
+        tokens, start, padded = canvas
+        column = torch.arange(tokens.shape[1], device=tokens.device)
+        prompt = (column < start[:, None]) & (tokens != PADDING)
+        blank = tokens.masked_fill(prompt, mask_id)
+        both = denoise(Canvas(torch.cat([tokens, blank]), start.repeat(2), padded), window)
+
+        def logits_at(at: Tensor) -> Tensor:
+            conditional, unconditional = both.logits_at(at.repeat(2, 1)).chunk(2)
+            return unconditional + (scale + 1) * (conditional - unconditional)
+        return Prediction(logits_at, None if both.confidence is None else both.confidence.chunk(2)[0])
+    return denoise_guided
+
+
+def suppressed(denoise: Denoiser, ids: Sequence[int]) -> Denoiser:
+    """The same prediction with some ids at probability zero (LLaDA's logits_eos_inf)."""
+    def denoise_suppressed(canvas: Canvas, window: slice) -> Prediction:
+        prediction = denoise(canvas, window)
+        banned = torch.tensor(list(ids), device=canvas.tokens.device)
+        return prediction._replace(logits_at=lambda at: prediction.logits_at(at).index_fill(-1, banned, -torch.inf))
+    return denoise_suppressed
+
+
+def align(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, bool]:
+    """Token rows as (B, L) with PADDING on the left of shorter ones, and whether any was needed."""
+    longest = max(len(row) for row in rows)
+    padded = any(len(row) < longest for row in rows)
+    return torch.tensor([[PADDING] * (longest - len(row)) + list(row) for row in rows], device=device), padded

@@ -1,0 +1,260 @@
+"""The LLaDA transformer in reading order: bidirectional, pre-norm, SwiGLU, RoPE; parameter names equal the published checkpoint's.
+
+Numerically equal to the published modeling code (tests/test_model.py), without remote code, import side effects or a
+pinned transformers. Nothing here knows of samplers, masks to fill or harnesses; `checkpoint.py` loads and saves it.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Switches of the published config that change the arithmetic: this module implements exactly these values.
+IMPLEMENTED = {
+    "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "rope": True, "alibi": False,
+    "attention_layer_norm": False, "input_emb_norm": False, "scale_logits": False, "bias_for_layer_norm": False,
+    "block_group_size": 1, "layer_norm_with_affine": True, "multi_query_attention": (None, False),
+    "attention_dropout": 0.0, "embedding_dropout": 0.0, "residual_dropout": 0.0,
+}
+
+STATED = ("block_type", "activation_type", "layer_norm_type", "rope")        # absent, they mean something else to the published code
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LLaDAConfig:
+    """The fields of the published config.json that this module reads; none has a silent default that changes the arithmetic."""
+
+    d_model: int
+    n_heads: int
+    n_layers: int
+    vocab_size: int
+    mlp_hidden_size: int
+    max_sequence_length: int
+    rope_theta: float
+    rms_norm_eps: float
+    weight_tying: bool
+    include_bias: bool
+    include_qkv_bias: bool
+    rope_full_precision: bool
+    n_kv_heads: int | None = None
+    embedding_size: int | None = None
+    mask_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> LLaDAConfig:
+        """Read a published config; raise ValueError naming every field that is missing or not implemented."""
+        for name, allowed in IMPLEMENTED.items():
+            values = allowed if isinstance(allowed, tuple) else (allowed,)
+            if name in raw and raw[name] not in values:
+                raise ValueError(f"{source}: {name} is {raw[name]!r}, but only {values[0]!r} is implemented: not a plain LLaDA checkpoint")
+        fields = dataclasses.fields(cls)
+        missing = [f.name for f in fields if f.default is dataclasses.MISSING and raw.get(f.name) is None]
+        missing += [name for name in STATED if name not in raw]
+        if missing:
+            raise ValueError(f"{source}: needs {', '.join(missing)}; a LLaDA config.json states them")
+        config = cls(**{f.name: raw[f.name] for f in fields if f.name in raw})
+        if config.d_model % config.n_heads or config.n_heads % config.num_kv_heads:
+            raise ValueError(f"{source}: d_model ({config.d_model}), n_heads ({config.n_heads}) and n_kv_heads ({config.num_kv_heads}) "
+                             "do not divide each other")
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The published form, switches included, so that the published code reads it too."""
+        switches = {name: value[0] if isinstance(value, tuple) else value for name, value in IMPLEMENTED.items()}
+        return {"model_type": "llada", "architectures": ["LLaDAModelLM"], **switches, **dataclasses.asdict(self)}
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the embedding table; may exceed vocab_size, the rest are unused."""
+        return self.embedding_size or self.vocab_size
+
+
+class SpecialTokens(NamedTuple):
+    """Ids that the sampler must know; from the config and the tokenizer, never literals."""
+
+    mask: int
+    eos: int | None = None
+    eot: int | None = None
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids after which no text survives."""
+        return tuple(token for token in (self.eos, self.eot) if token is not None)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in fp32, cast back *before* the weight is applied (as the published code; F.rms_norm rounds differently in bf16)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled = x.float()
+        scaled = scaled * torch.rsqrt(scaled.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(x.dtype)
+
+
+def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (length, head_dim) fp32 on the CPU: the published code builds them there, and bf16 tables break the model."""
+    frequency = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
+    angle = torch.outer(torch.arange(length, dtype=torch.float), frequency)
+    angle = torch.cat([angle, angle], -1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, full_precision: bool) -> Tensor:
+    """Apply rotary positions to (B, H, L, head_dim), half-rotated layout."""
+    y = x.float() if full_precision else x
+    first, second = y.chunk(2, -1)
+    return (y * cos.to(y.dtype) + torch.cat([-second, first], -1) * sin.to(y.dtype)).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """Bidirectional attention; visible: bool, broadcastable to (B, H, L, L), True = may be attended."""
+    if q.device.type != "cpu" or not q.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    # On the CPU the fused backward costs 5x the explicit one at L = 33 (52 % of a training step).
+    score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if visible is not None:
+        score = score.masked_fill(~visible, -math.inf)
+    return score.float().softmax(-1).to(v.dtype) @ v
+
+
+class Block(nn.Module):
+    """One pre-norm layer. ff_proj is the gate (through SiLU), up_proj multiplies it, ff_out projects down."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        width, hidden = config.d_model, config.mlp_hidden_size
+        kv_width = config.num_kv_heads * config.head_dim
+        qkv_bias = config.include_bias or config.include_qkv_bias
+        self.config = config
+        self.attn_norm = RMSNorm(width, config.rms_norm_eps)
+        self.q_proj = nn.Linear(width, width, bias=qkv_bias)
+        self.k_proj = nn.Linear(width, kv_width, bias=qkv_bias)
+        self.v_proj = nn.Linear(width, kv_width, bias=qkv_bias)
+        self.attn_out = nn.Linear(width, width, bias=config.include_bias)
+        self.ff_norm = RMSNorm(width, config.rms_norm_eps)
+        self.ff_proj = nn.Linear(width, hidden, bias=config.include_bias)
+        self.up_proj = nn.Linear(width, hidden, bias=config.include_bias)
+        self.ff_out = nn.Linear(hidden, width, bias=config.include_bias)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
+        config, (batch, length, _) = self.config, x.shape
+        h = self.attn_norm(x)                                                               # (B, L, D)
+        q, k, v = (proj(h).view(batch, length, -1, config.head_dim).transpose(1, 2)         # (B, H, L, head_dim)
+                   for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, cos, sin, config.rope_full_precision), rotate(k, cos, sin, config.rope_full_precision)
+        if config.num_kv_heads != config.n_heads:
+            k, v = (t.repeat_interleave(config.n_heads // config.num_kv_heads, 1) for t in (k, v))
+        attended = attend(q, k, v, visible).transpose(1, 2).reshape(batch, length, -1)      # (B, L, D)
+        x = x + self.attn_out(attended)
+        h = self.ff_norm(x)
+        return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+
+
+class LLaDA(nn.Module):
+    """LLaDA (arXiv 2502.09992): a bidirectional transformer that predicts every masked token at once.
+
+    Called with token ids it returns logits (B, L, V); `hidden_states` and `head` are the two halves of that, for callers that
+    need logits at a few positions only.
+    """
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        self.config = config
+        transformer = {
+            "wte": nn.Embedding(config.num_embeddings, config.d_model),
+            "blocks": nn.ModuleList(Block(config) for _ in range(config.n_layers)),
+            "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
+        }
+        if not config.weight_tying:
+            transformer["ff_out"] = nn.Linear(config.d_model, config.num_embeddings, bias=config.include_bias)
+        self.model = nn.ModuleDict({"transformer": nn.ModuleDict(transformer)})
+        self.special_tokens: SpecialTokens | None = None         # set where the checkpoint's files are at hand
+        self._rotary: tuple[Tensor, Tensor] | None = None        # not a buffer: .to(bfloat16) must never reach it
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.model["transformer"]["wte"]
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding table, under the name that PEFT and transformers look for."""
+        return self.embedding
+
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
+                inputs_embeds: Tensor | None = None) -> Tensor:
+        """Logits (B, L, V) for ids (B, L); attention_mask (B, L), nonzero = real token."""
+        return self.head(self.hidden_states(input_ids, attention_mask, inputs_embeds=inputs_embeds))
+
+    def hidden_states(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
+                      inputs_embeds: Tensor | None = None, every_layer: bool = False) -> Tensor | list[Tensor]:
+        """The final-norm hidden state (B, L, D), which `head` turns into logits.
+
+        every_layer: a list of n_layers + 1 instead: the embeddings, the outputs of all blocks but the last, the final-norm state.
+        """
+        transformer = self.model["transformer"]
+        x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds           # (B, L, D)
+        cos, sin = self._rotary_table(x.shape[1], x.device)
+        visible = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        states = []
+        for block in transformer["blocks"]:
+            states.append(x)
+            x = block(x, cos, sin, visible)
+        x = transformer["ln_f"](x)
+        return [*states, x] if every_layer else x
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of final-norm hidden states (..., D)."""
+        if self.config.weight_tying:
+            return F.linear(hidden, self.embedding.weight)
+        return self.model["transformer"]["ff_out"](hidden)
+
+    def _rotary_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._rotary is None or self._rotary[0].shape[0] < length or self._rotary[0].device != device:
+            with torch.inference_mode(False):        # tables made under inference_mode could never take part in a backward
+                cos, sin = rotary_table(max(length, 256), self.config.head_dim, self.config.rope_theta)
+                self._rotary = cos.to(device), sin.to(device)
+        return self._rotary[0][:length], self._rotary[1][:length]
+
+
+def initialise(model: LLaDA, generator: torch.Generator) -> None:
+    """Random weights for training from scratch: N(0, 0.02) embeddings, fan-in scaled projections, residual outputs shrunk by depth."""
+    depth = (2 * model.config.n_layers) ** -0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            if "wte" in name:
+                std = 0.02
+            else:
+                std = parameter.shape[1] ** -0.5
+                if ".blocks." in name and (".attn_out." in name or ".ff_out." in name):
+                    std *= depth
+            parameter.normal_(0.0, std, generator=generator)

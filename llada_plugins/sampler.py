@@ -1,0 +1,217 @@
+"""Decode a masked-diffusion language model: one loop, three small choices (what to trust, how many to keep, what may be revised).
+
+Every published decoder here is a set of options of `SamplerConfig`, not another loop. The sampler sees a Denoiser and token
+rows; it knows nothing of models, guidance, caches, tokenizers or harnesses.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .confidence import CONFIDENCE, Candidates
+from .denoiser import Canvas, Denoiser, Prediction, align
+from .model import SpecialTokens
+from .noise import request_key, uniform
+from .sampler_config import SamplerConfig
+
+INF = float("inf")
+
+
+class Step(NamedTuple):
+    """What one step did, for observers: B rows, the W positions of the block."""
+
+    block: int             # number of the block, from 0
+    step: int              # number of the step in the block, from 0
+    rows: Tensor           # (B,) which of the prompts
+    proposal: Tensor       # (B, W) proposed tokens; where nothing was proposed, the token that stands there
+    score: Tensor          # (B, W) fp32; inf where a token is pinned
+    kept: Tensor           # (B, W) bool: unmasked by this step
+    remasked: Tensor       # (B, W) bool: masked again by this step
+
+
+class Sample(NamedTuple):
+    """A decoded answer."""
+
+    answer: list[int]      # token ids without the prompt; gen_length of them unless stopped early
+    num_forwards: int      # forward passes that worked on this row; a guided pass counts one
+
+
+def quota(num_masked: Tensor, steps: int) -> Tensor:
+    """Tokens to unmask at each step under the linear schedule (LLaDA, arXiv 2502.09992, Algorithm 5).
+
+    num_masked: (B,) masked tokens per row. Returns (B, steps); rows sum to num_masked, larger shares first.
+    """
+    share, remainder = num_masked // steps, num_masked % steps
+    return share[:, None] + (torch.arange(steps, device=num_masked.device) < remainder[:, None])
+
+
+def schedule(masked: Tensor, config: SamplerConfig) -> Tensor | None:
+    """Tokens of the block that stay unmasked after each step, (B, steps), where that is known beforehand; else None."""
+    if config.adaptive:
+        return None
+    width, steps = masked.shape[1], config.steps_per_block
+    if config.remask_ratio is not None:
+        kept = torch.full((masked.shape[0], steps), width - int(config.remask_ratio * width), device=masked.device)
+        kept[:, -1] = width
+        return kept
+    num_masked = masked.sum(-1)
+    return (width - num_masked)[:, None] + quota(num_masked, steps).cumsum(-1)
+
+
+def adaptive_count(score: Tensor, masked: Tensor, config: SamplerConfig) -> Tensor:
+    """Tokens of the block to keep, (B,), from the scores (B, W): all that pass the rule, at least one more than before."""
+    committed = (~masked).sum(-1)
+    if config.threshold is not None:
+        passing = (masked & (score >= config.threshold)).sum(-1)
+    else:        # the n-th best passes if (n + 1)(1 - p) < factor (Fast-dLLM, arXiv 2505.22618, section 3.3)
+        ordered = score.masked_fill(~masked, -INF).sort(dim=-1, descending=True).values
+        rank = torch.arange(1, score.shape[1] + 1, device=score.device)
+        passing = ((rank + 1) * (1 - ordered) < config.factor).cumprod(-1).sum(-1)
+    return committed + passing.clamp_min(1)
+
+
+def keep_top(score: Tensor, count: Tensor) -> Tensor:
+    """The `count` (B,) best positions of every row of score (B, W), as bool; ties go to the left, on every device."""
+    rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return rank < count[:, None]
+
+
+def propose(logits: Tensor, config: SamplerConfig, draw: Callable[[], Tensor]) -> Tensor:
+    """Token ids (B, M) from logits (B, M, V): the argmax, or a sample by the Gumbel trick.
+
+    draw: U(0, 1) float64 of the logits' shape. LLaDA's exp(l) / (-log u)^T in the log domain; float64 because float32 noise
+    truncates the tail (arXiv 2409.02908).
+    """
+    if config.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.double() / config.temperature
+    if config.top_k is not None and config.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(config.top_k, dim=-1).values[..., -1:], -INF)
+    if config.top_p is not None:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        above = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)        # probability of all better tokens: 0 for the best
+        logits = logits.masked_fill((above >= config.top_p).gather(-1, order.argsort(-1)), -INF)
+    return (logits - (-draw().log()).log()).argmax(-1)
+
+
+def candidates_at(prediction: Prediction, at: Tensor, block: Tensor, keys: Tensor, place: tuple[int, int],
+                  config: SamplerConfig, special: SpecialTokens) -> Candidates:
+    """Propose a token at each masked one of the columns `at` (B, M) of the block (B, W); place: (first column in the answer, step)."""
+    offset, step = place
+    logits = prediction.logits_at(at).float()                                           # (B, M, V)
+    masked = block.gather(1, at) == special.mask
+    position = at + offset
+
+    def draw() -> Tensor:
+        token = torch.arange(logits.shape[-1], device=logits.device)
+        return uniform(keys[:, None, None], step, position[..., None], token + 1)
+
+    never_mask = logits.index_fill(-1, torch.tensor([special.mask], device=logits.device), -INF)
+    proposal = torch.where(masked, propose(never_mask, config, draw), block.gather(1, at))
+    if config.confidence_eos_eot_inf:
+        # upstream's two writes hit the noisy and the raw logits, the same tensor only at temperature 0; see README "Deviations"
+        logits = logits.index_fill(-1, torch.tensor(special.ends, device=logits.device, dtype=torch.long), -INF)
+    policy = None if prediction.confidence is None else prediction.confidence.gather(1, at)
+    return Candidates(logits, proposal, masked, policy, lambda: uniform(keys[:, None], step, position, 0))
+
+
+def score_block(candidates: Candidates, at: Tensor, masked: Tensor, config: SamplerConfig, ends: tuple[int, ...]) -> Tensor:
+    """Scores (B, W) of the block: the candidates' confidence, inf at tokens that are pinned."""
+    score = CONFIDENCE[config.source](candidates).float()
+    if config.confidence_eos_eot_inf:        # last among all candidates, under every confidence source
+        ending = torch.isin(candidates.tokens, torch.tensor(ends, device=at.device)) & candidates.masked
+        score = score.masked_fill(ending, torch.finfo(score.dtype).min)
+    whole = torch.full(masked.shape, -INF, device=at.device).scatter(1, at, score)
+    return whole if config.revise else whole.masked_fill(~masked, INF)
+
+
+def unmask(denoise: Denoiser, canvas: Canvas, window: slice, keys: Tensor, config: SamplerConfig, special: SpecialTokens, *,
+           offset: int = 0, on_step: Callable[[int, Tensor, Tensor, Tensor, Tensor], None] | None = None) -> Tensor:
+    """Denoise canvas.tokens[:, window] in place until none of it is masked. Returns the forwards that each row needed, (B,).
+
+    keys: (B,) random streams. offset: the window's first position in the answer. on_step: called with the step's number,
+    proposal, score, and the block before and after.
+    """
+    block = canvas.tokens[:, window]                                                    # (B, W), a view: writes go through
+    masked = block == special.mask
+    kept_after = schedule(masked, config)
+    width, forwards = block.shape[1], masked.new_zeros(block.shape[0], dtype=torch.long)
+    most = [int(masked.sum(-1).max())]                                                  # masked tokens of the fullest row, per step
+    if kept_after is not None:
+        most += (width - kept_after).amax(0).tolist()
+    for step in range(width if kept_after is None else kept_after.shape[1]):
+        masked = block == special.mask
+        num_masked = most[step] if kept_after is not None else int(masked.sum(-1).max())
+        if num_masked == 0:
+            break
+        forwards += masked.any(-1)
+        # masked columns first, in order; a row with fewer of them fills up with pinned ones
+        at = masked.logical_not().byte().argsort(dim=-1, stable=True)[:, :width if config.revise else num_masked]     # (B, M)
+        candidates = candidates_at(denoise(canvas, window), at, block, keys, (offset, step), config, special)
+        score = score_block(candidates, at, masked, config, special.ends)
+        count = adaptive_count(score, masked, config) if kept_after is None else kept_after[:, step]
+        proposal = block.scatter(1, at, candidates.tokens)
+        before = block.clone() if on_step else block
+        block.copy_(torch.where(keep_top(score, count), proposal, special.mask))
+        if on_step:
+            on_step(step, proposal, score, before, block.clone())
+    return forwards
+
+
+@torch.inference_mode()
+def decode(denoise: Denoiser, prompts: Sequence[Sequence[int]], config: SamplerConfig, special: SpecialTokens, *,
+           device: torch.device | str = "cpu", keys: Sequence[int] | None = None, stop: Callable[[list[int]], bool] | None = None,
+           on_step: Callable[[Step], None] | None = None) -> list[Sample]:
+    """Answers to token prompts of any lengths, decoded in one batch, block by block.
+
+    keys: random streams, by default from config.seed and the prompt. stop: asked at the end of every block with the row's answer
+    so far; True ends the row. A row that has ended leaves the batch.
+    """
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {number} is empty: give at least one token")
+    if not prompts:
+        return []
+    device = torch.device(device)
+    streams = torch.tensor(keys or [request_key(config.seed, prompt) for prompt in prompts], device=device)
+    tokens, padded = align(prompts, device)
+    start = tokens.shape[1]
+    rows = torch.arange(len(prompts), device=device)
+    forwards = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    answers: list[list[int]] = [[] for _ in prompts]
+    if not config.grows:
+        tokens = torch.cat([tokens, tokens.new_full((len(prompts), config.gen_length), special.mask)], 1)
+    for number in range(config.num_blocks):
+        if config.grows:
+            tokens = torch.cat([tokens, tokens.new_full((len(rows), config.block), special.mask)], 1)
+        canvas = Canvas(tokens, rows.new_full((len(rows),), start), padded)
+        window = slice(start + number * config.block, start + (number + 1) * config.block)
+        forwards[rows] += unmask(denoise, canvas, window, streams[rows], config, special, offset=number * config.block,
+                                 on_step=_observer(on_step, number, rows, special.mask))
+        finished = tokens[:, start:window.stop].tolist()
+        going = torch.tensor([not _ended(answer, config, special, stop) for answer in finished], device=device)
+        for row, answer in zip(rows.tolist(), finished):
+            answers[row] = answer
+        rows, tokens = rows[going], tokens[going]
+        if not len(rows):
+            break
+    return [Sample(answer, count) for answer, count in zip(answers, forwards.tolist())]
+
+
+def _ended(answer: list[int], config: SamplerConfig, special: SpecialTokens, stop: Callable[[list[int]], bool] | None) -> bool:
+    if (config.early_stop or config.grows) and any(token in special.ends for token in answer[-config.block:]):
+        return True
+    return stop is not None and stop(answer)
+
+
+def _observer(on_step: Callable[[Step], None] | None, number: int, rows: Tensor, mask_id: int) -> Callable[..., None] | None:
+    if on_step is None:
+        return None
+
+    def observe(step: int, proposal: Tensor, score: Tensor, before: Tensor, after: Tensor) -> None:
+        was, is_masked = before == mask_id, after == mask_id
+        on_step(Step(number, step, rows, proposal, score, was & ~is_masked, ~was & is_masked))
+    return observe

@@ -1,0 +1,112 @@
+"""The options of decoding and the rules between them; every published decoder is a setting of this one class."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .confidence import CONFIDENCE, PROBABILITIES, PUBLISHED_NAMES
+from .config import arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How an answer is decoded. The defaults are LLaDA's: one block, one token a step, greedy, low-confidence remasking."""
+
+    gen_length: int = arg(128, "answer length in tokens")
+    steps: int | None = arg(None, "denoising steps for the whole answer (default: gen_length, one token a step); ignored under threshold or factor")
+    block_length: int | None = arg(None, "tokens decoded together, left to right block by block (default: gen_length, one block)")
+    sampling_method: Literal["fixed_length", "semi_ar_padding", "semi_ar_origin"] | None = arg(
+        None, "fixed_length: one block; semi_ar_padding: blocks on a canvas whose later masks are visible; "
+              "semi_ar_origin: the canvas grows block by block and ends at EOS (default: by block_length, one of the first two)")
+    temperature: float = arg(0.0, "0 = greedy; above it tokens are sampled with Gumbel noise in float64")
+    top_k: int | None = arg(None, "sample among the k most probable tokens only; needs temperature > 0")
+    top_p: float | None = arg(None, "sample among the most probable tokens of this total probability (0-1); needs temperature > 0")
+    cfg_scale: float = arg(0.0, "classifier-free guidance; 0 = off, else every step costs a double batch")
+    remasking: str | None = arg(None, "LLaDA's name for confidence_source: low_confidence (= tps_prob) or random")
+    confidence_source: str | None = arg(None, f"what ranks the proposals: {', '.join(CONFIDENCE)} (default: tps_prob)")
+    threshold: float | None = arg(None, "keep every token at least this probable (0-1), at least one a step, instead of a fixed number")
+    factor: float | None = arg(None, "keep the n most probable tokens while (n + 1)(1 - probability) < factor (Fast-dLLM)")
+    remask_ratio: float | None = arg(None, "mask-and-refine: mask the least trusted fraction (0-1) of the block again after every step but the last")
+    logits_eos_inf: bool = arg(False, "EOS is never produced")
+    confidence_eos_eot_inf: bool = arg(False, "EOS and EoT may be proposed but are kept last")
+    early_stop: bool = arg(False, "stop once a finished block holds EOS or EoT: the answer ends with that block")
+    seed: int = arg(0, "with the prompt, determines every random number of its answer")
+
+    def __post_init__(self) -> None:
+        for name in ("gen_length", "steps", "block_length", "top_k"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self._check_blocks()
+        self._check_sampling()
+        self._check_counts()
+
+    def _check_blocks(self) -> None:
+        if self.sampling_method == "fixed_length" and self.block != self.gen_length:
+            raise ValueError(f"sampling_method='fixed_length' decodes one block: leave block_length out or set it to gen_length ({self.gen_length}), "
+                             f"got {self.block_length}")
+        if self.gen_length % self.block:
+            raise ValueError(f"gen_length ({self.gen_length}) must be a multiple of block_length ({self.block})")
+        if self.steps is None or self.adaptive:
+            return
+        if self.steps % self.num_blocks:
+            raise ValueError(f"steps ({self.steps}) must be a multiple of the number of blocks "
+                             f"({self.num_blocks} = gen_length {self.gen_length} / block_length {self.block})")
+        if self.steps > self.gen_length and not self.revise:
+            raise ValueError(f"steps ({self.steps}) must not exceed gen_length ({self.gen_length}): every step unmasks at least one token")
+
+    def _check_sampling(self) -> None:
+        if not (self.temperature >= 0 and self.cfg_scale >= 0):        # so written, NaN is refused too
+            raise ValueError(f"temperature and cfg_scale must not be negative, got {self.temperature} and {self.cfg_scale}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+            raise ValueError("top_k and top_p have no effect at temperature=0: set a temperature or leave them out")
+        for name in ("remasking", "confidence_source"):
+            value = getattr(self, name)
+            if value is not None and PUBLISHED_NAMES.get(value, value) not in CONFIDENCE:
+                raise ValueError(f"{name} must be one of {', '.join([*PUBLISHED_NAMES, *CONFIDENCE])}, got {value!r}")
+        if self.remasking and self.confidence_source and PUBLISHED_NAMES.get(self.remasking, self.remasking) != self.source:
+            raise ValueError(f"remasking={self.remasking!r} and confidence_source={self.confidence_source!r} are two names of one option: give one")
+
+    def _check_counts(self) -> None:
+        rules = {name: getattr(self, name) for name in ("threshold", "factor", "remask_ratio") if getattr(self, name) is not None}
+        if len(rules) > 1:
+            raise ValueError(f"{' and '.join(rules)} are alternatives: give one")
+        for name, value in rules.items():
+            if name == "factor" and not value > 0 or name == "threshold" and not 0 < value <= 1 or name == "remask_ratio" and not 0 < value < 1:
+                raise ValueError(f"{name} must be {'above 0' if name == 'factor' else 'between 0 and 1'}, got {value}")
+        if self.adaptive and self.source not in PROBABILITIES:
+            raise ValueError(f"threshold and factor compare probabilities: they need confidence_source {' or '.join(PROBABILITIES)}, got {self.source!r}")
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block."""
+        return self.block_length or self.gen_length
+
+    @property
+    def num_blocks(self) -> int:
+        return self.gen_length // self.block
+
+    @property
+    def steps_per_block(self) -> int:
+        return (self.steps or self.gen_length) // self.num_blocks
+
+    @property
+    def source(self) -> str:
+        """The name in CONFIDENCE."""
+        name = self.confidence_source or self.remasking or "tps_prob"
+        return PUBLISHED_NAMES.get(name, name)
+
+    @property
+    def adaptive(self) -> bool:
+        """Does the number of tokens kept depend on their scores?"""
+        return self.threshold is not None or self.factor is not None
+
+    @property
+    def revise(self) -> bool:
+        """May a token that was kept be masked again?"""
+        return self.remask_ratio is not None
+
+    @property
+    def grows(self) -> bool:
+        return self.sampling_method == "semi_ar_origin"
