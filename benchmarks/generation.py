@@ -1,0 +1,222 @@
+"""Time of a decoding step, ours against the published loop (benchmarks/reference.py), on random weights of a real shape.
+
+    python -m benchmarks.generation                             100M shape, one CPU thread; 2 minutes of it, 4.3 GB
+    python -m benchmarks.generation --shape 8b --device cuda    LLaDA-8B's shape in bfloat16; the check in float32 needs 34 GB
+
+A step in the middle of a generation is measured: the prompt and the blocks before the active one are text, num_masked tokens
+of the active block and all blocks after it are masked. `exact` is our sampler with the plain denoiser. It is compared twice:
+at --temperature, where the published loop draws float64 Gumbel noise over the whole sequence, and at temperature 0
+(`_greedy`). All forms take turns in every repetition, so that a noisy machine slows all of them; a ratio is one of medians, of
+CPU time on a CPU and of wall time on a GPU. Before that both decode a short answer greedily, on the same weights in
+float32: the exit status is 1 if tokens or numbers of forwards differ. Weights are random, so accuracy and adaptive decoding,
+which depends on it, are not for this benchmark.
+"""
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import HfArgumentParser
+
+from llada_plugins import SamplerConfig, SpecialTokens, generate
+from llada_plugins.checkpoint import pick_device, pick_dtype
+from llada_plugins.config import arg
+from llada_plugins.denoiser import Canvas, model_denoiser
+from llada_plugins.model import LLaDA, LLaDAConfig, initialise
+from llada_plugins.sampler import unmask
+
+from . import reference
+
+SHAPES = {
+    "tiny": dict(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64, vocab_size=101),
+    "100m": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=2048, vocab_size=126_464),
+    "8b": dict(d_model=4096, n_layers=32, n_heads=32, mlp_hidden_size=12_288, vocab_size=126_464),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and where."""
+
+    shape: Literal["tiny", "100m", "8b"] = arg(
+        "100m", "width and depth of the model: tiny (to try the command), 100m (279 M parameters with embeddings) or 8b (LLaDA-8B)")
+    device: str = arg("cpu", "auto (a GPU if there is one), cpu, cuda or cuda:N")
+    dtype: str = arg("auto", "of the measured steps: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
+    threads: int = arg(1, "CPU threads; one is steadiest on a shared machine")
+    prompt_length: int = arg(256, "prompt in tokens")
+    gen_length: int = arg(256, "answer in tokens")
+    block_length: int = arg(32, "tokens of a block")
+    num_masked: int = arg(16, "masked tokens left in the active block, the middle one of the answer")
+    temperature: float = arg(0.7, "of the sampled forms")
+    steps_measured: int = arg(5, "steps measured of each form, after one that is not")
+    check_length: int = arg(32, "tokens of the answer, and of its prompt, that both loops decode greedily for comparison; even")
+    seed: int = arg(0, "of weights and tokens")
+    json: str | None = arg(None, "file for the results as JSON")
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "prompt_length", "steps_measured"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 1 <= self.num_masked <= self.block_length:
+            raise ValueError(f"num_masked must be from 1 to block_length ({self.block_length}), got {self.num_masked}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}: temperature 0 is measured beside it anyway")
+        if self.check_length < 2 or self.check_length % 2:
+            raise ValueError(f"check_length must be even and at least 2, got {self.check_length}")
+        if self.json is not None and not Path(self.json).absolute().parent.is_dir():
+            raise ValueError(f"json={self.json!r}: its folder does not exist: create it first")
+        self.sampler(0)
+        pick_dtype(self.dtype, pick_device(self.device))
+
+    def sampler(self, temperature: float) -> SamplerConfig:
+        """The measured step: one for the whole block, since what a step costs does not depend on how many tokens it keeps."""
+        num_blocks = max(1, self.gen_length // self.block_length)
+        return SamplerConfig(gen_length=self.gen_length, block_length=self.block_length, steps=num_blocks, temperature=temperature)
+
+
+class Seconds(NamedTuple):
+    """What one step took."""
+
+    wall: float
+    cpu: float        # of all threads
+
+
+def model_config(shape: str, length: int) -> LLaDAConfig:
+    """A model of the shape for sequences up to `length`; its last id is the mask."""
+    return LLaDAConfig(**SHAPES[shape], max_sequence_length=length, rope_theta=5e5, rms_norm_eps=1e-5, weight_tying=False,
+                       include_bias=False, include_qkv_bias=False, rope_full_precision=True, mask_token_id=SHAPES[shape]["vocab_size"] - 1)
+
+
+def random_model(config: LLaDAConfig, device: torch.device, seed: int) -> LLaDA:
+    """Random float32 weights, ready for inference."""
+    with torch.device("meta"):
+        model = LLaDA(config)
+    model.to_empty(device=device)
+    initialise(model, torch.Generator(device).manual_seed(seed))
+    with torch.no_grad():        # no trained head proposes the mask; ours rules it out, the published loop does not
+        model.model["transformer"]["ff_out"].weight[config.mask_token_id] = 0
+    model.special_tokens = SpecialTokens(config.mask_token_id)
+    return model.eval().requires_grad_(False)
+
+
+def random_tokens(model: LLaDA, length: int, seed: int) -> Tensor:
+    """(1, length) ids without the mask."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model.config.mask_token_id, (1, length), generator=generator).to(model.device)
+
+
+def same_tokens(model: LLaDA, prompts: Tensor, config: SamplerConfig) -> bool:
+    """Do both loops decode the same answers to prompts (B, P) with the same number of forwards? For temperature 0."""
+    theirs = reference.generate(model, prompts, config, model.special_tokens.mask)
+    ours = generate(model, prompts.tolist(), config)
+    answers = theirs.tokens[:, prompts.shape[1]:].tolist()
+    return [sample.answer for sample in ours] == answers and all(sample.num_forwards == theirs.num_forwards for sample in ours)
+
+
+def middle_of_generation(model: LLaDA, options: Options) -> tuple[Tensor, slice]:
+    """Tokens (1, L) as the step finds them, and the active block's columns."""
+    tokens = random_tokens(model, options.prompt_length + options.gen_length, options.seed)
+    first = options.prompt_length + options.gen_length // options.block_length // 2 * options.block_length
+    window = slice(first, first + options.block_length)
+    order = torch.randperm(options.block_length, generator=torch.Generator().manual_seed(options.seed)).to(model.device)
+    tokens[:, first + order[:options.num_masked]] = model.special_tokens.mask
+    tokens[:, window.stop:] = model.special_tokens.mask
+    return tokens, window
+
+
+def reference_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int) -> None:
+    reference.unmask_step(model, tokens, window.stop, [num_masked], model.special_tokens.mask, config.temperature)
+
+
+@torch.inference_mode()
+def exact_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int) -> None:
+    canvas = Canvas(tokens, tokens.new_full((1,), tokens.shape[1] - config.gen_length), padded=False)
+    unmask(model_denoiser(model), canvas, window, tokens.new_zeros(1), config, model.special_tokens)
+
+
+FORMS: dict[str, Callable[[LLaDA, Tensor, slice, SamplerConfig, int], None]] = {"reference": reference_step, "exact": exact_step}
+
+
+def measure(model: LLaDA, options: Options) -> dict[str, list[Seconds]]:
+    """Seconds of every measured step of each form, sampled and `_greedy`."""
+    tokens, window = middle_of_generation(model, options)
+    cases = {name: (step, options.sampler(options.temperature)) for name, step in FORMS.items()}
+    cases |= {f"{name}_greedy": (step, options.sampler(0.0)) for name, step in FORMS.items()}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in cases}
+    for repetition in range(1 + options.steps_measured):
+        for name, (step, config) in cases.items():
+            taken = timed(lambda: step(model, tokens.clone(), window, config, options.num_masked), model.device)
+            if repetition > 0:
+                seconds[name].append(taken)
+    return seconds
+
+
+def timed(work: Callable[[], None], device: torch.device) -> Seconds:
+    """The wall and CPU time of work, until the device has finished it."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    wait()
+    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def run(options: Options) -> dict[str, Any]:
+    """The whole benchmark; its result can be written as JSON."""
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
+    length = max(options.prompt_length + options.gen_length, 2 * options.check_length)
+    model = random_model(model_config(options.shape, length), device, options.seed)
+    check = SamplerConfig(gen_length=options.check_length, block_length=options.check_length // 2)
+    same = same_tokens(model, random_tokens(model, options.check_length, options.seed), check)
+    seconds = measure(model.to(dtype), options)
+    clock, machine = ("wall", torch.cuda.get_device_name(device)) if device.type == "cuda" else ("cpu", "cpu")
+    medians = {name: statistics.median(getattr(each, clock) for each in taken) for name, taken in seconds.items()}
+    baseline = {name: "reference_greedy" if name.endswith("_greedy") else "reference" for name in medians}
+    return {
+        "ratios": {name: medians[baseline[name]] / median for name, median in medians.items() if name != baseline[name]},
+        "same_tokens": same,
+        "seconds": medians,
+        "clock": clock,
+        "every_step": {name: [each._asdict() for each in taken] for name, taken in seconds.items()},
+        "shape": {"name": options.shape, **SHAPES[options.shape]},
+        "machine": {"device": machine, "dtype": str(dtype).removeprefix("torch."), "torch": torch.__version__},
+        "options": asdict(options),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The medians and ratios as text."""
+    lines = [f"{result['shape']['name']}, {result['machine']['dtype']}, {result['machine']['device']}: {result['clock']} time of a step",
+             f"{'form':<20}{'median ms':>12}{'min ms':>10}{'max ms':>10}{'x faster':>10}"]
+    for name, median in result["seconds"].items():
+        every = [each[result["clock"]] for each in result["every_step"][name]]
+        ratio = f"{result['ratios'][name]:.2f}" if name in result["ratios"] else ""
+        lines.append(f"{name:<20}{1000 * median:>12.1f}{1000 * min(every):>10.1f}{1000 * max(every):>10.1f}{ratio:>10}")
+    return "\n".join([*lines, f"same tokens at temperature 0: {'yes' if result['same_tokens'] else 'NO'}"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = HfArgumentParser(Options, prog="python -m benchmarks.generation", allow_abbrev=False)
+    try:
+        options, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    torch.set_num_threads(options.threads)
+    result = run(options)
+    print(table(result))
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0 if result["same_tokens"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The published decode loop (LLaDA, arXiv 2502.09992, Algorithm 5), written plainly: what our own is held against.
+
+Every step takes logits at all positions, perturbs them in float64 over (B, L, V), takes a softmax over all of it and one
+top-k a row. Not for use: `llada_plugins.generate` decodes the same tokens with less work.
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llada_plugins.model import LLaDA
+from llada_plugins.sampler_config import SamplerConfig
+
+
+class Decoded(NamedTuple):
+    """Prompt and answer (B, L), and the forward passes it took."""
+
+    tokens: Tensor
+    num_forwards: int
+
+
+def gumbel(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+    """exp(l) / (-log u)^T in float64: its argmax is a sample at temperature T; the logits themselves at 0."""
+    if temperature == 0:
+        return logits
+    logits = logits.double()
+    uniform = torch.rand(logits.shape, dtype=torch.float64, device=logits.device, generator=generator)
+    return logits.exp() / (-uniform.log()) ** temperature
+
+
+@torch.inference_mode()
+def unmask_step(model: LLaDA, tokens: Tensor, end: int, counts: list[int], mask_id: int, temperature: float,
+                generator: torch.Generator | None = None) -> None:
+    """Unmask in place the counts[row] most probable proposals of each row of tokens (B, L) before column `end`."""
+    logits = model(tokens)                                                              # (B, L, V)
+    proposal = gumbel(logits, temperature, generator).argmax(-1)                        # (B, L)
+    confidence = logits.softmax(-1).gather(-1, proposal[..., None])[..., 0]             # (B, L)
+    confidence = confidence.masked_fill(tokens != mask_id, -torch.inf)
+    confidence[:, end:] = -torch.inf
+    for row, count in enumerate(counts):
+        chosen = confidence[row].topk(count).indices
+        tokens[row, chosen] = proposal[row, chosen]
+
+
+def generate(model: LLaDA, prompts: Tensor, config: SamplerConfig, mask_id: int, generator: torch.Generator | None = None) -> Decoded:
+    """Decode prompts (B, P) of one length under config's lengths, steps and temperature; other options are not looked at."""
+    batch, start = prompts.shape
+    tokens = torch.cat([prompts, prompts.new_full((batch, config.gen_length), mask_id)], 1)
+    share, remainder = divmod(config.block, config.steps_per_block)
+    for end in range(start + config.block, tokens.shape[1] + 1, config.block):
+        for step in range(config.steps_per_block):
+            unmask_step(model, tokens, end, [share + (step < remainder)] * batch, mask_id, config.temperature, generator)
+    return Decoded(tokens, config.num_blocks * config.steps_per_block)
