@@ -1,0 +1,51 @@
+# make demo        evaluate the package's own tiny model in stock lm-eval and stock OpenCompass (CPU, no network)
+# make test        the fast tests; make test-slow runs the others
+# make install     .venv with the tested versions of both harnesses and this package, editable; demo and test do it by themselves
+# make clean       remove what the targets above made
+#
+# make install PYTHON=/path/to/python3.11 TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
+
+# a version manager's launcher may be on the path and refuse to run, so each candidate has to prove its version
+CANDIDATES := python3 python3.12 python3.11 python3.10
+USABLE := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(shell for python in $(CANDIDATES); do $$python -c '$(USABLE)' 2>/dev/null && echo $$python && break; done)
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test test-slow install clean
+
+demo test test-slow: export HF_HUB_OFFLINE = 1
+demo test test-slow: export HF_DATASETS_OFFLINE = 1
+demo test test-slow: export TRANSFORMERS_OFFLINE = 1
+demo test test-slow: export TOKENIZERS_PARALLELISM = false
+
+SUDOKU4 = $(BIN)/lm_eval --model llada --tasks sudoku4 --include_path configs/lmeval --batch_size 50 --log_samples
+
+demo: $(INSTALLED)
+	rm -rf outputs/demo
+	$(SUDOKU4) --gen_kwargs steps=16 --output_path outputs/demo/lmeval/steps=16
+	$(SUDOKU4) --gen_kwargs steps=8 --output_path outputs/demo/lmeval/steps=8
+	$(BIN)/opencompass configs/eval_llada.py -w outputs/demo/opencompass
+	$(BIN)/python -m llada_plugins.compare outputs/demo/lmeval/steps=16 outputs/demo/opencompass/*/predictions/*steps=16
+	$(BIN)/python -m llada_plugins.compare outputs/demo/lmeval/steps=8 outputs/demo/opencompass/*/predictions/*steps=8
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "not slow" tests
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m slow tests
+
+install: $(INSTALLED)
+
+# torch comes first and alone: it is the one package whose build (CPU, CUDA) a machine chooses
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt _ship_pth.py llada_plugins_lm_eval.pth
+	@test -n "$(PYTHON)" || { echo "none of $(CANDIDATES) is Python 3.10 to 3.12 with venv: give make PYTHON=/path/to/one" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache outputs/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

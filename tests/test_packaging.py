@@ -1,0 +1,284 @@
+"""What pip installs, how stock lm-eval finds our models in it, and that nothing of ours can break anybody's Python."""
+from __future__ import annotations
+
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from lm_eval.api import registry
+from lm_eval.api.model import LM
+from packaging.requirements import Requirement
+
+from llada_plugins._lm_eval_hook import register
+
+ROOT = Path(__file__).parents[1]
+PTH = "llada_plugins_lm_eval.pth"
+BUILD_FILES = ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "_ship_pth.py", PTH)
+PACKAGES = ("llada_plugins", "training")
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The finished command, with its output; PYTHONPATH is dropped, because it could lead to the checkout."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def output(*command: str | Path, cwd: Path) -> str:
+    finished = run(*command, cwd=cwd)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout.strip()
+
+
+# -- the names in lm-eval's registry
+
+def write_metadata(folder: Path, name: str, entry_points: str) -> None:
+    """What importlib.metadata needs to see a distribution with these entry points of lm_eval.models in the folder."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[lm_eval.models]\n{entry_points}\n")
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """lm-eval's registry of models, empty, as in a version that does not read entry points itself."""
+    empty = registry.Registry("model", base_cls=LM)
+    monkeypatch.setattr(registry, "model_registry", empty)
+    monkeypatch.delattr(registry, "load_plugins", raising=False)
+    return empty
+
+
+@pytest.fixture
+def metadata(tmp_path, monkeypatch) -> Path:
+    """A folder in front of sys.path that holds our distribution's metadata with one sound and one broken entry point."""
+    write_metadata(tmp_path, "llada_plugins", "llada = llada_plugins.lmeval_models:LLaDA\nllada_broken = llada_plugins.absent:Model")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return tmp_path
+
+
+def test_registering_twice_equals_registering_once(models, metadata):
+    register()
+    once = dict(models.items())
+    register()
+    assert dict(models.items()) == once
+    assert once["llada"] == "llada_plugins.lmeval_models:LLaDA"
+
+
+def test_a_broken_entry_point_only_fails_when_its_name_is_asked_for(models, metadata):
+    register()
+    with pytest.raises(ModuleNotFoundError, match="llada_plugins.absent"):
+        registry.get_model("llada_broken")
+    assert "llada" in models
+
+
+def test_foreign_entry_points_are_neither_registered_nor_in_the_way(models, metadata):
+    write_metadata(metadata, "other", "llada_foreign = other:Model\nthis line is no entry point")
+    register()
+    assert "llada" in models and "llada_foreign" not in models
+
+
+def test_a_name_that_is_taken_stays_as_it_is(models, metadata):
+    models.register("llada", target="other:Model")
+    register()
+    assert dict(models.items())["llada"] == "other:Model"
+
+
+def test_a_class_that_another_package_registers_later_takes_the_name(models, metadata):
+    register()
+    other = registry.register_model("llada")(type("Other", (LM,), {}))
+    assert models.get("llada") is other
+
+
+def test_nothing_is_registered_where_lm_eval_reads_entry_points_itself(models, metadata, monkeypatch):
+    monkeypatch.setattr(registry, "load_plugins", lambda: None, raising=False)
+    register()
+    assert len(models) == 0
+
+
+# -- the start-up file, in a Python of its own with a stand-in for lm-eval
+
+@pytest.fixture
+def startup(tmp_path) -> Path:
+    """A site folder with the start-up file, our hook and a stand-in lm_eval.models without a registry."""
+    for package in ("lm_eval", "llada_plugins"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "lm_eval" / "models.py").write_text("own = 'its own models'\n")
+    shutil.copy(ROOT / PTH, tmp_path)
+    for module in ("_lm_eval_hook.py", "cli.py"):
+        shutil.copy(ROOT / "llada_plugins" / module, tmp_path / "llada_plugins")
+    return tmp_path
+
+
+def start(site_folder: Path, code: str = "import lm_eval.models; print(lm_eval.models.own)") -> subprocess.CompletedProcess[str]:
+    """Python started with the folder as its only site folder, twice, as the interpreter of a virtual environment does it."""
+    twice = f"import site; [site.addsitedir({str(site_folder)!r}) for _ in range(2)]; "
+    return run(sys.executable, "-S", "-c", twice + code, cwd=site_folder)
+
+
+def test_a_registration_that_fails_leaves_a_warning_and_a_working_lm_eval(startup):
+    finished = start(startup)
+    assert (finished.returncode, finished.stdout.strip()) == (0, "its own models")
+    assert finished.stderr.startswith("llada_plugins: lm-eval models not registered") and finished.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("hook", ["def find(:", "def find(*arguments): raise RuntimeError", "", None], ids=str)
+def test_a_hook_that_cannot_run_breaks_neither_start_up_nor_lm_eval(startup, hook):
+    if hook is None:
+        shutil.rmtree(startup / "llada_plugins")
+    else:
+        (startup / "llada_plugins" / "_lm_eval_hook.py").write_text(hook)
+    finished = start(startup)
+    assert (finished.returncode, finished.stdout.strip(), finished.stderr) == (0, "its own models", "")
+
+
+def test_the_start_up_line_imports_nothing_of_ours_and_adds_one_finder(startup):
+    finished = start(startup, "import sys; print([type(f).__name__ for f in sys.meta_path].count('LLaDAPluginsFinder'), "
+                              "'llada_plugins' in sys.modules)")
+    assert (finished.stdout.strip(), finished.stderr) == ("1 False", "")
+    assert (ROOT / PTH).read_text().count("\n") == 1
+
+
+def test_the_command_without_lm_eval_says_how_to_install_it(startup):
+    shutil.rmtree(startup / "lm_eval")
+    finished = start(startup, "from llada_plugins.cli import main; main()")
+    assert finished.returncode == 1 and "pip install 'llada-plugins[lmeval]'" in finished.stderr
+
+
+# -- what is asked for and what is pinned
+
+def requirements() -> list[Requirement]:
+    """Every requirement of setup.cfg, extras included, except the extra that collects our own extras."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    lines = [settings["options"]["install_requires"], *settings["options.extras_require"].values()]
+    found = [Requirement(line) for text in lines for line in text.split("\n") if line]
+    return [requirement for requirement in found if requirement.name != "llada-plugins"]
+
+
+def canonical(requirement: Requirement) -> str:
+    return requirement.name.lower().replace("_", "-")
+
+
+def pins() -> dict[str, Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {canonical(pin): pin for pin in (Requirement(line) for line in lines if line and not line.startswith("#"))}
+
+
+def version(pin: Requirement) -> str:
+    (specifier,) = pin.specifier
+    assert specifier.operator == "==", f"{pin} is no exact version"
+    return specifier.version
+
+
+def test_mmengine_is_left_to_opencompass():
+    assert not {"mmengine", "mmengine-lite"} & {canonical(requirement) for requirement in requirements()}
+
+
+def test_every_requirement_is_pinned_to_a_version_that_it_allows():
+    pinned = pins()
+    for requirement in requirements():
+        assert requirement.specifier.contains(version(pinned[canonical(requirement)]), prereleases=True), requirement
+
+
+def test_constraints_are_exact_versions_that_hold_both_harnesses():
+    pinned = {name: version(pin) for name, pin in pins().items()}
+    assert pinned["torch"] == "2.13.0"
+    assert int(pinned["pyarrow"].split(".")[0]) < 26        # 26 needs NumPy 2
+    assert int(pinned["numpy"].split(".")[0]) < 2           # OpenCompass's own bound
+
+
+# -- real installs into a fresh environment
+
+class Environment(NamedTuple):
+    """A virtual environment: its interpreter, its site-packages and its folder of commands."""
+
+    python: Path
+    site_packages: Path
+    scripts: Path
+
+    def pip(self, *arguments: str | Path, cwd: Path) -> str:
+        return output(self.python, "-m", "pip", *arguments, cwd=cwd)
+
+    def installed(self) -> set[str]:
+        """Names of what lies in site-packages and among the commands."""
+        return {path.name for folder in (self.site_packages, self.scripts) for path in folder.iterdir()} - {"__pycache__"}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> Environment:
+    """A fresh environment with the running one's packages (pip and setuptools too), except ours and every start-up file."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=os.name != "nt")
+    scripts = folder / ("Scripts" if os.name == "nt" else "bin")
+    python = scripts / "python"
+    site_packages = Path(output(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder))
+    view = folder / "dependencies"
+    view.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        ours = "llada" in entry.name or entry.name in PACKAGES
+        if not ours and entry.suffix != ".pth" and entry.name != "__pycache__":
+            (view / entry.name).symlink_to(entry)
+    (site_packages / "dependencies.pth").write_text(f"{view}\n")
+    return Environment(python, site_packages, scripts)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> Path:
+    """A copy of what is built, so that the checkout stays clean."""
+    folder = tmp_path_factory.mktemp("sources")
+    for name in BUILD_FILES:
+        shutil.copy(ROOT / name, folder)
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(sources, environment, tmp_path_factory) -> Path:
+    """The wheel of the source distribution of the sources."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    output(environment.python, "-c", build, folder, cwd=sources)
+    (archive,) = folder.glob("*.tar.gz")
+    environment.pip("wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, archive, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_start_up_file_and_every_file_of_the_packages(wheel, sources):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        assert archive.read(PTH) == (ROOT / PTH).read_bytes()
+    files = {path.relative_to(sources).as_posix() for package in PACKAGES for path in (sources / package).rglob("*") if path.is_file()}
+    assert names == {PTH, *files}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
+def test_installed_package_is_found_by_stock_lm_eval_and_uninstalls_without_a_trace(editable, environment, sources, wheel, tmp_path):
+    before = environment.installed()
+    what = ("--no-build-isolation", "-e", sources) if editable else (wheel,)
+    environment.pip("install", "--no-index", "--no-deps", *what, cwd=tmp_path)
+
+    origin = output(environment.python, "-c", "import llada_plugins; print(llada_plugins.__file__)", cwd=tmp_path)
+    assert Path(origin).is_relative_to(sources if editable else environment.site_packages)
+    assert (environment.site_packages / PTH).read_bytes() == (ROOT / PTH).read_bytes()
+    found = output(environment.python, "-c", "from lm_eval.api.registry import get_model; "
+                                             "print(*(get_model(name).__module__ for name in ('llada', 'dummy')))", cwd=tmp_path)
+    assert found == "llada_plugins.lmeval_models lm_eval.models.dummy"
+    assert "--model" in output(environment.scripts / "llada-eval", "run", "--help", cwd=tmp_path)
+
+    environment.pip("uninstall", "--yes", "llada-plugins", cwd=tmp_path)
+    assert environment.installed() == before
+    assert not list(environment.site_packages.rglob("*llada*"))
+    assert run(environment.python, "-c", "import llada_plugins", cwd=tmp_path).returncode == 1
