@@ -49,7 +49,7 @@ def count_masks(length: int, mc_num: int, seed: int, *sequences: Sequence[int]) 
     """Masks of the count-matched bound E_k E_{|M|=k} [length/k log p(masked | rest)], k ~ U{1..length} (LLaDA, eq. 14).
 
     All 2^length - 1 of them with their exact weights where that takes no more than mc_num rows; else mc_num samples whose counts
-    are stratified: floor((u + i) / mc_num · length) + 1, each marginally uniform. The published code rounds a linspace instead,
+    are stratified: floor((u + i) / mc_num · length) + 1, together uniform. The published code rounds a linspace instead,
     which is not uniform; see README "Deviations".
     """
     if length < 30 and 2 ** length - 1 <= mc_num:

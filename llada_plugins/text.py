@@ -1,0 +1,61 @@
+"""Where text begins and ends: tokenizers, chat templates, stop strings, special tokens."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder, never through remote code."""
+    if not (folder / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"{folder} has no tokenizer.json: pass tokenizer=FOLDER of the model's tokenizer")
+    from transformers import PreTrainedTokenizerFast
+
+    # AutoTokenizer would look the model_type up, which transformers does not know, and warn of it
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def before_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """The ids before the first EOS or EoT."""
+    for position, token in enumerate(ids):
+        if token in ends:
+            return list(ids[:position])
+    return list(ids)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Sequence[int]) -> str:
+    """Text before the first end token, special tokens spelt out: stop strings such as <|eot_id|> must be found before they go."""
+    return tokenizer.decode(before_end(ids, ends), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def find_stop(string: str, until: Sequence[str]) -> int | None:
+    """Where the earliest of the stop strings begins; None if there is none. Empty stop strings are ignored."""
+    found = [place for stop in until if stop and (place := string.find(stop)) >= 0]
+    return min(found, default=None)
+
+
+def without_special_tokens(tokenizer: PreTrainedTokenizerBase, string: str) -> str:
+    """The text less the spelling of special tokens; re-tokenising it, as upstream does, would change white space."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for token in sorted(special, key=len, reverse=True):
+        string = string.replace(token, "")
+    return string
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], prefill: bool = False) -> str:
+    """A chat as the prompt string, ending with the assistant's header; prefill: with the text of the last message, unclosed.
+
+    LLaDA's template appends the header whatever add_generation_prompt says, others only when asked; the rendered string is the
+    same. Raises ValueError where the tokenizer has no template.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError("this tokenizer has no chat template: evaluate without one, or pass the tokenizer of an instruct model")
+    turns = [dict(message) for message in messages]
+    if not prefill:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    # cuts the rendering right behind the last message's text, so a header that the template appends unasked goes as well
+    return tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)

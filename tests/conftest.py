@@ -1,0 +1,65 @@
+"""What several test files share: where the golden outputs are, a random model and a checkpoint folder of it."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"        # read by huggingface_hub when it is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")        # for the harness processes that tests start; see set_num_threads below
+
+import pytest
+import torch
+
+from llada_plugins.checkpoint import save_model
+from llada_plugins.model import LLaDA, LLaDAConfig, initialise
+
+torch.set_num_threads(1)        # matrices here are tiny: on busy cores a second thread made one test 45 times slower (3 s, 145 s)
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+def _shared(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"../shared/{name} is not beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Recorded outputs of the published code."""
+    return _shared("golden")
+
+
+@pytest.fixture(scope="session")
+def published() -> Path:
+    """JSON files of the published LLaDA checkpoints."""
+    return _shared("data/llada_meta")
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """A function from LLaDAConfig fields to a random two-layer model, ready for inference."""
+    def make(seed: int = 0, **fields) -> LLaDA:
+        values = dict(d_model=32, n_heads=4, n_layers=2, vocab_size=40, mlp_hidden_size=48, max_sequence_length=64, rope_theta=1e4,
+                      rms_norm_eps=1e-5, weight_tying=False, include_bias=False, include_qkv_bias=False, rope_full_precision=True,
+                      mask_token_id=39, eos_token_id=38)
+        model = LLaDA(LLaDAConfig(**{**values, **fields}))
+        generator = torch.Generator().manual_seed(seed)
+        initialise(model, generator)
+        for parameter in model.parameters():        # norms and biases too, else a misplaced one would go unnoticed
+            if parameter.dim() == 1:
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+        return model.eval().requires_grad_(False)
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory, make_model) -> Path:
+    """A checkpoint folder of a random model with the byte tokenizer; for reading only."""
+    from training.tokenizer import EOS, MASK, byte_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    ids = byte_tokenizer(folder)
+    model = make_model(vocab_size=max(ids.values()) + 1, max_sequence_length=128, mask_token_id=ids[MASK], eos_token_id=ids[EOS])
+    save_model(model, folder)
+    return folder

@@ -1,0 +1,186 @@
+"""The transformer: equal to the published code's recorded outputs and to transformers' Llama and Qwen2 with the same weights."""
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llada_plugins.checkpoint import load_model
+from llada_plugins.model import LLaDA, initialise
+
+ROUNDING = 1e-5        # fp32: the published code differs from itself by 3e-6 between padded and plain rows
+
+# LLaDAConfig fields -> (transformers class, its config fields): every variant that a switch of the config selects
+TWINS = {
+    "plain": ({}, ("Llama", {})),
+    "grouped_query": (dict(n_kv_heads=2), ("Llama", dict(num_key_value_heads=2))),
+    "tied_head": (dict(weight_tying=True), ("Llama", dict(tie_word_embeddings=True))),
+    "larger_table": (dict(embedding_size=48), ("Llama", dict(vocab_size=48))),
+    "qkv_bias": (dict(include_qkv_bias=True), ("Qwen2", {})),
+    "bias": (dict(include_bias=True), ("Llama", dict(attention_bias=True, mlp_bias=True))),
+}
+RENAMED = {"wte": "embed_tokens", "blocks": "layers", "ln_f": "norm", "attn_norm": "input_layernorm", "ff_norm": "post_attention_layernorm",
+           "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj", "attn_out": "self_attn.o_proj",
+           "ff_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj"}
+
+
+def twin(model: LLaDA, kind: str, fields: dict) -> torch.nn.Module:
+    """The same weights in a transformers model with bidirectional attention."""
+    transformers = pytest.importorskip("transformers", "5.2.0", reason="is_causal=False is honoured since transformers 5.2")
+    config = model.config
+    config = getattr(transformers, f"{kind}Config")(**{**dict(
+        hidden_size=config.d_model, intermediate_size=config.mlp_hidden_size, num_hidden_layers=config.n_layers,
+        vocab_size=config.vocab_size, num_attention_heads=config.n_heads, num_key_value_heads=config.n_heads,
+        rms_norm_eps=config.rms_norm_eps, rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=False, is_causal=False), **fields})
+    other = getattr(transformers, f"{kind}ForCausalLM")(config).eval().to(model.dtype)
+    other.model.rotary_emb = type(other.model.rotary_emb)(config)        # .to() rounds its frequencies, from_pretrained would not
+    state = {}
+    for name, tensor in model.state_dict().items():
+        parts = name.removeprefix("model.transformer.").split(".")
+        if parts[0] == "ff_out":
+            parts[0] = "lm_head"
+        else:
+            parts = ["model", *(RENAMED.get(part, part) for part in parts)]
+        state[".".join(parts)] = tensor
+    if model.config.weight_tying:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    state.pop("lm_head.bias", None)        # transformers has none: added by the caller
+    other.load_state_dict(state)
+    return other
+
+
+def ids(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 38, shape, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture(scope="module")
+def recorded(golden):
+    return load_model(golden / "checkpoint", device="cpu", dtype="float32"), load_file(golden / "logits.safetensors")
+
+
+def test_logits_equal_the_published_code(recorded):
+    model, expected = recorded
+    torch.testing.assert_close(model(expected["input_ids"]), expected["logits"], atol=ROUNDING, rtol=0)
+
+
+def test_every_hidden_state_equals_the_published_code(recorded):
+    model, expected = recorded
+    states = model.hidden_states(expected["input_ids"], every_layer=True)
+    assert len(states) == model.config.n_layers + 1
+    for number, state in enumerate(states):
+        torch.testing.assert_close(state, expected[f"hidden_{number}"], atol=ROUNDING, rtol=0)
+
+
+def test_padded_logits_equal_the_published_code(recorded):
+    model, expected = recorded
+    logits = model(expected["padded_input_ids"], expected["attention_mask"])
+    real = expected["attention_mask"].bool()
+    torch.testing.assert_close(logits[real], expected["padded_logits"][real], atol=ROUNDING, rtol=0)
+
+
+@pytest.mark.parametrize("variant", TWINS)
+def test_logits_equal_transformers_with_the_same_weights(make_model, variant):
+    fields, (kind, other_fields) = TWINS[variant]
+    model = make_model(**fields)
+    other = twin(model, kind, other_fields)
+    tokens = ids(3, 17)
+    bias = model.model["transformer"]["ff_out"].bias if model.config.include_bias else 0.0
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), other(tokens).logits + bias, atol=ROUNDING, rtol=0)
+
+
+def test_rotation_precision_is_what_the_config_says(make_model):
+    """transformers' Llama rotates in the model's dtype, LLaDA in fp32: in bf16 the two settings are told apart by which is nearer to it."""
+    half, full = (make_model(rope_full_precision=flag).to(torch.bfloat16) for flag in (False, True))
+    with torch.no_grad():
+        expected = twin(half, "Llama", {})(ids(2, 17)).logits.float()
+        errors = [float((model(ids(2, 17)).float() - expected).abs().mean()) for model in (half, full)]
+    assert errors[0] < 0.2 * errors[1]        # measured: 0 and 0.007
+
+
+def test_attention_sees_later_tokens(make_model):
+    model, tokens = make_model(), ids(1, 9)
+    changed = tokens.clone()
+    changed[0, -1] = (tokens[0, -1] + 1) % 38
+    assert (model(tokens)[0, 0] - model(changed)[0, 0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_real_position(make_model, side):
+    model, tokens, padding = make_model(), ids(2, 11), torch.full((2, 5), 38)
+    real = torch.ones(2, 11)
+    parts = ((padding, 0 * real[:, :5]), (tokens, real))
+    padded, attention_mask = (torch.cat(pair, 1) for pair in zip(*(parts if side == "left" else parts[::-1])))
+    shown = slice(5, None) if side == "left" else slice(None, 11)
+    torch.testing.assert_close(model(padded, attention_mask)[:, shown], model(tokens), atol=ROUNDING, rtol=0)
+
+
+def test_the_content_of_padding_is_never_seen(make_model):
+    model, tokens = make_model(), ids(1, 12)
+    attention_mask = (torch.arange(12) >= 4)[None]
+    other = torch.where(attention_mask, tokens, 0)
+    assert torch.equal(model(tokens, attention_mask)[:, 4:], model(other, attention_mask)[:, 4:])
+
+
+def test_embeddings_in_place_of_ids_give_the_same_logits(make_model):
+    model, tokens = make_model(), ids(2, 6)
+    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(tokens)), model(tokens))
+
+
+@pytest.mark.parametrize("fields", [{}, dict(weight_tying=True)], ids=str)
+def test_head_at_some_positions_equals_the_whole_logits_there(make_model, fields):
+    model, tokens, at = make_model(**fields), ids(2, 10), torch.tensor([1, 4, 9])
+    torch.testing.assert_close(model.head(model.hidden_states(tokens)[:, at]), model(tokens)[:, at], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_forward_under_gradients_equals_inference(make_model, padded):
+    model, tokens = make_model(n_kv_heads=2), ids(2, 10)
+    attention_mask = (torch.arange(10) >= torch.tensor([[0], [3]])) if padded else None
+    with torch.inference_mode():
+        expected = model(tokens, attention_mask)
+    trained = model.requires_grad_(True)(tokens, attention_mask)
+    real = torch.ones(2, 10, dtype=torch.bool) if attention_mask is None else attention_mask
+    torch.testing.assert_close(trained[real], expected[real].clone(), atol=ROUNDING, rtol=0)
+
+
+def test_a_backward_works_after_an_inference_mode_forward(make_model):
+    model, tokens = make_model(), ids(1, 6)
+    with torch.inference_mode():
+        model(tokens)
+    model.requires_grad_(True)(tokens).sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_rotary_tables_stay_fp32_when_the_model_becomes_bf16(make_model):
+    used, fresh = make_model(), make_model()
+    used(ids(1, 40))        # makes the tables before the cast
+    used, fresh = used.to(torch.bfloat16), fresh.to(torch.bfloat16)
+    assert torch.equal(used(ids(1, 40)), fresh(ids(1, 40)))
+    assert all(table.dtype == torch.float32 for model in (used, fresh) for table in model._rotary)
+
+
+def test_a_row_longer_than_the_first_table_extends_it(make_model):
+    model, tokens = make_model(), ids(1, 300)
+    short = model(tokens[:, :8])
+    assert model(tokens).isfinite().all()
+    assert torch.equal(model(tokens[:, :8]), short)
+
+
+def test_initialise_is_determined_by_the_generator(make_model):
+    model, other = LLaDA(make_model().config), LLaDA(make_model().config)
+    for target, seed in ((model, 3), (other, 3)):
+        initialise(target, torch.Generator().manual_seed(seed))
+    state, same = model.state_dict(), other.state_dict()
+    assert all(torch.equal(state[name], same[name]) for name in state)
+    initialise(other, torch.Generator().manual_seed(4))
+    assert not torch.equal(state["model.transformer.wte.weight"], other.state_dict()["model.transformer.wte.weight"])
+
+
+def test_config_round_trips_through_its_published_form(make_model):
+    config = make_model(n_kv_heads=2, embedding_size=48).config
+    assert type(config).from_dict(config.to_dict()) == config
+    assert dataclasses.replace(config, n_kv_heads=None).num_kv_heads == config.n_heads
