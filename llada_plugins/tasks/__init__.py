@@ -1,0 +1,1 @@
+"""Tasks with exact rules, which need neither data files nor a network."""

@@ -1,0 +1,65 @@
+"""4x4 sudoku: the puzzles on which the tiny model is trained and measured, and the rules that judge an answer.
+
+A puzzle shows 2 to 8 clues of a solved grid and often has several completions: every one that keeps the clues counts. Train and test
+puzzles never meet, whatever their number or seed: a hash of the puzzle decides to which split it belongs. (Puzzles, not grids:
+all 288 solved grids occur in both.) The random streams come from `random.Random`, so they are the same on every platform.
+"""
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import random
+from typing import Literal, NamedTuple
+
+DEFAULT_NUM_TEST = 500
+TEST_SHARE = 8                    # one puzzle in so many belongs to the test split
+MIN_CLUES, MAX_CLUES = 2, 8
+
+
+class Problem(NamedTuple):
+    """A puzzle as the model's prompt, e.g. "..1.4...........=" (row by row, '.' unknown), and the 16 digits of one completion."""
+
+    puzzle: str
+    solution: str
+
+
+@functools.cache
+def solutions() -> tuple[str, ...]:
+    """All 288 solved grids, each 16 digits row by row, sorted."""
+    rows = ["".join(row) for row in itertools.permutations("1234")]
+    grids = ("".join(grid) for grid in itertools.product(rows, repeat=4))
+    return tuple(grid for grid in grids if _solved(grid))
+
+
+def problems(split: Literal["train", "test"], num: int, seed: int = 0) -> list[Problem]:
+    """`num` problems drawn independently: a random solved grid, 2-8 clues at random places. A longer list starts with the shorter one."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    stream = random.Random(f"sudoku4 {split} {seed}")
+    drawn: list[Problem] = []
+    while len(drawn) < num:
+        grid = stream.choice(solutions())
+        clues = set(stream.sample(range(16), stream.randint(MIN_CLUES, MAX_CLUES)))
+        puzzle = "".join(digit if cell in clues else "." for cell, digit in enumerate(grid)) + "="
+        if split_of(puzzle) == split:
+            drawn.append(Problem(puzzle, grid))
+    return drawn
+
+
+def split_of(puzzle: str) -> Literal["train", "test"]:
+    """The split to which a puzzle belongs, from its hash."""
+    return "test" if hashlib.sha256(puzzle.encode()).digest()[0] % TEST_SHARE == 0 else "train"
+
+
+def is_valid(puzzle: str, completion: str) -> bool:
+    """Whether `completion`, stripped, is 16 digits that solve the grid and keep the puzzle's clues."""
+    answer = completion.strip()
+    return len(answer) == 16 and _solved(answer) and all(clue in (".", digit) for clue, digit in zip(puzzle, answer))
+
+
+def _solved(grid: str) -> bool:
+    rows = [grid[4 * row:4 * row + 4] for row in range(4)]
+    columns = [grid[column::4] for column in range(4)]
+    boxes = [grid[corner:corner + 2] + grid[corner + 4:corner + 6] for corner in (0, 2, 8, 10)]
+    return all(sorted(unit) == ["1", "2", "3", "4"] for unit in rows + columns + boxes)

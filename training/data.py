@@ -1,0 +1,105 @@
+"""Training data: JSONL files and text pairs to token rows, token rows to batches. Refuses malformed rows by file and line."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+FORMS = '{"prompt": text, "completion": text} or {"input_ids": [ids], "prompt_length": number}'
+
+
+class Example(NamedTuple):
+    """A clean token row: prompt, then answer."""
+
+    input_ids: list[int]
+    prompt_length: int
+
+
+Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
+
+
+class Vocabulary(NamedTuple):
+    """How text becomes ids, and which ids and lengths the model knows."""
+
+    encode: Callable[[str], list[int]]
+    vocab_size: int
+    max_length: int
+    eos_id: int
+
+
+def vocabulary(folder: Path, vocab_size: int, max_length: int, eos_id: int) -> Vocabulary:
+    """The vocabulary of a checkpoint folder's tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Vocabulary(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], vocab_size, max_length, eos_id)
+
+
+def encode(pairs: Iterable[tuple[str, str]], words: Vocabulary, *, append_eos: bool) -> list[Example]:
+    """Token rows of (prompt, answer) texts; append_eos: an EOS after each answer, for answers whose length the model must learn."""
+    return [_encode(prompt, answer, words, append_eos) for prompt, answer in pairs]
+
+
+def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool) -> list[Example]:
+    """Token rows of a JSONL file, one example a line, in either form; rows of ids are taken as they are.
+
+    Raises FileNotFoundError, or ValueError that names file and line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORMS}")
+    examples = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                examples.append(_check(_parse(json.loads(line), words, append_eos), words))
+            except ValueError as error:        # includes json.JSONDecodeError
+                raise ValueError(f"{path}:{number}: {error}") from None
+    if not examples:
+        raise ValueError(f"{path}: no rows; give a JSONL file with rows {FORMS}")
+    return examples
+
+
+def collate_answers(eos_id: int) -> Collate:
+    """Batches for SFT: answers padded with EOS to the longest row; padding counts as answer (LLaDA, GUIDELINES.md).
+
+    A batch holds input_ids (B, L) and weight (B, L), fp32: 1 / answer length at answer tokens, padding included, 0 in the prompt.
+    """
+    def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
+        length = max(len(example.input_ids) for example in examples)
+        tokens = torch.tensor([example.input_ids + [eos_id] * (length - len(example.input_ids)) for example in examples])      # (B, L)
+        prompt_length = torch.tensor([example.prompt_length for example in examples])[:, None]
+        answer = torch.arange(length) >= prompt_length
+        return {"input_ids": tokens, "weight": answer.float() / (length - prompt_length)}
+    return collate
+
+
+def _parse(row: Any, words: Vocabulary, append_eos: bool) -> Example:
+    if isinstance(row, dict) and row.keys() == {"prompt", "completion"} and all(isinstance(text, str) for text in row.values()):
+        return _encode(row["prompt"], row["completion"], words, append_eos)
+    if isinstance(row, dict) and row.keys() == {"input_ids", "prompt_length"}:
+        ids, prompt_length = row["input_ids"], row["prompt_length"]
+        if isinstance(ids, list) and all(type(token) is int for token in [*ids, prompt_length]):
+            return Example(ids, prompt_length)
+    found = f"keys {sorted(row)}" if isinstance(row, dict) else type(row).__name__
+    raise ValueError(f"expected {FORMS}, found {found} or a value of another type")
+
+
+def _encode(prompt: str, answer: str, words: Vocabulary, append_eos: bool) -> Example:
+    prompt_ids = words.encode(prompt)
+    return Example(prompt_ids + words.encode(answer) + [words.eos_id] * append_eos, len(prompt_ids))
+
+
+def _check(example: Example, words: Vocabulary) -> Example:
+    if not 0 <= example.prompt_length < len(example.input_ids):
+        raise ValueError(f"prompt_length ({example.prompt_length}) must leave at least one answer token of {len(example.input_ids)} tokens")
+    if len(example.input_ids) > words.max_length:
+        raise ValueError(f"{len(example.input_ids)} tokens, but the model takes {words.max_length}: shorten or drop the row")
+    if not all(0 <= token < words.vocab_size for token in example.input_ids):
+        raise ValueError(f"input_ids must be between 0 and {words.vocab_size - 1}")
+    return example

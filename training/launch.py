@@ -1,0 +1,157 @@
+"""What every training command does around its objective: flags, checks of the user's input before any work, model and data, the run."""
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from llada_plugins.checkpoint import load_model, read_config, resolve, save_model
+from llada_plugins.config import arg
+from llada_plugins.model import LLaDA, LLaDAConfig, initialise
+
+from .data import Collate, Example, collate_answers, encode, read_jsonl, vocabulary
+from .objectives import Objective
+from .presets import PRESETS
+from .tokenizer import EOS, MASK, byte_tokenizer
+from .trainer import METRICS, DiffusionTrainer, Save, noise
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+@dataclass
+class RunArguments(TrainingArguments):
+    """transformers' TrainingArguments; defaults run a sensible small job."""
+
+    output_dir: str = arg(help="folder for checkpoint, metrics.jsonl and run.json; must be empty unless --resume or --overwrite")
+    resume: bool = arg(False, "continue from the newest checkpoint in output_dir")
+    overwrite: bool = arg(False, "start again in an output_dir that holds a run: its checkpoints and metrics.jsonl are deleted")
+    lr_scheduler_type: str = arg("cosine", "learning-rate schedule after the warm-up: cosine, linear, constant, … (transformers' names)")
+    warmup_steps: float = arg(0.03, "updates of linear warm-up; below 1, the share of all updates")
+    logging_steps: float = arg(10, "updates between lines of metrics.jsonl; below 1, the share of all updates")
+    disable_tqdm: bool = arg(True, "no progress bar; one log line per logging_steps instead")
+    dataloader_pin_memory: bool = arg(False, "page-locked memory for batches; they are small here")
+    num_threads: int | None = arg(None, "CPU threads (default: torch's choice); tiny models are fastest on one, by far on busy cores")
+    remove_unused_columns: bool = arg(False, "leave it off: batches are made by this package")
+
+
+class Job(NamedTuple):
+    """A model, its data and the folder that has its tokenizer."""
+
+    model: LLaDA
+    train: list[Example]
+    evaluation: list[Example] | None
+    collate: Collate
+    tokenizer_folder: Path
+
+
+def parse(options: type, usage: str, argv: Sequence[str] | None) -> tuple[Any, RunArguments]:
+    """An instance of `options` and the run's arguments from a command line; the flags of --preset are defaults, unknown flags an error."""
+    parser = HfArgumentParser([options, RunArguments], usage=usage, allow_abbrev=False)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    name = parser.parse_known_args(argv)[0].preset
+    if name in PRESETS:
+        parser.set_defaults(**PRESETS[name].arguments)
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    except (ValueError, ImportError) as error:
+        refuse(error)
+    if unknown:
+        parser.error(f"unknown flags: {' '.join(unknown)}")
+    return parsed[0], parsed[1]
+
+
+def refuse(error: Exception) -> NoReturn:
+    """End the program with one line; for errors in what the user gave."""
+    sys.exit(f"error: {error}")
+
+
+def check_output(arguments: RunArguments) -> None:
+    """Refuse an output folder that the run may not write into, or cannot resume from; on the first process only."""
+    folder = Path(arguments.output_dir)
+    if arguments.resume and arguments.overwrite:
+        raise ValueError("--resume continues a run, --overwrite starts again: give one")
+    if arguments.process_index:
+        return
+    if arguments.resume:
+        if not folder.is_dir() or get_last_checkpoint(str(folder)) is None:
+            raise ValueError(f"--resume: no checkpoint in {folder}; start without --resume")
+    elif folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir {folder} is a file: give a folder")
+    elif folder.is_dir() and any(folder.iterdir()) and not arguments.overwrite:
+        raise ValueError(f"output_dir {folder} is not empty: give another, or --resume to continue it, or --overwrite to start again")
+
+
+def preset_job(name: str, arguments: RunArguments) -> Job:
+    """A model from scratch with its own tokenizer, which is written into the output folder."""
+    if name not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    preset, folder = PRESETS[name], Path(arguments.output_dir)
+    with arguments.main_process_first():
+        ids = byte_tokenizer(folder)
+    words = vocabulary(folder, 256 + len(ids), preset.model["max_sequence_length"], ids[EOS])
+    config = LLaDAConfig(vocab_size=words.vocab_size, mask_token_id=ids[MASK], eos_token_id=ids[EOS], pad_token_id=ids[EOS], **preset.model)
+    model = LLaDA(config)
+    initialise(model, noise("weights", arguments.seed))
+    train, evaluation = (encode(pairs, words, append_eos=preset.append_eos) for pairs in preset.pairs())
+    return Job(model, train, evaluation, collate_answers(words.eos_id), folder)
+
+
+def checkpoint_job(pretrained: str, data: str | None, eval_data: str | None, append_eos: bool) -> Job:
+    """A checkpoint and JSONL files."""
+    if data is None:
+        raise ValueError("--model needs --data FILE.jsonl")
+    folder = resolve(pretrained)
+    config = read_config(folder)
+    for field in ("mask_token_id", "eos_token_id"):
+        if getattr(config, field) is None:
+            raise ValueError(f"{folder / 'config.json'}: {field} is missing, training needs it")
+    words = vocabulary(folder, config.vocab_size, config.max_sequence_length, config.eos_token_id)
+    train, evaluation = (None if path is None else read_jsonl(Path(path), words, append_eos=append_eos) for path in (data, eval_data))
+    model = load_model(folder, device="cpu", dtype="float32").requires_grad_(True)
+    return Job(model, train, evaluation, collate_answers(words.eos_id), folder)
+
+
+def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequence[str]) -> None:
+    """Train the job's model and leave checkpoint, metrics.jsonl and run.json (all arguments) in the output folder."""
+    logging.basicConfig(level=logging.INFO if arguments.process_index == 0 else logging.WARNING, format="%(message)s")
+    folder = Path(arguments.output_dir)
+    if arguments.num_threads is not None:
+        torch.set_num_threads(arguments.num_threads)
+    if arguments.should_save:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in [*folder.glob("checkpoint-*"), folder / METRICS] if arguments.overwrite else []:
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        text = json.dumps({"command": list(command), "arguments": arguments.to_dict()}, indent=1)
+        (folder / "run.json").write_text(text + "\n", encoding="utf-8")
+    save = save_checkpoint(job.tokenizer_folder, {"training": {"command": shlex.join(command)}})
+    trainer = DiffusionTrainer(job.model, arguments, objective=objective, save=save, collate=job.collate,
+                               train=job.train, evaluation=job.evaluation)
+    trainer.train(resume_from_checkpoint=arguments.resume or None)
+    trainer.save_model()
+    if job.evaluation:
+        trainer.evaluate()
+
+
+def save_checkpoint(tokenizer_folder: Path, extra_config: Mapping[str, Any]) -> Save:
+    """Writes a model in the published layout, which `load_model` reads, with the tokenizer's files as they are."""
+    def save(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:
+        if state is not None:
+            with torch.device("meta"):
+                model = LLaDA(model.config)
+            model.load_state_dict(state, assign=True)
+        save_model(model, folder, extra_config)
+        for name in TOKENIZER_FILES if tokenizer_folder.resolve() != folder.resolve() else ():
+            if (tokenizer_folder / name).is_file():
+                shutil.copyfile(tokenizer_folder / name, folder / name)
+    return save

@@ -1,0 +1,101 @@
+"""The one trainer: transformers' Trainer with the objective as a function; DDP, accumulation, precision, resuming are the library's.
+
+What it adds: a loss divided once by the weight of the whole update, noise that a resumed run draws again, checkpoints in the
+published layout, and metrics.jsonl.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llada_plugins.model import LLaDA
+
+from .data import Collate, Example
+from .objectives import Objective
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+Save = Callable[[nn.Module, Path, Mapping[str, Tensor] | None], None]        # model, folder, its state dict if it had to be gathered
+
+
+class DiffusionTrainer(Trainer):
+    """Trains a model on an objective; `save` writes what a checkpoint needs to be loaded again, beside what resuming needs."""
+
+    loss_is_scaled_for_ga = True        # compute_loss divides by the weight of the whole update
+
+    def __init__(self, model: LLaDA, arguments: TrainingArguments, *, objective: Objective, save: Save, collate: Collate,
+                 train: Sequence[Example], evaluation: Sequence[Example] | None = None) -> None:
+        config, model.config = model.config, None        # transformers would write use_cache into it, and ours is frozen
+        super().__init__(model, arguments, collate, train_dataset=train, eval_dataset=evaluation, callbacks=[MetricsFile()])
+        model.config = config
+        self.remove_callback(PrinterCallback)
+        self.objective = objective
+        self.save = save
+        self._micro_step = 0
+
+    def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int,
+                          device: torch.device) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """The micro-batches of the next update, and their total weight over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        weight = torch.stack([batch["weight"].sum() for batch in batches]).sum().to(device)
+        self._micro_step = 0
+        return batches, self.accelerator.gather(weight).sum()
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
+                     num_items_in_batch: Tensor | None = None) -> Tensor:
+        """This micro-batch's share of the update's loss, times the number of processes, by which DDP divides its gradients."""
+        generator = noise(self.args.seed, self.state.global_step, self._micro_step, self.args.process_index)
+        self._micro_step += 1
+        loss = self.objective(model, inputs, generator)
+        return loss.sum * self.args.world_size / num_items_in_batch
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool,
+                        ignore_keys: list[str] | None = None) -> tuple[Tensor, None, None]:
+        """The loss of an evaluation batch under noise that depends on its tokens alone: the same at every evaluation.
+
+        transformers averages it by rows; where processes share an uneven last batch, the rows it repeats to fill it weigh in.
+        """
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.objective(model, inputs, noise(inputs["input_ids"].tolist()))
+        return loss.sum / loss.count, None, None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the model; its state dict comes ready-made where it had to be gathered (FSDP, DeepSpeed)."""
+        if self.args.should_save:
+            self.save(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), state_dict)
+
+
+class MetricsFile(TrainerCallback):
+    """All that is logged, one JSON object a line in metrics.jsonl and one log line each; resuming drops the lines after the checkpoint."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        path = Path(args.output_dir) / METRICS
+        if state.is_world_process_zero and path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= state.global_step), encoding="utf-8")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+               logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        logger.info("step %d: %s", state.global_step, ", ".join(f"{name} {value:.4g}" for name, value in logs.items()))
+        path = Path(args.output_dir) / METRICS
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def noise(*key: Any) -> torch.Generator:
+    """A CPU generator seeded by a key (numbers, lists of numbers) rather than by what was drawn before: what makes resuming exact."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
