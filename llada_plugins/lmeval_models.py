@@ -1,0 +1,209 @@
+"""lm-eval's view of the Engine: `lm_eval --model llada --model_args pretrained=…,steps=…`.
+
+Thin by intention: names, argument forms and bookkeeping that lm-eval expects; answers and likelihoods are the Engine's.
+The classes are found through the `lm_eval.models` entry points of setup.cfg, so nothing here registers by decorator.
+"""
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lm_eval.models  # noqa: F401  (importing it first keeps lm-eval's own models registered)
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook, TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from ._lm_eval_hook import register
+from .config import names, reject_unknown
+from .engine import Engine, Request
+from .progress import progress
+from .sampler_config import SamplerConfig
+
+logger = logging.getLogger(__name__)
+
+LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+HARNESS_NAMES = ("until", "do_sample", "num_beams", *LENGTH_NAMES)
+DEFAULT_MAX_GEN_TOKS = 256        # lm-eval's own default, for tasks that state none
+AUTO_BATCH_SIZE = 32
+FINGERPRINT_KEY = "llada_plugins:fingerprint"
+
+
+class LLaDA(TemplateLM):
+    """The baseline LLaDA under lm-eval; every option of EngineConfig and SamplerConfig is a model_arg of the same name.
+
+    Options of a task's generation_kwargs and of --gen_kwargs go before those of model_args; the answer's length is gen_length
+    from either, else the task's max_gen_toks.
+    """
+
+    method = "llada"
+
+    def __init__(self, pretrained: str | None = None, *, batch_size: int | str = 1, max_batch_size: int | None = None,
+                 device: str | None = None, trust_remote_code: bool = False, **options: Any) -> None:
+        super().__init__()
+        if trust_remote_code:
+            logger.warning("trust_remote_code has no effect: the model is native")
+        self.accelerator, device = _place(device)        # lm-eval 0.4.10 and 0.4.11 gather through `accelerator`
+        self._rank = self.accelerator.process_index if self.accelerator else 0
+        self._world_size = self.accelerator.num_processes if self.accelerator else 1
+        if str(batch_size).startswith("auto"):
+            batch_size = max_batch_size or AUTO_BATCH_SIZE
+        self.engine = Engine(self.method, pretrained=pretrained, batch_size=batch_size, device=device, **options)
+        self.tokenizer = self.engine.tokenizer
+        self._device = self.engine.model.device
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def batch_size(self) -> int:
+        return self.engine.config.batch_size
+
+    @property
+    def max_length(self) -> int:
+        return self.engine.max_length
+
+    @property
+    def max_gen_toks(self) -> int:
+        return DEFAULT_MAX_GEN_TOKS
+
+    @property
+    def eot_token_id(self) -> int | None:
+        return self.engine.special.eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Stands before a text scored without context: BOS, or EOS where there is no BOS."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids; by default special tokens are added as the tokenizer does, never a second BOS."""
+        if add_special_tokens is None:
+            return self.engine.encode(string)
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The chat as a prompt; add_generation_prompt=False continues the last message (lm-eval's gen_prefix)."""
+        return self.engine.render_chat(chat_history, prefill=not add_generation_prompt)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Merged into the `config` of the results file."""
+        return self.engine.info()
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answers in the order of the requests; all requests are checked before the first is decoded."""
+        parsed = [self._request(*instance.args) for instance in requests]
+        texts = [""] * len(requests)
+        with progress(len(requests), f"{self.method} generate_until", disable_tqdm or self.rank != 0) as bar:
+            for number, completion in self.engine.generate(parsed):
+                texts[number] = completion.text
+                self.cache_hook.add_partial("generate_until", requests[number].args, completion.text)
+                bar.add(completion.num_tokens)
+        return texts
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood bounds of whole texts in disjoint windows, each given the last token before it: an upper bound on perplexity."""
+        windows: list[tuple[Sequence[int], Sequence[int]]] = []
+        owner: list[int] = []
+        for number, instance in enumerate(requests):
+            pieces = get_rolling_token_windows(self.tok_encode(instance.args[0]), self.prefix_token_id, self.max_length - 1, 1)
+            for piece in map(make_disjoint_window, pieces):
+                windows.append(piece)
+                owner.append(number)
+        values, left = [0.0] * len(requests), [owner.count(number) for number in range(len(requests))]
+        with progress(len(windows), f"{self.method} loglikelihood_rolling", disable_tqdm or self.rank != 0) as bar:
+            for index, estimate in self.engine.log_likelihood(windows):
+                number = owner[index]
+                values[number] += estimate.value
+                left[number] -= 1
+                if not left[number]:
+                    self.cache_hook.add_partial("loglikelihood_rolling", requests[number].args, values[number])
+                bar.add(len(windows[index][1]))
+        return values
+
+    def _loglikelihood_tokens(self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], disable_tqdm: bool = False,
+                              **kwargs: Any) -> list[tuple[float, bool]]:
+        """(bound on the log-likelihood in nats, False) per request; the greedy flag is not computed, as in LLaDA's published runs."""
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        with progress(len(requests), f"{self.method} loglikelihood", disable_tqdm or self.rank != 0) as bar:
+            for number, estimate in self.engine.log_likelihood(pairs):
+                results[number] = (estimate.value, False)
+                if requests[number][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[number][0], results[number])
+                bar.add(len(pairs[number][1]))
+        return results
+
+    def _request(self, prompt: str, gen_kwargs: Mapping[str, Any]) -> Request:
+        """One request from lm-eval's (context, gen_kwargs)."""
+        options = {name: value for name, value in gen_kwargs.items() if name not in HARNESS_NAMES}
+        reject_unknown(gen_kwargs, [*names(SamplerConfig), *HARNESS_NAMES], "gen_kwarg")
+        if int(gen_kwargs.get("num_beams") or 1) != 1:
+            raise ValueError(f"num_beams={gen_kwargs['num_beams']} has no meaning for a diffusion sampler: leave it out or set 1")
+        asked = any(gen_kwargs.get(name) is not None for name in LENGTH_NAMES)
+        normal = normalize_gen_kwargs(dict(gen_kwargs), DEFAULT_MAX_GEN_TOKS)
+        if gen_kwargs.get("do_sample") is False or "temperature" in gen_kwargs:
+            options["temperature"] = normal["temperature"]
+        if gen_kwargs.get("do_sample") is False:        # a task that says greedy may still list the sampling options of its authors
+            options.pop("top_p", None), options.pop("top_k", None)
+        length_known = "gen_length" in options or "gen_length" in self.engine.given
+        max_tokens = normal["max_gen_toks"] if asked or not length_known else None
+        until = tuple(stop for stop in normal["until"] if stop)
+        return Request(prompt, self.engine.sampler_for(options, max_tokens), until)
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Tie a --use_cache file to this model: lm-eval's keys hold the request only, so another model's answers would be reused."""
+        super().set_cache_hook(cache_hook)
+        cache = getattr(cache_hook, "dbdict", None)
+        if cache is None:
+            return
+        mine = self.engine.fingerprint()
+        if len(cache) == 0:
+            cache[FINGERPRINT_KEY] = mine
+        elif cache.get(FINGERPRINT_KEY) != mine:
+            raise ValueError(f"the --use_cache file was written by another model or other options; give another file. "
+                             f"Its fingerprint: {cache.get(FINGERPRINT_KEY)}; this model's: {mine}")
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` of every process, concatenated (lm-eval's data parallelism)."""
+        return tensor if self.accelerator is None else self.accelerator.gather(tensor)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """`obj` of every process, at process `dst`; None elsewhere."""
+        if self.accelerator is None:
+            return [obj]
+        gathered = [None] * self.world_size if self.rank == dst else None
+        torch.distributed.gather_object(obj, gathered, dst=dst)
+        return gathered
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+
+def _place(device: str | None) -> tuple[Any, str]:
+    """The accelerator of a data-parallel run (else None), and where this process computes.
+
+    lm-eval passes cuda:0 when the user names no device, on machines without a GPU as well: there it means "auto".
+    """
+    if device is None or (str(device).startswith("cuda") and not torch.cuda.is_available()):
+        device = "auto"
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None, str(device)
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=str(device) == "cpu" or not torch.cuda.is_available())
+    return accelerator, str(accelerator.device)
+
+
+register()        # so that importing this module by hand makes the names known as well

@@ -1,0 +1,247 @@
+"""lm-eval's stock entry points on our classes: same answers as the Engine, in any order, batch size and number of processes."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+lm_eval = pytest.importorskip("lm_eval")
+
+from lm_eval import simple_evaluate  # noqa: E402
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from llada_plugins.engine import Engine, Request  # noqa: E402
+from llada_plugins.lmeval_models import LLaDA  # noqa: E402
+from llada_plugins.tasks import sudoku  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+TASKS = ROOT / "configs" / "lmeval"
+DATA = ROOT.parent / "shared" / "data"
+PUZZLES = [problem.puzzle for problem in sudoku.problems("test", 6)]
+SMALL = {"gen_length": 16, "steps": 8}
+
+
+def generation(prompts: list[str], **gen_kwargs: object) -> list[Instance]:
+    return [Instance("generate_until", {}, (prompt, dict(gen_kwargs)), number) for number, prompt in enumerate(prompts)]
+
+
+def run_lm_eval(*arguments: str, cwd: Path, launcher: tuple[str, ...] = ("-m", "lm_eval"), **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(cwd / "hf"), **environment}
+    return subprocess.run([sys.executable, *launcher, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=900)
+
+
+def sudoku_run(folder: Path, *arguments: str, launcher: tuple[str, ...] = ("-m", "lm_eval"), limit: int = 8) -> tuple[dict, dict[str, str]]:
+    """Stock CLI on the first sudoku problems -> (results of the task, prompt -> answer)."""
+    done = run_lm_eval("--model", "llada", "--tasks", "sudoku4", "--include_path", str(TASKS), "--limit", str(limit), "--device", "cpu",
+                       "--output_path", str(folder), "--log_samples", *arguments, cwd=folder, launcher=launcher)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(next(folder.rglob("results_*.json")).read_text())
+    rows = [json.loads(line) for line in next(folder.rglob("samples_sudoku4_*.jsonl")).read_text().splitlines()]
+    return results, {row["arguments"]["gen_args_0"]["arg_0"]: row["resps"][0][0] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def model() -> LLaDA:
+    return LLaDA(device="cpu", batch_size=4)
+
+
+def test_generate_until_returns_exactly_the_engines_answers_in_request_order(model: LLaDA) -> None:
+    engine = Engine("llada", device="cpu", batch_size=1)
+    alone = [next(engine.generate([Request(puzzle, engine.sampler_for(SMALL), ())]))[1].text for puzzle in PUZZLES]
+    assert model.generate_until(generation(PUZZLES, until=[], **SMALL), disable_tqdm=True) == alone
+
+
+def test_every_request_is_decoded_with_its_own_gen_kwargs(model: LLaDA) -> None:
+    mixed = [Instance("generate_until", {}, (puzzle, {"until": [], "gen_length": 16, "steps": steps}), number)
+             for number, (puzzle, steps) in enumerate(zip(PUZZLES * 2, [16] * 6 + [1] * 6))]
+    answers = model.generate_until(mixed, disable_tqdm=True)
+    separate = [model.generate_until([instance], disable_tqdm=True)[0] for instance in mixed]
+    assert answers == separate and answers[:6] != answers[6:]
+
+
+def test_gen_kwargs_are_not_changed_by_a_run(model: LLaDA) -> None:
+    instances = generation(PUZZLES[:1], until=["4"], do_sample=False, temperature=1.0, max_gen_toks=16)
+    before = json.dumps(instances[0].args)
+    model.generate_until(instances, disable_tqdm=True)
+    assert json.dumps(instances[0].args) == before
+
+
+@pytest.mark.parametrize("until", [None, "2", ["2"], [], [""], ["", "2", "1"]], ids=str)
+def test_until_may_be_a_string_a_list_empty_or_missing_and_the_earliest_stop_wins(model: LLaDA, until: object) -> None:
+    whole = model.generate_until(generation(PUZZLES[:1], **SMALL), disable_tqdm=True)[0]
+    stops = [stop for stop in ([until] if isinstance(until, str) else until or []) if stop]
+    cut = min([whole.index(stop) for stop in stops if stop in whole], default=len(whole))
+    given = {} if until is None else {"until": until}
+    assert model.generate_until(generation(PUZZLES[:1], **SMALL, **given), disable_tqdm=True)[0] == whole[:cut]
+
+
+@pytest.mark.parametrize(("gen_kwargs", "message"), [
+    ({"block_lenght": 8}, "unknown gen_kwarg 'block_lenght' .did you mean 'block_length'"),
+    ({"num_beams": 4}, "num_beams=4 has no meaning"),
+    ({"gen_length": 16, "block_length": 5}, "gen_length .16. must be a multiple of block_length .5."),
+    ({"steps": "many"}, "steps must be a whole number, got 'many'"),
+    ({"gen_length": 5000}, "exceed the context of 4096 tokens"),
+])
+def test_bad_gen_kwargs_are_refused_before_any_request_is_decoded(model: LLaDA, gen_kwargs: dict, message: str) -> None:
+    good = generation(PUZZLES[:1], **SMALL)
+    with pytest.raises(ValueError, match=message):
+        model.generate_until(good + generation(PUZZLES[1:2], until=[], **gen_kwargs), disable_tqdm=True)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"treshold": 1}, "did you mean 'threshold'"),
+    ({"pretrained": "/no/such/folder"}, "no such folder"),
+    ({"remasking": "low"}, "remasking must be one of low_confidence, tps_prob"),
+    ({"top_k": 5}, "no effect at temperature=0"),
+])
+def test_bad_model_args_are_refused_in_one_line(arguments: dict, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        LLaDA(device="cpu", **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_answers_length_is_gen_length_then_the_tasks_then_256(model: LLaDA) -> None:
+    def length(**gen_kwargs: object) -> int:
+        return model._request("1", gen_kwargs).sampler.gen_length
+    assert (length(gen_length=8, max_gen_toks=16), length(max_gen_toks=16), length(max_new_tokens=12), length()) == (8, 16, 12, 256)
+    fixed = LLaDA(device="cpu", gen_length=32)
+    assert fixed._request("1", {"max_gen_toks": 16}).sampler.gen_length == 32
+
+
+def test_do_sample_false_means_greedy_whatever_else_a_task_lists(model: LLaDA) -> None:
+    sampler = model._request("1", {"do_sample": False, "temperature": 1.0, "top_p": 0.9}).sampler
+    assert (sampler.temperature, sampler.top_p) == (0.0, None)
+    assert model._request("1", {"do_sample": True, "temperature": 0.7, "top_p": 0.9}).sampler.temperature == 0.7
+
+
+def test_log_likelihoods_do_not_depend_on_batch_size_or_order_and_are_the_engines() -> None:
+    pairs = [(puzzle, problem.solution) for puzzle, problem in zip(PUZZLES, sudoku.problems("test", 6))] + [("", "1234"), ("12", "3")]
+    instances = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+    small, large = LLaDA(device="cpu", mc_num=16), LLaDA(device="cpu", mc_num=16, batch_size=64)
+    first = small.loglikelihood(instances, disable_tqdm=True)
+    assert [value for value, _ in first] == pytest.approx([value for value, _ in large.loglikelihood(instances[::-1], disable_tqdm=True)[::-1]], abs=1e-4)
+    tokens = [small._encode_pair(*pair) for pair in pairs[:6]]
+    direct = dict(small.engine.log_likelihood(tokens))
+    assert [value for value, _ in first[:6]] == pytest.approx([direct[number].value for number in range(6)], abs=1e-4)
+
+
+def test_a_solution_is_likelier_than_the_same_digits_in_another_order(model: LLaDA) -> None:
+    problem = sudoku.problems("test", 1)[0]
+    pairs = [(problem.puzzle, problem.solution), (problem.puzzle, problem.solution[::-1])]
+    right, wrong = model.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    assert right[0] > wrong[0]
+
+
+def test_rolling_log_likelihood_sums_disjoint_windows(model: LLaDA) -> None:
+    text = "1234" * 6
+    short = LLaDA(device="cpu", max_length=9, mc_num=512)
+    total = short.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)[0]
+    ids = short.tok_encode(text)
+    windows = [([short.prefix_token_id], ids[:8]), (ids[7:8], ids[8:16]), (ids[15:16], ids[16:])]
+    assert total == pytest.approx(sum(estimate.value for _, estimate in short.engine.log_likelihood(windows)), abs=1e-3)
+
+
+def test_a_chat_prompt_has_one_header_and_a_prefill_ends_with_its_text(model: LLaDA) -> None:
+    header = "<|start_header_id|>assistant<|end_header_id|>"
+    asked = model.apply_chat_template([{"role": "user", "content": "2+2?"}])
+    assert asked.count(header) == 1 and asked.endswith(header + "\n\n")
+    prefilled = model.apply_chat_template([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is"}], add_generation_prompt=False)
+    assert prefilled.count(header) == 1 and prefilled.endswith("It is")
+
+
+def test_a_response_cache_serves_only_the_model_that_filled_it(tmp_path: Path) -> None:
+    from lm_eval.api.model import CachingLM
+
+    path = str(tmp_path / "cache.db")
+    CachingLM(LLaDA(device="cpu"), path).generate_until(generation(PUZZLES[:2], **SMALL))
+    again = CachingLM(LLaDA(device="cpu", batch_size=2), path)          # the batch size is not part of a model's identity
+    again.lm.engine.generate = None                                     # every answer must come from the cache
+    assert len(again.generate_until(generation(PUZZLES[:2], **SMALL))) == 2
+    with pytest.raises(ValueError, match="written by another model or other options"):
+        CachingLM(LLaDA(device="cpu", confidence_source="random"), path)
+
+
+def test_finished_answers_are_cached_when_a_later_one_fails(tmp_path: Path) -> None:
+    from lm_eval.api.model import CachingLM
+
+    path = str(tmp_path / "cache.db")
+    model = LLaDA(device="cpu")
+    caching, whole = CachingLM(model, path), model.engine.generate
+
+    def breaks_after_two(requests: list[Request]):
+        for count, item in enumerate(whole(requests)):
+            if count == 2:
+                raise KeyboardInterrupt
+            yield item
+    model.engine.generate = breaks_after_two
+    with pytest.raises(KeyboardInterrupt):
+        caching.generate_until(generation(PUZZLES, **SMALL))
+    assert len(caching.dbdict) == 1 + 2                                  # the fingerprint and two answers
+
+
+def test_simple_evaluate_finds_the_model_by_name_and_reports_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    results = simple_evaluate(model="llada", model_args={"steps": 16, "batch_size": 8}, tasks=["sudoku4"], limit=4, device="cpu",
+                              task_manager=TaskManager(include_path=str(TASKS)), bootstrap_iters=0)
+    assert results["results"]["sudoku4"]["acc,none"] >= 0.5
+    assert results["config"]["sampler"]["steps"] == 16 and results["config"]["confidence_source"] == "tps_prob"
+
+
+def test_the_stock_command_evaluates_the_shipped_model_without_arguments(tmp_path: Path) -> None:
+    results, answers = sudoku_run(tmp_path)
+    problems = sudoku.problems("test", 8)
+    accuracy = sum(sudoku.is_valid(problem.puzzle, answers[problem.puzzle]) for problem in problems) / 8
+    assert results["results"]["sudoku4"]["acc,none"] == accuracy >= 0.75
+
+
+def test_a_misspelt_model_arg_ends_the_stock_command_with_a_non_zero_status(tmp_path: Path) -> None:
+    done = run_lm_eval("--model", "llada", "--model_args", "stepz=4", "--tasks", "sudoku4", "--include_path", str(TASKS), cwd=tmp_path)
+    assert done.returncode != 0 and "did you mean 'steps'" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [("-m", "llada_plugins.cli"), ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "lm_eval")],
+                         ids=["llada-eval", "accelerate"])
+def test_other_launchers_give_the_same_answers(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    (tmp_path / "stock").mkdir(), (tmp_path / "other").mkdir()
+    assert sudoku_run(tmp_path / "stock")[1] == sudoku_run(tmp_path / "other", launcher=launcher)[1]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_answers_as_one(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    sampling = ("--gen_kwargs", "steps=8,temperature=0.7,do_sample=true")
+    one = sudoku_run(tmp_path / "one", *sampling, limit=9)
+    two = sudoku_run(tmp_path / "two", *sampling, limit=9,
+                     launcher=("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631", "-m", "lm_eval"))
+    assert one[1] == two[1]
+    assert one[0]["results"]["sudoku4"]["acc,none"] == two[0]["results"]["sudoku4"]["acc,none"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
+@pytest.mark.parametrize(("task", "metric", "limit", "extra"), [
+    ("gsm8k_local", "exact_match,strict-match", 20, ()),
+    ("gsm8k_local", "exact_match,strict-match", 4, ("--apply_chat_template", "--fewshot_as_multiturn", "true")),
+    ("math500_local", "math_verify,none", 5, ("--apply_chat_template",)),
+    ("humaneval_local", "pass@1,none", 20, ("--confirm_run_unsafe_code",)),
+    ("mbpp_local", "pass@1,none", 5, ("--confirm_run_unsafe_code",)),
+])
+def test_real_data_runs_end_to_end_and_the_tiny_model_scores_zero(tmp_path: Path, task: str, metric: str, limit: int, extra: tuple[str, ...]) -> None:
+    done = run_lm_eval("--model", "llada", "--model_args", "early_stop=True", "--tasks", task, "--include_path", str(TASKS), "--limit", str(limit),
+                       "--gen_kwargs", "gen_length=32,steps=4,block_length=32", "--output_path", str(tmp_path), "--log_samples", "--device", "cpu", *extra,
+                       cwd=tmp_path, LLADA_PLUGINS_DATA=str(DATA), HF_ALLOW_CODE_EVAL="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(next(tmp_path.rglob("results_*.json")).read_text())
+    rows = [json.loads(line) for line in next(tmp_path.rglob(f"samples_{task}_*.jsonl")).read_text().splitlines()]
+    assert len({row["doc_id"] for row in rows}) == limit
+    assert results["results"][task][metric] == 0.0
+    prompt = rows[0]["arguments"]["gen_args_0"]["arg_0"]
+    assert prompt.count("<|start_header_id|>assistant<|end_header_id|>") >= 1 if "--apply_chat_template" in extra else "<|" not in prompt
+    stops = rows[0]["arguments"]["gen_args_0"]["arg_1"]["until"]
+    assert not any(stop in row["resps"][0][0] for row in rows for stop in stops)
