@@ -16,11 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .bitower import MARK, BiTowerLLaDA
 from .model import LLaDA, LLaDAConfig, SpecialTokens
 
 logger = logging.getLogger(__name__)
 
-TINY = Path(__file__).parent / "tiny" / "sudoku4"        # the model shipped in the package
+TINY = Path(__file__).parent / "tiny" / "sudoku4"        # the model shipped in the package that is taken where none is named
+SHIPPED = {"tiny": TINY, "sudoku4": TINY, "nim": TINY.parent / "nim"}
 ARCHITECTURES = {"LLaDAModelLM"}                          # by architecture, not model_type: LLaDA-MoE says "llada" too
 MASK_NAMES = ("<|mdm_mask|>", "<[MASK]>", "[MASK]", "<mask>")
 EOT_NAMES = ("<|eot_id|>",)
@@ -28,15 +30,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve(pretrained: str | Path | None, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint: the shipped tiny model for None, a folder, or a hub id (downloaded or from the cache)."""
-    if pretrained is None or str(pretrained) == "tiny":
-        return TINY
+    """The local folder of a checkpoint: a shipped model by name ("tiny" for None), a folder, or a hub id (downloaded or from the cache)."""
+    if pretrained is None or str(pretrained) in SHIPPED:
+        return SHIPPED[str(pretrained or "tiny")]
     folder = Path(pretrained).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} has no effect on a folder ({folder}): leave it out, or give a hub id")
         return folder
     text = str(pretrained)
     if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise FileNotFoundError(f"pretrained={text!r}: no such folder; give a checkpoint folder or a hub id such as GSAI-ML/LLaDA-8B-Instruct")
+        raise FileNotFoundError(f"pretrained={text!r}: no such folder; give a checkpoint folder, a hub id such as GSAI-ML/LLaDA-8B-Instruct, "
+                                f"or a model shipped in the package: {', '.join(SHIPPED)}")
     from huggingface_hub import snapshot_download
 
     try:
@@ -52,7 +57,7 @@ def read_config(folder: Path) -> LLaDAConfig:
     path = folder / "config.json"
     raw = read_json(path)
     architectures = raw.get("architectures") or []
-    if not ARCHITECTURES & set(architectures):
+    if not ARCHITECTURES & set(architectures) and not is_bitower(folder):
         raise ValueError(f"{path}: architectures is {architectures}, expected one of {sorted(ARCHITECTURES)}: not a LLaDA checkpoint")
     return LLaDAConfig.from_dict(raw, str(path))
 
@@ -82,8 +87,23 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     single = folder / "model.safetensors"
     if not single.is_file():
         raise FileNotFoundError(f"{folder} has neither model.safetensors nor model.safetensors.index.json; only safetensors are read, never pickles")
-    with _open(single) as file:
-        return {name: single for name in file.keys()}
+    return {name: single for name in tensor_names(single)}
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The tensors of one safetensors file, from its header."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}")
+    with _open(path) as file:
+        return list(file.keys())
+
+
+def is_bitower(folder: Path) -> bool:
+    """Does the checkpoint hold RemeDi's policy tower? By its tensors: its uploads disagree on model_type and architectures."""
+    try:
+        return any(name.startswith(MARK) for name in tensor_files(folder))
+    except FileNotFoundError:        # reported where the tensors are needed
+        return False
 
 
 def load_tensors(module: torch.nn.Module, files: Mapping[str, Path], *, device: torch.device, dtype: torch.dtype, source: Path) -> None:
@@ -123,7 +143,7 @@ def load_model(pretrained: str | Path | None = None, *, device: str = "auto", dt
     config = read_config(folder)
     files = tensor_files(folder)
     with torch.device("meta"):
-        model = LLaDA(config)
+        model = BiTowerLLaDA(config) if is_bitower(folder) else LLaDA(config)
     model.special_tokens = special_tokens(folder, config)
     load_tensors(model, files, device=target, dtype=precision, source=folder)
     return model.eval().requires_grad_(False)
@@ -133,9 +153,15 @@ def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | Non
     """Write config.json and model.safetensors in the published layout; extra_config: further keys of config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(state, folder / "model.safetensors")
     text = json.dumps({**model.config.to_dict(), **(extra_config or {})}, indent=1, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that others may read: the library gives it mode 0600, whatever the umask."""
+    save_file(dict(state), path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def special_tokens(folder: Path, config: LLaDAConfig, mask_id: int | None = None) -> SpecialTokens | None:

@@ -44,9 +44,14 @@ def build(cls: type[Config], given: Mapping[str, Any], base: Config | None = Non
 
     Raises ValueError on a value of the wrong type or one that the class itself refuses.
     """
-    kinds = typing.get_type_hints(cls)
-    values = {name: _coerce(name, given[name], kinds[name]) for name in names(cls) if name in given}
+    values = coerce(cls, given)
     return dataclasses.replace(base, **values) if base is not None else cls(**values)
+
+
+def coerce(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `given` that are fields of `cls`, as values of the declared types."""
+    kinds = typing.get_type_hints(cls)
+    return {name: _coerce(name, given[name], kinds[name]) for name in names(cls) if name in given}
 
 
 def split(given: Mapping[str, Any], *classes: type, what: str = "option") -> list[Any]:

@@ -22,17 +22,15 @@ class Canvas(NamedTuple):
     tokens: Tensor          # (B, L) ids; PADDING left or right of a shorter row
     answer_start: Tensor    # (B,) column of the row's first answer token
     padded: bool = True     # False promises that no PADDING occurs, which spares a device synchronisation
-
-    def select(self, rows: Tensor) -> Canvas:
-        """The canvas of some rows: indices or a bool mask."""
-        return Canvas(self.tokens[rows], self.answer_start[rows], self.padded)
+    embeds: Tensor | None = None    # (B, L, D) to read in place of the tokens' own embeddings; set by wrappers such as routed()
 
 
 class Prediction(NamedTuple):
     """What a Denoiser says of a window of W columns."""
 
     logits_at: Callable[[Tensor], Tensor]    # window columns (B, M) -> logits (B, M, V)
-    confidence: Tensor | None = None         # (B, W) unmasking-policy score, higher = keep; None without such a stream
+    confidence: Tensor | None = None         # (B, W) unmasking-policy score h, higher = keep; None without such a stream
+    ranks_masked: bool = False               # was that stream trained to rank masked positions as well?
 
     @classmethod
     def from_logits(cls, logits: Tensor, confidence: Tensor | None = None) -> Prediction:
@@ -55,15 +53,16 @@ def model_denoiser(model: LLaDA) -> Denoiser:
     """The plain denoiser: one forward of the whole canvas, the head only where logits are asked for."""
     def denoise(canvas: Canvas, window: slice) -> Prediction:
         real = canvas.tokens != PADDING if canvas.padded else None
-        hidden = model.hidden_states(canvas.tokens.clamp(min=0), real)[:, window]        # (B, W, D)
-        return Prediction(lambda at: model.head(gather(hidden, at)))
+        hidden, confidence = model.streams(canvas.tokens.clamp(min=0), real, inputs_embeds=canvas.embeds)    # (B, L, D), (B, L) or None
+        hidden = hidden[:, window]
+        return Prediction(lambda at: model.head(gather(hidden, at)), None if confidence is None else confidence[:, window], True)
     return denoise
 
 
 def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
     """Classifier-free guidance u + (scale + 1)(c - u), where u sees a masked prompt (LLaDA, arXiv 2502.09992, appendix A)."""
     def denoise_guided(canvas: Canvas, window: slice) -> Prediction:
-        tokens, start, padded = canvas
+        tokens, start, padded, _ = canvas
         column = torch.arange(tokens.shape[1], device=tokens.device)
         prompt = (column < start[:, None]) & (tokens != PADDING)
         blank = tokens.masked_fill(prompt, mask_id)
@@ -72,7 +71,7 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
         def logits_at(at: Tensor) -> Tensor:
             conditional, unconditional = both.logits_at(at.repeat(2, 1)).chunk(2)
             return unconditional + (scale + 1) * (conditional - unconditional)
-        return Prediction(logits_at, None if both.confidence is None else both.confidence.chunk(2)[0])
+        return Prediction(logits_at, None if both.confidence is None else both.confidence.chunk(2)[0], both.ranks_masked)
     return denoise_guided
 
 

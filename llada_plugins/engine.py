@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from . import checkpoint, text
-from .config import arg, build, names, reject_unknown
-from .denoiser import Denoiser, model_denoiser
+from .config import arg, build, coerce, names, reject_unknown
 from .generation import generate, with_options
 from .likelihood import ESTIMATORS, LogLikelihood, log_likelihood
-from .model import LLaDA
+from .methods import METHODS, check_policy
 from .noise import request_key
 from .sampler import Sample
 from .sampler_config import SamplerConfig
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[str, Callable[[LLaDA], Denoiser]] = {"llada": model_denoiser}
 HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
 
 
@@ -53,6 +51,11 @@ class EngineConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def option_classes(method: str) -> tuple[type, ...]:
+    """The dataclasses whose fields are the options of an Engine of this method."""
+    return EngineConfig, SamplerConfig, METHODS[method].options
+
+
 class Request(NamedTuple):
     """One answer to decode."""
 
@@ -73,18 +76,19 @@ class Completion(NamedTuple):
 class Engine:
     """A checkpoint with its tokenizer, ready to answer and to score.
 
-    options: any field of EngineConfig and SamplerConfig by name, as harnesses pass them; unknown names and bad values raise
-    ValueError before weights are read.
+    options: any field of EngineConfig, SamplerConfig and the method's own options by name, as harnesses pass them; unknown names
+    and bad values raise ValueError before weights are read.
     """
 
     def __init__(self, method: str = "llada", **options: Any) -> None:
-        reject_unknown(options, names(EngineConfig, SamplerConfig))
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        reject_unknown(options, names(*option_classes(method)))
         self.method = method
+        self.method_options = build(METHODS[method].options, options)
         self.config = build(EngineConfig, options)
-        self.given = {name: value for name, value in options.items() if name in names(SamplerConfig)}
-        self.sampler = build(SamplerConfig, self.given, HARNESS_DEFAULTS)
+        self.given = coerce(SamplerConfig, options)
+        build(SamplerConfig, self.given, HARNESS_DEFAULTS)        # bad values fail here, before files are looked at
         self.folder = checkpoint.resolve(self.config.pretrained, self.config.revision)
         config = checkpoint.read_config(self.folder)
         tokenizer_folder = checkpoint.resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
@@ -96,37 +100,43 @@ class Engine:
         if self.max_length > config.max_sequence_length:
             raise ValueError(f"max_length={self.max_length} exceeds the model's context of {config.max_sequence_length} tokens")
         self.model = checkpoint.load_model(self.folder, device=self.config.device, dtype=self.config.dtype)
-        self.denoise = METHODS[method](self.model)
-        with_options(self.denoise, self.sampler, self.special)        # options that need ids the checkpoint lacks fail here
+        self.prepared = METHODS[method].prepare(self.model, self.folder, self.method_options)
+        self.denoise = self.prepared.denoise
+        self.sampler = build(SamplerConfig, {**self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS)
+        self._check_sampler(self.sampler)
         self._warned: set[str] = set()
 
     def sampler_for(self, options: Mapping[str, Any], max_tokens: int | None = None) -> SamplerConfig:
         """The sampler of one request: its own options before those of the engine; max_tokens only where neither sets gen_length."""
         reject_unknown(options, names(SamplerConfig), "sampler option")
-        merged = {"gen_length": max_tokens or self.sampler.gen_length, **self.given, **options}
+        options = coerce(SamplerConfig, options)
+        given = {**self.given, **options}
+        merged = {"gen_length": max_tokens or self.sampler.gen_length, **self.prepared.defaults(given), **given}
         sampler = build(SamplerConfig, merged, HARNESS_DEFAULTS)
         for name in sorted(set(options) & set(self.given)):
-            if (value := getattr(sampler, name)) != (given := getattr(self.sampler, name)):
-                self._warn_once(f"{name}={value!r} of the task or of --gen_kwargs overrides {name}={given!r} of the model")
+            if (value := getattr(sampler, name)) != (before := getattr(self.sampler, name)):
+                self._warn_once(f"{name}={value!r} of the task or of --gen_kwargs overrides {name}={before!r} of the model")
         if max_tokens and max_tokens != sampler.gen_length:
             self._warn_once(f"gen_length={sampler.gen_length} overrides the task's answer length of {max_tokens} tokens")
         return sampler
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+    def generate(self, requests: Sequence[Request], batch_size: int | None = None) -> Iterator[tuple[int, Completion]]:
         """Decode every request; yields (index, completion) as batches finish, longest prompts first.
 
         Every request is checked before the first forward. Requests share a batch only with their own sampler options.
+        batch_size: in place of the configured one.
         """
+        batch_size = batch_size or self.config.batch_size
         prompts = [self._prompt_ids(request) for request in requests]
         keys = self._keys(requests, prompts)
-        for request in dict.fromkeys(request.sampler for request in requests):
-            with_options(self.denoise, request, self.special)
+        for sampler in dict.fromkeys(request.sampler for request in requests):
+            self._check_sampler(sampler)
         groups: dict[tuple[SamplerConfig, tuple[str, ...]], list[int]] = defaultdict(list)
         for number in sorted(range(len(requests)), key=lambda n: -len(prompts[n])):
             groups[requests[number].sampler, requests[number].until].append(number)
         for (sampler, until), members in groups.items():
-            for first in range(0, len(members), self.config.batch_size):
-                batch = members[first:first + self.config.batch_size]
+            for first in range(0, len(members), batch_size):
+                batch = members[first:first + batch_size]
                 began = time.perf_counter()
                 samples = generate(self.model, [prompts[n] for n in batch], sampler, special=self.special, denoise=self.denoise,
                                    keys=[keys[n] for n in batch], stop=self._stop(sampler, until))
@@ -134,25 +144,27 @@ class Engine:
                 for number, sample in zip(batch, samples):
                     yield number, self._completion(sample, until, seconds)
 
-    def log_likelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, LogLikelihood]]:
+    def log_likelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+                       batch_size: int | None = None) -> Iterator[tuple[int, LogLikelihood]]:
         """A lower bound on log p(answer | context) for token pairs; yields (index, estimate) as they finish.
 
         A context that does not fit is cut from the left, with one warning; an answer that does not fit is an error.
+        batch_size: masked rows of a forward, in place of the configured number.
         """
+        batch_size = batch_size or self.config.batch_size
         fitted = [self._fit(number, *pair) for number, pair in enumerate(pairs)]
         order = sorted(range(len(pairs)), key=lambda n: -len(fitted[n][0]) - len(fitted[n][1]))
-        share = max(1, 16 * self.config.batch_size // self.config.mc_num)        # requests whose rows fill 16 batches
+        share = max(1, 16 * batch_size // self.config.mc_num)        # requests whose rows fill 16 batches
         for first in range(0, len(order), share):
             chunk = order[first:first + share]
             values = log_likelihood(self.model, [fitted[n] for n in chunk], estimator=self.config.estimator, mc_num=self.config.mc_num,
-                                    seed=self.config.mc_seed, cfg_scale=self.sampler.cfg_scale, batch_size=self.config.batch_size,
+                                    seed=self.config.mc_seed, cfg_scale=self.sampler.cfg_scale, batch_size=batch_size,
                                     special=self.special, denoise=self.denoise)
             yield from zip(chunk, values)
 
     def encode(self, string: str) -> list[int]:
         """Token ids; special tokens are added only where the string does not already begin with BOS, as a rendered chat does."""
-        bos = self.tokenizer.bos_token
-        return self.tokenizer.encode(string, add_special_tokens=not (bos and string.startswith(bos)))
+        return text.encode(self.tokenizer, string)
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of context and continuation, split where the tokens of the whole string split; the context's trailing spaces go over."""
@@ -169,14 +181,25 @@ class Engine:
         """Identifies what determines this engine's answers: method, options, and the checkpoint by content. One line of JSON."""
         config = {name: value for name, value in asdict(self.config).items() if name not in ("pretrained", "revision", "batch_size", "device")}
         return json.dumps({"method": self.method, "checkpoint": _digest(self.folder), "device": self.model.device.type,
-                           **config, "sampler": asdict(self.sampler)}, sort_keys=True)
+                           **config, **self._method_identity(), "sampler": asdict(self.sampler)}, sort_keys=True)
+
+    def _method_identity(self) -> dict[str, Any]:
+        """The method's own options, folders by their content."""
+        return {name: _digest(Path(value)) if isinstance(value, str) and Path(value).is_dir() else value
+                for name, value in asdict(self.method_options).items()}
 
     def info(self) -> dict[str, Any]:
         """For result files: what was evaluated, and how."""
         return {"method": self.method, "checkpoint": self.folder.name, "checkpoint_digest": _digest(self.folder),
                 "model_num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-                "model_dtype": str(self.model.dtype), "sampler": asdict(self.sampler), "confidence_source": self.sampler.source,
+                "model_dtype": str(self.model.dtype), "sampler": asdict(self.sampler), "confidence_source": self.sampler.source, "policy": self.prepared.policy,
+                **asdict(self.method_options),
                 "mc_num": self.config.mc_num, "mc_seed": self.config.mc_seed, "estimator": self.config.estimator}
+
+    def _check_sampler(self, sampler: SamplerConfig) -> None:
+        """Raise ValueError on options that need what this checkpoint or method lacks."""
+        with_options(self.denoise, sampler, self.special)
+        check_policy(sampler, self.prepared)
 
     def _prompt_ids(self, request: Request) -> list[int]:
         ids = self.encode(request.prompt)
@@ -226,9 +249,9 @@ class Engine:
 
 
 def _digest(folder: Path) -> str:
-    """A digest of a checkpoint: sizes and both ends of its weight files (all of a small one), and its JSON files."""
+    """A digest of a checkpoint, parts beside it included: sizes and both ends of its weight files (all of a small one), and its JSON files."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+    for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")]):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

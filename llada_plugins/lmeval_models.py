@@ -191,6 +191,12 @@ class LLaDA(TemplateLM):
             self.accelerator.wait_for_everyone()
 
 
+class LLaDAUPS(LLaDA):
+    """Learned remasking (RemeDi): the baseline's options and `ups`, the folder of a policy head."""
+
+    method = "llada_ups"
+
+
 def _place(device: str | None) -> tuple[Any, str]:
     """The accelerator of a data-parallel run (else None), and where this process computes.
 

@@ -170,6 +170,13 @@ class Block(nn.Module):
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
 
 
+class Streams(NamedTuple):
+    """What a forward pass computes before the head."""
+
+    hidden: Tensor                        # (B, L, D) final-norm hidden state
+    confidence: Tensor | None = None      # (B, L) raw score of an unmasking-policy stream, fp32
+
+
 class LLaDA(nn.Module):
     """LLaDA (arXiv 2502.09992): a bidirectional transformer that predicts every masked token at once.
 
@@ -218,22 +225,37 @@ class LLaDA(nn.Module):
 
         every_layer: a list of n_layers + 1 instead: the embeddings, the outputs of all blocks but the last, the final-norm state.
         """
-        transformer = self.model["transformer"]
-        x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds           # (B, L, D)
-        cos, sin = self._rotary_table(x.shape[1], x.device)
-        visible = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-        states = []
-        for block in transformer["blocks"]:
-            states.append(x)
-            x = block(x, cos, sin, visible)
-        x = transformer["ln_f"](x)
-        return [*states, x] if every_layer else x
+        return self._run(input_ids, attention_mask, inputs_embeds, every_layer)[0]
+
+    def streams(self, input_ids: Tensor | None, attention_mask: Tensor | None = None, *, inputs_embeds: Tensor | None = None) -> Streams:
+        """Hidden state and, in models that have an unmasking-policy stream of their own, its score; embeddings go before ids."""
+        return Streams(*self._run(input_ids, attention_mask, inputs_embeds, False))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of final-norm hidden states (..., D)."""
         if self.config.weight_tying:
             return F.linear(hidden, self.embedding.weight)
         return self.model["transformer"]["ff_out"](hidden)
+
+    def _run(self, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None,
+             every_layer: bool) -> tuple[Tensor | list[Tensor], Tensor | None]:
+        """The final-norm hidden state, or all states, and the score of the policy stream, if there is one."""
+        x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds           # (B, L, D)
+        cos, sin = self._rotary_table(x.shape[1], x.device)
+        visible = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        states: list[Tensor] | None = [] if every_layer else None
+        x, confidence = self._stack(x, cos, sin, visible, states)
+        x = self.model["transformer"]["ln_f"](x)
+        return x if states is None else [*states, x], confidence
+
+    def _stack(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None,
+               states: list[Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        """All blocks on x; states, if given, receives the input of each."""
+        for block in self.model["transformer"]["blocks"]:
+            if states is not None:
+                states.append(x)
+            x = block(x, cos, sin, visible)
+        return x, None
 
     def _rotary_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._rotary is None or self._rotary[0].shape[0] < length or self._rotary[0].device != device:

@@ -16,6 +16,7 @@ from .denoiser import Canvas, Denoiser, Prediction, align
 from .model import SpecialTokens
 from .noise import request_key, uniform
 from .sampler_config import SamplerConfig
+from .schedule import keep, planned
 
 INF = float("inf")
 
@@ -37,46 +38,6 @@ class Sample(NamedTuple):
 
     answer: list[int]      # token ids without the prompt; gen_length of them unless stopped early
     num_forwards: int      # forward passes that worked on this row; a guided pass counts one
-
-
-def quota(num_masked: Tensor, steps: int) -> Tensor:
-    """Tokens to unmask at each step under the linear schedule (LLaDA, arXiv 2502.09992, Algorithm 5).
-
-    num_masked: (B,) masked tokens per row. Returns (B, steps); rows sum to num_masked, larger shares first.
-    """
-    share, remainder = num_masked // steps, num_masked % steps
-    return share[:, None] + (torch.arange(steps, device=num_masked.device) < remainder[:, None])
-
-
-def schedule(masked: Tensor, config: SamplerConfig) -> Tensor | None:
-    """Tokens of the block that stay unmasked after each step, (B, steps), where that is known beforehand; else None."""
-    if config.adaptive:
-        return None
-    width, steps = masked.shape[1], config.steps_per_block
-    if config.remask_ratio is not None:
-        kept = torch.full((masked.shape[0], steps), width - int(config.remask_ratio * width), device=masked.device)
-        kept[:, -1] = width
-        return kept
-    num_masked = masked.sum(-1)
-    return (width - num_masked)[:, None] + quota(num_masked, steps).cumsum(-1)
-
-
-def adaptive_count(score: Tensor, masked: Tensor, config: SamplerConfig) -> Tensor:
-    """Tokens of the block to keep, (B,), from the scores (B, W): all that pass the rule, at least one more than before."""
-    committed = (~masked).sum(-1)
-    if config.threshold is not None:
-        passing = (masked & (score >= config.threshold)).sum(-1)
-    else:        # the n-th best passes if (n + 1)(1 - p) < factor (Fast-dLLM, arXiv 2505.22618, section 3.3)
-        ordered = score.masked_fill(~masked, -INF).sort(dim=-1, descending=True).values
-        rank = torch.arange(1, score.shape[1] + 1, device=score.device)
-        passing = ((rank + 1) * (1 - ordered) < config.factor).cumprod(-1).sum(-1)
-    return committed + passing.clamp_min(1)
-
-
-def keep_top(score: Tensor, count: Tensor) -> Tensor:
-    """The `count` (B,) best positions of every row of score (B, W), as bool; ties go to the left, on every device."""
-    rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return rank < count[:, None]
 
 
 def propose(logits: Tensor, config: SamplerConfig, draw: Callable[[], Tensor]) -> Tensor:
@@ -115,7 +76,7 @@ def candidates_at(prediction: Prediction, at: Tensor, block: Tensor, keys: Tenso
         # upstream's two writes hit the noisy and the raw logits, the same tensor only at temperature 0; see README "Deviations"
         logits = logits.index_fill(-1, torch.tensor(special.ends, device=logits.device, dtype=torch.long), -INF)
     policy = None if prediction.confidence is None else prediction.confidence.gather(1, at)
-    return Candidates(logits, proposal, masked, policy, lambda: uniform(keys[:, None], step, position, 0))
+    return Candidates(logits, proposal, masked, policy, prediction.ranks_masked, lambda: uniform(keys[:, None], step, position, 0))
 
 
 def score_block(candidates: Candidates, at: Tensor, masked: Tensor, config: SamplerConfig, ends: tuple[int, ...]) -> Tensor:
@@ -125,7 +86,7 @@ def score_block(candidates: Candidates, at: Tensor, masked: Tensor, config: Samp
         ending = torch.isin(candidates.tokens, torch.tensor(ends, device=at.device)) & candidates.masked
         score = score.masked_fill(ending, torch.finfo(score.dtype).min)
     whole = torch.full(masked.shape, -INF, device=at.device).scatter(1, at, score)
-    return whole if config.revise else whole.masked_fill(~masked, INF)
+    return whole if config.revises else whole.masked_fill(~masked, INF)
 
 
 def unmask(denoise: Denoiser, canvas: Canvas, window: slice, keys: Tensor, config: SamplerConfig, special: SpecialTokens, *,
@@ -137,25 +98,26 @@ def unmask(denoise: Denoiser, canvas: Canvas, window: slice, keys: Tensor, confi
     """
     block = canvas.tokens[:, window]                                                    # (B, W), a view: writes go through
     masked = block == special.mask
-    kept_after = schedule(masked, config)
+    plan = planned(masked, config)
     width, forwards = block.shape[1], masked.new_zeros(block.shape[0], dtype=torch.long)
+    limit = config.forwards_per_block if plan is None else plan.shape[1]
     most = [int(masked.sum(-1).max())]                                                  # masked tokens of the fullest row, per step
-    if kept_after is not None:
-        most += (width - kept_after).amax(0).tolist()
-    for step in range(width if kept_after is None else kept_after.shape[1]):
+    if plan is not None:
+        most += (width - plan).amax(0).tolist()
+    for step in range(limit):
         masked = block == special.mask
-        num_masked = most[step] if kept_after is not None else int(masked.sum(-1).max())
+        num_masked = most[step] if plan is not None else int(masked.sum(-1).max())
         if num_masked == 0:
             break
         forwards += masked.any(-1)
         # masked columns first, in order; a row with fewer of them fills up with pinned ones
-        at = masked.logical_not().byte().argsort(dim=-1, stable=True)[:, :width if config.revise else num_masked]     # (B, M)
+        at = masked.logical_not().byte().argsort(dim=-1, stable=True)[:, :width if config.revises else num_masked]     # (B, M)
         candidates = candidates_at(denoise(canvas, window), at, block, keys, (offset, step), config, special)
         score = score_block(candidates, at, masked, config, special.ends)
-        count = adaptive_count(score, masked, config) if kept_after is None else kept_after[:, step]
+        standing = keep(score, masked, None if plan is None else plan[:, step], step == limit - 1, config)
         proposal = block.scatter(1, at, candidates.tokens)
         before = block.clone() if on_step else block
-        block.copy_(torch.where(keep_top(score, count), proposal, special.mask))
+        block.copy_(torch.where(standing, proposal, special.mask))
         if on_step:
             on_step(step, proposal, score, before, block.clone())
     return forwards

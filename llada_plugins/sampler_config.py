@@ -27,13 +27,18 @@ class SamplerConfig:
     threshold: float | None = arg(None, "keep every token at least this probable (0-1), at least one a step, instead of a fixed number")
     factor: float | None = arg(None, "keep the n most probable tokens while (n + 1)(1 - probability) < factor (Fast-dLLM)")
     remask_ratio: float | None = arg(None, "mask-and-refine: mask the least trusted fraction (0-1) of the block again after every step but the last")
+    revise: bool = arg(False, "dynamic remasking (RemeDi): after step n exactly K_n tokens of the block stand, the best by confidence_source, "
+                              "visible ones competing; all others are masked again")
+    revise_below: float | None = arg(None, "under threshold or factor: mask visible tokens of the block again whose score (0-1) is below this")
+    max_forwards: int | None = arg(None, "under threshold or factor: forward passes for the whole answer, shared equally by its blocks; the last of a "
+                                         "block keeps every token (default: one a token)")
     logits_eos_inf: bool = arg(False, "EOS is never produced")
     confidence_eos_eot_inf: bool = arg(False, "EOS and EoT may be proposed but are kept last")
     early_stop: bool = arg(False, "stop once a finished block holds EOS or EoT: the answer ends with that block")
     seed: int = arg(0, "with the prompt, determines every random number of its answer")
 
     def __post_init__(self) -> None:
-        for name in ("gen_length", "steps", "block_length", "top_k"):
+        for name in ("gen_length", "steps", "block_length", "top_k", "max_forwards"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self._check_blocks()
@@ -51,7 +56,7 @@ class SamplerConfig:
         if self.steps % self.num_blocks:
             raise ValueError(f"steps ({self.steps}) must be a multiple of the number of blocks "
                              f"({self.num_blocks} = gen_length {self.gen_length} / block_length {self.block})")
-        if self.steps > self.gen_length and not self.revise:
+        if self.steps > self.gen_length and self.remask_ratio is None:
             raise ValueError(f"steps ({self.steps}) must not exceed gen_length ({self.gen_length}): every step unmasks at least one token")
 
     def _check_sampling(self) -> None:
@@ -69,14 +74,23 @@ class SamplerConfig:
             raise ValueError(f"remasking={self.remasking!r} and confidence_source={self.confidence_source!r} are two names of one option: give one")
 
     def _check_counts(self) -> None:
-        rules = {name: getattr(self, name) for name in ("threshold", "factor", "remask_ratio") if getattr(self, name) is not None}
+        rules = {name: getattr(self, name) for name in ("threshold", "factor", "remask_ratio", "revise") if getattr(self, name) is not None}
+        if not self.revise:
+            del rules["revise"]
         if len(rules) > 1:
             raise ValueError(f"{' and '.join(rules)} are alternatives: give one")
         for name, value in rules.items():
             if name == "factor" and not value > 0 or name == "threshold" and not 0 < value <= 1 or name == "remask_ratio" and not 0 < value < 1:
                 raise ValueError(f"{name} must be {'above 0' if name == 'factor' else 'between 0 and 1'}, got {value}")
+        for name in ("revise_below", "max_forwards"):
+            if getattr(self, name) is not None and not self.adaptive:
+                raise ValueError(f"{name} has no effect without threshold or factor: set one of them, or leave it out")
+        if self.revise_below is not None and not 0 < self.revise_below <= 1:
+            raise ValueError(f"revise_below must be above 0 and at most 1, got {self.revise_below}")
+        if self.max_forwards is not None and self.max_forwards < self.num_blocks:
+            raise ValueError(f"max_forwards ({self.max_forwards}) must be at least the number of blocks ({self.num_blocks}): each needs one")
         if self.adaptive and self.source not in PROBABILITIES:
-            raise ValueError(f"threshold and factor compare probabilities: they need confidence_source {' or '.join(PROBABILITIES)}, got {self.source!r}")
+            raise ValueError(f"threshold and factor compare probabilities: they need confidence_source {', '.join(PROBABILITIES)}, got {self.source!r}")
 
     @property
     def block(self) -> int:
@@ -103,9 +117,14 @@ class SamplerConfig:
         return self.threshold is not None or self.factor is not None
 
     @property
-    def revise(self) -> bool:
+    def revises(self) -> bool:
         """May a token that was kept be masked again?"""
-        return self.remask_ratio is not None
+        return self.revise or self.remask_ratio is not None or self.revise_below is not None
+
+    @property
+    def forwards_per_block(self) -> int:
+        """Upper bound under threshold and factor; one a token lets every rule finish."""
+        return self.block if self.max_forwards is None else self.max_forwards // self.num_blocks
 
     @property
     def grows(self) -> bool:

@@ -19,6 +19,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
+def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:
+    """Token ids; special tokens are added only where the string does not already begin with BOS, as a rendered chat does."""
+    bos = tokenizer.bos_token
+    return tokenizer.encode(string, add_special_tokens=not (bos and string.startswith(bos)))
+
+
 def before_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
     """The ids before the first EOS or EoT."""
     for position, token in enumerate(ids):

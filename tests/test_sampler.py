@@ -16,8 +16,9 @@ from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, guided
 from llada_plugins.generation import generate, with_options
 from llada_plugins.model import SpecialTokens
 from llada_plugins.noise import uniform
-from llada_plugins.sampler import Sample, Step, adaptive_count, decode, keep_top, propose, quota
+from llada_plugins.sampler import Sample, Step, decode, propose
 from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.schedule import keep_top, num_passing, quota
 
 EOS, EOT, MASK, VOCAB = 1, 2, 3, 16
 SPECIAL = SpecialTokens(MASK, EOS, EOT)
@@ -46,6 +47,13 @@ METHOD_OPTIONS = [dict(gen_length=12, **options) for options in (
     dict(remask_ratio=0.5, steps=4),
     dict(remask_ratio=0.34, block_length=6, steps=10, temperature=1.0, top_k=5),
     dict(remask_ratio=0.75, steps=20, confidence_source="random", cfg_scale=0.5),
+    dict(revise=True, steps=5, confidence_source="ups"),
+    dict(revise=True, block_length=6, steps=8, confidence_source="ups_all", temperature=1.0),
+    dict(revise=True, steps=6, confidence_source="random"),
+    dict(revise=True, block_length=4, steps=6, sampling_method="semi_ar_origin"),
+    dict(revise=True, steps=4, confidence_source="tps_logit", cfg_scale=1.0),
+    dict(threshold=0.4, revise_below=0.5, confidence_source="ups"),
+    dict(factor=1.5, revise_below=0.4, max_forwards=6, block_length=6, confidence_source="ups_all", temperature=1.0),
     dict(sampling_method="semi_ar_origin", block_length=4),
     dict(sampling_method="semi_ar_origin", block_length=3, steps=8, temperature=0.7, top_p=0.8),
     dict(logits_eos_inf=True, temperature=1.0, block_length=4),
@@ -72,7 +80,8 @@ def toy_denoiser(seed: int = 0, favoured: dict[int, float] | None = None) -> Den
         mixed = (context[:, None, None] + position[:, window, None] * 15_485_863 + torch.arange(VOCAB) * 32_452_843 + seed) % PRIME
         for _ in range(3):
             mixed = (mixed * mixed + 12_345) % PRIME
-        return Prediction.from_logits((mixed.double() / PRIME * 6 + added).float())
+        policy = (mixed[..., 0] * mixed[..., 1] % PRIME).double() / PRIME * 6 - 3                            # (B, W)
+        return Prediction.from_logits((mixed.double() / PRIME * 6 + added).float(), policy.float())
     return denoise
 
 
@@ -127,12 +136,12 @@ def test_the_prompt_is_never_touched(options):
 def test_forwards_never_exceed_tokens_and_equal_the_steps_under_a_quota(options):
     config = SamplerConfig(**options)
     for sample in run(options):
-        if config.revise:
-            assert sample.num_forwards == config.steps_per_block * len(sample.answer) // config.block
-        elif config.adaptive:
-            assert len(sample.answer) // config.block <= sample.num_forwards <= len(sample.answer)
+        blocks = len(sample.answer) // config.block
+        if config.adaptive:
+            assert blocks <= sample.num_forwards <= min(len(sample.answer), blocks * (config.max_forwards or 12) // config.num_blocks)
         else:
-            assert sample.num_forwards == config.steps_per_block * len(sample.answer) // config.block <= len(sample.answer)
+            assert sample.num_forwards == config.steps_per_block * blocks
+            assert sample.num_forwards <= len(sample.answer) or "remask_ratio" in options
 
 
 @every_method
@@ -146,7 +155,9 @@ def test_only_the_active_block_changes_and_committed_tokens_stay_unless_revised(
         end = min(len(before), len(after))
         changed = before[:end] != after[:end]
         assert not changed[:window.start].any() and not changed[window.stop:].any()
-        if "remask_ratio" not in options:
+        if SamplerConfig(**options).revises:        # a token that is taken back leaves a mask, never another token
+            assert ((before[:end] == MASK) | (after[:end] == MASK))[changed].all()
+        else:
             assert (before[:end][changed] == MASK).all()
     assert all(window.start >= start for _, window in seen)
 
@@ -164,7 +175,7 @@ def test_steps_replay_to_the_answer(options):
             assert (block[step.kept[at]] == MASK).all() and (block[step.remasked[at]] != MASK).all()
             block[step.kept[at]] = step.proposal[at][step.kept[at]]
             block[step.remasked[at]] = MASK
-            assert "remask_ratio" in options or not step.remasked[at].any()
+            assert SamplerConfig(**options).revises or not step.remasked[at].any()
         if number + 1 == len(steps) or steps[number + 1].step == 0:
             for row, block in blocks.items():
                 assert len(answers[row]) == step.block * len(block)
@@ -248,7 +259,8 @@ def test_factor_rule_equals_a_naive_loop(factor):
     generator = torch.Generator().manual_seed(3)
     score = torch.rand(200, 8, generator=generator) ** 0.2
     masked = torch.rand(200, 8, generator=generator) < 0.7
-    count = adaptive_count(score.masked_fill(~masked, float("inf")), masked, SamplerConfig(gen_length=8, factor=factor))
+    passing = num_passing(score.masked_fill(~masked, -float("inf")), SamplerConfig(gen_length=8, factor=factor))
+    count = (~masked).sum(-1) + passing.clamp_min(1)
     for row in range(200):
         ordered = sorted(score[row][masked[row]].tolist(), reverse=True)
         accepted = 0
@@ -266,6 +278,93 @@ def test_keep_top_takes_the_best_and_breaks_ties_to_the_left():
     assert kept[3] == kept[4] == [[1] * 5] * 3
 
 
+# ---- tokens that are taken back
+
+def masks_after_steps(steps: list[Step], block_length: int) -> dict[tuple[int, int], list[int]]:
+    """(row, block) -> masks that remain after each of its steps, counted from what the steps report."""
+    left: dict[tuple[int, int], list[int]] = {}
+    for step in steps:
+        for at, row in enumerate(step.rows.tolist()):
+            counts = left.setdefault((row, step.block), [block_length])
+            counts.append(counts[-1] - int(step.kept[at].sum()) + int(step.remasked[at].sum()))
+    return {place: counts[1:] for place, counts in left.items()}
+
+
+@pytest.mark.parametrize("block, steps, expected", [
+    (8, 4, [2, 4, 6, 8]), (8, 3, [2, 5, 8]), (7, 5, [1, 2, 3, 5, 7]), (12, 8, [1, 2, 3, 4, 6, 8, 10, 12]), (5, 1, [5]), (4, 4, [1, 2, 3, 4]),
+    (32, 16, list(range(2, 33, 2))),
+])
+def test_revision_keeps_k_n_tokens_after_step_n_with_the_remainder_on_the_last_steps(block, steps, expected):
+    taken, samples = steps_of(dict(gen_length=block, steps=steps, revise=True))
+    assert masks_after_steps(taken, block) == {(row, 0): [block - kept for kept in expected] for row in range(len(PROMPTS))}
+    assert {sample.num_forwards for sample in samples} == {steps}
+
+
+@pytest.mark.parametrize("source", CONFIDENCE)
+def test_exactly_b_minus_k_n_masks_remain_whatever_the_scores(source):
+    remasked = 0
+    for seed in range(25):
+        choose = random.Random(f"{source} {seed}")
+        num_blocks, block = choose.randint(1, 3), choose.randint(1, 9)
+        per_block = choose.randint(1, block)
+        options = dict(gen_length=num_blocks * block, block_length=block, steps=num_blocks * per_block, revise=True, confidence_source=source,
+                       temperature=choose.choice([0.0, 1.0]), cfg_scale=choose.choice([0.0, 1.3]), confidence_eos_eot_inf=choose.random() < 0.3)
+        steps, _ = steps_of(options, toy_denoiser(seed, favoured={EOS: choose.choice([0.0, 2.0])}))
+        share, remainder = divmod(block, per_block)
+        left = [block - n * share - max(0, n - (per_block - remainder)) for n in range(1, per_block + 1)]
+        assert masks_after_steps(steps, block) == {(row, number): left for row in range(len(PROMPTS)) for number in range(num_blocks)}, options
+        remasked += sum(int(step.remasked.sum()) for step in steps)
+    assert remasked > 20        # none would satisfy the counts as well
+
+
+SURE = {7: 4.0}        # raises the toy's best probability from about 0.3 to 0.7, so that rows finish at different steps
+ADAPTIVE = [dict(threshold=0.5, revise_below=0.1, confidence_source="ups"), dict(factor=1.5, revise_below=0.1, confidence_source="ups_all"),
+            dict(threshold=0.7, revise_below=0.1), dict(threshold=0.5, revise_below=0.9, block_length=6, max_forwards=9, confidence_source="ups"),
+            dict(factor=2.5, revise_below=0.45, confidence_source="margin", temperature=0.8), dict(threshold=0.99, max_forwards=4)]
+
+
+@pytest.mark.parametrize("more", ADAPTIVE, ids=str)
+def test_every_adaptive_forward_commits_a_token_of_every_row_that_has_masks(more):
+    steps, samples = steps_of(dict(gen_length=12, **more), toy_denoiser(favoured=SURE))
+    block = more.get("block_length", 12)
+    for (row, number), left in masks_after_steps(steps, block).items():
+        kept = [int(step.kept[step.rows.tolist().index(row)].sum()) for step in steps if step.block == number and row in step.rows.tolist()]
+        assert all(count >= 1 for before, count in zip([block, *left], kept) if before)
+        assert left[-1] == 0
+    assert all(MASK not in sample.answer for sample in samples)
+
+
+@pytest.mark.parametrize("more", ADAPTIVE[:3], ids=str)
+def test_a_finished_row_is_never_masked_again_while_its_neighbours_go_on(more):
+    steps, samples = steps_of(dict(gen_length=12, **more), toy_denoiser(favoured=SURE))
+    waits = would_fall = 0
+    for row, left in ((place[0], left) for place, left in masks_after_steps(steps, 12).items()):
+        done = left.index(0)
+        assert left[done:] == [0] * len(left[done:]) and samples[row].num_forwards == done + 1
+        for step in steps[done + 1:]:
+            assert not step.kept[row].any() and not step.remasked[row].any()
+            waits += 1
+            would_fall += int((step.score[row] < more["revise_below"]).any())
+    assert waits > 0 and would_fall > 0        # rows did wait, with tokens that the rule would have taken
+
+
+@pytest.mark.parametrize("max_forwards, most", [(1, 1), (3, 3), (7, 7), (12, 12), (40, 40)])
+def test_the_last_allowed_forward_keeps_every_token(max_forwards, most):
+    options = dict(gen_length=12, threshold=1.0, revise_below=1.0, max_forwards=max_forwards, confidence_source="ups")        # never content
+    steps, samples = steps_of(options)
+    assert {sample.num_forwards for sample in samples} == {most}
+    assert {left[-1] for left in masks_after_steps(steps, 12).values()} == {0}
+    assert not steps[-1].remasked.any()
+    assert all(left[-2] > 0 for left in masks_after_steps(steps, 12).values() if len(left) > 1)
+
+
+@pytest.mark.parametrize("max_forwards, each", [(3, 1), (5, 1), (6, 2), (11, 3), (None, 4)])
+def test_allowed_forwards_are_shared_equally_by_the_blocks(max_forwards, each):
+    steps, samples = steps_of(dict(gen_length=12, block_length=4, threshold=1.0, revise_below=1.0, max_forwards=max_forwards, confidence_source="ups"))
+    assert {len(left) for left in masks_after_steps(steps, 4).values()} == {each}
+    assert {sample.num_forwards for sample in samples} == {3 * each}
+
+
 # ---- what is trusted
 
 @pytest.mark.parametrize("source", CONFIDENCE)
@@ -274,14 +373,18 @@ def test_confidence_equals_its_definition(source):
     logits = 3 * torch.randn(2, 5, VOCAB, generator=generator)
     tokens = torch.randint(VOCAB, (2, 5), generator=generator)
     drawn = torch.rand(2, 5, generator=generator, dtype=torch.float64)
-    score = CONFIDENCE[source](Candidates(logits, tokens, torch.ones(2, 5, dtype=torch.bool), None, lambda: drawn))
+    policy, masked = torch.randn(2, 5, generator=generator), torch.rand(2, 5, generator=generator) < 0.5
+    score = CONFIDENCE[source](Candidates(logits, tokens, masked, policy, False, lambda: drawn))
     for row in range(2):
         for column in range(5):
             weights = [math.exp(value) for value in logits[row, column].tolist()]
             probability = [weight / sum(weights) for weight in weights]
             best = sorted(probability)
             expected = {"tps_prob": probability[tokens[row, column]], "margin": best[-1] - best[-2],
-                        "entropy": -stats.entropy(probability), "random": float(drawn[row, column])}[source]
+                        "entropy": -stats.entropy(probability), "random": float(drawn[row, column]),
+                        "tps_logit": float(logits[row, column, tokens[row, column]]), "ups_all": 1 / (1 + math.exp(-policy[row, column]))}
+            expected["ups"] = expected["tps_prob"] if masked[row, column] else expected["ups_all"]
+            expected = expected[source]
             assert float(score[row, column]) == pytest.approx(expected, abs=1e-5)        # fp32 softmax
 
 
@@ -430,7 +533,8 @@ def test_sampling_from_the_best_token_alone_is_greedy(more):
 @pytest.mark.parametrize("block_length, later", [(12, 1), (6, 6)], ids=["next step", "next block"])
 def test_every_step_block_and_position_draws_anew(block_length, later):
     def indifferent(canvas: Canvas, window: slice) -> Prediction:
-        return Prediction.from_logits(torch.zeros(len(canvas.tokens), window.stop - window.start, VOCAB))        # proposals are the noise alone
+        """Uniform logits: proposals are the noise alone."""
+        return Prediction.from_logits(torch.zeros(len(canvas.tokens), window.stop - window.start, VOCAB))
 
     steps, _ = steps_of(dict(gen_length=12, block_length=block_length, temperature=1.0), indifferent)
     proposed = steps[later].score != float("inf")        # not pinned from before
@@ -488,6 +592,108 @@ def test_answers_equal_a_naive_reimplementation_of_the_published_sampler(seed):
     samples = run(options, prompts, denoise)
     assert [sample.answer for sample in samples] == [naive_generate(denoise, prompt, **options) for prompt in prompts]
     assert {sample.num_forwards for sample in samples} == {options["steps"]}
+
+
+def scored(denoise: Denoiser, row: list[int], start: int, place: int, source: str) -> tuple[int, float]:
+    """The token that would stand at one place of one row, and its confidence, by the papers' words in plain Python."""
+    prediction = denoise(Canvas(torch.tensor([row]), torch.tensor([start])), slice(0, len(row)))
+    logits = prediction.logits_at(torch.tensor([[place]]))[0, 0].tolist()
+    token = logits.index(max(logits)) if row[place] == MASK else row[place]
+    total = sum(math.exp(value) for value in logits)
+    probability = math.exp(logits[token]) / total
+    if source in ("ups", "ups_all"):
+        policy = 1 / (1 + math.exp(-float(prediction.confidence[0, place])))
+        only_visible = source == "ups" and not prediction.ranks_masked
+        return token, probability if only_visible and row[place] == MASK else policy
+    best, second = sorted(logits, reverse=True)[:2]
+    return token, {"tps_prob": probability, "tps_logit": logits[token], "margin": (math.exp(best) - math.exp(second)) / total}[source]
+
+
+def naive_remedi(denoise: Denoiser, prompt: list[int], gen_length: int, steps: int, block_length: int, confidence_source: str,
+                 sampling_method: str = "semi_ar_padding", cfg_scale: float = 0.0) -> list[int]:
+    """RemeDi's loop (arXiv 2509.23653, Algorithm 1): after step n the K_n best of the whole block stand, all others are masked."""
+    denoise = guided(denoise, cfg_scale, MASK) if cfg_scale else denoise
+    row, per_block = prompt + [MASK] * gen_length * (sampling_method == "semi_ar_padding"), steps * block_length // gen_length
+    increments = [block_length // per_block] * per_block
+    for last in range(block_length % per_block):
+        increments[-1 - last] += 1
+    for block in range(gen_length // block_length):
+        first = len(prompt) + block * block_length
+        row = row + [MASK] * (first + block_length - len(row))
+        for step in range(per_block):
+            candidates = [(scored(denoise, row, len(prompt), place, confidence_source), place) for place in range(first, first + block_length)]
+            ranked = sorted(candidates, key=lambda candidate: -candidate[0][1])
+            for number, ((token, _), place) in enumerate(ranked):
+                row[place] = token if number < sum(increments[:step + 1]) else MASK
+        if sampling_method == "semi_ar_origin" and {EOS, EOT} & set(row[first:]):
+            break
+    return row[len(prompt):]
+
+
+def policy_toy(seed: int, ranks_masked: bool, favoured: dict[int, float] | None = None) -> Denoiser:
+    """The toy with a policy stream of either kind; the oracles would propose the mask, so it never wants to."""
+    toy = toy_denoiser(seed, {MASK: -50.0, **(favoured or {})})
+    return lambda canvas, window: toy(canvas, window)._replace(ranks_masked=ranks_masked)
+
+
+@pytest.mark.parametrize("source", ["ups", "ups_all", "tps_prob", "tps_logit"])
+@pytest.mark.parametrize("ranks_masked", [False, True], ids=["light head", "bi-tower"])
+def test_revision_equals_a_naive_reimplementation_of_remedi(source, ranks_masked):
+    for seed in range(10):
+        choose = random.Random(seed)
+        num_blocks, block_length = choose.choice([1, 2, 3]), choose.choice([2, 4, 5])
+        options = dict(gen_length=num_blocks * block_length, block_length=block_length, steps=num_blocks * choose.randint(1, block_length),
+                       confidence_source=source, sampling_method=choose.choice(["semi_ar_padding", "semi_ar_origin"]),
+                       cfg_scale=choose.choice([0.0, 0.0, 0.7]))
+        prompts = [[choose.choice([token for token in range(VOCAB) if token != MASK]) for _ in range(choose.randint(1, 6))] for _ in range(3)]
+        denoise = policy_toy(seed, ranks_masked)
+        samples = run({**options, "revise": True}, prompts, denoise)
+        assert [sample.answer for sample in samples] == [naive_remedi(denoise, prompt, **options) for prompt in prompts], options
+
+
+def naive_adaptive(denoise: Denoiser, prompt: list[int], gen_length: int, block_length: int, confidence_source: str, revise_below: float,
+                   threshold: float | None = None, factor: float | None = None, max_forwards: int | None = None) -> Sample:
+    """Commit what passes the rule, at least the best; mask what stands below revise_below; until nothing is masked or no forward is left."""
+    row, forwards, num_blocks = prompt + [MASK] * gen_length, 0, gen_length // block_length
+    for block in range(num_blocks):
+        places = range(len(prompt) + block * block_length, len(prompt) + (block + 1) * block_length)
+        left = max_forwards // num_blocks if max_forwards else block_length
+        while any(row[place] == MASK for place in places):
+            found = {place: scored(denoise, row, len(prompt), place, confidence_source) for place in places}
+            forwards, left = forwards + 1, left - 1
+            masked = sorted((place for place in places if row[place] == MASK), key=lambda place: -found[place][1])
+            doubted = [place for place in places if row[place] != MASK and found[place][1] < revise_below]
+            accepted = 1
+            while accepted < len(masked):
+                score = found[masked[accepted]][1]
+                if not (score >= threshold if threshold else (accepted + 2) * (1 - score) < factor):
+                    break
+                accepted += 1
+            if factor and not 2 * (1 - found[masked[0]][1]) < factor:
+                accepted = 1        # the rule stops at the first that fails; the best is kept nevertheless
+            for place in masked if left == 0 else masked[:accepted]:
+                row[place] = found[place][0]
+            for place in doubted if left else []:
+                row[place] = MASK
+    return Sample(row[len(prompt):], forwards)
+
+
+@pytest.mark.parametrize("source", PROBABILITIES)
+@pytest.mark.parametrize("rule", ["threshold", "factor"])
+def test_adaptive_revision_equals_a_naive_loop(source, rule):
+    differ = 0
+    for seed in range(16):
+        choose = random.Random(seed)
+        num_blocks, block_length = choose.choice([1, 2]), choose.choice([3, 6, 8])
+        options = dict(gen_length=num_blocks * block_length, block_length=block_length, confidence_source=source,
+                       revise_below=choose.choice([0.02, 0.05, 0.2, 0.5]), max_forwards=choose.choice([None, num_blocks, 2 * num_blocks, 7, 20]))
+        options[rule] = choose.choice([0.2, 0.4, 0.6, 0.8] if rule == "threshold" else [0.7, 1.3, 1.6, 1.9])
+        prompts = [[choose.choice([token for token in range(VOCAB) if token != MASK]) for _ in range(choose.randint(1, 6))] for _ in range(3)]
+        denoise = policy_toy(seed, choose.random() < 0.3, SURE)
+        samples = run(options, prompts, denoise)
+        assert samples == [naive_adaptive(denoise, prompt, **options) for prompt in prompts], options
+        differ += len({sample.num_forwards for sample in samples}) > 1
+    assert differ > 0        # rows of one batch ended at different steps
 
 
 @pytest.fixture(scope="module")
@@ -551,8 +757,21 @@ MISTAKES = [
     (dict(factor=float("nan")), r"factor must be above 0, got nan"),
     (dict(remask_ratio=0.0), r"remask_ratio must be between 0 and 1, got 0.0"),
     (dict(remask_ratio=1.0), r"remask_ratio must be between 0 and 1, got 1.0"),
-    (dict(threshold=0.9, remasking="random"), r"need confidence_source tps_prob or margin, got 'random'"),
-    (dict(factor=1.0, confidence_source="entropy"), r"need confidence_source tps_prob or margin, got 'entropy'"),
+    (dict(threshold=0.9, remasking="random"), r"need confidence_source tps_prob, margin, ups, ups_all, got 'random'"),
+    (dict(factor=1.0, confidence_source="entropy"), r"need confidence_source tps_prob, margin, ups, ups_all, got 'entropy'"),
+    (dict(threshold=0.9, confidence_source="tps_logit"), r"need confidence_source tps_prob, margin, ups, ups_all, got 'tps_logit'"),
+    (dict(revise=True, threshold=0.9), r"threshold and revise are alternatives: give one"),
+    (dict(revise=True, factor=1.0), r"factor and revise are alternatives: give one"),
+    (dict(revise=True, remask_ratio=0.5), r"remask_ratio and revise are alternatives: give one"),
+    (dict(revise=True, gen_length=12, steps=13), r"steps \(13\) must not exceed gen_length \(12\)"),
+    (dict(revise_below=0.5), r"revise_below has no effect without threshold or factor: set one of them, or leave it out"),
+    (dict(revise_below=0.5, revise=True), r"revise_below has no effect without threshold or factor"),
+    (dict(max_forwards=8), r"max_forwards has no effect without threshold or factor"),
+    (dict(max_forwards=0, threshold=0.9), r"max_forwards must be at least 1, got 0"),
+    (dict(revise_below=0.0, threshold=0.9), r"revise_below must be above 0 and at most 1, got 0.0"),
+    (dict(revise_below=1.5, factor=1.0), r"revise_below must be above 0 and at most 1, got 1.5"),
+    (dict(revise_below=float("nan"), factor=1.0), r"revise_below must be above 0 and at most 1, got nan"),
+    (dict(gen_length=12, block_length=4, threshold=0.9, max_forwards=2), r"max_forwards \(2\) must be at least the number of blocks \(3\): each"),
 ]
 ALLOWED = [
     dict(gen_length=12, steps=24, remask_ratio=0.5),        # refinement may take more steps than tokens
@@ -560,6 +779,7 @@ ALLOWED = [
     dict(remasking="low_confidence", confidence_source="tps_prob"),
     dict(gen_length=12, block_length=12, sampling_method="fixed_length"),
     dict(threshold=1.0), dict(top_p=1.0, temperature=0.1),
+    dict(threshold=0.9, revise=False), dict(threshold=0.9, revise_below=1.0), dict(gen_length=12, block_length=4, factor=1.0, max_forwards=3),
 ]
 
 
@@ -579,7 +799,7 @@ def test_defaults_are_the_published_ones():
     config = SamplerConfig()
     assert (config.gen_length, config.block, config.num_blocks, config.steps_per_block) == (128, 128, 1, 128)
     assert (config.source, config.temperature, config.cfg_scale) == ("tps_prob", 0.0, 0.0)
-    assert not (config.adaptive or config.revise or config.grows or config.early_stop)
+    assert not (config.adaptive or config.revises or config.grows or config.early_stop)
 
 
 def test_wrong_prompts_and_missing_tokens_are_told_before_a_forward(make_model):

@@ -1,0 +1,182 @@
+"""ALA, the router: prompt-conditioned seeds in place of the one static embedding that all masked positions share.
+
+Nothing inside the transformer changes: only what masked answer positions look like before the first block. `routed` makes a Denoiser
+from a Denoiser, `RoutedLLaDA` a module for training; both go through `route`. The last-layer corrections of later public code that
+share the name are something else, and not here.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import load_tensors, read_json, save_tensors, tensor_names
+from .config import arg, build, names, reject_unknown
+from .denoiser import PADDING, Canvas, Denoiser, Prediction
+from .model import LLaDA
+from .policy_stream import backbone_fingerprint
+
+CONFIG, WEIGHTS = "router_config.json", "router.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """What a router is."""
+
+    d_model: int = arg(help="width of the embeddings it reads and makes")
+    heads: int = arg(4, "attention heads")
+    layers: int = arg(1, "cross-attention layers")
+    mlp: int = arg(0, "hidden units of the MLP after each attention; 0 = none")
+    mode: Literal["residual", "replace"] = arg(
+        "residual", "residual: mask embedding + output, zero at initialisation, so that it starts as the identity; replace: the output alone")
+    max_positions: int = arg(1024, "longest answer, and reach into the prompt from its end, in tokens")
+    use_prompt: bool = arg(True, "off: the control, a static bias for each answer position that sees no prompt")
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "heads", "layers", "max_positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of a router must be at least 1, got {getattr(self, name)}")
+        if self.mlp < 0:
+            raise ValueError(f"mlp of a router must not be negative, got {self.mlp}")
+        if self.d_model % self.heads:
+            raise ValueError(f"d_model ({self.d_model}) of a router must be a multiple of heads ({self.heads})")
+
+
+class RouterLayer(nn.Module):
+    """Pre-norm cross-attention from answer positions to the prompt, then an MLP."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.d_model)
+        self.attention = nn.MultiheadAttention(config.d_model, config.heads, batch_first=True) if config.use_prompt else None
+        self.mlp = nn.Sequential(nn.LayerNorm(config.d_model), nn.Linear(config.d_model, config.mlp), nn.GELU(),
+                                 nn.Linear(config.mlp, config.d_model)) if config.mlp else None
+
+    def forward(self, x: Tensor, prompt: Tensor, absent: Tensor) -> Tensor:
+        """x: (B, W, D). prompt: (B, P, D). absent: (B, P) bool, True = no prompt token there."""
+        if self.attention is not None:
+            x = x + self.attention(self.norm(x), prompt, prompt, key_padding_mask=absent, need_weights=False)[0]
+        return x if self.mlp is None else x + self.mlp(x)
+
+
+class Router(nn.Module):
+    """Seeds (B, W, D) for W answer positions from prompt embeddings (B, P, D): mask queries attend to the prompt."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query_position = nn.Embedding(config.max_positions, config.d_model)
+        self.prompt_position = nn.Embedding(config.max_positions, config.d_model)
+        self.prompt_norm = nn.LayerNorm(config.d_model)
+        self.stack = nn.ModuleList(RouterLayer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        self.out = nn.Linear(config.d_model, config.d_model)
+        if config.mode == "residual":
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
+
+    def forward(self, prompt: Tensor, present: Tensor, mask_embedding: Tensor, width: int) -> Tensor:
+        """prompt: (B, P, D) embeddings, the answer follows column P - 1. present: (B, P) bool, prompt tokens. mask_embedding: (D,).
+
+        A row without prompt gets the mask embedding at every position.
+        """
+        if width > self.config.max_positions:
+            raise ValueError(f"the router knows answers of {self.config.max_positions} tokens (max_positions), got {width}: train a longer one")
+        positions = torch.arange(width, device=prompt.device)
+        back = torch.arange(prompt.shape[1], 0, -1, device=prompt.device) - 1                # distance from the answer, less one
+        keys = self.prompt_norm(prompt + self.prompt_position(back.clamp(max=self.config.max_positions - 1)))
+        query = (mask_embedding + self.query_position(positions)).expand(len(prompt), -1, -1)  # (B, W, D)
+        empty = ~present.any(-1)                                                             # (B,)
+        absent = ~present & ~empty[:, None]              # attention over nothing is undefined; such rows are overwritten below
+        x = query
+        for layer in self.stack:
+            x = layer(x, keys, absent)
+        seeds = self.out(self.norm(x))
+        if self.config.mode == "residual":
+            seeds = mask_embedding + seeds
+        return torch.where(empty[:, None, None], mask_embedding, seeds)
+
+
+def route(router: Router, embedding: nn.Embedding, tokens: Tensor, answer_start: Tensor, mask_id: int) -> Tensor:
+    """Embeddings (B, L, D) of tokens (B, L) in which masked answer positions carry the router's seeds; PADDING embeds as token 0.
+
+    answer_start: (B,) column of each row's first answer token. Rows are aligned so that each prompt ends at its own answer_start.
+    Without a masked answer position the result is exactly the embedding's.
+    """
+    embeds = embedding(tokens.clamp(min=0))                                                  # (B, L, D)
+    length = tokens.shape[1]
+    start = max(1, int(answer_start.max()))                                                  # attention needs a column, if an absent one
+    shift = start - answer_start                                                             # (B,) columns to the right to line answers up
+    column = torch.arange(start, device=tokens.device) - shift[:, None]                      # (B, P) source column of each lined-up place
+    source = column.clamp(min=0)
+    present = (column >= 0) & (tokens.gather(1, source) != PADDING)
+    prompt = embeds.gather(1, source[..., None].expand(-1, -1, embeds.shape[-1]))
+    position = torch.arange(length, device=tokens.device) - answer_start[:, None]            # (B, L) place in the answer
+    seeded = (position >= 0) & (tokens == mask_id)
+    width = int(position.masked_fill(~seeded, 0).max()) + 1                                  # of the longest answer, padding left out
+    mask_embedding = embedding.weight[mask_id]
+    seeds = router(prompt.to(router.out.weight.dtype), present, mask_embedding.to(router.out.weight.dtype), width).to(embeds.dtype)
+    seeds = seeds.gather(1, position.clamp(0, width - 1)[..., None].expand(-1, -1, embeds.shape[-1]))
+    return torch.where(seeded[..., None], seeds, embeds)
+
+
+def routed(denoise: Denoiser, router: Router, embedding: nn.Embedding, mask_id: int) -> Denoiser:
+    """The same denoiser on routed embeddings. Masked *prompt* positions (guidance's blank prompt) keep the static embedding."""
+    def denoise_routed(canvas: Canvas, window: slice) -> Prediction:
+        return denoise(canvas._replace(embeds=route(router, embedding, canvas.tokens, canvas.answer_start, mask_id)), window)
+    return denoise_routed
+
+
+class RoutedLLaDA(nn.Module):
+    """The plan's ALALLaDA: a frozen backbone behind a router, (B, L) ids and prompt lengths to logits (B, L, V)."""
+
+    def __init__(self, backbone: LLaDA, router: Router, mask_id: int) -> None:
+        super().__init__()
+        if router.config.d_model != backbone.config.d_model:
+            raise ValueError(f"the router's width is {router.config.d_model}, the model's {backbone.config.d_model}")
+        self.backbone = backbone.requires_grad_(False)
+        self.router = router
+        self.mask_id = mask_id
+
+    @property
+    def config(self) -> Any:
+        return self.backbone.config
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, prompt_lengths: Tensor) -> Tensor:
+        """prompt_lengths: (B,) tokens of each row before its answer, from the first column; right padding only."""
+        whole = not prompt_lengths.is_floating_point() and prompt_lengths.shape == input_ids.shape[:1]
+        if not whole or bool((prompt_lengths < 0).any()) or bool((prompt_lengths > input_ids.shape[1]).any()):
+            raise ValueError(f"prompt_lengths must be ({len(input_ids)},) whole numbers from 0 to {input_ids.shape[1]}, got {prompt_lengths.tolist()}")
+        tokens = input_ids if attention_mask is None else input_ids.masked_fill(~attention_mask.bool(), PADDING)
+        embeds = route(self.router, self.backbone.embedding, tokens, prompt_lengths, self.mask_id)
+        return self.backbone(None, attention_mask, inputs_embeds=embeds)
+
+
+def save_router(router: Router, folder: Path, backbone: str, extra_config: Mapping[str, Any] | None = None) -> None:
+    """Write router_config.json and router.safetensors; backbone: fingerprint of the model that it was trained on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors({name: tensor.detach().cpu().float().contiguous() for name, tensor in router.state_dict().items()}, folder / WEIGHTS)
+    text = json.dumps({**asdict(router.config), "backbone": backbone, **(extra_config or {})}, indent=1, sort_keys=True)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def load_router(folder: Path, model: LLaDA) -> Router:
+    """The router in `folder`, on the model's device; refuses one of another width or trained on another backbone."""
+    raw = read_json(folder / CONFIG)
+    reject_unknown({name: raw[name] for name in raw if name not in ("backbone", "training")}, names(RouterConfig), f"key of {folder / CONFIG}:")
+    if raw.get("d_model") != model.config.d_model:
+        raise ValueError(f"{folder}: this router makes embeddings of width {raw.get('d_model')}, the model's have {model.config.d_model}: "
+                         "give the router that was trained on this model")
+    if raw.get("backbone") != (fingerprint := backbone_fingerprint(model)):
+        raise ValueError(f"{folder}: this router was trained on another backbone (fingerprint {raw.get('backbone')}, this model's is {fingerprint}): "
+                         "give pretrained= the model that it was trained on, or train a router with python -m training.router_sft")
+    with torch.device("meta"):
+        router = Router(build(RouterConfig, raw))
+    path = folder / WEIGHTS
+    load_tensors(router, {name: path for name in tensor_names(path)}, device=model.device, dtype=torch.float32, source=folder)
+    return router.eval().requires_grad_(False)

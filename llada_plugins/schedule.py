@@ -1,0 +1,71 @@
+"""How many tokens of a block stand after a step: fixed schedules, known beforehand, and rules that look at the scores.
+
+The decode loop asks `planned` once a block and `keep` every step. A new rule is a function here and an option in SamplerConfig.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .sampler_config import SamplerConfig
+
+INF = float("inf")
+
+
+def quota(num_masked: Tensor, steps: int, *, remainder_last: bool = False) -> Tensor:
+    """Tokens to unmask at each step under the linear schedule.
+
+    num_masked: (B,) masked tokens per row. Returns (B, steps); rows sum to num_masked. The remainder goes to the first steps
+    (LLaDA, arXiv 2502.09992, Algorithm 5) or to the last (RemeDi, arXiv 2509.23653).
+    """
+    share, remainder = num_masked // steps, num_masked % steps
+    step = torch.arange(steps, device=num_masked.device)
+    if remainder_last:
+        step = steps - 1 - step
+    return share[:, None] + (step < remainder[:, None])
+
+
+def planned(masked: Tensor, config: SamplerConfig) -> Tensor | None:
+    """Tokens of the block that stand after each step, (B, steps), where that does not depend on scores; else None."""
+    if config.adaptive:
+        return None
+    width, steps = masked.shape[1], config.steps_per_block
+    if config.remask_ratio is not None:
+        kept = torch.full((masked.shape[0], steps), width - int(config.remask_ratio * width + 1e-6), device=masked.device)
+        kept[:, -1] = width
+        return kept
+    num_masked = masked.sum(-1)
+    return (width - num_masked)[:, None] + quota(num_masked, steps, remainder_last=config.revise).cumsum(-1)
+
+
+def keep(score: Tensor, masked: Tensor, count: Tensor | None, last: bool, config: SamplerConfig) -> Tensor:
+    """Which positions of the block stand after this step, (B, W) bool; all others are masked (again).
+
+    score: (B, W). masked: (B, W) bool, before the step. count: (B,) of a planned schedule, or None. last: no forward is left.
+    """
+    if count is not None:
+        return keep_top(score, count)
+    if last:
+        return torch.ones_like(masked)
+    standing = ~masked
+    if config.revise_below is not None:
+        finished = ~masked.any(-1, keepdim=True)          # a row without masks is done, whatever its neighbours still do
+        standing = standing & (finished | (score >= config.revise_below))
+    candidates = score.masked_fill(~masked, -INF)
+    return standing | masked & keep_top(candidates, num_passing(candidates, config).clamp_min(1))
+
+
+def num_passing(score: Tensor, config: SamplerConfig) -> Tensor:
+    """How many of the masked positions pass threshold or factor, (B,); score: (B, W), -inf where nothing is masked."""
+    if config.threshold is not None:
+        return (score >= config.threshold).sum(-1)
+    # the n-th best passes if (n + 1)(1 - p) < factor (Fast-dLLM, arXiv 2505.22618, section 3.3)
+    ordered = score.sort(dim=-1, descending=True).values
+    rank = torch.arange(1, score.shape[1] + 1, device=score.device)
+    return ((rank + 1) * (1 - ordered) < config.factor).cumprod(-1).sum(-1)
+
+
+def keep_top(score: Tensor, count: Tensor) -> Tensor:
+    """The `count` (B,) best positions of every row of score (B, W), as bool; ties go to the left, on every device."""
+    rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return rank < count[:, None]
