@@ -1,0 +1,292 @@
+"""LLaDA models in stock OpenCompass: `from llada_plugins.opencompass_models import LLaDA` in a config, then `type=LLaDA`.
+
+These classes translate templates, stop words and results; every answer and every number is Engine's. Module-level imports stay few:
+mmengine reports an ImportError in here as "LLaDA is not in the registry". Not for lm-eval (lmeval_models.py) nor for decoding itself.
+"""
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from opencompass.models.base import BaseModel
+from opencompass.utils.prompt import PromptList
+
+from .config import names, reject_unknown
+
+if TYPE_CHECKING:
+    from .engine import Completion
+    from .progress import Progress
+    from .sampler_config import SamplerConfig
+
+logger = logging.getLogger(__name__)
+
+ROLES = {"HUMAN": "user", "BOT": "assistant", "SYSTEM": "system"}        # OpenCompass role -> chat role
+RENAMED = ("pretrained", "max_length", "batch_size")        # here path, max_seq_len, and a key that OpenCompass keeps to itself
+
+
+class LLaDA(BaseModel):
+    """A LLaDA checkpoint for a `models` entry of a stock config.
+
+    path: checkpoint folder, hub id, or None for the tiny model shipped in the package. options: any other field of EngineConfig and
+    SamplerConfig, flat (`steps=64, block_length=32, …`); unknown names raise ValueError. An explicit gen_length decides the answer's
+    length, else the data set's max_out_len does.
+    chat: render HUMAN/BOT turns through the tokenizer's chat template, for instruct models; off, the turns are joined by newlines or
+    wrapped by meta_template. stop_words: end an answer at the earliest of these and of the data set's stopping_criteria.
+    record_stats: predictions become dicts with prediction, nfe, seconds and tokens; the entry then needs
+    `pred_postprocessor=dict(type=unwrap_prediction)`. generation_kwargs: num_return_sequences only; a data set's own repeats of a
+    prompt get equal answers. tokenizer_only: prompts can be rendered and counted, nothing more.
+    The entry's batch_size, which OpenCompass keeps to itself, is the number of rows of one forward pass, of answers and of masked copies in a likelihood alike.
+    """
+
+    method = "llada"
+
+    def __init__(self, path: str | None = None, *, chat: bool = False, stop_words: Sequence[str] = (), record_stats: bool = False,
+                 max_seq_len: int | None = None, meta_template: Mapping[str, Any] | None = None,
+                 generation_kwargs: Mapping[str, Any] | None = None, tokenizer_only: bool = False, **options: Any) -> None:
+        from . import checkpoint, text
+        from .engine import Engine, option_classes
+
+        own = [name for name in inspect.signature(LLaDA.__init__).parameters if name not in ("self", "options")]
+        reject_unknown(options, own + [name for name in names(*option_classes(self.method)) if name not in RENAMED])
+        if meta_template and (chat or record_stats):
+            raise ValueError(f"meta_template and {'chat' if chat else 'record_stats'} exclude each other: "
+                             + ("both wrap the turns" if chat else "OpenCompass then cuts predictions as plain strings"))
+        self.num_answers = _num_answers(generation_kwargs or {})
+        _join_process_group()
+        if max_seq_len is not None:
+            options["max_length"] = max_seq_len
+        if tokenizer_only:
+            self.engine = None
+            self.tokenizer = text.load_tokenizer(checkpoint.resolve(options.get("tokenizer") or path))
+        else:
+            self.engine = Engine(self.method, pretrained=path, **options)
+            self.tokenizer = self.engine.tokenizer
+            max_seq_len = self.engine.max_length
+        super().__init__(path=path, max_seq_len=max_seq_len, tokenizer_only=tokenizer_only, meta_template=meta_template,
+                         generation_kwargs=dict(generation_kwargs or {}))
+        self.chat, self.record_stats = chat, record_stats
+        self.stop_words = (stop_words,) if isinstance(stop_words, str) else tuple(stop_words)
+        self._bar: Progress | None = None
+        self._answered: set[str] = set()
+        self._warned: set[str] = set()
+        if chat:
+            self._render_chat([{"role": "user", "content": "?"}])        # a tokenizer without a template fails here, not in the first batch
+
+    def parse_template(self, prompt_template: Any, mode: str) -> str | list[str]:
+        """The exact text that the model reads: of one template a string, of a list or tuple of templates a list.
+
+        mode "gen": up to where the answer begins; "ppl": the answer included. A chat drops the text that a template puts at the start
+        of the answer, as OpenCompass does for chat models. A plain string is a user's turn in gen mode and taken as it is in ppl mode.
+        """
+        if isinstance(prompt_template, str):
+            return self._chat(PromptList([prompt_template]), mode) if self.chat and mode == "gen" else prompt_template
+        if _is_messages(prompt_template):
+            prompt_template = _prompt_list(prompt_template)
+        if not isinstance(prompt_template, PromptList):
+            return [self.parse_template(template, mode) for template in prompt_template]
+        return self._chat(prompt_template, mode) if self.chat else super().parse_template(prompt_template, mode)
+
+    def get_token_len(self, prompt: str) -> int:
+        """Tokens of a rendered prompt."""
+        from . import text
+
+        return len(text.encode(self.tokenizer, prompt))
+
+    def generate(self, inputs: Sequence[str], max_out_len: int, stopping_criteria: Sequence[str] = (),
+                 min_out_len: int | None = None) -> list[str | dict[str, Any]]:
+        """The answers, in the order of the prompts; with num_return_sequences=n, n in a row for each prompt."""
+        from .engine import Request
+
+        if min_out_len:
+            self._warn_once(f"min_out_len={min_out_len} has no effect: every answer has gen_length tokens; logits_eos_inf=True forbids EOS")
+        sampler = self.engine.sampler_for({}, max_out_len)
+        self._note_repeats(inputs, sampler)
+        until = tuple(dict.fromkeys([*self.stop_words, *stopping_criteria]))
+        prompts = list(dict.fromkeys(inputs))
+        requests = [Request(prompt, sampler, until) for prompt in prompts for _ in range(self.num_answers)]
+        answers: dict[str, dict[int, str | dict[str, Any]]] = {prompt: {} for prompt in prompts}
+        bar = self._progress()
+        for number, completion in self.engine.generate(requests, len(requests)):
+            answers[requests[number].prompt][number] = self._prediction(completion)
+            bar.add(completion.num_tokens)
+        for _ in range((len(inputs) - len(prompts)) * self.num_answers):
+            bar.add()                                  # repeats of a prompt within the call
+        return [answer for prompt in inputs for _, answer in sorted(answers[prompt].items())]
+
+    def get_ppl_from_template(self, templates: Sequence[Any], mask_length: Sequence[int] | None = None) -> np.ndarray:
+        """Mean negative log-likelihood (nats a token) of each template's answer given what precedes it; the smallest wins.
+
+        The answer is the model's last turn. OpenCompass' own models average over prompt and answer together, which a masked-diffusion
+        bound of the whole text would only blur; published LLaDA scores rank sums over the answer (lm-eval's acc), so answers of
+        unequal length may rank differently. A template without such a turn is scored as a whole: see `get_ppl`.
+        """
+        if mask_length is not None:
+            return self.get_ppl(self.parse_template(templates, "ppl"), mask_length)
+        pairs = []
+        for template in templates:
+            split = self._split(template)
+            pairs.append(self.engine.encode_pair(*split) if split else self._whole(self.parse_template(template, "ppl")))
+        return self._mean_nll(pairs)
+
+    def get_ppl(self, inputs: Sequence[str], mask_length: Sequence[int] | None = None) -> np.ndarray:
+        """Mean negative log-likelihood (nats a token) of each text, all its tokens masked jointly after BOS if the tokenizer has one.
+
+        mask_length: tokens at the start of each text that are given, not scored.
+        """
+        if mask_length is None:
+            return self._mean_nll([self._whole(string) for string in inputs])
+        encoded = [self.engine.encode(string) for string in inputs]
+        return self._mean_nll([(ids[:length], ids[length:]) for ids, length in zip(encoded, mask_length)])
+
+    def get_loglikelihood(self, inputs: Sequence[str], conts: Sequence[str]) -> np.ndarray:
+        """Log-likelihood (nats, summed) of each text's ending `cont` given the text before it; the largest wins."""
+        for string, cont in zip(inputs, conts):
+            if not cont or not string.endswith(cont):
+                raise ValueError(f"a prompt must end with its column 'cont', {cont[:40]!r}; it ends with {string[-40:]!r}")
+        return self._log_likelihood([self.engine.encode_pair(string[:-len(cont)], cont) for string, cont in zip(inputs, conts)])
+
+    def _chat(self, template: PromptList, mode: str) -> str:
+        messages = _merged(template)
+        replied = bool(messages) and messages[-1]["role"] == "assistant"
+        if not messages:                               # the in-context examples of a zero-shot task
+            return ""
+        if replied and mode == "ppl":
+            return self._render_chat(messages, prefill=True)
+        return self._render_chat(messages[:-1] if replied else messages)
+
+    def _render_chat(self, messages: Sequence[Mapping[str, str]], prefill: bool = False) -> str:
+        from . import text
+
+        return text.render_chat(self.tokenizer, messages, prefill)
+
+    def _split(self, template: Any) -> tuple[str, str] | None:
+        """Context and answer texts, where the template ends with the model's turn."""
+        if isinstance(template, str):
+            return None
+        whole = self.parse_template(template, "ppl")
+        wraps = self.chat or self.template_parser.meta_template       # then gen mode itself ends where the answer begins
+        context = self.parse_template(template if wraps else _without_reply(template), "gen")
+        return (context, whole[len(context):]) if context and whole.startswith(context) and len(context) < len(whole) else None
+
+    def _whole(self, string: str) -> tuple[list[int], list[int]]:
+        ids = self.engine.encode(string)
+        bos = self.tokenizer.bos_token_id
+        if bos is None:
+            return [], ids
+        return [bos], ids[ids[:1] == [bos]:]
+
+    def _mean_nll(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray:
+        return -self._log_likelihood(pairs) / np.array([len(answer) for _, answer in pairs])
+
+    def _log_likelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray:
+        values = np.empty(len(pairs))
+        bar = self._progress()
+        for number, estimate in self.engine.log_likelihood(pairs, len(pairs)):
+            values[number] = estimate.value
+            bar.add()
+        return values
+
+    def _prediction(self, completion: Completion) -> str | dict[str, Any]:
+        if not self.record_stats:
+            return completion.text
+        return {"prediction": completion.text, "nfe": completion.num_forwards, "seconds": round(completion.seconds, 4),
+                "tokens": completion.num_tokens}
+
+    def _note_repeats(self, inputs: Sequence[str], sampler: SamplerConfig) -> None:
+        """A call does not know which repeat of a prompt it sees, so equal prompts get equal answers, whatever the batches or a resume."""
+        if sampler.temperature == 0 and sampler.source != "random":
+            return
+        if len(set(inputs)) < len(inputs) or not self._answered.isdisjoint(inputs):
+            self._warn_once("the data set repeats prompts, which get equal answers: for n samples of each prompt use "
+                            "generation_kwargs=dict(num_return_sequences=n)")
+        self._answered.update(inputs)
+
+    def _progress(self) -> Progress:
+        from mmengine import dist
+
+        from .progress import progress
+
+        if self._bar is None:                          # one line for the task: OpenCompass' own bar counts batches and knows the end
+            self._bar = progress(None, type(self).__name__, disable=not dist.is_main_process())
+        return self._bar
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message)
+
+
+class LLaDAUPS(LLaDA):
+    """Learned remasking (RemeDi): the baseline's options and `ups`, the folder of a policy head."""
+
+    method = "llada_ups"
+
+
+def unwrap_prediction(prediction: str | Mapping[str, Any]) -> str:
+    """The text of a prediction recorded with its statistics; for `pred_postprocessor` of a model entry with record_stats=True."""
+    return prediction if isinstance(prediction, str) else prediction["prediction"]
+
+
+def _num_answers(generation_kwargs: Mapping[str, Any]) -> int:
+    others = [name for name in generation_kwargs if name != "num_return_sequences"]
+    if others:
+        raise ValueError(f"generation_kwargs takes num_return_sequences only, got {', '.join(others)}: "
+                         "write sampler options flat in the model's entry")
+    number = generation_kwargs.get("num_return_sequences", 1)
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"num_return_sequences must be a whole number, at least 1, got {number!r}")
+    return number
+
+
+def _join_process_group() -> None:
+    """Under torchrun (run_cfg.num_procs > 1) ranks must know themselves, else all of them write the same files."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch.distributed
+
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+
+
+def _is_messages(template: Any) -> bool:
+    """Is it a chat of the *_rawprompt_* configs, a list of {role, content}?"""
+    return isinstance(template, list) and bool(template) and all(isinstance(item, dict) and "content" in item for item in template)
+
+
+def _prompt_list(messages: Iterable[Mapping[str, str]]) -> PromptList:
+    """Messages as one round of OpenCompass' own form."""
+    role_of = {chat_role: role for role, chat_role in ROLES.items()}
+    turns = [{"role": role_of.get(message["role"], message["role"]), "prompt": message["content"]} for message in messages]
+    return PromptList([{"section": "round", "pos": "begin"}, *turns, {"section": "round", "pos": "end"}])
+
+
+def _is_turn(item: str | Mapping[str, Any]) -> bool:
+    return isinstance(item, str) or "section" not in item
+
+
+def _merged(template: PromptList) -> list[dict[str, str]]:
+    """Chat messages: section marks and empty turns dropped, neighbours of one role joined by a newline, loose text the user's."""
+    messages: list[dict[str, str]] = []
+    for item in filter(_is_turn, template):
+        role, content = ("HUMAN", item) if isinstance(item, str) else (item["role"], item.get("prompt", ""))
+        if role not in ROLES:
+            role = item.get("fallback_role", role)
+        if role not in ROLES:
+            raise ValueError(f"a chat template has no role {role!r}: give the turn a fallback_role, one of {', '.join(ROLES)}")
+        if content and messages and messages[-1]["role"] == ROLES[role]:
+            messages[-1]["content"] += "\n" + content
+        elif content:
+            messages.append({"role": ROLES[role], "content": content})
+    return messages
+
+
+def _without_reply(template: Any) -> PromptList:
+    """The template without its last turn, if that is the model's."""
+    template = _prompt_list(template) if _is_messages(template) else template
+    turns = [number for number, item in enumerate(template) if _is_turn(item) and item]
+    if not turns or isinstance(template[turns[-1]], str) or template[turns[-1]]["role"] != "BOT":
+        return template
+    return PromptList(template[:turns[-1]] + template[turns[-1] + 1:])
