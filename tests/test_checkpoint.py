@@ -191,7 +191,7 @@ def test_a_missing_shard_is_named(folder):
 
 def test_a_folder_that_does_not_exist_is_not_sought_on_the_hub(tmp_path):
     for name in (tmp_path / "none", "./none/here", "a/b/c", "plain"):
-        assert re.search(r"pretrained='.*': no such folder; give a checkpoint folder or a hub id", error_of(name))
+        assert re.search(r"pretrained='.*': no such folder; give a checkpoint folder, a hub id", error_of(name))
     (tmp_path / "file").write_text("")
     assert "no such folder" in error_of(tmp_path / "file")
 

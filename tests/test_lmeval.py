@@ -229,7 +229,7 @@ def test_two_processes_give_the_same_answers_as_one(tmp_path: Path) -> None:
     ("gsm8k_local", "exact_match,strict-match", 20, ()),
     ("gsm8k_local", "exact_match,strict-match", 4, ("--apply_chat_template", "--fewshot_as_multiturn", "true")),
     ("math500_local", "math_verify,none", 5, ("--apply_chat_template",)),
-    ("humaneval_local", "pass@1,none", 20, ("--confirm_run_unsafe_code",)),
+    ("humaneval_local", "pass@1,none", 164, ("--confirm_run_unsafe_code",)),
     ("mbpp_local", "pass@1,none", 5, ("--confirm_run_unsafe_code",)),
 ])
 def test_real_data_runs_end_to_end_and_the_tiny_model_scores_zero(tmp_path: Path, task: str, metric: str, limit: int, extra: tuple[str, ...]) -> None:

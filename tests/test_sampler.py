@@ -291,8 +291,8 @@ def masks_after_steps(steps: list[Step], block_length: int) -> dict[tuple[int, i
 
 
 @pytest.mark.parametrize("block, steps, expected", [
-    (8, 4, [2, 4, 6, 8]), (8, 3, [2, 5, 8]), (7, 5, [1, 2, 3, 5, 7]), (12, 8, [1, 2, 3, 4, 6, 8, 10, 12]), (5, 1, [5]), (4, 4, [1, 2, 3, 4]),
-    (32, 16, list(range(2, 33, 2))),
+    (8, 4, [2, 4, 6, 8]), (8, 3, [2, 5, 8]), (7, 5, [1, 2, 3, 5, 7]), (12, 8, [1, 2, 3, 4, 6, 8, 10, 12]), (5, 1, [5]),
+    (4, 4, [1, 2, 3, 4]), (32, 16, list(range(2, 33, 2))),
 ])
 def test_revision_keeps_k_n_tokens_after_step_n_with_the_remainder_on_the_last_steps(block, steps, expected):
     taken, samples = steps_of(dict(gen_length=block, steps=steps, revise=True))
@@ -307,19 +307,22 @@ def test_exactly_b_minus_k_n_masks_remain_whatever_the_scores(source):
         choose = random.Random(f"{source} {seed}")
         num_blocks, block = choose.randint(1, 3), choose.randint(1, 9)
         per_block = choose.randint(1, block)
-        options = dict(gen_length=num_blocks * block, block_length=block, steps=num_blocks * per_block, revise=True, confidence_source=source,
-                       temperature=choose.choice([0.0, 1.0]), cfg_scale=choose.choice([0.0, 1.3]), confidence_eos_eot_inf=choose.random() < 0.3)
+        options = dict(gen_length=num_blocks * block, block_length=block, steps=num_blocks * per_block, revise=True,
+                       confidence_source=source, temperature=choose.choice([0.0, 1.0]), cfg_scale=choose.choice([0.0, 1.3]),
+                       confidence_eos_eot_inf=choose.random() < 0.3)
         steps, _ = steps_of(options, toy_denoiser(seed, favoured={EOS: choose.choice([0.0, 2.0])}))
         share, remainder = divmod(block, per_block)
         left = [block - n * share - max(0, n - (per_block - remainder)) for n in range(1, per_block + 1)]
-        assert masks_after_steps(steps, block) == {(row, number): left for row in range(len(PROMPTS)) for number in range(num_blocks)}, options
+        places = itertools.product(range(len(PROMPTS)), range(num_blocks))
+        assert masks_after_steps(steps, block) == {place: left for place in places}, options
         remasked += sum(int(step.remasked.sum()) for step in steps)
     assert remasked > 20        # none would satisfy the counts as well
 
 
 SURE = {7: 4.0}        # raises the toy's best probability from about 0.3 to 0.7, so that rows finish at different steps
 ADAPTIVE = [dict(threshold=0.5, revise_below=0.1, confidence_source="ups"), dict(factor=1.5, revise_below=0.1, confidence_source="ups_all"),
-            dict(threshold=0.7, revise_below=0.1), dict(threshold=0.5, revise_below=0.9, block_length=6, max_forwards=9, confidence_source="ups"),
+            dict(threshold=0.7, revise_below=0.1),
+            dict(threshold=0.5, revise_below=0.9, block_length=6, max_forwards=9, confidence_source="ups"),
             dict(factor=2.5, revise_below=0.45, confidence_source="margin", temperature=0.8), dict(threshold=0.99, max_forwards=4)]
 
 
@@ -348,11 +351,13 @@ def test_a_finished_row_is_never_masked_again_while_its_neighbours_go_on(more):
     assert waits > 0 and would_fall > 0        # rows did wait, with tokens that the rule would have taken
 
 
-@pytest.mark.parametrize("max_forwards, most", [(1, 1), (3, 3), (7, 7), (12, 12), (40, 40)])
-def test_the_last_allowed_forward_keeps_every_token(max_forwards, most):
-    options = dict(gen_length=12, threshold=1.0, revise_below=1.0, max_forwards=max_forwards, confidence_source="ups")        # never content
-    steps, samples = steps_of(options)
-    assert {sample.num_forwards for sample in samples} == {most}
+NEVER_CONTENT = dict(gen_length=12, threshold=1.0, revise_below=1.0, confidence_source="ups")
+
+
+@pytest.mark.parametrize("max_forwards", [1, 3, 7, 12, 40])
+def test_the_last_allowed_forward_keeps_every_token(max_forwards):
+    steps, samples = steps_of(dict(max_forwards=max_forwards, **NEVER_CONTENT))
+    assert {sample.num_forwards for sample in samples} == {max_forwards}
     assert {left[-1] for left in masks_after_steps(steps, 12).values()} == {0}
     assert not steps[-1].remasked.any()
     assert all(left[-2] > 0 for left in masks_after_steps(steps, 12).values() if len(left) > 1)
@@ -360,7 +365,7 @@ def test_the_last_allowed_forward_keeps_every_token(max_forwards, most):
 
 @pytest.mark.parametrize("max_forwards, each", [(3, 1), (5, 1), (6, 2), (11, 3), (None, 4)])
 def test_allowed_forwards_are_shared_equally_by_the_blocks(max_forwards, each):
-    steps, samples = steps_of(dict(gen_length=12, block_length=4, threshold=1.0, revise_below=1.0, max_forwards=max_forwards, confidence_source="ups"))
+    steps, samples = steps_of(dict(block_length=4, max_forwards=max_forwards, **NEVER_CONTENT))
     assert {len(left) for left in masks_after_steps(steps, 4).values()} == {each}
     assert {sample.num_forwards for sample in samples} == {3 * each}
 
@@ -545,6 +550,10 @@ def test_every_step_block_and_position_draws_anew(block_length, later):
 
 # ---- the published samplers
 
+def random_prompts(choose: random.Random) -> list[list[int]]:
+    return [[choose.choice([token for token in range(VOCAB) if token != MASK]) for _ in range(choose.randint(1, 6))] for _ in range(3)]
+
+
 def naive_generate(denoise: Denoiser, prompt: list[int], gen_length: int, steps: int, block_length: int, cfg_scale: float = 0.0,
                    logits_eos_inf: bool = False, confidence_eos_eot_inf: bool = False) -> list[int]:
     """LLaDA's sampler at temperature 0 (arXiv 2502.09992, Algorithm 5, and its generate.py), one token at a time in plain Python."""
@@ -587,7 +596,7 @@ def test_answers_equal_a_naive_reimplementation_of_the_published_sampler(seed):
     options = dict(gen_length=num_blocks * block_length, block_length=block_length, steps=num_blocks * choose.randint(1, block_length),
                    cfg_scale=choose.choice([0.0, 0.0, 0.7, 2.0]), logits_eos_inf=choose.random() < 0.4,
                    confidence_eos_eot_inf=choose.random() < 0.4)
-    prompts = [[choose.choice([token for token in range(VOCAB) if token != MASK]) for _ in range(choose.randint(1, 6))] for _ in range(3)]
+    prompts = random_prompts(choose)
     denoise = toy_denoiser(seed, favoured={MASK: -50.0, EOS: choose.choice([0.0, 1.5])})        # upstream may propose the mask
     samples = run(options, prompts, denoise)
     assert [sample.answer for sample in samples] == [naive_generate(denoise, prompt, **options) for prompt in prompts]
@@ -621,7 +630,8 @@ def naive_remedi(denoise: Denoiser, prompt: list[int], gen_length: int, steps: i
         first = len(prompt) + block * block_length
         row = row + [MASK] * (first + block_length - len(row))
         for step in range(per_block):
-            candidates = [(scored(denoise, row, len(prompt), place, confidence_source), place) for place in range(first, first + block_length)]
+            places = range(first, first + block_length)
+            candidates = [(scored(denoise, row, len(prompt), place, confidence_source), place) for place in places]
             ranked = sorted(candidates, key=lambda candidate: -candidate[0][1])
             for number, ((token, _), place) in enumerate(ranked):
                 row[place] = token if number < sum(increments[:step + 1]) else MASK
@@ -645,7 +655,7 @@ def test_revision_equals_a_naive_reimplementation_of_remedi(source, ranks_masked
         options = dict(gen_length=num_blocks * block_length, block_length=block_length, steps=num_blocks * choose.randint(1, block_length),
                        confidence_source=source, sampling_method=choose.choice(["semi_ar_padding", "semi_ar_origin"]),
                        cfg_scale=choose.choice([0.0, 0.0, 0.7]))
-        prompts = [[choose.choice([token for token in range(VOCAB) if token != MASK]) for _ in range(choose.randint(1, 6))] for _ in range(3)]
+        prompts = random_prompts(choose)
         denoise = policy_toy(seed, ranks_masked)
         samples = run({**options, "revise": True}, prompts, denoise)
         assert [sample.answer for sample in samples] == [naive_remedi(denoise, prompt, **options) for prompt in prompts], options
@@ -653,7 +663,7 @@ def test_revision_equals_a_naive_reimplementation_of_remedi(source, ranks_masked
 
 def naive_adaptive(denoise: Denoiser, prompt: list[int], gen_length: int, block_length: int, confidence_source: str, revise_below: float,
                    threshold: float | None = None, factor: float | None = None, max_forwards: int | None = None) -> Sample:
-    """Commit what passes the rule, at least the best; mask what stands below revise_below; until nothing is masked or no forward is left."""
+    """Commit what passes, at least the best; mask what stands below revise_below; until nothing is masked or no forward is left."""
     row, forwards, num_blocks = prompt + [MASK] * gen_length, 0, gen_length // block_length
     for block in range(num_blocks):
         places = range(len(prompt) + block * block_length, len(prompt) + (block + 1) * block_length)
@@ -686,9 +696,10 @@ def test_adaptive_revision_equals_a_naive_loop(source, rule):
         choose = random.Random(seed)
         num_blocks, block_length = choose.choice([1, 2]), choose.choice([3, 6, 8])
         options = dict(gen_length=num_blocks * block_length, block_length=block_length, confidence_source=source,
-                       revise_below=choose.choice([0.02, 0.05, 0.2, 0.5]), max_forwards=choose.choice([None, num_blocks, 2 * num_blocks, 7, 20]))
+                       revise_below=choose.choice([0.02, 0.05, 0.2, 0.5]),
+                       max_forwards=choose.choice([None, num_blocks, 2 * num_blocks, 7, 20]))
         options[rule] = choose.choice([0.2, 0.4, 0.6, 0.8] if rule == "threshold" else [0.7, 1.3, 1.6, 1.9])
-        prompts = [[choose.choice([token for token in range(VOCAB) if token != MASK]) for _ in range(choose.randint(1, 6))] for _ in range(3)]
+        prompts = random_prompts(choose)
         denoise = policy_toy(seed, choose.random() < 0.3, SURE)
         samples = run(options, prompts, denoise)
         assert samples == [naive_adaptive(denoise, prompt, **options) for prompt in prompts], options
@@ -771,7 +782,7 @@ MISTAKES = [
     (dict(revise_below=0.0, threshold=0.9), r"revise_below must be above 0 and at most 1, got 0.0"),
     (dict(revise_below=1.5, factor=1.0), r"revise_below must be above 0 and at most 1, got 1.5"),
     (dict(revise_below=float("nan"), factor=1.0), r"revise_below must be above 0 and at most 1, got nan"),
-    (dict(gen_length=12, block_length=4, threshold=0.9, max_forwards=2), r"max_forwards \(2\) must be at least the number of blocks \(3\): each"),
+    (dict(gen_length=12, block_length=4, threshold=0.9, max_forwards=2), r"max_forwards \(2\) must be at least the number of blocks \(3\)"),
 ]
 ALLOWED = [
     dict(gen_length=12, steps=24, remask_ratio=0.5),        # refinement may take more steps than tokens
@@ -779,7 +790,8 @@ ALLOWED = [
     dict(remasking="low_confidence", confidence_source="tps_prob"),
     dict(gen_length=12, block_length=12, sampling_method="fixed_length"),
     dict(threshold=1.0), dict(top_p=1.0, temperature=0.1),
-    dict(threshold=0.9, revise=False), dict(threshold=0.9, revise_below=1.0), dict(gen_length=12, block_length=4, factor=1.0, max_forwards=3),
+    dict(threshold=0.9, revise=False), dict(threshold=0.9, revise_below=1.0),
+    dict(gen_length=12, block_length=4, factor=1.0, max_forwards=3),
 ]
 
 

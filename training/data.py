@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llada_plugins.text import load_tokenizer
+
 FORMS = '{"prompt": text, "completion": text} or {"input_ids": [ids], "prompt_length": number}'
 
 
@@ -33,9 +35,7 @@ class Vocabulary(NamedTuple):
 
 def vocabulary(folder: Path, vocab_size: int, max_length: int, eos_id: int) -> Vocabulary:
     """The vocabulary of a checkpoint folder's tokenizer."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     return Vocabulary(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], vocab_size, max_length, eos_id)
 
 
@@ -44,9 +44,10 @@ def encode(pairs: Iterable[tuple[str, str]], words: Vocabulary, *, append_eos: b
     return [_encode(prompt, answer, words, append_eos) for prompt, answer in pairs]
 
 
-def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool) -> list[Example]:
+def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool, seq_len: int | None = None) -> list[Example]:
     """Token rows of a JSONL file, one example a line, in either form; rows of ids are taken as they are.
 
+    seq_len: longer rows lose the end of their answer; a prompt that leaves it no token is an error.
     Raises FileNotFoundError, or ValueError that names file and line.
     """
     if not path.is_file():
@@ -57,7 +58,8 @@ def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool) -> list[Examp
             if not line.strip():
                 continue
             try:
-                examples.append(_check(_parse(json.loads(line), words, append_eos), words))
+                example = _parse(json.loads(line), words, append_eos)
+                examples.append(_check(example._replace(input_ids=example.input_ids[:seq_len]), words))
             except ValueError as error:        # includes json.JSONDecodeError
                 raise ValueError(f"{path}:{number}: {error}") from None
     if not examples:

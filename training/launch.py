@@ -20,11 +20,11 @@ from llada_plugins.checkpoint import load_model, read_config, resolve, save_mode
 from llada_plugins.config import arg
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
 
-from .data import Collate, Example, collate_answers, encode, read_jsonl, vocabulary
+from .data import Collate, Example, Vocabulary, collate_answers, encode, read_jsonl, vocabulary
 from .objectives import Objective
-from .presets import PRESETS
+from .presets import PRESETS, Preset
 from .tokenizer import EOS, MASK, byte_tokenizer
-from .trainer import METRICS, DiffusionTrainer, Save, noise
+from .trainer import METRICS, DiffusionTrainer, Load, Measure, Save, noise
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -42,26 +42,27 @@ class RunArguments(TrainingArguments):
     disable_tqdm: bool = arg(True, "no progress bar; one log line per logging_steps instead")
     dataloader_pin_memory: bool = arg(False, "page-locked memory for batches; they are small here")
     num_threads: int | None = arg(None, "CPU threads (default: torch's choice); tiny models are fastest on one, by far on busy cores")
+    ddp_find_unused_parameters: bool | None = arg(False, "leave it off: every update reaches all that trains")
     remove_unused_columns: bool = arg(False, "leave it off: batches are made by this package")
 
 
 class Job(NamedTuple):
     """A model, its data and the folder that has its tokenizer."""
 
-    model: LLaDA
+    model: nn.Module
     train: list[Example]
     evaluation: list[Example] | None
     collate: Collate
     tokenizer_folder: Path
 
 
-def parse(options: type, usage: str, argv: Sequence[str] | None) -> tuple[Any, RunArguments]:
+def parse(options: type, usage: str, argv: Sequence[str] | None, presets: Mapping[str, Preset] = PRESETS) -> tuple[Any, RunArguments]:
     """An instance of `options` and the run's arguments from a command line; the flags of --preset are defaults, unknown flags an error."""
     parser = HfArgumentParser([options, RunArguments], usage=usage, allow_abbrev=False)
     argv = sys.argv[1:] if argv is None else list(argv)
     name = parser.parse_known_args(argv)[0].preset
-    if name in PRESETS:
-        parser.set_defaults(**PRESETS[name].arguments)
+    if name in presets:
+        parser.set_defaults(**presets[name].arguments)
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     except (ValueError, ImportError) as error:
@@ -92,38 +93,62 @@ def check_output(arguments: RunArguments) -> None:
         raise ValueError(f"output_dir {folder} is not empty: give another, or --resume to continue it, or --overwrite to start again")
 
 
-def preset_job(name: str, arguments: RunArguments) -> Job:
-    """A model from scratch with its own tokenizer, which is written into the output folder."""
-    if name not in PRESETS:
-        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    preset, folder = PRESETS[name], Path(arguments.output_dir)
-    with arguments.main_process_first():
-        ids = byte_tokenizer(folder)
-    words = vocabulary(folder, 256 + len(ids), preset.model["max_sequence_length"], ids[EOS])
-    config = LLaDAConfig(vocab_size=words.vocab_size, mask_token_id=ids[MASK], eos_token_id=ids[EOS], pad_token_id=ids[EOS], **preset.model)
-    model = LLaDA(config)
-    initialise(model, noise("weights", arguments.seed))
+def preset_job(name: str, arguments: RunArguments, presets: Mapping[str, Preset] = PRESETS) -> Job:
+    """A preset's model and data; of a model from scratch, the tokenizer is written into the output folder."""
+    if name not in presets:
+        raise ValueError(f"--preset must be one of {', '.join(presets)}, got {name!r}")
+    preset = presets[name]
+    if isinstance(preset.model, str):
+        folder, words = _checkpoint(preset.model)
+        model = _trainable(folder)
+    else:
+        folder = Path(arguments.output_dir)
+        model, words = _from_scratch(preset.model, folder, arguments)
     train, evaluation = (encode(pairs, words, append_eos=preset.append_eos) for pairs in preset.pairs())
     return Job(model, train, evaluation, collate_answers(words.eos_id), folder)
 
 
-def checkpoint_job(pretrained: str, data: str | None, eval_data: str | None, append_eos: bool) -> Job:
-    """A checkpoint and JSONL files."""
+def checkpoint_job(pretrained: str, data: str | None, eval_data: str | None, append_eos: bool, seq_len: int | None = None) -> Job:
+    """A checkpoint and JSONL files; seq_len: tokens after which rows are cut."""
     if data is None:
         raise ValueError("--model needs --data FILE.jsonl")
+    folder, words = _checkpoint(pretrained)
+    if seq_len is not None and not 0 < seq_len <= words.max_length:
+        raise ValueError(f"--seq_len must be between 1 and the model's {words.max_length} tokens, got {seq_len}")
+    train, evaluation = (None if path is None else read_jsonl(Path(path), words, append_eos=append_eos, seq_len=seq_len)
+                         for path in (data, eval_data))
+    return Job(_trainable(folder), train, evaluation, collate_answers(words.eos_id), folder)
+
+
+def _from_scratch(shape: Mapping[str, Any], folder: Path, arguments: RunArguments) -> tuple[LLaDA, Vocabulary]:
+    with arguments.main_process_first():
+        ids = byte_tokenizer(folder)
+    words = vocabulary(folder, 256 + len(ids), shape["max_sequence_length"], ids[EOS])
+    config = LLaDAConfig(vocab_size=words.vocab_size, mask_token_id=ids[MASK], eos_token_id=ids[EOS], pad_token_id=ids[EOS], **shape)
+    model = LLaDA(config)
+    initialise(model, noise("weights", arguments.seed))
+    return model, words
+
+
+def _checkpoint(pretrained: str) -> tuple[Path, Vocabulary]:
     folder = resolve(pretrained)
     config = read_config(folder)
     for field in ("mask_token_id", "eos_token_id"):
         if getattr(config, field) is None:
             raise ValueError(f"{folder / 'config.json'}: {field} is missing, training needs it")
-    words = vocabulary(folder, config.vocab_size, config.max_sequence_length, config.eos_token_id)
-    train, evaluation = (None if path is None else read_jsonl(Path(path), words, append_eos=append_eos) for path in (data, eval_data))
-    model = load_model(folder, device="cpu", dtype="float32").requires_grad_(True)
-    return Job(model, train, evaluation, collate_answers(words.eos_id), folder)
+    return folder, vocabulary(folder, config.vocab_size, config.max_sequence_length, config.eos_token_id)
 
 
-def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequence[str]) -> None:
-    """Train the job's model and leave checkpoint, metrics.jsonl and run.json (all arguments) in the output folder."""
+def _trainable(folder: Path) -> LLaDA:
+    return load_model(folder, device="cpu", dtype="float32").requires_grad_(True)
+
+
+def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequence[str], *, save: Save | None = None,
+        load: Load | None = None, measure: Measure | None = None) -> dict[str, float]:
+    """Train the job's model and leave checkpoint, metrics.jsonl and run.json (all arguments) in the output folder.
+
+    Returns the metrics of the last evaluation, none without data for it. save, load, measure: see trainer.py; by default a whole model.
+    """
     logging.basicConfig(level=logging.INFO if arguments.process_index == 0 else logging.WARNING, format="%(message)s")
     folder = Path(arguments.output_dir)
     if arguments.num_threads is not None:
@@ -134,13 +159,12 @@ def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequen
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         text = json.dumps({"command": list(command), "arguments": arguments.to_dict()}, indent=1)
         (folder / "run.json").write_text(text + "\n", encoding="utf-8")
-    save = save_checkpoint(job.tokenizer_folder, {"training": {"command": shlex.join(command)}})
+    save = save or save_checkpoint(job.tokenizer_folder, {"training": {"command": shlex.join(command)}})
     trainer = DiffusionTrainer(job.model, arguments, objective=objective, save=save, collate=job.collate,
-                               train=job.train, evaluation=job.evaluation)
+                               train=job.train, evaluation=job.evaluation, load=load, measure=measure)
     trainer.train(resume_from_checkpoint=arguments.resume or None)
     trainer.save_model()
-    if job.evaluation:
-        trainer.evaluate()
+    return trainer.evaluate() if job.evaluation else {}
 
 
 def save_checkpoint(tokenizer_folder: Path, extra_config: Mapping[str, Any]) -> Save:
@@ -151,7 +175,12 @@ def save_checkpoint(tokenizer_folder: Path, extra_config: Mapping[str, Any]) -> 
                 model = LLaDA(model.config)
             model.load_state_dict(state, assign=True)
         save_model(model, folder, extra_config)
-        for name in TOKENIZER_FILES if tokenizer_folder.resolve() != folder.resolve() else ():
-            if (tokenizer_folder / name).is_file():
-                shutil.copyfile(tokenizer_folder / name, folder / name)
+        copy_tokenizer(tokenizer_folder, folder)
     return save
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """The tokenizer's files as they are."""
+    for name in TOKENIZER_FILES if source.resolve() != target.resolve() else ():
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

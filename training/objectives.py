@@ -5,13 +5,16 @@ whole update (all micro-batches of all processes), so accumulation and data para
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada_plugins.diffusion import mask_tokens
+from llada_plugins.diffusion import Replace, mask_tokens, remask_noise
+
+IGNORED = -100        # transformers pads labels of batches of other lengths with it
 
 
 class Loss(NamedTuple):
@@ -19,6 +22,8 @@ class Loss(NamedTuple):
 
     sum: Tensor          # scalar, fp32, with gradient
     count: Tensor        # scalar: the batch's total weight
+    predictions: Tensor | None = None        # (B, L, K) what the evaluation's metrics are made of, where an objective has any
+    labels: Tensor | None = None             # (B, L) what they are held against; IGNORED where there is nothing to compare
 
 
 class Objective(Protocol):
@@ -41,3 +46,45 @@ def sft(mask_id: int) -> Objective:
         share = (weight / noisy.p_mask)[noisy.masked]
         return Loss((cross_entropy * share).sum(), weight.sum())
     return sft_objective
+
+
+def routed_sft(mask_id: int) -> Objective:
+    """The loss of `sft` through an ALA router: the same noise and normalisation. The model is a `router.RoutedLLaDA`."""
+    objective = sft(mask_id)
+
+    def routed_objective(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Loss:
+        prompt_lengths = (batch["weight"] > 0).int().argmax(-1)                         # (B,)
+        return objective(lambda tokens: model(tokens, prompt_lengths=prompt_lengths), batch, generator)
+    return routed_objective
+
+
+def remask_sft(mask_id: int, *, r_incorrect: float, lambda_ups: float, label_smoothing: float, train_backbone: bool,
+               incorrect: Callable[[nn.Module], Replace]) -> Objective:
+    """RemeDi's Remask SFT (arXiv 2509.23653, section 4.1): L_TPS + lambda_ups * L_UPS on answers with masks and incorrect tokens.
+
+    L_TPS is LLaDA's SFT loss, at masked tokens only (not at incorrect ones), and is left out where the backbone is frozen. L_UPS is the
+    binary cross-entropy of the score h at every answer token, against 1 where clean, 0 where incorrect, and the detached p(x0 | xt)
+    where masked. Both are divided by each sample's answer length, then averaged over samples, as in `sft`.
+    label_smoothing: s takes a label y to s + (1 - 2 s) y; RemeDi's code has 0.05 (.95, .05, .05 + .9 p).
+    incorrect: where incorrect tokens come from, given the model. The model is a `policy.PolicyModel`.
+    """
+    def remask_objective(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Loss:
+        tokens, weight = batch["input_ids"], batch["weight"]                            # (B, L)
+        answer = weight > 0
+        noisy = remask_noise(tokens, answer, mask_id, generator, r=r_incorrect, replace=incorrect(model))
+        at = noisy.masked if model.training else answer                                 # N positions; only metrics ask for more
+        logits, score = model(noisy.tokens, at)                                         # (N, V), (B, L)
+        logits = logits.float()
+        cross_entropy = F.cross_entropy(logits, tokens[at], reduction="none")           # (N,)
+        probability = torch.zeros_like(score).masked_scatter(at, (-cross_entropy.detach()).exp())
+        label = torch.where(noisy.masked, probability, (~noisy.incorrect).float())
+        label = label_smoothing + (1 - 2 * label_smoothing) * label
+        total = lambda_ups * (F.binary_cross_entropy_with_logits(score, label, reduction="none") * weight).sum()
+        if train_backbone:
+            total = total + (cross_entropy * (weight / noisy.p_mask * noisy.masked)[at]).sum()
+        if model.training:
+            return Loss(total, weight.sum())
+        standing = (logits.gather(-1, noisy.tokens[at][:, None])[:, 0] - logits.logsumexp(-1)).exp()
+        predictions = torch.stack([score, torch.zeros_like(score).masked_scatter(at, standing)], -1)
+        return Loss(total, weight.sum(), predictions, (~noisy.incorrect).long().masked_fill(~answer | noisy.masked, IGNORED))
+    return remask_objective

@@ -1,4 +1,4 @@
-"""Models trained from scratch by name: shape, data and hyper-parameters; every flag of the command line still overrides them.
+"""Training runs by name: model, data and hyper-parameters; every flag of the command line still overrides them.
 
 sudoku4: the tiny model shipped in llada_plugins/tiny/sudoku4. 4x4 sudoku, byte-level tokens, 0.85 M parameters.
   reproduces  no paper's table; a converged backbone for the decoding, UPS, ALA and PRM comparisons on CPU
@@ -10,6 +10,16 @@ sudoku4: the tiny model shipped in llada_plugins/tiny/sudoku4. 4x4 sudoku, byte-
               the shipped weights, n = 500    .588  .724  .772  .908  .992  .632
               the shipped weights, n = 2000   .565  .716  .745  .912  .986  .611
               --num_threads 1, n = 2000       .517  .697  .730  .870  .969  .509
+
+sudoku4_ups: the UPS head shipped beside that model, in llada_plugins/tiny/sudoku4/ups. 16.6 k parameters on the frozen backbone.
+  reproduces  no paper's table; RemeDi's Remask SFT (arXiv 2509.23653) with a light head
+  command     python -m training.remask_sft --preset sudoku4_ups --output_dir outputs/sudoku4_ups
+  cost        500 updates of 64: 55 CPU-seconds on one thread, of which 10 are start and evaluations
+  scores      the sampler of the same puzzles, 8 steps, n = 2000, any valid completion counts; 95 % intervals by paired bootstrap:
+              tokens stay, tps_prob .745; revise=true with random .573, tps_prob .770, ups .821, ups_all .775
+              ups - plain +.076 [.059, .093]; ups - tps_prob +.052 [.030, .074]; tps_prob - random +.197 [.171, .223]
+              AUC of clean against incorrect tokens, h and tps_prob: answers .897 and .719, samples .794 and .496, vocabulary .727 and .995
+  tried       250 updates at 2e-3, as a smaller study had it: AUC .760, ups - plain +.079 [.061, .097]; 1000 at 2e-3: AUC .908
 """
 from __future__ import annotations
 
@@ -17,16 +27,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llada_plugins.tasks import sudoku
+from llada_plugins.tasks import nim, sudoku
 
 Pairs = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A model from scratch. model: fields of LLaDAConfig but the vocabulary's; arguments: defaults of the trainer's flags."""
+    """model: of one from scratch the fields of LLaDAConfig but the vocabulary's, else the checkpoint to start from.
 
-    model: dict[str, Any]
+    arguments: defaults of the command's flags.
+    """
+
+    model: dict[str, Any] | str
     pairs: Callable[[], tuple[Pairs, Pairs]]        # (prompt, answer) texts to train on, to evaluate on
     append_eos: bool
     arguments: dict[str, Any]
@@ -36,14 +49,62 @@ def _sudoku_pairs() -> tuple[Pairs, Pairs]:
     return list(sudoku.problems("train", 60_000)), list(sudoku.problems("test", sudoku.DEFAULT_NUM_TEST))
 
 
+def _nim_pairs() -> tuple[Pairs, Pairs]:
+    return list(nim.problems("train", 60_000)), list(nim.problems("test", nim.DEFAULT_NUM_TEST))
+
+
+def _more_nim_pairs() -> tuple[Pairs, Pairs]:
+    """One epoch of positions; other draws of those that the backbone was trained on, there are no more."""
+    return list(nim.problems("train", 19_200, seed=1)), list(nim.problems("test", nim.DEFAULT_NUM_TEST))
+
+
+def _more_sudoku_pairs() -> tuple[Pairs, Pairs]:
+    """One epoch of puzzles, drawn apart from those that the backbone was trained on."""
+    return list(sudoku.problems("train", 32_000, seed=1)), list(sudoku.problems("test", sudoku.DEFAULT_NUM_TEST))
+
+
+def _router_sudoku_pairs() -> tuple[Pairs, Pairs]:
+    return list(sudoku.problems("train", 16_000, seed=1)), list(sudoku.problems("test", sudoku.DEFAULT_NUM_TEST))
+
+
+TINY_SHAPE = dict(d_model=128, n_heads=4, n_layers=4, mlp_hidden_size=336, max_sequence_length=4096, rope_theta=1e4,
+                  rms_norm_eps=1e-5, weight_tying=False, include_bias=False, include_qkv_bias=False, rope_full_precision=True)
+
 PRESETS = {
     "sudoku4": Preset(
-        model=dict(d_model=128, n_heads=4, n_layers=4, mlp_hidden_size=336, max_sequence_length=4096, rope_theta=1e4,
-                   rms_norm_eps=1e-5, weight_tying=False, include_bias=False, include_qkv_bias=False, rope_full_precision=True),
+        model=TINY_SHAPE,
         pairs=_sudoku_pairs,
         append_eos=False,        # every answer has 16 digits
         arguments=dict(max_steps=1000, per_device_train_batch_size=64, learning_rate=2e-3, warmup_steps=100, weight_decay=0.01,
                        adam_beta2=0.98, bf16=True, use_cpu=True, num_threads=2, seed=0, per_device_eval_batch_size=500,
                        logging_steps=50, eval_strategy="steps", eval_steps=250, save_strategy="no"),
     ),
+    "nim": Preset(
+        model=TINY_SHAPE,
+        pairs=_nim_pairs,
+        append_eos=False,        # every answer has 8 characters
+        arguments=dict(max_steps=4500, per_device_train_batch_size=64, learning_rate=2e-3, warmup_steps=100, weight_decay=0.01,
+                       adam_beta2=0.98, bf16=True, use_cpu=True, num_threads=1, seed=0, per_device_eval_batch_size=500,
+                       logging_steps=100, eval_strategy="steps", eval_steps=500, save_strategy="no"),
+    ),
+}
+
+UPS_PRESETS = {
+    "sudoku4_ups": Preset(
+        model="tiny",
+        pairs=_more_sudoku_pairs,
+        append_eos=False,
+        arguments=dict(max_steps=500, per_device_train_batch_size=64, learning_rate=5e-3, warmup_steps=20, weight_decay=0.01,
+                       adam_beta2=0.98, use_cpu=True, num_threads=1, seed=0, per_device_eval_batch_size=500, logging_steps=50,
+                       eval_strategy="steps", eval_steps=125, save_strategy="no"),
+    ),
+}
+
+_ROUTER_ARGUMENTS = dict(
+    max_positions=64, max_steps=150, per_device_train_batch_size=128, learning_rate=2e-3, warmup_steps=20, use_cpu=True, num_threads=1,
+    seed=0, per_device_eval_batch_size=500, logging_steps=25, eval_strategy="steps", eval_steps=50, save_strategy="no")
+
+ROUTER_PRESETS = {
+    "nim_router": Preset(model="nim", pairs=_more_nim_pairs, append_eos=False, arguments=_ROUTER_ARGUMENTS),
+    "sudoku4_router": Preset(model="sudoku4", pairs=_router_sudoku_pairs, append_eos=False, arguments=_ROUTER_ARGUMENTS),
 }

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llada_plugins.model import LLaDA
-
 from .data import Collate, Example
 from .objectives import Objective
 
@@ -25,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 Save = Callable[[nn.Module, Path, Mapping[str, Tensor] | None], None]        # model, folder, its state dict if it had to be gathered
+Load = Callable[[nn.Module, Path], None]                                     # fills the model from what Save wrote, to resume
+Measure = Callable[[Tensor, Tensor], dict[str, float]]                       # predictions and labels of a whole evaluation -> metrics
 
 
 class DiffusionTrainer(Trainer):
@@ -32,14 +32,18 @@ class DiffusionTrainer(Trainer):
 
     loss_is_scaled_for_ga = True        # compute_loss divides by the weight of the whole update
 
-    def __init__(self, model: LLaDA, arguments: TrainingArguments, *, objective: Objective, save: Save, collate: Collate,
-                 train: Sequence[Example], evaluation: Sequence[Example] | None = None) -> None:
+    def __init__(self, model: nn.Module, arguments: TrainingArguments, *, objective: Objective, save: Save, collate: Collate,
+                 train: Sequence[Example], evaluation: Sequence[Example] | None = None, load: Load | None = None,
+                 measure: Measure | None = None) -> None:
         config, model.config = model.config, None        # transformers would write use_cache into it, and ours is frozen
-        super().__init__(model, arguments, collate, train_dataset=train, eval_dataset=evaluation, callbacks=[MetricsFile()])
+        compute_metrics = measure and (lambda found: measure(torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)))
+        super().__init__(model, arguments, collate, train_dataset=train, eval_dataset=evaluation, callbacks=[MetricsFile()],
+                         compute_metrics=compute_metrics)
         model.config = config
         self.remove_callback(PrinterCallback)
         self.objective = objective
         self.save = save
+        self.load = load
         self._micro_step = 0
 
     def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int,
@@ -59,20 +63,27 @@ class DiffusionTrainer(Trainer):
         return loss.sum * self.args.world_size / num_items_in_batch
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool,
-                        ignore_keys: list[str] | None = None) -> tuple[Tensor, None, None]:
-        """The loss of an evaluation batch under noise that depends on its tokens alone: the same at every evaluation.
+                        ignore_keys: list[str] | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Loss, predictions and labels of an evaluation batch under noise that depends on its tokens alone: the same at every evaluation.
 
         transformers averages it by rows; where processes share an uneven last batch, the rows it repeats to fill it weigh in.
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.objective(model, inputs, noise(inputs["input_ids"].tolist()))
-        return loss.sum / loss.count, None, None
+        return loss.sum / loss.count, loss.predictions, loss.labels
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the model; its state dict comes ready-made where it had to be gathered (FSDP, DeepSpeed)."""
         if self.args.should_save:
             self.save(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Weights of a checkpoint to resume from: transformers looks for a whole model, which some of ours do not save."""
+        if self.load is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.load(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
 
 class MetricsFile(TrainerCallback):

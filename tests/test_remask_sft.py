@@ -1,0 +1,459 @@
+"""Remask SFT: both noises and both losses in closed form, what a run may change, what its output folder is good for, refusals."""
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from llada_plugins.checkpoint import TINY, load_model
+from llada_plugins.diffusion import Replace, another_of, mask_tokens, remask_noise
+from llada_plugins.engine import Engine, Request
+from llada_plugins.model import LLaDA, LLaDAConfig, initialise
+from llada_plugins.policy_metrics import auc, confusion, expected_calibration_error
+from llada_plugins.policy_stream import backbone_fingerprint, load_policy
+from llada_plugins.tasks import sudoku
+from training import objectives, policy, remask_sft
+from training.data import Example, collate_answers
+from training.launch import TOKENIZER_FILES, Job
+from training.objectives import IGNORED
+from training.policy import PolicyModel, merged, policy_model
+from training.trainer import noise
+
+VOCAB, MASK_ID, EOS_ID = 12, 10, 11
+SHAPE = dict(d_model=16, n_heads=2, n_layers=2, vocab_size=VOCAB, mlp_hidden_size=24, max_sequence_length=64, rope_theta=1e4,
+             rms_norm_eps=1e-5, weight_tying=False, include_bias=False, include_qkv_bias=False, rope_full_precision=True,
+             mask_token_id=MASK_ID, eos_token_id=EOS_ID)
+HEAD = {"ups_config.json", "ups.safetensors"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small are slower on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def backbone(seed: int = 0) -> LLaDA:
+    model = LLaDA(LLaDAConfig(**SHAPE))
+    initialise(model, noise(seed))
+    return model
+
+
+def model_of(**options) -> PolicyModel:
+    return policy_model(backbone(), 8, noise("head"), **options).train()
+
+
+def rows(num: int = 6) -> list[Example]:
+    """2-4 prompt tokens, 1-6 answer tokens."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [torch.randint(low, high, (num,), generator=generator).tolist() for low, high in ((2, 5), (1, 7))]
+    return [Example(torch.randint(0, 10, (prompt + answer,), generator=generator).tolist(), prompt) for prompt, answer in zip(*sizes)]
+
+
+def batch_of(num: int = 6) -> dict[str, Tensor]:
+    return collate_answers(EOS_ID)(rows(num))
+
+
+def job(**changed) -> Job:
+    fixed = dict(model=backbone(), train=rows(), evaluation=None, collate=collate_answers(EOS_ID), tokenizer_folder=TINY)
+    return Job(**{**fixed, **changed})
+
+
+def objective(model: PolicyModel, **changed) -> objectives.Objective:
+    fixed = dict(r_incorrect=0.8, lambda_ups=0.3, label_smoothing=0.0, train_backbone=not model.frozen,
+                 incorrect=lambda _: another_of(torch.arange(10)))
+    return objectives.remask_sft(MASK_ID, **{**fixed, **changed})
+
+
+# --- the forward process ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("r", [0.0, 0.1, 1.0])
+def test_rates_of_masks_and_incorrect_tokens_are_as_stated(r):
+    tokens = torch.full((20_000, 16), 3)
+    noisy = remask_noise(tokens, torch.ones_like(tokens, dtype=torch.bool), MASK_ID, noise(0), r=r, replace=another_of(torch.arange(5)))
+    assert noisy.masked.float().mean() == pytest.approx(0.5, abs=0.01)        # 4 sigma of t: 4 * .289 / sqrt(20,000) = .008
+    rate = 4 * r * noisy.p_mask * (1 - noisy.p_mask) ** 2        # of all answer tokens; of those not masked, 4 r p (1 - p)
+    excess = (noisy.incorrect.double() - rate.double()).mean(-1)
+    assert abs(float(excess.mean())) <= 4 * float(excess.std()) / math.sqrt(20_000)
+    low, high = (noisy.p_mask[:, 0] < 0.25), (noisy.p_mask[:, 0] > 0.75)       # t (1 - t) is symmetric, what is left visible is not
+    for part in (low, high):
+        visible = ~noisy.masked[part]
+        found = float(noisy.incorrect[part].sum() / visible.sum())
+        wanted = float((rate[part] / (1 - noisy.p_mask[part]) * visible).sum() / visible.sum())
+        assert found == pytest.approx(wanted, rel=0.1)
+
+
+def test_masks_are_those_of_plain_masking_and_the_prompt_is_never_touched():
+    tokens = torch.randint(0, 10, (500, 12), generator=noise(1))
+    answer = torch.arange(12).expand(500, 12) >= 5
+    noisy = remask_noise(tokens, answer, MASK_ID, noise(2), r=1.0, replace=another_of(torch.arange(10)))
+    plain = mask_tokens(tokens, answer, MASK_ID, noise(2))
+    assert torch.equal(noisy.masked, plain.masked) and torch.equal(noisy.p_mask, plain.p_mask)
+    assert torch.equal(noisy.tokens[:, :5], tokens[:, :5])
+    assert noisy.incorrect.any() and not (noisy.incorrect & (noisy.masked | ~answer)).any()
+    assert torch.equal(noisy.tokens == MASK_ID, noisy.masked)
+    assert torch.equal((noisy.tokens != tokens) & ~noisy.masked, noisy.incorrect)
+
+
+def draws(replace: Replace, clean: int, num: int = 40_000) -> Tensor:
+    tokens = torch.full((num, 1), clean)
+    return replace(tokens, torch.ones_like(tokens, dtype=torch.bool), tokens, noise(3))
+
+
+@pytest.mark.parametrize("clean", [2, 5, 9, 0, 7, 11])
+def test_replacements_are_uniform_over_the_alphabet_without_the_clean_token(clean):
+    alphabet = [2, 5, 9]
+    allowed = [token for token in alphabet if token != clean]
+    count = torch.bincount(draws(another_of(torch.tensor(alphabet)), clean), minlength=VOCAB)
+    assert int(count[allowed].sum()) == 40_000
+    for token in allowed:
+        assert abs(int(count[token]) - 40_000 / len(allowed)) < 4 * math.sqrt(40_000 / len(allowed))
+
+
+def test_samples_follow_the_models_distribution_with_chosen_positions_masked_and_never_are_masks():
+    model, tokens = model_of(), batch_of(2)["input_ids"]
+    chosen = torch.zeros_like(tokens, dtype=torch.bool)
+    chosen[0, -1] = chosen[1, -2] = True
+    many, at = tokens.repeat(3000, 1), chosen.repeat(3000, 1)
+    found = policy.INCORRECT_FROM["samples"](job())(model)(many, at, many, noise(4)).view(3000, 2)
+    with torch.no_grad():
+        logits = model.backbone(tokens.masked_fill(chosen, MASK_ID))[chosen]
+    logits[:, MASK_ID] = -math.inf
+    for position in range(2):
+        share = torch.bincount(found[:, position], minlength=VOCAB) / 3000
+        assert (share - logits[position].softmax(-1)).abs().max() < 4 * 0.5 / math.sqrt(3000)
+        assert share[MASK_ID] == 0
+
+
+def test_a_replacement_equal_to_the_clean_token_is_clean():
+    tokens = torch.full((200, 8), 3)
+    noisy = remask_noise(tokens, torch.ones_like(tokens, dtype=torch.bool), MASK_ID, noise(5), r=1.0,
+                         replace=lambda noisy, chosen, tokens, generator: tokens[chosen])
+    assert not noisy.incorrect.any() and torch.equal(noisy.tokens[~noisy.masked], tokens[~noisy.masked])
+
+
+def test_alphabets_are_the_answers_tokens_and_the_vocabulary_without_special_ones():
+    some = job(train=[Example([1, 2, 3, 4, MASK_ID], 2), Example([5, 3, EOS_ID], 1)])
+    assert policy.answer_tokens(some) == [3, 4, MASK_ID, EOS_ID]
+    found = draws(policy.INCORRECT_FROM["answers"](some)(nn.Identity()), 3).unique().tolist()
+    assert found == [4, EOS_ID]
+    tiny = load_model(device="cpu")
+    assert policy.ordinary_tokens(job(model=tiny)) == list(range(256))
+    with pytest.raises(ValueError, match="the answers hold 1 different tokens"):
+        policy.INCORRECT_FROM["answers"](job(train=[Example([1, 2, 3, 3], 2)]))
+
+
+# --- the objective ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.05])
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_loss_is_what_a_naive_loop_has(joint, smoothing):
+    model, batch = model_of(joint=joint), batch_of()
+    loss = objective(model, label_smoothing=smoothing)(model, batch, noise("a"))
+    tokens = batch["input_ids"]
+    noisy = remask_noise(tokens, batch["weight"] > 0, MASK_ID, noise("a"), r=0.8, replace=another_of(torch.arange(10)))
+    assert noisy.incorrect.any() and noisy.masked.any()
+    with torch.no_grad():
+        hidden = model.backbone.hidden_states(noisy.tokens)
+        log_probs, score = model.backbone.head(hidden).log_softmax(-1), model.head(hidden)
+    total = 0.0
+    for row, example in enumerate(rows()):
+        length = tokens.shape[1] - example.prompt_length
+        for place in range(example.prompt_length, tokens.shape[1]):
+            log_p, h = float(log_probs[row, place, tokens[row, place]]), float(score[row, place])
+            label = math.exp(log_p) if noisy.masked[row, place] else float(noisy.tokens[row, place] == tokens[row, place])
+            label = {0.0: label, 0.05: 0.05 + 0.9 * label}[smoothing]                 # RemeDi's .95, .05 and .05 + .9 p
+            total += 0.3 * (label * math.log1p(math.exp(-h)) + (1 - label) * math.log1p(math.exp(h))) / length
+            if joint and noisy.masked[row, place]:
+                total -= log_p / float(noisy.p_mask[row]) / length
+    assert float(loss.count) == pytest.approx(6)
+    assert float(loss.sum.detach()) == pytest.approx(total, rel=1e-5)
+
+
+def test_evaluation_costs_the_same_and_labels_visible_answer_tokens_alone():
+    model, batch = model_of(joint=True), batch_of()
+    trained = objective(model)(model, batch, noise("b")).sum
+    loss = objective(model.eval())(model, batch, noise("b"))
+    torch.testing.assert_close(loss.sum, trained)
+    answer = batch["weight"] > 0
+    noisy = remask_noise(batch["input_ids"], answer, MASK_ID, noise("b"), r=0.8, replace=another_of(torch.arange(10)))
+    visible = answer & ~noisy.masked
+    assert torch.equal(loss.labels != IGNORED, visible)
+    assert torch.equal(loss.labels[visible] == 0, noisy.incorrect[visible])
+    standing = model.backbone(noisy.tokens).softmax(-1).gather(-1, noisy.tokens[..., None])[..., 0]
+    torch.testing.assert_close(loss.predictions[..., 1][visible], standing[visible])
+
+
+def test_a_frozen_backbone_gets_no_graph_and_the_head_every_gradient():
+    model = model_of()
+    logits, score = model(batch_of()["input_ids"], batch_of()["weight"] > 0)
+    assert not logits.requires_grad and score.requires_grad
+    objective(model)(model, batch_of(), noise(0)).sum.backward()
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+    assert all(parameter.grad is not None for parameter in model.head.parameters())
+
+
+def test_the_label_of_masked_tokens_sends_no_gradient():
+    """With h cut off from the backbone, and no loss of its own, nothing may reach the backbone but through the label."""
+    model = model_of(joint=True)
+    model.head.register_forward_pre_hook(lambda _, inputs: (inputs[0].detach(),))
+    objective(model, train_backbone=False)(model, batch_of(), noise(0)).sum.backward()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.backbone.parameters())
+
+
+def test_joint_training_sends_both_losses_into_the_backbone():
+    for train_backbone in (False, True):
+        model = model_of(joint=True)
+        objective(model, train_backbone=train_backbone)(model, batch_of(), noise(0)).sum.backward()
+        assert model.backbone.embedding.weight.grad.any()
+    assert model.backbone.model["transformer"]["ff_out"].weight.grad.any()
+
+
+def test_a_batch_without_any_noise_still_reaches_every_parameter_that_trains():
+    """What lets two processes do without a search for unused parameters."""
+    batch = collate_answers(EOS_ID)([Example([1, 2, 3], 2)])
+    answer = batch["weight"] > 0
+    clean = next(seed for seed in range(1000) if not mask_tokens(batch["input_ids"], answer, MASK_ID, noise(seed)).masked.any())
+    for options in ({}, {"joint": True}, {"lora_rank": 2}):
+        model = model_of(**options)
+        objective(model, r_incorrect=0.0)(model, batch, noise(clean)).sum.backward()
+        assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+def test_auc_is_the_share_of_pairs_in_order_ties_counting_one_half():
+    score, clean = torch.randint(0, 6, (60,), generator=noise(0)) / 5, torch.rand(60, generator=noise(1)) < 0.6
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[clean].tolist() for b in score[~clean].tolist()]
+    assert auc(score, clean) == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    assert math.isnan(auc(score, torch.ones_like(clean)))
+
+
+def test_calibration_error_and_confusion_on_small_cases_by_hand():
+    probability, label = torch.tensor([0.1, 0.2, 0.7, 0.9, 1.0]), torch.tensor([False, True, True, True, False])
+    # two bins: (.3 / 2 against 1 / 2) and (2.6 / 3 against 2 / 3)
+    assert expected_calibration_error(probability, label, bins=2) == pytest.approx((abs(0.3 - 1) + abs(2.6 - 2)) / 5)
+    assert confusion(probability, label) == {"tp": 2, "fp": 1, "tn": 1, "fn": 1}
+    assert confusion(probability, label, cut=0.95) == {"tp": 0, "fp": 1, "tn": 1, "fn": 3}
+
+
+def test_metrics_leave_out_what_does_not_exist():
+    assert policy.measure(torch.zeros(1, 2, 2), torch.full((1, 2), IGNORED)) == {}
+    assert policy.measure(torch.zeros(1, 2, 2), torch.ones(1, 2)).keys() == {"ups_bce", "ups_ece", "incorrect_share"}
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------
+
+def test_adapters_sit_in_the_blocks_alone_start_as_nothing_and_merge_into_the_same_logits():
+    model, tokens = model_of(lora_rank=2), batch_of()["input_ids"]
+    torch.testing.assert_close(model.backbone(tokens), backbone()(tokens))
+    names = [name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad]
+    assert all(".blocks." in name and ".lora_" in name for name in names) and len(names) == 2 * 7 * SHAPE["n_layers"]
+    with torch.no_grad():
+        for name, parameter in model.backbone.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(0.0, 0.1, generator=noise(name))
+    plain = merged(model.config, model.backbone.state_dict())
+    assert plain.state_dict().keys() == backbone().state_dict().keys()
+    torch.testing.assert_close(plain(tokens), model.backbone(tokens), atol=1e-5, rtol=1e-5)        # fp32 sums in another order
+    assert (plain(tokens) - backbone()(tokens)).abs().max() > 0.1
+
+
+# --- runs by command -------------------------------------------------------------------------------------------------
+
+RUN = ["--model", "tiny", "--append_eos", "false", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--num_threads", "1",
+       "--use_cpu", "--save_strategy", "no"]
+
+
+def command(tmp_path: Path, name: str = "out", *flags: str) -> Path:
+    """A run of 4 updates on the tiny model; returns its output folder."""
+    data = tmp_path / "data.jsonl"
+    pairs = [{"prompt": puzzle, "completion": solution} for puzzle, solution in sudoku.problems("train", 24)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    remask_sft.main([*RUN, "--data", str(data), "--eval_data", str(data), "--output_dir", str(tmp_path / name), "--max_steps", "4",
+                     "--per_device_eval_batch_size", "8", "--learning_rate", "1e-3", "--ups_width", "8", *flags])
+    return tmp_path / name
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def test_a_frozen_run_leaves_a_head_that_ups_loads_and_the_backbone_as_it_was(tmp_path, monkeypatch):
+    seen: list[PolicyModel] = []
+    monkeypatch.setattr(policy, "policy_model", lambda *args, **options: seen.append(policy_model(*args, **options)) or seen[-1])
+    out = command(tmp_path, "out", "--eval_strategy", "steps", "--eval_steps", "2")
+    tiny = load_model(device="cpu")
+    for name, tensor in seen[0].backbone.state_dict().items():
+        assert torch.equal(tensor, tiny.state_dict()[name]), name
+    assert {path.name for path in out.iterdir()} == HEAD | {"metrics.jsonl", "run.json"}
+    config = json.loads((out / "ups_config.json").read_text())
+    assert config["backbone"] == backbone_fingerprint(tiny) and config["width"] == 8
+    assert config["training"]["backbone"] == "tiny" and config["training"]["options"]["r_incorrect"] == 0.1
+    assert config["training"]["command"].startswith("python -m training.remask_sft --model tiny ")
+    assert config["training"]["metrics"]["eval_ups_auc"] == logged(out, "eval_ups_auc")[-1]
+    for metric in ("ups_auc", "tps_prob_auc", "ups_bce", "ups_ece"):
+        assert len(logged(out, f"eval_{metric}")) == 3        # at updates 2 and 4, and after training
+    assert logged(out, "eval_tps_prob_auc")[0] == logged(out, "eval_tps_prob_auc")[-1]        # the same noise, the same backbone
+    engine = Engine("llada_ups", ups=str(out), gen_length=16, steps=4, device="cpu")
+    [(_, completion)] = engine.generate([Request(sudoku.problems("test", 1)[0].puzzle, engine.sampler)])
+    assert completion.num_forwards == 4 and engine.sampler.source == "ups"
+
+
+@pytest.mark.parametrize("flags", [["--joint"], ["--lora", "--lora_rank", "4"]], ids=["joint", "lora"])
+def test_a_run_that_changes_the_backbone_leaves_a_complete_checkpoint(tmp_path, flags):
+    out = command(tmp_path, "out", *flags)
+    files = HEAD | {"config.json", "model.safetensors", "metrics.jsonl", "run.json", "ups", *TOKENIZER_FILES[:3]}
+    assert {path.name for path in out.iterdir()} == files | ({policy.ADAPTER} if "--lora" in flags else set())
+    assert {path.name for path in (out / "ups").iterdir()} == HEAD
+    model, tiny = load_model(out, device="cpu"), load_model(device="cpu")
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, tiny.state_dict()[name])}
+    if "--joint" in flags:
+        assert changed == tiny.state_dict().keys()
+    else:
+        assert changed and all(".blocks." in name and not name.endswith("norm.weight") for name in changed)
+    for ups in ({}, {"ups": str(out)}, {"ups": str(out / "ups")}):        # by default, beside the checkpoint
+        assert Engine("llada_ups", pretrained=str(out), device="cpu", **ups).sampler.source == "ups"
+    with pytest.raises(ValueError, match="another backbone"):
+        Engine("llada_ups", ups=str(out), device="cpu")
+
+
+def test_the_adapted_model_and_the_checkpoint_of_it_have_the_same_logits(tmp_path, monkeypatch):
+    seen: list[PolicyModel] = []
+    monkeypatch.setattr(policy, "policy_model", lambda *args, **options: seen.append(policy_model(*args, **options)) or seen[-1])
+    out = command(tmp_path, "out", "--lora", "--learning_rate", "1e-2")
+    tokens = torch.randint(0, 256, (4, 33), generator=noise(0))
+    with torch.no_grad():
+        adapted, loaded, tiny = seen[0].backbone(tokens), load_model(out, device="cpu")(tokens), load_model(device="cpu")(tokens)
+    torch.testing.assert_close(loaded, adapted, atol=1e-3, rtol=1e-4)        # logits of size 30; fp32 sums in another order
+    assert (loaded - tiny).abs().max() > 1
+
+
+@pytest.mark.parametrize("flags", [
+    [], ["--joint"], ["--lora"], ["--incorrect_from", "samples", "--gradient_accumulation_steps", "2"]], ids=str)
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, flags):
+    whole = command(tmp_path, "whole", *flags)
+    saving = [*flags, "--save_strategy", "steps", "--save_steps", "2"]
+    cut = command(tmp_path, "cut", *saving)
+    shutil.rmtree(cut / "checkpoint-4")        # as if killed before the last save
+    command(tmp_path, "cut", *saving, "--resume")
+    for name in ("ups.safetensors", *(["model.safetensors"] if {"--joint", "--lora"} & set(flags) else [])):
+        expected, found = load_file(whole / name), load_file(cut / name)
+        assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items()) and expected.keys() == found.keys()
+    assert logged(cut, "loss") == logged(whole, "loss")
+
+
+def test_a_row_longer_than_seq_len_loses_the_end_of_its_answer(tmp_path):
+    out = command(tmp_path, "out", "--seq_len", "20", "--incorrect_from", "vocabulary")
+    assert json.loads((out / "ups_config.json").read_text())["training"]["options"]["seq_len"] == 20
+
+
+ROW = '{"prompt": "..", "completion": "12"}'
+
+
+@pytest.mark.parametrize("flags, row, message", [
+    ([], '{"input_ids": [1, 2, 3], "prompt_length": 3}', "data.jsonl:2: prompt_length (3) must leave at least one answer token of 3"),
+    ([], '{"input_ids": [1, 2, 3], "prompt_length": 9}', "data.jsonl:2: prompt_length (9)"),
+    (["--append_eos", "false"], '{"prompt": "12", "completion": ""}', "data.jsonl:2: prompt_length (2) must leave"),
+    (["--seq_len", "4"], '{"prompt": "12345", "completion": "1"}', "data.jsonl:2: prompt_length (5) must leave"),
+    (["--seq_len", "5000"], ROW, "--seq_len must be between 1 and the model's 4096 tokens, got 5000"),
+    (["--r_incorrect", "1.5"], ROW, "--r_incorrect must be between 0 and 1, got 1.5"),
+    (["--r_incorrect", "nan"], ROW, "--r_incorrect must be between 0 and 1, got nan"),
+    (["--label_smoothing", "0.5"], ROW, "--label_smoothing must be at least 0 and below 0.5"),
+    (["--lambda_ups", "0"], ROW, "--lambda_ups must be above 0"),
+    (["--ups_width", "-1"], ROW, "--ups_width must be 0 or more"),
+    (["--incorrect_from", "nowhere"], ROW, "--incorrect_from must be one of answers, vocabulary, samples, got 'nowhere'"),
+    (["--joint", "--lora"], ROW, "give one"),
+    (["--lora_rank", "4"], ROW, "--lora_rank must be at least 1 and needs --lora"),
+    (["--append_eos", "false"], '{"prompt": "1", "completion": "2"}', None),
+])
+def test_bad_input_ends_with_one_clear_line_and_nothing_written(tmp_path, flags, row, message):
+    data = tmp_path / "data.jsonl"
+    data.write_text(ROW + "\n" + row + "\n")
+    if message is None:
+        data.write_text('{"prompt": "1", "completion": "2"}\n')
+        message = "--incorrect_from answers: the answers hold 1 different tokens"
+    with pytest.raises(SystemExit) as exit_info:
+        remask_sft.main(["--model", "tiny", "--data", str(data), "--output_dir", str(tmp_path / "out"), "--use_cpu", *flags])
+    text = str(exit_info.value.code)
+    assert text.startswith("error: ") and message in text and "\n" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_presets_of_other_commands_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="--preset must be one of sudoku4_ups, got 'sudoku4'"):
+        remask_sft.main(["--preset", "sudoku4", "--output_dir", str(tmp_path / "out"), "--use_cpu"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_describes_every_option(capsys):
+    with pytest.raises(SystemExit):
+        remask_sft.main(["--help"])
+    text = capsys.readouterr().out
+    for flag in ("--ups_width", "--r_incorrect", "--lambda_ups", "--label_smoothing", "--incorrect_from", "--seq_len", "--joint", "--lora"):
+        assert flag in text
+
+
+# --- the head in the package -----------------------------------------------------------------------------------------
+
+def solved(engine: Engine, num: int, **options) -> float:
+    sampler, problems = engine.sampler_for(options), sudoku.problems("test", num)
+    answers = engine.generate([Request(problem.puzzle, sampler) for problem in problems])
+    return sum(sudoku.is_valid(problems[number].puzzle, completion.text) for number, completion in answers) / num
+
+
+def test_the_head_in_the_package_tells_incorrect_tokens_from_clean_ones():
+    model = load_model(device="cpu")
+    whole = PolicyModel(model, load_policy(TINY / "ups", model)).eval()
+    words = [(puzzle, solution) for puzzle, solution in sudoku.problems("test", 300, seed=1)]
+    tokens = torch.tensor([[ord(symbol) - 33 for symbol in puzzle + solution] for puzzle, solution in words])        # the tokenizer's ids
+    batch = {"input_ids": tokens, "weight": (torch.arange(33) >= 17).float().expand(300, 33) / 16}
+    replace = another_of(tokens[:, 17:].unique())
+    with torch.no_grad():
+        cost = objectives.remask_sft(model.config.mask_token_id, r_incorrect=0.1, lambda_ups=1.0, label_smoothing=0.0,
+                                     train_backbone=False, incorrect=lambda _: replace)
+        loss = cost(whole, batch, noise(0))
+    found = policy.measure(loss.predictions, loss.labels)
+    assert found["ups_auc"] > 0.85 and found["ups_auc"] > found["tps_prob_auc"] + 0.1
+
+
+@pytest.mark.slow
+def test_learned_remasking_beats_every_other_order_at_8_steps():
+    engine = Engine("llada_ups", gen_length=16, steps=8, device="cpu", batch_size=250)
+    ups = solved(engine, 500, revise=True, confidence_source="ups")
+    assert ups > solved(engine, 500, revise=False, confidence_source="tps_prob") + 0.03
+    assert ups > solved(engine, 500, revise=True, confidence_source="tps_prob") + 0.01
+    assert ups > solved(engine, 500, revise=True, confidence_source="random") + 0.15
+
+
+@pytest.mark.slow
+def test_two_processes_leave_what_one_leaves(tmp_path):
+    """Files, metrics and one line of log an update; every process has noise of its own, so the numbers are others."""
+    data = tmp_path / "data.jsonl"
+    pairs = [{"prompt": puzzle, "completion": solution} for puzzle, solution in sudoku.problems("train", 66)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    samples = ["--incorrect_from", "samples", "--r_incorrect", "1"]
+    for name, flags in (("frozen", samples), ("joint", ["--joint"]), ("lora", ["--lora"])):
+        out = tmp_path / name
+        # 66 rows do not divide by 2 x 16: the last evaluation batch is uneven
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "training.remask_sft",
+                        *RUN, "--data", str(data), "--eval_data", str(data), "--output_dir", str(out), "--max_steps", "3",
+                        "--per_device_eval_batch_size", "16", *flags],
+                       check=True, capture_output=True, timeout=300, cwd=Path(__file__).parents[1],
+                       env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert len(logged(out, "loss")) == 3 and len(logged(out, "eval_ups_auc")) == 1
+        pretrained = {} if name == "frozen" else {"pretrained": str(out)}
+        assert Engine("llada_ups", ups=str(out), device="cpu", **pretrained).sampler.source == "ups"
+        assert 0.01 < logged(out, "eval_incorrect_share")[0] < 0.3
