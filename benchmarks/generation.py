@@ -6,19 +6,24 @@
 A step in the middle of a generation is measured: the prompt and the blocks before the active one are text, num_masked tokens
 of the active block and all blocks after it are masked. `exact` is our sampler with the plain denoiser. It is compared twice:
 at --temperature, where the published loop draws float64 Gumbel noise over the whole sequence, and at temperature 0
-(`_greedy`). All forms take turns in every repetition, so that a noisy machine slows all of them; a ratio is one of medians, of
-CPU time on a CPU and of wall time on a GPU. Before that both decode a short answer greedily, on the same weights in
-float32: the exit status is 1 if tokens or numbers of forwards differ. Weights are random, so accuracy and adaptive decoding,
+(`_greedy`). `ala` is `exact` behind a router of one layer. `ups_head` and `ups_head_512` add a policy head (128 and 512 hidden
+units) that nobody asks: what the head costs. `ups` is RemeDi's sampler with the first of them: the head, and logits at the
+block's visible tokens too, which its rule ranks. "x exact" is the median over repetitions of the ratio to `exact` in the same
+repetition; head and router are timed by themselves as well, since the ratio's noise is larger than they are. All forms take
+turns in every repetition, so that a noisy machine slows all of them; a ratio is one of medians, of CPU time on a CPU and of
+wall time on a GPU. Before that the published loop and ours decode a short answer greedily, on the same weights in float32: the
+exit status is 1 if tokens or numbers of forwards differ. Weights are random, so accuracy and adaptive decoding,
 which depends on it, are not for this benchmark.
 """
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,8 +34,10 @@ from transformers import HfArgumentParser
 from llada_plugins import SamplerConfig, SpecialTokens, generate
 from llada_plugins.checkpoint import pick_device, pick_dtype
 from llada_plugins.config import arg
-from llada_plugins.denoiser import Canvas, model_denoiser
+from llada_plugins.denoiser import Canvas, Denoiser, model_denoiser
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
+from llada_plugins.policy_stream import PolicyHead, policy_denoiser
+from llada_plugins.router import Router, RouterConfig, route, routed
 from llada_plugins.sampler import unmask
 
 from . import reference
@@ -136,13 +143,49 @@ def reference_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerC
     reference.unmask_step(model, tokens, window.stop, [num_masked], model.special_tokens.mask, config.temperature)
 
 
-@torch.inference_mode()
 def exact_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int) -> None:
+    our_step(model_denoiser(model), model, tokens, window, config)
+
+
+@torch.inference_mode()
+def our_step(denoise: Denoiser, model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig) -> None:
     canvas = Canvas(tokens, tokens.new_full((1,), tokens.shape[1] - config.gen_length), padded=False)
-    unmask(model_denoiser(model), canvas, window, tokens.new_zeros(1), config, model.special_tokens)
+    unmask(denoise, canvas, window, tokens.new_zeros(1), config, model.special_tokens)
 
 
-FORMS: dict[str, Callable[[LLaDA, Tensor, slice, SamplerConfig, int], None]] = {"reference": reference_step, "exact": exact_step}
+@functools.cache
+def random_head(d_model: int, width: int, device: torch.device) -> PolicyHead:
+    """A policy head with random weights, in float32 as `load_policy` loads it."""
+    return PolicyHead(d_model, width).to(device).eval().requires_grad_(False)
+
+
+def ups_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int, *, width: int, ranks: bool) -> None:
+    """One step with a policy head of `width` hidden units; ranks: in RemeDi's sampler, else the head's score is not used."""
+    if ranks:
+        config = replace(config, revise=True, confidence_source="ups")
+    head = random_head(model.config.d_model, width, model.device)
+    our_step(policy_denoiser(model, head), model, tokens, window, config)
+
+
+@functools.cache
+def random_router(d_model: int, heads: int, device: torch.device) -> Router:
+    """A router with random weights, in float32 as `load_router` loads it."""
+    return Router(RouterConfig(d_model=d_model, heads=heads)).to(device).eval().requires_grad_(False)
+
+
+def ala_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int) -> None:
+    router = random_router(model.config.d_model, model.config.n_heads, model.device)
+    our_step(routed(model_denoiser(model), router, model.embedding, model.special_tokens.mask), model, tokens, window, config)
+
+
+FORMS: dict[str, Callable[[LLaDA, Tensor, slice, SamplerConfig, int], None]] = {
+    "reference": reference_step,
+    "exact": exact_step,
+    "ups_head": functools.partial(ups_step, width=128, ranks=False),
+    "ups_head_512": functools.partial(ups_step, width=512, ranks=False),
+    "ups": functools.partial(ups_step, width=128, ranks=True),
+    "ala": ala_step,
+}
 
 
 def measure(model: LLaDA, options: Options) -> dict[str, list[Seconds]]:
@@ -169,6 +212,37 @@ def timed(work: Callable[[], None], device: torch.device) -> Seconds:
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
+@torch.inference_mode()
+def head_seconds(model: LLaDA, block_length: int, width: int, repetitions: int = 100) -> Seconds:
+    """What a policy head alone takes on one block's hidden states."""
+    head = random_head(model.config.d_model, width, model.device)
+    hidden = torch.ones(1, block_length, model.config.d_model, dtype=model.dtype, device=model.device)
+    head(hidden)        # the first call is slower
+    taken = timed(lambda: [head(hidden) for _ in range(repetitions)], model.device)
+    return Seconds(*(each / repetitions for each in taken))
+
+
+@torch.inference_mode()
+def routing_seconds(model: LLaDA, options: Options, repetitions: int = 20) -> Seconds:
+    """What the router adds to the measured step: seeds in place of the tokens' own embeddings."""
+    router, (tokens, _) = random_router(model.config.d_model, model.config.n_heads, model.device), middle_of_generation(model, options)
+    start = tokens.new_full((1,), options.prompt_length)
+
+    def work() -> None:
+        for _ in range(repetitions):
+            route(router, model.embedding, tokens, start, model.special_tokens.mask)
+
+    work()        # the first call is slower
+    return Seconds(*(each / repetitions for each in timed(work, model.device)))
+
+
+def times_exact(seconds: dict[str, list[Seconds]], clock: str) -> dict[str, float]:
+    """Each wrapped form's time over that of `exact` in the same repetition, the median."""
+    return {name: statistics.median(getattr(ours, clock) / getattr(exact, clock)
+                                    for ours, exact in zip(taken, seconds["exact_greedy" if name.endswith("_greedy") else "exact"]))
+            for name, taken in seconds.items() if name.startswith(("ups", "ala"))}
+
+
 def run(options: Options) -> dict[str, Any]:
     """The whole benchmark; its result can be written as JSON."""
     device = pick_device(options.device)
@@ -183,6 +257,10 @@ def run(options: Options) -> dict[str, Any]:
     baseline = {name: "reference_greedy" if name.endswith("_greedy") else "reference" for name in medians}
     return {
         "ratios": {name: medians[baseline[name]] / median for name, median in medians.items() if name != baseline[name]},
+        "times_exact": times_exact(seconds, clock),
+        "head_share": {str(width): getattr(head_seconds(model, options.block_length, width), clock) / medians["exact"]
+                       for width in (128, 512)},
+        "router_share": getattr(routing_seconds(model, options), clock) / medians["exact"],
         "same_tokens": same,
         "seconds": medians,
         "clock": clock,
@@ -196,11 +274,15 @@ def run(options: Options) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The medians and ratios as text."""
     lines = [f"{result['shape']['name']}, {result['machine']['dtype']}, {result['machine']['device']}: {result['clock']} time of a step",
-             f"{'form':<20}{'median ms':>12}{'min ms':>10}{'max ms':>10}{'x faster':>10}"]
+             f"{'form':<20}{'median ms':>12}{'min ms':>10}{'max ms':>10}{'x faster':>10}{'x exact':>10}"]
     for name, median in result["seconds"].items():
         every = [each[result["clock"]] for each in result["every_step"][name]]
         ratio = f"{result['ratios'][name]:.2f}" if name in result["ratios"] else ""
-        lines.append(f"{name:<20}{1000 * median:>12.1f}{1000 * min(every):>10.1f}{1000 * max(every):>10.1f}{ratio:>10}")
+        over = f"{result['times_exact'][name]:.3f}" if name in result["times_exact"] else ""
+        lines.append(f"{name:<20}{1000 * median:>12.1f}{1000 * min(every):>10.1f}{1000 * max(every):>10.1f}{ratio:>10}{over:>10}")
+    lines += [f"policy head of {width} hidden units by itself: {100 * share:.3f} % of an exact step"
+              for width, share in result["head_share"].items()]
+    lines.append(f"router by itself: {100 * result['router_share']:.2f} % of an exact step")
     return "\n".join([*lines, f"same tokens at temperature 0: {'yes' if result['same_tokens'] else 'NO'}"])
 
 

@@ -197,6 +197,15 @@ class LLaDAUPS(LLaDA):
     method = "llada_ups"
 
 
+class LLaDAALA(LLaDA):
+    """Routed seeds (ALA): the baseline's options and `router`, the folder of a router.
+
+    Likelihoods are those of the routed denoiser, which is another model of the answer: they do not compare decoders of one model.
+    """
+
+    method = "llada_ala"
+
+
 def _place(device: str | None) -> tuple[Any, str]:
     """The accelerator of a data-parallel run (else None), and where this process computes.
 

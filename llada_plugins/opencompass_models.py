@@ -226,6 +226,15 @@ class LLaDAUPS(LLaDA):
     method = "llada_ups"
 
 
+class LLaDAALA(LLaDA):
+    """Routed seeds (ALA): the baseline's options and `router`, the folder of a router.
+
+    Likelihoods are those of the routed denoiser, which is another model of the answer: they do not compare decoders of one model.
+    """
+
+    method = "llada_ala"
+
+
 def unwrap_prediction(prediction: str | Mapping[str, Any]) -> str:
     """The text of a prediction recorded with its statistics; for `pred_postprocessor` of a model entry with record_stats=True."""
     return prediction if isinstance(prediction, str) else prediction["prediction"]

@@ -33,7 +33,7 @@ class RouterConfig:
     layers: int = arg(1, "cross-attention layers")
     mlp: int = arg(0, "hidden units of the MLP after each attention; 0 = none")
     mode: Literal["residual", "replace"] = arg(
-        "residual", "residual: mask embedding + output, zero at initialisation, so that it starts as the identity; replace: the output alone")
+        "residual", "residual: mask embedding + output, zero at first: it starts as the identity; replace: the output alone")
     max_positions: int = arg(1024, "longest answer, and reach into the prompt from its end, in tokens")
     use_prompt: bool = arg(True, "off: the control, a static bias for each answer position that sees no prompt")
 
@@ -86,7 +86,8 @@ class Router(nn.Module):
         A row without prompt gets the mask embedding at every position.
         """
         if width > self.config.max_positions:
-            raise ValueError(f"the router knows answers of {self.config.max_positions} tokens (max_positions), got {width}: train a longer one")
+            raise ValueError(f"the router knows answers of {self.config.max_positions} tokens (max_positions), got {width}: "
+                             "train a longer one")
         positions = torch.arange(width, device=prompt.device)
         back = torch.arange(prompt.shape[1], 0, -1, device=prompt.device) - 1                # distance from the answer, less one
         keys = self.prompt_norm(prompt + self.prompt_position(back.clamp(max=self.config.max_positions - 1)))
@@ -142,16 +143,14 @@ class RoutedLLaDA(nn.Module):
         self.backbone = backbone.requires_grad_(False)
         self.router = router
         self.mask_id = mask_id
-
-    @property
-    def config(self) -> Any:
-        return self.backbone.config
+        self.config = backbone.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, prompt_lengths: Tensor) -> Tensor:
         """prompt_lengths: (B,) tokens of each row before its answer, from the first column; right padding only."""
         whole = not prompt_lengths.is_floating_point() and prompt_lengths.shape == input_ids.shape[:1]
         if not whole or bool((prompt_lengths < 0).any()) or bool((prompt_lengths > input_ids.shape[1]).any()):
-            raise ValueError(f"prompt_lengths must be ({len(input_ids)},) whole numbers from 0 to {input_ids.shape[1]}, got {prompt_lengths.tolist()}")
+            raise ValueError(f"prompt_lengths must be ({len(input_ids)},) whole numbers from 0 to {input_ids.shape[1]}, "
+                             f"got {prompt_lengths.tolist()}")
         tokens = input_ids if attention_mask is None else input_ids.masked_fill(~attention_mask.bool(), PADDING)
         embeds = route(self.router, self.backbone.embedding, tokens, prompt_lengths, self.mask_id)
         return self.backbone(None, attention_mask, inputs_embeds=embeds)
@@ -167,14 +166,17 @@ def save_router(router: Router, folder: Path, backbone: str, extra_config: Mappi
 
 def load_router(folder: Path, model: LLaDA) -> Router:
     """The router in `folder`, on the model's device; refuses one of another width or trained on another backbone."""
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG}: give the folder of a router made by python -m training.router_sft")
     raw = read_json(folder / CONFIG)
-    reject_unknown({name: raw[name] for name in raw if name not in ("backbone", "training")}, names(RouterConfig), f"key of {folder / CONFIG}:")
+    reject_unknown(raw, [*names(RouterConfig), "backbone", "training"], f"key of {folder / CONFIG}:")
     if raw.get("d_model") != model.config.d_model:
         raise ValueError(f"{folder}: this router makes embeddings of width {raw.get('d_model')}, the model's have {model.config.d_model}: "
                          "give the router that was trained on this model")
     if raw.get("backbone") != (fingerprint := backbone_fingerprint(model)):
-        raise ValueError(f"{folder}: this router was trained on another backbone (fingerprint {raw.get('backbone')}, this model's is {fingerprint}): "
-                         "give pretrained= the model that it was trained on, or train a router with python -m training.router_sft")
+        raise ValueError(f"{folder}: this router was trained on another backbone (fingerprint {raw.get('backbone')}, this model's is "
+                         f"{fingerprint}): give pretrained= the model that it was trained on, or train a router with "
+                         "python -m training.router_sft")
     with torch.device("meta"):
         router = Router(build(RouterConfig, raw))
     path = folder / WEIGHTS

@@ -97,8 +97,12 @@ def test_command_writes_its_result_as_json(tmp_path, capsys):
     assert generation.main([*SMALL, "--json", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["same_tokens"] is True
-    assert set(result["ratios"]) == {"exact", "exact_greedy"}
-    assert set(result["seconds"]) == {"reference", "reference_greedy", "exact", "exact_greedy"}
+    ours = {f"{form}{suffix}" for form in ("exact", "ups_head", "ups_head_512", "ups", "ala") for suffix in ("", "_greedy")}
+    assert set(result["ratios"]) == ours
+    assert set(result["seconds"]) == ours | {"reference", "reference_greedy"}
+    assert set(result["times_exact"]) == {name for name in ours if not name.startswith("exact")}
+    assert result["router_share"] > 0
+    assert set(result["head_share"]) == {"128", "512"}
     assert all(len(taken) == 2 for taken in result["every_step"].values())
     assert result["shape"]["name"] == "tiny"
     printed = capsys.readouterr().out
