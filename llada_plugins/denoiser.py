@@ -62,7 +62,8 @@ def model_denoiser(model: LLaDA) -> Denoiser:
 def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
     """Classifier-free guidance u + (scale + 1)(c - u), where u sees a masked prompt (LLaDA, arXiv 2502.09992, appendix A)."""
     def denoise_guided(canvas: Canvas, window: slice) -> Prediction:
-        tokens, start, padded, _ = canvas
+        tokens, start, padded, embeds = canvas
+        assert embeds is None        # wrappers that set embeddings go inside: the blank prompt needs its own
         column = torch.arange(tokens.shape[1], device=tokens.device)
         prompt = (column < start[:, None]) & (tokens != PADDING)
         blank = tokens.masked_fill(prompt, mask_id)

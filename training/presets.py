@@ -49,6 +49,10 @@ def _sudoku_pairs() -> tuple[Pairs, Pairs]:
     return list(sudoku.problems("train", 60_000)), list(sudoku.problems("test", sudoku.DEFAULT_NUM_TEST))
 
 
+def _nim_any_move_pairs() -> tuple[Pairs, Pairs]:
+    return list(nim.problems("train", 60_000, any_move=True)), list(nim.problems("test", nim.DEFAULT_NUM_TEST, any_move=True))
+
+
 def _nim_pairs() -> tuple[Pairs, Pairs]:
     return list(nim.problems("train", 60_000)), list(nim.problems("test", nim.DEFAULT_NUM_TEST))
 
@@ -79,13 +83,21 @@ PRESETS = {
                        adam_beta2=0.98, bf16=True, use_cpu=True, num_threads=2, seed=0, per_device_eval_batch_size=500,
                        logging_steps=50, eval_strategy="steps", eval_steps=250, save_strategy="no"),
     ),
-    "nim": Preset(
+    "nim_any_move": Preset(
         model=TINY_SHAPE,
-        pairs=_nim_pairs,
+        pairs=_nim_any_move_pairs,
         append_eos=False,        # every answer has 8 characters
-        arguments=dict(max_steps=4500, per_device_train_batch_size=64, learning_rate=2e-3, warmup_steps=100, weight_decay=0.01,
+        arguments=dict(max_steps=6000, per_device_train_batch_size=64, learning_rate=2e-3, warmup_steps=100, weight_decay=0.01,
                        adam_beta2=0.98, bf16=True, use_cpu=True, num_threads=1, seed=0, per_device_eval_batch_size=500,
                        logging_steps=100, eval_strategy="steps", eval_steps=500, save_strategy="no"),
+    ),
+    "nim": Preset(
+        model="./outputs/nim_any_move",
+        pairs=_nim_pairs,
+        append_eos=False,
+        arguments=dict(max_steps=1000, per_device_train_batch_size=64, learning_rate=1e-3, warmup_steps=50, weight_decay=0.01,
+                       adam_beta2=0.98, bf16=True, use_cpu=True, num_threads=1, seed=0, per_device_eval_batch_size=500,
+                       logging_steps=100, eval_strategy="steps", eval_steps=250, save_strategy="no"),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""4x4 sudoku as an OpenCompass data set and its evaluator, by class reference in a config; needs no data files."""
+"""The package's tasks as OpenCompass data sets and evaluators, by class reference in a config; they need no data files."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 from opencompass.datasets.base import BaseDataset
 from opencompass.openicl.icl_evaluator import BaseEvaluator
 
-from . import sudoku
+from . import nim, sudoku
 
 NUM_TRAIN = 64        # rows from which a retriever may draw in-context examples
 
@@ -19,15 +19,49 @@ class Sudoku4Dataset(BaseDataset):
     @staticmethod
     def load(num: int = sudoku.DEFAULT_NUM_TEST, seed: int = 0) -> DatasetDict:
         """num: problems of the test split."""
-        return DatasetDict({split: Dataset.from_list([problem._asdict() for problem in sudoku.problems(split, count, seed)])
-                            for split, count in (("train", NUM_TRAIN), ("test", num))})
+        return _rows(sudoku.problems("train", NUM_TRAIN, seed), sudoku.problems("test", num, seed))
 
 
-class Sudoku4Evaluator(BaseEvaluator):
-    """The share of answers, in percent, that complete their puzzle; any valid completion counts."""
+class NimDataset(BaseDataset):
+    """Columns: position (the prompt, ends in '='), answer (running xors and one of the winning moves)."""
+
+    @staticmethod
+    def load(num: int = nim.DEFAULT_NUM_TEST, seed: int = 0, split: str = "test") -> DatasetDict:
+        """num: positions of the split that is evaluated: test, ood_heaps or ood_sizes."""
+        return _rows(nim.problems("train", NUM_TRAIN, seed), nim.problems(split, num, seed))
+
+
+class RuleEvaluator(BaseEvaluator):
+    """The share of answers, in percent, that a task's rule accepts."""
+
+    question: str        # the column that the rule judges answers by
+
+    @staticmethod
+    def accepts(question: str, answer: str) -> bool:
+        """The task's rule."""
+        raise NotImplementedError
 
     def score(self, predictions: Sequence[str], references: Sequence[str], test_set: Dataset) -> dict[str, Any]:
-        """references: one solution of each puzzle, to look at; the puzzles come from the test set's own column."""
-        details = [{"puzzle": puzzle, "pred": prediction, "answer": reference, "correct": sudoku.is_valid(puzzle, prediction)}
-                   for puzzle, prediction, reference in zip(test_set["puzzle"], predictions, references, strict=True)]
+        """references: one right answer each, to look at; the questions come from the test set's own column."""
+        details = [{self.question: question, "pred": prediction, "answer": reference, "correct": self.accepts(question, prediction)}
+                   for question, prediction, reference in zip(test_set[self.question], predictions, references, strict=True)]
         return {"accuracy": 100 * sum(detail["correct"] for detail in details) / len(details), "details": details}
+
+
+class Sudoku4Evaluator(RuleEvaluator):
+    """Any valid completion of the puzzle counts."""
+
+    question = "puzzle"
+    accepts = staticmethod(sudoku.is_valid)
+
+
+class NimEvaluator(RuleEvaluator):
+    """Any winning move counts, and '##' where there is none."""
+
+    question = "position"
+    accepts = staticmethod(nim.is_winning)
+
+
+def _rows(train: Sequence[Any], test: Sequence[Any]) -> DatasetDict:
+    return DatasetDict({split: Dataset.from_list([problem._asdict() for problem in found])
+                        for split, found in (("train", train), ("test", test))})

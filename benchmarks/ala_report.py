@@ -1,0 +1,212 @@
+"""What an ALA router adds to a frozen backbone, beside its control: the same training without any prompt.
+
+    python -m benchmarks.ala_report                         Nim, 3 seeds of 4 variants: 10 CPU-minutes
+    python -m benchmarks.ala_report --task sudoku4 --variants router,bias
+
+Every variant is trained by `training.router_sft` from the task's preset, once per seed, into --output_dir (a router that is there
+already, made by the same command, is taken as it is). On problems that were not trained on, the same for all: the masked
+cross-entropy (nats per masked token, mean over all numbers of masks, one fixed draw of positions for each number), and the accuracy
+of greedy low-confidence decoding at each number of steps. Differences are paired by problem and carry 95 % normal intervals over
+problems; pooled over seeds, a problem counts once, with its mean over seeds. The static bias learns a vector per answer position and
+never sees a prompt: only what a router gains over *it* is owed to the prompt. Writes report.json and report.md into --output_dir.
+"""
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import HfArgumentParser
+
+from llada_plugins.config import arg
+from llada_plugins.denoiser import Canvas
+from llada_plugins.engine import Engine, Request
+from llada_plugins.tasks import nim, sudoku
+from training import router_sft
+from training.trainer import noise
+
+VARIANTS = {        # flags of training.router_sft
+    "router": [],
+    "bias": ["--no_prompt"],
+    "deep_router": ["--router_layers", "2", "--router_mlp", "256"],
+    "deep_bias": ["--router_layers", "2", "--router_mlp", "256", "--no_prompt"],
+}
+CONTROL = {"router": "bias", "deep_router": "deep_bias"}
+BATCH = 250        # problems a forward
+
+
+class Task(NamedTuple):
+    """A backbone and the problems on which it is measured."""
+
+    pretrained: str
+    length: int                                                            # of every answer, in tokens
+    steps: tuple[int, ...]                                                 # numbers of decoding steps
+    problems: Callable[[str, int], Sequence[tuple[str, str]]]              # split, number -> (prompt, answer)
+    judge: Callable[[str, str], bool]
+    splits: dict[str, float]                                               # the first is in distribution; share of --num
+
+
+TASKS = {
+    "nim": Task("nim", 8, (4, 8), nim.problems, nim.is_winning, {"test": 1.0, "ood_heaps": 0.5, "ood_sizes": 0.5}),
+    # which cell can be filled first depends on the clues
+    "sudoku4": Task("sudoku4", 16, (8, 16), sudoku.problems, sudoku.is_valid, {"test": 1.0}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is trained and measured."""
+
+    task: Literal["nim", "sudoku4"] = arg("nim", "the backbone and its problems")
+    variants: str = arg(",".join(VARIANTS), f"of {', '.join(VARIANTS)}")
+    seeds: str = arg("0,1,2", "of training: weights, batches and noise")
+    num: int = arg(1000, "problems in distribution; out of distribution, half as many of each split")
+    max_steps: int | None = arg(None, "updates (default: the preset's)")
+    output_dir: str = arg("outputs/ala_report", "folder for the routers and the report")
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.variants.split(",")) - set(VARIANTS):
+            raise ValueError(f"--variants must be of {', '.join(VARIANTS)}, got {', '.join(sorted(unknown))}")
+        if not all(seed.isdecimal() for seed in self.seeds.split(",")):
+            raise ValueError(f"--seeds must be whole numbers with commas between them, got {self.seeds!r}")
+
+
+class Measured(NamedTuple):
+    """One model on the task."""
+
+    cross_entropy: Tensor              # (N,) nats per masked token of each problem in distribution, float64
+    correct: dict[str, Tensor]         # "split@steps" -> (problems,) 1 or 0, float64
+
+
+def train(options: Options, variant: str, seed: int) -> Path:
+    """The folder of a variant's router; raises ValueError where it holds one made by another command."""
+    folder = Path(options.output_dir) / options.task / f"{variant}-{seed}"
+    command = ["--preset", f"{options.task}_router", "--output_dir", str(folder), "--seed", str(seed), *VARIANTS[variant]]
+    command += [] if options.max_steps is None else ["--max_steps", str(options.max_steps)]
+    config = folder / "router_config.json"
+    if not config.is_file():
+        router_sft.main(command)
+    made_by = json.loads(config.read_text(encoding="utf-8"))["training"]["command"]
+    if made_by != shlex.join(["python", "-m", "training.router_sft", *command]):
+        raise ValueError(f"{folder} holds a router of another run ({made_by}): give another --output_dir")
+    return folder
+
+
+def measure(task: Task, num: int, router: Path | None) -> Measured:
+    """The task's backbone, behind a router if one is given."""
+    options = {} if router is None else {"router": str(router)}
+    method = "llada" if router is None else "llada_ala"
+    engine = Engine(method, pretrained=task.pretrained, batch_size=BATCH, gen_length=task.length, **options)
+    correct = {}
+    for split, share in task.splits.items():
+        problems = task.problems(split, round(share * num))
+        for steps in task.steps:
+            sampler = engine.sampler_for({"steps": steps})
+            answers = dict(engine.generate([Request(prompt, sampler) for prompt, _ in problems]))
+            correct[f"{split}@{steps}"] = torch.tensor([float(task.judge(prompt, answers[number].text))
+                                                        for number, (prompt, _) in enumerate(problems)], dtype=torch.float64)
+    return Measured(masked_cross_entropy(engine, task.problems(next(iter(task.splits)), num)), correct)
+
+
+@torch.inference_mode()
+def masked_cross_entropy(engine: Engine, problems: Sequence[tuple[str, str]]) -> Tensor:
+    """Nats per masked token of each problem (N,), mean over 1 to L masks: LLaDA's SFT loss with the share of masks enumerated.
+
+    The problems' prompts have one length, and so have their answers. Each number of masks has one fixed draw of positions.
+    """
+    rows = torch.tensor([engine.tokenizer(prompt + answer, add_special_tokens=False)["input_ids"] for prompt, answer in problems])
+    length = len(problems[0][1])
+    start = rows.shape[1] - length
+    total = torch.zeros(len(rows), dtype=torch.float64)
+    for num_masked in range(1, length + 1):
+        rank = torch.rand(len(rows), length, generator=noise("report", num_masked)).argsort(-1).argsort(-1)
+        masked = rank < num_masked                                                                                # (N, L)
+        for first in range(0, len(rows), BATCH):
+            clean, hidden = rows[first:first + BATCH], masked[first:first + BATCH]
+            tokens = torch.cat([clean[:, :start], clean[:, start:].masked_fill(hidden, engine.special.mask)], -1).to(engine.model.device)
+            prediction = engine.denoise(Canvas(tokens, tokens.new_full((len(tokens),), start), padded=False), slice(start, start + length))
+            logits = prediction.logits_at(torch.arange(length, device=tokens.device).expand(len(tokens), -1)).float().cpu()
+            cost = F.cross_entropy(logits.transpose(1, 2), clean[:, start:], reduction="none")                    # (B, L)
+            total[first:first + BATCH] += (cost * hidden).sum(-1).double() / num_masked
+    return total / length
+
+
+def mean(values: Tensor) -> dict[str, float]:
+    """The mean over problems and half the width of its 95 % normal interval."""
+    return {"mean": float(values.mean()), "half_width": 1.96 * float(values.std()) / math.sqrt(len(values))}
+
+
+def metrics(measured: Measured) -> dict[str, Tensor]:
+    """Metric name -> one value per problem."""
+    return {"cross_entropy": measured.cross_entropy, **measured.correct}
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Train, measure, compare; the result can be written as JSON."""
+    task, seeds = TASKS[options.task], [int(seed) for seed in options.seeds.split(",")]
+    variants = [name for name in VARIANTS if name in options.variants.split(",")]
+    plain = metrics(measure(task, options.num, None))
+    found = {name: [metrics(measure(task, options.num, train(options, name, seed))) for seed in seeds] for name in variants}
+    pairs = [(name, None) for name in variants] + [(name, CONTROL[name]) for name in variants if CONTROL.get(name) in variants]
+
+    def less(name: str, other: str | None, metric: str) -> dict[str, Any]:
+        others = [plain] * len(seeds) if other is None else found[other]
+        differences = [each[metric] - its_other[metric] for each, its_other in zip(found[name], others)]
+        return {"seeds": [mean(difference) for difference in differences], "pooled": mean(torch.stack(differences).mean(0))}
+    return {
+        "plain": {metric: mean(values) for metric, values in plain.items()},
+        "variants": {name: [{metric: mean(values) for metric, values in each.items()} for each in found[name]] for name in variants},
+        "differences": [{"of": name, "less": other or "plain", **{metric: less(name, other, metric) for metric in plain}}
+                        for name, other in pairs],
+        "problems": {metric: len(values) for metric, values in plain.items()},
+        "seeds": seeds,
+        "options": asdict(options),
+    }
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Two Markdown tables: every model, and the differences."""
+    columns = list(result["plain"])
+    head = ["masked CE" if metric == "cross_entropy" else metric for metric in columns]
+
+    def row(*cells: str) -> str:
+        return f"| {' | '.join(cells)} |"
+    lines = [row("model", "seed", *head), row(*["---"] * (len(head) + 2))]
+    models = [("plain", "", result["plain"])] + [
+        (name, str(seed), each) for name, runs in result["variants"].items() for seed, each in zip(result["seeds"], runs)]
+    for name, seed, each in models:
+        lines.append(row(name, seed, *(f"{each[metric]['mean']:.4f}" if metric == "cross_entropy" else
+                                       f"{each[metric]['mean']:.3f} ±{each[metric]['half_width']:.3f}" for metric in columns)))
+    lines += ["", row("difference", "seed", *head), row(*["---"] * (len(head) + 2))]
+    for each in result["differences"]:
+        for number, seed in enumerate([*map(str, result["seeds"]), "all"]):
+            cells = [each[metric]["pooled"] if seed == "all" else each[metric]["seeds"][number] for metric in columns]
+            texts = (f"{cell['mean']:+.4f} ±{cell['half_width']:.4f}" for cell in cells)
+            lines.append(row(f"{each['of']} - {each['less']}", seed, *texts))
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = HfArgumentParser(Options, prog="python -m benchmarks.ala_report", allow_abbrev=False)
+    try:
+        options, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        result = run(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    folder = Path(options.output_dir) / options.task
+    (folder / "report.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(tables(result) + "\n", encoding="utf-8")
+    print(tables(result))
+
+
+if __name__ == "__main__":
+    main()

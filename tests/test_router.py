@@ -1,0 +1,323 @@
+"""The ALA router: the identity at initialisation, what its seeds depend on, prompts of any length, every sampler, and training."""
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llada_plugins.confidence import CONFIDENCE
+from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, align, guided, model_denoiser
+from llada_plugins.generation import generate
+from llada_plugins.likelihood import log_likelihood
+from llada_plugins.model import LLaDA
+from llada_plugins.policy_stream import PolicyHead, policy_denoiser
+from llada_plugins.router import RoutedLLaDA, Router, RouterConfig, route, routed
+from llada_plugins.sampler_config import SamplerConfig
+
+MASK, D = 39, 32        # of make_model's models
+PROMPTS = [[5, 6, 7], [8], [4, 4, 9, 10, 31, 12], [14, 5], [11, 12, 13, 14, 15]]
+ROUNDING = dict(rtol=1e-5, atol=2e-5)        # fp32 sums of states up to 10 in another order
+
+ROUTERS = {
+    "replace": dict(mode="replace"),
+    "residual": dict(mode="residual"),        # its output weights are not zero here: as after training
+    "deep": dict(mode="residual", layers=2, mlp=24),
+    "one head": dict(mode="replace", heads=1),
+    "no prompt": dict(mode="replace", use_prompt=False, mlp=8),
+}
+every_router = pytest.mark.parametrize("kind", ROUTERS)
+
+SAMPLERS = [dict(gen_length=12, **options) for options in (
+    {},
+    dict(steps=5, temperature=0.8),
+    dict(block_length=4, steps=9),
+    dict(sampling_method="semi_ar_origin", block_length=4),
+    dict(cfg_scale=1.5, steps=6),
+    dict(cfg_scale=0.5, block_length=6, threshold=0.05),
+    dict(threshold=0.05, block_length=4),
+    dict(factor=1.0),
+    dict(remask_ratio=0.5, steps=4),
+    dict(threshold=0.04, revise_below=0.5, confidence_source="ups"),
+    dict(logits_eos_inf=True, confidence_eos_eot_inf=True, early_stop=True, block_length=3),
+    *(dict(steps=6, confidence_source=source, revise=revise) for source in CONFIDENCE for revise in (False, True)),
+)]
+every_sampler = pytest.mark.parametrize("options", SAMPLERS, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()))
+
+
+def random_router(kind: str = "replace", seed: int = 0, **fields) -> Router:
+    """A router of ROUTERS with every parameter random, ready for inference."""
+    router = Router(RouterConfig(**{**dict(d_model=D, max_positions=64), **ROUTERS[kind], **fields}))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in router.named_parameters():
+        around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        parameter.data = around + 0.3 * torch.randn(parameter.shape, generator=generator)
+    return router.eval().requires_grad_(False)
+
+
+def fresh_router(mode: str, **fields) -> Router:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Router(RouterConfig(d_model=D, mode=mode, **fields)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model(make_model) -> LLaDA:
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def policy(model) -> Denoiser:
+    """The model's denoiser with a random policy head, so that every confidence source has what it ranks by."""
+    head, generator = PolicyHead(D, 8), torch.Generator().manual_seed(3)
+    for parameter in head.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return policy_denoiser(model, head.requires_grad_(False))
+
+
+def ragged() -> tuple[Tensor, Tensor]:
+    """Rows (6, 16) with padding on either side, text and masks in their answers, one mask inside a prompt; and where answers start."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, MASK, (6, 16), generator=generator)
+    start = torch.tensor([4, 9, 6, 0, 2, 16])
+    column = torch.arange(16)
+    tokens[(torch.rand(6, 16, generator=generator) < 0.6) & (column >= start[:, None])] = MASK
+    tokens[0, :2] = PADDING
+    tokens[2, 3] = MASK
+    tokens[4, 9:] = PADDING
+    tokens[4, :2] = PADDING        # this row has no prompt either
+    return tokens, start
+
+
+# ---- what the seeds are
+
+def seed_by_hand(router: Router, prompt: Tensor, mask_embedding: Tensor, place: int) -> Tensor:
+    """One answer position's seed (D,) from one row's prompt embeddings (P, D): cross-attention head by head, no batch, no padding."""
+    def normed(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (D,), norm.weight, norm.bias)
+
+    if not len(prompt):
+        return mask_embedding
+    last = router.config.max_positions - 1
+    keys = torch.stack([normed(router.prompt_norm, token + router.prompt_position.weight[min(len(prompt) - 1 - number, last)])
+                        for number, token in enumerate(prompt)])
+    x = mask_embedding + router.query_position.weight[place]
+    for layer in router.stack:
+        if layer.attention is not None:
+            w, b = layer.attention.in_proj_weight.chunk(3), layer.attention.in_proj_bias.chunk(3)
+            q, k, v = w[0] @ normed(layer.norm, x) + b[0], keys @ w[1].T + b[1], keys @ w[2].T + b[2]
+            width = D // router.config.heads
+            heads = []
+            for first in range(0, D, width):
+                part = slice(first, first + width)
+                heads.append((k[:, part] @ q[part] / math.sqrt(width)).softmax(0) @ v[:, part])
+            x = x + layer.attention.out_proj(torch.cat(heads))
+        if layer.mlp is not None:
+            x = x + layer.mlp[3](F.gelu(layer.mlp[1](normed(layer.mlp[0], x))))
+    seed = router.out(normed(router.norm, x))
+    return mask_embedding + seed if router.config.mode == "residual" else seed
+
+
+@every_router
+def test_route_equals_a_row_by_row_position_by_position_implementation(model, kind):
+    router, (tokens, start) = random_router(kind, max_positions=8), ragged()
+    tokens[torch.arange(16) >= start[:, None] + 8] = PADDING        # as long as the router knows; a prompt of 9 exceeds its reach
+    embeds = route(router, model.embedding, tokens, start, MASK)
+    for row, first, routed_row in zip(tokens, start.tolist(), embeds):
+        prompt = model.embedding(torch.tensor([token for token in row[:first].tolist() if token != PADDING], dtype=torch.long))
+        for column, token in enumerate(row.tolist()):
+            if token == MASK and column >= first:
+                expected = seed_by_hand(router, prompt, model.embedding.weight[MASK], column - first)
+                torch.testing.assert_close(routed_row[column], expected, **ROUNDING)
+            elif token != PADDING:
+                assert torch.equal(routed_row[column], model.embedding.weight[token])
+
+
+def test_prompt_places_beyond_the_routers_reach_share_one_position(model):
+    router = random_router(max_positions=4)
+    long = torch.tensor([[*range(1, 11), *[MASK] * 4]])
+    swapped = long.clone()
+    swapped[0, [1, 3]] = long[0, [3, 1]]
+    start = torch.tensor([10])
+    first, second = (route(router, model.embedding, tokens, start, MASK)[0, 10:] for tokens in (long, swapped))
+    torch.testing.assert_close(first, second, **ROUNDING)
+
+
+@every_router
+def test_seeds_differ_between_answer_positions_and_do_not_depend_on_the_answers_length(model, kind):
+    router = random_router(kind)
+    tokens = torch.tensor([[5, 6, 7, *[MASK] * 8]])
+    seeds = route(router, model.embedding, tokens, torch.tensor([3]), MASK)[0, 3:]
+    assert torch.cdist(seeds, seeds).fill_diagonal_(1).min() > 0.1
+    shorter = route(router, model.embedding, tokens[:, :6], torch.tensor([3]), MASK)[0, 3:]
+    torch.testing.assert_close(shorter, seeds[:3], **ROUNDING)
+
+
+@every_router
+def test_seeds_depend_on_the_prompts_tokens_and_their_order_unless_the_prompt_is_off(model, kind):
+    router = random_router(kind)
+    rows = torch.tensor([[*prompt, *[MASK] * 5] for prompt in ([5, 6, 7], [7, 6, 5], [5, 6, 8])])
+    first, *others = route(router, model.embedding, rows, torch.full((3,), 3), MASK)[:, 3:]
+    for other in others:
+        assert torch.equal(other, first) if kind == "no prompt" else (other - first).abs().max() > 0.01
+
+
+def test_tokens_of_the_answer_do_not_change_the_seeds_beside_them(model):
+    router = random_router()
+    rows = torch.tensor([[5, 6, *[MASK] * 4], [5, 6, 9, MASK, 30, MASK]])
+    masked, partly = route(router, model.embedding, rows, torch.tensor([2, 2]), MASK)
+    assert torch.equal(partly[[3, 5]], masked[[3, 5]])
+
+
+# ---- what stays as it was
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fields", [dict(), dict(layers=2, mlp=16), dict(use_prompt=False)], ids=str)
+def test_a_fresh_residual_router_is_the_identity_to_the_bit(make_model, dtype, fields):
+    model, router, (tokens, start) = make_model().to(dtype), fresh_router("residual", **fields), ragged()
+    plain = model.embedding(tokens.clamp(min=0))
+    assert torch.equal(route(router, model.embedding, tokens, start, MASK), plain)
+    rows, length = tokens[[1, 3]], torch.tensor([9, 0])
+    assert torch.equal(RoutedLLaDA(model, router, MASK)(rows, prompt_lengths=length), model(None, inputs_embeds=plain[[1, 3]]))
+    assert torch.equal(model(None, inputs_embeds=plain[[1, 3]]), model(rows))
+
+
+@every_sampler
+def test_a_fresh_residual_router_decodes_the_baselines_answers(model, policy, options):
+    with_router = routed(policy, fresh_router("residual"), model.embedding, MASK)
+    config = SamplerConfig(**options)
+    assert generate(model, PROMPTS, config, denoise=with_router) == generate(model, PROMPTS, config, denoise=policy)
+
+
+@every_router
+def test_without_a_masked_answer_position_the_output_is_the_baselines_to_the_bit(model, kind):
+    module = RoutedLLaDA(model, random_router(kind), MASK)
+    tokens = torch.tensor([[5, 6, 7, 8], [MASK, 6, MASK, 8]])        # the masks belong to a prompt
+    for lengths in ([4, 4], [2, 3], [0, 3]):
+        assert torch.equal(module(tokens[:len(lengths)], prompt_lengths=torch.tensor(lengths)), model(tokens))
+
+
+def test_a_replacing_router_changes_seeds_logits_and_answers(model):
+    router, tokens, lengths = fresh_router("replace"), torch.tensor([[5, 6, MASK, 9, MASK]]), torch.tensor([2])
+    changed = (route(router, model.embedding, tokens, lengths, MASK) != model.embedding(tokens)).any(-1)
+    assert changed.tolist() == [[False, False, True, False, True]]
+    assert (RoutedLLaDA(model, router, MASK)(tokens, prompt_lengths=lengths) - model(tokens)).abs().max() > 0.01
+    config = SamplerConfig(gen_length=12)
+    with_router = routed(model_denoiser(model), router, model.embedding, MASK)
+    assert generate(model, PROMPTS, config, denoise=with_router) != generate(model, PROMPTS, config)
+
+
+def test_guidances_blank_prompt_keeps_the_static_embedding_and_its_answer_is_routed(model):
+    seen: list[Canvas] = []
+
+    def record(canvas: Canvas, window: slice) -> Prediction:
+        seen.append(canvas)
+        return model_denoiser(model)(canvas, window)
+
+    tokens, padded = align([[5, 6, 7, *[MASK] * 4], [8, *[MASK] * 4]], torch.device("cpu"))
+    guided(routed(record, random_router(), model.embedding, MASK), 1.0, MASK)(Canvas(tokens, torch.tensor([3, 3]), padded), slice(3, 7))
+    static = model.embedding.weight[MASK]
+    blank = seen[0].embeds[2:]
+    assert torch.equal(blank[0, :3], static.expand(3, -1)) and torch.equal(blank[1, 2], static)
+    assert (blank[:, 3:] != static).any(-1).all() and (blank[:, 3:] != seen[0].embeds[:2, 3:]).any(-1).all()
+
+
+# ---- prompts of any length
+
+@pytest.mark.parametrize("lengths, shown", [
+    ([1, 2], r"prompt_lengths must be \(3,\) whole numbers from 0 to 5, got \[1, 2\]"),
+    ([[1], [2], [3]], r"must be \(3,\)"),
+    ([1, -1, 2], r"from 0 to 5, got \[1, -1, 2\]"),
+    ([1, 6, 2], r"from 0 to 5, got \[1, 6, 2\]"),
+    ([1.0, 2.0, 2.5], r"whole numbers .* got \[1.0, 2.0, 2.5\]"),
+], ids=str)
+def test_prompt_lengths_of_another_shape_range_or_type_are_refused(model, lengths, shown):
+    with pytest.raises(ValueError, match=shown) as error:
+        RoutedLLaDA(model, random_router(), MASK)(torch.full((3, 5), MASK), prompt_lengths=torch.tensor(lengths))
+    assert "\n" not in str(error.value)
+
+
+@every_router
+def test_a_padded_batch_gives_each_rows_own_logits(model, kind):
+    module = RoutedLLaDA(model, random_router(kind, max_positions=16), MASK)
+    rows = [[*prompt, *[MASK] * answer] for prompt, answer in zip([*PROMPTS, []], (4, 12, 3, 6, 1, 5))]
+    lengths = torch.tensor([len(prompt) for prompt in [*PROMPTS, []]])
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    real = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+    together = module(tokens, real, prompt_lengths=lengths)
+    for row, length, logits in zip(rows, lengths, together):
+        torch.testing.assert_close(logits[:len(row)], module(torch.tensor([row]), prompt_lengths=length[None])[0], **ROUNDING)
+
+
+def test_padding_behind_a_short_row_is_no_part_of_its_answer(model):
+    module = RoutedLLaDA(model, random_router(max_positions=4), MASK)
+    tokens = torch.tensor([[*range(1, 11), *[MASK] * 4], [5, *[MASK] * 4, *[0] * 9]])
+    module(tokens, torch.tensor([[1] * 14, [1] * 5 + [0] * 9]), prompt_lengths=torch.tensor([10, 1]))
+
+
+@every_sampler
+def test_an_answer_does_not_depend_on_the_batch_around_it(model, policy, options):
+    with_router = routed(policy, random_router("deep"), model.embedding, MASK)
+    config = SamplerConfig(**options)
+    together = generate(model, PROMPTS, config, denoise=with_router)
+    assert [generate(model, [prompt], config, denoise=with_router)[0] for prompt in PROMPTS] == together
+    assert all(MASK not in sample.answer for sample in together)
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+@every_router
+def test_likelihoods_of_ragged_answers_do_not_depend_on_the_batch_and_are_another_models(model, kind, cfg_scale):
+    with_router = routed(model_denoiser(model), random_router(kind), model.embedding, MASK)
+    pairs = list(zip(PROMPTS, ([7], [8, 9, 10, 11], [12, 13], [14, 15, 16, 17, 18, 19, 20], [21, 22, 23])))
+    options = dict(mc_num=8, cfg_scale=cfg_scale, denoise=with_router)
+    together = log_likelihood(model, pairs, batch_size=16, **options)
+    alone = [log_likelihood(model, [pair], batch_size=1, **options)[0] for pair in pairs]
+    assert [value.value for value in together] == pytest.approx([value.value for value in alone], rel=1e-5)
+    plain = log_likelihood(model, pairs, mc_num=8, cfg_scale=cfg_scale)
+    assert all(abs(ours.value - theirs.value) > 1e-3 for ours, theirs in zip(together, plain))
+
+
+@every_router
+def test_a_row_without_prompt_is_the_baselines(model, kind):
+    router = random_router(kind)
+    module, tokens = RoutedLLaDA(model, router, MASK), torch.full((2, 5), MASK)
+    assert torch.equal(module(tokens, prompt_lengths=torch.tensor([0, 0])), model(tokens))
+    assert torch.equal(route(router, model.embedding, tokens, torch.tensor([2, 0]), MASK)[1], model.embedding(tokens[1]))
+    with_router = routed(model_denoiser(model), router, model.embedding, MASK)
+    assert log_likelihood(model, [([], [5, 6, 7])], denoise=with_router) == log_likelihood(model, [([], [5, 6, 7])])
+
+
+def test_an_answer_longer_than_the_router_knows_is_refused_in_one_line(model):
+    with_router = routed(model_denoiser(model), random_router(max_positions=8), model.embedding, MASK)
+    assert generate(model, PROMPTS, SamplerConfig(gen_length=8), denoise=with_router)
+    with pytest.raises(ValueError, match=r"knows answers of 8 tokens \(max_positions\), got 12: train a longer one") as error:
+        generate(model, PROMPTS, SamplerConfig(gen_length=12), denoise=with_router)
+    assert "\n" not in str(error.value)
+
+
+# ---- training
+
+@pytest.mark.parametrize("fields", [dict(mode="replace"), dict(mode="residual"), dict(mode="residual", layers=2, mlp=8)], ids=str)
+def test_the_gradient_reaches_the_router_and_nothing_else(make_model, fields):
+    module = RoutedLLaDA(make_model().requires_grad_(True), Router(RouterConfig(d_model=D, **fields)), MASK)
+    tokens, lengths = torch.tensor([[5, 6, MASK, MASK], [MASK] * 4, [7, MASK, 8, MASK]]), torch.tensor([2, 0, 1])
+    F.cross_entropy(module(tokens, prompt_lengths=lengths).flatten(0, 1), torch.arange(12)).backward()
+    assert all(parameter.grad is None for parameter in module.backbone.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in module.router.parameters())
+    assert module.router.out.weight.grad.abs().max() > 0
+    reached = [name for name, parameter in module.router.named_parameters() if parameter.grad.abs().max() > 0]
+    assert ("query_position.weight" in reached) == (fields["mode"] == "replace")        # zero output weights: only they move at first
+
+
+def test_a_batch_without_any_prompt_leaves_finite_gradients(make_model):
+    module = RoutedLLaDA(make_model(), Router(RouterConfig(d_model=D, mode="replace")), MASK)
+    module(torch.full((2, 3), MASK), prompt_lengths=torch.tensor([0, 0])).sum().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in module.router.parameters())
+
+
+def test_a_module_refuses_a_router_of_another_width(model):
+    with pytest.raises(ValueError, match="the router's width is 64, the model's 32"):
+        RoutedLLaDA(model, Router(RouterConfig(d_model=64)), MASK)
