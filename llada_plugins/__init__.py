@@ -20,6 +20,7 @@ _HOMES = {
     "Denoiser": "denoiser",
     "Prediction": "denoiser",
     "guided": "denoiser",
+    "routed": "router",
     "Engine": "engine",
     "EngineConfig": "engine",
 }

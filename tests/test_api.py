@@ -10,7 +10,7 @@ import pytest
 import llada_plugins
 
 PUBLIC = ["load_model", "SpecialTokens", "SamplerConfig", "Sample", "Step", "generate", "log_likelihood", "LogLikelihood",
-          "Canvas", "Denoiser", "Prediction", "guided", "Engine", "EngineConfig"]
+          "Canvas", "Denoiser", "Prediction", "guided", "routed", "Engine", "EngineConfig"]
 
 
 def test_the_public_names_are_these():

@@ -80,6 +80,7 @@ def test_the_router_changes_and_no_bit_of_the_backbone_does(job, tmp_path, chang
 
 
 @pytest.mark.parametrize("changed", [{}, {"layers": 2, "mlp": 16}, {"use_prompt": False}], ids=str)
+@torch.no_grad()        # with gradients the CPU attends by another kernel, which rounds differently
 def test_training_starts_from_exactly_the_plain_models_loss(job, changed):
     model, batch = routing.routed_model(job, config(**changed), noise(0)), job.collate(job.train[:16])
     plain = objectives.sft(model.mask_id)(job.model, batch, noise(1))
