@@ -61,6 +61,14 @@ def test_every_answer_shows_the_running_xors_and_the_first_winning_move():
             assert answer[6:] == (nim.winning_moves(heaps) or ["##"])[0]
 
 
+def test_on_request_answers_show_any_of_the_winning_moves():
+    drawn: dict[str, set[str]] = {}
+    for position, answer in problems("train", 60_000, any_move=True):
+        assert is_winning(position, answer)
+        drawn.setdefault(position, set()).add(answer[6:])
+    assert drawn["222...="] == {"A0", "B0", "C0"} and drawn["123...="] == {"##"}
+
+
 @pytest.mark.parametrize("split, num_heaps, largest", [("train", {2, 3, 4}, range(1, 8)), ("test", {2, 3, 4}, range(1, 8)),
                                                        ("ood_heaps", {5, 6}, range(1, 8)), ("ood_sizes", {2, 3, 4}, range(8, 16))])
 def test_each_split_has_its_numbers_and_sizes_of_heaps(split, num_heaps, largest):
@@ -127,7 +135,7 @@ def engine() -> Engine:
 
 
 def test_the_model_in_the_package_wins_from_held_out_positions(engine):
-    # measured MEASURED at n = 1000, one character a forward
+    # measured .835 at n = 1000, one character a forward
     assert sum(is_winning(*each) for each in answers(engine, "test", 200)) / 200 >= 0.75
 
 

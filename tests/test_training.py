@@ -273,7 +273,7 @@ def test_noise_differs_between_steps_micro_steps_and_processes():
 # --- the command line ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags, message", [
-    (["--preset", "sudoku5"], "--preset must be one of sudoku4, nim, got 'sudoku5'"),
+    (["--preset", "sudoku5"], "--preset must be one of sudoku4, nim_any_move, nim, got 'sudoku5'"),
     ([], "give --preset NAME, or --model DIR with --data FILE.jsonl"),
     (["--preset", "sudoku4", "--model", "tiny"], "give --preset NAME, or --model DIR with --data FILE.jsonl"),
     (["--preset", "sudoku4", "--data", "x.jsonl"], "a preset brings its own data"),

@@ -20,6 +20,20 @@ sudoku4_ups: the UPS head shipped beside that model, in llada_plugins/tiny/sudok
               ups - plain +.076 [.059, .093]; ups - tps_prob +.052 [.030, .074]; tps_prob - random +.197 [.171, .223]
               AUC of clean against incorrect tokens, h and tps_prob: answers .897 and .719, samples .794 and .496, vocabulary .727 and .995
   tried       250 updates at 2e-3, as a smaller study had it: AUC .760, ups - plain +.079 [.061, .097]; 1000 at 2e-3: AUC .908
+
+nim_any_move, then nim: the model shipped in llada_plugins/tiny/nim, of sudoku4's shape. Nim with 2-4 heaps of 1-7.
+  reproduces  no paper's table; a backbone for the comparison of routers (ALA) with their control
+  command     python -m training.sft --preset nim_any_move --output_dir outputs/nim_any_move
+              python -m training.sft --preset nim --output_dir outputs/nim                    starts from ./outputs/nim_any_move
+  cost        6000 updates of 64, then 1000: 460 + 64 CPU-seconds on one thread
+  scores      decoding as above, 1000 held-out positions, any winning move counts (500 each out of distribution):
+              steps                            2     4     8     8 (random order)   8, more heaps   8, larger heaps
+              the shipped weights             .630  .774  .835  .729               .012            .086
+              nim_any_move alone              .519  .648  .732  .628               .016            .092
+  tried       4500 updates from scratch on nim's answers: .586 at 8 steps, but .779 on positions that it was trained on
+
+nim_router, sudoku4_router: the routers shipped in the folders `router` of these models; their numbers, beside their control's, are
+those of seed 0 of `python -m benchmarks.ala_report`.
 """
 from __future__ import annotations
 

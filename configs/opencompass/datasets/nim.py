@@ -4,7 +4,7 @@ reproduces  no paper's table; the task on which routers (ALA) are trained and co
 command     opencompass --config-dir configs/opencompass --models llada_nim --datasets nim
 cost        two minutes on one CPU core with OpenCompass' start of its processes
 published   -
-ours        COMING
+ours        nim 83.5, nim_ood_heaps 1.2, nim_ood_sizes 8.6 at one token a step
 """
 from opencompass.openicl.icl_inferencer import GenInferencer
 from opencompass.openicl.icl_prompt_template import PromptTemplate
