@@ -32,14 +32,13 @@ from typing import Any, NamedTuple
 
 import numpy
 import torch
-from transformers import HfArgumentParser
 
 from llada_plugins.config import arg
 from llada_plugins.denoiser import Canvas, Denoiser, Prediction, gather
 from llada_plugins.engine import Engine
 from llada_plugins.generation import generate
 from llada_plugins.methods import check_policy
-from llada_plugins.report_files import check_empty, markdown, pyplot, whole_folder
+from llada_plugins.report_files import check_empty, markdown, pyplot, run_command, whole_folder
 from llada_plugins.sampler_config import SamplerConfig
 from llada_plugins.tasks import sudoku
 from llada_plugins.ups_report import SOURCES, compared
@@ -262,22 +261,22 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     plot.close(figure)
 
 
+def work(options: Options) -> str:
+    """Run, write the output folder, return the tables."""
+    torch.set_num_threads(options.threads)
+    pyplot()        # what is missing is said before the work
+    check_empty(Path(options.output))
+    result = run(options)
+    with whole_folder(Path(options.output)) as folder:
+        (folder / "ablation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (folder / "tables.md").write_text(tables(result) + "\n", encoding="utf-8")
+        draw(result, folder / "frontier.png")
+    return tables(result)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = HfArgumentParser(Options, prog="python -m benchmarks.ablation", allow_abbrev=False)
-    try:
-        options, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-        torch.set_num_threads(options.threads)
-        pyplot()        # what is missing is said before the work
-        check_empty(Path(options.output))
-        result = run(options)
-        with whole_folder(Path(options.output)) as folder:
-            (folder / "ablation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            (folder / "tables.md").write_text(tables(result) + "\n", encoding="utf-8")
-            draw(result, folder / "frontier.png")
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    print(tables(result))
-    return 0
+    """Run the command line."""
+    return run_command(Options, "python -m benchmarks.ablation", work, argv)
 
 
 if __name__ == "__main__":

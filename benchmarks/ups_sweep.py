@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HfArgumentParser
 
 from llada_plugins.config import arg
-from llada_plugins.report_files import check_empty, markdown, whole_folder
+from llada_plugins.report_files import check_empty, markdown, run_command, whole_folder
 from llada_plugins.tasks import sudoku
 from llada_plugins.ups_report import compared
 from training import remask_sft
@@ -110,20 +109,20 @@ def tables(result: Mapping[str, Any]) -> str:
     return "\n\n".join([title, markdown(["run", "AUC ups / tps_prob", *JUDGED, "ups less plain", "ups less tps_prob"], rows)])
 
 
+def work(options: Options) -> str:
+    """Run, write the output folder, return the tables."""
+    torch.set_num_threads(options.threads)
+    check_empty(Path(options.output))
+    with whole_folder(Path(options.output)) as folder:
+        result = run(options, folder)
+        (folder / "ups_sweep.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (folder / "tables.md").write_text(tables(result) + "\n", encoding="utf-8")
+    return tables(result)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = HfArgumentParser(Options, prog="python -m benchmarks.ups_sweep", allow_abbrev=False)
-    try:
-        options, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-        torch.set_num_threads(options.threads)
-        check_empty(Path(options.output))
-        with whole_folder(Path(options.output)) as folder:
-            result = run(options, folder)
-            (folder / "ups_sweep.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            (folder / "tables.md").write_text(tables(result) + "\n", encoding="utf-8")
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    print(tables(result))
-    return 0
+    """Run the command line."""
+    return run_command(Options, "python -m benchmarks.ups_sweep", work, argv)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from .checkpoint import SHIPPED, load_model, resolve
 from .config import arg
 from .generation import known_special_tokens
 from .model import LLaDA
-from .report_files import check_empty, pyplot, whole_folder
+from .report_files import check_empty, pyplot, run_command, whole_folder
 from .router import Router, RouterConfig, load_router, route
 from .tasks import nim, sudoku
 
@@ -226,16 +226,8 @@ def _task(options: RankOptions, folder: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(RankOptions, prog="python -m llada_plugins.effective_rank", allow_abbrev=False)
-    try:
-        options, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-        report = run(options)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    print(table(report))
-    return 0
+    """Run the command line."""
+    return run_command(RankOptions, "python -m llada_plugins.effective_rank", lambda options: table(run(options)), argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """How well a confidence tells clean tokens from incorrect ones: what training.remask_sft logs and reports show, in torch alone."""
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 

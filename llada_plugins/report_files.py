@@ -2,11 +2,26 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def run_command(options: type, program: str, work: Callable[[Any], str], argv: Sequence[str] | None) -> int:
+    """A report's command line: read `options`, print what `work` returns; the user's mistakes end it with one line and status 1."""
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(options, prog=program, allow_abbrev=False)
+    try:
+        parsed, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        text = work(parsed)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    print(text)
+    return 0
 
 
 def pyplot() -> Any:

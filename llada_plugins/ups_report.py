@@ -31,7 +31,7 @@ from .diffusion import Replace, another_of, remask_noise
 from .engine import Engine
 from .methods import check_policy
 from .policy_metrics import auc, confusion, expected_calibration_error
-from .report_files import check_empty, draw, markdown, pyplot, whole_folder
+from .report_files import check_empty, draw, markdown, pyplot, run_command, whole_folder
 from .sampler_config import SamplerConfig
 from .tasks import sudoku
 from .trajectory import MASKED, Decoded, corrections, expected_masks, record, removed, trajectory
@@ -329,16 +329,8 @@ def _batches(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Proble
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(ReportOptions, prog="python -m llada_plugins.ups_report", allow_abbrev=False)
-    try:
-        options, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-        report = run(options)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    print(table(report))
-    return 0
+    """Run the command line."""
+    return run_command(ReportOptions, "python -m llada_plugins.ups_report", lambda options: table(run(options)), argv)
 
 
 if __name__ == "__main__":
