@@ -187,7 +187,7 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"device={name!r}, but torch sees {torch.cuda.device_count()} GPUs; use device=cpu or auto")
-    return device
+    return device if device.type == "cuda" else torch.device("cpu")        # accelerate's cpu:0 is one that safetensors refuses
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

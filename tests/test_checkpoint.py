@@ -254,3 +254,7 @@ def test_lora_adapts_the_block_projections_and_not_the_head(folder, tmp_path):
     torch.testing.assert_close(again(tokens), changed, atol=1e-6, rtol=0)
     merged = again.merge_and_unload()
     torch.testing.assert_close(merged(tokens), changed, atol=1e-5, rtol=0)
+
+
+def test_accelerates_name_of_a_processs_cpu_is_the_cpu(tiny_checkpoint):
+    assert load_model(tiny_checkpoint, device="cpu:0").device == torch.device("cpu")
