@@ -78,6 +78,8 @@ def save_policy(head: PolicyHead, folder: Path, backbone: str, extra_config: Map
 
 def load_policy(folder: Path, model: LLaDA) -> PolicyHead:
     """The light head in `folder`, on the model's device; refuses one of another width or trained on another backbone."""
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG}: give the folder of a head made by python -m training.remask_sft")
     raw = read_json(folder / CONFIG)
     if raw.get("kind") != "mlp":
         raise ValueError(f"{folder / CONFIG}: kind is {raw.get('kind')!r}, only 'mlp' is known")

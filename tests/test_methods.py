@@ -197,7 +197,7 @@ MISTAKES = {
     "plain method, LLaDA's name": (dict(method="llada", remasking="ups"), f"confidence_source='ups' {NO_STREAM}"),
     "an option of another method": (dict(method="llada", ups="x"), r"unknown option 'ups'"),
     "misspelt": (dict(up="x"), r"unknown option 'up' \(did you mean 'ups'\?\); known: .*\bups\b"),
-    "no such folder": (dict(ups="no/such/folder"), r"no/such/folder has no ups_config.json"),
+    "no such folder": (dict(ups="no/such/folder"), r"no/such/folder has no ups_config.json: give the folder of a head"),
     "not a number": (dict(revise_below="half", threshold=0.9), r"revise_below must be a number, got 'half'"),
     "not a truth": (dict(revise="maybe"), r"revise must be true or false, got 'maybe'"),
     "no method": (dict(method="ups"), r"method must be one of llada, llada_ups.*got 'ups'"),
