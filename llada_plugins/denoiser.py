@@ -49,13 +49,21 @@ def gather(values: Tensor, at: Tensor) -> Tensor:
     return values.gather(1, at[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def model_denoiser(model: LLaDA) -> Denoiser:
-    """The plain denoiser: one forward of the whole canvas, the head only where logits are asked for."""
+def model_denoiser(model: LLaDA, head: Callable[[Tensor], Tensor] | None = None) -> Denoiser:
+    """The plain denoiser: one forward of the whole canvas, the vocabulary's head only where logits are asked for.
+
+    head: hidden states (B, W, D) -> confidence (B, W), a policy stream in place of the model's own, if it has one.
+    """
     def denoise(canvas: Canvas, window: slice) -> Prediction:
         real = canvas.tokens != PADDING if canvas.padded else None
-        hidden, confidence = model.streams(canvas.tokens.clamp(min=0), real, inputs_embeds=canvas.embeds)    # (B, L, D), (B, L) or None
+        hidden, own = model.streams(canvas.tokens.clamp(min=0), real, inputs_embeds=canvas.embeds)    # (B, L, D), (B, L) or None
         hidden = hidden[:, window]
-        return Prediction(lambda at: model.head(gather(hidden, at)), None if confidence is None else confidence[:, window], True)
+
+        def logits_at(at: Tensor) -> Tensor:
+            return model.head(gather(hidden, at))
+        if head is not None:
+            return Prediction(logits_at, head(hidden))
+        return Prediction(logits_at, None if own is None else own[:, window], own is not None)
     return denoise
 
 

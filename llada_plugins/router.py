@@ -6,7 +6,6 @@ share the name are something else, and not here.
 """
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_tensors, read_json, save_tensors, tensor_names
 from .config import arg, build, names, reject_unknown
 from .denoiser import PADDING, Canvas, Denoiser, Prediction
 from .model import LLaDA
-from .policy_stream import backbone_fingerprint
+from .part import Part, check_part, fill_part, read_part, write_part
 
 CONFIG, WEIGHTS = "router_config.json", "router.safetensors"
+ROUTER = Part(CONFIG, WEIGHTS, "router", "router", "makes embeddings", "training.router_sft")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,27 +157,14 @@ class RoutedLLaDA(nn.Module):
 
 def save_router(router: Router, folder: Path, backbone: str, extra_config: Mapping[str, Any] | None = None) -> None:
     """Write router_config.json and router.safetensors; backbone: fingerprint of the model that it was trained on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors({name: tensor.detach().cpu().float().contiguous() for name, tensor in router.state_dict().items()}, folder / WEIGHTS)
-    text = json.dumps({**asdict(router.config), "backbone": backbone, **(extra_config or {})}, indent=1, sort_keys=True)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_part(ROUTER, router, folder, {**asdict(router.config), "backbone": backbone, **(extra_config or {})})
 
 
 def load_router(folder: Path, model: LLaDA) -> Router:
     """The router in `folder`, on the model's device; refuses one of another width or trained on another backbone."""
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG}: give the folder of a router made by python -m training.router_sft")
-    raw = read_json(folder / CONFIG)
+    raw = read_part(ROUTER, folder)
     reject_unknown(raw, [*names(RouterConfig), "backbone", "training"], f"key of {folder / CONFIG}:")
-    if raw.get("d_model") != model.config.d_model:
-        raise ValueError(f"{folder}: this router makes embeddings of width {raw.get('d_model')}, the model's have {model.config.d_model}: "
-                         "give the router that was trained on this model")
-    if raw.get("backbone") != (fingerprint := backbone_fingerprint(model)):
-        raise ValueError(f"{folder}: this router was trained on another backbone (fingerprint {raw.get('backbone')}, this model's is "
-                         f"{fingerprint}): give pretrained= the model that it was trained on, or train a router with "
-                         "python -m training.router_sft")
+    check_part(ROUTER, raw, folder, model)
     with torch.device("meta"):
         router = Router(build(RouterConfig, raw))
-    path = folder / WEIGHTS
-    load_tensors(router, {name: path for name in tensor_names(path)}, device=model.device, dtype=torch.float32, source=folder)
-    return router.eval().requires_grad_(False)
+    return fill_part(ROUTER, router, folder, model)

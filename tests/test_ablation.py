@@ -14,7 +14,8 @@ from llada_plugins import SamplerConfig
 from llada_plugins.checkpoint import TINY, load_model
 from llada_plugins.denoiser import Canvas, Prediction
 from llada_plugins.engine import Engine, Request
-from llada_plugins.policy_stream import PolicyHead, backbone_fingerprint, save_policy
+from llada_plugins.part import backbone_fingerprint
+from llada_plugins.policy_stream import PolicyHead, save_policy
 from llada_plugins.tasks import sudoku
 from llada_plugins.ups_report import SOURCES
 

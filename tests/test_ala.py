@@ -14,7 +14,7 @@ import torch
 
 from llada_plugins.checkpoint import load_model
 from llada_plugins.engine import Engine, Request
-from llada_plugins.policy_stream import backbone_fingerprint
+from llada_plugins.part import backbone_fingerprint
 from llada_plugins.router import Router, RouterConfig, save_router
 from llada_plugins.sampler_config import SamplerConfig
 from llada_plugins.tasks import nim, sudoku

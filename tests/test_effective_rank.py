@@ -12,7 +12,7 @@ import torch
 from llada_plugins import effective_rank as command
 from llada_plugins.checkpoint import load_model
 from llada_plugins.effective_rank import RankOptions, compare, effective_rank, mask_ranks, random_router
-from llada_plugins.policy_stream import backbone_fingerprint
+from llada_plugins.part import backbone_fingerprint
 from llada_plugins.router import Router, RouterConfig, save_router
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -18,7 +18,8 @@ from llada_plugins.bitower import BiTowerLLaDA
 from llada_plugins.checkpoint import load_model, save_model
 from llada_plugins.engine import Engine, Request
 from llada_plugins.model import LLaDAConfig, initialise
-from llada_plugins.policy_stream import PolicyHead, backbone_fingerprint, save_policy
+from llada_plugins.part import backbone_fingerprint
+from llada_plugins.policy_stream import PolicyHead, save_policy
 from llada_plugins.sampler_config import SamplerConfig
 from llada_plugins.tasks import sudoku
 

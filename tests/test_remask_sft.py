@@ -19,7 +19,8 @@ from llada_plugins.diffusion import Replace, another_of, mask_tokens, remask_noi
 from llada_plugins.engine import Engine, Request
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
 from llada_plugins.policy_metrics import auc, confusion, expected_calibration_error
-from llada_plugins.policy_stream import backbone_fingerprint, load_policy
+from llada_plugins.part import backbone_fingerprint
+from llada_plugins.policy_stream import load_policy
 from llada_plugins.tasks import sudoku
 from training import objectives, policy, remask_sft
 from training.data import Example, collate_answers

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llada_plugins.model import LLaDA
-from llada_plugins.policy_stream import backbone_fingerprint
+from llada_plugins.part import backbone_fingerprint
 from llada_plugins.router import CONFIG, WEIGHTS, Router, RouterConfig, load_router, save_router
 
 

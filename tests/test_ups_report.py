@@ -14,7 +14,8 @@ from llada_plugins.checkpoint import load_model
 from llada_plugins.denoiser import PADDING, Canvas, Prediction
 from llada_plugins.diffusion import another_of
 from llada_plugins.engine import Engine
-from llada_plugins.policy_stream import PolicyHead, backbone_fingerprint, save_policy
+from llada_plugins.part import backbone_fingerprint
+from llada_plugins.policy_stream import PolicyHead, save_policy
 from llada_plugins.report_files import PLOTS, markdown, whole_folder
 from llada_plugins.trajectory import MASKED, Change, corrections, expected_masks, record
 from llada_plugins.ups_report import Noise, Problem, ReportOptions, Visible, detect, detection_report, model_samples, reliability

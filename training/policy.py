@@ -22,7 +22,8 @@ from llada_plugins.config import arg
 from llada_plugins.diffusion import Replace, another_of
 from llada_plugins.model import LLaDA, LLaDAConfig
 from llada_plugins.policy_metrics import auc, expected_calibration_error
-from llada_plugins.policy_stream import CONFIG, WEIGHTS, PolicyHead, backbone_fingerprint, save_policy
+from llada_plugins.part import backbone_fingerprint
+from llada_plugins.policy_stream import CONFIG, WEIGHTS, PolicyHead, save_policy
 from llada_plugins.text import load_tokenizer
 
 from .launch import Job, copy_tokenizer

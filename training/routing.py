@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llada_plugins.config import build
-from llada_plugins.policy_stream import backbone_fingerprint
+from llada_plugins.part import backbone_fingerprint
 from llada_plugins.router import CONFIG, WEIGHTS, RoutedLLaDA, Router, RouterConfig, save_router
 
 from .launch import Job
