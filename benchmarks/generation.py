@@ -1,29 +1,34 @@
 """Time of a decoding step, ours against the published loop (benchmarks/reference.py), on random weights of a real shape.
 
-    python -m benchmarks.generation                             100M shape, one CPU thread; 2 minutes of it, 4.3 GB
+    python -m benchmarks.generation                             100M shape, one CPU thread; 6 minutes of it, 6 GB
     python -m benchmarks.generation --shape 8b --device cuda    LLaDA-8B's shape in bfloat16; the check in float32 needs 34 GB
 
 A step in the middle of a generation is measured: the prompt and the blocks before the active one are text, num_masked tokens
 of the active block and all blocks after it are masked. `exact` is our sampler with the plain denoiser. It is compared twice:
 at --temperature, where the published loop draws float64 Gumbel noise over the whole sequence, and at temperature 0
-(`_greedy`). `ala` is `exact` behind a router of one layer. `ups_head` and `ups_head_512` add a policy head (128 and 512 hidden
-units) that nobody asks: what the head costs. `ups` is RemeDi's sampler with the first of them: the head, and logits at the
-block's visible tokens too, which its rule ranks. "x exact" is the median over repetitions of the ratio to `exact` in the same
-repetition; head and router are timed by themselves as well, since the ratio's noise is larger than they are. All forms take
-turns in every repetition, so that a noisy machine slows all of them; a ratio is one of medians, of CPU time on a CPU and of
-wall time on a GPU. Before that the published loop and ours decode a short answer greedily, on the same weights in float32: the
-exit status is 1 if tokens or numbers of forwards differ. Weights are random, so accuracy and adaptive decoding,
-which depends on it, are not for this benchmark.
+(`_greedy`).
+
+`prefix` and `dual` are the caches, which approximate: the mean step of a block in which every step unmasks one token, so one `first`
+step, a forward of everything, to block_length - 1 later ones (`prefix_later`, `dual_later`). `dual_low_precision` is the same in
+bfloat16. `batch8` is a row's share of such a step on eight rows, whose prompts have from half of prompt_length to all of it, and
+`batch8_alone` the mean of the same rows one by one. `ala` is `exact` behind a router of one layer. `ups_head` and `ups_head_512` add a
+policy head (128 and 512 hidden units) that nobody asks: what the head costs. `ups` is RemeDi's sampler with the first of them: the
+head, and logits at the block's visible tokens too, which its rule ranks.
+
+"x exact" is the median over repetitions of the ratio to `exact` in the same repetition; head and router are timed by themselves as
+well, since the ratio's noise is larger than they are. All forms take turns in every repetition, so that a noisy machine slows all of
+them; a ratio is one of medians, of CPU time on a CPU and of wall time on a GPU. Before that the published loop and ours decode a
+short answer greedily, on the same weights in float32: the exit status is 1 if tokens or numbers of forwards differ. Weights are
+random, so accuracy and adaptive decoding, which depends on it, are not for this benchmark.
 """
 from __future__ import annotations
 
-import functools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,13 +39,11 @@ from transformers import HfArgumentParser
 from llada_plugins import SamplerConfig, SpecialTokens, generate
 from llada_plugins.checkpoint import pick_device, pick_dtype
 from llada_plugins.config import arg
-from llada_plugins.denoiser import Canvas, Denoiser, model_denoiser
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
-from llada_plugins.policy_stream import PolicyHead, policy_denoiser
-from llada_plugins.router import Router, RouterConfig, route, routed
-from llada_plugins.sampler import unmask
+from llada_plugins.router import route
 
 from . import reference
+from .steps import BATCHES, COMPOSED, FORMS, NUM_ROWS, random_head, random_router
 
 SHAPES = {
     "tiny": dict(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64, vocab_size=101),
@@ -139,59 +142,10 @@ def middle_of_generation(model: LLaDA, options: Options) -> tuple[Tensor, slice]
     return tokens, window
 
 
-def reference_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int) -> None:
-    reference.unmask_step(model, tokens, window.stop, [num_masked], model.special_tokens.mask, config.temperature)
-
-
-def exact_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int) -> None:
-    our_step(model_denoiser(model), model, tokens, window, config)
-
-
-@torch.inference_mode()
-def our_step(denoise: Denoiser, model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig) -> None:
-    canvas = Canvas(tokens, tokens.new_full((1,), tokens.shape[1] - config.gen_length), padded=False)
-    unmask(denoise, canvas, window, tokens.new_zeros(1), config, model.special_tokens)
-
-
-@functools.cache
-def random_head(d_model: int, width: int, device: torch.device) -> PolicyHead:
-    """A policy head with random weights, in float32 as `load_policy` loads it."""
-    return PolicyHead(d_model, width).to(device).eval().requires_grad_(False)
-
-
-def ups_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int, *, width: int, ranks: bool) -> None:
-    """One step with a policy head of `width` hidden units; ranks: in RemeDi's sampler, else the head's score is not used."""
-    if ranks:
-        config = replace(config, revise=True, confidence_source="ups")
-    head = random_head(model.config.d_model, width, model.device)
-    our_step(policy_denoiser(model, head), model, tokens, window, config)
-
-
-@functools.cache
-def random_router(d_model: int, heads: int, device: torch.device) -> Router:
-    """A router with random weights, in float32 as `load_router` loads it."""
-    return Router(RouterConfig(d_model=d_model, heads=heads)).to(device).eval().requires_grad_(False)
-
-
-def ala_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int) -> None:
-    router = random_router(model.config.d_model, model.config.n_heads, model.device)
-    our_step(routed(model_denoiser(model), router, model.embedding, model.special_tokens.mask), model, tokens, window, config)
-
-
-FORMS: dict[str, Callable[[LLaDA, Tensor, slice, SamplerConfig, int], None]] = {
-    "reference": reference_step,
-    "exact": exact_step,
-    "ups_head": functools.partial(ups_step, width=128, ranks=False),
-    "ups_head_512": functools.partial(ups_step, width=512, ranks=False),
-    "ups": functools.partial(ups_step, width=128, ranks=True),
-    "ala": ala_step,
-}
-
-
 def measure(model: LLaDA, options: Options) -> dict[str, list[Seconds]]:
-    """Seconds of every measured step of each form, sampled and `_greedy`."""
+    """Seconds of every measured step of each form, sampled and `_greedy`; of batches sampled alone."""
     tokens, window = middle_of_generation(model, options)
-    cases = {name: (step, options.sampler(options.temperature)) for name, step in FORMS.items()}
+    cases = {name: (step, options.sampler(options.temperature)) for name, step in {**FORMS, **BATCHES}.items()}
     cases |= {f"{name}_greedy": (step, options.sampler(0.0)) for name, step in FORMS.items()}
     seconds: dict[str, list[Seconds]] = {name: [] for name in cases}
     for repetition in range(1 + options.steps_measured):
@@ -236,6 +190,17 @@ def routing_seconds(model: LLaDA, options: Options, repetitions: int = 20) -> Se
     return Seconds(*(each / repetitions for each in timed(work, model.device)))
 
 
+def composed(medians: dict[str, float], num_steps: int) -> dict[str, float]:
+    """Seconds of the mean step of a row in a block of num_steps: of each form as measured, of a cache the first step and the later ones."""
+    mean = {name: seconds for name, seconds in medians.items() if name not in BATCHES}
+    for name, (first, later) in COMPOSED.items():
+        for suffix in ("", "_greedy"):
+            if first + suffix in medians:
+                rows = NUM_ROWS if first in BATCHES else 1
+                mean[name + suffix] = (medians[first + suffix] + (num_steps - 1) * medians[later + suffix]) / num_steps / rows
+    return mean
+
+
 def times_exact(seconds: dict[str, list[Seconds]], clock: str) -> dict[str, float]:
     """Each wrapped form's time over that of `exact` in the same repetition, the median."""
     return {name: statistics.median(getattr(ours, clock) / getattr(exact, clock)
@@ -254,15 +219,17 @@ def run(options: Options) -> dict[str, Any]:
     seconds = measure(model.to(dtype), options)
     clock, machine = ("wall", torch.cuda.get_device_name(device)) if device.type == "cuda" else ("cpu", "cpu")
     medians = {name: statistics.median(getattr(each, clock) for each in taken) for name, taken in seconds.items()}
-    baseline = {name: "reference_greedy" if name.endswith("_greedy") else "reference" for name in medians}
+    mean = composed(medians, options.block_length)
+    baseline = {name: "reference_greedy" if name.endswith("_greedy") else "reference" for name in mean}
     return {
-        "ratios": {name: medians[baseline[name]] / median for name, median in medians.items() if name != baseline[name]},
+        "ratios": {name: mean[baseline[name]] / each for name, each in mean.items() if name != baseline[name]},
+        "peers": {},
         "times_exact": times_exact(seconds, clock),
         "head_share": {str(width): getattr(head_seconds(model, options.block_length, width), clock) / medians["exact"]
                        for width in (128, 512)},
         "router_share": getattr(routing_seconds(model, options), clock) / medians["exact"],
         "same_tokens": same,
-        "seconds": medians,
+        "seconds": mean,
         "clock": clock,
         "every_step": {name: [each._asdict() for each in taken] for name, taken in seconds.items()},
         "shape": {"name": options.shape, **SHAPES[options.shape]},
@@ -274,14 +241,17 @@ def run(options: Options) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The medians and ratios as text."""
     lines = [f"{result['shape']['name']}, {result['machine']['dtype']}, {result['machine']['device']}: {result['clock']} time of a step",
-             f"{'form':<20}{'median ms':>12}{'min ms':>10}{'max ms':>10}{'x faster':>10}{'x exact':>10}"]
-    for name, median in result["seconds"].items():
-        every = [each[result["clock"]] for each in result["every_step"][name]]
+             f"{'form':<32}{'median ms':>12}{'min ms':>10}{'max ms':>10}{'x faster':>10}{'x exact':>10}"]
+    for name, seconds in result["seconds"].items():
+        every = [each[result["clock"]] for each in result["every_step"].get(name, [])]        # of a cache's mean step there is none
+        ends = [f"{1000 * end(every):.1f}" if every else "" for end in (min, max)]
         ratio = f"{result['ratios'][name]:.2f}" if name in result["ratios"] else ""
         over = f"{result['times_exact'][name]:.3f}" if name in result["times_exact"] else ""
-        lines.append(f"{name:<20}{1000 * median:>12.1f}{1000 * min(every):>10.1f}{1000 * max(every):>10.1f}{ratio:>10}{over:>10}")
+        lines.append(f"{name:<32}{1000 * seconds:>12.1f}{ends[0]:>10}{ends[1]:>10}{ratio:>10}{over:>10}")
     lines += [f"policy head of {width} hidden units by itself: {100 * share:.3f} % of an exact step"
               for width, share in result["head_share"].items()]
+    gain = result["seconds"]["batch8_alone"] / result["seconds"]["batch8"]
+    lines.append(f"eight rows together: {gain:.2f} times the tokens a second of one by one")
     lines.append(f"router by itself: {100 * result['router_share']:.2f} % of an exact step")
     return "\n".join([*lines, f"same tokens at temperature 0: {'yes' if result['same_tokens'] else 'NO'}"])
 

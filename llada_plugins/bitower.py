@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .model import Block, LLaDA, LLaDAConfig, RMSNorm
+from .model import Block, LLaDA, LLaDAConfig, RMSNorm, View
 
 AFTER_LAYERS = (0, 10, 20, 30)        # constants of the published code, not in its config
 MARK = "model.blocks_upm."            # tensors that tell such a checkpoint; its config names it in several ways
@@ -27,17 +27,16 @@ class BiTowerLLaDA(LLaDA):
         self.model["ln_f_upm"] = RMSNorm(width, config.rms_norm_eps)
         self.model["linear_confidence"] = nn.Linear(width, 1)
 
-    def _stack(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None,
-               states: list[Tensor] | None) -> tuple[Tensor, Tensor | None]:
+    def _stack(self, x: Tensor, cos: Tensor, sin: Tensor, view: View, states: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         tower = zip(self.model["blocks_upm"], self.model["backprop_norms"], self.model["backprop_linears"])
         policy: Tensor | None = None                                                        # (B, L, D)
         for number, block in enumerate(self.model["transformer"]["blocks"]):
             if states is not None:
                 states.append(x)
-            x = block(x, cos, sin, visible)
+            x = block(x, cos, sin, view)
             if number in AFTER_LAYERS:
                 policy_block, norm, feedback = next(tower)
-                policy = policy_block(x if policy is None else x + policy, cos, sin, visible)
+                policy = policy_block(x if policy is None else x + policy, cos, sin, view)
                 x = feedback(norm(policy)) + x
         confidence = self.model["linear_confidence"](self.model["ln_f_upm"](policy))        # (B, L, 1)
         return x, confidence.squeeze(-1).float()

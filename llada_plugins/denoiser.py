@@ -6,12 +6,12 @@ learns which. Logits are computed on demand: a step asks for the positions that 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .model import LLaDA
+from .model import LLaDA, Past
 
 PADDING = -1        # a place without a token; no vocabulary id will do, since published checkpoints pad with their EOS
 
@@ -23,6 +23,9 @@ class Canvas(NamedTuple):
     answer_start: Tensor    # (B,) column of the row's first answer token
     padded: bool = True     # False promises that no PADDING occurs, which spares a device synchronisation
     embeds: Tensor | None = None    # (B, L, D) to read in place of the tokens' own embeddings; set by wrappers such as routed()
+    memory: dict[str, Any] | None = None    # wrappers' own, from step to step while only the window's tokens change; None = just one step
+    columns: slice = slice(None)    # what to compute, the window included; keys and values of the rest are in past; set by cached()
+    past: Past | None = None
 
 
 class Prediction(NamedTuple):
@@ -56,26 +59,29 @@ def model_denoiser(model: LLaDA, head: Callable[[Tensor], Tensor] | None = None)
     """
     def denoise(canvas: Canvas, window: slice) -> Prediction:
         real = canvas.tokens != PADDING if canvas.padded else None
-        hidden, own = model.streams(canvas.tokens.clamp(min=0), real, inputs_embeds=canvas.embeds)    # (B, L, D), (B, L) or None
-        hidden = hidden[:, window]
+        hidden, own = model.streams(canvas.tokens.clamp(min=0), real, inputs_embeds=canvas.embeds,
+                                    columns=canvas.columns, past=canvas.past)                # (B, L, D), (B, L) or None
+        first = canvas.columns.start or 0
+        shown = slice(window.start - first, window.stop - first)
+        hidden = hidden[:, shown]
 
         def logits_at(at: Tensor) -> Tensor:
             return model.head(gather(hidden, at))
         if head is not None:
             return Prediction(logits_at, head(hidden))
-        return Prediction(logits_at, None if own is None else own[:, window], own is not None)
+        return Prediction(logits_at, None if own is None else own[:, shown], own is not None)
     return denoise
 
 
 def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
     """Classifier-free guidance u + (scale + 1)(c - u), where u sees a masked prompt (LLaDA, arXiv 2502.09992, appendix A)."""
     def denoise_guided(canvas: Canvas, window: slice) -> Prediction:
-        tokens, start, padded, embeds = canvas
-        assert embeds is None        # wrappers that set embeddings go inside: the blank prompt needs its own
+        tokens, start = canvas.tokens, canvas.answer_start
+        assert canvas.embeds is None and canvas.past is None        # wrappers that set them go inside: the blank prompt needs its own
         column = torch.arange(tokens.shape[1], device=tokens.device)
         prompt = (column < start[:, None]) & (tokens != PADDING)
         blank = tokens.masked_fill(prompt, mask_id)
-        both = denoise(Canvas(torch.cat([tokens, blank]), start.repeat(2), padded), window)
+        both = denoise(canvas._replace(tokens=torch.cat([tokens, blank]), answer_start=start.repeat(2)), window)
 
         def logits_at(at: Tensor) -> Tensor:
             conditional, unconditional = both.logits_at(at.repeat(2, 1)).chunk(2)

@@ -3,29 +3,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from .cache import cached
 from .denoiser import Denoiser, guided, model_denoiser, suppressed
 from .model import LLaDA, SpecialTokens
-from .sampler import Sample, Step, decode
+from .sampler import Review, Sample, Step, decode, once
 from .sampler_config import SamplerConfig
 
 
 def generate(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerConfig | None = None, *,
              special: SpecialTokens | None = None, denoise: Denoiser | None = None, keys: Sequence[int] | None = None,
-             stop: Callable[[list[int]], bool] | None = None, on_step: Callable[[Step], None] | None = None) -> list[Sample]:
+             stop: Callable[[list[int]], bool] | None = None, on_step: Callable[[Step], None] | None = None,
+             review: Review = once) -> list[Sample]:
     """Decode one answer to each token prompt, all in one batch; an answer does not depend on the others.
 
     special: mask, EOS and EoT ids, by default those of the checkpoint. denoise: a denoiser to use in place of the model's plain
-    one. keys, stop, on_step: see `decode`. Raises ValueError on a prompt that is empty or does not fit the model's context.
+    one. keys, stop, on_step, review: see `decode`. Raises ValueError on a prompt that is empty or does not fit the model's context.
     """
     config = config or SamplerConfig()
     special = special or known_special_tokens(model)
     check_fits(model, prompts, config)
+    config.check_budget(reviewed=review is not once)
     denoise = with_options(denoise or model_denoiser(model), config, special)
-    return decode(denoise, prompts, config, special, device=model.device, keys=keys, stop=stop, on_step=on_step)
+    return decode(denoise, prompts, config, special, device=model.device, keys=keys, stop=stop, on_step=on_step, review=review)
 
 
 def with_options(denoise: Denoiser, config: SamplerConfig, special: SpecialTokens) -> Denoiser:
-    """The denoiser under the sampler's options that concern logits: guidance, then suppression."""
+    """The denoiser under the sampler's options that concern it: a cache, guidance of which each branch has its own, suppression."""
+    if config.cache != "none":
+        denoise = cached(denoise, config.cache, config.cache_refresh)
     if config.cfg_scale > 0:
         denoise = guided(denoise, config.cfg_scale, special.mask)
     if config.logits_eos_inf:

@@ -126,8 +126,30 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, full_precision: bool) -> Tensor:
     return (y * cos.to(y.dtype) + torch.cat([-second, first], -1) * sin.to(y.dtype)).to(x.dtype)
 
 
+Past = dict[nn.Module, tuple[Tensor, Tensor]]        # block -> rotated keys and values of all columns, each (B, H, L, head_dim)
+
+
+class View(NamedTuple):
+    """What a block attends to."""
+
+    visible: Tensor | None               # bool, broadcastable to (B, H, L, L), True = may be attended; None = everything
+    columns: slice = slice(None)         # where the block's input stands among the L columns
+    past: Past | None = None             # keys and values of the other columns; those of the input take their place in it
+
+    def extend(self, block: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all columns from those of the input."""
+        if self.past is None:
+            return k, v
+        if self.columns == slice(None):
+            self.past[block] = k, v
+        else:
+            for kept, fresh in zip(self.past[block], (k, v)):
+                kept[:, :, self.columns] = fresh
+        return self.past[block]
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """Bidirectional attention; visible: bool, broadcastable to (B, H, L, L), True = may be attended."""
+    """Bidirectional attention; visible: bool, broadcastable to (B, H, queries, keys), True = may be attended."""
     if q.device.type != "cpu" or not q.requires_grad:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
     # On the CPU the fused backward costs 5x the explicit one at L = 33 (52 % of a training step).
@@ -156,15 +178,16 @@ class Block(nn.Module):
         self.up_proj = nn.Linear(width, hidden, bias=config.include_bias)
         self.ff_out = nn.Linear(hidden, width, bias=config.include_bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
         config, (batch, length, _) = self.config, x.shape
         h = self.attn_norm(x)                                                               # (B, L, D)
         q, k, v = (proj(h).view(batch, length, -1, config.head_dim).transpose(1, 2)         # (B, H, L, head_dim)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin, config.rope_full_precision), rotate(k, cos, sin, config.rope_full_precision)
+        k, v = view.extend(self, k, v)
         if config.num_kv_heads != config.n_heads:
             k, v = (t.repeat_interleave(config.n_heads // config.num_kv_heads, 1) for t in (k, v))
-        attended = attend(q, k, v, visible).transpose(1, 2).reshape(batch, length, -1)      # (B, L, D)
+        attended = attend(q, k, v, view.visible).transpose(1, 2).reshape(batch, length, -1)      # (B, L, D)
         x = x + self.attn_out(attended)
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
@@ -215,9 +238,13 @@ class LLaDA(nn.Module):
         return self.embedding
 
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
-                inputs_embeds: Tensor | None = None) -> Tensor:
-        """Logits (B, L, V) for ids (B, L); attention_mask (B, L), nonzero = real token."""
-        return self.head(self.hidden_states(input_ids, attention_mask, inputs_embeds=inputs_embeds))
+                inputs_embeds: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """Logits (B, L, V) for ids (B, L), or (N, V) at the N positions of `at`, bool (B, L).
+
+        attention_mask: (B, L), nonzero = real token, or (B, L, L), nonzero = the row's token may attend to the column's.
+        """
+        hidden = self.hidden_states(input_ids, attention_mask, inputs_embeds=inputs_embeds)
+        return self.head(hidden if at is None else hidden[at])
 
     def hidden_states(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
                       inputs_embeds: Tensor | None = None, every_layer: bool = False) -> Tensor | list[Tensor]:
@@ -227,9 +254,14 @@ class LLaDA(nn.Module):
         """
         return self._run(input_ids, attention_mask, inputs_embeds, every_layer)[0]
 
-    def streams(self, input_ids: Tensor | None, attention_mask: Tensor | None = None, *, inputs_embeds: Tensor | None = None) -> Streams:
-        """Hidden state and, in models that have an unmasking-policy stream of their own, its score; embeddings go before ids."""
-        return Streams(*self._run(input_ids, attention_mask, inputs_embeds, False))
+    def streams(self, input_ids: Tensor | None, attention_mask: Tensor | None = None, *, inputs_embeds: Tensor | None = None,
+                columns: slice = slice(None), past: Past | None = None) -> Streams:
+        """Hidden state and, in models that have an unmasking-policy stream of their own, its score; embeddings go before ids.
+
+        past: a dict that a forward of all columns fills with keys and values. columns: with a filled past, compute these alone, at
+        their places among the others; the result is of them alone, and their keys and values are replaced in past, in place.
+        """
+        return Streams(*self._run(input_ids, attention_mask, inputs_embeds, False, columns, past))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of final-norm hidden states (..., D)."""
@@ -238,23 +270,26 @@ class LLaDA(nn.Module):
         return self.model["transformer"]["ff_out"](hidden)
 
     def _run(self, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None,
-             every_layer: bool) -> tuple[Tensor | list[Tensor], Tensor | None]:
+             every_layer: bool, columns: slice = slice(None), past: Past | None = None) -> tuple[Tensor | list[Tensor], Tensor | None]:
         """The final-norm hidden state, or all states, and the score of the policy stream, if there is one."""
-        x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds           # (B, L, D)
-        cos, sin = self._rotary_table(x.shape[1], x.device)
-        visible = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        assert past is not None or columns == slice(None)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        x = self.embedding(given[:, columns]) if inputs_embeds is None else given[:, columns]        # (B, L, D)
+        cos, sin = (table[columns] for table in self._rotary_table(given.shape[1], x.device))
+        visible = None if attention_mask is None else attention_mask.bool().unsqueeze(1)        # (B, 1, L) or (B, 1, L, L)
+        view = View(visible.unsqueeze(1) if visible is not None and visible.dim() == 3 else visible, columns, past)
         states: list[Tensor] | None = [] if every_layer else None
-        x, confidence = self._stack(x, cos, sin, visible, states)
+        x, confidence = self._stack(x, cos, sin, view, states)
         x = self.model["transformer"]["ln_f"](x)
         return x if states is None else [*states, x], confidence
 
-    def _stack(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None,
+    def _stack(self, x: Tensor, cos: Tensor, sin: Tensor, view: View,
                states: list[Tensor] | None) -> tuple[Tensor, Tensor | None]:
         """All blocks on x; states, if given, receives the input of each."""
         for block in self.model["transformer"]["blocks"]:
             if states is not None:
                 states.append(x)
-            x = block(x, cos, sin, visible)
+            x = block(x, cos, sin, view)
         return x, None
 
     def _rotary_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

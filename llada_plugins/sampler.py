@@ -6,7 +6,7 @@ rows; it knows nothing of models, guidance, caches, tokenizers or harnesses.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
     block: int             # number of the block, from 0
     step: int              # number of the step in the block, from 0
-    rows: Tensor           # (B,) which of the prompts
+    rows: Tensor           # (B,) which of the prompts; under a Review a prompt may come several times, once for each candidate
     proposal: Tensor       # (B, W) proposed tokens; where nothing was proposed, the token that stands there
     score: Tensor          # (B, W) fp32; inf where a token is pinned
     kept: Tensor           # (B, W) bool: unmasked by this step
@@ -37,7 +37,44 @@ class Sample(NamedTuple):
     """A decoded answer."""
 
     answer: list[int]      # token ids without the prompt; gen_length of them unless stopped early
-    num_forwards: int      # forward passes that worked on this row; a guided pass counts one
+    num_forwards: int      # forward passes that worked on this row, candidates included; a guided pass counts one
+    num_scored: int = 0    # answers in work that a Review had scored
+
+
+class Draft(NamedTuple):
+    """Rows in work whose block `number` is masked: blocks before it are filled, later ones masked, as far as they exist."""
+
+    number: int
+    tokens: Tensor         # (B, L); a Review writes here what it accepts
+    rows: Tensor           # (B,) which of the prompts
+    keys: Tensor           # (B,) random streams
+    forwards: Tensor       # (B,) spent on earlier blocks
+    num_scored: Tensor     # (B,) by a Review on earlier blocks
+    start: int             # column of the first answer token
+    fill: Callable[..., Tensor]                 # (tokens (N, L), rows (N,), keys (N,), blocks (a range), config, steps): `unmask`
+    ended: Callable[[list[int]], bool]          # is an answer complete that fills its blocks so far?
+
+
+class Filled(NamedTuple):
+    """What filling a block has cost, by row."""
+
+    forwards: Tensor       # (B,)
+    num_scored: Tensor     # (B,)
+
+
+class Review(Protocol):
+    """Fill block `draft.number` of draft.tokens in place; may fill it several times, compare, and mask earlier blocks again.
+
+    Later blocks stay masked. Deterministic, and a row's result does not depend on other rows: random numbers from draft.keys only.
+    """
+
+    def __call__(self, draft: Draft) -> Filled: ...
+
+
+def once(draft: Draft) -> Filled:
+    """The review that looks at nothing: plain decoding."""
+    forwards = draft.fill(draft.tokens, draft.rows, draft.keys, range(draft.number, draft.number + 1))
+    return Filled(forwards, torch.zeros_like(forwards))
 
 
 def propose(logits: Tensor, config: SamplerConfig, draw: Callable[[], Tensor]) -> Tensor:
@@ -90,17 +127,19 @@ def score_block(candidates: Candidates, at: Tensor, masked: Tensor, config: Samp
 
 
 def unmask(denoise: Denoiser, canvas: Canvas, window: slice, keys: Tensor, config: SamplerConfig, special: SpecialTokens, *,
-           offset: int = 0, on_step: Callable[[int, Tensor, Tensor, Tensor, Tensor], None] | None = None) -> Tensor:
+           offset: int = 0, steps: int | None = None,
+           on_step: Callable[[int, Tensor, Tensor, Tensor, Tensor], None] | None = None) -> Tensor:
     """Denoise canvas.tokens[:, window] in place until none of it is masked. Returns the forwards that each row needed, (B,).
 
-    keys: (B,) random streams. offset: the window's first position in the answer. on_step: called with the step's number,
-    proposal, score, and the block before and after.
+    keys: (B,) random streams. offset: the window's first position in the answer. steps: of a fixed schedule, by default those of
+    one block. on_step: called with the step's number, proposal, score, and the block before and after.
     """
+    canvas = canvas._replace(memory={})        # of these steps alone: what a cache keeps cannot outlive them
     block = canvas.tokens[:, window]                                                    # (B, W), a view: writes go through
     masked = block == special.mask
-    plan = planned(masked, config)
+    plan = planned(masked, config, steps)
     width, forwards = block.shape[1], masked.new_zeros(block.shape[0], dtype=torch.long)
-    limit = config.forwards_per_block if plan is None else plan.shape[1]
+    limit = config.forwards_per_block * (width // config.block) if plan is None else plan.shape[1]
     most = [int(masked.sum(-1).max())]                                                  # masked tokens of the fullest row, per step
     if plan is not None:
         most += (width - plan).amax(0).tolist()
@@ -126,11 +165,11 @@ def unmask(denoise: Denoiser, canvas: Canvas, window: slice, keys: Tensor, confi
 @torch.inference_mode()
 def decode(denoise: Denoiser, prompts: Sequence[Sequence[int]], config: SamplerConfig, special: SpecialTokens, *,
            device: torch.device | str = "cpu", keys: Sequence[int] | None = None, stop: Callable[[list[int]], bool] | None = None,
-           on_step: Callable[[Step], None] | None = None) -> list[Sample]:
+           on_step: Callable[[Step], None] | None = None, review: Review = once) -> list[Sample]:
     """Answers to token prompts of any lengths, decoded in one batch, block by block.
 
     keys: random streams, by default from config.seed and the prompt. stop: asked at the end of every block with the row's answer
-    so far; True ends the row. A row that has ended leaves the batch.
+    so far; True ends the row. A row that has ended leaves the batch. review: how a block is filled.
     """
     for number, prompt in enumerate(prompts):
         if not len(prompt):
@@ -142,25 +181,34 @@ def decode(denoise: Denoiser, prompts: Sequence[Sequence[int]], config: SamplerC
     tokens, padded = align(prompts, device)
     start = tokens.shape[1]
     rows = torch.arange(len(prompts), device=device)
-    forwards = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    forwards, num_scored = torch.zeros(2, len(prompts), dtype=torch.long, device=device)
     answers: list[list[int]] = [[] for _ in prompts]
+
+    def ended(answer: list[int]) -> bool:
+        return _ended(answer, config, special, stop)
+
+    def fill(tokens: Tensor, rows: Tensor, keys: Tensor, blocks: range, config: SamplerConfig = config, steps: int | None = None) -> Tensor:
+        canvas = Canvas(tokens, rows.new_full((len(rows),), start), padded)
+        window = slice(start + blocks.start * config.block, start + blocks.stop * config.block)
+        return unmask(denoise, canvas, window, keys, config, special, offset=blocks.start * config.block, steps=steps,
+                      on_step=_observer(on_step, blocks.start, rows, special.mask))
+
     if not config.grows:
         tokens = torch.cat([tokens, tokens.new_full((len(prompts), config.gen_length), special.mask)], 1)
     for number in range(config.num_blocks):
         if config.grows:
             tokens = torch.cat([tokens, tokens.new_full((len(rows), config.block), special.mask)], 1)
-        canvas = Canvas(tokens, rows.new_full((len(rows),), start), padded)
-        window = slice(start + number * config.block, start + (number + 1) * config.block)
-        forwards[rows] += unmask(denoise, canvas, window, streams[rows], config, special, offset=number * config.block,
-                                 on_step=_observer(on_step, number, rows, special.mask))
-        finished = tokens[:, start:window.stop].tolist()
-        going = torch.tensor([not _ended(answer, config, special, stop) for answer in finished], device=device)
+        cost = review(Draft(number, tokens, rows, streams[rows], forwards[rows], num_scored[rows], start, fill, ended))
+        forwards[rows] += cost.forwards
+        num_scored[rows] += cost.num_scored
+        finished = tokens[:, start:start + (number + 1) * config.block].tolist()
+        going = torch.tensor([not ended(answer) for answer in finished], device=device)
         for row, answer in zip(rows.tolist(), finished):
             answers[row] = answer
         rows, tokens = rows[going], tokens[going]
         if not len(rows):
             break
-    return [Sample(answer, count) for answer, count in zip(answers, forwards.tolist())]
+    return [Sample(*item) for item in zip(answers, forwards.tolist(), num_scored.tolist())]
 
 
 def _ended(answer: list[int], config: SamplerConfig, special: SpecialTokens, stop: Callable[[list[int]], bool] | None) -> bool:

@@ -30,17 +30,23 @@ class SamplerConfig:
     revise: bool = arg(False, "dynamic remasking (RemeDi): after step n exactly K_n tokens of the block stand, the best by confidence_source, "
                               "visible ones competing; all others are masked again")
     revise_below: float | None = arg(None, "under threshold or factor: mask visible tokens of the block again whose score (0-1) is below this")
-    max_forwards: int | None = arg(None, "under threshold or factor: forward passes for the whole answer, shared equally by its blocks; the last of a "
-                                         "block keeps every token (default: one a token)")
+    max_forwards: int | None = arg(None, "forward passes for the whole answer. Under threshold or factor they are shared equally by its blocks, and the "
+                                         "last of a block keeps every token (default: one a token); with a process reward model, candidates included")
     logits_eos_inf: bool = arg(False, "EOS is never produced")
     confidence_eos_eot_inf: bool = arg(False, "EOS and EoT may be proposed but are kept last")
     early_stop: bool = arg(False, "stop once a finished block holds EOS or EoT: the answer ends with that block")
+    cache: Literal["none", "prefix", "dual"] = arg(
+        "none", "freeze keys and values after a block's first step: those before the block (prefix), or before and after it (dual); faster, "
+                "and an approximation")
+    cache_refresh: int | None = arg(None, "with a cache, every so many steps of a block a forward of everything (default: at its first alone)")
     seed: int = arg(0, "with the prompt, determines every random number of its answer")
 
     def __post_init__(self) -> None:
-        for name in ("gen_length", "steps", "block_length", "top_k", "max_forwards"):
+        for name in ("gen_length", "steps", "block_length", "top_k", "max_forwards", "cache_refresh"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.cache_refresh is not None and self.cache == "none":
+            raise ValueError("cache_refresh has no effect with cache='none': set cache to prefix or dual, or leave it out")
         self._check_blocks()
         self._check_sampling()
         self._check_counts()
@@ -82,15 +88,24 @@ class SamplerConfig:
         for name, value in rules.items():
             if name == "factor" and not value > 0 or name == "threshold" and not 0 < value <= 1 or name == "remask_ratio" and not 0 < value < 1:
                 raise ValueError(f"{name} must be {'above 0' if name == 'factor' else 'between 0 and 1'}, got {value}")
-        for name in ("revise_below", "max_forwards"):
-            if getattr(self, name) is not None and not self.adaptive:
-                raise ValueError(f"{name} has no effect without threshold or factor: set one of them, or leave it out")
+        if self.revise_below is not None and not self.adaptive:
+            raise ValueError("revise_below has no effect without threshold or factor: set one of them, or leave it out")
         if self.revise_below is not None and not 0 < self.revise_below <= 1:
             raise ValueError(f"revise_below must be above 0 and at most 1, got {self.revise_below}")
         if self.max_forwards is not None and self.max_forwards < self.num_blocks:
             raise ValueError(f"max_forwards ({self.max_forwards}) must be at least the number of blocks ({self.num_blocks}): each needs one")
         if self.adaptive and self.source not in PROBABILITIES:
             raise ValueError(f"threshold and factor compare probabilities: they need confidence_source {', '.join(PROBABILITIES)}, got {self.source!r}")
+
+    def check_budget(self, reviewed: bool) -> None:
+        """Raise ValueError where max_forwards could change nothing, or cannot be kept. reviewed: are there candidates to save on?"""
+        if self.max_forwards is None or self.adaptive:
+            return
+        if not reviewed:
+            raise ValueError("max_forwards has no effect without threshold, factor or a process reward model: use one of them, or leave it out")
+        if self.max_forwards < self.steps_per_block * self.num_blocks:
+            raise ValueError(f"max_forwards ({self.max_forwards}) must be at least steps ({self.steps_per_block * self.num_blocks}): "
+                             "a single candidate of every block takes as many")
 
     @property
     def block(self) -> int:

@@ -25,11 +25,14 @@ def quota(num_masked: Tensor, steps: int, *, remainder_last: bool = False) -> Te
     return share[:, None] + (step < remainder[:, None])
 
 
-def planned(masked: Tensor, config: SamplerConfig) -> Tensor | None:
-    """Tokens of the block that stand after each step, (B, steps), where that does not depend on scores; else None."""
+def planned(masked: Tensor, config: SamplerConfig, steps: int | None = None) -> Tensor | None:
+    """Tokens of the block that stand after each step, (B, steps), where that does not depend on scores; else None.
+
+    steps: default a block's share of config.steps.
+    """
     if config.adaptive:
         return None
-    width, steps = masked.shape[1], config.steps_per_block
+    width, steps = masked.shape[1], steps or config.steps_per_block
     if config.remask_ratio is not None:
         kept = torch.full((masked.shape[0], steps), width - int(config.remask_ratio * width + 1e-6), device=masked.device)
         kept[:, -1] = width

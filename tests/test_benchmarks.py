@@ -6,8 +6,9 @@ import json
 import pytest
 import torch
 
-from benchmarks import generation, reference
+from benchmarks import generation, reference, steps
 from llada_plugins import SamplerConfig
+from llada_plugins.denoiser import PADDING
 from llada_plugins.model import LLaDA
 
 SMALL = ["--shape", "tiny", "--prompt_length", "8", "--gen_length", "16", "--block_length", "8", "--num_masked", "4", "--steps_measured",
@@ -87,6 +88,39 @@ def test_every_form_of_the_measured_step_unmasks_the_active_block_alone(model, f
     assert changed[:, window].sum() == changed.sum() == 3
 
 
+@pytest.mark.parametrize("form", steps.BATCHES)
+def test_steps_of_a_batch_leave_the_tokens_they_were_given(model, form):
+    options = generation.Options(shape="tiny", prompt_length=16, gen_length=24, block_length=8, num_masked=3)
+    tokens, window = generation.middle_of_generation(model, options)
+    stepped = tokens.clone()
+    steps.BATCHES[form](model, stepped, window, options.sampler(0.0), options.num_masked)
+    assert torch.equal(stepped, tokens)
+
+
+def test_rows_of_a_batch_unmask_what_they_unmask_alone(model):
+    options = generation.Options(shape="tiny", prompt_length=16, gen_length=24, block_length=8, num_masked=3)
+    (tokens, window), seen = generation.middle_of_generation(model, options), {}
+
+    def kept(name: str):
+        def step(model, tokens, window, config, num_masked):
+            steps.dual_later(model, tokens, window, config, num_masked)
+            seen.setdefault(name, []).extend(row[row != PADDING].tolist() for row in tokens)
+        return step
+    for name, batch in (("together", steps.together), ("alone", steps.alone)):
+        batch(kept(name), model, tokens, window, options.sampler(0.0), options.num_masked)
+    assert seen["together"] == seen["alone"]
+    assert [len(row) for row in seen["alone"]] == list(range(40, 32, -1))
+    assert {row.count(model.special_tokens.mask) for row in seen["alone"]} == {8}
+
+
+def test_a_cached_block_costs_one_first_step_and_the_rest_later_ones():
+    measured = {"reference": 9.0, "exact": 3.0, "first": 4.0, "dual_later": 1.0, "prefix_later": 2.0, "first_greedy": 3.0,
+                "dual_later_greedy": 0.5, "prefix_later_greedy": 1.0, "first_batch8": 16.0, "dual_later_batch8": 4.0}
+    mean = generation.composed(measured, 4)
+    assert (mean["dual"], mean["prefix"], mean["dual_greedy"], mean["batch8"]) == (7 / 4, 10 / 4, 4.5 / 4, 28 / 32)
+    assert mean["exact"] == 3.0 and "first_batch8" not in mean and "batch8_greedy" not in mean
+
+
 def test_8b_shape_has_the_parameters_of_llada_8b():
     with torch.device("meta"):
         model = LLaDA(generation.model_config("8b", 4096))
@@ -97,10 +131,12 @@ def test_command_writes_its_result_as_json(tmp_path, capsys):
     assert generation.main([*SMALL, "--json", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["same_tokens"] is True
-    ours = {f"{form}{suffix}" for form in ("exact", "ups_head", "ups_head_512", "ups", "ala") for suffix in ("", "_greedy")}
+    both = {*steps.FORMS, "prefix", "dual", "dual_low_precision"} - {"reference"}
+    ours = {f"{form}{suffix}" for form in both for suffix in ("", "_greedy")} | {"batch8", "batch8_alone"}
     assert set(result["ratios"]) == ours
     assert set(result["seconds"]) == ours | {"reference", "reference_greedy"}
-    assert set(result["times_exact"]) == {name for name in ours if not name.startswith("exact")}
+    assert set(result["times_exact"]) == {name for name in ours if name.startswith(("ups", "ala"))}
+    assert result["peers"] == {}
     assert result["router_share"] > 0
     assert set(result["head_share"]) == {"128", "512"}
     assert all(len(taken) == 2 for taken in result["every_step"].values())

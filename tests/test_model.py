@@ -136,6 +136,25 @@ def test_head_at_some_positions_equals_the_whole_logits_there(make_model, fields
     torch.testing.assert_close(model.head(model.hidden_states(tokens)[:, at]), model(tokens)[:, at], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("fields", [{}, dict(n_kv_heads=2)], ids=str)
+@pytest.mark.parametrize("columns", [slice(3, 7), slice(6, None), slice(0, 1)], ids=str)
+def test_some_columns_beside_the_kept_keys_and_values_equal_the_whole_forward(make_model, fields, columns):
+    model, tokens = make_model(**fields), ids(2, 10)
+    attention_mask, past = torch.arange(10) >= torch.tensor([[0], [2]]), {}
+    with torch.inference_mode():
+        expected = model.streams(tokens, attention_mask, past=past).hidden
+        assert torch.equal(expected, model.hidden_states(tokens, attention_mask))
+        kept = [tensor.clone() for pair in past.values() for tensor in pair]
+        found = model.streams(tokens, attention_mask, columns=columns, past=past).hidden
+        embedded = model.streams(None, attention_mask, inputs_embeds=model.embedding(tokens), columns=columns, past=past).hidden
+    real = attention_mask[:, columns]
+    torch.testing.assert_close(found[real], expected[:, columns][real], atol=ROUNDING, rtol=0)
+    assert torch.equal(embedded, found)
+    for before, after in zip(kept, [tensor for pair in past.values() for tensor in pair]):
+        assert after.shape[1] == model.config.num_kv_heads
+        torch.testing.assert_close(after, before, atol=ROUNDING, rtol=0)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_forward_under_gradients_equals_inference(make_model, padded):
     model, tokens = make_model(n_kv_heads=2), ids(2, 10)

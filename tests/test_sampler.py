@@ -777,7 +777,6 @@ MISTAKES = [
     (dict(revise=True, gen_length=12, steps=13), r"steps \(13\) must not exceed gen_length \(12\)"),
     (dict(revise_below=0.5), r"revise_below has no effect without threshold or factor: set one of them, or leave it out"),
     (dict(revise_below=0.5, revise=True), r"revise_below has no effect without threshold or factor"),
-    (dict(max_forwards=8), r"max_forwards has no effect without threshold or factor"),
     (dict(max_forwards=0, threshold=0.9), r"max_forwards must be at least 1, got 0"),
     (dict(revise_below=0.0, threshold=0.9), r"revise_below must be above 0 and at most 1, got 0.0"),
     (dict(revise_below=1.5, factor=1.0), r"revise_below must be above 0 and at most 1, got 1.5"),

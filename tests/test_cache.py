@@ -1,0 +1,295 @@
+"""Cached denoisers: the published code's recorded answers, the definition computed slowly, and where theory says they change nothing."""
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from llada_plugins.bitower import BiTowerLLaDA
+from llada_plugins.cache import cached
+from llada_plugins.checkpoint import load_model
+from llada_plugins.config import build
+from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, guided, model_denoiser
+from llada_plugins.engine import Engine, Request
+from llada_plugins.generation import generate, with_options
+from llada_plugins.model import Block, LLaDA, SpecialTokens, initialise
+from llada_plugins.policy_stream import PolicyHead, policy_denoiser
+from llada_plugins.router import Router, RouterConfig, routed
+from llada_plugins.sampler import Sample, decode
+from llada_plugins.sampler_config import SamplerConfig
+
+MASK, EOS, VOCAB = 39, 38, 40
+SPECIAL = SpecialTokens(MASK, EOS)
+MODES = ("prefix", "dual")
+PROMPTS = [[5, 6, 7], [8], [4, 4, 9, 10, 11, 12], [14, 5]]
+ROUNDING = 2e-5        # fp32, twice what the published code differs from itself between padded and plain rows
+
+OPTIONS = [dict(gen_length=12, **options) for options in (
+    {},
+    dict(block_length=4),
+    dict(block_length=6, steps=6, temperature=1.0),
+    dict(block_length=6, threshold=0.2),
+    dict(block_length=4, factor=1.7, temperature=0.6),
+    dict(block_length=6, steps=8, remask_ratio=0.5),
+    dict(block_length=6, steps=8, revise=True, confidence_source="ups"),
+    dict(block_length=6, threshold=0.3, revise_below=0.1, confidence_source="ups_all"),
+    dict(block_length=4, cfg_scale=1.0),
+    dict(block_length=4, sampling_method="semi_ar_origin", temperature=0.5),
+    dict(block_length=4, cache_refresh=2),
+)]
+every_mode = pytest.mark.parametrize("mode", MODES)
+every_decoder = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()))
+
+
+def randomised(module: torch.nn.Module) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        parameter.data = (parameter.dim() == 1) + 0.3 * torch.randn(parameter.shape, generator=generator)
+    return module.eval().requires_grad_(False)
+
+
+def bi_tower(make_model) -> BiTowerLLaDA:
+    config = make_model(d_model=16, n_heads=2, n_layers=31, mlp_hidden_size=24).config
+    model = BiTowerLLaDA(config)
+    initialise(model, torch.Generator().manual_seed(2))
+    return model.eval().requires_grad_(False)
+
+
+def with_head(model: LLaDA) -> Denoiser:
+    return policy_denoiser(model, randomised(PolicyHead(model.config.d_model, 8)))
+
+
+def with_router(model: LLaDA) -> Denoiser:
+    router = randomised(Router(RouterConfig(d_model=model.config.d_model, mode="replace", max_positions=64)))
+    return routed(with_head(model), router, model.embedding, MASK)
+
+
+@pytest.fixture(scope="module", params=["plain", "grouped_query", "bi_tower", "routed", "no_padding"])
+def subject(request, make_model) -> tuple[LLaDA, Denoiser, list[list[int]]]:
+    """A model, its denoiser with a policy stream, and prompts: every kind of model that a cache has to do with."""
+    if request.param == "bi_tower":
+        model = bi_tower(make_model)
+        return model, model_denoiser(model), PROMPTS
+    model = make_model(n_kv_heads=2, include_bias=True) if request.param == "grouped_query" else make_model()
+    denoise = with_router(model) if request.param == "routed" else with_head(model)
+    return model, denoise, PROMPTS[:1] if request.param == "no_padding" else PROMPTS
+
+
+def run(denoise: Denoiser, prompts: list[list[int]], options: dict, **given) -> list[Sample]:
+    config = SamplerConfig(**options)
+    return decode(with_options(denoise, config, SPECIAL), prompts, config, SPECIAL, **given)
+
+
+@contextmanager
+def hooked(model: LLaDA, hook) -> Iterator[None]:
+    handles = [module.register_forward_pre_hook(hook) for module in model.modules() if isinstance(module, Block)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def frozen(denoise: Denoiser, model: LLaDA, mode: str, refresh: int | None = None) -> Denoiser:
+    """What a cache is, slowly: whole forwards in which each layer reads its former inputs, but at the columns in work."""
+    def denoise_frozen(canvas: Canvas, window: slice) -> Prediction:
+        inputs = canvas.memory.setdefault("inputs", {})
+        step = canvas.memory["frozen_step"] = canvas.memory.get("frozen_step", -1) + 1
+        whole = step % (refresh or 1000) == 0
+        columns = window if mode == "dual" else slice(window.start, canvas.tokens.shape[1])
+
+        def hook(block: Block, arguments: tuple) -> tuple:
+            x, *others = arguments
+            if whole:
+                inputs[block] = x
+            merged = inputs[block].clone()
+            merged[:, columns] = x[:, columns]
+            return merged, *others
+        with hooked(model, hook):
+            return denoise(canvas, window)
+    return denoise_frozen
+
+
+def both(first: Denoiser, second: Denoiser) -> Denoiser:
+    """The first, after checking that the second says the same of every column of the window."""
+    def denoise_both(canvas: Canvas, window: slice) -> Prediction:
+        one, other = first(canvas, window), second(canvas, window)
+        at = torch.arange(window.stop - window.start).expand(len(canvas.tokens), -1)
+        torch.testing.assert_close(one.logits_at(at), other.logits_at(at), atol=ROUNDING, rtol=ROUNDING)
+        torch.testing.assert_close(one.confidence, other.confidence, atol=ROUNDING, rtol=ROUNDING)
+        assert one.ranks_masked == other.ranks_masked
+        return one
+    return denoise_both
+
+
+# ---- against the published code and the definition
+
+def test_answers_equal_the_recorded_runs_of_fast_dllm_and_no_forward_is_spent_on_a_finished_block(golden):
+    """The recorded commit looks for masks only after a forward with the cache: a block that its first step filled costs it one more."""
+    model = load_model(golden / "checkpoint", device="cpu", dtype="float32")
+    cases = [case for case in json.loads((golden / "parallel.json").read_text())["cases"] if case["options"]["cache"] != "none"]
+    assert len(cases) >= 10
+    for number, case in enumerate(cases):
+        steps: Counter[int] = Counter()
+        sample, = generate(model, [case["prompt"]], SamplerConfig(**case["options"]), on_step=lambda step: steps.update([step.block]))
+        filled_at_once = sum(count == 1 for count in steps.values())
+        assert sample.answer == case["answer"], f"case {number}: {case['options']}"
+        assert sample.num_forwards + filled_at_once == case["num_forwards"], f"case {number}: {case['options']}"
+
+
+@every_mode
+@pytest.mark.parametrize("options", [
+    dict(block_length=4), dict(block_length=6, steps=8, revise=True, confidence_source="ups"), dict(block_length=12, cache_refresh=3),
+    dict(block_length=4, sampling_method="semi_ar_origin")], ids=str)
+def test_every_step_predicts_what_the_definition_says(subject, mode, options):
+    model, denoise, prompts = subject
+    config = SamplerConfig(gen_length=12, cache=mode, **options)
+    slow = frozen(denoise, model, mode, config.cache_refresh)
+    decode(both(cached(denoise, mode, config.cache_refresh), slow), prompts, config, SPECIAL)
+
+
+@every_mode
+def test_a_cache_is_an_approximation_where_other_columns_would_have_changed(subject, mode):
+    """Else nothing above could tell a cache from none."""
+    _, denoise, prompts = subject
+    config = SamplerConfig(gen_length=12, block_length=4)
+    with pytest.raises(AssertionError, match="not close"):
+        decode(both(cached(denoise, mode), denoise), prompts, config, SPECIAL)
+
+
+@every_mode
+@pytest.mark.parametrize("refresh", [None, 2])
+def test_each_branch_of_guidance_has_its_own_cache(subject, mode, refresh):
+    _, denoise, prompts = subject
+    scale = 1.5
+
+    def separately(canvas: Canvas, window: slice) -> Prediction:
+        blank = canvas.tokens.clone()
+        for row, start in zip(blank, canvas.answer_start):
+            row[:start][row[:start] != PADDING] = MASK
+        own = [canvas.memory.setdefault(branch, {}) for branch in ("conditional", "unconditional")]
+        one, other = (cached(denoise, mode, refresh)(canvas._replace(tokens=tokens, memory=memory), window)
+                      for tokens, memory in zip((canvas.tokens, blank), own))
+        return one._replace(logits_at=lambda at: other.logits_at(at) + (scale + 1) * (one.logits_at(at) - other.logits_at(at)))
+    config = SamplerConfig(gen_length=12, block_length=6)
+    decode(both(guided(cached(denoise, mode, refresh), scale, MASK), separately), prompts, config, SPECIAL)
+
+
+# ---- where theory says that nothing changes
+
+@every_mode
+@every_decoder
+def test_a_refresh_at_every_step_is_no_cache(make_model, mode, options):
+    denoise = with_router(make_model())
+    plain = {name: value for name, value in options.items() if name != "cache_refresh"}
+    assert run(denoise, PROMPTS, {**plain, "cache": mode, "cache_refresh": 1}) == run(denoise, PROMPTS, plain)
+
+
+@every_mode
+def test_blocks_of_one_step_are_decoded_without_a_cache(subject, mode):
+    _, denoise, prompts = subject
+    options = dict(gen_length=12, block_length=3, steps=4, temperature=1.0)
+    assert run(denoise, prompts, {**options, "cache": mode}) == run(denoise, prompts, options)
+
+
+@every_mode
+@every_decoder
+def test_one_layer_is_cached_exactly(make_model, mode, options):
+    """Keys and values of the only layer depend on each column's own token, and outside the block none changes."""
+    denoise = with_head(make_model(n_layers=1))
+    plain = {name: value for name, value in options.items() if name != "cache_refresh"}
+    assert run(denoise, PROMPTS, {**options, "cache": mode}) == run(denoise, PROMPTS, plain)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(block_length=4, sampling_method="semi_ar_origin")], ids=str)
+def test_with_no_column_after_the_block_both_modes_are_one(subject, options):
+    _, denoise, prompts = subject
+    prefix, dual = (run(denoise, prompts, dict(gen_length=12, temperature=1.0, cache=mode, **options)) for mode in MODES)
+    assert prefix == dual
+
+
+# ---- batches, and nothing stale
+
+@every_mode
+@every_decoder
+def test_an_answer_does_not_depend_on_the_batch_around_it(make_model, mode, options):
+    denoise, options = with_router(make_model()), {**options, "cache": mode}
+    together = run(denoise, PROMPTS, options)
+    assert [run(denoise, [prompt], options)[0] for prompt in PROMPTS] == together
+    assert run(denoise, PROMPTS[::-1], options)[::-1] == together
+    assert all(MASK not in sample.answer for sample in together)
+
+
+@every_mode
+def test_rows_that_leave_the_batch_take_nothing_from_the_others(subject, mode):
+    _, denoise, _ = subject
+    options = dict(gen_length=12, block_length=3, temperature=1.0, cache=mode)
+
+    def stop(answer: list[int]) -> bool:
+        return sum(answer) % 3 == 0
+    together = run(denoise, PROMPTS * 2, options, stop=stop, keys=range(8))
+    assert len({len(sample.answer) for sample in together}) > 1
+    assert [run(denoise, [prompt], options, stop=stop, keys=[key])[0] for key, prompt in enumerate(PROMPTS * 2)] == together
+
+
+@every_mode
+def test_one_denoiser_decodes_batch_after_batch_of_one_shape(subject, mode):
+    _, denoise, _ = subject
+    config = SamplerConfig(gen_length=12, block_length=4)
+    batches = [[[5, 6, 7], [8, 9, 10]], [[30, 2, 2], [4, 4, 9]], [[5, 6, 7], [8, 9, 10]]]
+    shared = cached(denoise, mode)
+    answers = [decode(shared, batch, config, SPECIAL) for batch in batches]
+    assert answers == [decode(cached(denoise, mode), batch, config, SPECIAL) for batch in batches]
+    assert answers[0] == answers[2] != answers[1]
+
+
+@every_mode
+def test_a_call_outside_a_block_keeps_nothing_and_uses_nothing(make_model, mode):
+    model = make_model()
+    denoise, at = cached(model_denoiser(model), mode), torch.tensor([[0, 1]])
+    for first in (5, 6, 7):
+        canvas = Canvas(torch.tensor([[first, 8, MASK, MASK]]), torch.tensor([2]))
+        expected = model_denoiser(model)(canvas, slice(2, 4)).logits_at(at)
+        assert torch.equal(denoise(canvas, slice(2, 4)).logits_at(at), expected)
+
+
+@pytest.mark.parametrize("mode, refresh, columns", [
+    ("none", None, [15] * 8), ("dual", None, [15, 4, 4, 4] * 2), ("prefix", None, [15, 12, 12, 12, 15, 8, 8, 8]),
+    ("dual", 3, [15, 4, 4, 15] * 2), ("prefix", 2, [15, 12, 15, 12, 15, 8, 15, 8]),
+])
+def test_only_the_columns_in_work_are_computed(make_model, mode, refresh, columns):
+    model, seen = make_model(), []
+    config = SamplerConfig(gen_length=12, block_length=4, cache=mode, cache_refresh=refresh)
+    with hooked(model, lambda block, arguments: seen.append(arguments[0].shape[1])):
+        generate(model, [[5, 6, 7]], config, stop=lambda answer: len(answer) == 8)
+    assert seen[::model.config.n_layers] == columns
+
+
+# ---- options
+
+@pytest.mark.parametrize("options, message", [
+    (dict(cache="both"), "cache must be one of 'none', 'prefix', 'dual', got 'both'"),
+    (dict(cache="dual", cache_refresh=0), "cache_refresh must be at least 1, got 0"),
+    (dict(cache_refresh=4), "cache_refresh has no effect with cache='none': set cache to prefix or dual, or leave it out"),
+], ids=str)
+def test_a_wrong_option_is_told_with_what_was_given_and_what_is_allowed(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(SamplerConfig, options)
+
+
+@every_mode
+def test_an_engine_caches_as_its_options_or_its_request_say(tiny_checkpoint, mode):
+    options = dict(gen_length=16, block_length=8)
+    engine = Engine(pretrained=str(tiny_checkpoint), device="cpu", cache=mode, **options)
+    plain = Engine(pretrained=str(tiny_checkpoint), device="cpu", **options)
+    prompts = ["2 + 2 =", "once"]
+
+    def answers(of: Engine, **given) -> list[str]:
+        found = dict(of.generate([Request(prompt, of.sampler_for(given)) for prompt in prompts], batch_size=2))
+        return [found[number].text for number in range(len(prompts))]
+    assert answers(engine) == answers(plain, cache=mode) != answers(plain)
+    assert answers(engine, cache="none") == answers(plain)
