@@ -5,19 +5,24 @@ is an error that names it, raised from the headers of the files before any weigh
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from .adapters import Adapter
 from .bitower import MARK, BiTowerLLaDA
+from .gptq import PackedLinear, pack_linears, read_packing, replace
 from .model import LLaDA, LLaDAConfig, SpecialTokens
+from .quantization import Quantization, check_applies, check_quantize, describe, quantise_linear, quantization_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +31,16 @@ SHIPPED = {"tiny": TINY, "sudoku4": TINY, "nim": TINY.parent / "nim"}
 ARCHITECTURES = {"LLaDAModelLM"}                          # by architecture, not model_type: LLaDA-MoE says "llada" too
 MASK_NAMES = ("<|mdm_mask|>", "<[MASK]>", "[MASK]", "<mask>")
 EOT_NAMES = ("<|eot_id|>",)
+BLOCKS = "model.transformer.blocks."                      # where the Linears are that quantize= changes
+FINGERPRINT_VALUES = 64        # of each tensor: enough to tell two trained models apart, and 20 kB to read of an 8B model
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def resolve(pretrained: str | Path | None, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint: a shipped model by name ("tiny" for None), a folder, or a hub id (downloaded or from the cache)."""
+def resolve(pretrained: str | Path | None, revision: str | None = None, option: str = "pretrained") -> Path:
+    """The local folder of a checkpoint: a shipped model by name ("tiny" for None), a folder, or a hub id (downloaded or from the cache).
+
+    option: what messages call it.
+    """
     if pretrained is None or str(pretrained) in SHIPPED:
         return SHIPPED[str(pretrained or "tiny")]
     folder = Path(pretrained).expanduser()
@@ -40,7 +50,7 @@ def resolve(pretrained: str | Path | None, revision: str | None = None) -> Path:
         return folder
     text = str(pretrained)
     if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise FileNotFoundError(f"pretrained={text!r}: no such folder; give a checkpoint folder, a hub id such as GSAI-ML/LLaDA-8B-Instruct, "
+        raise FileNotFoundError(f"{option}={text!r}: no such folder; give a checkpoint folder, a hub id such as GSAI-ML/LLaDA-8B-Instruct, "
                                 f"or a model shipped in the package: {', '.join(SHIPPED)}")
     from huggingface_hub import snapshot_download
 
@@ -48,7 +58,7 @@ def resolve(pretrained: str | Path | None, revision: str | None = None) -> Path:
         return Path(snapshot_download(text, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
     except Exception as error:        # offline, unknown id, gated: many types, one remedy
         raise FileNotFoundError(
-            f"pretrained={text!r}: no such folder, and the hub did not deliver it ({type(error).__name__}: {_first_line(error)}); "
+            f"{option}={text!r}: no such folder, and the hub did not deliver it ({type(error).__name__}: {_first_line(error)}); "
             "download it where there is a network and pass the folder") from error
 
 
@@ -106,51 +116,141 @@ def is_bitower(folder: Path) -> bool:
         return False
 
 
-def load_tensors(module: torch.nn.Module, files: Mapping[str, Path], *, device: torch.device, dtype: torch.dtype, source: Path) -> None:
-    """Fill a meta-device module from safetensors, every tensor accounted for by name and shape before the first is read."""
-    wanted = {name: tuple(parameter.shape) for name, parameter in module.state_dict().items()}
+def load_tensors(module: nn.Module, files: Mapping[str, Path], *, device: torch.device, dtype: torch.dtype, source: Path,
+                 finish: Callable[[str, nn.Module], nn.Module] = lambda name, filled: filled) -> None:
+    """Fill a meta-device module from safetensors, every tensor accounted for by name and shape before the first is read.
+
+    Parameters are cast to dtype, buffers keep the file's. finish: what takes the place of each submodule that holds tensors, called with
+    its name and itself when it is filled and before the next is read.
+    """
+    _account(module, files, source)
+    by_owner: dict[str, list[str]] = {}
+    for name in files:
+        owner, _, leaf = name.rpartition(".")
+        by_owner.setdefault(owner, []).append(leaf)
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(_open(path, device)) for path in sorted(set(files.values()))}
+        for name, leaves in by_owner.items():
+            owner, prefix = module.get_submodule(name), name and f"{name}."
+            state = {leaf: opened[files[prefix + leaf]].get_tensor(prefix + leaf) for leaf in leaves}
+            parameters = dict(owner.named_parameters(recurse=False))
+            owner.load_state_dict({leaf: tensor.to(dtype) if leaf in parameters else tensor for leaf, tensor in state.items()},
+                                  strict=False, assign=True)
+            if (finished := finish(name, owner)) is not owner:
+                replace(module, name, finished)
+
+
+def _account(module: nn.Module, files: Mapping[str, Path], source: Path) -> None:
+    """Raise ValueError that lists the tensors which are missing, left over or of another shape, from the headers of the files."""
+    wanted = module.state_dict()
     problems = [f"missing {name}" for name in sorted(wanted.keys() - files.keys())]
     problems += [f"left over {name}" for name in sorted(files.keys() - wanted.keys())]
     by_file: dict[Path, list[str]] = {}
     for name in wanted.keys() & files.keys():
         by_file.setdefault(files[name], []).append(name)
-    for path, tensor_names in sorted(by_file.items()):
+    for path, names in sorted(by_file.items()):
         with _open(path) as file:
             inside = set(file.keys())
-            for name in sorted(tensor_names):
+            for name in sorted(names):
+                expected = wanted[name]
                 if name not in inside:
                     problems.append(f"missing {name} (the index places it in {path.name})")
-                elif (shape := tuple(file.get_slice(name).get_shape())) != wanted[name]:
-                    problems.append(f"{name} is {list(shape)}, expected {list(wanted[name])}")
+                elif (shape := tuple(file.get_slice(name).get_shape())) != expected.shape:
+                    problems.append(f"{name} is {list(shape)}, expected {list(expected.shape)}")
+                elif expected.dtype == torch.int32 and (kind := file.get_slice(name).get_dtype()) != "I32":
+                    problems.append(f"{name} is {kind}, expected I32")
     if problems:
         more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(f"{source}: its tensors do not fit its config: {'; '.join(problems[:8])}{more}")
-    for path, tensor_names in by_file.items():
-        with _open(path, device) as file:
-            state = {name: file.get_tensor(name).to(dtype) for name in tensor_names}
-        module.load_state_dict(state, strict=False, assign=True)
 
 
-def load_model(pretrained: str | Path | None = None, *, device: str = "auto", dtype: str = "auto", revision: str | None = None) -> LLaDA:
+def load_model(pretrained: str | Path | None = None, *, device: str = "auto", dtype: str = "auto", revision: str | None = None,
+               quantize: str | None = None, peft: str | Path | None = None) -> LLaDA:
     """A LLaDA model, ready for inference: called with ids (B, L) it returns logits (B, L, V).
 
     pretrained: a folder or a hub id; None is the tiny model shipped in the package. device: "auto" takes a GPU if there is one.
-    dtype: "auto" is bfloat16 on a GPU, float32 on a CPU. Raises FileNotFoundError or ValueError before weights are read.
+    dtype: "auto" is bfloat16 on a GPU, float32 on a CPU. quantize: "int8" or "nf4" quantise the blocks' Linears as they are read; a GPTQ
+    checkpoint is dequantised, or with "packed" left in 4 bits. peft: folder or hub id of a LoRA adapter, which is merged into the weights,
+    before they are quantised. Raises FileNotFoundError, ValueError or ImportError before weights are read.
     """
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
+    check_quantize(quantize)
+    if peft is not None and quantize == "packed":
+        raise ValueError(f"peft={str(peft)!r} cannot be merged into weights that stay packed: leave quantize=packed out")
     folder = resolve(pretrained, revision)
     config = read_config(folder)
     files = tensor_files(folder)
     with torch.device("meta"):
         model = BiTowerLLaDA(config) if is_bitower(folder) else LLaDA(config)
     model.special_tokens = special_tokens(folder, config)
-    load_tensors(model, files, device=target, dtype=precision, source=folder)
+    adapter = None if peft is None else Adapter(resolve(peft, option="peft"), model)
+    model.quantization = load_quantised(model, files, device=target, dtype=precision, source=folder, quantize=quantize, blocks=BLOCKS,
+                                        adapter=adapter)
     return model.eval().requires_grad_(False)
+
+
+def load_quantised(module: nn.Module, files: Mapping[str, Path], *, device: torch.device, dtype: torch.dtype, source: Path,
+                   quantize: str | None, blocks: str, adapter: Adapter | None = None) -> Quantization | None:
+    """load_tensors, of a GPTQ checkpoint too, which quantises each Linear whose name begins with `blocks` before it reads the next.
+
+    quantize: as for load_model. adapter: merged into each module before that. Returns what became of the weights, None where they are as stored.
+    """
+    check_quantize(quantize)
+    packing = read_packing(_quantization_config(source), files, source)
+    applies = any(isinstance(part, nn.Linear) and name.startswith(blocks) for name, part in module.named_modules())
+    check_applies(quantize, source, packed=packing is not None, has_linears=applies)
+    num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    if packing:
+        pack_linears(module, files, packing)
+    stored: dict[str, bytes] = {}            # signatures before the adapter
+    signatures: dict[str, bytes] = {}
+
+    def sign(name: str, owner: nn.Module) -> dict[str, bytes]:
+        return {f"{name}.{leaf}": signature(f"{name}.{leaf}", tensor) for leaf, tensor in owner.named_parameters(recurse=False)}
+
+    def finish(name: str, filled: nn.Module) -> nn.Module:
+        plain = filled.unpacked(dtype) if isinstance(filled, PackedLinear) else filled
+        if adapter is not None:
+            stored.update(sign(name, plain))
+            adapter.merge(name, plain)
+        if quantize is None:
+            return plain
+        signatures.update(sign(name, plain))
+        if quantize == "packed":
+            return filled
+        return quantise_linear(plain, quantize) if isinstance(plain, nn.Linear) and name.startswith(blocks) else plain
+
+    load_tensors(module, files, device=device, dtype=dtype, source=source, finish=finish)
+    if adapter is not None:
+        adapter.check_backbone(fingerprint(stored))
+    if not packing and quantize is None:
+        return None
+    method = f"gptq 4-bit, {quantize or 'dequantised'}" if packing else describe(quantize)
+    return Quantization(method, num_parameters, fingerprint(signatures) if quantize else None)
+
+
+def signature(name: str, tensor: Tensor) -> bytes:
+    """What a tensor contributes to a fingerprint: name, shape, and first values in bfloat16, whatever dtype it is loaded in."""
+    values = tensor.detach().flatten()[:FINGERPRINT_VALUES].to(torch.bfloat16).float().cpu()
+    return f"{name}{tuple(tensor.shape)}".encode() + values.numpy().tobytes()
+
+
+def fingerprint(signatures: Mapping[str, bytes]) -> str:
+    """Identifies weights by the signatures of all tensors."""
+    return hashlib.sha256(b"".join(signatures[name] for name in sorted(signatures))).hexdigest()[:16]
+
+
+def _quantization_config(folder: Path) -> dict[str, Any] | None:
+    """What a checkpoint says of its quantisation: in config.json, or in the file of its own that AutoGPTQ writes."""
+    path = folder / "quantize_config.json"
+    return read_json(folder / "config.json").get("quantization_config") or (read_json(path) if path.is_file() else None)
 
 
 def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | None = None) -> None:
     """Write config.json and model.safetensors in the published layout; extra_config: further keys of config.json."""
+    if (record := quantization_of(model)) and record.fingerprint:
+        raise ValueError(f"a model in {record.method} is not saved: save the model that it was loaded from, and quantise at load")
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_tensors(state, folder / "model.safetensors")
@@ -158,10 +258,15 @@ def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | Non
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file that others may read: the library gives it mode 0600, whatever the umask."""
-    save_file(dict(state), path, metadata={"format": "pt"})
-    path.chmod(0o644)
+    part = path.with_name(f".{path.name}")        # a process that is killed leaves the file as it was
+    try:
+        save_file(dict(state), part, metadata={"format": "pt", **(metadata or {})})
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def special_tokens(folder: Path, config: LLaDAConfig, mask_id: int | None = None) -> SpecialTokens | None:
@@ -197,6 +302,13 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
+
+
+def stored_dtype(folder: Path) -> str:
+    """The dtype of a checkpoint's first tensor, by its name in DTYPES; float32 for what has none of these."""
+    name, path = next(iter(tensor_files(folder).items()))
+    with _open(path) as file:
+        return {"BF16": "bfloat16", "F16": "float16"}.get(file.get_slice(name).get_dtype(), "float32")
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:

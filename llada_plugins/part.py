@@ -1,7 +1,6 @@
 """Parts that are trained on a backbone and kept in a folder of their own: a UPS head, a router. One place for how they are written and checked."""
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from .checkpoint import load_tensors, read_json, save_tensors, tensor_names
+from .checkpoint import fingerprint, load_tensors, read_json, save_tensors, signature, tensor_names
 from .model import LLaDA
+from .quantization import quantization_of
 
-FINGERPRINT_VALUES = 64        # of each tensor: enough to tell two trained models apart, and 20 kB to read of an 8B model
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -29,12 +28,11 @@ class Part(NamedTuple):
 
 
 def backbone_fingerprint(model: LLaDA) -> str:
-    """Identifies the backbone's weights, whatever dtype they are loaded in: the first values of every tensor, rounded to bfloat16."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().flatten()[:FINGERPRINT_VALUES].to(torch.bfloat16).float().cpu()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + values.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """Identifies the backbone's weights, whatever dtype they are loaded in and however they were quantised at load."""
+    record = quantization_of(model)
+    if record and record.fingerprint:
+        return record.fingerprint
+    return fingerprint({name: signature(name, tensor) for name, tensor in model.state_dict().items()})
 
 
 def write_part(part: Part, module: nn.Module, folder: Path, description: Mapping[str, Any]) -> None:
@@ -56,9 +54,12 @@ def check_part(part: Part, raw: Mapping[str, Any], folder: Path, model: LLaDA) -
     if raw.get("d_model") != model.config.d_model:
         raise ValueError(f"{folder}: this {part.title} {part.interface} of width {raw.get('d_model')}, the model's have {model.config.d_model}: "
                          f"give the {part.noun} that was trained on this model")
-    if raw.get("backbone") != (fingerprint := backbone_fingerprint(model)):
+    if raw.get("backbone") != (found := backbone_fingerprint(model)):
+        record = quantization_of(model)
+        packed = record is not None and record.method.startswith("gptq")
+        reason = "a GPTQ checkpoint has other weights than the model it was made from; " if packed else ""
         raise ValueError(f"{folder}: this {part.title} was trained on another backbone (fingerprint {raw.get('backbone')}, this model's is "
-                         f"{fingerprint}): give pretrained= the model that it was trained on, or train a {part.noun} with "
+                         f"{found}): {reason}give pretrained= the model that it was trained on, or train a {part.noun} with "
                          f"python -m {part.command}")
 
 
