@@ -1,5 +1,6 @@
 # make demo        evaluate the package's own tiny model in stock lm-eval and stock OpenCompass (CPU, no network)
 # make ablation    confidence sources and adaptive rules on the tiny model: tables and a plot in outputs/ablation (4 CPU minutes)
+# make ablation-prm  what a process reward model buys: candidates, back-masking, window refinement; table in outputs/ablation_prm (3 CPU minutes)
 # make test        the fast tests; make test-slow runs the others
 # make install     .venv with the tested versions of both harnesses and this package, editable; demo and test do it by themselves
 # make clean       remove what the targets above made
@@ -14,12 +15,12 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo ablation test test-slow install clean
+.PHONY: demo ablation ablation-prm test test-slow install clean
 
-demo ablation test test-slow: export HF_HUB_OFFLINE = 1
-demo ablation test test-slow: export HF_DATASETS_OFFLINE = 1
-demo ablation test test-slow: export TRANSFORMERS_OFFLINE = 1
-demo ablation test test-slow: export TOKENIZERS_PARALLELISM = false
+demo ablation ablation-prm test test-slow: export HF_HUB_OFFLINE = 1
+demo ablation ablation-prm test test-slow: export HF_DATASETS_OFFLINE = 1
+demo ablation ablation-prm test test-slow: export TRANSFORMERS_OFFLINE = 1
+demo ablation ablation-prm test test-slow: export TOKENIZERS_PARALLELISM = false
 
 SUDOKU4 = $(BIN)/lm_eval --model llada --tasks sudoku4 --include_path configs/lmeval --batch_size 50 --log_samples
 
@@ -34,6 +35,10 @@ demo: $(INSTALLED)
 ablation: $(INSTALLED)
 	rm -rf outputs/ablation
 	$(BIN)/python -m benchmarks.ablation --output outputs/ablation
+
+ablation-prm: $(INSTALLED)
+	rm -rf outputs/ablation_prm
+	$(BIN)/python -m benchmarks.ablation_prm --output outputs/ablation_prm
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not slow" tests
@@ -52,5 +57,5 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt _ship_pth.py llada_plugin
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache outputs/demo outputs/ablation
+	rm -rf .venv build dist *.egg-info .pytest_cache outputs/demo outputs/ablation outputs/ablation_prm
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,13 +1,15 @@
-"""The published decode loop (LLaDA, arXiv 2502.09992, Algorithm 5), written plainly: what our own is held against.
+"""The published loops (LLaDA, arXiv 2502.09992, Algorithms 3 and 5), written plainly: what our own are held against.
 
-Every step takes logits at all positions, perturbs them in float64 over (B, L, V), takes a softmax over all of it and one
-top-k a row. Not for use: `llada_plugins.generate` decodes the same tokens with less work.
+Every decoding step takes logits at all positions, perturbs them in float64 over (B, L, V), takes a softmax over all of it and one
+top-k a row; a likelihood masks one request at a time and takes logits at all positions too. Not for use: `llada_plugins.generate`
+decodes the same tokens and `log_likelihood` estimates the same bound with less work.
 """
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llada_plugins.model import LLaDA
@@ -53,3 +55,24 @@ def generate(model: LLaDA, prompts: Tensor, config: SamplerConfig, mask_id: int,
         for step in range(config.steps_per_block):
             unmask_step(model, tokens, end, [share + (step < remainder)] * batch, mask_id, config.temperature, generator)
     return Decoded(tokens, config.num_blocks * config.steps_per_block)
+
+
+@torch.inference_mode()
+def log_likelihood(model: LLaDA, prompt: Tensor, answer: Tensor, mask_id: int, mc_num: int, batch: int,
+                   generator: torch.Generator | None = None) -> list[float]:
+    """An estimate of log p(answer | prompt) from each of mc_num / batch batches, in nats; their mean is the published value."""
+    length, values = len(answer), []
+    clean = torch.cat([prompt, answer]).repeat(batch, 1)                                # (B, L)
+    for _ in range(mc_num // batch):
+        first = int(torch.randint(1, length + 1, (), generator=generator))
+        count = torch.linspace(float(first), first + (batch - 1) * (length / batch), batch).round().long()
+        count = (count - 1) % length + 1                                                # (B,)
+        masked = torch.zeros(clean.shape, dtype=torch.bool)
+        for row, number in enumerate(count.tolist()):
+            masked[row, len(prompt) + torch.randperm(length, generator=generator)[:number]] = True
+        masked = masked.to(clean.device)
+        logits = model(clean.masked_fill(masked, mask_id))                              # (B, L, V)
+        loss = F.cross_entropy(logits[masked].float(), clean[masked], reduction="none")
+        weight = (length / count).repeat_interleave(count).to(clean.device)
+        values.append(-float((loss * weight).sum()) / batch)
+    return values

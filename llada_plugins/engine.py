@@ -5,9 +5,11 @@ harness classes above it hold no logic; nothing below it knows of text.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,16 +19,22 @@ from typing import Any, Literal, NamedTuple
 
 from . import checkpoint, text
 from .config import arg, build, coerce, names, reject_unknown
+from .estimators import ESTIMATORS, Budget, budget
 from .generation import generate, with_options
-from .likelihood import ESTIMATORS, LogLikelihood, log_likelihood
+from .likelihood import LogLikelihood, iterate
 from .methods import METHODS, check_policy
 from .noise import request_key
-from .sampler import Sample
+from .quantization import QUANTIZE, num_parameters, quantization_of
+from .review import make_review
+from .sampler import Review, Sample, once
 from .sampler_config import SamplerConfig
+from .solution import block_scorer
 
 logger = logging.getLogger(__name__)
 
 HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
+LIKELIHOOD = ("estimator", "mc_num", "mc_max", "mc_confidence", "mc_batch", "mc_seed", "greedy_check")
+NOT_IDENTITY = ("pretrained", "revision", "batch_size", "batch_tokens", "device", "likelihood_log")        # none changes an answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +46,37 @@ class EngineConfig:
     tokenizer: str | None = arg(None, "folder or hub id of the tokenizer, where it is not beside the checkpoint")
     device: str = arg("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
+    quantize: Literal[QUANTIZE] | None = arg(
+        None, "int8 (torchao) or nf4 (bitsandbytes): the blocks' Linears in 8 or 4 bits; packed: a GPTQ checkpoint stays in 4 bits "
+              "(default: weights in dtype, a GPTQ checkpoint is dequantised)")
     batch_size: int = arg(1, "requests decoded together, and masked rows per forward of a likelihood; does not change any answer")
     max_length: int | None = arg(None, "context in tokens, prompt and answer (default: the model's; lower it to save memory)")
     mask_id: int | None = arg(None, "id of the mask token, where neither config.json nor the tokenizer names it")
-    mc_num: int = arg(128, "masks drawn per likelihood request; answers with no more masks than that are enumerated exactly")
-    mc_seed: int = arg(0, "with the request's tokens, determines its masks")
-    estimator: Literal[ESTIMATORS] = arg("count", "likelihood estimator: count (LLaDA's bound)")
+    estimator: Literal[tuple(ESTIMATORS)] = arg(
+        "count", "likelihood: count (LLaDA's bound; enumerated where that takes no more than mc_num rows), published (its authors' code), "
+                 "bernoulli (SMDM), chain (left to right) or exact (enumeration)")
+    mc_num: int | str = arg(128, "masked rows drawn per likelihood request; auto:0.1 draws until the standard error is at most 0.1 nats "
+                                 "or the best choice of a question is settled")
+    mc_max: int | None = arg(None, "with mc_num=auto, rows drawn at most (default 1024)")
+    mc_confidence: float | None = arg(None, "with mc_num=auto, probability (0.5-1) with which a settled choice is the best (default 0.99; "
+                                            "1: only the standard error counts)")
+    mc_batch: int | None = arg(None, "with estimator=published, rows of one sweep over the numbers of masks (default 8)")
+    mc_seed: int = arg(0, "with the request's context, determines its masks")
+    batch_tokens: int | None = arg(None, "tokens of one likelihood forward, prompts and padding included, in place of batch_size rows")
+    greedy_check: bool = arg(False, "does greedy decoding give the answer? up to one forward more per answer token of a likelihood")
+    likelihood_log: str | None = arg(None, "file that gets a line of JSON for each likelihood: texts, value, standard error, rows")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "mc_num", "max_length"):
+        for name in ("batch_size", "batch_tokens", "max_length"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        self.budget()
+        if self.likelihood_log is not None and not Path(self.likelihood_log).absolute().parent.is_dir():
+            raise ValueError(f"likelihood_log={self.likelihood_log!r}: its folder does not exist: create it first")
+
+    def budget(self) -> Budget:
+        """Rows drawn per likelihood request."""
+        return budget(self.estimator, self.mc_num, self.mc_max, self.mc_confidence, self.mc_batch)
 
 
 def option_classes(method: str) -> tuple[type, ...]:
@@ -62,6 +90,7 @@ class Request(NamedTuple):
     prompt: str
     sampler: SamplerConfig
     until: tuple[str, ...] = ()       # stop strings; the earliest one found ends the text
+    question: str | None = None       # what a process reward model is told was asked, unless question_pattern says (None: the prompt)
 
 
 class Completion(NamedTuple):
@@ -71,6 +100,8 @@ class Completion(NamedTuple):
     num_forwards: int
     num_tokens: int        # tokens before the first EOS or EoT
     seconds: float         # wall time of its batch, shared equally
+    num_prm_calls: int = 0         # answers in work that a process reward model scored
+    prm_seconds: float = 0.0       # of `seconds`, spent in it
 
 
 class Engine:
@@ -80,7 +111,7 @@ class Engine:
     and bad values raise ValueError before weights are read.
     """
 
-    def __init__(self, method: str = "llada", **options: Any) -> None:
+    def __init__(self, method: str = "llada", /, **options: Any) -> None:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         reject_unknown(options, names(*option_classes(method)))
@@ -99,12 +130,15 @@ class Engine:
         self.max_length = self.config.max_length or config.max_sequence_length
         if self.max_length > config.max_sequence_length:
             raise ValueError(f"max_length={self.max_length} exceeds the model's context of {config.max_sequence_length} tokens")
-        self.model = checkpoint.load_model(self.folder, device=self.config.device, dtype=self.config.dtype)
-        self.prepared = METHODS[method].prepare(self.model, self.folder, self.method_options)
+        load = functools.partial(checkpoint.load_model, self.folder, device=self.config.device, dtype=self.config.dtype,
+                                 quantize=self.config.quantize)
+        self.prepared = METHODS[method].prepare(load, self.folder, self.method_options)
+        self.model = self.prepared.model
         self.denoise = self.prepared.denoise
         self.sampler = build(SamplerConfig, {**self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS)
         self._check_sampler(self.sampler)
         self._warned: set[str] = set()
+        self._context: tuple[str, list[int]] = ("", [])        # of the last question, tokenised once for all its choices
 
     def sampler_for(self, options: Mapping[str, Any], max_tokens: int | None = None) -> SamplerConfig:
         """The sampler of one request: its own options before those of the engine; max_tokens only where neither sets gen_length."""
@@ -129,6 +163,7 @@ class Engine:
         batch_size = batch_size or self.config.batch_size
         prompts = [self._prompt_ids(request) for request in requests]
         keys = self._keys(requests, prompts)
+        questions = [self._question(request) for request in requests]
         for sampler in dict.fromkeys(request.sampler for request in requests):
             self._check_sampler(sampler)
         groups: dict[tuple[SamplerConfig, tuple[str, ...]], list[int]] = defaultdict(list)
@@ -137,30 +172,38 @@ class Engine:
         for (sampler, until), members in groups.items():
             for first in range(0, len(members), batch_size):
                 batch = members[first:first + batch_size]
-                began = time.perf_counter()
+                began, before = time.perf_counter(), self._prm_seconds()
                 samples = generate(self.model, [prompts[n] for n in batch], sampler, special=self.special, denoise=self.denoise,
-                                   keys=[keys[n] for n in batch], stop=self._stop(sampler, until))
-                seconds = (time.perf_counter() - began) / len(batch)
+                                   keys=[keys[n] for n in batch], stop=self._stop(sampler, until),
+                                   review=self._review(sampler, [questions[n] for n in batch]))
+                seconds = ((time.perf_counter() - began) / len(batch), (self._prm_seconds() - before) / len(batch))
                 for number, sample in zip(batch, samples):
-                    yield number, self._completion(sample, until, seconds)
+                    yield number, self._completion(sample, until, *seconds)
 
     def log_likelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
                        batch_size: int | None = None) -> Iterator[tuple[int, LogLikelihood]]:
-        """A lower bound on log p(answer | context) for token pairs; yields (index, estimate) as they finish.
+        """log p(answer | context) for token pairs by the configured estimator; yields (index, estimate) as they finish.
 
         A context that does not fit is cut from the left, with one warning; an answer that does not fit is an error.
-        batch_size: masked rows of a forward, in place of the configured number.
+        batch_size: masked rows of a forward, in place of the configured number; pairs with the same context are the choices of a question.
         """
-        batch_size = batch_size or self.config.batch_size
         fitted = [self._fit(number, *pair) for number, pair in enumerate(pairs)]
-        order = sorted(range(len(pairs)), key=lambda n: -len(fitted[n][0]) - len(fitted[n][1]))
-        share = max(1, 16 * batch_size // self.config.mc_num)        # requests whose rows fill 16 batches
-        for first in range(0, len(order), share):
-            chunk = order[first:first + share]
-            values = log_likelihood(self.model, [fitted[n] for n in chunk], estimator=self.config.estimator, mc_num=self.config.mc_num,
-                                    seed=self.config.mc_seed, cfg_scale=self.sampler.cfg_scale, batch_size=batch_size,
-                                    special=self.special, denoise=self.denoise)
-            yield from zip(chunk, values)
+        estimates = iterate(self.model, fitted, self.config.budget(), estimator=self.config.estimator, seed=self.config.mc_seed,
+                            cfg_scale=self.sampler.cfg_scale, batch_size=batch_size or self.config.batch_size,
+                            batch_tokens=self.config.batch_tokens, greedy_check=self.config.greedy_check, special=self.special,
+                            denoise=self.denoise)
+        for number, estimate in estimates:
+            if self.config.likelihood_log:
+                self._log_likelihood(*fitted[number], estimate)
+            yield number, estimate
+
+    def _log_likelihood(self, context: Sequence[int], answer: Sequence[int], estimate: LogLikelihood) -> None:
+        """Append the estimate to likelihood_log; one unbuffered write, so that processes may share the file."""
+        texts = {name: text.decode(self.tokenizer, ids, ()) for name, ids in (("context", context), ("answer", answer))}
+        stderr = None if math.isnan(estimate.stderr) else estimate.stderr        # JSON has no nan
+        line = json.dumps({**texts, "num_tokens": len(answer), **estimate._asdict(), "stderr": stderr}, ensure_ascii=False) + "\n"
+        with open(self.config.likelihood_log, "ab", buffering=0) as file:
+            file.write(line.encode())
 
     def encode(self, string: str) -> list[int]:
         """Token ids; special tokens are added only where the string does not already begin with BOS, as a rendered chat does."""
@@ -170,8 +213,10 @@ class Engine:
         """Ids of context and continuation, split where the tokens of the whole string split; the context's trailing spaces go over."""
         stripped = context.rstrip()
         whole = self.encode(context + continuation)
-        head = self.encode(stripped) if stripped else []
-        return whole[:len(head)], whole[len(head):]
+        if self._context[0] != stripped:
+            self._context = stripped, self.encode(stripped) if stripped else []
+        split = len(self._context[1])
+        return whole[:split], whole[split:]
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], prefill: bool = False) -> str:
         """The prompt string of a chat, ending with the assistant's header, or with the last message's text if that is a prefill."""
@@ -179,9 +224,9 @@ class Engine:
 
     def fingerprint(self) -> str:
         """Identifies what determines this engine's answers: method, options, and the checkpoint by content. One line of JSON."""
-        config = {name: value for name, value in asdict(self.config).items() if name not in ("pretrained", "revision", "batch_size", "device")}
+        config = {name: value for name, value in asdict(self.config).items() if name not in NOT_IDENTITY}
         return json.dumps({"method": self.method, "checkpoint": _digest(self.folder), "device": self.model.device.type,
-                           **config, **self._method_identity(), "sampler": asdict(self.sampler)}, sort_keys=True)
+                           **config, "method_options": self._method_identity(), "sampler": asdict(self.sampler)}, sort_keys=True)
 
     def _method_identity(self) -> dict[str, Any]:
         """The method's own options, folders by their content."""
@@ -191,15 +236,17 @@ class Engine:
     def info(self) -> dict[str, Any]:
         """For result files: what was evaluated, and how."""
         return {"method": self.method, "checkpoint": self.folder.name, "checkpoint_digest": _digest(self.folder),
-                "model_num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+                "model_num_parameters": num_parameters(self.model),
+                "quantization": record.method if (record := quantization_of(self.model)) else None,
                 "model_dtype": str(self.model.dtype), "sampler": asdict(self.sampler), "confidence_source": self.sampler.source, "policy": self.prepared.policy,
-                **asdict(self.method_options),
-                "mc_num": self.config.mc_num, "mc_seed": self.config.mc_seed, "estimator": self.config.estimator}
+                "method_options": asdict(self.method_options),
+                **{name: getattr(self.config, name) for name in LIKELIHOOD}}
 
     def _check_sampler(self, sampler: SamplerConfig) -> None:
         """Raise ValueError on options that need what this checkpoint or method lacks."""
         with_options(self.denoise, sampler, self.special)
         check_policy(sampler, self.prepared)
+        sampler.check_budget(reviewed=self.prepared.judge is not None)
 
     def _prompt_ids(self, request: Request) -> list[int]:
         ids = self.encode(request.prompt)
@@ -226,11 +273,31 @@ class Engine:
             return None
         return lambda answer: text.find_stop(text.decode(self.tokenizer, answer, self.special.ends), until) is not None
 
-    def _completion(self, sample: Sample, until: tuple[str, ...], seconds: float) -> Completion:
+    def _question(self, request: Request) -> str:
+        """What a process reward model is told was asked."""
+        judge = self.prepared.judge
+        if judge is None:
+            return ""
+        if request.question is not None and judge.question_pattern is None:
+            return request.question
+        return judge.question(text.without_special_tokens(self.tokenizer, request.prompt))
+
+    def _review(self, sampler: SamplerConfig, questions: Sequence[str]) -> Review:
+        judge = self.prepared.judge
+        if judge is None:
+            return once
+        score = block_scorer(judge.scorer, questions, block=sampler.block, ends=self.special.ends, by=judge.step_split,
+                             decode=lambda ids: text.without_special_tokens(self.tokenizer, text.decode(self.tokenizer, ids, ())))
+        return make_review(judge.review, sampler, score, self.special.mask)
+
+    def _prm_seconds(self) -> float:
+        return self.prepared.judge.scorer.seconds if self.prepared.judge else 0.0
+
+    def _completion(self, sample: Sample, until: tuple[str, ...], seconds: float, prm_seconds: float) -> Completion:
         kept = text.before_end(sample.answer, self.special.ends)
         string = text.decode(self.tokenizer, kept, ())
         string = string[:text.find_stop(string, until)]
-        return Completion(text.without_special_tokens(self.tokenizer, string), sample.num_forwards, len(kept), seconds)
+        return Completion(text.without_special_tokens(self.tokenizer, string), sample.num_forwards, len(kept), seconds, sample.num_scored, prm_seconds)
 
     def _fit(self, number: int, context: Sequence[int], answer: Sequence[int]) -> tuple[list[int], list[int]]:
         if not len(answer):

@@ -1,94 +1,129 @@
-"""Log-likelihood bounds of answers under a masked-diffusion model, with their standard errors.
+"""Log-likelihoods of answers under a masked-diffusion model, with their standard errors.
 
-Masks of all requests share batches; the head works at masked positions only; a request's masks depend on the seed and its
-own tokens, so its value does not depend on the rest of the batch beyond rounding.
+Masked rows of all requests share batches, longest first; equal rows run once; the head works at scored positions only. A
+request's masks depend on the seed, its prompt and its answer's length, so its value depends neither on the batch nor on the order
+beyond rounding, and the choices of one question are compared under the same masks. Which masks those are: estimators.py.
 """
 from __future__ import annotations
 
-import math
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .denoiser import Canvas, Denoiser, align, guided, model_denoiser
+from .estimators import ESTIMATORS, Budget, Masks, budget, check_length, is_settled, mean_and_error, terms
 from .generation import known_special_tokens
 from .model import LLaDA, SpecialTokens
 from .noise import request_key
 
-ESTIMATORS = ("count",)
+logger = logging.getLogger(__name__)
 
 
 class LogLikelihood(NamedTuple):
-    """An estimate of a lower bound on log p(answer | prompt)."""
+    """An estimate of log p(answer | prompt): a lower bound, or the log-probability of one order (estimator="chain")."""
 
-    value: float           # nats
-    stderr: float          # standard error, nats; 0 where the bound was enumerated
-    num_forwards: int      # model rows evaluated
+    value: float                    # nats
+    stderr: float                   # standard error, nats; 0 where nothing was left to chance, nan where it is unknown
+    num_forwards: int               # different masked rows that it rests on, those shared with other requests included
+    greedy: bool | None = None      # does greedy decoding give the answer? None where that was not asked
 
 
-class Masks(NamedTuple):
-    """Which answer positions to mask, and what each row's summed log-probability counts in the estimate."""
+@dataclass(eq=False)
+class _Request:
+    """One answer on its way: what was drawn for it, and what the model said."""
 
-    masked: Tensor     # (S, n) bool
-    weight: Tensor     # (S,) float64; the estimate is the weighted sum
-    exact: bool
+    number: int
+    prompt: list[int]
+    answer: list[int]
+    masks: list[Masks] = field(default_factory=list)          # of each round
+    log_p: list[Tensor] = field(default_factory=list)         # (S, n) float64 of each round, 0 where not scored
+    missing: int = 0                                          # rows of this round still to run
+
+    def series(self) -> list[Tensor]:
+        """The terms of every round."""
+        masks = [torch.cat(parts) for parts in zip(*(each[:3] for each in self.masks))]
+        every = terms(Masks(*masks, *self.masks[-1][3:]), torch.cat(self.log_p))
+        return list(every.split([len(each) for each in self.log_p]))
+
+    @property
+    def exact(self) -> bool:
+        return bool(self.masks) and self.masks[-1].exact
+
+    def estimate(self) -> LogLikelihood:
+        value, stderr = mean_and_error(self.series(), self.masks[-1].sweep)
+        rows = sum(len(each.masked.unique(dim=0)) for each in self.masks)
+        return LogLikelihood(value, 0.0 if self.exact else stderr, rows)
 
 
 class _Row(NamedTuple):
-    request: int
-    ids: list[int]         # prompt + answer, clean
-    masked: Tensor         # (n,) bool
-    weight: float
+    """A masked sequence to run, and whose rows it is."""
 
-
-def count_masks(length: int, mc_num: int, seed: int, *sequences: Sequence[int]) -> Masks:
-    """Masks of the count-matched bound E_k E_{|M|=k} [length/k log p(masked | rest)], k ~ U{1..length} (LLaDA, eq. 14).
-
-    All 2^length - 1 of them with their exact weights where that takes no more than mc_num rows; else mc_num samples whose counts
-    are stratified: floor((u + i) / mc_num · length) + 1, together uniform. The published code rounds a linspace instead,
-    which is not uniform; see README "Deviations".
-    """
-    if length < 30 and 2 ** length - 1 <= mc_num:
-        subsets = [subset for k in range(1, length + 1) for subset in combinations(range(length), k)]
-        masked = torch.tensor([[position in subset for position in range(length)] for subset in subsets])
-        size = masked.sum(-1)
-        ways = torch.tensor([math.comb(length, k) for k in size.tolist()])
-        return Masks(masked, 1.0 / (size * ways).double(), True)
-    generator = torch.Generator().manual_seed(request_key(seed, *sequences))
-    offset = torch.rand((), generator=generator, dtype=torch.float64)
-    count = ((offset + torch.arange(mc_num)) / mc_num * length).long().clamp(max=length - 1) + 1          # (S,)
-    rank = torch.rand(mc_num, length, generator=generator).argsort(-1).argsort(-1)
-    return Masks(rank < count[:, None], length / (count.double() * mc_num), False)
+    tokens: list[int]                       # prompt and answer, mask ids in place
+    start: int                              # where the answer begins
+    columns: list[int]                      # answer tokens to score
+    uses: list[tuple[_Request, int]]        # requests, and which of their rows this one is
 
 
 @torch.inference_mode()
-def log_likelihood(model: LLaDA, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, estimator: str = "count", mc_num: int = 128,
-                   seed: int = 0, cfg_scale: float = 0.0, batch_size: int = 32, special: SpecialTokens | None = None,
-                   denoise: Denoiser | None = None) -> list[LogLikelihood]:
-    """A lower bound on log p(answer | prompt), in nats, for each (prompt ids, answer ids).
+def log_likelihood(model: LLaDA, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, estimator: str = "count",
+                   mc_num: int | str = 128, seed: int = 0, cfg_scale: float = 0.0, batch_size: int = 32, batch_tokens: int | None = None,
+                   mc_max: int | None = None, mc_confidence: float | None = None, mc_batch: int | None = None, greedy_check: bool = False,
+                   special: SpecialTokens | None = None, denoise: Denoiser | None = None) -> list[LogLikelihood]:
+    """log p(answer | prompt) in nats for each (prompt ids, answer ids), in their order.
 
-    mc_num: masks drawn per request; an answer with no more masks than that is enumerated exactly. batch_size: masked rows per
-    forward, of any requests. Raises ValueError on an empty answer or one that does not fit the model's context.
+    estimator: one of ESTIMATORS. mc_num: rows drawn per request, or "auto:NATS": they double until the standard error is not above
+    that, or the best of the choices with the same prompt is settled with probability mc_confidence (0.99), or mc_max (1024) rows are
+    drawn. mc_batch: rows of a sweep of `published` (8). batch_size: masked rows per forward, of any requests; batch_tokens: tokens of
+    those rows, in place of batch_size. greedy_check: fill in `greedy`. Raises ValueError on an empty answer or one that does not fit
+    the model's context.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
-    if mc_num < 1 or batch_size < 1:
-        raise ValueError(f"mc_num and batch_size must be at least 1, got {mc_num} and {batch_size}")
+    found = dict(iterate(model, pairs, budget(estimator, mc_num, mc_max, mc_confidence, mc_batch), estimator=estimator, seed=seed,
+                         cfg_scale=cfg_scale, batch_size=batch_size, batch_tokens=batch_tokens, greedy_check=greedy_check, special=special,
+                         denoise=denoise))
+    return [found[number] for number in range(len(pairs))]
+
+
+@torch.inference_mode()
+def iterate(model: LLaDA, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], limits: Budget, *, estimator: str, seed: int,
+            cfg_scale: float, batch_size: int, batch_tokens: int | None, greedy_check: bool, special: SpecialTokens | None = None,
+            denoise: Denoiser | None = None) -> Iterator[tuple[int, LogLikelihood]]:
+    """The (index, estimate) of each pair, as questions finish; arguments as those of `log_likelihood`."""
+    if batch_size < 1 or (batch_tokens is not None and batch_tokens < 1):
+        raise ValueError(f"batch_size and batch_tokens must be at least 1, got {batch_size} and {batch_tokens}")
     special = special or known_special_tokens(model)
     _check_pairs(pairs, model.config.max_sequence_length)
+    check_length(estimator, max((len(answer) for _, answer in pairs), default=0), limits)
     denoise = denoise or model_denoiser(model)
     if cfg_scale > 0:
         denoise = guided(denoise, cfg_scale, special.mask)
-    masks = [count_masks(len(answer), mc_num, seed, prompt, answer) for prompt, answer in pairs]
-    terms: list[list[float]] = [[] for _ in pairs]
-    for rows in _batches(pairs, masks, batch_size):
-        for row, value in zip(rows, _score_rows(denoise, rows, model.device, special.mask)):
-            terms[row.request].append(row.weight * value)
-    return [_estimate(term, mask.exact) for term, mask in zip(terms, masks)]
+    requests = [_Request(number, list(prompt), list(answer)) for number, (prompt, answer) in enumerate(pairs)]
+    size = (batch_size, batch_tokens)
+    greedy = _greedy(denoise, requests, size, special.mask, model.device) if greedy_check else None
+    pending, rounds, short = _questions(requests), list(limits.rounds()), 0
+    for number, draws in enumerate(rounds):
+        unsettled = []
+        for question in _run(denoise, pending, draws, estimator, limits.batch, seed, size, special.mask, model.device):
+            estimates = [request.estimate() for request in question]
+            done = all(estimate.stderr <= limits.target for estimate in estimates) or _settled(question, limits.confidence, len(rounds))
+            if not done and number < len(rounds) - 1:
+                unsettled.append(question)
+                continue
+            short += not done
+            for request, estimate in zip(question, estimates):
+                if greedy is not None:
+                    matches, steps = greedy[request.number]
+                    estimate = estimate._replace(greedy=matches, num_forwards=estimate.num_forwards + steps)
+                request.masks.clear(), request.log_p.clear()        # 40 KB for 128 rows of 40 tokens, of maybe 40,000 requests
+                yield request.number, estimate
+        pending = unsettled
+    if short and limits.target:
+        logger.warning("%d questions reached mc_max=%d rows before the standard error of %g nats", short, limits.limit, limits.target)
 
 
 def _check_pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], limit: int) -> None:
@@ -99,40 +134,136 @@ def _check_pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], limit: in
             raise ValueError(f"request {number} has {len(prompt)} + {len(answer)} tokens, more than the model's context of {limit}")
 
 
-def _batches(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], masks: Sequence[Masks], batch_size: int) -> Iterator[list[_Row]]:
-    """Masked rows of all requests, longest first, so that rows of a batch need little padding."""
-    rows = []
-    for number in sorted(range(len(pairs)), key=lambda n: -len(pairs[n][0]) - len(pairs[n][1])):
-        ids = [*pairs[number][0], *pairs[number][1]]
-        rows += [_Row(number, ids, masked, weight) for masked, weight in zip(masks[number].masked, masks[number].weight.tolist())]
-        while len(rows) >= batch_size:
-            yield rows[:batch_size]
-            rows = rows[batch_size:]
-    if rows:
-        yield rows
+def _is_question(prompt: Sequence[int]) -> bool:
+    """Not so a lone BOS or the last token of a window before: their answers have nothing to do with each other."""
+    return len(prompt) > 1
 
 
-def _score_rows(denoise: Denoiser, rows: Sequence[_Row], device: torch.device, mask_id: int) -> list[float]:
-    """Summed log-probability of each row's masked tokens, in nats."""
-    clean, padded = align([row.ids for row in rows], device)                                     # (B, L)
-    width = max(len(row.masked) for row in rows)
-    masked = torch.zeros(len(rows), width, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        masked[number, width - len(row.masked):] = row.masked
-    masked = masked.to(device)                                                                   # (B, W), answers end together
-    window = slice(clean.shape[1] - width, clean.shape[1])
-    tokens = clean.clone()
-    tokens[:, window] = tokens[:, window].masked_fill(masked, mask_id)
-    start = torch.tensor([clean.shape[1] - len(row.masked) for row in rows], device=device)
-    at = masked.logical_not().byte().argsort(dim=-1, stable=True)[:, :int(masked.sum(-1).max())]  # (B, M), masked columns first
-    logits = denoise(Canvas(tokens, start, padded), window).logits_at(at).float()                # (B, M, V)
-    target = clean[:, window].gather(1, at).clamp(min=0)
-    loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")                     # (B, M)
-    return (-loss.double() * masked.gather(1, at)).sum(-1).tolist()
+def _questions(requests: Sequence[_Request]) -> list[list[_Request]]:
+    """Choices of a question are requests with the same prompt."""
+    by_prompt: dict[tuple, list[_Request]] = defaultdict(list)
+    for request in requests:
+        by_prompt[tuple(request.prompt) if _is_question(request.prompt) else (request.number, "alone")].append(request)
+    return list(by_prompt.values())
 
 
-def _estimate(terms: list[float], exact: bool) -> LogLikelihood:
-    """Sum of the weighted terms; the standard error treats stratified samples as independent, so it errs on the large side."""
-    values = torch.tensor(terms, dtype=torch.float64)
-    stderr = 0.0 if exact else math.nan if len(terms) < 2 else float((values * len(terms)).std() / math.sqrt(len(terms)))
-    return LogLikelihood(float(values.sum()), stderr, len(terms))
+def _settled(question: Sequence[_Request], confidence: float, num_rounds: int) -> bool:
+    if len(question) < 2 or confidence >= 1:
+        return False
+    drawn = next(request.log_p for request in question if not request.exact)        # an exact value stands beside every row of the others
+    choices = [[torch.full((len(part),), request.estimate().value).double() for part in drawn] if request.exact else request.series()
+               for request in question]
+    return is_settled(choices, [len(request.answer) for request in question], confidence, num_rounds)
+
+
+def _run(denoise: Denoiser, questions: Sequence[list[_Request]], draws: range, estimator: str, sweep: int, seed: int,
+         size: tuple[int, int | None], mask_id: int, device: torch.device) -> Iterator[list[_Request]]:
+    """Draw and run one round of every question; yields those whose rows are all done. What is exact already stays as it is."""
+    question_of = {request: number for number, question in enumerate(questions) for request in question if not request.exact}
+    missing = Counter(question_of.values())
+    units: dict[tuple, list[_Request]] = defaultdict(list)        # requests that share their masks
+    for request in question_of:
+        key = request_key(seed, request.prompt) if _is_question(request.prompt) else request_key(seed, request.prompt, request.answer)
+        units[key, len(request.prompt), len(request.answer)].append(request)
+
+    def rows() -> Iterator[_Row]:
+        for (key, start, length), unit in sorted(units.items(), key=lambda item: -item[0][1] - item[0][2]):
+            masks = ESTIMATORS[estimator](length, draws, key, sweep)
+            for request in unit:
+                if masks.exact:
+                    request.masks.clear(), request.log_p.clear()
+                request.masks.append(masks)
+                request.log_p.append(torch.zeros(masks.masked.shape, dtype=torch.float64))
+                request.missing = len(masks.masked)
+            yield from _rows(unit, masks, mask_id)
+
+    for batch in _batches(rows(), *size):
+        for request in _score(denoise, batch, mask_id, device):
+            number = question_of[request]
+            missing[number] -= 1
+            if not missing[number]:
+                yield questions[number]
+
+
+def _rows(unit: Sequence[_Request], masks: Masks, mask_id: int) -> list[_Row]:
+    """The rows of requests with the same masks; equal ones once, such as wholly masked answers of different choices."""
+    rows: dict[tuple, _Row] = {}
+    for sample, (masked, scored) in enumerate(zip(masks.masked.tolist(), masks.scored.tolist())):
+        columns = [position for position, counts in enumerate(scored) if counts]
+        for request in unit:
+            shown = tuple(None if hidden else token for token, hidden in zip(request.answer, masked))
+            if shown not in rows:
+                answer = [mask_id if token is None else token for token in shown]
+                rows[shown] = _Row(request.prompt + answer, len(request.prompt), columns, [])
+            rows[shown].uses.append((request, sample))
+    return list(rows.values())
+
+
+def _batches(rows: Iterator[_Row], batch_size: int, batch_tokens: int | None) -> Iterator[list[_Row]]:
+    """Consecutive rows, the first of which is the longest."""
+    for first in rows:
+        number = batch_size if batch_tokens is None else max(1, batch_tokens // len(first.tokens))
+        yield [first, *islice(rows, number - 1)]
+
+
+def _logits(denoise: Denoiser, rows: Sequence[_Row], device: torch.device) -> Tensor:
+    """Logits (B, M, V) at the rows' columns, fp32; a row with fewer of them fills up with its last token."""
+    tokens, padded = align([row.tokens for row in rows], device)                                 # (B, L), answers end together
+    lengths = [len(row.tokens) - row.start for row in rows]
+    width, most = max(lengths), max(1, max(len(row.columns) for row in rows))
+    at = [[width - length + column for column in row.columns] + [width - 1] * (most - len(row.columns))
+          for row, length in zip(rows, lengths)]
+    start = torch.tensor([tokens.shape[1] - length for length in lengths], device=device)
+    window = slice(tokens.shape[1] - width, tokens.shape[1])
+    return denoise(Canvas(tokens, start, padded), window).logits_at(torch.tensor(at, device=device)).float()
+
+
+def _score(denoise: Denoiser, rows: Sequence[_Row], mask_id: int, device: torch.device) -> Iterator[_Request]:
+    """Run a batch and note each request's log-probabilities; yields the requests that miss no more rows."""
+    logits = _logits(denoise, rows, device)                                                      # (B, M, V)
+    uses = [(number, request, sample) for number, row in enumerate(rows) for request, sample in row.uses]
+    most = logits.shape[1]
+    target = torch.tensor([[request.answer[column] for column in rows[number].columns] + [0] * (most - len(rows[number].columns))
+                           for number, request, _ in uses], device=device)                       # (U, M)
+    which = torch.tensor([number for number, _, _ in uses], device=device)[:, None]              # (U, 1)
+    log_p = logits[which, torch.arange(most, device=device), target] - logits.logsumexp(-1)[which[:, 0]]
+    for (number, request, sample), values in zip(uses, log_p.double().cpu()):
+        columns = rows[number].columns
+        request.log_p[-1][sample, columns] = values[:len(columns)]
+        request.missing -= 1
+        if not request.missing:
+            yield request
+
+
+def _greedy(denoise: Denoiser, requests: Sequence[_Request], size: tuple[int, int | None], mask_id: int,
+            device: torch.device) -> list[tuple[bool, int]]:
+    """For each request: does decoding the most confident token at a time give the answer (LLaDA's suffix_greedy_prediction), and forwards.
+
+    A request leaves at the first token that is not the answer's; until then what is committed is the answer's own tokens.
+    """
+    hidden = [list(range(len(request.answer))) for request in requests]
+    forwards = [0] * len(requests)
+    active = sorted(range(len(requests)), key=lambda n: -len(requests[n].prompt) - len(requests[n].answer))
+    while active:
+        following = []
+        for batch in _batches(map(lambda n: _masked_row(requests[n], hidden[n], mask_id), active), *size):
+            logits = _logits(denoise, batch, device)                                             # (B, M, V)
+            total = logits.logsumexp(-1)
+            logits[..., mask_id] = -torch.inf        # as in the sampler: the mask is no answer
+            best, proposal = logits.max(-1)
+            real = torch.tensor([[len(row.columns)] for row in batch], device=device)                # (B, 1)
+            unused = torch.arange(best.shape[1], device=device) >= real                              # (B, M)
+            place = (best - total).masked_fill(unused, -torch.inf).argmax(-1, keepdim=True)
+            for row, column, token in zip(batch, place[:, 0].tolist(), proposal.gather(1, place)[:, 0].tolist()):
+                request, number = row.uses[0][0], row.uses[0][0].number
+                forwards[number] += 1
+                if token == request.answer[hidden[number][column]]:
+                    del hidden[number][column]
+                    following += [number] * bool(hidden[number])
+        active = following
+    return [(not left, steps) for left, steps in zip(hidden, forwards)]
+
+
+def _masked_row(request: _Request, hidden: Sequence[int], mask_id: int) -> _Row:
+    answer = [mask_id if position in hidden else token for position, token in enumerate(request.answer)]
+    return _Row(request.prompt + answer, len(request.prompt), list(hidden), [(request, 0)])

@@ -132,16 +132,23 @@ class LLaDA(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], disable_tqdm: bool = False,
                               **kwargs: Any) -> list[tuple[float, bool]]:
-        """(bound on the log-likelihood in nats, False) per request; the greedy flag is not computed, as in LLaDA's published runs."""
+        """(log-likelihood in nats, does greedy decoding give it) per request; False unless greedy_check=True, as in LLaDA's published runs.
+
+        Sample logs hold these two alone, since tasks unpack them; likelihood_log=FILE keeps standard errors and rows.
+        """
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         pairs = [(context, continuation) for _, context, continuation in requests]
         with progress(len(requests), f"{self.method} loglikelihood", disable_tqdm or self.rank != 0) as bar:
             for number, estimate in self.engine.log_likelihood(pairs):
-                results[number] = (estimate.value, False)
+                results[number] = (estimate.value, bool(estimate.greedy))
                 if requests[number][0] is not None:
                     self.cache_hook.add_partial("loglikelihood", requests[number][0], results[number])
                 bar.add(len(pairs[number][1]))
         return results
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As lm-eval's own; the context of a question's choices is tokenised once."""
+        return self.engine.encode_pair(context, continuation)
 
     def _request(self, prompt: str, gen_kwargs: Mapping[str, Any]) -> Request:
         """One request from lm-eval's (context, gen_kwargs)."""
@@ -204,6 +211,15 @@ class LLaDAALA(LLaDA):
     """
 
     method = "llada_ala"
+
+
+class LLaDAPRM(LLaDA):
+    """Process-reward candidates and back-masking (LLaDA-R3): the baseline's options, those of ReviewConfig and PRMConfig.
+
+    method: vanilla, backmask or window. Likelihoods are the baseline's: a process reward model changes decoding only.
+    """
+
+    method = "llada_prm"
 
 
 def _place(device: str | None) -> tuple[Any, str]:

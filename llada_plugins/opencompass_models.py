@@ -235,6 +235,15 @@ class LLaDAALA(LLaDA):
     method = "llada_ala"
 
 
+class LLaDAPRM(LLaDA):
+    """Process-reward candidates and back-masking (LLaDA-R3): the baseline's options, those of ReviewConfig and PRMConfig.
+
+    method: vanilla, backmask or window. Likelihoods are the baseline's: a process reward model changes decoding only.
+    """
+
+    method = "llada_prm"
+
+
 def unwrap_prediction(prediction: str | Mapping[str, Any]) -> str:
     """The text of a prediction recorded with its statistics; for `pred_postprocessor` of a model entry with record_stats=True."""
     return prediction if isinstance(prediction, str) else prediction["prediction"]

@@ -203,12 +203,11 @@ def test_a_request_inherits_what_it_does_not_set(make_engine):
 ENGINE_MISTAKES = [
     (dict(treshold=0.9), r"unknown option 'treshold' \(did you mean 'threshold'\?\)"),
     (dict(batchsize=2), r"unknown option 'batchsize' \(did you mean 'batch_size'\?\)"),
-    (dict(method="ladda"), r"method must be one of llada.*, got 'ladda'"),
     (dict(batch_size=0), r"batch_size must be at least 1, got 0"),
     (dict(mc_num="none"), r"mc_num must be a whole number, got 'none'"),
     (dict(max_length=0), r"max_length must be at least 1, got 0"),
     (dict(max_length=129), r"max_length=129 exceeds the model's context of 128 tokens"),
-    (dict(estimator="chain"), r"estimator must be one of 'count', got 'chain'"),
+    (dict(estimator="mean"), r"estimator must be one of 'count', .*, got 'mean'"),
     (dict(gen_length=12, block_length=5), r"gen_length \(12\) must be a multiple of block_length \(5\)"),
     (dict(mask_id=9999), r"mask token's id 9999 is outside the vocabulary"),
     (dict(dtype="int4"), r"dtype must be auto or one of float32"),
@@ -222,6 +221,11 @@ def test_a_wrong_option_is_told_before_weights_are_read(make_engine, copied, opt
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         make_engine(copied, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_method_is_told():
+    with pytest.raises(ValueError, match="method must be one of llada.*, got 'ladda'"):
+        Engine("ladda")
 
 
 def without_mask(folder: Path) -> None:

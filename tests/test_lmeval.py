@@ -13,7 +13,7 @@ lm_eval = pytest.importorskip("lm_eval")
 
 from lm_eval import simple_evaluate  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
+from lm_eval.tasks import TaskManager, get_task_dict  # noqa: E402
 
 from llada_plugins.engine import Engine, Request  # noqa: E402
 from llada_plugins.lmeval_models import LLaDA  # noqa: E402
@@ -223,12 +223,25 @@ def test_two_processes_give_the_same_answers_as_one(tmp_path: Path) -> None:
     assert one[0]["results"]["sudoku4"]["acc,none"] == two[0]["results"]["sudoku4"]["acc,none"]
 
 
+def test_questions_of_a_csv_are_asked_and_graded_by_the_packages_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify")
+    (tmp_path / "math_test_data.csv").write_text('question,answer\n"Half of 1, ""as a fraction""?",\\boxed{\\frac12}\n007?,NA\n')
+    monkeypatch.setenv("LLADA_PLUGINS_DATA", str(tmp_path))
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+    task = get_task_dict(["math_csv_local"], manager)["math_csv_local"]
+    docs = list(task.test_docs())
+    assert [task.doc_to_text(doc).split("\n")[0] for doc in docs] == ['Half of 1, "as a fraction"?', "007?"]
+    assert [doc["answer"] for doc in docs] == ["\\boxed{\\frac12}", "NA"]
+    assert [task.process_results(docs[0], [text])["math_verify"] for text in ("\\boxed{0.5}", "\\boxed{5}", "")] == [1.0, 0.0, 0.0]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
 @pytest.mark.parametrize(("task", "metric", "limit", "extra"), [
     ("gsm8k_local", "exact_match,strict-match", 20, ()),
     ("gsm8k_local", "exact_match,strict-match", 4, ("--apply_chat_template", "--fewshot_as_multiturn", "true")),
     ("math500_local", "math_verify,none", 5, ("--apply_chat_template",)),
+    ("math_csv_local", "math_verify,none", 3, ("--metadata", '{"data_file": "math500/r3_math_test_data.csv"}')),
     ("humaneval_local", "pass@1,none", 164, ("--confirm_run_unsafe_code",)),
     ("mbpp_local", "pass@1,none", 5, ("--confirm_run_unsafe_code",)),
 ])

@@ -265,7 +265,7 @@ def test_info_says_which_policy_decides(make, head, bi_tower):
         assert (info["policy"], info["confidence_source"]) == expected[name]
         assert info["method"] == "llada_ups" and info["sampler"]["revise"] is True
         json.dumps(info)
-    assert engines["light"].info()["ups"] == str(head) and engines["none"].info()["ups"] is None
+    assert engines["light"].info()["method_options"] == {"ups": str(head)} and engines["none"].info()["method_options"] == {"ups": None}
 
 
 # ---- the harness classes

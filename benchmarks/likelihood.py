@@ -1,0 +1,200 @@
+"""Seconds and memory of likelihoods at equal standard error, ours against the published loop (benchmarks/reference.py), on random weights.
+
+    python -m benchmarks.likelihood                             100M shape, one CPU thread
+    python -m benchmarks.likelihood --shape 8b --device cuda    LLaDA-8B's shape in bfloat16
+
+Requests are questions with four choices, prompts and answers of different lengths. The published loop takes mc_num masked rows of
+each, mc_batch at a time; its squared standard error is the spread of its batches. Ours takes 8, 16, 32, … rows until its mean
+squared standard error is not above that: `equal_error` is the ratio of the seconds. `equal_rows` is the ratio where both take
+mc_num rows, what sharing batches and the head at scored positions alone save. The rest would be estimates with less variance, and
+random weights hide those: their log-probabilities vary by row more than by token, so what `count` removes is hardly there (shipped
+models: a third to a seventh of the published variance at equal rows). Seconds are CPU time on a CPU and wall time on a GPU. Memory is the peak above what was held before, of the process (Linux) or of the GPU. Before that both score
+answers of one token, which leave nothing to chance: the exit status is 1 if values differ.
+"""
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from transformers import HfArgumentParser
+
+from llada_plugins import LogLikelihood, log_likelihood
+from llada_plugins.checkpoint import pick_device, pick_dtype
+from llada_plugins.config import arg
+from llada_plugins.model import LLaDA
+
+from . import reference
+from .generation import SHAPES, Seconds, model_config, random_model, timed
+
+FIRST_MC_NUM = 8
+TOLERANCE = 1e-3        # nats, of float32 logits: batches of other shapes add up in another order
+
+Pair = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and where."""
+
+    shape: Literal["tiny", "100m", "8b"] = arg(
+        "100m", "width and depth of the model: tiny (to try the command), 100m (279 M parameters with embeddings) or 8b (LLaDA-8B)")
+    device: str = arg("cpu", "auto (a GPU if there is one), cpu, cuda or cuda:N")
+    dtype: str = arg("auto", "of the measured forwards: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
+    threads: int = arg(1, "CPU threads; one is steadiest on a shared machine")
+    num_questions: int = arg(3, "questions")
+    num_choices: int = arg(4, "choices of a question")
+    prompt_length: int = arg(48, "longest prompt in tokens; the shortest has a third of it")
+    answer_length: int = arg(24, "longest answer in tokens; the shortest has a sixth of it")
+    mc_num: int = arg(32, "masked rows of the published loop for each request")
+    mc_batch: int = arg(8, "rows that the published loop runs at a time")
+    batch_tokens: int = arg(512, "tokens of one of our forwards")
+    seed: int = arg(0, "of weights, tokens and masks")
+    json: str | None = arg(None, "file for the results as JSON")
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "num_questions", "num_choices", "prompt_length", "answer_length", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.mc_batch < 1 or self.mc_num % self.mc_batch or self.mc_num < 2 * self.mc_batch:
+            raise ValueError(f"mc_num must be a multiple of mc_batch ({self.mc_batch}), twice it at least, got {self.mc_num}")
+        if self.json is not None and not Path(self.json).absolute().parent.is_dir():
+            raise ValueError(f"json={self.json!r}: its folder does not exist: create it first")
+        pick_dtype(self.dtype, pick_device(self.device))
+
+
+class Run(NamedTuple):
+    """What scoring all requests took and gave."""
+
+    rows: int                   # masked sequences run
+    seconds: Seconds
+    peak_bytes: int | None      # above what was held before; None where the system does not tell
+    variance: float             # mean squared standard error of a request, nats²
+
+
+def questions(model: LLaDA, options: Options) -> list[Pair]:
+    """Random choices of random questions, as (prompt, answer) ids without the mask."""
+    generator = torch.Generator().manual_seed(options.seed)
+
+    def ids(longest: int, share: int) -> list[int]:
+        length = int(torch.randint(max(1, longest // share), longest + 1, (), generator=generator))
+        return torch.randint(model.config.mask_token_id, (length,), generator=generator).tolist()
+    prompts = [ids(options.prompt_length, 3) for _ in range(options.num_questions)]
+    return [(prompt, ids(options.answer_length, 6)) for prompt in prompts for _ in range(options.num_choices)]
+
+
+def published(model: LLaDA, pairs: Sequence[Pair], options: Options) -> Run:
+    """All requests by the published loop."""
+    generator = torch.Generator().manual_seed(options.seed)
+    batches: list[list[float]] = []
+
+    def work() -> None:
+        for pair in pairs:
+            prompt, answer = (torch.tensor(ids, device=model.device) for ids in pair)
+            batches.append(reference.log_likelihood(model, prompt, answer, model.special_tokens.mask, options.mc_num, options.mc_batch,
+                                                    generator))
+    seconds, peak = measured(work, model.device)
+    return Run(len(pairs) * options.mc_num, seconds, peak, statistics.mean(statistics.variance(each) / len(each) for each in batches))
+
+
+def ours(model: LLaDA, pairs: Sequence[Pair], options: Options, mc_num: int) -> Run:
+    """All requests by `log_likelihood` with mc_num rows each."""
+    values: list[LogLikelihood] = []
+
+    def work() -> None:
+        values.extend(log_likelihood(model, pairs, mc_num=mc_num, seed=options.seed, batch_tokens=options.batch_tokens))
+    seconds, peak = measured(work, model.device)
+    return Run(sum(value.num_forwards for value in values), seconds, peak, statistics.mean(value.stderr ** 2 for value in values))
+
+
+def measured(work: Callable[[], None], device: torch.device) -> tuple[Seconds, int | None]:
+    """Time of work, and the bytes that it held at most beyond those held before."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        return timed(work, device), torch.cuda.max_memory_allocated(device) - before
+    if not status.is_file():
+        return timed(work, device), None
+
+    def resident(name: str) -> int:
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
+    clear.write_text("5")        # the peak starts anew (Linux)
+    before = resident("VmRSS:")
+    return timed(work, device), resident("VmHWM:") - before
+
+
+def same_values(model: LLaDA, pairs: Sequence[Pair], options: Options) -> bool:
+    """Do both give the same log-probability of the first token of each answer?"""
+    first = [(prompt, answer[:1]) for prompt, answer in pairs]
+    values = log_likelihood(model, first, batch_tokens=options.batch_tokens)
+    expected = [reference.log_likelihood(model, torch.tensor(prompt, device=model.device), torch.tensor(answer, device=model.device),
+                                         model.special_tokens.mask, 1, 1)[0] for prompt, answer in first]
+    return all(abs(value.value - other) < TOLERANCE for value, other in zip(values, expected))
+
+
+def run(options: Options) -> dict[str, Any]:
+    """The whole benchmark; its result can be written as JSON."""
+    device = pick_device(options.device)
+    model = random_model(model_config(options.shape, options.prompt_length + options.answer_length), device, options.seed)
+    pairs = questions(model, options)
+    same = same_values(model, pairs[::options.num_choices], options)
+    model.to(pick_dtype(options.dtype, device))
+    ours(model, pairs[:1], options, 2)        # the first forward is slower
+    theirs, runs, mc_num = published(model, pairs, options), {}, FIRST_MC_NUM
+    while not runs or runs[mc_num // 2].variance > theirs.variance:
+        runs[mc_num] = ours(model, pairs, options, mc_num)
+        mc_num *= 2
+    equal_rows = runs[options.mc_num] if options.mc_num in runs else ours(model, pairs, options, options.mc_num)
+    equal_error, clock = runs[mc_num // 2], "wall" if device.type == "cuda" else "cpu"
+    seconds = getattr(theirs.seconds, clock)
+    return {
+        "ratios": {"equal_error": seconds / getattr(equal_error.seconds, clock),
+                   "equal_rows": seconds / getattr(equal_rows.seconds, clock)},
+        "variance_ratio_at_equal_rows": theirs.variance / equal_rows.variance if equal_rows.variance else None,
+        "same_values": same,
+        "clock": clock,
+        "runs": {name: {**each._asdict(), "seconds": each.seconds._asdict(), "mc_num": number}
+                 for name, each, number in (("published", theirs, options.mc_num), ("equal_error", equal_error, mc_num // 2),
+                                            ("equal_rows", equal_rows, options.mc_num))},
+        "shape": {"name": options.shape, **SHAPES[options.shape]},
+        "machine": {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+                    "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__},
+        "options": asdict(options),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The runs and ratios as text."""
+    machine, clock = result["machine"], result["clock"]
+    lines = [f"{result['shape']['name']}, {machine['dtype']}, {machine['device']}: {clock} time",
+             f"{'':<14}{'mc_num':>8}{'rows':>8}{'seconds':>10}{'peak MB':>10}{'std. error':>12}{'x faster':>10}"]
+    for name, each in result["runs"].items():
+        peak = "" if each["peak_bytes"] is None else f"{each['peak_bytes'] / 1e6:.0f}"
+        ratio = f"{result['ratios'][name]:.2f}" if name in result["ratios"] else ""
+        lines.append(f"{name:<14}{each['mc_num']:>8}{each['rows']:>8}{each['seconds'][clock]:>10.2f}{peak:>10}"
+                     f"{each['variance'] ** 0.5:>12.3f}{ratio:>10}")
+    return "\n".join([*lines, f"same values of single tokens: {'yes' if result['same_values'] else 'NO'}"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = HfArgumentParser(Options, prog="python -m benchmarks.likelihood", allow_abbrev=False)
+    try:
+        options, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    torch.set_num_threads(options.threads)
+    result = run(options)
+    print(table(result))
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0 if result["same_values"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""Estimators of log p(answer | prompt): which answer tokens each row masks, and what rows' log-probabilities say, with their error.
+
+Pure arithmetic on masks and numbers: no model and no tokens here; likelihood.py makes the rows and runs them.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .noise import uniform
+
+EXACT_LENGTH = 6        # tokens that `exact` enumerates whatever mc_num says: 63 rows
+FIRST_ROUND = 16        # draws before mc_num=auto looks at an error for the first time
+MC_MAX, CONFIDENCE, MC_BATCH = 1024, 0.99, 8
+
+
+class Masks(NamedTuple):
+    """S rows of an answer of n tokens; the estimate is the mean over rows of weight × summed log-probability of the scored tokens."""
+
+    masked: Tensor                # (S, n) bool
+    scored: Tensor                # (S, n) bool, masked tokens whose log-probability counts
+    weight: Tensor                # (S,) float64
+    exact: bool = False           # the rows are not a sample: nothing is left to chance
+    sweep: int = 1                # rows drawn together; different sweeps are independent, or stratified next to each other
+    adjusted: bool = False        # are terms adjusted by what the other rows say of each token?
+
+
+def enumerated(length: int) -> Masks:
+    """All 2^length - 1 masks of the count-matched bound with their exact weights."""
+    subsets = [subset for k in range(1, length + 1) for subset in combinations(range(length), k)]
+    masked = torch.tensor([[position in subset for position in range(length)] for subset in subsets])
+    size = masked.sum(-1)
+    ways = torch.tensor([math.comb(length, k) for k in size.tolist()])
+    return Masks(masked, masked, len(subsets) / (size * ways).double(), exact=True)
+
+
+def count_masks(length: int, draws: range, key: int, batch: int) -> Masks:
+    """Masks of the count-matched bound E_k E_{|M|=k} [length/k log p(masked | rest)], k ~ U{1..length} (LLaDA, eq. 14).
+
+    Enumerated where that takes no more rows than are drawn; else counts are stratified, floor((u + i) / S · length) + 1, together
+    uniform, and tokens of a count are those of lowest rank in the row's own random order. The published code rounds a linspace
+    instead, which is not uniform; see README "Deviations".
+    """
+    if length < 30 and 2 ** length - 1 <= draws.stop:
+        return enumerated(length)
+    count = (_stratified(draws, key) * length).long().clamp(max=length - 1) + 1                   # (S,)
+    masked = _lowest(draws, length, key, count)
+    return Masks(masked, masked, length / count.double(), adjusted=True)
+
+
+def published_masks(length: int, draws: range, key: int, batch: int) -> Masks:
+    """LLaDA's get_log_likelihood: `batch` counts from k ~ U{1..length}, length / batch apart, rounded, modulo length.
+
+    Rounding half to even makes counts non-uniform, so the mean differs from the bound; for comparison with published numbers.
+    """
+    sweeps = torch.arange(draws.start // batch, draws.stop // batch)
+    first = (uniform(torch.tensor(key), sweeps, 0, 1) * length).long() + 1
+    count = torch.cat([torch.linspace(float(k), k + (batch - 1) * (length / batch), batch).round().long() for k in first.tolist()])
+    count = (count - 1) % length + 1                                                             # (S,)
+    masked = _lowest(draws, length, key, count)
+    return Masks(masked, masked, length / count.double(), sweep=batch)
+
+
+def bernoulli_masks(length: int, draws: range, key: int, batch: int) -> Masks:
+    """Every token masked with probability t, weight 1 / t, t ~ U(0, 1) stratified (SMDM, arXiv 2410.18514).
+
+    The same bound as `count`, from terms whose variance is infinite, if only logarithmically: a lone token masked at a small t.
+    """
+    t = _stratified(draws, key)                                                                  # (S,)
+    masked = _order(draws, length, key) < t[:, None]
+    return Masks(masked, masked, 1 / t)
+
+
+def chain_masks(length: int, draws: range, key: int, batch: int) -> Masks:
+    """Left to right: token j given the prompt and the tokens before it, all after it masked; the exact log-probability of that order."""
+    scored = torch.eye(length, dtype=torch.bool)
+    return Masks(torch.ones(length, length).triu().bool(), scored, torch.full((length,), float(length)).double(), exact=True)
+
+
+def exact_masks(length: int, draws: range, key: int, batch: int) -> Masks:
+    """The bound of `count` by enumeration."""
+    return enumerated(length)
+
+
+# draws: which of a request's rows; key: its random stream; batch: rows of a published sweep
+ESTIMATORS: dict[str, Callable[[int, range, int, int], Masks]] = {
+    "count": count_masks, "published": published_masks, "bernoulli": bernoulli_masks, "chain": chain_masks, "exact": exact_masks,
+}
+IN_ROUNDS = ("count", "bernoulli")        # what mc_num=auto can continue
+
+
+class Budget(NamedTuple):
+    """How many rows are drawn for a request."""
+
+    first: int
+    limit: int
+    target: float = 0.0           # nats: no more rows once the standard error is not above it
+    confidence: float = 1.0       # nor once a question's best choice is settled with this probability
+    batch: int = MC_BATCH
+
+    def rounds(self) -> Iterator[range]:
+        """The rows of each round; every round doubles their number."""
+        done, stop = 0, self.first
+        while done < self.limit:
+            yield range(done, stop)
+            done, stop = stop, min(2 * stop, self.limit)
+
+
+def budget(estimator: str, mc_num: int | str, mc_max: int | None = None, mc_confidence: float | None = None,
+           mc_batch: int | None = None) -> Budget:
+    """The budget that options ask for; raises ValueError on values or combinations that mean nothing."""
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    auto = isinstance(mc_num, str)
+    for name, value, needs in (("mc_max", mc_max, "mc_num=auto:NATS"), ("mc_confidence", mc_confidence, "mc_num=auto:NATS"),
+                               ("mc_batch", mc_batch, "estimator=published")):
+        if value is not None and not (auto if needs.startswith("mc_num") else estimator == "published"):
+            raise ValueError(f"{name} has no effect without {needs}: leave it out")
+    if mc_confidence is not None and not 0.5 <= mc_confidence <= 1:
+        raise ValueError(f"mc_confidence must be from 0.5 to 1, got {mc_confidence}")
+    for name, value in (("mc_max", mc_max), ("mc_batch", mc_batch), ("mc_num", None if auto else mc_num)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if auto:
+        target = _target(mc_num)
+        if estimator not in IN_ROUNDS:
+            raise ValueError(f"mc_num={mc_num} needs an estimator that can go on drawing, {' or '.join(IN_ROUNDS)}; got {estimator!r}")
+        limit = mc_max or MC_MAX
+        return Budget(min(FIRST_ROUND, limit), limit, target, CONFIDENCE if mc_confidence is None else mc_confidence)
+    batch = mc_batch or MC_BATCH
+    if estimator == "published" and mc_num % batch:
+        raise ValueError(f"estimator='published' needs mc_num to be a multiple of mc_batch ({batch}), got {mc_num}")
+    return Budget(mc_num, mc_num, batch=batch)
+
+
+def check_length(estimator: str, length: int, limits: Budget) -> None:
+    """Raise ValueError on an answer too long for the estimator."""
+    if estimator == "exact" and length > EXACT_LENGTH and (length >= 30 or 2 ** length - 1 > limits.limit):
+        raise ValueError(f"estimator='exact' takes 2^{length} - 1 rows for an answer of {length} tokens, which exceeds "
+                         f"mc_num={limits.limit}: raise mc_num or use estimator='count'")
+
+
+def terms(masks: Masks, log_p: Tensor) -> Tensor:
+    """Each row's say (S,) in the estimate, which is their mean, from log_p (S, n), 0 where not scored.
+
+    Adjusted: what a row says of token j is compared with the mean of the other rows that mask it, and the sum of those means over
+    all tokens is put back. Both have the same expectation, since a row's mask does not depend on the others; what goes is the
+    variance that comes from which tokens a row happens to mask. Its mean of others is shrunk by one row towards that of all tokens.
+    """
+    if not masks.adjusted:
+        return masks.weight * log_p.sum(-1)
+    scored = masks.scored.double()
+    others, seen = log_p.sum(0) - log_p, scored.sum(0) - scored                                   # (S, n): without the row itself
+    overall = others.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1)
+    expected = (others + overall) / (seen + 1)
+    return masks.weight * ((log_p - expected) * scored).sum(-1) + expected.sum(-1)
+
+
+def mean_and_error(series: Sequence[Tensor], sweep: int = 1) -> tuple[float, float]:
+    """Mean of the terms of all rounds and its standard error; nan where a round is a single sweep.
+
+    Rows next to each other have counts next to each other, so their differences show the spread within a stratum without the trend
+    between strata: half the mean square of cyclic differences, conservative by what trend is left.
+    """
+    total = sum(len(part) for part in series)
+    value = variance = 0.0
+    for part in series:
+        sweeps = part.view(-1, sweep).mean(-1)
+        value += float(part.sum()) / total
+        spread = float((sweeps - sweeps.roll(1)).square().mean()) / 2 / len(sweeps) if len(sweeps) > 1 else math.nan
+        variance += spread * (len(part) / total) ** 2
+    return value, math.sqrt(variance)
+
+
+def is_settled(choices: Sequence[Sequence[Tensor]], lengths: Sequence[int], confidence: float, num_rounds: int) -> bool:
+    """Is the best of a question's choices the best with this probability, by sum and by mean over tokens alike?
+
+    choices: for each, terms by round; rows of equal number are paired. The error probability is split over comparisons and rounds;
+    Student's quantile by its first correction to the normal one, since the error is estimated from the same rows.
+    """
+    draws = sum(len(part) for part in choices[0])
+    z = NormalDist().inv_cdf(1 - (1 - confidence) / (len(choices) - 1) / num_rounds)
+    bound = z + (z ** 3 + z) / 4 / (2 / 3 * draws)        # cyclic differences of S rows have 2 S / 3 degrees of freedom
+    for scales in ([1] * len(choices), lengths):
+        scaled = [[part / scale for part in choice] for choice, scale in zip(choices, scales)]
+        best = max(range(len(scaled)), key=lambda n: float(torch.cat(list(scaled[n])).mean()))
+        for number, other in enumerate(scaled):
+            if number != best:
+                margin, error = mean_and_error([a - b for a, b in zip(scaled[best], other)])
+                if not margin > bound * error:        # also where equal choices never differ
+                    return False
+    return True
+
+
+def _target(mc_num: str) -> float:
+    word, _, number = mc_num.partition(":")
+    try:
+        target = float(number)
+    except ValueError:
+        target = math.nan
+    if word != "auto" or not 0 < target < math.inf:
+        raise ValueError(f"mc_num must be a whole number, got {mc_num!r}: or auto:NATS with the standard error to reach, such as auto:0.1")
+    return target
+
+
+def _stratified(draws: range, key: int) -> Tensor:
+    """(S,) float64 in (0, 1): one number in each of S equal intervals, at the same place in all."""
+    offset = uniform(torch.tensor(key), draws.start, 0, 2)
+    return (offset + torch.arange(len(draws))) / len(draws)
+
+
+def _order(draws: range, length: int, key: int) -> Tensor:
+    """U(0, 1) of each row and token (S, n); a longer answer's begin with a shorter one's, so choices of any lengths have related masks."""
+    return uniform(torch.tensor(key), torch.arange(draws.start, draws.stop)[:, None], torch.arange(length), 3)
+
+
+def _lowest(draws: range, length: int, key: int, count: Tensor) -> Tensor:
+    """(S, n) bool: `count` tokens of each row, uniform among the subsets of that size."""
+    return _order(draws, length, key).argsort(-1).argsort(-1) < count[:, None]

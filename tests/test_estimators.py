@@ -1,0 +1,238 @@
+"""Estimators on a table of log-probabilities: means equal to enumeration, honest errors, stated budgets. No model."""
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from llada_plugins.estimators import (ESTIMATORS, Masks, bernoulli_masks, budget, check_length, count_masks, enumerated, is_settled,
+                                      mean_and_error, published_masks, terms)
+from llada_plugins.noise import request_key
+
+LENGTH = 6
+
+
+def table(length: int, seed: int = 0) -> Tensor:
+    """log p of each token under each of the 2^length masks (as binary numbers): by token, by number of masks, by all of it."""
+    generator = torch.Generator().manual_seed(seed)
+    level = -5 * torch.rand(length, generator=generator, dtype=torch.float64)
+    size = (torch.arange(2 ** length)[:, None] >> torch.arange(length) & 1).sum(-1, keepdim=True)
+    return level + 0.4 * (size % 2) - 0.2 * size - torch.rand(2 ** length, length, generator=generator, dtype=torch.float64)
+
+
+def looked_up(log_p: Tensor, masks: Masks) -> Tensor:
+    """What a model with this table says of the masks' scored tokens."""
+    number = (masks.masked.long() << torch.arange(masks.masked.shape[1])).sum(-1)
+    return log_p[number] * masks.scored
+
+
+def expected(log_p: Tensor, share: dict[int, float]) -> float:
+    """Sum over counts k of share[k] E_{|S| = k} [n / k sum_S log p]."""
+    length, total = log_p.shape[1], 0.0
+    for k, weight in share.items():
+        subsets = list(itertools.combinations(range(length), k))
+        said = sum(float(log_p[sum(1 << p for p in subset), p]) for subset in subsets for p in subset)
+        total += weight * length / k * said / len(subsets)
+    return total
+
+
+def uniform_counts(length: int) -> dict[int, float]:
+    return {k: 1 / length for k in range(1, length + 1)}
+
+
+def published_counts(length: int, batch: int) -> dict[int, float]:
+    """How often the published code draws each count: its own rounding for every first count."""
+    share = dict.fromkeys(range(1, length + 1), 0.0)
+    for first in range(1, length + 1):
+        for row in range(batch):
+            share[(round(first + row * length / batch) - 1) % length + 1] += 1 / length / batch        # Python rounds half to even as well
+    return share
+
+
+def estimates(name: str, log_p: Tensor, num: int, seeds: int, batch: int = 8) -> tuple[Tensor, Tensor]:
+    found = []
+    for seed in range(seeds):
+        masks = ESTIMATORS[name](log_p.shape[1], range(num), request_key(seed), batch)
+        found.append(mean_and_error([terms(masks, looked_up(log_p, masks))], masks.sweep))
+    return torch.tensor(found, dtype=torch.float64).unbind(-1)
+
+
+@pytest.mark.parametrize("name, share", [
+    ("count", uniform_counts(LENGTH)), ("bernoulli", uniform_counts(LENGTH)), ("published", published_counts(LENGTH, 8))])
+def test_sampled_estimates_have_the_enumerated_mean_and_an_honest_error(name, share):
+    log_p = table(LENGTH)
+    values, errors = estimates(name, log_p, 16, 500)
+    assert abs(values.mean() - expected(log_p, share)) < 4 * values.std() / 500 ** 0.5        # 4 sigma, and the seeds are fixed
+    assert 0.9 * values.std() < errors.square().mean().sqrt() < 2 * values.std()
+
+
+def test_published_rounding_has_another_mean_than_the_bound():
+    assert published_counts(4, 8) == {1: 0.125, 2: 0.375, 3: 0.125, 4: 0.375}        # 0.5, 1.5, 0.5, 1.5 of uniform
+    log_p = table(4)
+    values, _ = estimates("published", log_p, 64, 300)
+    assert abs(values.mean() - expected(log_p, published_counts(4, 8))) < 4 * values.std() / 300 ** 0.5
+    assert abs(values.mean() - expected(log_p, uniform_counts(4))) > 10 * values.std() / 300 ** 0.5
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, LENGTH])
+def test_enumeration_is_the_bound_and_the_chain_is_the_chain_rule(length):
+    log_p = table(length)
+    for masks in (ESTIMATORS["exact"](length, range(8), 0, 8), count_masks(length, range(2 ** length - 1), 0, 8)):
+        assert masks.exact and len({tuple(row) for row in masks.masked.tolist()}) == 2 ** length - 1
+        assert float(terms(masks, looked_up(log_p, masks)).mean()) == pytest.approx(expected(log_p, uniform_counts(length)), abs=1e-10)
+    chain = ESTIMATORS["chain"](length, range(8), 0, 8)
+    conditionals = [float(log_p[sum(1 << p for p in range(j, length)), j]) for j in range(length)]        # all from j on masked
+    assert chain.exact and float(terms(chain, looked_up(log_p, chain)).mean()) == pytest.approx(sum(conditionals), abs=1e-10)
+
+
+def test_one_row_fewer_than_there_are_masks_is_a_sample():
+    assert not count_masks(5, range(30), 0, 8).exact and not count_masks(40, range(128), 0, 8).exact
+
+
+@pytest.mark.parametrize("length", [7, 9])
+def test_count_has_at_most_half_the_published_variance_at_equal_rows(length):
+    log_p = table(length)
+    ours, theirs = (estimates(name, log_p, 16, 300)[0].var() for name in ("count", "published"))
+    assert ours < theirs / 2        # here .09 and .11 of it, on trained models .2 to .5
+
+
+def test_adjustment_keeps_the_value_where_all_tokens_are_masked_or_one_row_is_all_there_is():
+    whole = Masks(torch.ones(4, 3, dtype=torch.bool), torch.ones(4, 3, dtype=torch.bool), torch.ones(4).double(), adjusted=True)
+    log_p = -torch.rand(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.allclose(terms(whole, log_p), log_p.sum(-1))
+    one = count_masks(9, range(1), 5, 8)
+    said = looked_up(table(9), one)
+    assert torch.allclose(terms(one, said), terms(one._replace(adjusted=False), said))
+
+
+@pytest.mark.parametrize("name", ["count", "published", "exact", "chain"])
+def test_a_model_that_says_minus_one_nat_a_token_scores_minus_the_length_in_every_row(name):
+    masks = ESTIMATORS[name](LENGTH, range(16), 3, 8)
+    rows = terms(masks, -masks.scored.double())
+    assert float(rows.mean()) == pytest.approx(-LENGTH, abs=1e-12)
+    if not masks.exact:
+        assert torch.allclose(rows, torch.full((16,), -float(LENGTH)).double())
+
+
+@pytest.mark.parametrize("length, num", [(7, 16), (10, 64), (16, 16), (33, 8)])
+def test_counts_are_stratified(length, num):
+    masks = count_masks(length, range(num), request_key(0, [1]), 8)
+    count = masks.masked.sum(-1)
+    assert torch.equal(masks.weight, length / count.double())
+    for row, k in enumerate(count.tolist()):        # floor((u + i) / S n) + 1 for one u: each stratum holds its own counts
+        assert math.floor(row / num * length) + 1 <= k <= min(length, math.floor((row + 1) / num * length) + 1)
+    if num % length == 0:
+        assert torch.bincount(count, minlength=length + 1)[1:].tolist() == [num // length] * length
+
+
+def test_counts_and_positions_are_uniform_where_the_length_does_not_divide_the_rows():
+    length, num, seeds = 7, 16, 1500
+    masked = torch.cat([count_masks(length, range(num), request_key(seed), 8).masked for seed in range(seeds)])
+    count = masked.sum(-1)
+    observed = torch.bincount(count, minlength=length + 1)[1:]
+    # stratified counts scatter less than independent ones: a multinomial's bounds are generous
+    mean = num * seeds / length
+    assert ((observed - mean).abs() < 4 * (mean * (1 - 1 / length)) ** 0.5).all()
+    places = masked[count == 2]
+    pairs = torch.bincount((places.int() * torch.arange(length)).sum(-1) * 49 + (places.int() * torch.arange(length) ** 2).sum(-1))
+    pairs = pairs[pairs > 0]
+    assert len(pairs) == math.comb(length, 2) and stats.chisquare(pairs.numpy()).pvalue > 1e-3
+
+
+def test_bernoulli_masks_every_token_at_its_rows_rate():
+    masks = [bernoulli_masks(5, range(40), request_key(seed), 8) for seed in range(300)]
+    rate = torch.stack([1 / each.weight for each in masks])                              # (seeds, S)
+    assert ((rate * 40).long() == torch.arange(40)).all()                                # one in each of 40 intervals
+    share = torch.stack([each.masked.double().mean(-1) for each in masks])
+    assert ((share - rate).mean(0).abs() < 4 * (0.25 / 5 / 300) ** 0.5).all()
+
+
+@pytest.mark.parametrize("name", ["count", "bernoulli", "published"])
+def test_rounds_are_drawn_anew_and_a_longer_answers_masks_resemble_a_shorter_ones(name):
+    draw = ESTIMATORS[name]
+    key, other = request_key(0, [1, 2]), request_key(0, [1, 3])
+    assert not torch.equal(draw(12, range(16), key, 8).masked, draw(12, range(16, 32), key, 8).masked)
+    assert torch.equal(draw(12, range(16), key, 8).masked, draw(12, range(16), key, 8).masked)
+    if name != "published":        # whose rounding shifts counts with the length
+        shorter = draw(12, range(64), key, 8).masked
+        near, far = (float((shorter == draw(13, range(64), each, 8).masked[:, :12]).double().mean()) for each in (key, other))
+        assert near > 0.9 and far < 0.75
+
+
+def test_error_of_two_rows_is_half_their_difference_and_of_one_is_unknown():
+    assert mean_and_error([torch.tensor([1.0, 4.0]).double()]) == (2.5, 1.5)
+    assert math.isnan(mean_and_error([torch.tensor([1.0]).double()])[1])
+    assert math.isnan(mean_and_error([torch.arange(8.0).double()], sweep=8)[1])
+    value, error = mean_and_error([torch.tensor([1.0, 4.0]).double(), torch.tensor([2.0, 2.0]).double()])
+    assert (value, error) == (2.25, 0.75)        # rounds of equal size: the mean of both, and the root of a quarter of 1.5 squared
+
+
+def test_a_trend_between_strata_adds_no_error():
+    trend = torch.linspace(0, 10, 1000).double()
+    assert mean_and_error([trend])[1] < 0.02 * float(trend.std()) / 1000 ** 0.5 * 10
+
+
+def test_choices_are_settled_once_the_margin_is_beyond_chance_by_sum_and_by_mean():
+    noise = torch.randn(64, generator=torch.Generator().manual_seed(0)).double()
+    def settled(*choices: Tensor, lengths: tuple[int, ...] = (1, 1), confidence: float = 0.99) -> bool:
+        return is_settled([[choice] for choice in choices], lengths, confidence, 4)
+    assert settled(noise, noise - 1)                                       # the same noise: no chance in the difference
+    assert not settled(noise, noise.roll(7) - 0.1)
+    assert settled(noise, noise.roll(7) - 3) and not settled(noise, noise.roll(7) - 0.6, confidence=0.999999)
+    assert not settled(noise, noise)                                       # equal choices never are
+    assert settled(noise - 20, noise - 10, lengths=(2, 2)) and not settled(noise - 20, noise - 10, lengths=(2, 1))
+
+
+def test_a_settled_best_choice_is_rarely_wrong():
+    generator, wrong, found = torch.Generator().manual_seed(1), 0, 0
+    for _ in range(2000):
+        choices = torch.randn(3, 16, generator=generator).double() + torch.tensor([[0.3], [0.0], [0.0]])
+        if is_settled([[choice] for choice in choices], [1, 1, 1], 0.9, 1):
+            found += 1
+            wrong += int(choices.mean(-1).argmax()) != 0
+    assert found > 50 and wrong < 0.1 * 2000        # of all questions, which is what the confidence is of
+
+
+def test_rounds_double_up_to_the_limit():
+    assert list(budget("count", 128).rounds()) == [range(128)]
+    assert list(budget("count", "auto:0.1", 100).rounds()) == [range(16), range(16, 32), range(32, 64), range(64, 100)]
+    assert list(budget("bernoulli", "auto:2", 7).rounds()) == [range(7)]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("mean", 8), "estimator must be one of count, published, bernoulli, chain, exact, got 'mean'"),
+    (("count", 0), "mc_num must be at least 1, got 0"),
+    (("count", "auto"), "mc_num must be a whole number, got 'auto': or auto:NATS"),
+    (("count", "auto:-1"), "got 'auto:-1'"),
+    (("count", "auto:nan"), "got 'auto:nan'"),
+    (("count", "many:1"), "got 'many:1'"),
+    (("chain", "auto:1"), "needs an estimator that can go on drawing, count or bernoulli; got 'chain'"),
+    (("count", 8, 100), "mc_max has no effect without mc_num=auto:NATS"),
+    (("count", 8, None, 0.9), "mc_confidence has no effect without mc_num=auto:NATS"),
+    (("count", 8, None, None, 4), "mc_batch has no effect without estimator=published"),
+    (("count", "auto:1", 0), "mc_max must be at least 1, got 0"),
+    (("count", "auto:1", None, 0.2), "mc_confidence must be from 0.5 to 1, got 0.2"),
+    (("published", 12), r"needs mc_num to be a multiple of mc_batch \(8\), got 12"),
+])
+def test_budgets_that_mean_nothing_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        budget(*arguments)
+
+
+def test_exact_refuses_what_it_cannot_enumerate():
+    with pytest.raises(ValueError, match=r"2\^8 - 1 rows for an answer of 8 tokens, which exceeds mc_num=128: raise mc_num or use"):
+        check_length("exact", 8, budget("exact", 128))
+    check_length("exact", 7, budget("exact", 127)), check_length("exact", 6, budget("exact", 1))
+    check_length("count", 800, budget("count", 1))
+    assert len(enumerated(7).masked) == 127
+
+
+def test_published_sweeps_are_the_golden_counts():
+    counts = published_masks(4, range(80), request_key(0), 8).masked.sum(-1).view(10, 8)
+    for row in counts.tolist():
+        first = row[0]
+        assert row == [(round(first + i * 0.5) - 1) % 4 + 1 for i in range(8)]

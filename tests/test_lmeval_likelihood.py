@@ -1,0 +1,206 @@
+"""Likelihoods through lm-eval: upstream's own tests of determinism and BOS handling, pointed at our classes, and what a run records."""
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+lm_eval = pytest.importorskip("lm_eval")
+
+from lm_eval import evaluate, simple_evaluate  # noqa: E402
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.tasks import TaskManager, get_task_dict  # noqa: E402
+
+from llada_plugins.likelihood import log_likelihood  # noqa: E402
+from llada_plugins.lmeval_models import LLaDA  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+BOS = "<|startoftext|>"
+PAIRS = [("the cat", " sat on it"), ("the cat", " ran"), ("the cat", " slept all day"), ("a dog", " barked"), ("", "alone")]
+TASK = """task: toy_choice
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: gold
+num_fewshot: 0
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+"""
+
+
+@pytest.fixture(scope="module")
+def with_bos(tiny_checkpoint, tmp_path_factory) -> Path:
+    """The same checkpoint with a tokenizer that begins every text with BOS."""
+    folder = tmp_path_factory.mktemp("bos") / "model"
+    shutil.copytree(tiny_checkpoint, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    number = next(token["id"] for token in tokenizer["added_tokens"] if token["content"] == BOS)
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {BOS: {"id": BOS, "ids": [number], "tokens": [BOS]}}}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+@pytest.fixture(params=["adds BOS", "adds nothing"])
+def model(request, tiny_checkpoint, with_bos) -> LLaDA:
+    return LLaDA(str(with_bos if request.param == "adds BOS" else tiny_checkpoint), device="cpu", mc_num=8)
+
+
+@pytest.fixture
+def task_folder(tmp_path) -> Path:
+    docs = [{"question": f"{word} is", "choices": ["one", "two", "a few", "many more"], "gold": number % 4}
+            for number, word in enumerate(["this", "that", "it", "all", "none"])]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "toy.yaml").write_text(TASK.format(file=tmp_path / "docs.jsonl"))
+    return tmp_path
+
+
+def asked(pairs: list[tuple[str, str]]) -> list[Instance]:
+    return [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+
+
+def scored(lm: LLaDA, pairs: list[tuple[str, str]]) -> list[float]:
+    return [value for value, _ in lm.loglikelihood(asked(pairs), disable_tqdm=True)]
+
+
+# ---- after upstream's tests/models/test_bos_handling.py
+
+def test_texts_get_bos_as_the_tokenizer_does_and_never_twice(model):
+    bos, adds = model.tokenizer.bos_token_id, len(model.tok_encode("")) > 0
+    plain = model.tok_encode("some text", add_special_tokens=False)
+    assert bos not in plain and model.tok_encode("some text") == [bos] * adds + plain
+    assert model.tok_encode(BOS + "some text") == [bos] + plain
+    assert model.tok_encode("some text", add_special_tokens=True) == [bos] * adds + plain
+
+
+@pytest.mark.parametrize("context, continuation", [("one", " two"), ("one ", "two"), (BOS + "one", " two"), ("one\n\n", "two three")])
+def test_bos_stays_with_the_context_and_the_pair_is_the_whole_text(model, context, continuation):
+    first, second = model._encode_pair(context, continuation)
+    assert first + second == model.tok_encode(context + continuation)
+    bos = model.tokenizer.bos_token_id
+    assert bos not in second and first.count(bos) == (context.startswith(BOS) or len(model.tok_encode("")))
+
+
+def test_an_empty_context_is_bos_once(model):
+    bos = model.tokenizer.bos_token_id
+    ids = model.tok_encode("alone", add_special_tokens=False)
+    expected = log_likelihood(model.engine.model, [([bos], ids)], mc_num=8, special=model.engine.special)[0].value
+    assert scored(model, [("", "alone")]) == pytest.approx([expected], abs=1e-4)
+    assert scored(model, [("", BOS + "alone")]) == pytest.approx([expected], abs=1e-4)        # a continuation that brings its own
+
+
+def test_rolling_begins_with_the_prefix_token(model, monkeypatch):
+    seen: list[tuple[list[int], list[int]]] = []
+    whole = model.engine.log_likelihood
+    monkeypatch.setattr(model.engine, "log_likelihood", lambda pairs: (seen.extend(pairs), whole(pairs))[1])
+    model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("a text to roll over",), 0)], disable_tqdm=True)
+    assert [list(part) for part in seen[0]] == [[model.prefix_token_id], model.tok_encode("a text to roll over")]
+
+
+# ---- after upstream's tests/test_evaluator.py
+
+def test_evaluating_by_name_and_by_object_agree_without_seeding_again(tiny_checkpoint, task_folder):
+    arguments = {"pretrained": str(tiny_checkpoint), "mc_num": 8, "estimator": "published"}
+    manager = TaskManager(include_path=str(task_folder / "tasks"), include_defaults=False)
+    by_name = simple_evaluate(model="llada", model_args=arguments, tasks=["toy_choice"], task_manager=manager, device="cpu",
+                              bootstrap_iters=0)
+    by_object = evaluate(LLaDA(device="cpu", **arguments), get_task_dict(["toy_choice"], manager), bootstrap_iters=0)
+    assert by_name["results"]["toy_choice"]["acc,none"] == by_object["results"]["toy_choice"]["acc,none"]
+    answers, again = ([sample["resps"] for sample in found["samples"]["toy_choice"]] for found in (by_name, by_object))
+    assert answers == again and len(answers) == 5
+    assert by_name["config"]["estimator"] == "published" and by_name["config"]["mc_num"] == 8
+
+
+@pytest.mark.parametrize("options", [*(dict(estimator=name) for name in ("count", "published", "bernoulli", "chain")),
+                                     dict(mc_num="auto:4", mc_max=64)], ids=str)
+def test_values_depend_on_neither_order_nor_batches_nor_repetition(tiny_checkpoint, options):
+    options = {"mc_num": 8, **options}
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", **options)
+    first = scored(lm, PAIRS)
+    assert scored(lm, PAIRS[::-1])[::-1] == pytest.approx(first, abs=1e-4) and scored(lm, PAIRS) == first
+    for size in (dict(batch_size=7), dict(batch_tokens=100)):
+        assert scored(LLaDA(str(tiny_checkpoint), device="cpu", **options, **size), PAIRS) == pytest.approx(first, abs=1e-4)
+    halves = scored(lm, PAIRS[:3]) + scored(lm, PAIRS[3:])        # as two processes would: a question stays together
+    assert halves == pytest.approx(first, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_values_of_one(tiny_checkpoint, task_folder):
+    def run(name: str, *launcher: str) -> dict[int, list]:
+        folder = task_folder / name
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "lm_eval", "--model", "llada", "--tasks", "toy_choice",
+             "--include_path", str(task_folder / "tasks"),
+             "--model_args", f"pretrained={tiny_checkpoint},mc_num=8,likelihood_log={folder}/log.jsonl",
+             "--device", "cpu", "--output_path", str(folder), "--log_samples"],
+            cwd=folder, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hf")},
+            capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        rows = [json.loads(line) for line in next(folder.rglob("samples_toy_choice_*.jsonl")).read_text().splitlines()]
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        texts = {f"{row['doc']['question']} {choice}" for row in rows for choice in row["doc"]["choices"]}
+        assert {line["context"] + line["answer"] for line in lines} == texts
+        return {row["doc_id"]: [float(answer[0][0]) for answer in row["resps"]] for row in rows}
+    one = run("one")
+    two = run("two", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29647")
+    assert sorted(one) == sorted(two) == list(range(5))
+    for doc in one:
+        assert two[doc] == pytest.approx(one[doc], abs=1e-4)
+
+
+# ---- what a run records
+
+def test_the_log_has_a_line_with_the_error_of_every_request(tiny_checkpoint, tmp_path):
+    path = tmp_path / "likelihoods.jsonl"
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=8, likelihood_log=str(path))
+    values = scored(lm, PAIRS)
+    lines = {line["context"] + line["answer"]: line for line in map(json.loads, path.read_text().splitlines())}
+    assert len(lines) == len(PAIRS)
+    for (context, continuation), value in zip(PAIRS, values):
+        line = lines[(context or BOS) + continuation]
+        assert line["value"] == value and line["stderr"] > 0 and 0 < line["num_forwards"] <= 8 and line["num_tokens"] == len(continuation)
+        assert line["greedy"] is None
+    scored(lm, PAIRS[:1])
+    assert len(path.read_text().splitlines()) == len(PAIRS) + 1                                  # appended
+    single = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=1, likelihood_log=str(tmp_path / "one.jsonl"))
+    scored(single, PAIRS[:1])
+    assert json.loads((tmp_path / "one.jsonl").read_text())["stderr"] is None                    # nan is no JSON
+    with pytest.raises(ValueError, match="its folder does not exist"):
+        LLaDA(str(tiny_checkpoint), device="cpu", likelihood_log=str(tmp_path / "none" / "log.jsonl"))
+
+
+def test_the_greedy_flag_is_false_until_asked(tiny_checkpoint):
+    plain, asking = (LLaDA(str(tiny_checkpoint), device="cpu", mc_num=1, greedy_check=check) for check in (False, True))
+    engine = plain.engine
+    context = engine.encode("the cat")
+    scores = engine.model(engine.model.embedding.weight.new_tensor([context + [engine.special.mask]]).long())[0, -1]
+    scores[engine.special.mask] = -math.inf
+    best = int(scores.argmax())
+    pairs = [(("a", "b"), context, [best]), (("a", "c"), context, [(best + 1) % 256])]
+    assert [flag for _, flag in plain._loglikelihood_tokens(pairs, disable_tqdm=True)] == [False, False]
+    assert [flag for _, flag in asking._loglikelihood_tokens(pairs, disable_tqdm=True)] == [True, False]
+
+
+def test_a_context_that_is_too_long_is_cut_from_the_left_with_one_warning(tiny_checkpoint, caplog):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", max_length=20, mc_num=8)
+    with caplog.at_level(logging.WARNING):
+        long, short, _ = scored(lm, [("x" * 50 + "the cat sat on", " it"), ("xxxthe cat sat on", " it"), ("y" * 60, " more")])
+    assert long == pytest.approx(short, abs=1e-4)
+    assert [message for message in caplog.messages if "cut" in message] == ["contexts are cut from the left to fit the model's 20 tokens"]

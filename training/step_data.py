@@ -1,0 +1,131 @@
+"""Step-labelled solutions for process reward models, in TRL's JSONL format, and as token rows.
+
+    python -m training.step_data --num 1000 --output steps.jsonl        sudoku solutions labelled by the exact rule
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from llada_plugins.prm_families import token_class_ids
+from llada_plugins.tasks.sudoku import DEFAULT_NUM_TEST
+
+from .objectives import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORM = '{"prompt": text, "completions": [text, …], "labels": [true or false, …]}'
+
+
+class StepRow(NamedTuple):
+    """A question, the steps of one solution, and whether each is right."""
+
+    prompt: str
+    completions: list[str]
+    labels: list[bool]
+
+
+class StepExample(NamedTuple):
+    """A token row; labels are 1 or 0 at the last token of each step's separator, else IGNORED."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+Encode = Callable[[StepRow], StepExample]
+
+
+def step_encoder(tokenizer: PreTrainedTokenizerBase, separator: str) -> Encode:
+    """Rows to token rows by the function that scores; raises ValueError where the separator has no token."""
+    token_class_ids(tokenizer, "", [], separator)
+
+    def encode(row: StepRow) -> StepExample:
+        ids, positions = token_class_ids(tokenizer, row.prompt, row.completions, separator)
+        labels = [IGNORED] * len(ids)
+        for position, label in zip(positions, row.labels, strict=True):
+            labels[position] = int(label)
+        return StepExample(ids, labels)
+    return encode
+
+
+def read_steps(path: Path) -> list[StepRow]:
+    """The rows of a JSONL file. Raises FileNotFoundError, or ValueError that names file and line."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORM}")
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                rows += [_parse(json.loads(line))] if line.strip() else []
+            except ValueError as error:        # includes json.JSONDecodeError
+                raise ValueError(f"{path}:{number}: {error}") from None
+    if not rows:
+        raise ValueError(f"{path}: no rows; give a JSONL file with rows {FORM}")
+    return rows
+
+
+def write_steps(rows: Iterable[StepRow], path: Path) -> None:
+    """Write rows as JSONL."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def collate_steps(pad_id: int) -> Callable[[Sequence[StepExample]], dict[str, Tensor]]:
+    """Batches padded on the right: input_ids, attention_mask, labels and weight, all (B, L); weight is 1 where a step is read."""
+    def padded(rows: Iterable[Sequence[int]], value: int) -> Tensor:
+        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+
+    def collate(examples: Sequence[StepExample]) -> dict[str, Tensor]:
+        labels = padded((example.labels for example in examples), IGNORED)
+        return {"input_ids": padded((example.input_ids for example in examples), pad_id),
+                "attention_mask": padded(([1] * len(example.input_ids) for example in examples), 0),
+                "labels": labels, "weight": (labels != IGNORED).float()}
+    return collate
+
+
+def _parse(row: Any) -> StepRow:
+    if not isinstance(row, dict) or row.keys() != set(StepRow._fields):
+        raise ValueError(f"expected {FORM}, found {f'keys {sorted(row)}' if isinstance(row, dict) else type(row).__name__}")
+    prompt, steps, labels = (row[name] for name in StepRow._fields)
+    if not isinstance(prompt, str) or not _list_of(str, steps) or not _list_of(bool, labels):
+        raise ValueError(f"expected {FORM}, found a value of another type")
+    if len(steps) != len(labels):
+        raise ValueError(f"{len(steps)} completions but {len(labels)} labels: give one label to each step")
+    if not steps:
+        raise ValueError("completions is empty: a solution has at least one step")
+    return StepRow(prompt, steps, labels)
+
+
+def _list_of(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    from .sudoku_steps import solutions_in_steps
+
+    parser = argparse.ArgumentParser(prog="python -m training.step_data", description="Step-labelled sudoku solutions as TRL's JSONL.",
+                                     allow_abbrev=False)
+    parser.add_argument("--num", type=int, default=DEFAULT_NUM_TEST, help="number of solutions (default: %(default)s)")
+    parser.add_argument("--split", choices=("train", "test"), default="train", help="split of the puzzles (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other puzzles and mistakes (default: %(default)s)")
+    parser.add_argument("--output", required=True, type=Path, help="JSONL file to write; must not exist")
+    options = parser.parse_args(argv)
+    if options.num < 1:
+        sys.exit(f"error: --num must be at least 1, got {options.num}")
+    if options.output.exists():
+        sys.exit(f"error: --output {options.output} exists: give another name")
+    write_steps(solutions_in_steps(options.split, options.num, options.seed), options.output)
+
+
+if __name__ == "__main__":
+    main()
