@@ -19,10 +19,12 @@ from opencompass.registry import MODELS
 from opencompass.utils.prompt import PromptList
 
 from llada_plugins.engine import Engine, Request
+from llada_plugins.methods import Judge
 from llada_plugins.opencompass_models import LLaDA, unwrap_prediction
 from llada_plugins.sampler_config import SamplerConfig
 from llada_plugins.tasks import sudoku
 from llada_plugins.tasks.opencompass import Sudoku4Dataset, Sudoku4Evaluator
+from llada_plugins.text import without_special_tokens
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -259,6 +261,27 @@ def test_an_unpublished_choice_is_refused(monkeypatch) -> None:
         Config.fromfile(CONFIGS / "eval_llada_published.py")
 
 
+def test_a_process_reward_model_is_asked_the_bare_question(monkeypatch, engine) -> None:
+    monkeypatch.setenv("LLADA_PRM", "prm")
+    monkeypatch.setenv("LLADA_PRETRAINED", "GSAI-ML/LLaDA-8B-Instruct")
+    config = Config.fromfile(CONFIGS / "eval_llada_math500.py")
+    entry, = config.models
+    assert entry["type"].__name__ == "LLaDAPRM" and SamplerConfig(**{name: entry[name] for name in ("gen_length", "steps", "block_length")})
+    question = "What is\n\nthe user's $x$?\nPlease reason step by step: no."
+    prompt = config.datasets[0]["infer_cfg"]["prompt_template"]["template"]["round"][0]["prompt"].replace("{problem}", question)
+    for asked in (prompt, engine.render_chat([{"role": "user", "content": prompt}])):
+        judge = Judge(None, None, "block", entry["question_pattern"])
+        assert judge.question(without_special_tokens(engine.tokenizer, asked)) == question
+
+
+def test_stock_math500_reads_references_from_solutions_and_grades_with_math_verify() -> None:
+    pytest.importorskip("math_verify")
+    evaluator = Config.fromfile(CONFIGS / "eval_llada_math500.py").datasets[0]["eval_cfg"]["evaluator"]["type"]
+    solutions = ["First $x = 3.$ Then $2x = \\boxed{6}.$", "So $\\frac{2}{4} = \\boxed{\\frac{1}{2}}.$"]
+    assert evaluator().score(["Hence $\\boxed{6}$.", "$\\boxed{0.5}$"], solutions)["accuracy"] == 100
+    assert evaluator().score(["Hence $\\boxed{3}$.", "4"], solutions)["accuracy"] == 0
+
+
 def run_opencompass(cwd: Path, config: Path | str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "opencompass.cli.main", str(config), *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600,
@@ -347,6 +370,7 @@ def test_statistics_survive_evaluation(tmp_path) -> None:
 @pytest.mark.parametrize(("config", "dataset", "num_rows", "files"), [
     ("eval_llada_gsm8k.py", "gsm8k-0shot-first20", 20, {"gsm8k/train.jsonl": "gsm8k/train.jsonl", "gsm8k/test.jsonl": "gsm8k/test.jsonl"}),
     ("eval_llada_humaneval.py", "openai_humaneval", 164, {"humaneval/human-eval-v2-20210705.jsonl": "humaneval/HumanEval.jsonl"}),
+    ("eval_llada_math500.py", "math-500-first20", 20, {"math/test_prm800k_500.jsonl": "math500/test.jsonl"}),
 ])
 def test_real_data_runs_end_to_end(tmp_path, config, dataset, num_rows, files) -> None:
     for name, source in files.items():

@@ -1,29 +1,30 @@
-"""Local JSONL for the *_local tasks, and code execution without a metric from the hub.
+"""Local files for the *_local tasks, grading of mathematics, and code execution without a metric from the hub.
 
 The folder is --metadata '{"data_dir": "/path"}' or the environment variable LLADA_PLUGINS_DATA; each task's YAML names its file.
 """
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import datasets
 
+from llada_plugins.tasks import local_files, mathematics
+
 
 def load(data_file: str, fewshot_file: str | None = None, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """The splits "test" and, where the task draws shots from another file, "train"."""
-    folder = data_dir or os.environ.get("LLADA_PLUGINS_DATA")
-    if not folder:
-        raise ValueError("this task reads local files: set LLADA_PLUGINS_DATA to their folder, or pass --metadata '{\"data_dir\": \"/path\"}'")
     files = {"test": data_file, **({"train": fewshot_file} if fewshot_file else {})}
-    splits = {}
-    for split, name in files.items():
-        path = Path(folder) / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; {folder} must hold {', '.join(files.values())}")
-        splits[split] = datasets.load_dataset("json", data_files=str(path), split="train")
-    return splits
+    paths = local_files.find(data_dir, *files.values())
+    return {split: datasets.load_dataset("json", data_files=str(path), split="train") for split, path in zip(files, paths)}
+
+
+def load_questions(data_file: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """The split "test", columns question and answer, both strings, of a CSV, JSONL or JSON file; refused before any question is asked."""
+    mathematics.check_grader()
+    path, = local_files.find(data_dir, data_file)
+    questions = mathematics.read(path)
+    mathematics.check_references(questions)
+    return {"test": datasets.Dataset.from_list([question._asdict() for question in questions])}
 
 
 def humaneval_program(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
@@ -45,9 +46,7 @@ def mbpp_program(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 def math_answer(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 if the boxed or last answer equals the reference mathematically, judged by math-verify."""
-    from math_verify import parse, verify
-
-    return {"math_verify": float(verify(parse(f"${doc['answer']}$"), parse(results[0])))}
+    return {"math_verify": float(mathematics.grade(doc["answer"], results[0]).correct)}
 
 
 def load_mbpp(**arguments: Any) -> dict[str, datasets.Dataset]:

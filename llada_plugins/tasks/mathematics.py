@@ -1,0 +1,97 @@
+"""Questions with mathematical answers: files of them, how they are asked, and math-verify's judgement, the one rule of every task here.
+
+math-verify bounds its work by an alarm signal: grade in the main thread.
+"""
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."        # the wording of Qwen and OpenCompass
+QUESTION_COLUMNS = ("question", "problem")
+
+
+class Question(NamedTuple):
+    """A row of a data set."""
+
+    question: str
+    answer: str        # LaTeX, bare or in \boxed{}
+
+
+class Grade(NamedTuple):
+    """The judgement of one response."""
+
+    correct: bool
+    answer: str        # as extracted from the response, "" where it has none
+
+
+def read(path: Path) -> list[Question]:
+    """The questions of a .csv, .jsonl or .json file with the columns question (or problem) and answer; others are ignored."""
+    try:
+        rows = _rows(path)
+    except (csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not rows:
+        raise ValueError(f"{path} holds no questions")
+    return [_question(path, number, row) for number, row in enumerate(rows, 1)]
+
+
+def asked(question: str, instruction: str = INSTRUCTION) -> str:
+    """What the model is told, before any chat template."""
+    return f"{question}\n{instruction}" if instruction else question
+
+
+def check_grader() -> None:
+    """Raise ImportError with the install line where math-verify is absent."""
+    try:
+        import math_verify  # noqa: F401
+    except ImportError as error:
+        raise ImportError("grading mathematics needs math-verify: pip install 'llada-plugins[grading]'") from error
+
+
+def check_references(questions: list[Question]) -> None:
+    """Raise ValueError on a reference that math-verify cannot read: every answer to it would count as wrong."""
+    for number, question in enumerate(questions, 1):
+        if not _reference(question.answer):
+            raise ValueError(f"row {number}: math-verify reads no answer in {question.answer!r}: give LaTeX, bare or in \\boxed{{}}")
+
+
+def grade(reference: str, response: str) -> Grade:
+    """Whether the boxed or last answer of the response equals the reference mathematically."""
+    check_grader()
+    from math_verify import parse, verify
+
+    found = parse(response)        # expressions, then the text they were read from
+    return Grade(bool(verify(_reference(reference), found)), str(found[-1]) if found else "")
+
+
+def _reference(answer: str) -> list[Any]:
+    from math_verify import parse
+
+    return parse(f"${answer}$")
+
+
+def _rows(path: Path) -> list[Any]:
+    with path.open(encoding="utf-8-sig", newline="") as file:        # spreadsheets write a byte order mark
+        if path.suffix == ".csv":
+            return list(csv.DictReader(file))
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in file if line.strip()]
+        if path.suffix == ".json" and isinstance(rows := json.load(file), list):
+            return rows
+    raise ValueError(f"{path} must be a .csv, a .jsonl or a .json file that holds a list")
+
+
+def _question(path: Path, number: int, row: Any) -> Question:
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, row {number}: not an object with the columns question (or problem) and answer")
+    column = next((name for name in QUESTION_COLUMNS if name in row), "question")
+    for name in (column, "answer"):
+        if name not in row:
+            raise ValueError(f"{path}, row {number}: no column {name!r}; there are {', '.join(map(str, row))}; "
+                             "needed are question (or problem) and answer")
+        if row[name] is None or not str(row[name]).strip():
+            raise ValueError(f"{path}, row {number}: {name} is empty")
+    return Question(str(row[column]), str(row["answer"]))
