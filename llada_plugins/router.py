@@ -1,17 +1,19 @@
 """ALA, the router: prompt-conditioned seeds in place of the one static embedding that all masked positions share.
 
-Nothing inside the transformer changes: only what masked answer positions look like before the first block. `routed` makes a Denoiser
-from a Denoiser, `RoutedLLaDA` a module for training; both go through `route`. The last-layer corrections of later public code that
-share the name are something else, and not here.
+Nothing inside the transformer changes: only what masked answer positions look like before its first block, or before each of several.
+`routed` makes a Denoiser from a Denoiser, `RoutedLLaDA` a module for training; both go through `route_blocks`. The last-layer
+corrections of later public code that share the name are something else, and not here.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import arg, build, names, reject_unknown
@@ -35,15 +37,21 @@ class RouterConfig:
         "residual", "residual: mask embedding + output, zero at first: it starts as the identity; replace: the output alone")
     max_positions: int = arg(1024, "longest answer, and reach into the prompt from its end, in tokens")
     use_prompt: bool = arg(True, "off: the control, a static bias for each answer position that sees no prompt")
+    scale: float = arg(1.0, "unit of the input's seeds; the size of embeddings, in training with --router_scaled")
+    blocks: int = arg(1, "transformer blocks that get seeds, each its own, the first ones; 1 = only the input")
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "heads", "layers", "max_positions"):
+        for name in ("d_model", "heads", "layers", "max_positions", "blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} of a router must be at least 1, got {getattr(self, name)}")
+        if not self.scale > 0:
+            raise ValueError(f"scale of a router must be above 0, got {self.scale}")
         if self.mlp < 0:
             raise ValueError(f"mlp of a router must not be negative, got {self.mlp}")
         if self.d_model % self.heads:
             raise ValueError(f"d_model ({self.d_model}) of a router must be a multiple of heads ({self.heads})")
+        if self.blocks > 1 and self.mode == "replace":
+            raise ValueError(f"mode='replace' knows nothing to replace after the input: blocks must be 1, got {self.blocks}")
 
 
 class RouterLayer(nn.Module):
@@ -64,7 +72,7 @@ class RouterLayer(nn.Module):
 
 
 class Router(nn.Module):
-    """Seeds (B, W, D) for W answer positions from prompt embeddings (B, P, D): mask queries attend to the prompt."""
+    """Seeds (B, W, blocks, D) for W answer positions from prompt embeddings (B, P, D): mask queries attend to the prompt."""
 
     def __init__(self, config: RouterConfig) -> None:
         super().__init__()
@@ -74,7 +82,7 @@ class Router(nn.Module):
         self.prompt_norm = nn.LayerNorm(config.d_model)
         self.stack = nn.ModuleList(RouterLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.d_model)
-        self.out = nn.Linear(config.d_model, config.d_model)
+        self.out = nn.Linear(config.d_model, config.blocks * config.d_model)
         if config.mode == "residual":
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
@@ -82,7 +90,8 @@ class Router(nn.Module):
     def forward(self, prompt: Tensor, present: Tensor, mask_embedding: Tensor, width: int) -> Tensor:
         """prompt: (B, P, D) embeddings, the answer follows column P - 1. present: (B, P) bool, prompt tokens. mask_embedding: (D,).
 
-        A row without prompt gets the mask embedding at every position.
+        The first block's seeds stand for embeddings, the others' are to be added to hidden states. A row without prompt gets the mask
+        embedding at every position, and zeros.
         """
         if width > self.config.max_positions:
             raise ValueError(f"the router knows answers of {self.config.max_positions} tokens (max_positions), got {width}: "
@@ -96,17 +105,27 @@ class Router(nn.Module):
         x = query
         for layer in self.stack:
             x = layer(x, keys, absent)
-        seeds = self.out(self.norm(x))
+        seeds = self.out(self.norm(x)).unflatten(-1, (self.config.blocks, -1))               # (B, W, blocks, D)
+        seeds = torch.cat([self.config.scale * seeds[:, :, :1], seeds[:, :, 1:]], 2)
+        static = F.pad(mask_embedding[None], (0, 0, 0, self.config.blocks - 1))              # (blocks, D)
         if self.config.mode == "residual":
-            seeds = mask_embedding + seeds
-        return torch.where(empty[:, None, None], mask_embedding, seeds)
+            seeds = static + seeds
+        return torch.where(empty[:, None, None, None], static, seeds)
 
 
 def route(router: Router, embedding: nn.Embedding, tokens: Tensor, answer_start: Tensor, mask_id: int) -> Tensor:
-    """Embeddings (B, L, D) of tokens (B, L) in which masked answer positions carry the router's seeds; PADDING embeds as token 0.
+    """Embeddings (B, L, D) of tokens (B, L) in which masked answer positions carry the router's seeds; of a router of one block."""
+    if router.config.blocks > 1:
+        raise ValueError(f"this router seeds {router.config.blocks} blocks, and embeddings alone were asked for: give one with blocks=1")
+    return route_blocks(router, embedding, tokens, answer_start, mask_id)[:, :, 0]
 
-    answer_start: (B,) column of each row's first answer token. Rows are aligned so that each prompt ends at its own answer_start.
-    Without a masked answer position the result is exactly the embedding's.
+
+def route_blocks(router: Router, embedding: nn.Embedding, tokens: Tensor, answer_start: Tensor, mask_id: int) -> Tensor:
+    """What a router makes of tokens (B, L), as (B, L, blocks, D): embeddings, then what is added before the second block, and so on.
+
+    Masked answer positions carry seeds; elsewhere stand the tokens' own embeddings, PADDING as token 0, then zeros. answer_start: (B,)
+    column of each row's first answer token. Rows are aligned so that each prompt ends at its own answer_start. Without a masked answer
+    position the result is exactly the embedding's.
     """
     embeds = embedding(tokens.clamp(min=0))                                                  # (B, L, D)
     length = tokens.shape[1]
@@ -121,15 +140,42 @@ def route(router: Router, embedding: nn.Embedding, tokens: Tensor, answer_start:
     width = int(position.masked_fill(~seeded, 0).max()) + 1                                  # of the longest answer, padding left out
     mask_embedding = embedding.weight[mask_id]
     seeds = router(prompt.to(router.out.weight.dtype), present, mask_embedding.to(router.out.weight.dtype), width).to(embeds.dtype)
-    seeds = seeds.gather(1, position.clamp(0, width - 1)[..., None].expand(-1, -1, embeds.shape[-1]))
-    return torch.where(seeded[..., None], seeds, embeds)
+    seeds = seeds.gather(1, position.clamp(0, width - 1)[..., None, None].expand(-1, -1, *seeds.shape[2:]))
+    own = F.pad(embeds[:, :, None], (0, 0, 0, router.config.blocks - 1))                     # (B, L, blocks, D)
+    return torch.where(seeded[..., None, None], seeds, own)
 
 
-def routed(denoise: Denoiser, router: Router, embedding: nn.Embedding, mask_id: int) -> Denoiser:
-    """The same denoiser on routed embeddings. Masked *prompt* positions (guidance's blank prompt) keep the static embedding."""
+@contextmanager
+def added(blocks: Sequence[nn.Module], seeds: Tensor) -> Iterator[None]:
+    """Within it, the second block reads its input plus seeds[:, :, 1], and so on; what runs inside the blocks stays as it is."""
+    handles = [block.register_forward_pre_hook(lambda _, inputs, seed=seed: (inputs[0] + seed, *inputs[1:]))
+               for block, seed in zip(blocks[1:], seeds.unbind(2)[1:])]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def routed(denoise: Denoiser, router: Router, embedding: nn.Embedding, mask_id: int, blocks: Sequence[nn.Module] = ()) -> Denoiser:
+    """The same denoiser on routed embeddings. Masked *prompt* positions (guidance's blank prompt) keep the static embedding.
+
+    blocks: the transformer's, for a router that seeds several.
+    """
+    check_blocks(router, max(1, len(blocks)))
+
     def denoise_routed(canvas: Canvas, window: slice) -> Prediction:
-        return denoise(canvas._replace(embeds=route(router, embedding, canvas.tokens, canvas.answer_start, mask_id)), window)
+        seeds = route_blocks(router, embedding, canvas.tokens, canvas.answer_start, mask_id)
+        with added(blocks, seeds[:, canvas.columns]):
+            return denoise(canvas._replace(embeds=seeds[:, :, 0]), window)
     return denoise_routed
+
+
+def check_blocks(router: Router, num_blocks: int) -> None:
+    """Raise ValueError where a router seeds more blocks than there are."""
+    if router.config.blocks > num_blocks:
+        raise ValueError(f"this router seeds {router.config.blocks} blocks, and there are {num_blocks}: "
+                         "give the model's blocks, or another router")
 
 
 class RoutedLLaDA(nn.Module):
@@ -139,6 +185,7 @@ class RoutedLLaDA(nn.Module):
         super().__init__()
         if router.config.d_model != backbone.config.d_model:
             raise ValueError(f"the router's width is {router.config.d_model}, the model's {backbone.config.d_model}")
+        check_blocks(router, backbone.config.n_layers)
         self.backbone = backbone.requires_grad_(False)
         self.router = router
         self.mask_id = mask_id
@@ -151,8 +198,9 @@ class RoutedLLaDA(nn.Module):
             raise ValueError(f"prompt_lengths must be ({len(input_ids)},) whole numbers from 0 to {input_ids.shape[1]}, "
                              f"got {prompt_lengths.tolist()}")
         tokens = input_ids if attention_mask is None else input_ids.masked_fill(~attention_mask.bool(), PADDING)
-        embeds = route(self.router, self.backbone.embedding, tokens, prompt_lengths, self.mask_id)
-        return self.backbone(None, attention_mask, inputs_embeds=embeds)
+        seeds = route_blocks(self.router, self.backbone.embedding, tokens, prompt_lengths, self.mask_id)
+        with added(self.backbone.model["transformer"]["blocks"], seeds):
+            return self.backbone(None, attention_mask, inputs_embeds=seeds[:, :, 0])
 
 
 def save_router(router: Router, folder: Path, backbone: str, extra_config: Mapping[str, Any] | None = None) -> None:
@@ -167,4 +215,5 @@ def load_router(folder: Path, model: LLaDA) -> Router:
     check_part(ROUTER, raw, folder, model)
     with torch.device("meta"):
         router = Router(build(RouterConfig, raw))
+    check_blocks(router, model.config.n_layers)
     return fill_part(ROUTER, router, folder, model)

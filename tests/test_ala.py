@@ -102,7 +102,7 @@ def test_the_fingerprint_and_info_say_which_router(make, router, tmp_path):
     write_router(copied, make().folder, "residual")
     assert make(router=str(copied)).fingerprint() != first
     info = make(router=str(router)).info()
-    assert (info["method"], info["router"], info["confidence_source"]) == ("llada_ala", str(router), "tps_prob")
+    assert (info["method"], info["method_options"], info["confidence_source"]) == ("llada_ala", {"router": str(router)}, "tps_prob")
 
 
 # ---- the harness classes

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import ala_report
-from benchmarks.ala_report import Measured, Options, masked_cross_entropy, mean
+from benchmarks.ala_report import TASKS, Measured, Options, masked_cross_entropy, mean
 from llada_plugins.engine import Engine
 from llada_plugins.tasks import nim
 
@@ -40,8 +40,8 @@ def test_differences_are_paired_by_problem_and_seed_and_the_control_is_subtracte
         row = torch.tensor(values["plain" if router is None else router.name], dtype=torch.float64)
         return Measured(row, {"test@8": row})
     monkeypatch.setattr(ala_report, "measure", measured)
-    monkeypatch.setattr(ala_report, "train", lambda options, variant, seed: tmp_path / f"{variant}-{seed}")
-    result = ala_report.run(Options(variants="router,bias", seeds="0,1"))
+    monkeypatch.setattr(ala_report, "train", lambda task, options, variant, seed: tmp_path / f"{variant}-{seed}")
+    result = ala_report.run(TASKS["nim"], Options(variants="router,bias", seeds="0,1"))
     differences = {(each["of"], each["less"]): each["cross_entropy"] for each in result["differences"]}
     assert differences.keys() == {("router", "plain"), ("bias", "plain"), ("router", "bias")}
     assert [seed["mean"] for seed in differences["router", "bias"]["seeds"]] == [-0.5, 0.25]
@@ -52,7 +52,7 @@ def test_differences_are_paired_by_problem_and_seed_and_the_control_is_subtracte
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--variants", "router,wide"], "--variants must be of router, bias, deep_router, deep_bias, got wide"),
+    (["--variants", "router,wide"], "--variants must be of router, bias, deep_router, deep_bias, block_router, block_bias, got wide"),
     (["--seeds", "0,x"], "--seeds must be whole numbers with commas between them, got '0,x'"),
 ])
 def test_bad_input_ends_with_one_clear_line(flags, message):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from llada_plugins.confidence import CONFIDENCE
 from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, align, guided, model_denoiser
@@ -14,7 +14,7 @@ from llada_plugins.generation import generate
 from llada_plugins.likelihood import log_likelihood
 from llada_plugins.model import LLaDA
 from llada_plugins.policy_stream import PolicyHead, policy_denoiser
-from llada_plugins.router import RoutedLLaDA, Router, RouterConfig, route, routed
+from llada_plugins.router import RoutedLLaDA, Router, RouterConfig, route, route_blocks, routed
 from llada_plugins.sampler_config import SamplerConfig
 
 MASK, D = 39, 32        # of make_model's models
@@ -27,6 +27,7 @@ ROUTERS = {
     "deep": dict(mode="residual", layers=2, mlp=24),
     "one head": dict(mode="replace", heads=1),
     "no prompt": dict(mode="replace", use_prompt=False, mlp=8),
+    "both blocks": dict(mode="residual", blocks=2, scale=0.5),
 }
 every_router = pytest.mark.parametrize("kind", ROUTERS)
 
@@ -63,6 +64,10 @@ def fresh_router(mode: str, **fields) -> Router:
         return Router(RouterConfig(d_model=D, mode=mode, **fields)).eval().requires_grad_(False)
 
 
+def blocks_of(model: LLaDA) -> nn.ModuleList:
+    return model.model["transformer"]["blocks"]
+
+
 @pytest.fixture(scope="module")
 def model(make_model) -> LLaDA:
     return make_model()
@@ -94,12 +99,13 @@ def ragged() -> tuple[Tensor, Tensor]:
 # ---- what the seeds are
 
 def seed_by_hand(router: Router, prompt: Tensor, mask_embedding: Tensor, place: int) -> Tensor:
-    """One answer position's seed (D,) from one row's prompt embeddings (P, D): cross-attention head by head, no batch, no padding."""
-    def normed(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
+    """One answer position's seeds (blocks, D) from one row's prompt embeddings (P, D): attention head by head, no batch, no padding."""
+    def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
         return F.layer_norm(x, (D,), norm.weight, norm.bias)
 
+    static = torch.stack([mask_embedding] + [torch.zeros(D)] * (router.config.blocks - 1))
     if not len(prompt):
-        return mask_embedding
+        return static
     last = router.config.max_positions - 1
     keys = torch.stack([normed(router.prompt_norm, token + router.prompt_position.weight[min(len(prompt) - 1 - number, last)])
                         for number, token in enumerate(prompt)])
@@ -116,23 +122,24 @@ def seed_by_hand(router: Router, prompt: Tensor, mask_embedding: Tensor, place: 
             x = x + layer.attention.out_proj(torch.cat(heads))
         if layer.mlp is not None:
             x = x + layer.mlp[3](F.gelu(layer.mlp[1](normed(layer.mlp[0], x))))
-    seed = router.out(normed(router.norm, x))
-    return mask_embedding + seed if router.config.mode == "residual" else seed
+    seed = router.out(normed(router.norm, x)).view(router.config.blocks, D)
+    seed = torch.cat([router.config.scale * seed[:1], seed[1:]])
+    return static + seed if router.config.mode == "residual" else seed
 
 
 @every_router
 def test_route_equals_a_row_by_row_position_by_position_implementation(model, kind):
     router, (tokens, start) = random_router(kind, max_positions=8), ragged()
     tokens[torch.arange(16) >= start[:, None] + 8] = PADDING        # as long as the router knows; a prompt of 9 exceeds its reach
-    embeds = route(router, model.embedding, tokens, start, MASK)
-    for row, first, routed_row in zip(tokens, start.tolist(), embeds):
+    seeds = route_blocks(router, model.embedding, tokens, start, MASK)
+    for row, first, routed_row in zip(tokens, start.tolist(), seeds):
         prompt = model.embedding(torch.tensor([token for token in row[:first].tolist() if token != PADDING], dtype=torch.long))
         for column, token in enumerate(row.tolist()):
             if token == MASK and column >= first:
                 expected = seed_by_hand(router, prompt, model.embedding.weight[MASK], column - first)
                 torch.testing.assert_close(routed_row[column], expected, **ROUNDING)
             elif token != PADDING:
-                assert torch.equal(routed_row[column], model.embedding.weight[token])
+                assert torch.equal(routed_row[column, 0], model.embedding.weight[token]) and not routed_row[column, 1:].any()
 
 
 def test_prompt_places_beyond_the_routers_reach_share_one_position(model):
@@ -149,9 +156,10 @@ def test_prompt_places_beyond_the_routers_reach_share_one_position(model):
 def test_seeds_differ_between_answer_positions_and_do_not_depend_on_the_answers_length(model, kind):
     router = random_router(kind)
     tokens = torch.tensor([[5, 6, 7, *[MASK] * 8]])
-    seeds = route(router, model.embedding, tokens, torch.tensor([3]), MASK)[0, 3:]
-    assert torch.cdist(seeds, seeds).fill_diagonal_(1).min() > 0.1
-    shorter = route(router, model.embedding, tokens[:, :6], torch.tensor([3]), MASK)[0, 3:]
+    seeds = route_blocks(router, model.embedding, tokens, torch.tensor([3]), MASK)[0, 3:]
+    for each in seeds.unbind(1):
+        assert torch.cdist(each, each).fill_diagonal_(1).min() > 0.1
+    shorter = route_blocks(router, model.embedding, tokens[:, :6], torch.tensor([3]), MASK)[0, 3:]
     torch.testing.assert_close(shorter, seeds[:3], **ROUNDING)
 
 
@@ -159,9 +167,9 @@ def test_seeds_differ_between_answer_positions_and_do_not_depend_on_the_answers_
 def test_seeds_depend_on_the_prompts_tokens_and_their_order_unless_the_prompt_is_off(model, kind):
     router = random_router(kind)
     rows = torch.tensor([[*prompt, *[MASK] * 5] for prompt in ([5, 6, 7], [7, 6, 5], [5, 6, 8])])
-    first, *others = route(router, model.embedding, rows, torch.full((3,), 3), MASK)[:, 3:]
+    first, *others = route_blocks(router, model.embedding, rows, torch.full((3,), 3), MASK)[:, 3:]
     for other in others:
-        assert torch.equal(other, first) if kind == "no prompt" else (other - first).abs().max() > 0.01
+        assert torch.equal(other, first) if kind == "no prompt" else (other - first).abs().amax((0, 2)).min() > 0.01
 
 
 def test_tokens_of_the_answer_do_not_change_the_seeds_beside_them(model):
@@ -174,11 +182,12 @@ def test_tokens_of_the_answer_do_not_change_the_seeds_beside_them(model):
 # ---- what stays as it was
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("fields", [dict(), dict(layers=2, mlp=16), dict(use_prompt=False)], ids=str)
+@pytest.mark.parametrize("fields", [dict(), dict(layers=2, mlp=16), dict(use_prompt=False), dict(blocks=2)], ids=str)
 def test_a_fresh_residual_router_is_the_identity_to_the_bit(make_model, dtype, fields):
     model, router, (tokens, start) = make_model().to(dtype), fresh_router("residual", **fields), ragged()
     plain = model.embedding(tokens.clamp(min=0))
-    assert torch.equal(route(router, model.embedding, tokens, start, MASK), plain)
+    seeds = route_blocks(router, model.embedding, tokens, start, MASK)
+    assert torch.equal(seeds[:, :, 0], plain) and not seeds[:, :, 1:].any()
     rows, length = tokens[[1, 3]], torch.tensor([9, 0])
     assert torch.equal(RoutedLLaDA(model, router, MASK)(rows, prompt_lengths=length), model(None, inputs_embeds=plain[[1, 3]]))
     assert torch.equal(model(None, inputs_embeds=plain[[1, 3]]), model(rows))
@@ -186,7 +195,7 @@ def test_a_fresh_residual_router_is_the_identity_to_the_bit(make_model, dtype, f
 
 @every_sampler
 def test_a_fresh_residual_router_decodes_the_baselines_answers(model, policy, options):
-    with_router = routed(policy, fresh_router("residual"), model.embedding, MASK)
+    with_router = routed(policy, fresh_router("residual", blocks=2), model.embedding, MASK, blocks_of(model))
     config = SamplerConfig(**options)
     assert generate(model, PROMPTS, config, denoise=with_router) == generate(model, PROMPTS, config, denoise=policy)
 
@@ -222,6 +231,54 @@ def test_guidances_blank_prompt_keeps_the_static_embedding_and_its_answer_is_rou
     blank = seen[0].embeds[2:]
     assert torch.equal(blank[0, :3], static.expand(3, -1)) and torch.equal(blank[1, 2], static)
     assert (blank[:, 3:] != static).any(-1).all() and (blank[:, 3:] != seen[0].embeds[:2, 3:]).any(-1).all()
+
+
+# ---- seeds before several blocks
+
+def test_each_block_reads_its_input_plus_its_seeds_whichever_way_the_model_is_called(make_model):
+    model, router, start = make_model(n_layers=3), random_router("residual", blocks=3), torch.tensor([2])
+    tokens = torch.tensor([[5, 6, MASK, 9, MASK]])
+    seeds = route_blocks(router, model.embedding, tokens, start, MASK)
+    seen: list[Tensor] = []
+    handles = [block.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output))) for block in blocks_of(model)]
+    routed(model_denoiser(model), router, model.embedding, MASK, blocks_of(model))(Canvas(tokens, start), slice(2, 5))
+    RoutedLLaDA(model, router, MASK)(tokens, prompt_lengths=start)
+    for handle in handles:
+        handle.remove()
+    first, after_first, second, after_second, third, _ = seen[:6]
+    assert torch.equal(first, seeds[:, :, 0])
+    assert torch.equal(second, after_first + seeds[:, :, 1]) and torch.equal(third, after_second + seeds[:, :, 2])
+    assert seeds[0, [2, 4], 1:].abs().amax(-1).min() > 0.01 and not seeds[0, [0, 1, 3], 1:].any()
+    assert all(torch.equal(one, other) for one, other in zip(seen[:6], seen[6:]))
+    assert not any(block._forward_pre_hooks for block in blocks_of(model))
+
+
+def test_with_keys_and_values_at_hand_some_columns_get_what_they_get_among_all(model):
+    denoise = routed(model_denoiser(model), random_router("both blocks"), model.embedding, MASK, blocks_of(model))
+    canvas = Canvas(torch.tensor([[5, 6, MASK, 9, MASK, MASK]]), torch.tensor([2]), past={})
+    at = torch.tensor([[0, 1]])
+    whole = denoise(canvas, slice(3, 5)).logits_at(at)
+    torch.testing.assert_close(denoise(canvas._replace(columns=slice(3, 5)), slice(3, 5)).logits_at(at), whole, **ROUNDING)
+
+
+def test_blocks_are_left_as_they_were_even_where_a_forward_fails(model):
+    router, tokens, start = random_router("both blocks"), torch.tensor([[5, MASK]]), torch.tensor([1])
+
+    def fail(canvas: Canvas, window: slice) -> Prediction:
+        raise RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        routed(fail, router, model.embedding, MASK, blocks_of(model))(Canvas(tokens, start), slice(1, 2))
+    assert not any(block._forward_pre_hooks for block in blocks_of(model))
+
+
+def test_a_router_of_more_blocks_than_are_given_is_refused_in_one_line(model):
+    router = random_router("residual", blocks=3)
+    for give in (lambda: routed(model_denoiser(model), router, model.embedding, MASK, blocks_of(model)),
+                 lambda: RoutedLLaDA(model, router, MASK)):
+        with pytest.raises(ValueError, match="this router seeds 3 blocks, and there are 2: give the model's blocks, or another router$"):
+            give()
+    with pytest.raises(ValueError, match="this router seeds 3 blocks, and embeddings alone were asked for: give one with blocks=1$"):
+        route(router, model.embedding, torch.tensor([[MASK]]), torch.tensor([0]), MASK)
 
 
 # ---- prompts of any length
@@ -260,7 +317,7 @@ def test_padding_behind_a_short_row_is_no_part_of_its_answer(model):
 
 @every_sampler
 def test_an_answer_does_not_depend_on_the_batch_around_it(model, policy, options):
-    with_router = routed(policy, random_router("deep"), model.embedding, MASK)
+    with_router = routed(policy, random_router("deep", blocks=2), model.embedding, MASK, blocks_of(model))
     config = SamplerConfig(**options)
     together = generate(model, PROMPTS, config, denoise=with_router)
     assert [generate(model, [prompt], config, denoise=with_router)[0] for prompt in PROMPTS] == together
@@ -270,7 +327,7 @@ def test_an_answer_does_not_depend_on_the_batch_around_it(model, policy, options
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
 @every_router
 def test_likelihoods_of_ragged_answers_do_not_depend_on_the_batch_and_are_another_models(model, kind, cfg_scale):
-    with_router = routed(model_denoiser(model), random_router(kind), model.embedding, MASK)
+    with_router = routed(model_denoiser(model), random_router(kind), model.embedding, MASK, blocks_of(model))
     pairs = list(zip(PROMPTS, ([7], [8, 9, 10, 11], [12, 13], [14, 15, 16, 17, 18, 19, 20], [21, 22, 23])))
     options = dict(mc_num=8, cfg_scale=cfg_scale, denoise=with_router)
     together = log_likelihood(model, pairs, batch_size=16, **options)
@@ -285,8 +342,9 @@ def test_a_row_without_prompt_is_the_baselines(model, kind):
     router = random_router(kind)
     module, tokens = RoutedLLaDA(model, router, MASK), torch.full((2, 5), MASK)
     assert torch.equal(module(tokens, prompt_lengths=torch.tensor([0, 0])), model(tokens))
-    assert torch.equal(route(router, model.embedding, tokens, torch.tensor([2, 0]), MASK)[1], model.embedding(tokens[1]))
-    with_router = routed(model_denoiser(model), router, model.embedding, MASK)
+    seeds = route_blocks(router, model.embedding, tokens, torch.tensor([2, 0]), MASK)[1]
+    assert torch.equal(seeds[:, 0], model.embedding(tokens[1])) and not seeds[:, 1:].any()
+    with_router = routed(model_denoiser(model), router, model.embedding, MASK, blocks_of(model))
     assert log_likelihood(model, [([], [5, 6, 7])], denoise=with_router) == log_likelihood(model, [([], [5, 6, 7])])
 
 
@@ -300,14 +358,14 @@ def test_an_answer_longer_than_the_router_knows_is_refused_in_one_line(model):
 
 # ---- training
 
-@pytest.mark.parametrize("fields", [dict(mode="replace"), dict(mode="residual"), dict(mode="residual", layers=2, mlp=8)], ids=str)
+@pytest.mark.parametrize("fields", [dict(mode="replace"), dict(mode="residual"), dict(mode="residual", layers=2, mlp=8, blocks=2)], ids=str)
 def test_the_gradient_reaches_the_router_and_nothing_else(make_model, fields):
     module = RoutedLLaDA(make_model().requires_grad_(True), Router(RouterConfig(d_model=D, **fields)), MASK)
     tokens, lengths = torch.tensor([[5, 6, MASK, MASK], [MASK] * 4, [7, MASK, 8, MASK]]), torch.tensor([2, 0, 1])
     F.cross_entropy(module(tokens, prompt_lengths=lengths).flatten(0, 1), torch.arange(12)).backward()
     assert all(parameter.grad is None for parameter in module.backbone.parameters())
     assert all(parameter.grad.isfinite().all() for parameter in module.router.parameters())
-    assert module.router.out.weight.grad.abs().max() > 0
+    assert all(grad.abs().max() > 0 for grad in module.router.out.weight.grad.split(D))        # of every block
     reached = [name for name, parameter in module.router.named_parameters() if parameter.grad.abs().max() > 0]
     assert ("query_position.weight" in reached) == (fields["mode"] == "replace")        # zero output weights: only they move at first
 

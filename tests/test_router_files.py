@@ -41,7 +41,7 @@ def edit(folder: Path, tensors: dict[str, Tensor | None] | None = None, **fields
     (folder / CONFIG).write_text(json.dumps({name: value for name, value in raw.items() if value is not None}))
 
 
-SHAPES = [dict(mode="replace"), dict(layers=2, mlp=24), dict(heads=1, max_positions=8), dict(use_prompt=False)]
+SHAPES = [dict(mode="replace"), dict(layers=2, mlp=24), dict(heads=1, max_positions=8), dict(use_prompt=False), dict(blocks=2, scale=0.5)]
 
 
 @pytest.mark.parametrize("fields", SHAPES, ids=str)
@@ -74,6 +74,10 @@ MISTAKES = {
     "key": (lambda folder: edit(folder, layer=2), r"unknown key of .*router_config.json: 'layer' \(did you mean 'layers'\?\)"),
     "mode": (lambda folder: edit(folder, mode="add"), "mode must be one of 'residual', 'replace', got 'add'"),
     "heads": (lambda folder: edit(folder, heads=5), r"d_model \(32\) of a router must be a multiple of heads \(5\)"),
+    "scale": (lambda folder: edit(folder, scale=0.0), "scale of a router must be above 0, got 0.0"),
+    "blocks": (lambda folder: edit(folder, blocks=0), "blocks of a router must be at least 1, got 0"),
+    "more blocks than the model has": (lambda folder: edit(folder, blocks=3), "this router seeds 3 blocks, and there are 2"),
+    "blocks to replace": (lambda folder: edit(folder, blocks=2, mode="replace"), "mode='replace' knows nothing to replace after the input"),
     "layers": (lambda folder: edit(folder, layers=0), "layers of a router must be at least 1, got 0"),
     "mlp": (lambda folder: edit(folder, mlp=-1), "mlp of a router must not be negative, got -1"),
     "missing tensor": (lambda folder: edit(folder, {"out.bias": None}), "its tensors do not fit its config: missing out.bias"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from llada_plugins.checkpoint import load_model
 from llada_plugins.engine import Engine, Request
 from llada_plugins.router import RouterConfig, load_router, route
 from llada_plugins.tasks import nim
-from training import objectives, router_sft, routing
+from training import launch, objectives, router_sft, routing
 from training.data import collate_answers, encode, vocabulary
 from training.launch import Job, RunArguments, run
 from training.trainer import noise
@@ -67,7 +68,7 @@ def logged(folder: Path, name: str) -> list[float]:
     return [row[name] for row in rows if name in row]
 
 
-@pytest.mark.parametrize("changed", [{}, {"mode": "replace"}, {"layers": 2, "mlp": 16}, {"use_prompt": False}], ids=str)
+@pytest.mark.parametrize("changed", [{}, {"mode": "replace"}, {"layers": 2, "mlp": 16}, {"use_prompt": False}, {"blocks": 2}], ids=str)
 def test_the_router_changes_and_no_bit_of_the_backbone_does(job, tmp_path, changed):
     before = digest(job.model)
     model = routing.routed_model(job, config(**changed), noise(0))
@@ -79,7 +80,7 @@ def test_the_router_changes_and_no_bit_of_the_backbone_does(job, tmp_path, chang
     assert digest(load_router(tmp_path / "out", job.model)) == digest(model.router)
 
 
-@pytest.mark.parametrize("changed", [{}, {"layers": 2, "mlp": 16}, {"use_prompt": False}], ids=str)
+@pytest.mark.parametrize("changed", [{}, {"layers": 2, "mlp": 16}, {"use_prompt": False}, {"blocks": 2}], ids=str)
 @torch.no_grad()        # with gradients the CPU attends by another kernel, which rounds differently
 def test_training_starts_from_exactly_the_plain_models_loss(job, changed):
     model, batch = routing.routed_model(job, config(**changed), noise(0)), job.collate(job.train[:16])
@@ -133,6 +134,15 @@ def test_a_run_by_command_lowers_the_held_out_loss_and_leaves_what_the_engine_lo
     assert answers[0] != answers[1]
 
 
+def test_scaled_seeds_are_in_units_of_the_mask_embedding(job):
+    scales = []
+    for flags in ([], ["--router_scaled"]):
+        options, _ = launch.parse(router_sft.RouterOptions, "", ["--model", "x", "--output_dir", "x", *flags])
+        scales.append(routing.router_config(options, job.model).scale)
+    mask = job.model.embedding.weight[job.model.config.mask_token_id].tolist()
+    assert scales == [1.0, pytest.approx(math.sqrt(sum(value ** 2 for value in mask) / len(mask)))]
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_checkpoint, data, tmp_path):
     command = ["--model", str(tiny_checkpoint), "--data", str(data), "--eval_data", str(data), *RUN, "--save_strategy", "steps",
                "--save_steps", "4"]
@@ -156,6 +166,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_checkpoint, data, tmp_pa
     (["--router_mode", "add"], "mode must be one of 'residual', 'replace', got 'add'"),
     (["--router_heads", "3"], "d_model (32) of a router must be a multiple of heads (3)"),
     (["--router_layers", "0"], "layers of a router must be at least 1, got 0"),
+    (["--router_blocks", "3"], "this router seeds 3 blocks, and there are 2"),
     (["--max_positions", "7"], "--max_positions 7 is shorter than the longest answer (9 tokens)"),
     (["--resume"], "--resume: no checkpoint in"),
 ])

@@ -30,6 +30,8 @@ class RouterOptions(SFTOptions):
     router_layers: int = arg(1, "cross-attention layers")
     router_heads: int = arg(4, "attention heads")
     router_mlp: int = arg(0, "hidden units of the MLP after each attention; 0 = none")
+    router_blocks: int = arg(1, "transformer blocks that get seeds, each its own, the first ones; 1 = only the input")
+    router_scaled: bool = arg(False, "seeds in units of the mask embedding's RMS, so that a learning rate suits embeddings of any size")
     max_positions: int = arg(1024, "longest answer, and reach into the prompt from its end, in tokens")
     no_prompt: bool = arg(False, "the control: a static bias for each answer position, learned without any prompt")
 
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             job = launch.preset_job(options.preset, arguments, ROUTER_PRESETS)
         else:
             job = launch.checkpoint_job(options.model, options.data, options.eval_data, options.append_eos)
-        model = routing.routed_model(job, routing.router_config(options, job.model.config.d_model), noise("router", arguments.seed))
+        model = routing.routed_model(job, routing.router_config(options, job.model), noise("router", arguments.seed))
     except (ValueError, OSError) as error:
         launch.refuse(error)
     arguments.eval_on_start = job.evaluation is not None and not arguments.resume        # the loss before training

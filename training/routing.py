@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llada_plugins.config import build
+from llada_plugins.model import LLaDA
 from llada_plugins.part import backbone_fingerprint
 from llada_plugins.router import CONFIG, WEIGHTS, RoutedLLaDA, Router, RouterConfig, save_router
 
@@ -19,10 +20,13 @@ from .launch import Job
 from .trainer import METRICS, Save
 
 
-def router_config(options: Any, d_model: int) -> RouterConfig:
-    """The shape that router_sft's options ask for; raises ValueError where no router has it."""
-    return build(RouterConfig, dict(d_model=d_model, mode=options.router_mode, layers=options.router_layers, heads=options.router_heads,
-                                    mlp=options.router_mlp, max_positions=options.max_positions, use_prompt=not options.no_prompt))
+def router_config(options: Any, model: LLaDA) -> RouterConfig:
+    """The shape that router_sft's options ask for, for this model; raises ValueError where no router has it."""
+    mask_embedding = model.embedding.weight[model.config.mask_token_id].detach()
+    scale = float(mask_embedding.square().mean().sqrt()) if options.router_scaled else 1.0
+    return build(RouterConfig, dict(d_model=model.config.d_model, mode=options.router_mode, layers=options.router_layers,
+                                    heads=options.router_heads, mlp=options.router_mlp, max_positions=options.max_positions,
+                                    use_prompt=not options.no_prompt, blocks=options.router_blocks, scale=scale))
 
 
 def routed_model(job: Job, config: RouterConfig, generator: torch.Generator) -> RoutedLLaDA:
