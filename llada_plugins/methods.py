@@ -63,6 +63,7 @@ class Method(NamedTuple):
 
     options: type                                                          # dataclass of the method's own options
     prepare: Callable[[Callable[[], LLaDA], Path, Any], Prepared]          # loads the model, its folder, the options
+    likelihood: str = "the checkpoint's own: this method changes decoding only"        # whose likelihoods it gives, in words for results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +159,9 @@ def judged_blocks(load: Callable[[], LLaDA], folder: Path, options: PRMOptions) 
 
 
 METHODS: dict[str, Method] = {
-    "llada": Method(NoOptions, baseline),
+    "llada": Method(NoOptions, baseline, "the checkpoint's own"),
     "llada_ups": Method(UPSOptions, learned_remasking),
-    "llada_ala": Method(ALAOptions, routed_seeds),
+    "llada_ala": Method(ALAOptions, routed_seeds, "the routed model's, not the checkpoint's own"),
     "llada_prm": Method(PRMOptions, judged_blocks),
 }
 

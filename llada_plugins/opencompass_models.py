@@ -36,7 +36,7 @@ class LLaDA(BaseModel):
     length, else the data set's max_out_len does.
     chat: render HUMAN/BOT turns through the tokenizer's chat template, for instruct models; off, the turns are joined by newlines or
     wrapped by meta_template. stop_words: end an answer at the earliest of these and of the data set's stopping_criteria.
-    record_stats: predictions become dicts with prediction, nfe, seconds and tokens; the entry then needs
+    record_stats: predictions become dicts with prediction, nfe, seconds, tokens and prm_calls; the entry then needs
     `pred_postprocessor=dict(type=unwrap_prediction)`. generation_kwargs: num_return_sequences only; a data set's own repeats of a
     prompt get equal answers. tokenizer_only: prompts can be rendered and counted, nothing more.
     The entry's batch_size, which OpenCompass keeps to itself, is the number of rows of one forward pass, of answers and of masked copies in a likelihood alike.
@@ -194,7 +194,7 @@ class LLaDA(BaseModel):
         if not self.record_stats:
             return completion.text
         return {"prediction": completion.text, "nfe": completion.num_forwards, "seconds": round(completion.seconds, 4),
-                "tokens": completion.num_tokens}
+                "tokens": completion.num_tokens, "prm_calls": completion.num_prm_calls}
 
     def _note_repeats(self, inputs: Sequence[str], sampler: SamplerConfig) -> None:
         """A call does not know which repeat of a prompt it sees, so equal prompts get equal answers, whatever the batches or a resume."""

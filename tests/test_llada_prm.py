@@ -14,7 +14,8 @@ from llada_plugins import checkpoint
 from llada_plugins.engine import Completion, Engine, Request
 from llada_plugins.lmeval_models import LLaDAPRM
 from llada_plugins.tasks import sudoku
-from tests.test_lmeval import TASKS, generation, run_lm_eval
+from tests.test_lmeval import ROOT, TASKS, generation, run_lm_eval
+from tests.test_opencompass import predictions_of, run_opencompass
 
 PRM = checkpoint.TINY / "prm"
 PROBLEMS = sudoku.problems("test", 80)
@@ -161,3 +162,29 @@ def test_targets_are_judged_by_the_rows_that_keep_the_budget():
 def test_the_judges_folder_is_small_and_whole():
     assert sum(path.stat().st_size for path in Path(PRM).iterdir()) < 1_000_000
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in Path(PRM).iterdir()}
+
+
+def test_methods_that_change_decoding_only_say_so_and_score_as_the_baseline(caplog):
+    pairs = [(Engine("llada", **ROWS).encode(problem.puzzle), Engine("llada", **ROWS).encode("12")) for problem in PROBLEMS[:3]]
+    expected = dict(Engine("llada", **ROWS).log_likelihood(pairs))
+    assert not caplog.messages
+    for method in ("llada_ups", "llada_prm", "llada_ala"):
+        engine = Engine(method, **ROWS)
+        found = dict(engine.log_likelihood(pairs))
+        assert (found == expected) == (method != "llada_ala"), method
+        assert f"{method}: likelihoods are {engine.info()['likelihood']}" in caplog.messages
+
+
+@pytest.mark.slow
+def test_stock_opencompass_runs_the_three_methods(tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    config = tmp_path / "small.py"
+    config.write_text("from mmengine.config import read_base\nfrom llada_plugins.opencompass_models import unwrap_prediction\nwith read_base():\n    from .configs.eval_llada_prm import *\n"
+                      "datasets[0]['reader_cfg']['test_range'] = '[:12]'\nmodels = models[1:]\nfor model in models:\n    model['record_stats'] = True\n"
+                      "    model['pred_postprocessor'] = dict(type=unwrap_prediction)\n")
+    done = run_opencompass(tmp_path, config, "--debug")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for method, forwards in (("vanilla", {16}), ("backmask", None), ("window", None)):
+        rows = predictions_of(tmp_path, f"LLaDA-PRM-tiny-gen_length=16-steps=4-block_length=4-method={method}", "sudoku4")
+        assert len(rows) == 12 and all(row["prediction"]["prm_calls"] >= 2 for row in rows)
+        assert forwards is None or {row["prediction"]["nfe"] for row in rows} == forwards

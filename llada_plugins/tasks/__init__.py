@@ -1,1 +1,1 @@
-"""Tasks with exact rules, which need neither data files nor a network."""
+"""Tasks with exact rules, which need neither data files nor a network; and what the tasks on local files share."""
