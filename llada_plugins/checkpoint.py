@@ -194,7 +194,8 @@ def load_quantised(module: nn.Module, files: Mapping[str, Path], *, device: torc
                    quantize: str | None, blocks: str, adapter: Adapter | None = None) -> Quantization | None:
     """load_tensors, of a GPTQ checkpoint too, which quantises each Linear whose name begins with `blocks` before it reads the next.
 
-    quantize: as for load_model. adapter: merged into each module before that. Returns what became of the weights, None where they are as stored.
+    quantize: as for load_model. adapter: merged into each module before that. Returns what became of the weights, None where they are
+    not quantised.
     """
     check_quantize(quantize)
     packing = read_packing(_quantization_config(source), files, source)

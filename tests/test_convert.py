@@ -16,7 +16,12 @@ FILES = {        # format, file, rows, prompt field, completion field
     "gsm8k-train": ("gsm8k", "gsm8k/train.jsonl", 7473, "question", "answer"),
     "gsm8k-test": ("gsm8k", "gsm8k/test.jsonl", 1319, "question", "answer"),
     "math500": ("math500", "math500/test.jsonl", 500, "problem", "solution"),
+    "math": ("math", "math500", 500, "problem", "solution"),        # a folder
 }
+DIALOGUES = {"sharegpt": ("sharegpt/dummy_conversation.json", 500), "preference": ("llamafactory_demo/dpo_en_demo.json", 300)}
+ALPACA = {"alpaca": ("alpaca/alpaca_small_2000.json", 2000), "llamafactory": ("llamafactory_demo/alpaca_en_demo.json", 999)}
+ASK, SAY = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
+ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 GOOD = {"question": "1 + 1?", "answer": "2\n#### 2"}
 
 
@@ -28,7 +33,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_a_public_file_is_converted_row_by_row(tmp_path, capsys, case):
     name, file, num_rows, prompt, completion = FILES[case]
     source = SHARED / file
-    if not source.is_file():
+    if not source.exists():
         pytest.skip(f"{file} is not at hand")
     convert.main(["--format", name, "--input", str(source), "--output", str(tmp_path / "rows.jsonl")])
     raw = [row for _, row in convert.read_rows(source)]
@@ -42,9 +47,100 @@ def test_a_public_file_is_converted_row_by_row(tmp_path, capsys, case):
     assert len(read_jsonl(tmp_path / "rows.jsonl", BYTES, append_eos=True)) == len(rows)
 
 
+def shared_rows(file: str, num_rows: int) -> tuple[Path, list[dict]]:
+    source = SHARED / file
+    if not source.is_file():
+        pytest.skip(f"{file} is not at hand")
+    raw = json.loads(source.read_text(encoding="utf-8"))
+    assert len(raw) == num_rows
+    return source, raw
+
+
+@pytest.mark.parametrize("case", DIALOGUES)
+def test_dialogues_keep_every_turn_and_each_answer_becomes_an_example(tmp_path, case):
+    source, raw = shared_rows(*DIALOGUES[case])
+    convert.main(["--format", "sharegpt", "--input", str(source), "--output", str(tmp_path / "rows.jsonl")])
+    turns = [row["conversations"] + ([row["chosen"]] if "chosen" in row else []) for row in raw]
+    names = {"human": "user", "gpt": "assistant", "system": "system"}
+    assert read(tmp_path / "rows.jsonl") == [
+        {"messages": [{"role": names[turn["from"]], "content": turn["value"]} for turn in each]} for each in turns]
+    words = BYTES._replace(render=lambda messages: "".join(f"{message['role']}: {message['content']}\n" for message in messages))
+    examples = read_jsonl(tmp_path / "rows.jsonl", words, append_eos=True)
+    assert len(examples) == sum(turn["from"] == "gpt" for each in turns for turn in each)
+
+
+@pytest.mark.parametrize("case", ALPACA)
+def test_an_alpaca_prompt_is_the_instruction_and_below_it_the_input(tmp_path, case):
+    source, raw = shared_rows(*ALPACA[case])
+    rows, skipped = convert.convert(source, "alpaca")
+    assert len(rows) + len(skipped) == len(raw) and not skipped
+    for row, converted in zip(raw, rows):
+        assert converted.prompt == (row["instruction"] + "\n\n" + row["input"] if row["input"] else row["instruction"])
+        assert converted.completion == row["output"]
+    assert any(row["input"] for row in raw) and not all(row["input"] for row in raw)
+
+
+@pytest.mark.parametrize("name, row, messages", [
+    ("sharegpt", {"id": "1", "conversations": [ASK, SAY, ASK, SAY]}, [ASKED, SAID, ASKED, SAID]),
+    ("sharegpt", {"conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}, ASK]}, [ASKED, SAID, ASKED]),
+    ("sharegpt", {"system": "s", "conversations": [ASK, SAY], "tools": ""}, [{"role": "system", "content": "s"}, ASKED, SAID]),
+    ("sharegpt", {"conversations": [ASK], "chosen": SAY, "rejected": ASK}, [ASKED, SAID]),
+    ("messages", {"messages": [{"role": "system", "content": "s"}, ASKED, {**SAID, "weight": 1}], "id": 3},
+     [{"role": "system", "content": "s"}, ASKED, SAID]),
+])
+def test_dialogues_in_every_form_become_messages(tmp_path, name, row, messages):
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    assert convert.convert(tmp_path / "in.jsonl", name) == ([(messages,)], [])
+
+
+@pytest.mark.parametrize("name, row, reason", [
+    ("sharegpt", {"id": 1}, "expected a list of turns {'from', 'value'}, found NoneType"),
+    ("sharegpt", {"conversations": []}, "expected a list of turns {'from', 'value'}, found none"),
+    ("sharegpt", {"conversations": [ASK]}, "no turn is the assistant's, only user"),
+    ("sharegpt", {"conversations": [SAY, ASK, SAY]}, "turn 1 is the assistant's and answers nobody"),
+    ("sharegpt", {"conversations": [ASK, {"from": "gpt", "value": " "}]}, "turn 2 is empty"),
+    ("sharegpt", {"conversations": [ASK, {"from": "observation", "value": "x"}]}, "turn 2: 'from' must be one of system, user, human"),
+    ("sharegpt", {"conversations": [ASKED, SAID]}, "turn 1 must have 'from' and 'value' as text, found keys role, content"),
+    ("sharegpt", {"conversations": [ASK, "a"]}, "turn 2 must have 'from' and 'value' as text, found str"),
+    ("sharegpt", {"conversations": [ASK, SAY], "tools": "[]"}, "'tools' is not supported"),
+    ("messages", {"messages": [ASKED, {"role": "assistant", "content": None}]}, "turn 2 must have 'role' and 'content' as text"),
+    ("alpaca", {"instruction": "i", "output": "o", "history": [["q", "a"]]}, "'history' is not supported"),
+    ("alpaca", {"instruction": "i", "input": 3, "output": "o"}, "'input' must be text, found int"),
+])
+def test_a_row_without_a_learnable_answer_is_skipped_with_the_reason(tmp_path, name, row, reason):
+    good = {"conversations": [ASK, SAY], "messages": [ASKED, SAID], "instruction": "i", "output": "o"}
+    (tmp_path / "in.json").write_text(json.dumps([good, row]))
+    rows, skipped = convert.convert(tmp_path / "in.json", name)
+    assert len(rows) == 1 and len(skipped) == 1
+    assert skipped[0].place == f"{tmp_path / 'in.json'}: row 2" and skipped[0].reason.startswith(reason)
+    with pytest.raises(ValueError, match="in.json: row 2: "):
+        convert.convert(tmp_path / "in.json", name, strict=True)
+
+
+def test_with_chat_a_question_and_its_answer_become_a_dialogue(tmp_path):
+    (tmp_path / "in.jsonl").write_text(json.dumps({"question": "q", "answer": "a"}))
+    convert.main(["--format", "gsm8k", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), "--chat"])
+    assert read(tmp_path / "out.jsonl") == [{"messages": [ASKED, SAID]}]
+
+
+def test_a_folder_of_single_objects_is_read_file_by_file(tmp_path):
+    files = {"a/2.json": {"problem": "p2", "solution": "s"}, "a/1.json": {"problem": "p1", "solution": "s"}, "b/1.json": {"a": 1}}
+    for name, row in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(row, indent=2))        # as MATH is published
+    rows, skipped = convert.convert(tmp_path, "math")
+    assert [row.prompt for row in rows] == ["p1", "p2"]
+    assert [skip.place for skip in skipped] == [f"{tmp_path / 'b/1.json'}:1"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no .json or .jsonl file in this folder"):
+        convert.convert(tmp_path / "empty", "math")
+
+
 @pytest.mark.parametrize("name, row", [
     ("s1k", {"problem": "p", "solution": "s", "thinking": ""}), ("math500", {"problem": "p", "solution": "s", "level": 3}),
     ("gsm8k", {"question": "p", "answer": "s"}), ("opc", {"instruction": "p", "output": "s", "code": "c"}),
+    ("math", {"problem": "p", "solution": "s", "level": "Level 5"}), ("prompt_completion", {"prompt": "p", "completion": "s", "id": 1}),
+    ("alpaca", {"instruction": "p", "input": "", "output": "s"}), ("alpaca", {"instruction": "p", "output": "s"}),
 ])
 def test_every_format_makes_prompt_and_completion(tmp_path, name, row):
     for text in (json.dumps([row, row]), json.dumps(row) + "\n\n" + json.dumps(row) + "\n"):

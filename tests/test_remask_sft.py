@@ -25,6 +25,7 @@ from llada_plugins.tasks import sudoku
 from training import objectives, policy, remask_sft
 from training.data import Example, collate_answers
 from training.launch import TOKENIZER_FILES, Job
+from training.lora import PROJECTIONS, LoRA
 from training.objectives import IGNORED
 from training.policy import PolicyModel, merged, policy_model
 from training.trainer import noise
@@ -33,6 +34,7 @@ VOCAB, MASK_ID, EOS_ID = 12, 10, 11
 SHAPE = dict(d_model=16, n_heads=2, n_layers=2, vocab_size=VOCAB, mlp_hidden_size=24, max_sequence_length=64, rope_theta=1e4,
              rms_norm_eps=1e-5, weight_tying=False, include_bias=False, include_qkv_bias=False, rope_full_precision=True,
              mask_token_id=MASK_ID, eos_token_id=EOS_ID)
+LORA = LoRA(2, 4.0, 0.0, PROJECTIONS)
 HEAD = {"ups_config.json", "ups.safetensors"}
 
 
@@ -226,7 +228,7 @@ def test_a_batch_without_any_noise_still_reaches_every_parameter_that_trains():
     batch = collate_answers(EOS_ID)([Example([1, 2, 3], 2)])
     answer = batch["weight"] > 0
     clean = next(seed for seed in range(1000) if not mask_tokens(batch["input_ids"], answer, MASK_ID, noise(seed)).masked.any())
-    for options in ({}, {"joint": True}, {"lora_rank": 2}):
+    for options in ({}, {"joint": True}, {"lora": LORA}):
         model = model_of(**options)
         objective(model, r_incorrect=0.0)(model, batch, noise(clean)).sum.backward()
         assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
@@ -257,7 +259,7 @@ def test_metrics_leave_out_what_does_not_exist():
 # --- LoRA ------------------------------------------------------------------------------------------------------------
 
 def test_adapters_sit_in_the_blocks_alone_start_as_nothing_and_merge_into_the_same_logits():
-    model, tokens = model_of(lora_rank=2), batch_of()["input_ids"]
+    model, tokens = model_of(lora=LORA), batch_of()["input_ids"]
     torch.testing.assert_close(model.backbone(tokens), backbone()(tokens))
     names = [name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad]
     assert all(".blocks." in name and ".lora_" in name for name in names) and len(names) == 2 * 7 * SHAPE["n_layers"]
@@ -265,7 +267,7 @@ def test_adapters_sit_in_the_blocks_alone_start_as_nothing_and_merge_into_the_sa
         for name, parameter in model.backbone.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(0.0, 0.1, generator=noise(name))
-    plain = merged(model.config, model.backbone.state_dict())
+    plain = merged(model.config, model.backbone.state_dict(), LORA)
     assert plain.state_dict().keys() == backbone().state_dict().keys()
     torch.testing.assert_close(plain(tokens), model.backbone(tokens), atol=1e-5, rtol=1e-5)        # fp32 sums in another order
     assert (plain(tokens) - backbone()(tokens)).abs().max() > 0.1
@@ -313,7 +315,7 @@ def test_a_frozen_run_leaves_a_head_that_ups_loads_and_the_backbone_as_it_was(tm
     assert completion.num_forwards == 4 and engine.sampler.source == "ups"
 
 
-@pytest.mark.parametrize("flags", [["--joint"], ["--lora", "--lora_rank", "4"]], ids=["joint", "lora"])
+@pytest.mark.parametrize("flags", [["--joint"], ["--lora", "--lora_r", "4"]], ids=["joint", "lora"])
 def test_a_run_that_changes_the_backbone_leaves_a_complete_checkpoint(tmp_path, flags):
     out = command(tmp_path, "out", *flags)
     files = HEAD | {"config.json", "model.safetensors", "metrics.jsonl", "run.json", "ups", *TOKENIZER_FILES[:3]}
@@ -377,7 +379,7 @@ ROW = '{"prompt": "..", "completion": "12"}'
     (["--ups_width", "-1"], ROW, "--ups_width must be 0 or more"),
     (["--incorrect_from", "nowhere"], ROW, "--incorrect_from must be one of answers, vocabulary, samples, got 'nowhere'"),
     (["--joint", "--lora"], ROW, "give one"),
-    (["--lora_rank", "4"], ROW, "--lora_rank must be at least 1 and needs --lora"),
+    (["--lora_r", "4"], ROW, "--lora_r needs --lora"),
     (["--append_eos", "false"], '{"prompt": "1", "completion": "2"}', None),
 ])
 def test_bad_input_ends_with_one_clear_line_and_nothing_written(tmp_path, flags, row, message):

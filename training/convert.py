@@ -1,12 +1,19 @@
-"""Public data sets as training rows: one file in the publisher's own format to JSONL rows {"prompt": text, "completion": text}.
+"""Public data sets as training rows: a file in the publisher's own format to the JSONL rows that training reads.
 
     python -m training.convert --format gsm8k --input train.jsonl --output gsm8k.jsonl
 
-Reads a file already on disk, JSONL or one JSON array, and downloads nothing. A row that does not fit is skipped, reported as
-FILE:ROW with the reason, and counted; --strict ends at the first one and leaves no output. A new format is a function and a row of
-FORMATS. Sources, and the commands for the sets of the plan (hub sets come as parquet; `datasets` writes them as JSONL):
+Rows are {"prompt": text, "completion": text}, or {"messages": [{"role", "content"}]} where the input has dialogues and, with --chat,
+everywhere: messages are trained on as the chat template renders them, prompt and completion as they are. Reads files already on disk
+(JSONL, a JSON array, one JSON object, or a folder of such) and downloads nothing. A row that does not fit is skipped, reported by file
+and line (of an array: row, from 1) with the reason, and counted; --strict ends at the first one and leaves no output. A new format is a
+function and a row of FORMATS. Sources, and the commands for the sets of the plan (hub sets come as parquet; `datasets` writes JSONL):
 
+    ShareGPT  any file in its form           --format sharegpt --input FILE             conversations, chosen of preference pairs
+    OpenAI    any file in its form           --format messages --input FILE             messages
+    TRL, …    any file in its form           --format prompt_completion --input FILE    prompt -> completion, other fields left out
+    Alpaca    tatsu-lab/stanford_alpaca      --format alpaca --input alpaca_data.json   instruction, blank line, input -> output
     s1K       simplescaling/s1K-1.1          --format s1k --input s1k.json              problem -> solution
+    MATH      hendrycks/math                 --format math --input MATH/train           problem -> solution
     MATH-500  HuggingFaceH4/MATH-500         --format math500 --input test.jsonl        problem -> solution
     GSM8K     openai/grade-school-math       --format gsm8k --input train.jsonl         question -> answer, <<…>> and #### kept
     OPC       OpenCoder-LLM/opc-sft-stage2   --format opc --input SUBSET.jsonl          instruction -> output
@@ -23,6 +30,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .dialogue import Message, from_conversations, from_messages
+
 
 class Row(NamedTuple):
     """A training row of text."""
@@ -31,15 +40,49 @@ class Row(NamedTuple):
     completion: str
 
 
+class Dialogue(NamedTuple):
+    """A training row of turns."""
+
+    messages: list[Message]
+
+
 class Skip(NamedTuple):
     """A row that did not fit."""
 
-    place: str        # FILE:ROW, counted from 1; of JSONL the line
+    place: str        # FILE:LINE, of a JSON array FILE: row NUMBER, both from 1
     reason: str
 
 
+def sharegpt(row: dict[str, Any]) -> Dialogue:
+    """ShareGPT: the conversation, begun by the row's system text and ended by the chosen answer of a preference pair, where it has them."""
+    _without(row, "tools")
+    turns = row.get("conversations")
+    if isinstance(turns, list):
+        system = [{"from": "system", "value": row["system"]}] if row.get("system") else []
+        turns = [*system, *turns, *([row["chosen"]] if "chosen" in row else [])]
+    return Dialogue(from_conversations(turns))
+
+
+def messages(row: dict[str, Any]) -> Dialogue:
+    """OpenAI's fine-tuning form."""
+    _without(row, "tools", "functions")
+    return Dialogue(from_messages(row.get("messages")))
+
+
+def prompt_completion(row: dict[str, Any]) -> Row:
+    """Prompts and completions as they are."""
+    return Row(_text(row, "prompt"), _text(row, "completion"))
+
+
+def alpaca(row: dict[str, Any]) -> Row:
+    """Alpaca: the instruction, and below it the input if it has one."""
+    _without(row, "history", "system")
+    given = _text(row, "input") if row.get("input") else ""
+    return Row(_text(row, "instruction") + (f"\n\n{given}" if given else ""), _text(row, "output"))
+
+
 def problem_solution(row: dict[str, Any]) -> Row:
-    """s1K and MATH-500: the problem and its worked solution."""
+    """s1K, MATH and MATH-500: the problem and its worked solution."""
     return Row(_text(row, "problem"), _text(row, "solution"))
 
 
@@ -53,31 +96,54 @@ def opc(row: dict[str, Any]) -> Row:
     return Row(_text(row, "instruction"), _text(row, "output"))
 
 
-FORMATS: dict[str, Callable[[dict[str, Any]], Row]] = {
+FORMATS: dict[str, Callable[[dict[str, Any]], Row | Dialogue]] = {
+    "sharegpt": sharegpt,
+    "messages": messages,
+    "prompt_completion": prompt_completion,
+    "alpaca": alpaca,
     "s1k": problem_solution,
+    "math": problem_solution,
     "math500": problem_solution,
     "gsm8k": gsm8k,
     "opc": opc,
 }
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, row) of a file's rows; of a line that is not JSON, the ValueError in the row's place.
+def as_dialogue(row: Row | Dialogue) -> Dialogue:
+    """A question and its answer as a dialogue of one turn each."""
+    if isinstance(row, Dialogue):
+        return row
+    return Dialogue([{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.completion}])
 
-    Raises FileNotFoundError, or ValueError for a file that is neither JSONL nor one JSON array.
+
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, row) of the rows of a file or of a folder's files; of a line that is not JSON, the ValueError in the row's place.
+
+    Raises FileNotFoundError, or ValueError for a file that is neither JSONL nor JSON.
     """
+    if path.is_dir():
+        files = sorted([*path.rglob("*.json"), *path.rglob("*.jsonl")])
+        if not files:
+            raise FileNotFoundError(f"{path}: no .json or .jsonl file in this folder")
+        for file in files:
+            yield from read_rows(file)
+        return
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a JSONL file or a JSON array")
+        raise FileNotFoundError(f"{path}: no such file; give a JSONL file, a JSON array or a folder of such")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); export parquet as JSONL first") from None
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
+    try:
+        whole = json.loads(text)        # of JSONL it fails behind the first line
+    except json.JSONDecodeError as error:
+        if text.lstrip().startswith("["):
             raise ValueError(f"{path}:{error.lineno}: not a JSON array: {error.msg}") from None
-        yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
+    else:
+        if isinstance(whole, list):
+            yield from ((f"{path}: row {number}", row) for number, row in enumerate(whole, 1))
+        else:
+            yield f"{path}:1", whole
         return
     for number, line in enumerate(text.split("\n"), 1):        # splitlines would cut at U+2028 inside strings
         if line.strip():
@@ -87,12 +153,12 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 yield f"{path}:{number}", error
 
 
-def convert(path: Path, name: str, *, strict: bool = False) -> tuple[list[Row], list[Skip]]:
+def convert(path: Path, name: str, *, chat: bool = False, strict: bool = False) -> tuple[list[Row | Dialogue], list[Skip]]:
     """The rows of `path` in format `name`, and those that were skipped; together they are all rows of the file.
 
-    strict: raise ValueError at the first bad row instead of skipping it.
+    chat: all as dialogues. strict: raise ValueError at the first bad row instead of skipping it.
     """
-    rows: list[Row] = []
+    rows: list[Row | Dialogue] = []
     skipped: list[Skip] = []
     for place, raw in read_rows(path):
         try:
@@ -100,7 +166,8 @@ def convert(path: Path, name: str, *, strict: bool = False) -> tuple[list[Row], 
                 raise ValueError(f"not JSON: {raw.msg} at column {raw.colno}")
             if not isinstance(raw, dict):
                 raise ValueError(f"expected an object, found {type(raw).__name__}")
-            rows.append(FORMATS[name](raw))
+            row = FORMATS[name](raw)
+            rows.append(as_dialogue(row) if chat else row)
         except ValueError as error:
             if strict:
                 raise ValueError(f"{place}: {error}") from None
@@ -111,7 +178,7 @@ def convert(path: Path, name: str, *, strict: bool = False) -> tuple[list[Row], 
     return rows, skipped
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
+def write_rows(rows: Sequence[Row | Dialogue], path: Path) -> None:
     """Write JSONL under another name in the same folder first, so that `path` is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -127,20 +194,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m training.convert", description="Public data as training rows.", allow_abbrev=False)
     parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="whose format the input has")
-    parser.add_argument("--input", required=True, type=Path, help="JSONL file or JSON array")
+    parser.add_argument("--input", required=True, type=Path, help="JSONL file, JSON array, or folder of such")
     parser.add_argument("--output", required=True, type=Path, help="JSONL file to write; must not exist")
+    parser.add_argument("--chat", action="store_true", help="write messages for the chat template in every format")
     parser.add_argument("--strict", action="store_true", help="end at the first row that does not fit instead of skipping it")
     options = parser.parse_args(argv)
     try:
         if options.output.exists():
             raise ValueError(f"--output {options.output} exists: give another name")
-        rows, skipped = convert(options.input, options.format, strict=options.strict)
+        rows, skipped = convert(options.input, options.format, chat=options.chat, strict=options.strict)
         write_rows(rows, options.output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     for skip in skipped:
         print(f"skipped {skip.place}: {skip.reason}", file=sys.stderr)
     print(f"{options.output}: {len(rows)} rows of {len(rows) + len(skipped)}, {len(skipped)} skipped")
+
+
+def _without(row: dict[str, Any], *fields: str) -> None:
+    for field in fields:
+        if row.get(field):
+            raise ValueError(f"{field!r} is not supported: the answer may need what it says")
 
 
 def _text(row: dict[str, Any], field: str) -> str:

@@ -3,15 +3,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from llada_plugins.text import load_tokenizer
+from llada_plugins.text import load_tokenizer, render_chat
 
-FORMS = '{"prompt": text, "completion": text} or {"input_ids": [ids], "prompt_length": number}'
+from . import dialogue
+
+FORMS = ('{"prompt": text, "completion": text}, {"messages": [{"role", "content"}]}, {"conversations": [{"from", "value"}]} '
+         'or {"input_ids": [ids], "prompt_length": number}')
 
 
 class Example(NamedTuple):
@@ -31,12 +35,14 @@ class Vocabulary(NamedTuple):
     vocab_size: int
     max_length: int
     eos_id: int
+    render: Callable[[Sequence[dialogue.Message]], str] | None = None        # a chat as the prompt; None without a chat template
 
 
 def vocabulary(folder: Path, vocab_size: int, max_length: int, eos_id: int) -> Vocabulary:
     """The vocabulary of a checkpoint folder's tokenizer."""
     tokenizer = load_tokenizer(folder)
-    return Vocabulary(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], vocab_size, max_length, eos_id)
+    return Vocabulary(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], vocab_size, max_length, eos_id,
+                      partial(render_chat, tokenizer) if tokenizer.chat_template else None)
 
 
 def encode(pairs: Iterable[tuple[str, str]], words: Vocabulary, *, append_eos: bool) -> list[Example]:
@@ -45,8 +51,9 @@ def encode(pairs: Iterable[tuple[str, str]], words: Vocabulary, *, append_eos: b
 
 
 def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool, seq_len: int | None = None) -> list[Example]:
-    """Token rows of a JSONL file, one example a line, in either form; rows of ids are taken as they are.
+    """Token rows of a JSONL file, a line in any of FORMS: of a dialogue one example an answer, else one; ids are taken as they are.
 
+    A dialogue's prompts are rendered by the chat template; texts of prompt and completion are taken as they are.
     seq_len: longer rows lose the end of their answer; a prompt that leaves it no token is an error.
     Raises FileNotFoundError, or ValueError that names file and line.
     """
@@ -58,8 +65,8 @@ def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool, seq_len: int 
             if not line.strip():
                 continue
             try:
-                example = _parse(json.loads(line), words, append_eos)
-                examples.append(_check(example._replace(input_ids=example.input_ids[:seq_len]), words))
+                for example in _parse(json.loads(line), words, append_eos):
+                    examples.append(_check(example._replace(input_ids=example.input_ids[:seq_len]), words))
             except ValueError as error:        # includes json.JSONDecodeError
                 raise ValueError(f"{path}:{number}: {error}") from None
     if not examples:
@@ -81,15 +88,29 @@ def collate_answers(eos_id: int) -> Collate:
     return collate
 
 
-def _parse(row: Any, words: Vocabulary, append_eos: bool) -> Example:
-    if isinstance(row, dict) and row.keys() == {"prompt", "completion"} and all(isinstance(text, str) for text in row.values()):
-        return _encode(row["prompt"], row["completion"], words, append_eos)
-    if isinstance(row, dict) and row.keys() == {"input_ids", "prompt_length"}:
+def _parse(row: Any, words: Vocabulary, append_eos: bool) -> list[Example]:
+    keys = row.keys() if isinstance(row, dict) else ()
+    if keys == {"prompt", "completion"} and all(isinstance(text, str) for text in row.values()):
+        return [_encode(row["prompt"], row["completion"], words, append_eos)]
+    if keys == {"input_ids", "prompt_length"}:
         ids, prompt_length = row["input_ids"], row["prompt_length"]
         if isinstance(ids, list) and all(type(token) is int for token in [*ids, prompt_length]):
-            return Example(ids, prompt_length)
+            return [Example(ids, prompt_length)]
+    if len(keys) == 1 and (form := next(iter(keys))) in dialogue.FORMS:
+        return encode(_answers(dialogue.FORMS[form](row[form]), words), words, append_eos=append_eos)
     found = f"keys {sorted(row)}" if isinstance(row, dict) else type(row).__name__
-    raise ValueError(f"expected {FORMS}, found {found} or a value of another type")
+    raise ValueError(f"expected {FORMS}, found {found} or a value of another type; python -m training.convert reads other forms")
+
+
+def _answers(messages: list[dialogue.Message], words: Vocabulary) -> list[tuple[str, str]]:
+    from jinja2 import TemplateError        # with transformers' chat templates only
+
+    if words.render is None:
+        raise ValueError("a dialogue needs a chat template, and this tokenizer has none: give prompt and completion instead")
+    try:
+        return list(dialogue.pairs(messages, words.render))
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses this dialogue: {error}") from None
 
 
 def _encode(prompt: str, answer: str, words: Vocabulary, append_eos: bool) -> Example:

@@ -1,12 +1,12 @@
 """What every training command does around its objective: flags, checks of the user's input before any work, model and data, the run."""
 from __future__ import annotations
 
-import json
 import logging
+import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -20,9 +20,11 @@ from llada_plugins.checkpoint import load_model, read_config, resolve, save_mode
 from llada_plugins.config import arg
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
 
-from .data import Collate, Example, Vocabulary, collate_answers, encode, read_jsonl, vocabulary
+from . import checkpoints, config_file
+from .data import Example, Vocabulary, collate_answers, encode, read_jsonl, vocabulary
 from .objectives import Objective
-from .presets import PRESETS, Preset
+from .presets import PRESETS, PretrainPreset, PRMPreset, Preset
+from .step_data import StepExample
 from .tokenizer import EOS, MASK, byte_tokenizer
 from .trainer import METRICS, DiffusionTrainer, Load, Measure, Save, noise
 
@@ -39,6 +41,7 @@ class RunArguments(TrainingArguments):
     lr_scheduler_type: str = arg("cosine", "learning-rate schedule after the warm-up: cosine, linear, constant, … (transformers' names)")
     warmup_steps: float = arg(0.03, "updates of linear warm-up; below 1, the share of all updates")
     logging_steps: float = arg(10, "updates between lines of metrics.jsonl; below 1, the share of all updates")
+    logging_nan_inf_filter: bool = arg(False, "leave it off: a loss that is not finite ends the run")
     disable_tqdm: bool = arg(True, "no progress bar; one log line per logging_steps instead")
     dataloader_pin_memory: bool = arg(False, "page-locked memory for batches; they are small here")
     num_threads: int | None = arg(None, "CPU threads (default: torch's choice); tiny models are fastest on one, by far on busy cores")
@@ -50,16 +53,25 @@ class Job(NamedTuple):
     """A model, its data and the folder that has its tokenizer."""
 
     model: nn.Module
-    train: list[Example]
-    evaluation: list[Example] | None
-    collate: Collate
+    train: list[Example] | list[StepExample]
+    evaluation: list[Example] | list[StepExample] | None
+    collate: Callable[[Sequence[Any]], dict[str, Tensor]]        # of those rows
     tokenizer_folder: Path
 
 
-def parse(options: type, usage: str, argv: Sequence[str] | None, presets: Mapping[str, Preset] = PRESETS) -> tuple[Any, RunArguments]:
-    """An instance of `options` and the run's arguments from a command line; the flags of --preset are defaults, unknown flags an error."""
+def parse(options: type, usage: str, argv: Sequence[str] | None,
+          presets: Mapping[str, Preset | PRMPreset | PretrainPreset] = PRESETS) -> tuple[Any, RunArguments]:
+    """An instance of `options` and the run's arguments from a command line; what it leaves open, the file of --config says, then --preset.
+
+    Unknown flags are an error, in the file as well.
+    """
     parser = HfArgumentParser([options, RunArguments], usage=usage, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of flags by name; those of the command line win")
     argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        argv = [*config_file.flags(parser, argv), *argv]
+    except (ValueError, OSError) as error:
+        refuse(error)
     name = parser.parse_known_args(argv)[0].preset
     if name in presets:
         parser.set_defaults(**presets[name].arguments)
@@ -69,6 +81,9 @@ def parse(options: type, usage: str, argv: Sequence[str] | None, presets: Mappin
         refuse(error)
     if unknown:
         parser.error(f"unknown flags: {' '.join(unknown)}")
+    logging.basicConfig(level=logging.INFO if parsed[1].process_index == 0 else logging.WARNING, format="%(message)s")
+    if parsed[1].num_threads is not None:
+        torch.set_num_threads(parsed[1].num_threads)
     return parsed[0], parsed[1]
 
 
@@ -144,27 +159,41 @@ def _trainable(folder: Path) -> LLaDA:
 
 
 def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequence[str], *, save: Save | None = None,
-        load: Load | None = None, measure: Measure | None = None) -> dict[str, float]:
+        load: Load | None = None, measure: Measure | None = None, **extra: Any) -> dict[str, float]:
     """Train the job's model and leave checkpoint, metrics.jsonl and run.json (all arguments) in the output folder.
 
-    Returns the metrics of the last evaluation, none without data for it. save, load, measure: see trainer.py; by default a whole model.
+    Returns the metrics of the last evaluation, none without data for it. save, load (by default of a whole model), measure, extra: see
+    trainer.py.
     """
-    logging.basicConfig(level=logging.INFO if arguments.process_index == 0 else logging.WARNING, format="%(message)s")
-    folder = Path(arguments.output_dir)
-    if arguments.num_threads is not None:
-        torch.set_num_threads(arguments.num_threads)
-    if arguments.should_save:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in [*folder.glob("checkpoint-*"), folder / METRICS] if arguments.overwrite else []:
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        text = json.dumps({"command": list(command), "arguments": arguments.to_dict()}, indent=1)
-        (folder / "run.json").write_text(text + "\n", encoding="utf-8")
     save = save or save_checkpoint(job.tokenizer_folder, {"training": {"command": shlex.join(command)}})
-    trainer = DiffusionTrainer(job.model, arguments, objective=objective, save=save, collate=job.collate,
-                               train=job.train, evaluation=job.evaluation, load=load, measure=measure)
-    trainer.train(resume_from_checkpoint=arguments.resume or None)
-    trainer.save_model()
+    try:
+        trainer = DiffusionTrainer(job.model, arguments, objective=objective, save=save, collate=job.collate,
+                                   train=job.train, evaluation=job.evaluation, load=load, measure=measure, **extra)
+        if asks_for_fsdp(arguments) and not trainer.is_fsdp_enabled:
+            raise ValueError("FSDP needs accelerators, on CPUs accelerate says nothing and trains with DDP: leave it out, or take ddp.yaml")
+        if arguments.should_save:
+            _begin(arguments, command, checkpoints.identity(job.model, job.train))
+    except (ValueError, OSError, RuntimeError) as error:        # the last: a --report_to whose package is not installed
+        refuse(error)
+    try:
+        trainer.train(resume_from_checkpoint=arguments.resume or None)
+        trainer.save_model()
+    except (FloatingPointError, OSError) as error:
+        refuse(error)
     return trainer.evaluate() if job.evaluation else {}
+
+
+def _begin(arguments: RunArguments, command: Sequence[str], identity: Mapping[str, str]) -> None:
+    folder = Path(arguments.output_dir)
+    for old in [*folder.glob("checkpoint-*"), folder / METRICS] if arguments.overwrite else []:
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    description = {"command": list(command), "config": config_file.given(command)[1], "arguments": arguments.to_dict()}
+    checkpoints.begin(folder, description, identity, resume=arguments.resume)
+
+
+def asks_for_fsdp(arguments: RunArguments) -> bool:
+    """By flag, or by a configuration of accelerate launch, which passes it on in the environment."""
+    return bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def save_checkpoint(tokenizer_folder: Path, extra_config: Mapping[str, Any]) -> Save:

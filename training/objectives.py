@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada_plugins.diffusion import Replace, mask_tokens, remask_noise
+from llada_plugins.diffusion import Noisy, Replace, mask_tokens, remask_noise
+from llada_plugins.noise import request_key, uniform
 
 IGNORED = -100        # transformers pads labels of batches of other lengths with it
 
@@ -46,6 +47,41 @@ def sft(mask_id: int) -> Objective:
         share = (weight / noisy.p_mask)[noisy.masked]
         return Loss((cross_entropy * share).sum(), weight.sum())
     return sft_objective
+
+
+def pretrain(mask_id: int, random_lengths: float = 0.01) -> Objective:
+    """LLaDA's pre-training (arXiv 2502.09992, Algorithm 1): any token may be masked; cross-entropy at masked ones over p, mean over tokens.
+
+    The batch's weight is 1 at real tokens, 0 at padding. random_lengths: share of training batches cut to a length drawn from 1 to
+    theirs; such a batch's mean over what is left weighs as much as the whole batch would. Evaluations have `counted_noise`.
+    """
+    def pretrain_objective(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Loss:
+        tokens, weight, attention_mask = batch["input_ids"], batch["weight"], batch.get("attention_mask")
+        if model.training and random_lengths and float(torch.rand((), generator=generator)) < random_lengths:
+            cut = int(torch.randint(1, tokens.shape[1] + 1, (), generator=generator))
+            tokens, weight = tokens[:, :cut], weight[:, :cut]                           # (B, cut)
+            attention_mask = attention_mask if attention_mask is None else attention_mask[:, :cut][..., :cut]
+        noisy = mask_tokens(tokens, weight > 0, mask_id, generator) if model.training else counted_noise(tokens, weight > 0, mask_id)
+        logits = model(noisy.tokens, attention_mask, at=noisy.masked).float()           # (masked tokens, V)
+        cross_entropy = F.cross_entropy(logits, tokens[noisy.masked], reduction="none")
+        share = (weight / noisy.p_mask)[noisy.masked]
+        count = batch["weight"].sum()
+        return Loss((cross_entropy * share).sum() * (count / weight.sum()), count)
+    return pretrain_objective
+
+
+def counted_noise(tokens: Tensor, maskable: Tensor, mask_id: int) -> Noisy:
+    """Of each row's n maskable tokens k ~ U{1..n} masked, p = k / n: the bound of `mask_tokens` with less variance (LLaDA, eq. 14).
+
+    All is drawn from a hash of the row's maskable tokens: the same in any batch, on any number of processes.
+    """
+    rows = zip(tokens.tolist(), maskable.tolist())
+    key = torch.tensor([request_key(0, [token for token, real in zip(*row) if real]) for row in rows])[:, None]
+    length = maskable.sum(-1, keepdim=True).cpu()                                       # (B, 1)
+    count = (uniform(key, 0, 0) * length).long() + 1
+    order = uniform(key, 1, torch.arange(tokens.shape[1])).masked_fill(~maskable.cpu(), 1.0).argsort(-1).argsort(-1)        # (B, L)
+    masked = (order < count).to(tokens.device)
+    return Noisy(tokens.masked_fill(masked, mask_id), masked, (count / length).to(tokens.device))
 
 
 def routed_sft(mask_id: int) -> Objective:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from llada_plugins.adapters import merged_weight
 from llada_plugins.checkpoint import save_model, save_tensors
 from llada_plugins.config import arg
 from llada_plugins.diffusion import Replace, another_of
@@ -27,19 +28,18 @@ from llada_plugins.policy_stream import CONFIG, WEIGHTS, PolicyHead, save_policy
 from llada_plugins.text import load_tokenizer
 
 from .launch import Job, copy_tokenizer
+from .lora import LoRA, LoRAOptions, add_lora
 from .objectives import IGNORED
 from .presets import UPS_PRESETS
 from .sft import SFTOptions
 from .trainer import Save
 
 ADAPTER = "adapter.safetensors"                   # LoRA's own tensors: what resuming needs beside the merged model
-LORA_TARGETS = r".*\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)"        # never the head, which is also an ff_out
 METRICS = {f"eval_{name}" for name in ("loss", "ups_auc", "tps_prob_auc", "ups_bce", "ups_ece")}
-LORA_SCALING = 2.0                                # alpha / rank
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemaskOptions(SFTOptions):
+class RemaskOptions(LoRAOptions, SFTOptions):
     """What is trained on what, and with which noise."""
 
     preset: str | None = arg(None, f"a head with its backbone and data: {', '.join(UPS_PRESETS)}; it sets the other flags' defaults")
@@ -54,10 +54,10 @@ class RemaskOptions(SFTOptions):
     label_smoothing: float = arg(0.0, "the head's labels y become s + (1 - 2 s) y; RemeDi has s = 0.05; below 0.5")
     joint: bool = arg(False, "train the backbone as well; output_dir is then a complete checkpoint")
     lora: bool = arg(False, "train LoRA adapters of the backbone's blocks as well; they are merged into the checkpoint")
-    lora_rank: int | None = arg(None, "rank of the adapters, with --lora (default: 8)")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        SFTOptions.__post_init__(self)
+        LoRAOptions.__post_init__(self)
         if self.ups_width < 0:
             raise ValueError(f"--ups_width must be 0 or more hidden units, got {self.ups_width}")
         if not 0 <= self.r_incorrect <= 1:
@@ -70,15 +70,8 @@ class RemaskOptions(SFTOptions):
             raise ValueError(f"--label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}")
         if self.joint and self.lora:
             raise ValueError("--joint trains the whole backbone, --lora adapters of it: give one")
-        if self.lora_rank is not None and not (self.lora and self.lora_rank >= 1):
-            raise ValueError(f"--lora_rank must be at least 1 and needs --lora, got {self.lora_rank}")
         if self.preset is not None and self.seq_len is not None:
             raise ValueError("a preset brings its own data: leave --seq_len out")
-
-    @property
-    def rank(self) -> int | None:
-        """Rank of the adapters; None without."""
-        return (self.lora_rank or 8) if self.lora else None
 
 
 class PolicyOutput(NamedTuple):
@@ -105,26 +98,17 @@ class PolicyModel(nn.Module):
 
 
 def policy_model(backbone: LLaDA, width: int, generator: torch.Generator, *, joint: bool = False,
-                 lora_rank: int | None = None) -> PolicyModel:
-    """The backbone, frozen unless joint or lora_rank is given, with a head of `width` hidden units; changes the backbone in place."""
+                 lora: LoRA | None = None) -> PolicyModel:
+    """The backbone, frozen unless joint or lora is given, with a head of `width` hidden units; changes the backbone in place."""
     backbone.requires_grad_(joint)
     head = PolicyHead(backbone.config.d_model, width)
-    if lora_rank is not None:
-        _add_lora(backbone, lora_rank)
-    adapted = {name: parameter for name, parameter in backbone.named_parameters() if ".lora_A." in name}
-    with torch.no_grad():        # as torch and peft initialise them, but from the generator; lora_B stays zero
-        for parameter in [*head.parameters(), *adapted.values()]:
+    with torch.no_grad():        # as torch initialises them, but from the generator
+        for parameter in head.parameters():
             fan_in = parameter.shape[1] if parameter.dim() == 2 else width or head.d_model
             parameter.uniform_(-fan_in ** -0.5, fan_in ** -0.5, generator=generator)
+    if lora is not None:
+        add_lora(backbone, lora, generator)
     return PolicyModel(backbone, head)
-
-
-def _add_lora(backbone: LLaDA, rank: int) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise ImportError("--lora needs peft: pip install 'llada-plugins[train]'") from None
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=LORA_SCALING * rank, target_modules=LORA_TARGETS), backbone)
 
 
 # --- where incorrect tokens come from --------------------------------------------------------------------------------
@@ -200,7 +184,7 @@ def measure(predictions: Tensor, labels: Tensor) -> dict[str, float]:
 
 # --- output folders --------------------------------------------------------------------------------------------------
 
-def save_remask(job: Job, extra_config: Mapping[str, Any]) -> Save:
+def save_remask(job: Job, extra_config: Mapping[str, Any], lora: LoRA | None = None) -> Save:
     """Writes the head and, where the backbone trains, a complete checkpoint; job.model: the backbone as it was loaded."""
     fingerprint = backbone_fingerprint(job.model)
 
@@ -211,7 +195,7 @@ def save_remask(job: Job, extra_config: Mapping[str, Any]) -> Save:
         if model.frozen:
             save_policy(head, folder, fingerprint, extra_config)
             return
-        backbone = merged(model.config, _under(state, "backbone."))
+        backbone = merged(model.config, _under(state, "backbone."), lora)
         save_model(backbone, folder, extra_config)
         copy_tokenizer(job.tokenizer_folder, folder)
         adapter = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if ".lora_" in name}
@@ -231,13 +215,13 @@ def load_remask(model: PolicyModel, folder: Path) -> None:
         model.backbone.load_state_dict(load_file(folder / "model.safetensors"))
 
 
-def merged(config: LLaDAConfig, state: Mapping[str, Tensor]) -> LLaDA:
-    """The plain model whose weights include LoRA's: W + scaling * B A; without adapters, the model as it is."""
+def merged(config: LLaDAConfig, state: Mapping[str, Tensor], lora: LoRA | None = None) -> LLaDA:
+    """The plain model whose weights include LoRA's; without adapters, the model as it is."""
     plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
         layer, adapted, kind = name.partition(".base_layer.")
         if adapted and kind == "weight":
-            tensor = tensor + LORA_SCALING * state[f"{layer}.lora_B.default.weight"] @ state[f"{layer}.lora_A.default.weight"]
+            tensor = merged_weight(tensor, state[f"{layer}.lora_A.default.weight"], state[f"{layer}.lora_B.default.weight"], lora.scale)
         if ".lora_" not in name:
             plain[f"{layer}.{kind}" if adapted else name] = tensor
     with torch.device("meta"):

@@ -32,9 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             job = launch.checkpoint_job(options.model, options.data, options.eval_data, options.append_eos, options.seq_len)
         incorrect = policy.INCORRECT_FROM[options.incorrect_from](job)
         start = options.model or UPS_PRESETS[options.preset].model
-        save = policy.save_remask(job, {"training": {"backbone": start, "command": shlex.join(command), "options": asdict(options)}})
+        description = {"backbone": start, "command": shlex.join(command), "options": asdict(options)}
+        save = policy.save_remask(job, {"training": description}, options.adapters)
         model = policy.policy_model(job.model, options.ups_width, noise("ups", arguments.seed), joint=options.joint,
-                                    lora_rank=options.rank)
+                                    lora=options.adapters)
     except (ValueError, OSError, ImportError) as error:
         launch.refuse(error)
     objective = objectives.remask_sft(

@@ -2,6 +2,7 @@
 
     python -m training.sft --preset sudoku4 --output_dir outputs/sudoku4
     python -m training.sft --model DIR --data FILE.jsonl --output_dir DIR
+    python -m training.sft --model DIR --data FILE.jsonl --output_dir DIR --lora [--lora_r 8 --lora_target q_proj,v_proj]
     torchrun --nproc_per_node 2 -m training.sft …
 """
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 
 from llada_plugins.config import arg
 
-from . import launch, objectives
+from . import launch, lora, objectives
+from .trainer import noise
 
 USAGE = "python -m training.sft (--preset NAME | --model DIR --data FILE.jsonl) --output_dir DIR [flags; --help lists them]"
 
@@ -23,7 +25,7 @@ class SFTOptions:
 
     preset: str | None = arg(None, f"a model from scratch with its data: {', '.join(launch.PRESETS)}; it sets the other flags' defaults")
     model: str | None = arg(None, "checkpoint folder or hub id to start from; 'tiny' is the model in the package")
-    data: str | None = arg(None, 'JSONL file of rows {"prompt": text, "completion": text} or {"input_ids": [ids], "prompt_length": tokens}')
+    data: str | None = arg(None, 'JSONL file of rows {"prompt", "completion"}, {"messages"}, {"conversations"} or {"input_ids", "prompt_length"}')
     eval_data: str | None = arg(None, "JSONL file of the same form for the evaluation loss (see --eval_strategy)")
     append_eos: bool = arg(True, "end every text completion with EOS; rows of ids are taken as they are")
 
@@ -34,19 +36,35 @@ class SFTOptions:
             raise ValueError("a preset brings its own data: leave --data and --eval_data out")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FineTuningOptions(lora.LoRAOptions, SFTOptions):
+    """What is trained on what, all weights or adapters."""
+
+    def __post_init__(self) -> None:
+        SFTOptions.__post_init__(self)
+        lora.LoRAOptions.__post_init__(self)
+        if self.lora and self.preset is not None:
+            raise ValueError("--lora adapts a checkpoint: give --model DIR with --data FILE.jsonl in place of --preset")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     argv = sys.argv[1:] if argv is None else argv
-    options, arguments = launch.parse(SFTOptions, USAGE, argv)
+    options, arguments = launch.parse(FineTuningOptions, USAGE, argv)
+    save, load = None, None        # a whole model
     try:
         launch.check_output(arguments)
         if options.preset:
             job = launch.preset_job(options.preset, arguments)
         else:
             job = launch.checkpoint_job(options.model, options.data, options.eval_data, options.append_eos)
-    except (ValueError, OSError) as error:
+        if options.adapters:
+            save, load = lora.save_lora(job.model, options.adapters, options.model), lora.load_lora
+            lora.add_lora(job.model, options.adapters, noise("lora", arguments.seed))
+    except (ValueError, OSError, ImportError) as error:
         launch.refuse(error)
-    launch.run(job, objectives.sft(job.model.config.mask_token_id), arguments, ["python", "-m", "training.sft", *argv])
+    launch.run(job, objectives.sft(job.model.config.mask_token_id), arguments, ["python", "-m", "training.sft", *argv],
+               save=save, load=load)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .data import Collate, Example
+from .checkpoints import WholeCheckpoints, write_whole
 from .objectives import Objective
+from .throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
@@ -27,20 +28,23 @@ Load = Callable[[nn.Module, Path], None]                                     # f
 Measure = Callable[[Tensor, Tensor], dict[str, float]]                       # predictions and labels of a whole evaluation -> metrics
 
 
-class DiffusionTrainer(Trainer):
+class DiffusionTrainer(WholeCheckpoints):
     """Trains a model on an objective; `save` writes what a checkpoint needs to be loaded again, beside what resuming needs."""
 
     loss_is_scaled_for_ga = True        # compute_loss divides by the weight of the whole update
 
-    def __init__(self, model: nn.Module, arguments: TrainingArguments, *, objective: Objective, save: Save, collate: Collate,
-                 train: Sequence[Example], evaluation: Sequence[Example] | None = None, load: Load | None = None,
-                 measure: Measure | None = None) -> None:
+    def __init__(self, model: nn.Module, arguments: TrainingArguments, *, objective: Objective, save: Save,
+                 collate: Callable[[Sequence[Any]], dict[str, Tensor]], train: Sequence[Any], evaluation: Sequence[Any] | None = None,
+                 load: Load | None = None, measure: Measure | None = None, callbacks: Sequence[TrainerCallback] = (),
+                 throughput: Throughput | None = None) -> None:
         config, model.config = model.config, None        # transformers would write use_cache into it, and ours is frozen
         compute_metrics = measure and (lambda found: measure(torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)))
         super().__init__(model, arguments, collate, train_dataset=train, eval_dataset=evaluation, callbacks=[MetricsFile()],
                          compute_metrics=compute_metrics)
         model.config = config
         self.remove_callback(PrinterCallback)
+        self.throughput = throughput or Throughput()
+        self.callback_handler.callbacks[:0] = [self.throughput, *callbacks]        # first: what they add to a line is logged everywhere
         self.objective = objective
         self.save = save
         self.load = load
@@ -49,7 +53,9 @@ class DiffusionTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int,
                           device: torch.device) -> tuple[list[dict[str, Tensor]], Tensor]:
         """The micro-batches of the next update, and their total weight over all processes."""
+        self.throughput.begin()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.throughput.count(batches)
         weight = torch.stack([batch["weight"].sum() for batch in batches]).sum().to(device)
         self._micro_step = 0
         return batches, self.accelerator.gather(weight).sum()
@@ -57,10 +63,21 @@ class DiffusionTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
                      num_items_in_batch: Tensor | None = None) -> Tensor:
         """This micro-batch's share of the update's loss, times the number of processes, by which DDP divides its gradients."""
-        generator = noise(self.args.seed, self.state.global_step, self._micro_step, self.args.process_index)
+        # numbered as one process that accumulates all of the update's micro-batches would meet them: the same noise on any number
+        number = self._micro_step * self.args.world_size + self.args.process_index
+        generator = noise(self.args.seed, self.state.global_step, number, 0)
         self._micro_step += 1
         loss = self.objective(model, inputs, generator)
+        if not loss.sum.isfinite():
+            raise FloatingPointError(f"the loss is {float(loss.sum.detach())} in update {self.state.global_step + 1}; "
+                                     f"{self._last_good_checkpoint()}")
         return loss.sum * self.args.world_size / num_items_in_batch
+
+    def _last_good_checkpoint(self) -> str:
+        """The newest checkpoint whose weights have had a finite loss since: one at the present step may be what is broken."""
+        found = {int(path.name.removeprefix("checkpoint-")): path for path in Path(self.args.output_dir).glob("checkpoint-*")}
+        good = [step for step in found if step < self.state.global_step]
+        return f"the last good checkpoint is {found[max(good)]}" if good else "there is no checkpoint from before it"
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool,
                         ignore_keys: list[str] | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -79,8 +96,8 @@ class DiffusionTrainer(Trainer):
             self.save(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Weights of a checkpoint to resume from: transformers looks for a whole model, which some of ours do not save."""
-        if self.load is None:
+        """Weights of a checkpoint to resume from: transformers looks for a whole model, which some of ours save only under FSDP."""
+        if self.load is None or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.load(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
@@ -92,8 +109,8 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         path = Path(args.output_dir) / METRICS
         if state.is_world_process_zero and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= state.global_step), encoding="utf-8")
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]        # not torn
+            write_whole(path, "".join(line for line in lines if json.loads(line)["step"] <= state.global_step))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                logs: dict[str, float] | None = None, **_: Any) -> None:

@@ -1,0 +1,95 @@
+"""Training rows of dialogues: what the chat template makes the prompt, what is the answer, and what is refused."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training import data
+from training.tokenizer import EOS, byte_tokenizer
+
+USER, ANSWER = {"role": "user", "content": " hi "}, {"role": "assistant", "content": "ho\n"}
+SYSTEM = {"role": "system", "content": "be brief"}
+HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
+FIRST = "<|startoftext|>" + HEADER.format("user") + "hi<|eot_id|>" + HEADER.format("assistant")
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> data.Vocabulary:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    ids = byte_tokenizer(folder)
+    return data.vocabulary(folder, 256 + len(ids), 1000, ids[EOS])
+
+
+def read(folder: Path, words: data.Vocabulary, *rows: dict, **options) -> list[data.Example]:
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data.read_jsonl(folder / "data.jsonl", words, **{"append_eos": True, **options})
+
+
+def halves(example: data.Example) -> tuple[list[int], list[int]]:
+    return example.input_ids[:example.prompt_length], example.input_ids[example.prompt_length:]
+
+
+@pytest.mark.parametrize("row", [
+    {"messages": [USER, ANSWER]}, {"conversations": [{"from": "human", "value": " hi "}, {"from": "gpt", "value": "ho\n"}]},
+])
+def test_the_prompt_is_the_rendered_chat_with_the_header_and_the_answer_ends_with_eos(tmp_path, words, row):
+    example, = read(tmp_path, words, row)
+    assert halves(example) == (words.encode(FIRST), [*words.encode("ho\n"), words.eos_id])
+    assert read(tmp_path, words, row, append_eos=False) == [example._replace(input_ids=example.input_ids[:-1])]
+
+
+def test_each_answer_of_a_dialogue_is_an_example_behind_all_turns_before_it(tmp_path, words):
+    turns = [SYSTEM, USER, ANSWER, USER, {"role": "assistant", "content": "hum"}, USER]
+    first, second = read(tmp_path, words, {"messages": turns})
+    head = "<|startoftext|>" + HEADER.format("system") + "be brief<|eot_id|>" + HEADER.format("user") + "hi<|eot_id|>"
+    head += HEADER.format("assistant")
+    assert halves(first) == (words.encode(head), [*words.encode("ho\n"), words.eos_id])
+    prompt = words.encode(head + "ho<|eot_id|>" + HEADER.format("user") + "hi<|eot_id|>" + HEADER.format("assistant"))
+    assert halves(second) == (prompt, [*words.encode("hum"), words.eos_id])
+
+
+def test_a_dialogue_and_its_rendered_text_are_the_same_example(tmp_path, words):
+    dialogue, text = read(tmp_path, words, {"messages": [USER, ANSWER]}, {"prompt": FIRST, "completion": "ho\n"})
+    assert dialogue == text
+
+
+def test_seq_len_cuts_the_answers_of_dialogues_too(tmp_path, words):
+    whole, = read(tmp_path, words, {"messages": [USER, ANSWER]})
+    cut, = read(tmp_path, words, {"messages": [USER, ANSWER]}, seq_len=len(whole.input_ids) - 2)
+    assert cut == whole._replace(input_ids=whole.input_ids[:-2])
+    with pytest.raises(ValueError, match="data.jsonl:1: prompt_length .* must leave at least one answer token"):
+        read(tmp_path, words, {"messages": [USER, ANSWER]}, seq_len=whole.prompt_length)
+
+
+@pytest.mark.parametrize("row, message", [
+    ({"messages": [USER]}, "no turn is the assistant's, only user"),
+    ({"messages": []}, "expected a list of turns"),
+    ({"messages": [ANSWER, USER, ANSWER]}, "turn 1 is the assistant's and answers nobody"),
+    ({"conversations": [USER, ANSWER]}, "turn 1 must have 'from' and 'value'"),
+    ({"messages": [USER, ANSWER], "id": 1}, r"found keys \['id', 'messages'\] .*training.convert"),
+    ({"turns": [USER, ANSWER]}, r"found keys \['turns'\]"),
+])
+def test_a_dialogue_without_answers_is_refused_by_file_and_line(tmp_path, words, row, message):
+    with pytest.raises(ValueError, match=f"data.jsonl:2: .*{message}") as info:
+        read(tmp_path, words, {"messages": [USER, ANSWER]}, row)
+    assert "\n" not in str(info.value)
+
+
+def test_a_tokenizer_without_template_refuses_dialogues_and_takes_text(tmp_path, words):
+    plain = words._replace(render=None)
+    assert len(read(tmp_path, plain, {"prompt": "a", "completion": "b"})) == 1
+    with pytest.raises(ValueError, match="data.jsonl:1: a dialogue needs a chat template"):
+        read(tmp_path, plain, {"messages": [USER, ANSWER]})
+
+
+def test_what_the_template_itself_refuses_is_named_by_file_and_line(tmp_path):
+    folder = tmp_path / "tokenizer"
+    ids = byte_tokenizer(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ raise_exception('roles must alternate') }}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    words = data.vocabulary(folder, 256 + len(ids), 1000, ids[EOS])
+    with pytest.raises(ValueError, match="data.jsonl:1: the chat template refuses this dialogue: roles must alternate"):
+        read(tmp_path, words, {"messages": [USER, ANSWER]})

@@ -1,0 +1,124 @@
+"""Checkpoints that can be relied on: whole or absent, one line where they cannot be written, resumed only by the run that wrote them."""
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+
+from llada_plugins.checkpoint import fingerprint, signature
+
+RUN = "run.json"
+STATE = "trainer_state.json"
+UNFINISHED = ".unfinished"        # folder in which a checkpoint is written before it gets its name
+NUM_ROWS = 1000                   # of the data that identify it, spread over all of them
+
+
+class WholeCheckpoints(Trainer):
+    """transformers' Trainer, of whose checkpoints every one that has its name is complete, whenever the process was killed."""
+
+    _parent: str | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._parent or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint in UNFINISHED, move it to its place, and only then remove what save_total_limit has no room for."""
+        output = Path(self.args.output_dir)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with writing(name, output):
+            self._parent = str(output / UNFINISHED)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._parent = None
+            placed(self.state, output, output / UNFINISHED / name if self.args.should_save else None)
+            self.accelerator.wait_for_everyone()        # every process has files in it
+            if self.args.should_save:
+                shutil.rmtree(output / name, ignore_errors=True)
+                (output / UNFINISHED / name).replace(output / name)
+                (output / UNFINISHED).rmdir()
+                rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit,
+                                   best_model_checkpoint=self.state.best_model_checkpoint)
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """Nothing where no update is left: transformers 5.23, which resumes from a last checkpoint inside an epoch, would make one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*arguments, **options)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model alone."""
+        if _internal_call:        # by _save_checkpoint and others, which tell of errors themselves
+            return super().save_model(output_dir, _internal_call)
+        with writing("the model", Path(self.args.output_dir)):
+            return super().save_model(output_dir)
+
+
+def placed(state: TrainerState, output: Path, written: Path | None) -> None:
+    """Correct the place of the best checkpoint where it is the one in UNFINISHED; written: its folder, for the state."""
+    best = state.best_model_checkpoint and Path(state.best_model_checkpoint)
+    if best and best.parent.name == UNFINISHED:
+        state.best_model_checkpoint = str(output / best.name)
+        if written:
+            state.save_to_json(str(written / STATE))
+
+
+@contextmanager
+def writing(what: str, output: Path) -> Iterator[None]:
+    """Turn what libraries raise on a full disk into one OSError line that names what is kept; removes what was begun."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:        # the last two from torch.save and save_file
+        shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+        last = get_last_checkpoint(str(output)) if output.is_dir() else None
+        kept = f"{last} is whole: make room, then continue with --resume" if last else "there is no checkpoint to continue from"
+        raise OSError(f"{what} could not be written to {output} ({(str(error).splitlines() or [''])[0][:200]}); {kept}") from error
+
+
+def identity(model: nn.Module, rows: Sequence[Any] | Iterable[Any]) -> dict[str, str]:
+    """What a run starts from, the model by its weights before training and the data by some of its rows: the same when it is resumed."""
+    weights = fingerprint({name: signature(name, tensor) for name, tensor in model.state_dict().items()})
+    digest = hashlib.sha256()
+    if isinstance(rows, Sized):
+        digest.update(f"{len(rows)} ".encode())
+        chosen = (rows[number] for number in range(0, len(rows), max(1, len(rows) // NUM_ROWS)))
+    else:
+        chosen = islice(rows, NUM_ROWS)        # a stream has a beginning only
+    for row in chosen:
+        digest.update(repr(row).encode())
+    return {"model": weights, "data": digest.hexdigest()[:16]}
+
+
+def begin(output: Path, description: Mapping[str, Any], found: Mapping[str, str], *, resume: bool) -> None:
+    """Write run.json; raises ValueError on resuming the run of another model or other data. Removes what a killed process had begun."""
+    if resume:
+        try:
+            before = json.loads((output / RUN).read_text(encoding="utf-8"))["identity"]
+        except (OSError, ValueError, KeyError):
+            raise ValueError(f"--resume: {output / RUN} does not tell which run this is: start again with --overwrite") from None
+        for name, value in found.items():
+            if before.get(name) != value:
+                raise ValueError(f"--resume: {output} was trained on {'another model' if name == 'model' else 'other data'} ({name} "
+                                 f"{before.get(name)}, given is {value}): give what {RUN} names, or another output_dir")
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(output / UNFINISHED, ignore_errors=True)
+    write_whole(output / RUN, json.dumps({**description, "identity": dict(found)}, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    part = path.with_name(f".{path.name}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

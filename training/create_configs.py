@@ -1,0 +1,102 @@
+"""Commented files for --config: every flag of every training command with its help text and its default.
+
+    python -m training.create_configs --output configs/training
+    python -m training.sft --config configs/training/sft.yaml
+"""
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from llada_plugins.config import arg
+from llada_plugins.report_files import run_command, whole_folder
+
+from . import presets
+from .launch import RunArguments
+from .policy import RemaskOptions
+from .pretraining import PretrainOptions
+from .reward import PRMOptions
+from .router_sft import RouterOptions
+from .sft import FineTuningOptions
+
+COMMANDS: dict[str, tuple[type, Mapping[str, Any]]] = {
+    "pretrain": (PretrainOptions, presets.PRETRAIN_PRESETS),
+    "sft": (FineTuningOptions, presets.PRESETS),
+    "remask_sft": (RemaskOptions, presets.UPS_PRESETS),
+    "router_sft": (RouterOptions, presets.ROUTER_PRESETS),
+    "prm_sft": (PRMOptions, presets.PRM_PRESETS),
+}
+
+HEADER = """\
+Flags of python -m training.{name}, for: python -m training.{name} --config {name}.yaml
+Lines "#name: value" are flags at their defaults: remove the # to set one. A flag of the command line wins over this file, this file
+over the preset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigsOptions:
+    """Where the files go."""
+
+    output: str = arg(help="folder to write, one file a command; must not hold anything")
+
+
+def config_text(name: str) -> str:
+    """The file of a command; as it is, the command's first preset."""
+    options, command_presets = COMMANDS[name]
+    chosen = {"preset": next(iter(command_presets)), "output_dir": f"outputs/{name}"}
+    own = RunArguments.__annotations__
+    run = [field for field in fields(RunArguments) if field.init]
+    sections = {
+        "What is trained on what": fields(options),
+        "The run": [field for field in run if field.name in own],
+        "The run: transformers' TrainingArguments": [field for field in run if field.name not in own],
+    }
+    text = _comment(HEADER.format(name=name))
+    for title, section in sections.items():
+        text += f"\n{_comment(f'--- {title} ---')}\n" + "\n".join(_flags(section, chosen))
+    return text
+
+
+def _flags(section: Iterable[Field], chosen: Mapping[str, str]) -> Iterable[str]:
+    for field in section:
+        value = chosen.get(field.name, _default(field))
+        help_text = " ".join(field.metadata["help"].replace("%%", "%").split())
+        yield _comment(help_text) + ("" if field.name in chosen else "#") + f"{field.name}: {_scalar(value)}\n"
+
+
+def _default(field: Field) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _scalar(value: Any) -> str:
+    import yaml
+
+    value = value.value if isinstance(value, Enum) else value
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+
+
+def _comment(text: str) -> str:
+    lines = [line for paragraph in text.split("\n") for line in textwrap.wrap(paragraph, 136)]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def write(options: ConfigsOptions) -> str:
+    """Write every file; returns where."""
+    with whole_folder(Path(options.output)) as folder:
+        for name in COMMANDS:
+            (folder / f"{name}.yaml").write_text(config_text(name), encoding="utf-8")
+    return f"{options.output}: {', '.join(f'{name}.yaml' for name in COMMANDS)}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    return run_command(ConfigsOptions, "python -m training.create_configs", write, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

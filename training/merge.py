@@ -1,0 +1,52 @@
+"""Merge a LoRA adapter into the model that it was trained on: a complete checkpoint in the published layout.
+
+    python -m training.merge --model DIR --peft ADAPTER_DIR --output DIR
+
+Heads, routers and PRMs beside the model are left out: they belong to the weights as they were.
+"""
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llada_plugins.adapters import CONFIG
+from llada_plugins.checkpoint import DTYPES, load_model, resolve, save_model, stored_dtype
+from llada_plugins.config import arg
+from llada_plugins.report_files import check_empty, run_command, whole_folder
+
+from .launch import copy_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """What is merged, and where it goes."""
+
+    model: str = arg(help="checkpoint folder or hub id that the adapter was trained on; 'tiny' is the model in the package")
+    peft: str = arg(help="folder or hub id of a LoRA adapter, made by python -m training.sft --lora or by peft")
+    output: str = arg(help="folder for the merged checkpoint; must be empty or absent")
+    dtype: Literal[("auto", *DTYPES)] = arg("auto", "of the merged weights: auto (the model's, as it is stored) or one of "
+                                                  f"{', '.join(DTYPES)}; the sum is computed in float32")
+
+
+def merge(options: MergeOptions) -> str:
+    """Write the merged checkpoint; returns where."""
+    folder, output = resolve(options.model, option="model"), Path(options.output)
+    check_empty(output)
+    dtype = stored_dtype(folder) if options.dtype == "auto" else options.dtype
+    model = load_model(folder, device="cpu", dtype=dtype, peft=options.peft)
+    with whole_folder(output) as partial:
+        save_model(model, partial, {"training": {"merged": {"model": options.model, "peft": options.peft, "dtype": dtype}}})
+        copy_tokenizer(folder, partial)
+    return f"{output}: {options.model} with {Path(options.peft) / CONFIG} merged, {dtype}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    return run_command(MergeOptions, "python -m training.merge", merge, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Pre-training with LLaDA's objective, of a model from scratch or on from a checkpoint.
+
+    python -m training.pretrain --preset wikitext2 --output_dir outputs/wikitext2
+    python -m training.pretrain --dataset FILE_FOLDER_OR_NAME [--model DIR | --d_model 512 --n_layers 8 …] --output_dir DIR
+    torchrun --nproc_per_node 2 -m training.pretrain …
+"""
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import launch, objectives
+from .presets import PRETRAIN_PRESETS
+from .pretraining import Evaluations, PretrainOptions, pretrain_job
+from .throughput import measured
+
+USAGE = "python -m training.pretrain (--preset NAME | --dataset DATA [--model DIR]) --output_dir DIR [flags; --help lists them]"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    options, arguments = launch.parse(PretrainOptions, USAGE, argv, PRETRAIN_PRESETS)
+    fresh = not Path(arguments.output_dir).exists()
+    try:
+        launch.check_output(arguments)
+        job = pretrain_job(options, arguments)
+    except (ValueError, OSError, ImportError) as error:
+        if fresh:        # holds a tokenizer, perhaps tokens, and no run
+            shutil.rmtree(arguments.output_dir, ignore_errors=True)
+        launch.refuse(error)
+    arguments.eval_on_start = job.evaluation is not None and not arguments.resume        # the bound before training
+    objective = objectives.pretrain(job.model.config.mask_token_id, options.random_lengths)
+    launch.run(job, objective, arguments, ["python", "-m", "training.pretrain", *argv], callbacks=[Evaluations(job, options)],
+               throughput=measured(job.model, job.train.seq_len, arguments))
+
+
+if __name__ == "__main__":
+    main()
