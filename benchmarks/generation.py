@@ -1,6 +1,7 @@
 """Time of a decoding step, ours against the published loop (benchmarks/reference.py), on random weights of a real shape.
 
-    python -m benchmarks.generation                             100M shape, one CPU thread; 6 minutes of it, 6 GB
+    python -m benchmarks.generation                             100M shape, one CPU thread; 8 minutes of it, 6 GB
+    python -m benchmarks.generation --peer DIR [DIR ...]        beside checkouts of LLaDA, Fast-dLLM or dllm; 2 minutes each a repetition
     python -m benchmarks.generation --shape 8b --device cuda    LLaDA-8B's shape in bfloat16; the check in float32 needs 34 GB
 
 A step in the middle of a generation is measured: the prompt and the blocks before the active one are text, num_masked tokens
@@ -18,19 +19,23 @@ head, and logits at the block's visible tokens too, which its rule ranks.
 "x exact" is the median over repetitions of the ratio to `exact` in the same repetition; head and router are timed by themselves as
 well, since the ratio's noise is larger than they are. All forms take turns in every repetition, so that a noisy machine slows all of
 them; a ratio is one of medians, of CPU time on a CPU and of wall time on a GPU. Before that the published loop and ours decode a
-short answer greedily, on the same weights in float32: the exit status is 1 if tokens or numbers of forwards differ. Weights are
-random, so accuracy and adaptive decoding, which depends on it, are not for this benchmark.
+short answer greedily, on the same weights in float32: the exit status is 1 if tokens or numbers of forwards differ.
+
+A peer (peers.py) decodes an answer of two blocks behind a prompt that fills the same canvas, in two steps a block or, with a cache,
+one token a step; ours decodes it right after. Greedy answers must have the same tokens, or the exit status is 1. `dual_refresh2` is
+`dual` with a first step every second step. Floors (roofline.py) and memory (memory.py) are of the measured step. Weights are random,
+so accuracy is measured on the tiny model that the package ships (accuracy.py).
 """
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,10 +45,12 @@ from llada_plugins import SamplerConfig, SpecialTokens, generate
 from llada_plugins.checkpoint import pick_device, pick_dtype
 from llada_plugins.config import arg
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
+from llada_plugins.report_files import pyplot
 from llada_plugins.router import route
 
-from . import reference
-from .steps import BATCHES, COMPOSED, FORMS, NUM_ROWS, random_head, random_router
+from . import accuracy, memory, peers, reference, roofline, speed_plot
+from .clock import Seconds, timed
+from .steps import BATCHES, COMPOSED, FORMS, NUM_ROWS, ragged, random_head, random_router
 
 SHAPES = {
     "tiny": dict(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64, vocab_size=101),
@@ -69,10 +76,15 @@ class Options:
     steps_measured: int = arg(5, "steps measured of each form, after one that is not")
     check_length: int = arg(32, "tokens of the answer, and of its prompt, that both loops decode greedily for comparison; even")
     seed: int = arg(0, "of weights and tokens")
+    peer: list[str] = dataclasses.field(default_factory=list, metadata={"help": "checkouts of LLaDA, Fast-dLLM or dllm to run beside ours"})
+    peer_repetitions: int = arg(3, "answers decoded by each loop of a peer, and by ours")
+    memory_length: int = arg(4096, "columns of the longest canvas whose step's memory is measured, the shortest has a 16th; 0: none")
+    accuracy_puzzles: int = arg(100, "sudoku puzzles on which the approximations' accuracy is measured; 0: none")
     json: str | None = arg(None, "file for the results as JSON")
+    plot: str | None = arg(None, "file for a plot of speeds, floors and memory (.png, .pdf or .svg)")
 
     def __post_init__(self) -> None:
-        for name in ("threads", "prompt_length", "steps_measured"):
+        for name in ("threads", "prompt_length", "steps_measured", "peer_repetitions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 1 <= self.num_masked <= self.block_length:
@@ -81,8 +93,18 @@ class Options:
             raise ValueError(f"temperature must be above 0, got {self.temperature}: temperature 0 is measured beside it anyway")
         if self.check_length < 2 or self.check_length % 2:
             raise ValueError(f"check_length must be even and at least 2, got {self.check_length}")
-        if self.json is not None and not Path(self.json).absolute().parent.is_dir():
-            raise ValueError(f"json={self.json!r}: its folder does not exist: create it first")
+        for name in ("json", "plot"):
+            if (value := getattr(self, name)) is not None and not Path(value).absolute().parent.is_dir():
+                raise ValueError(f"{name}={value!r}: its folder does not exist: create it first")
+        if self.memory_length < 0 or self.memory_length % (32 * self.block_length):
+            raise ValueError(f"memory_length must be 0 or a multiple of 32 blocks ({32 * self.block_length}), got {self.memory_length}")
+        if self.accuracy_puzzles < 0:
+            raise ValueError(f"accuracy_puzzles must not be negative, got {self.accuracy_puzzles}")
+        if self.peer and self.prompt_length + self.gen_length <= peers.NUM_BLOCKS * self.block_length:
+            raise ValueError(f"peers decode {peers.NUM_BLOCKS} blocks behind a prompt: prompt_length + gen_length must exceed "
+                             f"{peers.NUM_BLOCKS * self.block_length}")
+        for folder in self.peer:
+            peers.kind(Path(folder))
         self.sampler(0)
         pick_dtype(self.dtype, pick_device(self.device))
 
@@ -92,11 +114,6 @@ class Options:
         return SamplerConfig(gen_length=self.gen_length, block_length=self.block_length, steps=num_blocks, temperature=temperature)
 
 
-class Seconds(NamedTuple):
-    """What one step took."""
-
-    wall: float
-    cpu: float        # of all threads
 
 
 def model_config(shape: str, length: int) -> LLaDAConfig:
@@ -156,16 +173,6 @@ def measure(model: LLaDA, options: Options) -> dict[str, list[Seconds]]:
     return seconds
 
 
-def timed(work: Callable[[], None], device: torch.device) -> Seconds:
-    """The wall and CPU time of work, until the device has finished it."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    wait()
-    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
-
-
 @torch.inference_mode()
 def head_seconds(model: LLaDA, block_length: int, width: int, repetitions: int = 100) -> Seconds:
     """What a policy head alone takes on one block's hidden states."""
@@ -198,6 +205,9 @@ def composed(medians: dict[str, float], num_steps: int) -> dict[str, float]:
             if first + suffix in medians:
                 rows = NUM_ROWS if first in BATCHES else 1
                 mean[name + suffix] = (medians[first + suffix] + (num_steps - 1) * medians[later + suffix]) / num_steps / rows
+    for suffix in ("", "_greedy"):
+        if "dual" + suffix in mean:
+            mean["dual_refresh2" + suffix] = (medians["first" + suffix] + medians["dual_later" + suffix]) / 2
     return mean
 
 
@@ -208,11 +218,42 @@ def times_exact(seconds: dict[str, list[Seconds]], clock: str) -> dict[str, floa
             for name, taken in seconds.items() if name.startswith(("ups", "ala"))}
 
 
+def floors(model: LLaDA, options: Options, names: Sequence[str], clock: str) -> dict[str, Any]:
+    """Ceilings of the machine, floors of the forms in seconds, and the part of exact steps outside matrix products."""
+    tokens, window = middle_of_generation(model, options)
+    ceilings = {dtype.itemsize: roofline.measured_ceiling(model.device, dtype, clock) for dtype in (model.dtype, torch.bfloat16)}
+    place = roofline.Place(tokens.shape[1], window.start, options.block_length, options.num_masked)
+    each = roofline.step_floors(model.config, names, place, ragged(tokens, options.sampler(0)), model.dtype.itemsize, ceilings)
+    configs = {"exact": options.sampler(options.temperature), "exact_greedy": options.sampler(0.0)}
+    shares = {name: roofline.matmul_share(model, lambda: FORMS["exact"](model, tokens.clone(), window, config, options.num_masked))
+              for name, config in configs.items()}
+    return {"ceilings": {size: ceiling._asdict() for size, ceiling in ceilings.items()},
+            "seconds": composed(each, options.block_length),
+            "overhead": {name: 1 - shares[name] for name in shares}}
+
+
+def memory_growth(model: LLaDA, options: Options) -> memory.Growth:
+    """Peaks of the exact step as the canvas grows; half of it is the prompt."""
+    def step(length: int) -> Callable[[], None]:
+        longer = replace(options, prompt_length=length // 2, gen_length=length // 2)
+        tokens, window = middle_of_generation(model, longer)
+        return lambda: FORMS["exact"](model, tokens.clone(), window, longer.sampler(options.temperature), options.num_masked)
+    return memory.growth(step, [options.memory_length >> shift for shift in range(4, -1, -1)], model.device)
+
+
+def peer_runs(model: LLaDA, options: Options, clock: str) -> dict[str, dict[str, Any]]:
+    """Every peer beside ours, on the canvas of the measured step."""
+    loaded = [peers.load_peer(Path(folder), model) for folder in options.peer]
+    length = options.prompt_length + options.gen_length - peers.NUM_BLOCKS * options.block_length
+    return peers.compare(loaded, model, random_tokens(model, length, options.seed), options.block_length, options.temperature,
+                         options.peer_repetitions, clock)
+
+
 def run(options: Options) -> dict[str, Any]:
     """The whole benchmark; its result can be written as JSON."""
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
-    length = max(options.prompt_length + options.gen_length, 2 * options.check_length)
+    length = max(options.prompt_length + options.gen_length, 2 * options.check_length, options.memory_length)
     model = random_model(model_config(options.shape, length), device, options.seed)
     check = SamplerConfig(gen_length=options.check_length, block_length=options.check_length // 2)
     same = same_tokens(model, random_tokens(model, options.check_length, options.seed), check)
@@ -221,21 +262,43 @@ def run(options: Options) -> dict[str, Any]:
     medians = {name: statistics.median(getattr(each, clock) for each in taken) for name, taken in seconds.items()}
     mean = composed(medians, options.block_length)
     baseline = {name: "reference_greedy" if name.endswith("_greedy") else "reference" for name in mean}
+    beside = peer_runs(model, options, clock) if options.peer else {}
     return {
         "ratios": {name: mean[baseline[name]] / each for name, each in mean.items() if name != baseline[name]},
-        "peers": {},
+        "peers": {name: found["ratio"] for name, found in beside.items() if "ratio" in found},
+        "peer_runs": beside,
         "times_exact": times_exact(seconds, clock),
         "head_share": {str(width): getattr(head_seconds(model, options.block_length, width), clock) / medians["exact"]
                        for width in (128, 512)},
         "router_share": getattr(routing_seconds(model, options), clock) / medians["exact"],
         "same_tokens": same,
         "seconds": mean,
+        "floor": floors(model, options, list(medians), clock),
+        "memory": memory_growth(model, options)._asdict() if options.memory_length else None,
+        "accuracy": {name: each._asdict() for name, each in accuracy.measure(options.accuracy_puzzles).items()},
         "clock": clock,
         "every_step": {name: [each._asdict() for each in taken] for name, taken in seconds.items()},
         "shape": {"name": options.shape, **SHAPES[options.shape]},
         "machine": {"device": machine, "dtype": str(dtype).removeprefix("torch."), "torch": torch.__version__},
         "options": asdict(options),
     }
+
+
+def report(result: dict[str, Any]) -> str:
+    """All tables that were measured."""
+    options, floor = result["options"], result["floor"]
+    ceilings = {size: roofline.Ceiling(**each) for size, each in floor["ceilings"].items()}
+    parts = [table(result), roofline.table(floor["seconds"], result["seconds"], ceilings, floor["overhead"])]
+    if result["memory"]:
+        config = model_config(result["shape"]["name"], options["memory_length"])
+        itemsize = getattr(torch, result["machine"]["dtype"]).itemsize
+        parts.append(memory.table(memory.Growth(**result["memory"]), config, options["num_masked"], itemsize))
+    if result["accuracy"]:
+        found = {name: accuracy.Accuracy(**each) for name, each in result["accuracy"].items()}
+        parts.append(accuracy.table(found, options["accuracy_puzzles"], result["ratios"]))
+    if result["peer_runs"]:
+        parts.append(peers.table(result["peer_runs"]))
+    return "\n\n".join(parts)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -263,11 +326,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.exit(f"error: {error}")
     torch.set_num_threads(options.threads)
-    result = run(options)
-    print(table(result))
+    try:
+        if options.plot:
+            pyplot()        # an error before the measurement, not after it
+        result = run(options)
+    except (ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    print(report(result))
+    if options.plot:
+        speed_plot.draw(result, Path(options.plot))
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0 if result["same_tokens"] else 1
+    differ = [name for name, found in result["peer_runs"].items() if found.get("same_tokens") is False]
+    return 0 if result["same_tokens"] and not differ else 1
 
 
 if __name__ == "__main__":

@@ -1,18 +1,24 @@
 """The benchmark's two sides do the same work: the published loop decodes our tokens, and the command reports it. No times are asserted."""
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import generation, reference, steps
+from benchmarks import accuracy, generation, memory, peers, reference, roofline, steps
 from llada_plugins import SamplerConfig
 from llada_plugins.denoiser import PADDING
 from llada_plugins.model import LLaDA
 
 SMALL = ["--shape", "tiny", "--prompt_length", "8", "--gen_length", "16", "--block_length", "8", "--num_masked", "4", "--steps_measured",
-         "2", "--check_length", "8"]
+         "2", "--check_length", "8", "--memory_length", "0", "--accuracy_puzzles", "0"]
+TINY = dict(shape="tiny", prompt_length=16, gen_length=24, block_length=8, num_masked=3, memory_length=0)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,7 @@ def test_published_noise_samples_the_tempered_softmax():
 
 
 def test_measured_step_finds_text_then_the_active_block_then_masks(model):
-    options = generation.Options(shape="tiny", prompt_length=8, gen_length=24, block_length=8, num_masked=3)
+    options = generation.Options(**{**TINY, "prompt_length": 8})
     tokens, window = generation.middle_of_generation(model, options)
     masked = tokens[0] == model.special_tokens.mask
     assert window == slice(16, 24)
@@ -80,7 +86,7 @@ def test_measured_step_finds_text_then_the_active_block_then_masks(model):
 @pytest.mark.parametrize("form", generation.FORMS)
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_every_form_of_the_measured_step_unmasks_the_active_block_alone(model, form, temperature):
-    options = generation.Options(shape="tiny", prompt_length=8, gen_length=24, block_length=8, num_masked=3)
+    options = generation.Options(**{**TINY, "prompt_length": 8})
     tokens, window = generation.middle_of_generation(model, options)
     stepped = tokens.clone()
     generation.FORMS[form](model, stepped, window, options.sampler(temperature), options.num_masked)
@@ -90,7 +96,7 @@ def test_every_form_of_the_measured_step_unmasks_the_active_block_alone(model, f
 
 @pytest.mark.parametrize("form", steps.BATCHES)
 def test_steps_of_a_batch_leave_the_tokens_they_were_given(model, form):
-    options = generation.Options(shape="tiny", prompt_length=16, gen_length=24, block_length=8, num_masked=3)
+    options = generation.Options(**TINY)
     tokens, window = generation.middle_of_generation(model, options)
     stepped = tokens.clone()
     steps.BATCHES[form](model, stepped, window, options.sampler(0.0), options.num_masked)
@@ -98,7 +104,7 @@ def test_steps_of_a_batch_leave_the_tokens_they_were_given(model, form):
 
 
 def test_rows_of_a_batch_unmask_what_they_unmask_alone(model):
-    options = generation.Options(shape="tiny", prompt_length=16, gen_length=24, block_length=8, num_masked=3)
+    options = generation.Options(**TINY)
     (tokens, window), seen = generation.middle_of_generation(model, options), {}
 
     def kept(name: str):
@@ -118,6 +124,7 @@ def test_a_cached_block_costs_one_first_step_and_the_rest_later_ones():
                 "dual_later_greedy": 0.5, "prefix_later_greedy": 1.0, "first_batch8": 16.0, "dual_later_batch8": 4.0}
     mean = generation.composed(measured, 4)
     assert (mean["dual"], mean["prefix"], mean["dual_greedy"], mean["batch8"]) == (7 / 4, 10 / 4, 4.5 / 4, 28 / 32)
+    assert (mean["dual_refresh2"], mean["dual_refresh2_greedy"]) == (2.5, 1.75)
     assert mean["exact"] == 3.0 and "first_batch8" not in mean and "batch8_greedy" not in mean
 
 
@@ -128,11 +135,17 @@ def test_8b_shape_has_the_parameters_of_llada_8b():
 
 
 def test_command_writes_its_result_as_json(tmp_path, capsys):
-    assert generation.main([*SMALL, "--json", str(tmp_path / "result.json")]) == 0
+    measured_all = ["--memory_length", "256", "--accuracy_puzzles", "2", "--plot", str(tmp_path / "plot.png")]
+    assert generation.main([*SMALL, *measured_all, "--json", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["same_tokens"] is True
-    both = {*steps.FORMS, "prefix", "dual", "dual_low_precision"} - {"reference"}
+    both = {*steps.FORMS, "prefix", "dual", "dual_low_precision", "dual_refresh2"} - {"reference"}
     ours = {f"{form}{suffix}" for form in both for suffix in ("", "_greedy")} | {"batch8", "batch8_alone"}
+    assert ours | {"reference", "reference_greedy"} >= result["floor"]["seconds"].keys() >= {"exact", "prefix", "dual", "batch8"}
+    assert all(0 < share < 1 for share in result["floor"]["overhead"].values())
+    assert list(result["memory"]["peaks"]) == ["16", "32", "64", "128", "256"]
+    assert result["accuracy"].keys() >= {"exact", "prefix", "dual", "dual_refresh2", "low_precision"}
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert set(result["ratios"]) == ours
     assert set(result["seconds"]) == ours | {"reference", "reference_greedy"}
     assert set(result["times_exact"]) == {name for name in ours if name.startswith(("ups", "ala"))}
@@ -143,7 +156,7 @@ def test_command_writes_its_result_as_json(tmp_path, capsys):
     assert result["shape"]["name"] == "tiny"
     printed = capsys.readouterr().out
     assert "same tokens at temperature 0: yes" in printed
-    assert all(name in printed for name in result["seconds"])
+    assert all(text in printed for text in [*result["seconds"], *result["accuracy"], "floor ms", "a further column"])
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -154,8 +167,164 @@ def test_command_writes_its_result_as_json(tmp_path, capsys):
     (["--steps_measured", "0"], "steps_measured must be at least 1"),
     (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     (["--json", "no/such/folder/result.json"], "its folder does not exist"),
+    (["--plot", "no/such/folder/plot.png"], "its folder does not exist"),
+    (["--memory_length", "100"], "memory_length must be 0 or a multiple of 32 blocks (256), got 100"),
+    (["--accuracy_puzzles", "-1"], "accuracy_puzzles must not be negative"),
+    (["--peer", "no/such/checkout"], "is no checkout of LLaDA, Fast-dLLM or dllm: give a folder that has"),
 ])
 def test_bad_options_are_refused_before_any_work(flags, message):
     with pytest.raises(SystemExit) as refused:
         generation.main([*SMALL, *flags])
     assert message in str(refused.value)
+
+
+PLAIN = """
+from benchmarks import reference
+from llada_plugins import SamplerConfig
+
+def generate(model, prompt, steps, gen_length, block_length, temperature, mask_id):
+    config = SamplerConfig(gen_length=gen_length, block_length=block_length, steps=steps, temperature=temperature)
+    return reference.generate(lambda tokens: model(tokens).logits, prompt, config, mask_id).tokens
+"""
+CACHED = """
+import torch
+from model.modeling_llada import LLaDAModelLM
+from llada_plugins import SamplerConfig, generate as decode
+
+def loop(cache):
+    def generate(model, prompt, steps, gen_length, block_length, temperature, mask_id):
+        config = SamplerConfig(gen_length=gen_length, block_length=block_length, steps=steps, temperature=temperature, cache=cache)
+        sample, = decode(model, prompt.tolist(), config)
+        return torch.cat([prompt, torch.tensor([sample.answer])], 1), sample.num_forwards
+    return generate
+
+generate, generate_with_prefix_cache, generate_with_dual_cache = loop("none"), loop("prefix"), loop("dual")
+"""
+MODELLING = """
+from llada_plugins.model import LLaDA
+
+class LLaDAModelLM(LLaDA):
+    pass
+"""
+CONFIGURATION = """
+from llada_plugins.model import LLaDAConfig as Ours
+
+class LLaDAConfig(Ours):
+    def __init__(self, init_device, **fields):
+        vars(self).update(vars(Ours.from_dict(fields)))
+    __setattr__ = object.__setattr__
+"""
+
+
+@pytest.fixture
+def checkouts(tmp_path) -> list[Path]:
+    """Folders with the files and interfaces of LLaDA and Fast-dLLM, and loops of our own."""
+    files = {"LLaDA/generate.py": PLAIN, "Fast/llada/generate.py": CACHED, "Fast/llada/model/__init__.py": "",
+             "Fast/llada/model/modeling_llada.py": MODELLING, "Fast/llada/model/configuration_llada.py": CONFIGURATION}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return [tmp_path / "LLaDA", tmp_path / "Fast"]
+
+
+def test_peers_decode_our_tokens_on_our_weights_and_leave_no_modules(model, checkouts):
+    before = set(sys.modules)
+    loaded = [peers.load_peer(folder, model) for folder in checkouts]
+    assert not {name for name in set(sys.modules) - before if name.split(".")[0] in ("generate", "model")}
+    found = peers.compare(loaded, model, generation.random_tokens(model, 8, 0), 8, 0.7, 2, "cpu")
+    assert set(found) == {"LLaDA exact", "LLaDA exact_greedy", "Fast-dLLM exact", "Fast-dLLM exact_greedy", "Fast-dLLM prefix_greedy",
+                          "Fast-dLLM dual_greedy"}
+    assert {name: each["same_tokens"] for name, each in found.items()} == {name: name.endswith("_greedy") or None for name in found}
+    assert all(each["ratio"] > 0 and len(each["ours"]) == len(each["theirs"]) == 2 for each in found.values())
+
+
+def test_weights_of_a_peers_own_model_are_ours_and_not_copies(model, checkouts):
+    with peers.importing(checkouts[1] / "llada"):
+        from model.configuration_llada import LLaDAConfig
+        from model.modeling_llada import LLaDAModelLM
+        theirs = peers.with_our_weights(LLaDAModelLM, LLaDAConfig, model)
+    ours = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    assert {name: parameter.data_ptr() for name, parameter in theirs.named_parameters()} == ours
+
+
+def test_command_reports_peers_and_fails_where_their_tokens_differ(checkouts, tmp_path, capsys):
+    flags = [*SMALL, "--steps_measured", "1", "--peer_repetitions", "1", "--peer"]
+    assert generation.main([*flags, *map(str, checkouts), "--json", str(tmp_path / "result.json")]) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["peers"].keys() >= {"LLaDA exact", "Fast-dLLM dual_greedy"}
+    (checkouts[0] / "generate.py").write_text(PLAIN.replace(".tokens", ".tokens.flip(1)"))
+    assert generation.main([*flags, str(checkouts[0])]) == 1
+    assert "NO" in capsys.readouterr().out
+
+
+def test_a_peer_that_fails_is_named_and_the_others_are_measured(model, checkouts):
+    (checkouts[0] / "generate.py").write_text("def generate(*_, **__): raise AttributeError('no such thing')")
+    loaded = [peers.load_peer(folder, model) for folder in checkouts]
+    found = peers.compare(loaded, model, generation.random_tokens(model, 8, 0), 8, 0.7, 1, "cpu")
+    assert found["LLaDA exact"] == {"error": "AttributeError: no such thing"}
+    assert "ratio" in found["Fast-dLLM dual_greedy"]
+    assert "failed: AttributeError: no such thing" in peers.table(found)
+
+
+def test_a_peer_that_cannot_be_imported_is_refused_in_one_line(checkouts):
+    (checkouts[0] / "generate.py").write_text("import no_such_package")
+    with pytest.raises(SystemExit, match="cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"):
+        generation.main([*SMALL, "--peer", str(checkouts[0])])
+
+
+@pytest.mark.parametrize("form", ["reference", "exact", "first", "prefix_later", "dual_later"])
+def test_counted_operations_of_a_step_are_those_that_torch_counts(model, form):
+    options = generation.Options(**TINY)
+    tokens, window = generation.middle_of_generation(model, options)
+    generation.FORMS[form](model, tokens.clone(), window, options.sampler(0.0), 3)        # fills the cache
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):        # the fused CPU kernel is not counted
+        generation.FORMS[form](model, tokens.clone(), window, options.sampler(0.0), 3)
+    work = roofline.row_work(form, tokens.shape[1], window.start, 8, 3)
+    assert counted.get_total_flops() == roofline.flops(model.config, work)
+
+
+@pytest.mark.parametrize("shape", generation.SHAPES)
+def test_a_step_reads_every_weight_but_the_embedding_and_the_norms(shape):
+    with torch.device("meta"):
+        model = LLaDA(generation.model_config(shape, 64))
+    read = sum(each.numel() for name, each in model.named_parameters() if each.dim() == 2 and "wte" not in name)
+    assert roofline.num_bytes(model.config, roofline.Work(0, 0, 0), 2) == 2 * read
+
+
+def test_floor_is_the_larger_of_computing_and_reading_and_a_batch_reads_weights_once():
+    config, place = generation.model_config("8b", 4096), roofline.Place(512, 384, 32, 16)
+    quick, slow = roofline.Ceiling(1e30, 1e12), roofline.Ceiling(1e12, 1e30)
+    names, cuts = ["dual_later", "dual_later_batch8", "dual_later_alone", "exact", "ups"], range(0, 128, 16)
+    reading = roofline.step_floors(config, names, place, cuts, 2, {2: quick})
+    computing = roofline.step_floors(config, names, place, cuts, 2, {2: slow})
+    assert set(reading) == set(names) - {"ups"}
+    assert reading["dual_later"] == pytest.approx(15.0e9 / 1e12, rel=0.02)        # 8 B parameters less the embedding, 2 bytes each
+    assert reading["dual_later_batch8"] < 1.2 * reading["dual_later"] < reading["dual_later_alone"] / 6
+    assert computing["dual_later_batch8"] == pytest.approx(computing["dual_later_alone"])
+    assert computing["exact"] > 10 * computing["dual_later"]
+
+
+def test_peak_memory_is_what_lives_at_one_time():
+    def work() -> None:
+        first = torch.empty(1000)
+        second = torch.empty(500)
+        del first
+        torch.empty(200) + second[:200]
+    assert memory.peak_bytes(work, torch.device("cpu")) == 6000
+
+
+def test_a_column_more_of_the_canvas_costs_no_logits(model):
+    options = generation.Options(**{**TINY, "memory_length": 512})
+    wide = generation.random_model(dataclasses.replace(model.config, vocab_size=5000, mask_token_id=4999), model.device, seed=0)
+    found = generation.memory_growth(wide, options)
+    assert list(found.peaks) == [32, 64, 128, 256, 512]
+    assert found.per_column < 5000        # of 20,000 bytes that a column's logits have
+    assert 3 * 5000 * 4 < found.peaks[32] < 8 * 3 * 5000 * 4        # logits of three masked positions; of all they would be 32
+
+
+def test_every_way_of_decoding_is_judged_beside_exact_decoding():
+    found = accuracy.measure(2)
+    assert found["exact"].same_answers == 1 and found["exact"].mean_forwards == accuracy.GEN_LENGTH
+    assert found["threshold_0.95"].mean_forwards < accuracy.GEN_LENGTH == found["dual_refresh2"].mean_forwards
+    assert found["threshold_0.95"].same_answers > 0
+    assert all(0 <= each.accuracy <= 1 for each in found.values())
+    assert "2.50" in accuracy.table(found, 2, {"dual": 2.5})
