@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
 LIKELIHOOD = ("estimator", "mc_num", "mc_max", "mc_confidence", "mc_batch", "mc_seed", "greedy_check")
-NOT_IDENTITY = ("pretrained", "revision", "batch_size", "batch_tokens", "device", "likelihood_log")        # none changes an answer
+NOT_IDENTITY = ("pretrained", "revision", "peft", "batch_size", "batch_tokens", "device", "likelihood_log")        # none changes an answer by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class EngineConfig:
 
     pretrained: str | None = arg(None, "checkpoint folder or hub id (default: the tiny model shipped in the package)")
     revision: str | None = arg(None, "branch, tag or commit of a hub id")
+    peft: str | None = arg(None, "folder or hub id of a LoRA adapter of that checkpoint, made by training.sft --lora or by peft; merged at load")
     tokenizer: str | None = arg(None, "folder or hub id of the tokenizer, where it is not beside the checkpoint")
     device: str = arg("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
@@ -62,7 +63,7 @@ class EngineConfig:
                                             "1: only the standard error counts)")
     mc_batch: int | None = arg(None, "with estimator=published, rows of one sweep over the numbers of masks (default 8)")
     mc_seed: int = arg(0, "with the request's context, determines its masks")
-    batch_tokens: int | None = arg(None, "tokens of one likelihood forward, prompts and padding included, in place of batch_size rows")
+    batch_tokens: int | None = arg(None, "tokens of one batch, prompts, answers and padding included, in place of batch_size rows")
     greedy_check: bool = arg(False, "does greedy decoding give the answer? up to one forward more per answer token of a likelihood")
     likelihood_log: str | None = arg(None, "file that gets a line of JSON for each likelihood: texts, value, standard error, rows")
 
@@ -121,6 +122,7 @@ class Engine:
         self.given = coerce(SamplerConfig, options)
         build(SamplerConfig, self.given, HARNESS_DEFAULTS)        # bad values fail here, before files are looked at
         self.folder = checkpoint.resolve(self.config.pretrained, self.config.revision)
+        self.adapter = checkpoint.resolve(self.config.peft, option="peft") if self.config.peft else None
         config = checkpoint.read_config(self.folder)
         tokenizer_folder = checkpoint.resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
         self.tokenizer = text.load_tokenizer(tokenizer_folder)
@@ -131,7 +133,7 @@ class Engine:
         if self.max_length > config.max_sequence_length:
             raise ValueError(f"max_length={self.max_length} exceeds the model's context of {config.max_sequence_length} tokens")
         load = functools.partial(checkpoint.load_model, self.folder, device=self.config.device, dtype=self.config.dtype,
-                                 quantize=self.config.quantize)
+                                 quantize=self.config.quantize, peft=self.adapter)
         self.prepared = METHODS[method].prepare(load, self.folder, self.method_options)
         self.model = self.prepared.model
         self.denoise = self.prepared.denoise
@@ -158,7 +160,7 @@ class Engine:
         """Decode every request; yields (index, completion) as batches finish, longest prompts first.
 
         Every request is checked before the first forward. Requests share a batch only with their own sampler options.
-        batch_size: in place of the configured one.
+        batch_size: in place of the configured one; where batch_tokens is configured, that counts.
         """
         batch_size = batch_size or self.config.batch_size
         prompts = [self._prompt_ids(request) for request in requests]
@@ -170,8 +172,8 @@ class Engine:
         for number in sorted(range(len(requests)), key=lambda n: -len(prompts[n])):
             groups[requests[number].sampler, requests[number].until].append(number)
         for (sampler, until), members in groups.items():
-            for first in range(0, len(members), batch_size):
-                batch = members[first:first + batch_size]
+            lengths = [len(prompts[n]) + sampler.gen_length for n in members]
+            for batch in _batches(members, lengths, batch_size, self.config.batch_tokens):
                 began, before = time.perf_counter(), self._prm_seconds()
                 samples = generate(self.model, [prompts[n] for n in batch], sampler, special=self.special, denoise=self.denoise,
                                    keys=[keys[n] for n in batch], stop=self._stop(sampler, until),
@@ -188,6 +190,8 @@ class Engine:
         batch_size: masked rows of a forward, in place of the configured number; pairs with the same context are the choices of a question.
         """
         fitted = [self._fit(number, *pair) for number, pair in enumerate(pairs)]
+        if self.method != "llada":
+            self._warn_once(f"{self.method}: likelihoods are {METHODS[self.method].likelihood}")
         estimates = iterate(self.model, fitted, self.config.budget(), estimator=self.config.estimator, seed=self.config.mc_seed,
                             cfg_scale=self.sampler.cfg_scale, batch_size=batch_size or self.config.batch_size,
                             batch_tokens=self.config.batch_tokens, greedy_check=self.config.greedy_check, special=self.special,
@@ -225,8 +229,12 @@ class Engine:
     def fingerprint(self) -> str:
         """Identifies what determines this engine's answers: method, options, and the checkpoint by content. One line of JSON."""
         config = {name: value for name, value in asdict(self.config).items() if name not in NOT_IDENTITY}
-        return json.dumps({"method": self.method, "checkpoint": _digest(self.folder), "device": self.model.device.type,
+        return json.dumps({"method": self.method, "checkpoint": _digest(self.folder), **self._peft(), "device": self.model.device.type,
                            **config, "method_options": self._method_identity(), "sampler": asdict(self.sampler)}, sort_keys=True)
+
+    def _peft(self) -> dict[str, str]:
+        """The adapter by its content, where there is one."""
+        return {"peft_digest": _digest(self.adapter)} if self.adapter else {}
 
     def _method_identity(self) -> dict[str, Any]:
         """The method's own options, folders by their content."""
@@ -235,11 +243,11 @@ class Engine:
 
     def info(self) -> dict[str, Any]:
         """For result files: what was evaluated, and how."""
-        return {"method": self.method, "checkpoint": self.folder.name, "checkpoint_digest": _digest(self.folder),
+        return {"method": self.method, "checkpoint": self.folder.name, "checkpoint_digest": _digest(self.folder), **self._peft(),
                 "model_num_parameters": num_parameters(self.model),
                 "quantization": record.method if (record := quantization_of(self.model)) else None,
                 "model_dtype": str(self.model.dtype), "sampler": asdict(self.sampler), "confidence_source": self.sampler.source, "policy": self.prepared.policy,
-                "method_options": asdict(self.method_options),
+                "method_options": asdict(self.method_options), "likelihood": METHODS[self.method].likelihood,
                 **{name: getattr(self.config, name) for name in LIKELIHOOD}}
 
     def _check_sampler(self, sampler: SamplerConfig) -> None:
@@ -313,6 +321,15 @@ class Engine:
         if message not in self._warned:
             self._warned.add(message)
             logger.warning(message)
+
+
+def _batches(members: Sequence[int], lengths: Sequence[int], batch_size: int, batch_tokens: int | None) -> Iterator[Sequence[int]]:
+    """Members, longest first, in batches of batch_size, or of batch_tokens tokens if that is given and at least one member."""
+    first = 0
+    while first < len(members):
+        stop = first + (batch_size if batch_tokens is None else max(1, batch_tokens // lengths[first]))
+        yield members[first:stop]
+        first = stop
 
 
 def _digest(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """Random numbers that depend on what is decoded, not on where it stands in a batch.
 
-A counter-based generator: every number is a hash of (request key, step, position, token). So a request's answer does not
+A counter-based generator: every number is a hash of (request key, step, position, use). So a request's answer does not
 depend on the batch's composition, its order, the number of processes or the device; torch's sequential generators cannot
 give that without a loop over the rows.
 """

@@ -18,7 +18,7 @@ class SamplerConfig:
     sampling_method: Literal["fixed_length", "semi_ar_padding", "semi_ar_origin"] | None = arg(
         None, "fixed_length: one block; semi_ar_padding: blocks on a canvas whose later masks are visible; "
               "semi_ar_origin: the canvas grows block by block and ends at EOS (default: by block_length, one of the first two)")
-    temperature: float = arg(0.0, "0 = greedy; above it tokens are sampled with Gumbel noise in float64")
+    temperature: float = arg(0.0, "0 = greedy; above it tokens are sampled, by the inverse distribution function in float64")
     top_k: int | None = arg(None, "sample among the k most probable tokens only; needs temperature > 0")
     top_p: float | None = arg(None, "sample among the most probable tokens of this total probability (0-1); needs temperature > 0")
     cfg_scale: float = arg(0.0, "classifier-free guidance; 0 = off, else every step costs a double batch")

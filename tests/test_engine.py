@@ -84,6 +84,24 @@ def test_a_text_does_not_depend_on_batch_size_or_order(make_engine, options):
     assert len({completion.text for completion in expected}) > 1
 
 
+@pytest.mark.parametrize("batch_tokens", [1, 30, 50, 10_000])
+def test_a_batch_keeps_to_its_tokens_and_takes_as_many_rows_as_fit(make_engine, batch_tokens):
+    requests = [Request(prompt, SamplerConfig(gen_length=12, temperature=1.0)) for prompt in PROMPTS]
+    expected, engine, seen = texts(make_engine(), requests), make_engine(batch_size=2, batch_tokens=batch_tokens), []
+    denoise = engine.denoise
+
+    def watched(canvas: Canvas, window: slice) -> Prediction:
+        if (canvas.tokens[:, window] == engine.special.mask).all():        # the first step of a batch
+            seen.append(tuple(canvas.tokens.shape))
+        return denoise(canvas, window)
+
+    engine.denoise = watched
+    assert texts(engine, requests) == expected
+    assert sum(rows for rows, _ in seen) == len(PROMPTS)
+    assert all(rows * length <= batch_tokens or rows == 1 for rows, length in seen)
+    assert all((rows + 1) * length > batch_tokens for rows, length in seen[:-1])
+
+
 def test_every_request_is_decoded_with_its_own_options(make_engine):
     engine = make_engine(batch_size=8)
     samplers = [SamplerConfig(gen_length=4), SamplerConfig(gen_length=8, temperature=1.0), SamplerConfig(gen_length=12, block_length=4),

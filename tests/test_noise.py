@@ -16,11 +16,11 @@ def stream(axis: str, seed: int = 0) -> torch.Tensor:
     key, running = torch.tensor([request_key(seed, [1, 2, 3])]), torch.arange(NUM)
     if axis == "key":
         return uniform(torch.tensor([request_key(seed, [number]) for number in range(NUM)]), 0, 5, 1)
-    counters = {"step": (running, 5, 1), "position": (0, running, 1), "token": (0, 5, running)}[axis]
+    counters = {"step": (running, 5, 1), "position": (0, running, 1), "use": (0, 5, running)}[axis]
     return uniform(key, *counters)
 
 
-@pytest.mark.parametrize("axis", ["key", "step", "position", "token"])
+@pytest.mark.parametrize("axis", ["key", "step", "position", "use"])
 def test_draws_are_uniform_along_every_counter(axis):
     draws = stream(axis)
     assert draws.shape == (NUM,) and draws.dtype == torch.float64
@@ -29,7 +29,7 @@ def test_draws_are_uniform_along_every_counter(axis):
     assert abs(draws.pow(2).mean() - 1 / 3) < 4 * (4 / 45 / NUM) ** 0.5
 
 
-@pytest.mark.parametrize("axis", ["key", "step", "position", "token"])
+@pytest.mark.parametrize("axis", ["key", "step", "position", "use"])
 def test_neighbouring_counters_are_uncorrelated(axis):
     draws = stream(axis)
     for lag in (1, 2, 8):
@@ -40,7 +40,7 @@ def test_different_counters_and_keys_give_uncorrelated_streams():
     key, running = torch.tensor([request_key(0, [1])]), torch.arange(NUM)
     streams = torch.stack([
         uniform(key, 0, 0, running), uniform(key, 1, 0, running), uniform(key, 0, 1, running), uniform(key, running, 0, 0),
-        uniform(key, 0, running, 0), uniform(key + 1, 0, 0, running), stream("token", seed=1),
+        uniform(key, 0, running, 0), uniform(key + 1, 0, 0, running), stream("use", seed=1),
     ])
     correlation = torch.corrcoef(streams) - torch.eye(len(streams))
     assert correlation.abs().max() < 5 / NUM ** 0.5

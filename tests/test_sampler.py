@@ -10,13 +10,14 @@ import pytest
 import torch
 from scipy import stats
 
+from llada_plugins import sampler
 from llada_plugins.checkpoint import load_model
 from llada_plugins.confidence import CONFIDENCE, PROBABILITIES, Candidates
 from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, guided
 from llada_plugins.generation import generate, with_options
 from llada_plugins.model import SpecialTokens
 from llada_plugins.noise import uniform
-from llada_plugins.sampler import Sample, Step, decode, propose
+from llada_plugins.sampler import Sample, Step, decode, propose, sample
 from llada_plugins.sampler_config import SamplerConfig
 from llada_plugins.schedule import keep_top, num_passing, quota
 
@@ -189,6 +190,40 @@ def test_an_answer_does_not_depend_on_the_batch_around_it(options):
     assert run(options, PROMPTS[::-1])[::-1] == together
     assert [run(options, [prompt])[0] for prompt in PROMPTS] == together
     assert run(options, PROMPTS[1:4]) == together[1:4]
+
+
+@every_method
+def test_an_answer_does_not_depend_on_how_many_positions_are_judged_at_once(options, monkeypatch):
+    steps, whole = steps_of(options)
+    for num in (1, 17):        # one column of all rows, three columns
+        monkeypatch.setattr(sampler, "positions_at_once", lambda device: num)
+        parts, samples = steps_of(options)
+        assert samples == whole
+        for part, step in zip(parts, steps, strict=True):
+            assert all(torch.equal(getattr(part, name), getattr(step, name)) for name in ("proposal", "kept", "remasked"))
+            torch.testing.assert_close(part.score, step.score, atol=2e-7, rtol=0)        # a sigmoid's last bit depends on a tensor's length
+
+
+@pytest.mark.parametrize("more", [{}, dict(revise=True, confidence_source="ups"), dict(temperature=1.0)], ids=str)
+def test_logits_are_asked_for_at_few_positions_at_once_and_only_where_needed(more, monkeypatch):
+    asked: list[tuple[int, int]] = []
+
+    def watched(canvas: Canvas, window: slice) -> Prediction:
+        prediction = toy_denoiser()(canvas, window)
+        return prediction._replace(logits_at=lambda at: asked.append(tuple(at.shape)) or prediction.logits_at(at))
+
+    monkeypatch.setattr(sampler, "positions_at_once", lambda device: 4)
+    run(dict(gen_length=12, **more), PROMPTS[:2], watched)
+    assert all(rows == 2 and columns <= 2 for rows, columns in asked)
+    assert sum(columns for _, columns in asked) == (12 * 12 if "revise" in more else sum(range(13)))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_denoisers_own_logits_are_left_as_they_are(temperature):
+    own = torch.randn(1, 4, VOCAB, generator=torch.Generator().manual_seed(0))
+    before = own.clone()
+    run(dict(gen_length=4, temperature=temperature), [[5, 6]], lambda canvas, window: Prediction(lambda at: own[:, :at.shape[1]]))
+    assert torch.equal(own, before)
 
 
 @every_method
@@ -504,7 +539,7 @@ def test_guidance_keeps_the_conditional_policy_score():
 # ---- proposals
 
 def many_draws(num: int) -> torch.Tensor:
-    return uniform(torch.tensor([[17]]), 0, torch.arange(num)[:, None], torch.arange(VOCAB) + 1)        # (num, V)
+    return uniform(torch.tensor([17]), 0, torch.arange(num), 1)        # (num,)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -514,6 +549,34 @@ def test_sampled_frequencies_are_the_softmax_at_that_temperature(temperature):
     drawn = propose(logits.expand(num, VOCAB), SamplerConfig(temperature=temperature), lambda: many_draws(num))
     expected = (logits.double() / temperature).softmax(-1) * num
     assert stats.chisquare(torch.bincount(drawn, minlength=VOCAB).numpy(), expected.numpy()).pvalue > 1e-3        # fixed draws
+
+
+def test_a_sample_is_the_token_at_which_the_summed_probabilities_pass_the_drawn_number():
+    generator = torch.Generator().manual_seed(4)
+    logits = 5 * torch.randn(60, 200, generator=generator)
+    logits[:, ::7] = -float("inf")
+    drawn = torch.rand(60, generator=generator, dtype=torch.float64)
+    found = sample(logits, drawn, SamplerConfig(temperature=0.6)).tolist()
+    for row, (values, point) in enumerate(zip(logits.tolist(), drawn.tolist())):
+        weight = [math.exp(value / 0.6) for value in values]
+        assert math.fsum(weight[:found[row]]) < point * math.fsum(weight) < math.fsum(weight[:found[row] + 1])
+
+
+@pytest.mark.parametrize("drawn, token", [(2.0 ** -53, 1), (1 - 2.0 ** -53, VOCAB - 2), (1e-13, 1), (3e-13, 2), (0.5, 2)])
+def test_the_tail_is_reached_and_what_has_no_probability_is_not(drawn, token):
+    """The second and the last but one token have probability 2e-13 and stand beside tokens without any; float32 sums would end before."""
+    logits = torch.full((1, VOCAB), -float("inf"))
+    logits[0, 1], logits[0, 2], logits[0, VOCAB - 2] = math.log(2e-13), 0.0, math.log(2e-13)
+    assert sample(logits, torch.tensor([drawn], dtype=torch.float64), SamplerConfig(temperature=1.0)).tolist() == [token]
+
+
+def test_sampled_tokens_do_not_depend_on_the_rows_beside_them():
+    logits = 3 * torch.randn(5, 30, 1000, generator=torch.Generator().manual_seed(6))
+    drawn, config = uniform(torch.arange(5)[:, None], 0, torch.arange(30), 1), SamplerConfig(temperature=1.0)
+    together = propose(logits, config, lambda: drawn)
+    assert together.shape == (5, 30)
+    for row in range(5):
+        assert torch.equal(propose(logits[row:row + 1, 7:9], config, lambda: drawn[row:row + 1, 7:9])[0], together[row, 7:9])
 
 
 @pytest.mark.parametrize("options, support", [
