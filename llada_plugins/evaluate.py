@@ -22,6 +22,7 @@ from .engine import Completion, Engine, Request
 from .methods import METHODS
 from .metrics_file import MetricsFile
 from .model_flags import read_flags
+from .prm import ScoreError
 from .progress import progress
 from .tasks import mathematics
 from .tasks.mathematics import Question
@@ -145,8 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The user's mistakes end it with one line and status 1; finished rows are kept whatever happens."""
     try:
         print(evaluate(*read_command_line(argv)))
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, ScoreError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped; finished questions are kept: run the same command to go on", file=sys.stderr)
+        return 130
     return 0
 
 

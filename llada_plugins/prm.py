@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 CAUSAL = ("llama", "mistral", "qwen2", "qwen3")        # model types whose every position sees only what is before it
 
 
+class ScoreError(RuntimeError):
+    """A process reward model gave no number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PRMConfig:
     """Which process reward model judges the steps, and how it runs."""
@@ -136,7 +140,7 @@ class StepScorer:
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
         """P(right) of every step, in [0, 1], for each (question, steps); equal solutions are scored once.
 
-        Every solution is checked before the first forward. RuntimeError where the model gives no number.
+        Every solution is checked before the first forward. ScoreError where the model gives no number.
         """
         encoded = [self.encode(question, steps, f"solution {number}") for number, (question, steps) in enumerate(solutions, 1)]
         keys = [(tuple(ids), tuple(positions)) for ids, positions in encoded]
@@ -147,8 +151,8 @@ class StepScorer:
             batch = distinct[first:first + self.batch_size]
             for key, values in zip(batch, self._forward(batch)):
                 if any(map(math.isnan, values)):
-                    raise RuntimeError(f"{self.source}: no number came out for solution {keys.index(key) + 1}: the PRM's weights are "
-                                       "damaged, or too large for prm_dtype (bfloat16 and float32 hold more than float16)")
+                    raise ScoreError(f"{self.source}: no number came out for solution {keys.index(key) + 1}: the PRM's weights are "
+                                     "damaged, or too large for prm_dtype (bfloat16 and float32 hold more than float16)")
                 scores[key] = values
         self.num_calls += len(distinct)
         self.seconds += time.perf_counter() - began

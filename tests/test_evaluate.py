@@ -21,6 +21,7 @@ from llada_plugins.engine import Engine, Request, option_classes
 from llada_plugins.evaluate import EvaluateConfig, Row, main, read_command_line, summary
 from llada_plugins.methods import METHODS
 from llada_plugins.metrics_file import MetricsFile
+from llada_plugins.prm import ScoreError
 from llada_plugins.tasks import mathematics, sudoku
 from llada_plugins.tasks.mathematics import Grade, Question, check_references, grade, read
 
@@ -391,3 +392,16 @@ def test_a_killed_process_loses_and_doubles_nothing(tmp_path: Path) -> None:
     whole = run(tmp_path, tiny, **length, output=str(tmp_path / "whole.csv"))
     assert set(rows[0]) == set(Row._fields) - set(TIMES)
     assert sorted(rows, key=lambda row: row["index"]) == sorted(whole, key=lambda row: row["index"])
+
+
+@pytest.mark.parametrize("raised, status, words", [(KeyboardInterrupt(), 130, "run the same command to go on"),
+                                                   (ScoreError("no number came out for solution 1"), "error: no number came out for solution 1", "")])
+def test_what_interrupts_a_run_ends_it_in_one_line(monkeypatch, capsys, tmp_path, raised, status, words):
+    def interrupted(*_):
+        raise raised
+    monkeypatch.setattr("llada_plugins.evaluate.evaluate", interrupted)
+    try:
+        found = main(["--data", "questions.csv", "--output", str(tmp_path / "metrics.csv")])
+    except SystemExit as error:
+        found = error.code
+    assert found == status and words in capsys.readouterr().err
