@@ -29,7 +29,6 @@ so accuracy is measured on the tiny model that the package ships (accuracy.py).
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -39,7 +38,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import HfArgumentParser
 
 from llada_plugins import SamplerConfig, SpecialTokens, generate
 from llada_plugins.checkpoint import pick_device, pick_dtype
@@ -50,6 +48,7 @@ from llada_plugins.router import route
 
 from . import accuracy, memory, peers, reference, roofline, speed_plot
 from .clock import Seconds, timed
+from .command import check_folder, run_benchmark
 from .steps import BATCHES, COMPOSED, FORMS, NUM_ROWS, ragged, random_head, random_router
 
 SHAPES = {
@@ -94,8 +93,7 @@ class Options:
         if self.check_length < 2 or self.check_length % 2:
             raise ValueError(f"check_length must be even and at least 2, got {self.check_length}")
         for name in ("json", "plot"):
-            if (value := getattr(self, name)) is not None and not Path(value).absolute().parent.is_dir():
-                raise ValueError(f"{name}={value!r}: its folder does not exist: create it first")
+            check_folder(name, getattr(self, name))
         if self.memory_length < 0 or self.memory_length % (32 * self.block_length):
             raise ValueError(f"memory_length must be 0 or a multiple of 32 blocks ({32 * self.block_length}), got {self.memory_length}")
         if self.accuracy_puzzles < 0:
@@ -319,26 +317,24 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, f"same tokens at temperature 0: {'yes' if result['same_tokens'] else 'NO'}"])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = HfArgumentParser(Options, prog="python -m benchmarks.generation", allow_abbrev=False)
-    try:
-        options, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    torch.set_num_threads(options.threads)
-    try:
-        if options.plot:
-            pyplot()        # an error before the measurement, not after it
-        result = run(options)
-    except (ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    print(report(result))
+def run_and_draw(options: Options) -> dict[str, Any]:
+    """Measure, and draw where a plot is asked for; what drawing lacks is said first."""
+    if options.plot:
+        pyplot()
+    result = run(options)
     if options.plot:
         speed_plot.draw(result, Path(options.plot))
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    differ = [name for name, found in result["peer_runs"].items() if found.get("same_tokens") is False]
-    return 0 if result["same_tokens"] and not differ else 1
+    return result
+
+
+def all_agree(result: dict[str, Any]) -> bool:
+    """Did ours, the published loop and every peer decode the same greedy tokens?"""
+    return result["same_tokens"] and not any(found.get("same_tokens") is False for found in result["peer_runs"].values())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    return run_benchmark(Options, "generation", run_and_draw, report, all_agree, argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ answers of one token, which leave nothing to chance: the exit status is 1 if val
 """
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import HfArgumentParser
 
 from llada_plugins import LogLikelihood, log_likelihood
 from llada_plugins.checkpoint import pick_device, pick_dtype
@@ -30,6 +28,7 @@ from llada_plugins.config import arg
 from llada_plugins.model import LLaDA
 
 from . import reference
+from .command import check_folder, run_benchmark
 from .generation import SHAPES, Seconds, model_config, random_model, timed
 
 FIRST_MC_NUM = 8
@@ -63,8 +62,7 @@ class Options:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.mc_batch < 1 or self.mc_num % self.mc_batch or self.mc_num < 2 * self.mc_batch:
             raise ValueError(f"mc_num must be a multiple of mc_batch ({self.mc_batch}), twice it at least, got {self.mc_num}")
-        if self.json is not None and not Path(self.json).absolute().parent.is_dir():
-            raise ValueError(f"json={self.json!r}: its folder does not exist: create it first")
+        check_folder("json", self.json)
         pick_dtype(self.dtype, pick_device(self.device))
 
 
@@ -183,17 +181,8 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = HfArgumentParser(Options, prog="python -m benchmarks.likelihood", allow_abbrev=False)
-    try:
-        options, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    torch.set_num_threads(options.threads)
-    result = run(options)
-    print(table(result))
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0 if result["same_values"] else 1
+    """Run the command line."""
+    return run_benchmark(Options, "likelihood", run, table, lambda result: result["same_values"], argv)
 
 
 if __name__ == "__main__":

@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import HfArgumentParser, TrainerCallback
+from transformers import TrainerCallback
 
 from llada_plugins.checkpoint import pick_device
 from llada_plugins.config import arg
@@ -41,6 +39,7 @@ from training.objectives import Loss, Objective
 from training.throughput import training_flops
 from training.trainer import DiffusionTrainer
 
+from .command import check_folder, run_benchmark
 from .generation import SHAPES, model_config, random_model
 from .likelihood import measured
 
@@ -70,8 +69,7 @@ class Options:
         for name in ("threads", "batch_size", "seq_len", "updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.json is not None and not Path(self.json).absolute().parent.is_dir():
-            raise ValueError(f"json={self.json!r}: its folder does not exist: create it first")
+        check_folder("json", self.json)
         pick_device(self.device)
 
 
@@ -226,17 +224,8 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = HfArgumentParser(Options, prog="python -m benchmarks.training", allow_abbrev=False)
-    try:
-        options, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    torch.set_num_threads(options.threads)
-    result = run(options)
-    print(table(result))
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0 if result.get("throughput", {}).get("same_losses", True) else 1
+    """Run the command line."""
+    return run_benchmark(Options, "training", run, table, lambda result: result.get("throughput", {}).get("same_losses", True), argv)
 
 
 if __name__ == "__main__":

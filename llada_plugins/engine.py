@@ -25,7 +25,7 @@ from .likelihood import LogLikelihood, iterate
 from .methods import METHODS, check_policy
 from .noise import request_key
 from .quantization import QUANTIZE, num_parameters, quantization_of
-from .review import make_review
+from .review import BlockReview
 from .sampler import Review, Sample, once
 from .sampler_config import SamplerConfig
 from .solution import block_scorer
@@ -296,7 +296,7 @@ class Engine:
             return once
         score = block_scorer(judge.scorer, questions, block=sampler.block, ends=self.special.ends, by=judge.step_split,
                              decode=lambda ids: text.without_special_tokens(self.tokenizer, text.decode(self.tokenizer, ids, ())))
-        return make_review(judge.review, sampler, score, self.special.mask)
+        return BlockReview(judge.review, sampler, score, self.special.mask)
 
     def _prm_seconds(self) -> float:
         return self.prepared.judge.scorer.seconds if self.prepared.judge else 0.0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .config import arg
 from .noise import request_key, uniform
-from .sampler import Draft, Filled, Review
+from .sampler import Draft, Filled
 from .sampler_config import SamplerConfig
 
 Scores = list[float | None]        # of an answer's blocks, 0-1, higher is better; None where a block holds nothing to judge
@@ -285,8 +285,3 @@ class BlockReview:
 
     def _answers(self, draft: Draft, tokens: Tensor) -> list[list[int]]:
         return tokens[:, draft.start:draft.start + (draft.number + 1) * self.sampler.block].tolist()
-
-
-def make_review(config: ReviewConfig, sampler: SamplerConfig, score: Scorer, mask_id: int) -> Review:
-    """A Review for one decode call."""
-    return BlockReview(config, sampler, score, mask_id)

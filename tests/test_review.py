@@ -11,7 +11,7 @@ from llada_plugins.denoiser import Canvas, Denoiser, Prediction
 from llada_plugins.generation import generate
 from llada_plugins.model import SpecialTokens
 from llada_plugins.noise import request_key
-from llada_plugins.review import ReviewConfig, Scores, make_review, masked_shares, summary
+from llada_plugins.review import BlockReview, ReviewConfig, Scores, masked_shares, summary
 from llada_plugins.sampler import Sample, decode
 from llada_plugins.sampler_config import SamplerConfig
 from llada_plugins.solution import block_ends, block_scorer, split_steps
@@ -64,7 +64,7 @@ def endless() -> Denoiser:
 def run(review: dict, sampler: dict = SAMPLER, prompts=PROMPTS, denoise: Denoiser | None = None, judge: Judge | None = None, **given) -> list[Sample]:
     config = SamplerConfig(**sampler)
     judge = judge or Judge(config.block)
-    return decode(denoise or toy_denoiser(), prompts, config, SPECIAL, review=make_review(ReviewConfig(**review), config, judge, MASK), **given)
+    return decode(denoise or toy_denoiser(), prompts, config, SPECIAL, review=BlockReview(ReviewConfig(**review), config, judge, MASK), **given)
 
 
 def plain(sampler: dict = SAMPLER, prompts=PROMPTS, denoise: Denoiser | None = None, **given) -> list[Sample]:
@@ -285,7 +285,7 @@ def test_published_defaults():
 def test_a_budget_below_the_plain_decode_is_refused(make_model):
     model, config = make_model(), SamplerConfig(**dict(SAMPLER, max_forwards=7))
     with pytest.raises(ValueError, match=r"max_forwards \(7\) must be at least steps \(8\)"):
-        generate(model, [[5]], config, special=SpecialTokens(39), review=make_review(ReviewConfig(), config, Judge(4), 39))
+        generate(model, [[5]], config, special=SpecialTokens(39), review=BlockReview(ReviewConfig(), config, Judge(4), 39))
     with pytest.raises(ValueError, match="max_forwards has no effect without threshold, factor or a process reward model"):
         generate(model, [[5]], SamplerConfig(**dict(SAMPLER, max_forwards=9)), special=SpecialTokens(39))
 
