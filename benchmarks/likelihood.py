@@ -7,8 +7,9 @@ Requests are questions with four choices, prompts and answers of different lengt
 each, mc_batch at a time; its squared standard error is the spread of its batches. Ours takes 8, 16, 32, … rows until its mean
 squared standard error is not above that: `equal_error` is the ratio of the seconds. `equal_rows` is the ratio where both take
 mc_num rows, what sharing batches and the head at scored positions alone save. The rest would be estimates with less variance, and
-random weights hide those: their log-probabilities vary by row more than by token, so what `count` removes is hardly there. Seconds are CPU time on a CPU and wall time on a GPU. Memory is the peak above what was held before, of the process (Linux) or of the GPU. Before that both score
-answers of one token, which leave nothing to chance: the exit status is 1 if values differ.
+random weights hide those: their log-probabilities vary by row more than by token, so what `count` removes is hardly there. Seconds
+are CPU time on a CPU and wall time on a GPU. Memory is the peak above what was held before, of the process (Linux) or of the GPU.
+Before that both score answers of one token, which leave nothing to chance: the exit status is 1 if values differ.
 """
 from __future__ import annotations
 
