@@ -27,6 +27,10 @@ class Canvas(NamedTuple):
     columns: slice = slice(None)    # what to compute, the window included; keys and values of the rest are in past; set by cached()
     past: Past | None = None
 
+    def take(self, rows: Tensor) -> Canvas:
+        """Some of the rows, (B,) bool, and what wrappers remember of them; the memory is cut in place."""
+        return self._replace(tokens=self.tokens[rows], answer_start=self.answer_start[rows], memory=_of_rows(self.memory, rows))
+
 
 class Prediction(NamedTuple):
     """What a Denoiser says of a window of W columns."""
@@ -45,6 +49,17 @@ class Denoiser(Protocol):
     """Predict the clean tokens of canvas.tokens[:, window]; everything outside the window is context."""
 
     def __call__(self, canvas: Canvas, window: slice) -> Prediction: ...
+
+
+def _of_rows(value: Any, rows: Tensor) -> Any:
+    """Of all tensors in dicts and tuples, these rows; tensors have B rows, or several times B, as under guidance."""
+    if isinstance(value, Tensor):
+        return value[rows.repeat(len(value) // len(rows))]
+    if isinstance(value, dict):
+        for name in value:
+            value[name] = _of_rows(value[name], rows)        # one by one, so that old and new keys are not all held at once
+        return value
+    return tuple(_of_rows(each, rows) for each in value) if isinstance(value, tuple) else value
 
 
 def gather(values: Tensor, at: Tensor) -> Tensor:

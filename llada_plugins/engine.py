@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from . import checkpoint, text
+from .batching import capacity
 from .config import arg, build, coerce, names, reject_unknown
 from .estimators import ESTIMATORS, Budget, budget
-from .generation import generate, with_options
+from .generation import with_options
 from .likelihood import LogLikelihood, iterate
 from .methods import METHODS, check_policy
 from .noise import request_key
 from .quantization import QUANTIZE, num_parameters, quantization_of
 from .review import BlockReview
-from .sampler import Review, Sample, once
+from .sampler import Draft, Filled, Review, Sample, decode_each, once
 from .sampler_config import SamplerConfig
 from .solution import block_scorer
 
@@ -100,7 +101,7 @@ class Completion(NamedTuple):
     text: str
     num_forwards: int
     num_tokens: int        # tokens before the first EOS or EoT
-    seconds: float         # wall time of its batch, shared equally
+    seconds: float         # wall time of the batches it was in, shared equally by their rows
     num_prm_calls: int = 0         # answers in work that a process reward model scored
     prm_seconds: float = 0.0       # of `seconds`, spent in it
 
@@ -157,12 +158,13 @@ class Engine:
         return sampler
 
     def generate(self, requests: Sequence[Request], batch_size: int | None = None) -> Iterator[tuple[int, Completion]]:
-        """Decode every request; yields (index, completion) as batches finish, longest prompts first.
+        """Decode every request; yields (index, completion) as answers end, those of longest prompts first.
 
-        Every request is checked before the first forward. Requests share a batch only with their own sampler options.
-        batch_size: in place of the configured one; where batch_tokens is configured, that counts.
+        Every request is checked before the first forward. Requests share a batch only with their own sampler options; when an answer
+        ends, at a block's end, a waiting request takes its place. batch_size: in place of the configured one; where batch_tokens is
+        configured, that counts.
         """
-        batch_size = batch_size or self.config.batch_size
+        at_once = capacity(batch_size or self.config.batch_size, self.config.batch_tokens)
         prompts = [self._prompt_ids(request) for request in requests]
         keys = self._keys(requests, prompts)
         questions = [self._question(request) for request in requests]
@@ -172,15 +174,13 @@ class Engine:
         for number in sorted(range(len(requests)), key=lambda n: -len(prompts[n])):
             groups[requests[number].sampler, requests[number].until].append(number)
         for (sampler, until), members in groups.items():
-            lengths = [len(prompts[n]) + sampler.gen_length for n in members]
-            for batch in _batches(members, lengths, batch_size, self.config.batch_tokens):
-                began, before = time.perf_counter(), self._prm_seconds()
-                samples = generate(self.model, [prompts[n] for n in batch], sampler, special=self.special, denoise=self.denoise,
-                                   keys=[keys[n] for n in batch], stop=self._stop(sampler, until),
-                                   review=self._review(sampler, [questions[n] for n in batch]))
-                seconds = ((time.perf_counter() - began) / len(batch), (self._prm_seconds() - before) / len(batch))
-                for number, sample in zip(batch, samples):
-                    yield number, self._completion(sample, until, *seconds)
+            spent = [[0.0, 0.0] for _ in members]
+            samples = decode_each(with_options(self.denoise, sampler, self.special), [prompts[n] for n in members], sampler, self.special,
+                                  device=self.model.device, keys=[keys[n] for n in members], stop=self._stop(sampler, until),
+                                  review=self._timed(self._review(sampler, [questions[n] for n in members]), spent),
+                                  at_once=at_once)
+            for row, sample in samples:
+                yield members[row], self._completion(sample, until, *spent[row])
 
     def log_likelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
                        batch_size: int | None = None) -> Iterator[tuple[int, LogLikelihood]]:
@@ -298,6 +298,18 @@ class Engine:
                              decode=lambda ids: text.without_special_tokens(self.tokenizer, text.decode(self.tokenizer, ids, ())))
         return BlockReview(judge.review, sampler, score, self.special.mask)
 
+    def _timed(self, review: Review, spent: list[list[float]]) -> Review:
+        """The same review; to spent[row] goes the row's share of the wall time, and of that in the process reward model."""
+        def fill(draft: Draft) -> Filled:
+            began, before = time.perf_counter(), self._prm_seconds()
+            filled = review(draft)
+            filled.forwards.tolist()        # waits for the device
+            seconds = time.perf_counter() - began, self._prm_seconds() - before
+            for row in draft.rows.tolist():
+                spent[row] = [total + each / len(draft.rows) for total, each in zip(spent[row], seconds)]
+            return filled
+        return fill
+
     def _prm_seconds(self) -> float:
         return self.prepared.judge.scorer.seconds if self.prepared.judge else 0.0
 
@@ -321,15 +333,6 @@ class Engine:
         if message not in self._warned:
             self._warned.add(message)
             logger.warning(message)
-
-
-def _batches(members: Sequence[int], lengths: Sequence[int], batch_size: int, batch_tokens: int | None) -> Iterator[Sequence[int]]:
-    """Members, longest first, in batches of batch_size, or of batch_tokens tokens if that is given and at least one member."""
-    first = 0
-    while first < len(members):
-        stop = first + (batch_size if batch_tokens is None else max(1, batch_tokens // lengths[first]))
-        yield members[first:stop]
-        first = stop
 
 
 def _digest(folder: Path) -> str:

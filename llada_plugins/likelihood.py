@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .batching import capacity
 from .denoiser import Canvas, Denoiser, align, guided, model_denoiser
 from .estimators import ESTIMATORS, Budget, Masks, budget, check_length, is_settled, mean_and_error, terms
 from .generation import known_special_tokens
@@ -201,9 +202,9 @@ def _rows(unit: Sequence[_Request], masks: Masks, mask_id: int) -> list[_Row]:
 
 def _batches(rows: Iterator[_Row], batch_size: int, batch_tokens: int | None) -> Iterator[list[_Row]]:
     """Consecutive rows, the first of which is the longest."""
+    at_once = capacity(batch_size, batch_tokens)
     for first in rows:
-        number = batch_size if batch_tokens is None else max(1, batch_tokens // len(first.tokens))
-        yield [first, *islice(rows, number - 1)]
+        yield [first, *islice(rows, at_once(len(first.tokens)) - 1)]
 
 
 def _logits(denoise: Denoiser, rows: Sequence[_Row], device: torch.device) -> Tensor:

@@ -5,12 +5,13 @@ rows; it knows nothing of models, guidance, caches, tokenizers or harnesses.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from .batching import Queue
 from .confidence import CONFIDENCE, Candidates
 from .denoiser import Canvas, Denoiser, Prediction, align
 from .model import SpecialTokens
@@ -153,27 +154,30 @@ def judge(prediction: Prediction, at: Tensor, block: Tensor, keys: Tensor, place
 
 def unmask(denoise: Denoiser, canvas: Canvas, window: slice, keys: Tensor, config: SamplerConfig, special: SpecialTokens, *,
            offset: int = 0, steps: int | None = None,
-           on_step: Callable[[int, Tensor, Tensor, Tensor, Tensor], None] | None = None) -> Tensor:
+           on_step: Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor], None] | None = None) -> Tensor:
     """Denoise canvas.tokens[:, window] in place until none of it is masked. Returns the forwards that each row needed, (B,).
 
     keys: (B,) random streams. offset: the window's first position in the answer. steps: of a fixed schedule, by default those of
-    one block. on_step: called with the step's number, proposal, score, and the block before and after.
+    one block. on_step: called with the step's number, the rows in work, their proposal and score, and their block before and after.
     """
-    canvas = canvas._replace(memory={})        # of these steps alone: what a cache keeps cannot outlive them
-    block = canvas.tokens[:, window]                                                    # (B, W), a view: writes go through
+    whole, canvas = canvas.tokens, canvas._replace(memory={})        # of these steps alone: what a cache keeps cannot outlive them
+    block = whole[:, window]                                                            # (B, W), a view: writes go through
     masked = block == special.mask
     plan = planned(masked, config, steps)
-    width, forwards = block.shape[1], masked.new_zeros(block.shape[0], dtype=torch.long)
+    width, rows = block.shape[1], torch.arange(len(block), device=block.device)
+    forwards = torch.zeros_like(rows)
     limit = config.forwards_per_block * (width // config.block) if plan is None else plan.shape[1]
-    most = [int(masked.sum(-1).max())]                                                  # masked tokens of the fullest row, per step
-    if plan is not None:
-        most += (width - plan).amax(0).tolist()
+    most = [] if plan is None else [int(masked.sum(-1).max()), *(width - plan).amax(0).tolist()]        # masks of the fullest row, by step
     for step in range(limit):
         masked = block == special.mask
-        num_masked = most[step] if plan is not None else int(masked.sum(-1).max())
+        fewest, num_masked = (1, most[step]) if plan is not None else torch.stack(masked.sum(-1).aminmax()).tolist()
         if num_masked == 0:
             break
-        forwards += masked.any(-1)
+        if fewest == 0:                                                                 # who is done rides no further
+            going, whole[rows, window] = masked.any(-1), block.clone()        # both may be one memory
+            canvas, rows, keys, masked = canvas.take(going), rows[going], keys[going], masked[going]
+            block = canvas.tokens[:, window]
+        forwards[rows] += masked.any(-1)
         # masked columns first, in order; a row with fewer of them fills up with pinned ones
         at = masked.logical_not().byte().argsort(dim=-1, stable=True)[:, :width if config.revises else num_masked]     # (B, M)
         proposal, score = judge(denoise(canvas, window), at, block, keys, (offset, step), config, special)
@@ -181,57 +185,66 @@ def unmask(denoise: Denoiser, canvas: Canvas, window: slice, keys: Tensor, confi
         before = block.clone() if on_step else block
         block.copy_(torch.where(standing, proposal, special.mask))
         if on_step:
-            on_step(step, proposal, score, before, block.clone())
+            on_step(step, rows, proposal, score, before, block.clone())
+    whole[rows, window] = block.clone()
     return forwards
 
 
+def decode(denoise: Denoiser, prompts: Sequence[Sequence[int]], config: SamplerConfig, special: SpecialTokens, **options: Any) -> list[Sample]:
+    """Answers to token prompts of any lengths, in their order; options are those of `decode_each`."""
+    found = dict(decode_each(denoise, prompts, config, special, **options))
+    return [found[number] for number in range(len(prompts))]
+
+
 @torch.inference_mode()
-def decode(denoise: Denoiser, prompts: Sequence[Sequence[int]], config: SamplerConfig, special: SpecialTokens, *,
-           device: torch.device | str = "cpu", keys: Sequence[int] | None = None, stop: Callable[[list[int]], bool] | None = None,
-           on_step: Callable[[Step], None] | None = None, review: Review = once) -> list[Sample]:
-    """Answers to token prompts of any lengths, decoded in one batch, block by block.
+def decode_each(denoise: Denoiser, prompts: Sequence[Sequence[int]], config: SamplerConfig, special: SpecialTokens, *,
+                device: torch.device | str = "cpu", keys: Sequence[int] | None = None, stop: Callable[[list[int]], bool] | None = None,
+                on_step: Callable[[Step], None] | None = None, review: Review = once,
+                at_once: Callable[[int], int] | None = None) -> Iterator[tuple[int, Sample]]:
+    """Decode block by block; yields the (number, sample) of each prompt as answers end. No answer depends on the others.
 
     keys: random streams, by default from config.seed and the prompt. stop: asked at the end of every block with the row's answer
-    so far; True ends the row. A row that has ended leaves the batch. review: how a block is filled.
+    so far; True ends the row. review: how a block is filled. at_once: how many rows of so many tokens, prompt and answer, make a
+    batch (default: all). A row that has ended leaves, and a waiting one takes its place (batching.py).
     """
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {number} is empty: give at least one token")
-    if not prompts:
-        return []
     device = torch.device(device)
-    streams = torch.tensor(keys or [request_key(config.seed, prompt) for prompt in prompts], device=device)
-    tokens, padded = align(prompts, device)
-    start = tokens.shape[1]
-    rows = torch.arange(len(prompts), device=device)
+    streams = torch.tensor(keys or [request_key(config.seed, prompt) for prompt in prompts], device=device, dtype=torch.long)
     forwards, num_scored = torch.zeros(2, len(prompts), dtype=torch.long, device=device)
     answers: list[list[int]] = [[] for _ in prompts]
 
     def ended(answer: list[int]) -> bool:
-        return _ended(answer, config, special, stop)
+        return len(answer) == config.gen_length or _ended(answer, config, special, stop)
 
-    def fill(tokens: Tensor, rows: Tensor, keys: Tensor, blocks: range, config: SamplerConfig = config, steps: int | None = None) -> Tensor:
-        canvas = Canvas(tokens, rows.new_full((len(rows),), start), padded)
-        window = slice(start + blocks.start * config.block, start + blocks.stop * config.block)
-        return unmask(denoise, canvas, window, keys, config, special, offset=blocks.start * config.block, steps=steps,
-                      on_step=_observer(on_step, blocks.start, rows, special.mask))
+    queue = Queue([len(prompt) + config.gen_length for prompt in prompts], config.num_blocks, at_once)
+    while queue:
+        number, batch = queue.take()
+        tokens, padded = align([[*prompts[row], *answers[row]] for row in batch], device)
+        start, ahead = tokens.shape[1] - number * config.block, 1 if config.grows else config.num_blocks - number
+        tokens = torch.cat([tokens, tokens.new_full((len(batch), ahead * config.block), special.mask)], 1)        # (B, L)
+        rows = torch.tensor(batch, device=device)
 
-    if not config.grows:
-        tokens = torch.cat([tokens, tokens.new_full((len(prompts), config.gen_length), special.mask)], 1)
-    for number in range(config.num_blocks):
-        if config.grows:
-            tokens = torch.cat([tokens, tokens.new_full((len(rows), config.block), special.mask)], 1)
+        def fill(tokens: Tensor, rows: Tensor, keys: Tensor, blocks: range, config: SamplerConfig = config, steps: int | None = None) -> Tensor:
+            canvas = Canvas(tokens, rows.new_full((len(rows),), start), padded)
+            window = slice(start + blocks.start * config.block, start + blocks.stop * config.block)
+            return unmask(denoise, canvas, window, keys, config, special, offset=blocks.start * config.block, steps=steps,
+                          on_step=_observer(on_step, blocks.start, rows, special.mask))
+
         cost = review(Draft(number, tokens, rows, streams[rows], forwards[rows], num_scored[rows], start, fill, ended))
         forwards[rows] += cost.forwards
         num_scored[rows] += cost.num_scored
-        finished = tokens[:, start:start + (number + 1) * config.block].tolist()
-        going = torch.tensor([not ended(answer) for answer in finished], device=device)
-        for row, answer in zip(rows.tolist(), finished):
+        done, more = [], []
+        for row, answer in zip(batch, tokens[:, start:start + (number + 1) * config.block].tolist()):
             answers[row] = answer
-        rows, tokens = rows[going], tokens[going]
-        if not len(rows):
-            break
-    return [Sample(*item) for item in zip(answers, forwards.tolist(), num_scored.tolist())]
+            (done if ended(answer) else more).append(row)
+        if more:
+            queue.put(number + 1, more)
+        if done:
+            at = torch.tensor(done, device=device)
+            for row, *counts in zip(done, forwards[at].tolist(), num_scored[at].tolist()):
+                yield row, Sample(answers[row], *counts)
 
 
 def _ended(answer: list[int], config: SamplerConfig, special: SpecialTokens, stop: Callable[[list[int]], bool] | None) -> bool:
@@ -244,7 +257,7 @@ def _observer(on_step: Callable[[Step], None] | None, number: int, rows: Tensor,
     if on_step is None:
         return None
 
-    def observe(step: int, proposal: Tensor, score: Tensor, before: Tensor, after: Tensor) -> None:
+    def observe(step: int, at: Tensor, proposal: Tensor, score: Tensor, before: Tensor, after: Tensor) -> None:
         was, is_masked = before == mask_id, after == mask_id
-        on_step(Step(number, step, rows, proposal, score, was & ~is_masked, ~was & is_masked))
+        on_step(Step(number, step, rows[at], proposal, score, was & ~is_masked, ~was & is_masked))
     return observe

@@ -44,7 +44,8 @@ def planned(masked: Tensor, config: SamplerConfig, steps: int | None = None) -> 
 def keep(score: Tensor, masked: Tensor, count: Tensor | None, last: bool, config: SamplerConfig) -> Tensor:
     """Which positions of the block stand after this step, (B, W) bool; all others are masked (again).
 
-    score: (B, W). masked: (B, W) bool, before the step. count: (B,) of a planned schedule, or None. last: no forward is left.
+    score: (B, W). masked: (B, W) bool, before the step. count: (B,) of a planned schedule, or None, and then every row
+    has masks. last: no forward is left.
     """
     if count is not None:
         return keep_top(score, count)
@@ -52,8 +53,7 @@ def keep(score: Tensor, masked: Tensor, count: Tensor | None, last: bool, config
         return torch.ones_like(masked)
     standing = ~masked
     if config.revise_below is not None:
-        finished = ~masked.any(-1, keepdim=True)          # a row without masks is done, whatever its neighbours still do
-        standing = standing & (finished | (score >= config.revise_below))
+        standing = standing & (score >= config.revise_below)
     candidates = score.masked_fill(~masked, -INF)
     return standing | masked & keep_top(candidates, num_passing(candidates, config).clamp_min(1))
 

@@ -38,6 +38,7 @@ OPTIONS = [dict(gen_length=12, **options) for options in (
     dict(block_length=6, steps=8, revise=True, confidence_source="ups"),
     dict(block_length=6, threshold=0.3, revise_below=0.1, confidence_source="ups_all"),
     dict(block_length=4, cfg_scale=1.0),
+    dict(block_length=6, threshold=0.2, cfg_scale=1.0),
     dict(block_length=4, sampling_method="semi_ar_origin", temperature=0.5),
     dict(block_length=4, cache_refresh=2),
 )]

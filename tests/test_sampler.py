@@ -193,6 +193,16 @@ def test_an_answer_does_not_depend_on_the_batch_around_it(options):
 
 
 @every_method
+def test_an_answer_does_not_depend_on_who_takes_whose_place(options):
+    prompts = [[*prompt, extra] for prompt in PROMPTS for extra in range(3)]
+    ends = dict(stop=lambda answer: sum(answer) % 3 == 0, keys=range(len(prompts)))
+    together = run(options, prompts, **ends)
+    for size in (1, 2, 5):
+        assert run(options, prompts, **ends, at_once=lambda longest: size) == together
+        assert run(options, prompts[::-1], stop=ends["stop"], keys=range(len(prompts))[::-1], at_once=lambda longest: size) == together[::-1]
+
+
+@every_method
 def test_an_answer_does_not_depend_on_how_many_positions_are_judged_at_once(options, monkeypatch):
     steps, whole = steps_of(options)
     for num in (1, 17):        # one column of all rows, three columns
@@ -373,17 +383,15 @@ def test_every_adaptive_forward_commits_a_token_of_every_row_that_has_masks(more
 
 
 @pytest.mark.parametrize("more", ADAPTIVE[:3], ids=str)
-def test_a_finished_row_is_never_masked_again_while_its_neighbours_go_on(more):
-    steps, samples = steps_of(dict(gen_length=12, **more), toy_denoiser(favoured=SURE))
-    waits = would_fall = 0
-    for row, left in ((place[0], left) for place, left in masks_after_steps(steps, 12).items()):
-        done = left.index(0)
-        assert left[done:] == [0] * len(left[done:]) and samples[row].num_forwards == done + 1
-        for step in steps[done + 1:]:
-            assert not step.kept[row].any() and not step.remasked[row].any()
-            waits += 1
-            would_fall += int((step.score[row] < more["revise_below"]).any())
-    assert waits > 0 and would_fall > 0        # rows did wait, with tokens that the rule would have taken
+def test_a_finished_row_takes_no_part_in_the_steps_that_its_neighbours_still_need(more):
+    seen: list[tuple[Canvas, slice]] = []
+    steps: list[Step] = []
+    samples = run(dict(gen_length=12, **more), denoise=toy_denoiser(favoured=SURE), seen=seen, on_step=steps.append)
+    for row, sample in enumerate(samples):
+        assert sum(row in step.rows for step in steps) == sample.num_forwards
+    assert [len(step.rows) for step in steps] == [len(canvas.tokens) for canvas, _ in seen]
+    assert all((canvas.tokens[:, window] == MASK).any(-1).all() for canvas, window in seen)
+    assert len({sample.num_forwards for sample in samples}) > 1        # rows did finish at different steps
 
 
 NEVER_CONTENT = dict(gen_length=12, threshold=1.0, revise_below=1.0, confidence_source="ups")

@@ -1,0 +1,53 @@
+"""Which prompts are decoded together next: batches stay full while answers of different lengths end and others begin.
+
+All rows of a batch are at the same block, so they share their columns and are padded for the lengths of their prompts only. A row
+that has filled a block waits until it is its turn again; what waits is token ids, some kilobytes.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+
+def capacity(batch_size: int, batch_tokens: int | None = None) -> Callable[[int], int]:
+    """How many rows of so many tokens make a batch: batch_size, or what fits into batch_tokens, padding included, and at least one."""
+    return lambda longest: batch_size if batch_tokens is None else max(1, batch_tokens // longest)
+
+
+class Queue:
+    """Rows that wait, by the block that each fills next. True while there are any.
+
+    lengths: tokens of each row, prompt and answer. at_once: how many rows of so many tokens make a batch (default: all).
+    """
+
+    def __init__(self, lengths: Sequence[int], num_blocks: int, at_once: Callable[[int], int] | None = None) -> None:
+        self.lengths, self.at_once = lengths, at_once or (lambda longest: max(1, len(lengths)))
+        self.waiting: list[list[int]] = [[] for _ in range(num_blocks)]
+        self.waiting[0] = sorted(range(len(lengths)), key=self._rank)
+
+    def __bool__(self) -> bool:
+        return any(self.waiting)
+
+    def put(self, number: int, rows: Sequence[int]) -> None:
+        """These rows fill block `number` next."""
+        self.waiting[number] = sorted([*self.waiting[number], *rows], key=self._rank)
+
+    def take(self) -> tuple[int, list[int]]:
+        """The next block to fill and its batch, longest first.
+
+        The deepest block for which a full batch waits, so that answers end early and little waits; where none does, the shallowest,
+        whose rows then join those that wait deeper. So only the last few batches are not full, at most one of each block.
+        """
+        number = next((number for number in reversed(range(len(self.waiting))) if self._is_full(number)), None)
+        if number is None:
+            number = next(number for number, rows in enumerate(self.waiting) if rows)
+        rows = self.waiting[number]
+        size = self.at_once(self.lengths[rows[0]])
+        self.waiting[number] = rows[size:]
+        return number, rows[:size]
+
+    def _is_full(self, number: int) -> bool:
+        rows = self.waiting[number]
+        return bool(rows) and len(rows) >= self.at_once(self.lengths[rows[0]])
+
+    def _rank(self, row: int) -> tuple[int, int]:
+        return -self.lengths[row], row
