@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -204,8 +203,7 @@ class Engine:
     def _log_likelihood(self, context: Sequence[int], answer: Sequence[int], estimate: LogLikelihood) -> None:
         """Append the estimate to likelihood_log; one unbuffered write, so that processes may share the file."""
         texts = {name: text.decode(self.tokenizer, ids, ()) for name, ids in (("context", context), ("answer", answer))}
-        stderr = None if math.isnan(estimate.stderr) else estimate.stderr        # JSON has no nan
-        line = json.dumps({**texts, "num_tokens": len(answer), **estimate._asdict(), "stderr": stderr}, ensure_ascii=False) + "\n"
+        line = json.dumps({**texts, "num_tokens": len(answer), **estimate._asdict(), **estimate.error()}, ensure_ascii=False) + "\n"
         with open(self.config.likelihood_log, "ab", buffering=0) as file:
             file.write(line.encode())
 

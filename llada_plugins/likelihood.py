@@ -7,6 +7,7 @@ beyond rounding, and the choices of one question are compared under the same mas
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,18 @@ class LogLikelihood(NamedTuple):
     stderr: float                   # standard error, nats; 0 where nothing was left to chance, nan where it is unknown
     num_forwards: int               # different masked rows that it rests on, those shared with other requests included
     greedy: bool | None = None      # does greedy decoding give the answer? None where that was not asked
+
+    def error(self, unit: int = 1) -> dict[str, float | None]:
+        """What files hold beside the value: its standard error, null where it is unknown, since JSON has no nan, and its rows.
+
+        unit: tokens, where the value that stands there is a mean over them.
+        """
+        return {"stderr": None if math.isnan(self.stderr) else self.stderr / unit, "num_forwards": self.num_forwards}
+
+
+def total(parts: Sequence[LogLikelihood]) -> LogLikelihood:
+    """The log-likelihood of a text in parts, drawn independently: their errors add in quadrature."""
+    return LogLikelihood(sum(part.value for part in parts), math.hypot(*(part.stderr for part in parts)), sum(part.num_forwards for part in parts))
 
 
 @dataclass(eq=False)

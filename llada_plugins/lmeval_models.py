@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from ._lm_eval_hook import register
 from .config import names, reject_unknown
 from .engine import Engine, Request
+from .likelihood import LogLikelihood, total
 from .progress import progress
 from .sampler_config import SamplerConfig
 
@@ -30,6 +32,19 @@ HARNESS_NAMES = ("until", "do_sample", "num_beams", *LENGTH_NAMES)
 DEFAULT_MAX_GEN_TOKS = 256        # lm-eval's own default, for tasks that state none
 AUTO_BATCH_SIZE = 32
 FINGERPRINT_KEY = "llada_plugins:fingerprint"
+
+
+class Scored(Instance):
+    """A likelihood request whose arguments end with the error of its answer, which is how sample logs come to hold it.
+
+    They do so from when lm-eval has the answer: until then, and so in the keys of a --use_cache file, arguments are the texts alone.
+    """
+
+    error: dict[str, float | None]
+
+    @property
+    def args(self) -> tuple:
+        return (*super().args, self.error) if self.resps else super().args
 
 
 class LLaDA(TemplateLM):
@@ -54,6 +69,7 @@ class LLaDA(TemplateLM):
         self.engine = Engine(self.method, pretrained=pretrained, batch_size=batch_size, device=device, **options)
         self.tokenizer = self.engine.tokenizer
         self._device = self.engine.model.device
+        self._errors: dict[tuple[str, ...], dict[str, float | None]] = {}        # by the texts of requests not yet returned
 
     @property
     def device(self) -> torch.device:
@@ -110,6 +126,12 @@ class LLaDA(TemplateLM):
                 bar.add(completion.num_tokens)
         return texts
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As lm-eval's own; the requests become `Scored`."""
+        answers = super().loglikelihood(requests, disable_tqdm)
+        self._note_errors(requests)
+        return answers
+
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood bounds of whole texts in disjoint windows, each given the last token before it: an upper bound on perplexity."""
         windows: list[tuple[Sequence[int], Sequence[int]]] = []
@@ -119,32 +141,42 @@ class LLaDA(TemplateLM):
             for piece in map(make_disjoint_window, pieces):
                 windows.append(piece)
                 owner.append(number)
-        values, left = [0.0] * len(requests), [owner.count(number) for number in range(len(requests))]
+        values, size = [0.0] * len(requests), Counter(owner)
+        parts: list[list[LogLikelihood]] = [[] for _ in requests]
         with progress(len(windows), f"{self.method} loglikelihood_rolling", disable_tqdm or self.rank != 0) as bar:
             for index, estimate in self.engine.log_likelihood(windows):
                 number = owner[index]
-                values[number] += estimate.value
-                left[number] -= 1
-                if not left[number]:
-                    self.cache_hook.add_partial("loglikelihood_rolling", requests[number].args, values[number])
+                parts[number].append(estimate)
+                if len(parts[number]) == size[number]:
+                    whole = total(parts[number])
+                    values[number] = whole.value
+                    self._keep("loglikelihood_rolling", requests[number].args, whole.value, whole)
                 bar.add(len(windows[index][1]))
+        self._note_errors(requests)
         return values
 
     def _loglikelihood_tokens(self, requests: list[tuple[tuple[str, str] | None, list[int], list[int]]], disable_tqdm: bool = False,
                               **kwargs: Any) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, does greedy decoding give it) per request; False unless greedy_check=True, as in LLaDA's published runs.
-
-        Sample logs hold these two alone, since tasks unpack them; likelihood_log=FILE keeps standard errors and rows.
-        """
+        """(log-likelihood in nats, does greedy decoding give it) per request; False unless greedy_check=True, as in LLaDA's published runs."""
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         pairs = [(context, continuation) for _, context, continuation in requests]
         with progress(len(requests), f"{self.method} loglikelihood", disable_tqdm or self.rank != 0) as bar:
             for number, estimate in self.engine.log_likelihood(pairs):
                 results[number] = (estimate.value, bool(estimate.greedy))
                 if requests[number][0] is not None:
-                    self.cache_hook.add_partial("loglikelihood", requests[number][0], results[number])
+                    self._keep("loglikelihood", requests[number][0], results[number], estimate)
                 bar.add(len(pairs[number][1]))
         return results
+
+    def _keep(self, name: str, texts: tuple[str, ...], answer: float | tuple[float, bool], estimate: LogLikelihood) -> None:
+        self.cache_hook.add_partial(name, texts, answer)
+        self._errors[texts] = estimate.error()
+
+    def _note_errors(self, requests: Sequence[Instance]) -> None:
+        for request in requests:
+            if error := self._errors.get(request.args):
+                request.__class__, request.error = Scored, error
+        self._errors.clear()
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """As lm-eval's own; the context of a question's choices is tokenised once."""

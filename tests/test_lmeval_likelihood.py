@@ -16,6 +16,8 @@ lm_eval = pytest.importorskip("lm_eval")
 
 from lm_eval import evaluate, simple_evaluate  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.model import hash_args  # noqa: E402
+from lm_eval.loggers import EvaluationTracker  # noqa: E402
 from lm_eval.tasks import TaskManager, get_task_dict  # noqa: E402
 
 from llada_plugins.likelihood import log_likelihood  # noqa: E402
@@ -157,6 +159,7 @@ def test_two_processes_give_the_values_of_one(tiny_checkpoint, task_folder):
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         texts = {f"{row['doc']['question']} {choice}" for row in rows for choice in row["doc"]["choices"]}
         assert {line["context"] + line["answer"] for line in lines} == texts
+        assert all(arguments["arg_2"]["stderr"] > 0 for row in rows for arguments in row["arguments"].values())
         return {row["doc_id"]: [float(answer[0][0]) for answer in row["resps"]] for row in rows}
     one = run("one")
     two = run("two", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29647")
@@ -166,6 +169,79 @@ def test_two_processes_give_the_values_of_one(tiny_checkpoint, task_folder):
 
 
 # ---- what a run records
+
+def logged_run(checkpoint: Path, folder: Path, **arguments) -> tuple[dict, list[dict]]:
+    """What `lm_eval --log_samples` does: the results, and the lines of the sample file."""
+    manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+    found = simple_evaluate(model="llada", model_args={"pretrained": str(checkpoint), "mc_num": 8}, tasks=["toy_choice"], device="cpu",
+                            task_manager=manager, bootstrap_iters=0, **arguments)
+    tracker = EvaluationTracker(output_path=str(folder / "out"))
+    tracker.save_results_aggregated(found, found["samples"])
+    tracker.save_results_samples("toy_choice", found["samples"]["toy_choice"])
+    newest = max((folder / "out").rglob("samples_*.jsonl"))
+    return found["results"]["toy_choice"], [json.loads(line) for line in newest.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_sample_file_has_the_error_of_every_request_behind_its_texts(tiny_checkpoint, task_folder, repeats):
+    with (task_folder / "tasks" / "toy.yaml").open("a") as file:
+        file.write(f"repeats: {repeats}\n")
+    _, rows = logged_run(tiny_checkpoint, task_folder)
+    pairs = [(row["doc"]["question"], f" {choice}") for row in rows for choice in row["doc"]["choices"]]
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=8)
+    expected = dict(lm.engine.log_likelihood([lm.engine.encode_pair(*pair) for pair in pairs]))
+    logged = [list(arguments.values()) for row in rows for arguments in row["arguments"].values()]
+    assert [tuple(texts) for *texts, _ in logged] == pairs and len(pairs) == 20
+    answers = [answer for row in rows for answer in row["resps"]]
+    for number, (*_, error) in enumerate(logged):
+        assert error == {"stderr": pytest.approx(expected[number].stderr, rel=1e-3), "num_forwards": expected[number].num_forwards}
+        assert answers[number] == repeats * [[answers[number][0][0], "False"]]
+        assert float(answers[number][0][0]) == pytest.approx(expected[number].value, abs=1e-4)
+    assert [answer for row in rows for answer in row["filtered_resps"]] == [answer[0] for answer in answers]
+
+
+def test_a_response_cache_keeps_its_keys_and_what_it_supplies_comes_without_error(tiny_checkpoint, task_folder, monkeypatch):
+    from sqlitedict import SqliteDict
+
+    path = str(task_folder / "cache")
+    logged_run(tiny_checkpoint, task_folder, use_cache=path, limit=2)
+    fresh, expected = logged_run(tiny_checkpoint, task_folder)
+    found, rows = logged_run(tiny_checkpoint, task_folder, use_cache=path)
+    assert [[len(arguments) for arguments in row["arguments"].values()] for row in rows] == 2 * [4 * [2]] + 3 * [4 * [3]]
+    with SqliteDict(path + "_rank0.db") as cache:
+        texts = [list(arguments.values())[:2] for row in rows for arguments in row["arguments"].values()]
+        assert {hash_args("loglikelihood", pair) for pair in texts} < set(cache) and len(cache) == 20 + 1        # and the fingerprint
+    monkeypatch.setattr("llada_plugins.engine.Engine.log_likelihood", None)        # every answer must come from the cache
+    again, rows = logged_run(tiny_checkpoint, task_folder, use_cache=path)
+    assert {len(arguments) for row in rows for arguments in row["arguments"].values()} == {2}
+    assert found == again == fresh
+    for row, other in zip(rows, expected):
+        values, others = ([float(answer[0][0]) for answer in found["resps"]] for found in (row, other))
+        assert values == pytest.approx(others, abs=1e-4) and row["prompt_hash"] == other["prompt_hash"]
+
+
+def test_errors_of_windows_add_in_quadrature_and_an_unknown_one_is_null(tiny_checkpoint):
+    texts = ("1234" * 6, "the cat sat on the mat")
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", max_length=9, mc_num=3)
+    windows = []
+    whole = lm.engine.log_likelihood
+    lm.engine.log_likelihood = lambda pairs: (windows.extend(pairs), whole(pairs))[1]
+    requests = [Instance("loglikelihood_rolling", {}, (text,), number) for number, text in enumerate(texts)]
+    values = lm.loglikelihood_rolling(requests, disable_tqdm=True)
+    assert [request.args for request in requests] == [(text,) for text in texts]        # as lm-eval caches them
+    estimates = dict(whole(windows))
+    assert len(windows) == 6
+    for number, request in enumerate(requests):
+        request.resps.append(values[number])
+        parts = [estimates[index] for index in range(3 * number, 3 * number + 3)]
+        error = {"stderr": pytest.approx(math.sqrt(sum(part.stderr ** 2 for part in parts)), rel=1e-3), "num_forwards": 9}
+        assert request.args == (texts[number], error) and request.arguments == (texts[number],)
+        assert values[number] == pytest.approx(sum(part.value for part in parts), abs=1e-4)
+    single = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=1)
+    request = Instance("loglikelihood", {}, ("the cat", " sat"), 0)
+    request.resps += single.loglikelihood([request], disable_tqdm=True)
+    assert request.args == ("the cat", " sat", {"stderr": None, "num_forwards": 1})
+
 
 def test_the_log_has_a_line_with_the_error_of_every_request(tiny_checkpoint, tmp_path):
     path = tmp_path / "likelihoods.jsonl"
