@@ -5,6 +5,7 @@ command     LLADA_PRETRAINED=GSAI-ML/LLaDA-8B-Base opencompass configs/eval_llad
             without LLADA_PRETRAINED: the tiny model, 4 samples a choice, on the first 3 rows; it can only show that everything works.
             LLADA_LIMIT=n: the first n rows. COMPASS_DATA_CACHE: the folder that holds (default: here)
             data/ARC/ARC-c/ARC-Challenge-{Dev,Test}.jsonl, data/piqa/{train,dev}{.jsonl,-labels.lst}, data/winogrande/dev.jsonl
+            Prediction files hold the standard error of every likelihood.
 cost        tiny: a minute on one CPU core; 8B: 295 ARC rows x 4, 1838 PIQA rows x 2, 1267 WinoGrande rows x 2, each at most 128 samples
 published   -
 ours        not run
@@ -12,6 +13,8 @@ ours        not run
 from os import environ
 
 from mmengine.config import read_base
+
+from llada_plugins.opencompass_inferencers import LLInferencer, PPLInferencer
 
 with read_base():
     from opencompass.configs.datasets.ARC_c.ARC_c_ppl_a450bd import ARC_c_datasets
@@ -25,6 +28,10 @@ with read_base():
 checkpoint = environ.get('LLADA_PRETRAINED')
 limit = environ.get('LLADA_LIMIT', '' if checkpoint else '3')
 mc_num = 128 if checkpoint else 4
+for dataset in [*ARC_c_datasets, *piqa_datasets]:
+    dataset['infer_cfg']['inferencer']['type'] = PPLInferencer
+for dataset in winogrande_datasets:
+    dataset['infer_cfg']['inferencer']['type'] = LLInferencer
 datasets = [*ARC_c_datasets, *piqa_datasets, *winogrande_datasets]
 if limit:
     for dataset in datasets:

@@ -19,6 +19,7 @@ from .config import names, reject_unknown
 
 if TYPE_CHECKING:
     from .engine import Completion
+    from .likelihood import LogLikelihood
     from .progress import Progress
     from .sampler_config import SamplerConfig
 
@@ -70,6 +71,7 @@ class LLaDA(BaseModel):
                          generation_kwargs=dict(generation_kwargs or {}))
         self.chat, self.record_stats = chat, record_stats
         self.stop_words = (stop_words,) if isinstance(stop_words, str) else tuple(stop_words)
+        self.errors: list[dict[str, float | None]] = []        # of likelihoods, as asked, in the unit of their values; opencompass_inferencers.py files them
         self._bar: Progress | None = None
         self._answered: set[str] = set()
         self._warned: set[str] = set()
@@ -180,15 +182,18 @@ class LLaDA(BaseModel):
         return [bos], ids[ids[:1] == [bos]:]
 
     def _mean_nll(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray:
-        return -self._log_likelihood(pairs) / np.array([len(answer) for _, answer in pairs])
+        return -self._log_likelihood(pairs, [len(answer) for _, answer in pairs])
 
-    def _log_likelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray:
-        values = np.empty(len(pairs))
+    def _log_likelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], units: Sequence[int] | None = None) -> np.ndarray:
+        """Nats per unit (1 by default) of each pair; their errors go to `errors`."""
+        units = units or [1] * len(pairs)
+        estimates: dict[int, LogLikelihood] = {}
         bar = self._progress()
         for number, estimate in self.engine.log_likelihood(pairs, len(pairs)):
-            values[number] = estimate.value
+            estimates[number] = estimate
             bar.add()
-        return values
+        self.errors += [estimates[number].error(unit) for number, unit in enumerate(units)]
+        return np.array([estimates[number].value / unit for number, unit in enumerate(units)])
 
     def _prediction(self, completion: Completion) -> str | dict[str, Any]:
         if not self.record_stats:

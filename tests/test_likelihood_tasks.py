@@ -296,5 +296,9 @@ def test_the_shipped_opencompass_config_scores_by_perplexity_and_by_log_likeliho
                           env=environment(PYTHONPATH=str(ROOT), COMPASS_DATA_CACHE=str(tmp_path), LLADA_LIMIT="2"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = list(csv.DictReader(next(tmp_path.rglob("summary_*.csv")).open()))
+    files = {path.stem: json.loads(path.read_text()) for path in tmp_path.rglob("predictions/*/*.json")}
+    labels = {file: [found for row in found.values() for name, found in row.items() if name.startswith("label: ")] for file, found in files.items()}
+    assert {file: len(found) for file, found in labels.items()} == {"ARC-c-first2": 8, "piqa-first2": 4, "winogrande-first2": 4}
+    assert all(label["stderr"] >= 0 and label["num_forwards"] > 0 for found in labels.values() for label in found)
     assert [(row["dataset"], row["mode"]) for row in rows] == [("ARC-c-first2", "ppl"), ("piqa-first2", "ppl"), ("winogrande-first2", "ll")]
     assert {float(row["LLaDA-tiny-mc_num=4"]) for row in rows} <= {0.0, 50.0, 100.0}        # OpenCompass writes "-" for a failed task

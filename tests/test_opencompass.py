@@ -14,12 +14,18 @@ import pytest
 
 pytest.importorskip("opencompass")
 
+from datasets import Dataset, DatasetDict
 from mmengine.config import Config
+from opencompass.datasets.base import BaseDataset
+from opencompass.openicl import icl_inferencer as stock
+from opencompass.openicl.icl_prompt_template import PromptTemplate
+from opencompass.openicl.icl_retriever import ZeroRetriever
 from opencompass.registry import MODELS
 from opencompass.utils.prompt import PromptList
 
 from llada_plugins.engine import Engine, Request
 from llada_plugins.methods import Judge
+from llada_plugins.opencompass_inferencers import LLInferencer, PPLInferencer
 from llada_plugins.opencompass_models import LLaDA, unwrap_prediction
 from llada_plugins.sampler_config import SamplerConfig
 from llada_plugins.tasks import sudoku
@@ -183,6 +189,50 @@ def test_log_likelihood_is_the_sum_over_the_ending(model, engine) -> None:
     np.testing.assert_allclose(model.get_loglikelihood(["the cat sat"], [" sat"]), [value.value], rtol=1e-5)
     with pytest.raises(ValueError, match="must end with its column 'cont'"):
         model.get_loglikelihood(["the cat sat"], ["dog"])
+
+
+class Choices(BaseDataset):
+    """Three questions with two answers each; `cont` is what a log-likelihood task scores."""
+
+    @staticmethod
+    def load() -> DatasetDict:
+        rows = [{"question": question, "first": first, "second": second, "cont": " end.", "gold": "A"}
+                for question, first, second in (("Q", "one", "two"), ("R", "a longer one", "b"), ("Q", "one", "three"))]
+        return DatasetDict(train=Dataset.from_list(rows), test=Dataset.from_list(rows))
+
+
+def written(inferencer: type, model: LLaDA, folder: Path) -> tuple[list, dict]:
+    """The predictions that stock code gets for `Choices`, and the file."""
+    end = " end." if issubclass(inferencer, stock.LLInferencer) else ""
+    template = PromptTemplate({label: dict(round=[dict(role="HUMAN", prompt="{question}"), dict(role="BOT", prompt=answer + end)])
+                               for label, answer in (("A", "{first}"), ("B", "{second}"))})
+    data = Choices(reader_cfg=dict(input_columns=["question", "first", "second", "cont"], output_column="gold"))
+    made = inferencer(model=model, batch_size=2, output_json_filepath=str(folder))
+    predictions = made.inference(ZeroRetriever(data), prompt_template=template, output_json_filepath=str(folder),
+                                 output_json_filename=f"{inferencer.__module__}.json")
+    return predictions, json.loads((folder / f"{inferencer.__module__}.json").read_text())
+
+
+@pytest.mark.parametrize(("ours", "theirs", "key"), [(PPLInferencer, stock.PPLInferencer, "PPL"),
+                                                     (LLInferencer, stock.LLInferencer, "Loglikelihood")], ids=["PPL", "LL"])
+@pytest.mark.parametrize("mc_num", [16, 1])
+def test_our_inferencers_add_standard_errors_to_the_stock_file_and_change_nothing(tiny_checkpoint, tmp_path, ours, theirs, key, mc_num) -> None:
+    model = LLaDA(str(tiny_checkpoint), **{**OPTIONS, "mc_num": mc_num})
+    predictions, rows = written(ours, model, tmp_path)
+    again, expected = written(ours, model, tmp_path)
+    assert (again, expected) == (predictions, rows)                   # a model serves several data sets
+    for row in rows.values():
+        for label in ("label: A", "label: B"):
+            prompt = row[label]["prompt"]
+            split = len(row["label: A"]["prompt"].split("\n")[0]) if key == "PPL" else prompt.index(" end.")
+            pair = model.engine.encode_pair(prompt[:split], prompt[split:])
+            (_, estimate), = model.engine.log_likelihood([pair])
+            unit = len(pair[1]) if key == "PPL" else 1
+            assert abs(row[label][key]) == pytest.approx(-estimate.value / unit, rel=1e-4)
+            stderr = row[label].pop("stderr")
+            assert stderr is None if mc_num == 1 else stderr == pytest.approx(estimate.stderr / unit, rel=1e-3, abs=1e-6)
+            assert row[label].pop("num_forwards") == estimate.num_forwards
+    assert (predictions, rows) == written(theirs, model, tmp_path) and len(rows) == 3
 
 
 @pytest.mark.parametrize(("options", "message"), [
