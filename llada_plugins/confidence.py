@@ -22,10 +22,21 @@ class Candidates(NamedTuple):
     uniform: Callable[[], Tensor]     # draws (B, M) U(0, 1)
 
 
+def log_total(logits: Tensor) -> Tensor:
+    """Log of the summed exponentials of logits (..., V).
+
+    On a CPU eight positions at a time: a temporary of all of 64 has to be cleared anew by the system every time, which takes longer
+    than the sum (19.6 ms against 7.6 for 126,464 tokens).
+    """
+    if logits.device.type != "cpu":
+        return logits.logsumexp(-1)
+    return torch.cat([part.logsumexp(-1) for part in logits.flatten(0, -2).split(8)]).view(logits.shape[:-1])
+
+
 def token_probability(candidates: Candidates) -> Tensor:
     """Softmax probability of the token: LLaDA's low_confidence remasking, RemeDi's TPS probability."""
     logits = candidates.logits
-    return (logits.gather(-1, candidates.tokens[..., None])[..., 0] - logits.logsumexp(-1)).exp()
+    return (logits.gather(-1, candidates.tokens[..., None])[..., 0] - log_total(logits)).exp()
 
 
 def margin(candidates: Candidates) -> Tensor:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from llada_plugins import sampler
 from llada_plugins.checkpoint import load_model
-from llada_plugins.confidence import CONFIDENCE, PROBABILITIES, Candidates
+from llada_plugins.confidence import CONFIDENCE, log_total, PROBABILITIES, Candidates
 from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, guided
 from llada_plugins.generation import generate, with_options
 from llada_plugins.model import SpecialTokens
@@ -414,6 +414,12 @@ def test_allowed_forwards_are_shared_equally_by_the_blocks(max_forwards, each):
 
 
 # ---- what is trusted
+
+@pytest.mark.parametrize("shape", [(1, 1, VOCAB), (3, 7, VOCAB), (20, VOCAB)])
+def test_the_log_total_is_that_of_the_library_for_any_number_of_positions(shape):
+    logits = 9 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(log_total(logits), logits.logsumexp(-1))
+
 
 @pytest.mark.parametrize("source", CONFIDENCE)
 def test_confidence_equals_its_definition(source):
