@@ -12,7 +12,7 @@ from scipy import stats
 
 from llada_plugins import sampler
 from llada_plugins.checkpoint import load_model
-from llada_plugins.confidence import CONFIDENCE, log_total, PROBABILITIES, Candidates
+from llada_plugins.confidence import CONFIDENCE, PROBABILITIES, Candidates, log_total
 from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, guided
 from llada_plugins.generation import generate, with_options
 from llada_plugins.model import SpecialTokens
