@@ -20,13 +20,13 @@ from .policy_stream import load_policy, policy_denoiser
 from .prm import PRMConfig, StepScorer, open_prm
 from .review import ReviewConfig
 from .router import load_router, routed
-from .sampler_config import SamplerConfig
+from .sampler_config import ADAPTIVE_RULES, SamplerConfig
 from .solution import StepSplit
 
 logger = logging.getLogger(__name__)
 
 R3_BLOCK_LENGTH = 32
-COUNT_RULES = ("threshold", "factor", "remask_ratio", "revise")        # alternatives: who names one gets no other by default
+COUNT_RULES = (*ADAPTIVE_RULES, "remask_ratio", "revise")        # alternatives: who names one gets no other by default
 
 
 class Judge(NamedTuple):
@@ -191,7 +191,7 @@ def _revising(source: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         named = [rule for rule in COUNT_RULES if given.get(rule)]
         if not named:
             return {**chosen, "revise": True}
-        if "revise_below" not in given and named[0] in ("threshold", "factor"):
+        if "revise_below" not in given and named[0] in ADAPTIVE_RULES:
             return {**chosen, "revise_below": 0.5}
         return chosen
     return defaults

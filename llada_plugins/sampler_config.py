@@ -7,6 +7,8 @@ from typing import Literal
 from .confidence import CONFIDENCE, PROBABILITIES, PUBLISHED_NAMES
 from .config import arg
 
+ADAPTIVE_RULES = ("threshold", "factor")        # rules by which the number of tokens kept depends on their scores
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
@@ -80,7 +82,7 @@ class SamplerConfig:
             raise ValueError(f"remasking={self.remasking!r} and confidence_source={self.confidence_source!r} are two names of one option: give one")
 
     def _check_counts(self) -> None:
-        rules = {name: getattr(self, name) for name in ("threshold", "factor", "remask_ratio", "revise") if getattr(self, name) is not None}
+        rules = {name: getattr(self, name) for name in (*ADAPTIVE_RULES, "remask_ratio", "revise") if getattr(self, name) is not None}
         if not self.revise:
             del rules["revise"]
         if len(rules) > 1:
@@ -129,7 +131,7 @@ class SamplerConfig:
     @property
     def adaptive(self) -> bool:
         """Does the number of tokens kept depend on their scores?"""
-        return self.threshold is not None or self.factor is not None
+        return any(getattr(self, rule) is not None for rule in ADAPTIVE_RULES)
 
     @property
     def revises(self) -> bool:

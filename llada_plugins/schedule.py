@@ -1,13 +1,16 @@
 """How many tokens of a block stand after a step: fixed schedules, known beforehand, and rules that look at the scores.
 
-The decode loop asks `planned` once a block and `keep` every step. A new rule is a function here and an option in SamplerConfig.
+The decode loop asks `planned` once a block and `keep` every step. A new rule is a function here, its row in
+PASSING and an option in SamplerConfig.
 """
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .sampler_config import SamplerConfig
+from .sampler_config import ADAPTIVE_RULES, SamplerConfig
 
 INF = float("inf")
 
@@ -59,13 +62,26 @@ def keep(score: Tensor, masked: Tensor, count: Tensor | None, last: bool, config
 
 
 def num_passing(score: Tensor, config: SamplerConfig) -> Tensor:
-    """How many of the masked positions pass threshold or factor, (B,); score: (B, W), -inf where nothing is masked."""
-    if config.threshold is not None:
-        return (score >= config.threshold).sum(-1)
-    # the n-th best passes if (n + 1)(1 - p) < factor (Fast-dLLM, arXiv 2505.22618, section 3.3)
-    ordered = score.sort(dim=-1, descending=True).values
-    rank = torch.arange(1, score.shape[1] + 1, device=score.device)
-    return ((rank + 1) * (1 - ordered) < config.factor).cumprod(-1).sum(-1)
+    """How many of the masked positions pass the adaptive rule, (B,); score: (B, W), -inf where nothing is masked."""
+    rule, = (name for name in ADAPTIVE_RULES if getattr(config, name) is not None)
+    return PASSING[rule](score.sort(dim=-1, descending=True).values, getattr(config, rule))
+
+
+def num_probable(ordered: Tensor, threshold: float) -> Tensor:
+    """All at least as probable as the threshold (Fast-dLLM, arXiv 2505.22618)."""
+    return (ordered >= threshold).sum(-1)
+
+
+def num_within_factor(ordered: Tensor, factor: float) -> Tensor:
+    """The n best while (n + 1)(1 - p) < factor for the n-th (Fast-dLLM, section 3.3)."""
+    rank = torch.arange(1, ordered.shape[1] + 1, device=ordered.device)
+    return ((rank + 1) * (1 - ordered) < factor).cumprod(-1).sum(-1)
+
+
+PASSING: dict[str, Callable[[Tensor, float], Tensor]] = {        # scores in descending order (B, W), the option's value -> (B,)
+    "threshold": num_probable,
+    "factor": num_within_factor,
+}
 
 
 def keep_top(score: Tensor, count: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from llada_plugins.generation import generate, with_options
 from llada_plugins.model import SpecialTokens
 from llada_plugins.noise import uniform
 from llada_plugins.sampler import Sample, Step, decode, propose, sample
-from llada_plugins.sampler_config import SamplerConfig
-from llada_plugins.schedule import keep_top, num_passing, quota
+from llada_plugins.sampler_config import ADAPTIVE_RULES, SamplerConfig
+from llada_plugins.schedule import PASSING, keep_top, num_passing, quota
 
 EOS, EOT, MASK, VOCAB = 1, 2, 3, 16
 SPECIAL = SpecialTokens(MASK, EOS, EOT)
@@ -312,6 +312,10 @@ def test_factor_rule_equals_a_naive_loop(factor):
         while accepted < len(ordered) and (accepted + 2) * (1 - ordered[accepted]) < factor:
             accepted += 1
         assert int(count[row]) == int((~masked[row]).sum()) + max(accepted, 1)
+
+
+def test_every_adaptive_option_has_a_rule():
+    assert tuple(PASSING) == ADAPTIVE_RULES
 
 
 def test_keep_top_takes_the_best_and_breaks_ties_to_the_left():
@@ -766,7 +770,7 @@ def naive_adaptive(denoise: Denoiser, prompt: list[int], gen_length: int, block_
 
 
 @pytest.mark.parametrize("source", PROBABILITIES)
-@pytest.mark.parametrize("rule", ["threshold", "factor"])
+@pytest.mark.parametrize("rule", ADAPTIVE_RULES)
 def test_adaptive_revision_equals_a_naive_loop(source, rule):
     differ = 0
     for seed in range(16):
