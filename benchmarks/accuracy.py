@@ -33,6 +33,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {        # form -> weights, sample
     "dual_int8": ("int8", dict(cache="dual")),
     "threshold_0.95": ("float32", dict(threshold=0.95)),
     "factor_0.1": ("float32", dict(factor=0.1)),
+    "error_budget_0.05": ("float32", dict(error_budget=0.05)),
 }
 
 
@@ -46,7 +47,7 @@ def weights() -> dict[str, Callable[[], Engine]]:
 
 
 def measure(num: int) -> dict[str, Accuracy]:
-    """Every way on `num` test puzzles, one token a step but for threshold and factor; nothing for none."""
+    """Every way on `num` test puzzles, one token a step but for the adaptive rules; nothing for none."""
     if num == 0:
         return {}
     problems = sudoku.problems("test", num)

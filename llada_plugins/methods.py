@@ -175,7 +175,7 @@ def check_policy(sampler: SamplerConfig, prepared: Prepared) -> None:
                          "or a RemeDi checkpoint")
     if sampler.source == "ups" and prepared.policy.startswith("light") and not sampler.revises:
         raise ValueError("confidence_source='ups' ranks visible tokens, and with these options none is ever masked again: set revise=true, or "
-                         "revise_below with threshold or factor")
+                         "revise_below with threshold, factor or error_budget")
 
 
 def _own_stream(model: LLaDA) -> str | None:

@@ -7,7 +7,7 @@ from typing import Literal
 from .confidence import CONFIDENCE, PROBABILITIES, PUBLISHED_NAMES
 from .config import arg
 
-ADAPTIVE_RULES = ("threshold", "factor")        # rules by which the number of tokens kept depends on their scores
+ADAPTIVE_RULES = ("threshold", "factor", "error_budget")        # rules by which the number of tokens kept depends on their scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,8 @@ class SamplerConfig:
     """How an answer is decoded. The defaults are LLaDA's: one block, one token a step, greedy, low-confidence remasking."""
 
     gen_length: int = arg(128, "answer length in tokens")
-    steps: int | None = arg(None, "denoising steps for the whole answer (default: gen_length, one token a step); ignored under threshold or factor")
+    steps: int | None = arg(None, "denoising steps for the whole answer (default: gen_length, one token a step); ignored under "
+                                  "adaptive rules: threshold, factor, error_budget")
     block_length: int | None = arg(None, "tokens decoded together, left to right block by block (default: gen_length, one block)")
     sampling_method: Literal["fixed_length", "semi_ar_padding", "semi_ar_origin"] | None = arg(
         None, "fixed_length: one block; semi_ar_padding: blocks on a canvas whose later masks are visible; "
@@ -28,11 +29,13 @@ class SamplerConfig:
     confidence_source: str | None = arg(None, f"what ranks the proposals: {', '.join(CONFIDENCE)} (default: tps_prob)")
     threshold: float | None = arg(None, "keep every token at least this probable (0-1), at least one a step, instead of a fixed number")
     factor: float | None = arg(None, "keep the n most probable tokens while (n + 1)(1 - probability) < factor (Fast-dLLM)")
+    error_budget: float | None = arg(None, "keep the most probable tokens while their errors (1 - probability) sum to at most this, "
+                                           "at least one a step")
     remask_ratio: float | None = arg(None, "mask-and-refine: mask the least trusted fraction (0-1) of the block again after every step but the last")
     revise: bool = arg(False, "dynamic remasking (RemeDi): after step n exactly K_n tokens of the block stand, the best by confidence_source, "
                               "visible ones competing; all others are masked again")
-    revise_below: float | None = arg(None, "under threshold or factor: mask visible tokens of the block again whose score (0-1) is below this")
-    max_forwards: int | None = arg(None, "forward passes for the whole answer. Under threshold or factor they are shared equally by its blocks, and the "
+    revise_below: float | None = arg(None, "under adaptive rules: mask visible tokens of the block again whose score (0-1) is below this")
+    max_forwards: int | None = arg(None, "forward passes for the whole answer. Under adaptive rules they are shared equally by its blocks, and the "
                                          "last of a block keeps every token (default: one a token); with a process reward model, candidates included")
     logits_eos_inf: bool = arg(False, "EOS is never produced")
     confidence_eos_eot_inf: bool = arg(False, "EOS and EoT may be proposed but are kept last")
@@ -88,23 +91,26 @@ class SamplerConfig:
         if len(rules) > 1:
             raise ValueError(f"{' and '.join(rules)} are alternatives: give one")
         for name, value in rules.items():
-            if name == "factor" and not value > 0 or name == "threshold" and not 0 < value <= 1 or name == "remask_ratio" and not 0 < value < 1:
-                raise ValueError(f"{name} must be {'above 0' if name == 'factor' else 'between 0 and 1'}, got {value}")
+            unbounded = name in ("factor", "error_budget")
+            if not value > 0 or not unbounded and value > 1 or name == "remask_ratio" and value == 1:
+                raise ValueError(f"{name} must be {'above 0' if unbounded else 'between 0 and 1'}, got {value}")
         if self.revise_below is not None and not self.adaptive:
-            raise ValueError("revise_below has no effect without threshold or factor: set one of them, or leave it out")
+            raise ValueError("revise_below has no effect without threshold, factor or error_budget: set one of them, or leave it out")
         if self.revise_below is not None and not 0 < self.revise_below <= 1:
             raise ValueError(f"revise_below must be above 0 and at most 1, got {self.revise_below}")
         if self.max_forwards is not None and self.max_forwards < self.num_blocks:
             raise ValueError(f"max_forwards ({self.max_forwards}) must be at least the number of blocks ({self.num_blocks}): each needs one")
         if self.adaptive and self.source not in PROBABILITIES:
-            raise ValueError(f"threshold and factor compare probabilities: they need confidence_source {', '.join(PROBABILITIES)}, got {self.source!r}")
+            raise ValueError(f"{', '.join(ADAPTIVE_RULES)} compare probabilities: they need confidence_source {', '.join(PROBABILITIES)}, "
+                             f"got {self.source!r}")
 
     def check_budget(self, reviewed: bool) -> None:
         """Raise ValueError where max_forwards could change nothing, or cannot be kept. reviewed: are there candidates to save on?"""
         if self.max_forwards is None or self.adaptive:
             return
         if not reviewed:
-            raise ValueError("max_forwards has no effect without threshold, factor or a process reward model: use one of them, or leave it out")
+            raise ValueError("max_forwards has no effect without threshold, factor, error_budget or a process reward model: use one of them, "
+                             "or leave it out")
         if self.max_forwards < self.steps_per_block * self.num_blocks:
             raise ValueError(f"max_forwards ({self.max_forwards}) must be at least steps ({self.steps_per_block * self.num_blocks}): "
                              "a single candidate of every block takes as many")
@@ -140,7 +146,7 @@ class SamplerConfig:
 
     @property
     def forwards_per_block(self) -> int:
-        """Upper bound under threshold and factor; one a token lets every rule finish."""
+        """Upper bound under adaptive rules; one a token lets every rule finish."""
         return self.block if self.max_forwards is None else self.max_forwards // self.num_blocks
 
     @property

@@ -78,9 +78,19 @@ def num_within_factor(ordered: Tensor, factor: float) -> Tensor:
     return ((rank + 1) * (1 - ordered) < factor).cumprod(-1).sum(-1)
 
 
+def num_within_budget(ordered: Tensor, error_budget: float) -> Tensor:
+    """The n best while their errors 1 - p sum to at most the budget: by the union bound, all right with probability 1 - error_budget.
+
+    Factor bounds the same sum by n + 1 times the worst error, and so keeps no more at an equal value.
+    """
+    errors = 1 - ordered.double()        # so that the order in which a device adds does not decide
+    return (errors.cumsum(-1) <= error_budget).sum(-1)
+
+
 PASSING: dict[str, Callable[[Tensor, float], Tensor]] = {        # scores in descending order (B, W), the option's value -> (B,)
     "threshold": num_probable,
     "factor": num_within_factor,
+    "error_budget": num_within_budget,
 }
 
 

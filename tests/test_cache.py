@@ -34,6 +34,7 @@ OPTIONS = [dict(gen_length=12, **options) for options in (
     dict(block_length=6, steps=6, temperature=1.0),
     dict(block_length=6, threshold=0.2),
     dict(block_length=4, factor=1.7, temperature=0.6),
+    dict(block_length=4, error_budget=1.5, temperature=0.6),
     dict(block_length=6, steps=8, remask_ratio=0.5),
     dict(block_length=6, steps=8, revise=True, confidence_source="ups"),
     dict(block_length=6, threshold=0.3, revise_below=0.1, confidence_source="ups_all"),

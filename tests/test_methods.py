@@ -148,6 +148,7 @@ def test_answers_under_a_policy_do_not_depend_on_the_batch(make, beside, bi_towe
     ({}, ("ups", True, None)),
     (dict(threshold=0.9), ("ups", False, 0.5)),
     (dict(factor=1.0), ("ups", False, 0.5)),
+    (dict(error_budget=0.1), ("ups", False, 0.5)),
     (dict(threshold=0.9, revise_below=0.2), ("ups", False, 0.2)),
     (dict(threshold=0.9, max_forwards=4), ("ups", False, 0.5)),
     (dict(threshold=0.9, confidence_source="margin"), ("margin", False, 0.5)),
@@ -215,7 +216,7 @@ def test_a_policy_that_is_not_there_is_told_in_one_line(make, mistake):
 
 @pytest.mark.parametrize("options", [dict(revise=False, confidence_source="ups"), dict(threshold=0.9, revise_below=None)], ids=str)
 def test_a_light_head_that_could_change_nothing_is_refused(make, beside, options):
-    message = "with these options none is ever masked again: set revise=true, or revise_below with threshold or factor"
+    message = "with these options none is ever masked again: set revise=true, or revise_below with threshold, factor or error_budget"
     with pytest.raises(ValueError, match=message):
         make(pretrained=beside, **options)
     engine = make(pretrained=beside, gen_length=12)

@@ -286,7 +286,7 @@ def test_a_budget_below_the_plain_decode_is_refused(make_model):
     model, config = make_model(), SamplerConfig(**dict(SAMPLER, max_forwards=7))
     with pytest.raises(ValueError, match=r"max_forwards \(7\) must be at least steps \(8\)"):
         generate(model, [[5]], config, special=SpecialTokens(39), review=BlockReview(ReviewConfig(), config, Judge(4), 39))
-    with pytest.raises(ValueError, match="max_forwards has no effect without threshold, factor or a process reward model"):
+    with pytest.raises(ValueError, match="max_forwards has no effect without threshold, factor, error_budget or a process reward model"):
         generate(model, [[5]], SamplerConfig(**dict(SAMPLER, max_forwards=9)), special=SpecialTokens(39))
 
 

@@ -44,6 +44,8 @@ METHOD_OPTIONS = [dict(gen_length=12, **options) for options in (
     dict(threshold=1.0, block_length=6),
     dict(factor=1.0, block_length=6),
     dict(factor=3.0, confidence_source="margin", temperature=0.7),
+    dict(error_budget=1.5, block_length=6),
+    dict(error_budget=2.5, confidence_source="margin", temperature=0.7),
     dict(cfg_scale=1.5, steps=6),
     dict(remask_ratio=0.5, steps=4),
     dict(remask_ratio=0.34, block_length=6, steps=10, temperature=1.0, top_k=5),
@@ -55,6 +57,7 @@ METHOD_OPTIONS = [dict(gen_length=12, **options) for options in (
     dict(revise=True, steps=4, confidence_source="tps_logit", cfg_scale=1.0),
     dict(threshold=0.4, revise_below=0.5, confidence_source="ups"),
     dict(factor=1.5, revise_below=0.4, max_forwards=6, block_length=6, confidence_source="ups_all", temperature=1.0),
+    dict(error_budget=1.2, revise_below=0.4, confidence_source="ups", cfg_scale=0.5),
     dict(sampling_method="semi_ar_origin", block_length=4),
     dict(sampling_method="semi_ar_origin", block_length=3, steps=8, temperature=0.7, top_p=0.8),
     dict(logits_eos_inf=True, temperature=1.0, block_length=4),
@@ -318,6 +321,32 @@ def test_every_adaptive_option_has_a_rule():
     assert tuple(PASSING) == ADAPTIVE_RULES
 
 
+@pytest.mark.parametrize("error_budget", [0.02, 0.2, 1.0, 3.0])
+def test_error_budget_takes_the_largest_sum_of_errors_that_it_holds(error_budget):
+    generator = torch.Generator().manual_seed(3)
+    score = torch.rand(200, 8, generator=generator) ** 0.2
+    masked = torch.rand(200, 8, generator=generator) < 0.7
+    passing = num_passing(score.masked_fill(~masked, -float("inf")), SamplerConfig(gen_length=8, error_budget=error_budget))
+    for row in range(200):
+        errors = sorted(1 - value for value in score[row][masked[row]].tolist())
+        assert int(passing[row]) == max(count for count in range(len(errors) + 1) if sum(errors[:count]) <= error_budget)
+    assert 0 < (passing > 1).sum()
+
+
+def test_error_budget_in_closed_form():
+    score = torch.tensor([[0.75, 1.0, 0.5, 0.875], [0.25, 0.5, 0.5, 0.25], [1.0, 1.0, 1.0, 1.0]])
+    at = [num_passing(score, SamplerConfig(gen_length=4, error_budget=value)).tolist() for value in (0.1, 0.125, 0.375, 0.874, 0.875, 2.5)]
+    assert at == [[1, 0, 4], [2, 0, 4], [3, 0, 4], [3, 1, 4], [4, 1, 4], [4, 4, 4]]
+
+
+@pytest.mark.parametrize("error_budget", [0.05, 0.5, 2.0])
+def test_error_budget_keeps_all_that_the_bound_behind_the_factor_rule_keeps(error_budget):
+    generator = torch.Generator().manual_seed(4)
+    score = torch.rand(500, 12, generator=generator) ** 0.1
+    ours, fast = (num_passing(score, SamplerConfig(gen_length=12, **{rule: error_budget})) for rule in ("error_budget", "factor"))
+    assert (ours >= fast).all() and (ours > fast).any()        # n errors are at most n times the worst, less than (n + 1) times
+
+
 def test_keep_top_takes_the_best_and_breaks_ties_to_the_left():
     score = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0], [0.0] * 5, [float("inf"), 0.0, -float("inf"), 0.0, float("inf")]])
     kept = [keep_top(score, torch.tensor([count] * 3)).int().tolist() for count in (0, 2, 3, 5, 9)]
@@ -372,7 +401,8 @@ SURE = {7: 4.0}        # raises the toy's best probability from about 0.3 to 0.7
 ADAPTIVE = [dict(threshold=0.5, revise_below=0.1, confidence_source="ups"), dict(factor=1.5, revise_below=0.1, confidence_source="ups_all"),
             dict(threshold=0.7, revise_below=0.1),
             dict(threshold=0.5, revise_below=0.9, block_length=6, max_forwards=9, confidence_source="ups"),
-            dict(factor=2.5, revise_below=0.45, confidence_source="margin", temperature=0.8), dict(threshold=0.99, max_forwards=4)]
+            dict(factor=2.5, revise_below=0.45, confidence_source="margin", temperature=0.8), dict(threshold=0.99, max_forwards=4),
+            dict(error_budget=0.9, revise_below=0.1, confidence_source="ups")]
 
 
 @pytest.mark.parametrize("more", ADAPTIVE, ids=str)
@@ -743,7 +773,8 @@ def test_revision_equals_a_naive_reimplementation_of_remedi(source, ranks_masked
 
 
 def naive_adaptive(denoise: Denoiser, prompt: list[int], gen_length: int, block_length: int, confidence_source: str, revise_below: float,
-                   threshold: float | None = None, factor: float | None = None, max_forwards: int | None = None) -> Sample:
+                   threshold: float | None = None, factor: float | None = None, error_budget: float | None = None,
+                   max_forwards: int | None = None) -> Sample:
     """Commit what passes, at least the best; mask what stands below revise_below; until nothing is masked or no forward is left."""
     row, forwards, num_blocks = prompt + [MASK] * gen_length, 0, gen_length // block_length
     for block in range(num_blocks):
@@ -757,7 +788,8 @@ def naive_adaptive(denoise: Denoiser, prompt: list[int], gen_length: int, block_
             accepted = 1
             while accepted < len(masked):
                 score = found[masked[accepted]][1]
-                if not (score >= threshold if threshold else (accepted + 2) * (1 - score) < factor):
+                spent = sum(1 - found[place][1] for place in masked[:accepted + 1])
+                if not (score >= threshold if threshold else (accepted + 2) * (1 - score) < factor if factor else spent <= error_budget):
                     break
                 accepted += 1
             if factor and not 2 * (1 - found[masked[0]][1]) < factor:
@@ -779,7 +811,8 @@ def test_adaptive_revision_equals_a_naive_loop(source, rule):
         options = dict(gen_length=num_blocks * block_length, block_length=block_length, confidence_source=source,
                        revise_below=choose.choice([0.02, 0.05, 0.2, 0.5]),
                        max_forwards=choose.choice([None, num_blocks, 2 * num_blocks, 7, 20]))
-        options[rule] = choose.choice([0.2, 0.4, 0.6, 0.8] if rule == "threshold" else [0.7, 1.3, 1.6, 1.9])
+        options[rule] = choose.choice({"threshold": [0.2, 0.4, 0.6, 0.8], "factor": [0.7, 1.3, 1.6, 1.9],
+                                       "error_budget": [0.3, 0.7, 1.1, 1.9]}[rule])
         prompts = random_prompts(choose)
         denoise = policy_toy(seed, choose.random() < 0.3, SURE)
         samples = run(options, prompts, denoise)
@@ -842,6 +875,11 @@ MISTAKES = [
     (dict(remasking="random", confidence_source="margin"), r"remasking='random' and confidence_source='margin' are two names of one"),
     (dict(threshold=0.9, factor=1.0), r"threshold and factor are alternatives: give one"),
     (dict(threshold=0.9, remask_ratio=0.5), r"threshold and remask_ratio are alternatives"),
+    (dict(factor=1.0, error_budget=0.1), r"factor and error_budget are alternatives: give one"),
+    (dict(error_budget=0.0), r"error_budget must be above 0, got 0.0"),
+    (dict(error_budget=float("nan")), r"error_budget must be above 0, got nan"),
+    (dict(error_budget=0.1, confidence_source="entropy"), r"threshold, factor, error_budget compare probabilities: they need confidence_source"),
+    (dict(revise=True, error_budget=0.1), r"error_budget and revise are alternatives: give one"),
     (dict(factor=1.0, remask_ratio=0.5), r"factor and remask_ratio are alternatives"),
     (dict(threshold=0.0), r"threshold must be between 0 and 1, got 0.0"),
     (dict(threshold=1.1), r"threshold must be between 0 and 1, got 1.1"),
@@ -856,8 +894,8 @@ MISTAKES = [
     (dict(revise=True, factor=1.0), r"factor and revise are alternatives: give one"),
     (dict(revise=True, remask_ratio=0.5), r"remask_ratio and revise are alternatives: give one"),
     (dict(revise=True, gen_length=12, steps=13), r"steps \(13\) must not exceed gen_length \(12\)"),
-    (dict(revise_below=0.5), r"revise_below has no effect without threshold or factor: set one of them, or leave it out"),
-    (dict(revise_below=0.5, revise=True), r"revise_below has no effect without threshold or factor"),
+    (dict(revise_below=0.5), r"revise_below has no effect without threshold, factor or error_budget: set one of them, or leave it out"),
+    (dict(revise_below=0.5, revise=True), r"revise_below has no effect without threshold, factor or error_budget"),
     (dict(max_forwards=0, threshold=0.9), r"max_forwards must be at least 1, got 0"),
     (dict(revise_below=0.0, threshold=0.9), r"revise_below must be above 0 and at most 1, got 0.0"),
     (dict(revise_below=1.5, factor=1.0), r"revise_below must be above 0 and at most 1, got 1.5"),
@@ -872,6 +910,7 @@ ALLOWED = [
     dict(threshold=1.0), dict(top_p=1.0, temperature=0.1),
     dict(threshold=0.9, revise=False), dict(threshold=0.9, revise_below=1.0),
     dict(gen_length=12, block_length=4, factor=1.0, max_forwards=3),
+    dict(error_budget=5.0, revise_below=0.5), dict(error_budget=0.1, steps=7),
 ]
 
 
