@@ -117,7 +117,7 @@ def cell(source: str, steps: int) -> str:
 
 def remembered(denoise: Denoiser) -> Denoiser:
     """The same predictions, but every canvas row is evaluated once: sources and rules share what they agree on."""
-    known: dict[tuple[int, bytes], tuple[torch.Tensor, torch.Tensor]] = {}
+    known: dict[tuple[int, bytes], tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     def denoise_remembered(canvas: Canvas, window: slice) -> Prediction:
         keys = [(window.start, row.tobytes()) for row in canvas.tokens.cpu().numpy()]
@@ -126,9 +126,11 @@ def remembered(denoise: Denoiser) -> Denoiser:
             rows = torch.tensor(list(fresh.values()), device=canvas.tokens.device)
             prediction = denoise(Canvas(canvas.tokens[rows], canvas.answer_start[rows], canvas.padded), window)
             every = torch.arange(window.stop - window.start, device=rows.device).expand(len(rows), -1)
-            known.update(zip(fresh, zip(prediction.logits_at(every), prediction.confidence)))
-        logits, confidence = (torch.stack(values) for values in zip(*(known[key] for key in keys)))        # (B, W, V), (B, W)
-        return Prediction(lambda at: gather(logits, at), confidence)
+            policy = [None] * len(rows) if prediction.confidence is None else prediction.confidence
+            known.update(zip(fresh, zip(prediction.logits_at(every), policy)))
+        logits, confidence = zip(*(known[key] for key in keys))
+        stacked = torch.stack(logits)                                                          # (B, W, V)
+        return Prediction(lambda at: gather(stacked, at), None if confidence[0] is None else torch.stack(confidence))
     return denoise_remembered
 
 
