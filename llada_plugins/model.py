@@ -6,6 +6,7 @@ pinned transformers. Nothing here knows of samplers, masks to fill or harnesses;
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -69,6 +70,10 @@ class LLaDAConfig:
         """The published form, switches included, so that the published code reads it too."""
         switches = {name: value[0] if isinstance(value, tuple) else value for name, value in IMPLEMENTED.items()}
         return {"model_type": "llada", "architectures": ["LLaDAModelLM"], **switches, **dataclasses.asdict(self)}
+
+    def to_json_string(self) -> str:
+        """`to_dict` as text; what transformers' TensorBoard callback asks a config for."""
+        return json.dumps(self.to_dict(), indent=1, sort_keys=True)
 
     @property
     def head_dim(self) -> int:

@@ -15,7 +15,7 @@ from llada_plugins.checkpoint import load_model
 from llada_plugins.diffusion import EPS, mask_tokens
 from llada_plugins.engine import Engine, Request
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
-from training import objectives, pretrain
+from training import launch, objectives, pretrain
 from training.corpus import collate_rows
 from training.objectives import Loss
 from training.throughput import Throughput, training_flops
@@ -336,12 +336,37 @@ def test_bad_input_ends_with_one_clear_line(tmp_path, data, flags, message):
     assert message == "eval_strategy" or not (tmp_path / "out").exists()        # that one is found by transformers, when all is made
 
 
-def test_tensorboard_is_asked_for_by_name_and_its_absence_is_said(tmp_path, data):
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
-        with pytest.raises(SystemExit, match="error: .*tensorboard"):
-            train(tmp_path / "out", "--dataset", str(data / "train.txt"), *FLAGS, "--eval_strategy", "no", "--report_to", "tensorboard")
-    else:
-        train(tmp_path / "out", "--dataset", str(data), *FLAGS, "--report_to", "tensorboard")
-        assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
+# --- where else metrics go -------------------------------------------------------------------------------------------
+
+def events(folder: Path) -> dict[tuple[int, str], float]:
+    """The scalars of the folder's event files by step and name."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read, = (EventAccumulator(str(path)).Reload() for path in folder.glob("runs/*"))        # one run
+    return {(scalar.step, name): scalar.value for name in read.Tags()["scalars"] for scalar in read.Scalars(name)}
+
+
+def test_tensorboard_shows_what_metrics_jsonl_says_and_an_overwritten_run_no_more(tmp_path, data):
+    for rate in ("1e-3", "1e-2"):
+        train(tmp_path / "out", "--dataset", str(data), *FLAGS, "--report_to", "tensorboard", "--learning_rate", rate, "--overwrite")
+        expected = {(line["step"], f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}"): value
+                    for line in lines(tmp_path / "out") for name, value in line.items() if name != "step"}
+        assert events(tmp_path / "out") == pytest.approx(expected, rel=1e-6)        # events are fp32
+        assert {(1, "train/loss"), (1, "train/tokens_per_second"), (0, "eval/byte_perplexity")} < expected.keys()
+
+
+def test_metrics_go_nowhere_else_unasked(tmp_path, data):
+    train(tmp_path / "out", "--dataset", str(data), *FLAGS)
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.parametrize("names, message", [
+    (["tensorboard"], "--report_to tensorboard: it is not installed; pip install 'llada-plugins[train]', or leave it out"),
+    (["mlflow", "wandb"], "--report_to wandb: it is not installed; pip install wandb, or leave it out"),
+    (["tensorbord"], "unknown --report_to 'tensorbord' (did you mean 'tensorboard'?)"),
+])
+def test_a_tracker_that_cannot_be_had_ends_the_run_before_it_begins(tmp_path, data, monkeypatch, names, message):
+    monkeypatch.setattr(launch, "get_available_reporting_integrations", lambda: ["mlflow"])
+    with pytest.raises(SystemExit) as exit_info:
+        train(tmp_path / "out", "--dataset", str(data), *FLAGS, "--report_to", *names)
+    assert str(exit_info.value.code).startswith(f"error: {message}") and not (tmp_path / "out").exists()

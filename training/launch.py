@@ -7,17 +7,18 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import get_last_checkpoint
 
 from llada_plugins.checkpoint import load_model, read_config, resolve, save_model
-from llada_plugins.config import arg
+from llada_plugins.config import arg, reject_unknown
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
 
 from . import checkpoints, config_file
@@ -28,6 +29,8 @@ from .step_data import StepExample
 from .tokenizer import EOS, MASK, byte_tokenizer
 from .trainer import METRICS, DiffusionTrainer, Load, Measure, Save, noise
 
+EVENTS = "runs"        # what transformers calls the folder of TensorBoard's files
+INSTALL = {"tensorboard": "pip install 'llada-plugins[train]'", "wandb": "pip install wandb"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -36,8 +39,11 @@ class RunArguments(TrainingArguments):
     """transformers' TrainingArguments; defaults run a sensible small job."""
 
     output_dir: str = arg(help="folder for checkpoint, metrics.jsonl and run.json; must be empty unless --resume or --overwrite")
+    report_to: list[str] = field(default_factory=lambda: ["none"], metadata={
+        "help": f"where else the lines of metrics.jsonl go: tensorboard (event files in output_dir/{EVENTS}), wandb, and transformers' other "
+                "trackers; all = whatever is installed, none = nowhere, so nothing is sent unasked"})
     resume: bool = arg(False, "continue from the newest checkpoint in output_dir")
-    overwrite: bool = arg(False, "start again in an output_dir that holds a run: its checkpoints and metrics.jsonl are deleted")
+    overwrite: bool = arg(False, "start again in an output_dir that holds a run: its checkpoints, metrics.jsonl and event files are deleted")
     lr_scheduler_type: str = arg("cosine", "learning-rate schedule after the warm-up: cosine, linear, constant, … (transformers' names)")
     warmup_steps: float = arg(0.03, "updates of linear warm-up; below 1, the share of all updates")
     logging_steps: float = arg(10, "updates between lines of metrics.jsonl; below 1, the share of all updates")
@@ -47,6 +53,12 @@ class RunArguments(TrainingArguments):
     num_threads: int | None = arg(None, "CPU threads (default: torch's choice); tiny models are fastest on one, by far on busy cores")
     ddp_find_unused_parameters: bool | None = arg(False, "leave it off: every update reaches all that trains")
     remove_unused_columns: bool = arg(False, "leave it off: batches are made by this package")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        reject_unknown(dict.fromkeys(self.report_to), INTEGRATION_TO_CALLBACK, "--report_to")
+        if missing := [name for name in self.report_to if name not in get_available_reporting_integrations()]:
+            raise ImportError(f"--report_to {missing[0]}: it is not installed; {INSTALL.get(missing[0], 'install its package')}, or leave it out")
 
 
 class Job(NamedTuple):
@@ -173,7 +185,7 @@ def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequen
             raise ValueError("FSDP needs accelerators, on CPUs accelerate says nothing and trains with DDP: leave it out, or take ddp.yaml")
         if arguments.should_save:
             _begin(arguments, command, checkpoints.identity(job.model, job.train))
-    except (ValueError, OSError, RuntimeError) as error:        # the last: a --report_to whose package is not installed
+    except (ValueError, OSError) as error:
         refuse(error)
     try:
         trainer.train(resume_from_checkpoint=arguments.resume or None)
@@ -185,7 +197,7 @@ def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequen
 
 def _begin(arguments: RunArguments, command: Sequence[str], identity: Mapping[str, str]) -> None:
     folder = Path(arguments.output_dir)
-    for old in [*folder.glob("checkpoint-*"), folder / METRICS] if arguments.overwrite else []:
+    for old in [*folder.glob("checkpoint-*"), folder / EVENTS, folder / METRICS] if arguments.overwrite else []:
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     description = {"command": list(command), "config": config_file.given(command)[1], "arguments": arguments.to_dict()}
     checkpoints.begin(folder, description, identity, resume=arguments.resume)
