@@ -13,7 +13,7 @@ from llada_plugins.checkpoint import load_model
 from llada_plugins.diffusion import EPS, mask_tokens
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
 from llada_plugins.tasks import sudoku
-from training import objectives, sft
+from training import objectives, remask_sft, router_sft, sft
 from training.data import Example, Vocabulary, collate_answers, encode, read_jsonl
 from training.launch import TOKENIZER_FILES, RunArguments, save_checkpoint
 from training.objectives import Loss
@@ -277,6 +277,7 @@ def test_noise_differs_between_steps_micro_steps_and_processes():
     ([], "give --preset NAME, or --model DIR with --data FILE.jsonl"),
     (["--preset", "sudoku4", "--model", "tiny"], "give --preset NAME, or --model DIR with --data FILE.jsonl"),
     (["--preset", "sudoku4", "--data", "x.jsonl"], "a preset brings its own data"),
+    (["--preset", "sudoku4", "--seq_len", "9"], "a preset brings its own data"),
     (["--model", "tiny"], "--model needs --data FILE.jsonl"),
     (["--model", "tiny", "--data", "absent.jsonl"], "absent.jsonl: no such data file"),
     (["--model", "./absent", "--data", "absent.jsonl"], "no such folder"),
@@ -289,6 +290,19 @@ def test_bad_input_ends_with_one_clear_line(tmp_path, flags, message):
     assert str(exit_info.value.code).startswith("error: ") and message in str(exit_info.value.code)
     assert "\n" not in str(exit_info.value.code)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("train", [sft.main, remask_sft.main, router_sft.main], ids=["sft", "remask_sft", "router_sft"])
+def test_rows_longer_than_the_model_takes_are_one_line_and_with_seq_len_lose_the_end_of_their_answer(tmp_path, caplog, train):
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "12", "completion": "34" * 2500}) + "\n")
+    command = ["--model", "tiny", "--data", str(data), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    with pytest.raises(SystemExit, match=f"error: {data}:1: 5003 tokens, but the model takes 4096: .* or give --seq_len 4096, after which"):
+        train(command)
+    assert not (tmp_path / "out").exists() and not caplog.records        # nor transformers' own warning
+    train([*command, "--seq_len", "10", "--max_steps", "1", "--save_strategy", "no"])
+    logged_once, = logged(tmp_path / "out", "train_loss")
+    assert math.isfinite(logged_once)
 
 
 def test_a_folder_with_files_is_not_written_into(tmp_path):

@@ -41,7 +41,7 @@ class Vocabulary(NamedTuple):
 def vocabulary(folder: Path, vocab_size: int, max_length: int, eos_id: int) -> Vocabulary:
     """The vocabulary of a checkpoint folder's tokenizer."""
     tokenizer = load_tokenizer(folder)
-    return Vocabulary(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], vocab_size, max_length, eos_id,
+    return Vocabulary(lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], vocab_size, max_length, eos_id,
                       partial(render_chat, tokenizer) if tokenizer.chat_template else None)
 
 
@@ -122,7 +122,8 @@ def _check(example: Example, words: Vocabulary) -> Example:
     if not 0 <= example.prompt_length < len(example.input_ids):
         raise ValueError(f"prompt_length ({example.prompt_length}) must leave at least one answer token of {len(example.input_ids)} tokens")
     if len(example.input_ids) > words.max_length:
-        raise ValueError(f"{len(example.input_ids)} tokens, but the model takes {words.max_length}: shorten or drop the row")
+        raise ValueError(f"{len(example.input_ids)} tokens, but the model takes {words.max_length}: shorten or drop the row, or give "
+                         f"--seq_len {words.max_length}, after which rows lose the end of their answer")
     if not all(0 <= token < words.vocab_size for token in example.input_ids):
         raise ValueError(f"input_ids must be between 0 and {words.vocab_size - 1}")
     return example

@@ -43,8 +43,6 @@ class RemaskOptions(LoRAOptions, SFTOptions):
     """What is trained on what, and with which noise."""
 
     preset: str | None = arg(None, f"a head with its backbone and data: {', '.join(UPS_PRESETS)}; it sets the other flags' defaults")
-    seq_len: int | None = arg(
-        None, "tokens after which rows lose the end of their answer (default: rows too long for the model are an error)")
     ups_width: int = arg(128, "hidden units of the head; 0 = one linear map")
     r_incorrect: float = arg(0.1, "r: an unmasked answer token turns incorrect with probability 4 r t (1 - t), t the mask noise; 0-1")
     incorrect_from: str = arg("answers", "incorrect tokens: answers (ids of the data's answers) or vocabulary (all but special ones), "
@@ -70,8 +68,6 @@ class RemaskOptions(LoRAOptions, SFTOptions):
             raise ValueError(f"--label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}")
         if self.joint and self.lora:
             raise ValueError("--joint trains the whole backbone, --lora adapters of it: give one")
-        if self.preset is not None and self.seq_len is not None:
-            raise ValueError("a preset brings its own data: leave --seq_len out")
 
 
 class PolicyOutput(NamedTuple):

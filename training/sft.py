@@ -28,12 +28,14 @@ class SFTOptions:
     data: str | None = arg(None, 'JSONL file of rows {"prompt", "completion"}, {"messages"}, {"conversations"} or {"input_ids", "prompt_length"}')
     eval_data: str | None = arg(None, "JSONL file of the same form for the evaluation loss (see --eval_strategy)")
     append_eos: bool = arg(True, "end every text completion with EOS; rows of ids are taken as they are")
+    seq_len: int | None = arg(
+        None, "tokens after which rows lose the end of their answer (default: rows too long for the model are an error)")
 
     def __post_init__(self) -> None:
         if (self.preset is None) == (self.model is None):
             raise ValueError("give --preset NAME, or --model DIR with --data FILE.jsonl")
-        if self.preset is not None and (self.data or self.eval_data):
-            raise ValueError("a preset brings its own data: leave --data and --eval_data out")
+        if self.preset is not None and (self.data or self.eval_data or self.seq_len is not None):
+            raise ValueError("a preset brings its own data: leave --data, --eval_data and --seq_len out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.preset:
             job = launch.preset_job(options.preset, arguments)
         else:
-            job = launch.checkpoint_job(options.model, options.data, options.eval_data, options.append_eos)
+            job = launch.checkpoint_job(options.model, options.data, options.eval_data, options.append_eos, options.seq_len)
         if options.adapters:
             save, load = lora.save_lora(job.model, options.adapters, options.model), lora.load_lora
             lora.add_lora(job.model, options.adapters, noise("lora", arguments.seed))
