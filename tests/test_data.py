@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training import data
+from training import data, sft
 from training.tokenizer import EOS, byte_tokenizer
 
 USER, ANSWER = {"role": "user", "content": " hi "}, {"role": "assistant", "content": "ho\n"}
@@ -93,3 +93,56 @@ def test_what_the_template_itself_refuses_is_named_by_file_and_line(tmp_path):
     words = data.vocabulary(folder, 256 + len(ids), 1000, ids[EOS])
     with pytest.raises(ValueError, match="data.jsonl:1: the chat template refuses this dialogue: roles must alternate"):
         read(tmp_path, words, {"messages": [USER, ANSWER]})
+
+
+# --- data sets by hub name, or in a folder ---------------------------------------------------------------------------
+
+PROMPTED = {"prompt": "a", "completion": "b"}
+
+
+@pytest.fixture
+def folder_of(tmp_path, monkeypatch):
+    """A function from rows of the splits train and test to a folder that `datasets` loads, as it would by name from the hub."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def write(train: list[dict], test: list[dict]) -> Path:
+        for name, rows in (("train", train), ("test", test)):
+            (tmp_path / "set").mkdir(exist_ok=True)
+            datasets.Dataset.from_list(rows).to_parquet(tmp_path / "set" / f"{name}.parquet")
+        return tmp_path / "set"
+    return write
+
+
+@pytest.mark.parametrize("row", [
+    PROMPTED, {"messages": [USER, ANSWER]}, {"conversations": [{"from": "human", "value": " hi "}, {"from": "gpt", "value": "ho\n"}]},
+    {"input_ids": [1, 2, 3], "prompt_length": 2},
+], ids=lambda row: ", ".join(row))
+def test_rows_of_a_data_set_are_those_of_a_file_and_other_columns_are_left_out(tmp_path, words, folder_of, row):
+    found = data.read_hub(str(folder_of([{**row, "source": "x"}] * 2, [{**row, "source": "y"}])), None, "train", words, append_eos=True)
+    assert found == read(tmp_path, words, row, row)
+
+
+def test_a_command_trains_on_one_split_of_a_data_set_and_evaluates_on_another(tmp_path, folder_of):
+    source = folder_of([PROMPTED] * 4, [{"prompt": "a", "completion": "c"}])
+    sft.main(["--model", "tiny", "--data", str(source), "--eval_split", "test", "--max_steps", "1", "--save_strategy", "no", "--use_cpu",
+              "--output_dir", str(tmp_path / "out")])
+    assert "eval_loss" in (tmp_path / "out" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("train, flags, message", [
+    ([PROMPTED], ["--data", "{set}", "--train_split", "valid"], "--data {set} has no split valid, but train, test: choose with"),
+    ([{"question": "a", "answer": "b"}], ["--data", "{set}"], '--data {set} has columns question, answer, and rows must be {{"prompt"'),
+    ([PROMPTED, {"prompt": "a", "completion": None}], ["--data", "{set}"], "{set} train: row 2: expected {{\"prompt\""),
+    ([{"prompt": 1}], ["--data", "{set}", "--train_split", "test"], "--data {set}: `datasets` cannot read this folder (CastError: "),
+    ([PROMPTED], ["--data", "nobody-has-this"], "--data nobody-has-this: no such file or folder, and the hub did not deliver it"),
+    ([PROMPTED], ["--data", "{set}", "--eval_split", "test", "--eval_data", "x.jsonl"], "--eval_data and --eval_split are alternatives"),
+    ([PROMPTED], ["--data", "rows.jsonl", "--eval_split", "test"], "--eval_split has no effect on a file (rows.jsonl): leave it out, or"),
+])
+def test_a_data_set_that_does_not_fit_is_refused_in_one_line(tmp_path, folder_of, train, flags, message):
+    place = folder_of(train, [PROMPTED] if "prompt" in train[0] else train)
+    with pytest.raises(SystemExit) as exit_info:
+        sft.main(["--model", "tiny", *(flag.format(set=place) for flag in flags), "--output_dir", str(tmp_path / "out"), "--use_cpu"])
+    assert str(exit_info.value.code).startswith(f"error: {message.format(set=place)}") and "\n" not in str(exit_info.value.code)
+    assert not (tmp_path / "out").exists()

@@ -161,7 +161,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_checkpoint, data, tmp_pa
 @pytest.mark.parametrize("flags, message", [
     ([], "give --preset NAME, or --model DIR with --data FILE.jsonl"),
     (["--preset", "nim"], "--preset must be one of nim_router, sudoku4_router, got 'nim'"),
-    (["--model", "tiny"], "--model needs --data FILE.jsonl"),
+    (["--model", "tiny"], "--model needs --data, a JSONL file or a hub name"),
     (["--model", "tiny", "--data", "absent.jsonl"], "absent.jsonl: no such data file"),
     (["--router_mode", "add"], "mode must be one of 'residual', 'replace', got 'add'"),
     (["--router_heads", "3"], "d_model (32) of a router must be a multiple of heads (3)"),

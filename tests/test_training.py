@@ -278,7 +278,7 @@ def test_noise_differs_between_steps_micro_steps_and_processes():
     (["--preset", "sudoku4", "--model", "tiny"], "give --preset NAME, or --model DIR with --data FILE.jsonl"),
     (["--preset", "sudoku4", "--data", "x.jsonl"], "a preset brings its own data"),
     (["--preset", "sudoku4", "--seq_len", "9"], "a preset brings its own data"),
-    (["--model", "tiny"], "--model needs --data FILE.jsonl"),
+    (["--model", "tiny"], "--model needs --data, a JSONL file or a hub name"),
     (["--model", "tiny", "--data", "absent.jsonl"], "absent.jsonl: no such data file"),
     (["--model", "./absent", "--data", "absent.jsonl"], "no such folder"),
     (["--preset", "sudoku4", "--resume"], "--resume: no checkpoint in"),

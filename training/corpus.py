@@ -19,6 +19,8 @@ from torch import Tensor
 
 from llada_plugins.report_files import whole_folder
 
+from .hub import Hub, load, looks_like_a_path
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -28,18 +30,6 @@ PIECE = 1 << 18        # characters of a text file that are tokenised together, 
 BATCH = 1 << 20        # characters that go to the tokenizer at a time
 
 Piece = str | list[int] | None        # text, ids as they are, or the end of a document
-
-
-class Hub(NamedTuple):
-    """A data set of the Hugging Face hub, or a folder that `datasets` loads."""
-
-    name: str
-    config: str | None = None
-    joined: bool = False        # rows are the lines of one text instead of documents
-
-    @property
-    def title(self) -> str:
-        return self.name if self.config is None else f"{self.name}/{self.config}"
 
 
 NAMES = {"wikitext2": Hub("Salesforce/wikitext", "wikitext-2-raw-v1", joined=True),
@@ -67,7 +57,7 @@ def find(dataset: str, config: str | None, split: str | None) -> Source:
             raise ValueError(f"--dataset_config has no effect on --dataset {dataset}, which is {NAMES[dataset].title}: leave it out")
         return _hub(NAMES[dataset], split)
     if not path.exists():
-        if dataset.startswith((".", "/", "~")) or path.suffix in (".txt", ".jsonl", ".json") or dataset.count("/") > 1:
+        if looks_like_a_path(dataset):
             raise FileNotFoundError(f"{dataset}: no such data; give a text file, a JSONL file with rows {FORMS}, a folder with a file for "
                                     f"each split, a hub name, or one of {', '.join(NAMES)}")
         return _hub(Hub(dataset, config), split)
@@ -130,20 +120,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def _hub(hub: Hub, split: str | None) -> Source:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError("--dataset by hub name needs datasets: pip install 'llada-plugins[train]'") from error
-    try:
-        splits = datasets.load_dataset(hub.name, hub.config)
-    except Exception as error:        # offline, unknown name, a config to choose, gated: many types, one remedy
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise FileNotFoundError(f"--dataset {hub.title}: no such file or folder, and the hub did not deliver it ({told}); give a file or "
-                                "folder, or a name where there is a network") from error
-    name = split or next((each for each in ("validation", "test") if each in splits), "validation")
-    if name not in splits:
-        raise ValueError(f"--dataset {hub.title} has no split {name}, but {', '.join(splits)}: choose with --train_split and --eval_split")
-    rows = splits[name]
+    name, rows = load(hub, split, "--dataset")
     if "text" not in rows.column_names:
         raise ValueError(f"--dataset {hub.title} has no column text, but {', '.join(rows.column_names)}")
 

@@ -1,4 +1,4 @@
-"""Training data: JSONL files and text pairs to token rows, token rows to batches. Refuses malformed rows by file and line."""
+"""Training data: files, data sets of the hub and text pairs to token rows, token rows to batches. Refuses malformed rows by their place."""
 from __future__ import annotations
 
 import json
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from llada_plugins.text import load_tokenizer, render_chat
 
-from . import dialogue
+from . import dialogue, hub
 
 FORMS = ('{"prompt": text, "completion": text}, {"messages": [{"role", "content"}]}, {"conversations": [{"from", "value"}]} '
          'or {"input_ids": [ids], "prompt_length": number}')
+
+COLUMNS = (("messages",), ("conversations",), ("prompt", "completion"), ("input_ids", "prompt_length"))        # of these forms
 
 
 class Example(NamedTuple):
@@ -59,18 +61,28 @@ def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool, seq_len: int 
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORMS}")
-    examples = []
     with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                for example in _parse(json.loads(line), words, append_eos):
-                    examples.append(_check(example._replace(input_ids=example.input_ids[:seq_len]), words))
-            except ValueError as error:        # includes json.JSONDecodeError
-                raise ValueError(f"{path}:{number}: {error}") from None
+        examples = [example for number, line in enumerate(lines, 1) if line.strip()
+                    for example in _examples(f"{path}:{number}", line, words, append_eos, seq_len)]
     if not examples:
         raise ValueError(f"{path}: no rows; give a JSONL file with rows {FORMS}")
+    return examples
+
+
+def read_hub(name: str, config: str | None, split: str, words: Vocabulary, *, append_eos: bool, seq_len: int | None = None) -> list[Example]:
+    """Token rows of a data set of the hub, or of a folder that `datasets` loads, in any of FORMS; other columns are left out.
+
+    Raises FileNotFoundError, or ValueError that names split and row.
+    """
+    source = hub.Hub(name, config)
+    split, rows = hub.load(source, split, "--data")
+    columns = next((form for form in COLUMNS if set(form) <= set(rows.column_names)), None)
+    if columns is None:
+        raise ValueError(f"--data {source.title} has columns {', '.join(rows.column_names)}, and rows must be {FORMS}")
+    examples = [example for number, row in enumerate(rows.select_columns(list(columns)), 1)
+                for example in _examples(f"{source.title} {split}: row {number}", row, words, append_eos, seq_len)]
+    if not examples:
+        raise ValueError(f"--data {source.title}: split {split} has no rows")
     return examples
 
 
@@ -86,6 +98,15 @@ def collate_answers(eos_id: int) -> Collate:
         answer = torch.arange(length) >= prompt_length
         return {"input_ids": tokens, "weight": answer.float() / (length - prompt_length)}
     return collate
+
+
+def _examples(place: str, row: Any, words: Vocabulary, append_eos: bool, seq_len: int | None) -> list[Example]:
+    """Of a row, or of the JSON text of one."""
+    try:
+        parsed = _parse(json.loads(row) if isinstance(row, str) else row, words, append_eos)
+        return [_check(example._replace(input_ids=example.input_ids[:seq_len]), words) for example in parsed]
+    except ValueError as error:        # includes json.JSONDecodeError
+        raise ValueError(f"{place}: {error}") from None
 
 
 def _parse(row: Any, words: Vocabulary, append_eos: bool) -> list[Example]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,16 @@ from llada_plugins.checkpoint import load_model, read_config, resolve, save_mode
 from llada_plugins.config import arg, reject_unknown
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
 
-from . import checkpoints, config_file
-from .data import Example, Vocabulary, collate_answers, encode, read_jsonl, vocabulary
+from . import checkpoints, config_file, hub
+from .data import Example, Vocabulary, collate_answers, encode, read_hub, read_jsonl, vocabulary
 from .objectives import Objective
 from .presets import PRESETS, PretrainPreset, PRMPreset, Preset
 from .step_data import StepExample
 from .tokenizer import EOS, MASK, byte_tokenizer
 from .trainer import METRICS, DiffusionTrainer, Load, Measure, Save, noise
+
+if TYPE_CHECKING:
+    from .sft import SFTOptions
 
 EVENTS = "runs"        # what transformers calls the folder of TensorBoard's files
 INSTALL = {"tensorboard": "pip install 'llada-plugins[train]'", "wandb": "pip install wandb"}
@@ -135,15 +138,24 @@ def preset_job(name: str, arguments: RunArguments, presets: Mapping[str, Preset]
     return Job(model, train, evaluation, collate_answers(words.eos_id), folder)
 
 
-def checkpoint_job(pretrained: str, data: str | None, eval_data: str | None, append_eos: bool, seq_len: int | None = None) -> Job:
-    """A checkpoint and JSONL files; seq_len: tokens after which rows are cut."""
-    if data is None:
-        raise ValueError("--model needs --data FILE.jsonl")
-    folder, words = _checkpoint(pretrained)
-    if seq_len is not None and not 0 < seq_len <= words.max_length:
-        raise ValueError(f"--seq_len must be between 1 and the model's {words.max_length} tokens, got {seq_len}")
-    train, evaluation = (None if path is None else read_jsonl(Path(path), words, append_eos=append_eos, seq_len=seq_len)
-                         for path in (data, eval_data))
+def checkpoint_job(options: SFTOptions) -> Job:
+    """The checkpoint and the rows that the options name."""
+    if options.data is None:
+        raise ValueError("--model needs --data, a JSONL file or a hub name")
+    folder, words = _checkpoint(options.model)
+    if options.seq_len is not None and not 0 < options.seq_len <= words.max_length:
+        raise ValueError(f"--seq_len must be between 1 and the model's {words.max_length} tokens, got {options.seq_len}")
+    rules = dict(append_eos=options.append_eos, seq_len=options.seq_len)
+    evaluation = None if options.eval_data is None else read_jsonl(Path(options.eval_data), words, **rules)
+    if hub.looks_like_a_path(options.data) and not Path(options.data).is_dir():
+        for name in ("dataset_config", "eval_split"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name} has no effect on a file ({options.data}): leave it out, or give --eval_data FILE")
+        train = read_jsonl(Path(options.data), words, **rules)
+    else:
+        train = read_hub(options.data, options.dataset_config, options.train_split, words, **rules)
+        if options.eval_split is not None:
+            evaluation = read_hub(options.data, options.dataset_config, options.eval_split, words, **rules)
     return Job(_trainable(folder), train, evaluation, collate_answers(words.eos_id), folder)
 
 

@@ -25,7 +25,11 @@ class SFTOptions:
 
     preset: str | None = arg(None, f"a model from scratch with its data: {', '.join(launch.PRESETS)}; it sets the other flags' defaults")
     model: str | None = arg(None, "checkpoint folder or hub id to start from; 'tiny' is the model in the package")
-    data: str | None = arg(None, 'JSONL file of rows {"prompt", "completion"}, {"messages"}, {"conversations"} or {"input_ids", "prompt_length"}')
+    data: str | None = arg(None, 'JSONL file of rows {"prompt", "completion"}, {"messages"}, {"conversations"} or {"input_ids", "prompt_length"}, '
+                                 "or a hub name, or a folder that `datasets` loads, with such columns")
+    dataset_config: str | None = arg(None, "configuration of a hub data set")
+    train_split: str = arg("train", "split to train on; a file has none")
+    eval_split: str | None = arg(None, "split for the evaluation loss; a file has none: see --eval_data")
     eval_data: str | None = arg(None, "JSONL file of the same form for the evaluation loss (see --eval_strategy)")
     append_eos: bool = arg(True, "end every text completion with EOS; rows of ids are taken as they are")
     seq_len: int | None = arg(
@@ -34,8 +38,11 @@ class SFTOptions:
     def __post_init__(self) -> None:
         if (self.preset is None) == (self.model is None):
             raise ValueError("give --preset NAME, or --model DIR with --data FILE.jsonl")
-        if self.preset is not None and (self.data or self.eval_data or self.seq_len is not None):
-            raise ValueError("a preset brings its own data: leave --data, --eval_data and --seq_len out")
+        of_data = [name for name in ("data", "dataset_config", "eval_split", "eval_data", "seq_len") if getattr(self, name) is not None]
+        if self.preset is not None and of_data:
+            raise ValueError(f"a preset brings its own data: leave --{of_data[0]} out")
+        if self.eval_data is not None and self.eval_split is not None:
+            raise ValueError("--eval_data and --eval_split are alternatives: give one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.preset:
             job = launch.preset_job(options.preset, arguments)
         else:
-            job = launch.checkpoint_job(options.model, options.data, options.eval_data, options.append_eos, options.seq_len)
+            job = launch.checkpoint_job(options)
         if options.adapters:
             save, load = lora.save_lora(job.model, options.adapters, options.model), lora.load_lora
             lora.add_lora(job.model, options.adapters, noise("lora", arguments.seed))
