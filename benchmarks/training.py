@@ -2,6 +2,7 @@
 
     python -m benchmarks.training                                              a small shape, one CPU thread; 1 minute of it
     python -m benchmarks.training --shape 100m --measure memory --seq_len 64   one model of 279 M parameters; 6 GB
+    python -m benchmarks.training --measure throughput --torch_compile         what compiling buys: the bare loop stays as it is; 2 minutes
     python -m benchmarks.training --shape 100m --device cuda --dtype bfloat16 --batch_size 32 --seq_len 1024
 
 `throughput`: after every update of the trainer the bare loop makes the same one on a copy of the model: same batch, masks, precision,
@@ -58,6 +59,7 @@ class Options:
     measure: Literal["both", "throughput", "memory"] = arg("both", "throughput holds two models, memory one")
     device: str = arg("cpu", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: Literal["float32", "bfloat16"] = arg("float32", "of matrix products, by autocast; weights stay in float32")
+    torch_compile: bool = arg(False, "the trainer's model compiled, by its flag of this name; a C++ compiler is needed")
     threads: int = arg(1, "CPU threads; one is steadiest on a shared machine")
     batch_size: int = arg(8, "rows of an update")
     seq_len: int = arg(128, "tokens of a row")
@@ -145,7 +147,8 @@ def train(model: LLaDA, options: Options, updates: int, watch: Bare | None = Non
     with tempfile.TemporaryDirectory() as folder:
         arguments = RunArguments(output_dir=folder, max_steps=updates, per_device_train_batch_size=options.batch_size, weight_decay=0.0,
                                  learning_rate=LEARNING_RATE, lr_scheduler_type="constant", warmup_steps=0, save_strategy="no",
-                                 use_cpu=model.device.type == "cpu", bf16=options.dtype == "bfloat16", seed=options.seed)
+                                 use_cpu=model.device.type == "cpu", bf16=options.dtype == "bfloat16", seed=options.seed,
+                                 torch_compile=options.torch_compile)
         DiffusionTrainer(model, arguments, objective=watch.watched(objective) if watch else objective, save=lambda *_: None,
                          collate=collate_rows(model.config.mask_token_id, False), train=rows, callbacks=[watch] if watch else []).train()
 

@@ -26,6 +26,11 @@ def test_bfloat16_is_the_same_on_both_sides():
     assert training.throughput(Options(shape="tiny", batch_size=4, seq_len=16, updates=3, dtype="bfloat16"))["same_losses"]
 
 
+@pytest.mark.slow
+def test_a_compiled_model_makes_the_same_updates():
+    assert training.throughput(Options(shape="tiny", batch_size=4, seq_len=16, updates=3, torch_compile=True))["same_losses"]
+
+
 def test_losses_that_differ_fail_the_command(monkeypatch):
     monkeypatch.setattr(training, "LEARNING_RATE", 1e-2)
     update = training.Bare.update

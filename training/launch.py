@@ -61,7 +61,8 @@ class RunArguments(TrainingArguments):
         super().__post_init__()
         reject_unknown(dict.fromkeys(self.report_to), INTEGRATION_TO_CALLBACK, "--report_to")
         if missing := [name for name in self.report_to if name not in get_available_reporting_integrations()]:
-            raise ImportError(f"--report_to {missing[0]}: it is not installed; {INSTALL.get(missing[0], 'install its package')}, or leave it out")
+            remedy = INSTALL.get(missing[0], "install its package")
+            raise ImportError(f"--report_to {missing[0]}: it is not installed; {remedy}, or leave it out")
 
 
 class Job(NamedTuple):

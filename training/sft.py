@@ -25,8 +25,8 @@ class SFTOptions:
 
     preset: str | None = arg(None, f"a model from scratch with its data: {', '.join(launch.PRESETS)}; it sets the other flags' defaults")
     model: str | None = arg(None, "checkpoint folder or hub id to start from; 'tiny' is the model in the package")
-    data: str | None = arg(None, 'JSONL file of rows {"prompt", "completion"}, {"messages"}, {"conversations"} or {"input_ids", "prompt_length"}, '
-                                 "or a hub name, or a folder that `datasets` loads, with such columns")
+    data: str | None = arg(None, 'JSONL file of rows {"prompt", "completion"}, {"messages"}, {"conversations"} or {"input_ids", '
+                                 '"prompt_length"}, or a hub name, or a folder that `datasets` loads, with such columns')
     dataset_config: str | None = arg(None, "configuration of a hub data set")
     train_split: str = arg("train", "split to train on; a file has none")
     eval_split: str | None = arg(None, "split for the evaluation loss; a file has none: see --eval_data")
