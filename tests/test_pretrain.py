@@ -360,6 +360,12 @@ def test_metrics_go_nowhere_else_unasked(tmp_path, data):
     assert not (tmp_path / "out" / "runs").exists()
 
 
+@pytest.mark.parametrize("more, drawn", [((), False), (("--disable_tqdm", "false"), True)])
+def test_a_progress_bar_is_drawn_where_it_is_asked_for(tmp_path, data, capsys, more, drawn):
+    train(tmp_path / "out", "--dataset", str(data), *FLAGS, *more)
+    assert ("| 4/4 [" in capsys.readouterr().err) == drawn
+
+
 @pytest.mark.parametrize("names, message", [
     (["tensorboard"], "--report_to tensorboard: it is not installed; pip install 'llada-plugins[train]', or leave it out"),
     (["mlflow", "wandb"], "--report_to wandb: it is not installed; pip install wandb, or leave it out"),
