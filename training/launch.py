@@ -59,6 +59,8 @@ class RunArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.learning_rate < float("inf"):        # so written, NaN is refused too
+            raise ValueError(f"--learning_rate must be a number from 0 up, got {self.learning_rate}")
         reject_unknown(dict.fromkeys(self.report_to), INTEGRATION_TO_CALLBACK, "--report_to")
         if missing := [name for name in self.report_to if name not in get_available_reporting_integrations()]:
             remedy = INSTALL.get(missing[0], "install its package")
