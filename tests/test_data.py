@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ def words(tmp_path_factory) -> data.Vocabulary:
 
 def read(folder: Path, words: data.Vocabulary, *rows: dict, **options) -> list[data.Example]:
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return data.read_jsonl(folder / "data.jsonl", words, **{"append_eos": True, **options})
+    return list(data.read_jsonl(folder / "data.jsonl", words, **{"append_eos": True, **options}))
 
 
 def halves(example: data.Example) -> tuple[list[int], list[int]]:
@@ -121,7 +123,7 @@ def folder_of(tmp_path, monkeypatch):
 ], ids=lambda row: ", ".join(row))
 def test_rows_of_a_data_set_are_those_of_a_file_and_other_columns_are_left_out(tmp_path, words, folder_of, row):
     found = data.read_hub(str(folder_of([{**row, "source": "x"}] * 2, [{**row, "source": "y"}])), None, "train", words, append_eos=True)
-    assert found == read(tmp_path, words, row, row)
+    assert list(found) == read(tmp_path, words, row, row)
 
 
 def test_a_command_trains_on_one_split_of_a_data_set_and_evaluates_on_another(tmp_path, folder_of):
@@ -146,3 +148,22 @@ def test_a_data_set_that_does_not_fit_is_refused_in_one_line(tmp_path, folder_of
         sft.main(["--model", "tiny", *(flag.format(set=place) for flag in flags), "--output_dir", str(tmp_path / "out"), "--use_cpu"])
     assert str(exit_info.value.code).startswith(f"error: {message.format(set=place)}") and "\n" not in str(exit_info.value.code)
     assert not (tmp_path / "out").exists()
+
+
+def test_stored_rows_are_the_rows_in_any_order():
+    draw = random.Random(0)
+    rows = [data.Example([draw.randrange(1 << 20) for _ in range(draw.randint(1, 30))], draw.randint(0, 5)) for _ in range(100)]
+    stored = data.Examples(iter(rows))
+    assert list(stored) == rows and [stored[n] for n in (99, 0, -1, -100, 50)] == [rows[n] for n in (99, 0, -1, -100, 50)]
+    assert len(data.Examples([])) == 0 and list(data.Examples([])) == []
+    with pytest.raises(IndexError):
+        stored[100]
+
+
+def test_rows_need_not_fit_into_memory():
+    tracemalloc.start()
+    try:
+        stored = data.Examples(data.Example([n] * 2000, 7) for n in range(1000))        # 8 MB of tokens
+        assert stored[999] == ([999] * 2000, 7) and tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()

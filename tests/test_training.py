@@ -84,7 +84,7 @@ def test_texts_become_prompt_answer_and_eos():
 
 def test_both_forms_of_rows_are_read_and_blank_lines_skipped(tmp_path):
     (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n\n{"input_ids": [1, 2, 3], "prompt_length": 2}\n')
-    assert read_jsonl(tmp_path / "data.jsonl", BYTES, append_eos=True) == [Example([97, 98, 257], 1), Example([1, 2, 3], 2)]
+    assert list(read_jsonl(tmp_path / "data.jsonl", BYTES, append_eos=True)) == [Example([97, 98, 257], 1), Example([1, 2, 3], 2)]
 
 
 @pytest.mark.parametrize("row, message", [
@@ -283,6 +283,8 @@ def test_noise_differs_between_steps_micro_steps_and_processes():
     (["--model", "./absent", "--data", "absent.jsonl"], "no such folder"),
     (["--preset", "sudoku4", "--resume"], "--resume: no checkpoint in"),
     (["--preset", "sudoku4", "--resume", "--overwrite"], "give one"),
+    (["--preset", "sudoku4", "--learning_rate", "nan"], "--learning_rate must be a number from 0 up, got nan"),
+    (["--preset", "sudoku4", "--learning_rate", "-0.1"], "--learning_rate must be a number from 0 up, got -0.1"),
 ])
 def test_bad_input_ends_with_one_clear_line(tmp_path, flags, message):
     with pytest.raises(SystemExit) as exit_info:

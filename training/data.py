@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +31,31 @@ class Example(NamedTuple):
 
 
 Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
+
+
+class Examples(Sequence[Example]):
+    """Rows on the disk, mapped as they are read, so that they need not fit into memory: 16 bytes of it a row.
+
+    They are in a temporary file (of TMPDIR) without a name, which ends with the process.
+    """
+
+    def __init__(self, rows: Iterable[Example]) -> None:
+        lengths, self._prompt_lengths = array("q"), array("q")
+        with tempfile.TemporaryFile() as file:
+            for row in rows:
+                file.write(np.array(row.input_ids, np.uint32).tobytes())
+                lengths.append(len(row.input_ids))
+                self._prompt_lengths.append(row.prompt_length)
+            file.flush()
+            self._tokens = np.memmap(file, np.uint32, "r") if lengths else np.empty(0, np.uint32)
+        self._ends = np.cumsum(lengths, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._prompt_lengths)
+
+    def __getitem__(self, number: int) -> Example:
+        number = range(len(self))[number]        # negative numbers, and IndexError beyond
+        return Example(self._tokens[self._ends[number - 1] if number else 0:self._ends[number]].tolist(), self._prompt_lengths[number])
 
 
 class Vocabulary(NamedTuple):
@@ -52,7 +80,7 @@ def encode(pairs: Iterable[tuple[str, str]], words: Vocabulary, *, append_eos: b
     return [_encode(prompt, answer, words, append_eos) for prompt, answer in pairs]
 
 
-def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool, seq_len: int | None = None) -> list[Example]:
+def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool, seq_len: int | None = None) -> Examples:
     """Token rows of a JSONL file, a line in any of FORMS: of a dialogue one example an answer, else one; ids are taken as they are.
 
     A dialogue's prompts are rendered by the chat template; texts of prompt and completion are taken as they are.
@@ -62,14 +90,14 @@ def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool, seq_len: int 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORMS}")
     with path.open(encoding="utf-8") as lines:
-        examples = [example for number, line in enumerate(lines, 1) if line.strip()
-                    for example in _examples(f"{path}:{number}", line, words, append_eos, seq_len)]
+        examples = Examples(example for number, line in enumerate(lines, 1) if line.strip()
+                            for example in _examples(f"{path}:{number}", line, words, append_eos, seq_len))
     if not examples:
         raise ValueError(f"{path}: no rows; give a JSONL file with rows {FORMS}")
     return examples
 
 
-def read_hub(name: str, config: str | None, split: str, words: Vocabulary, *, append_eos: bool, seq_len: int | None = None) -> list[Example]:
+def read_hub(name: str, config: str | None, split: str, words: Vocabulary, *, append_eos: bool, seq_len: int | None = None) -> Examples:
     """Token rows of a data set of the hub, or of a folder that `datasets` loads, in any of FORMS; other columns are left out.
 
     Raises FileNotFoundError, or ValueError that names split and row.
@@ -79,8 +107,8 @@ def read_hub(name: str, config: str | None, split: str, words: Vocabulary, *, ap
     columns = next((form for form in COLUMNS if set(form) <= set(rows.column_names)), None)
     if columns is None:
         raise ValueError(f"--data {source.title} has columns {', '.join(rows.column_names)}, and rows must be {FORMS}")
-    examples = [example for number, row in enumerate(rows.select_columns(list(columns)), 1)
-                for example in _examples(f"{source.title} {split}: row {number}", row, words, append_eos, seq_len)]
+    examples = Examples(example for number, row in enumerate(rows.select_columns(list(columns)), 1)
+                        for example in _examples(f"{source.title} {split}: row {number}", row, words, append_eos, seq_len))
     if not examples:
         raise ValueError(f"--data {source.title}: split {split} has no rows")
     return examples

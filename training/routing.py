@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def router_config(options: Any, model: LLaDA) -> RouterConfig:
 
 def routed_model(job: Job, config: RouterConfig, generator: torch.Generator) -> RoutedLLaDA:
     """The job's model, frozen, behind a new router; raises ValueError where an answer is longer than the router reaches."""
-    longest = max(len(example.input_ids) - example.prompt_length for example in [*job.train, *(job.evaluation or [])])
+    longest = max(len(example.input_ids) - example.prompt_length for example in chain(job.train, job.evaluation or ()))
     if longest > config.max_positions:
         raise ValueError(f"--max_positions {config.max_positions} is shorter than the longest answer ({longest} tokens)")
     with torch.random.fork_rng(devices=[]):        # torch's modules draw their weights from the global state alone
