@@ -125,6 +125,18 @@ def test_answers_are_engines_in_the_order_of_the_prompts(tiny_checkpoint, option
     assert [model.generate([prompt], max_out_len=99)[0] for prompt in PROMPTS] == expected            # one by one
 
 
+def test_with_batch_tokens_a_call_of_many_prompts_is_decoded_a_few_at_a_time(tiny_checkpoint, model) -> None:
+    small, rows = LLaDA(str(tiny_checkpoint), batch_tokens=30, **OPTIONS), []
+    denoise = small.engine.denoise
+
+    def watched(canvas, window):
+        rows.append(len(canvas.tokens))
+        return denoise(canvas, window)
+    small.engine.denoise = watched
+    assert small.generate(PROMPTS * 3, max_out_len=99) == model.generate(PROMPTS * 3, max_out_len=99)
+    assert 1 < max(rows) < len(PROMPTS) * 3
+
+
 def test_repeated_samples_come_from_num_return_sequences(tiny_checkpoint, caplog) -> None:
     model = LLaDA(str(tiny_checkpoint), temperature=1.0, generation_kwargs={"num_return_sequences": 3}, **OPTIONS)
     first, second = model.generate(["ab", "c"], 8), model.generate(["c", "ab"], 8)
