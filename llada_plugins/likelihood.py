@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .batching import capacity
 from .denoiser import Canvas, Denoiser, align, guided, model_denoiser
-from .estimators import ESTIMATORS, Budget, Masks, budget, check_length, is_settled, mean_and_error, terms
+from .estimators import ESTIMATORS, Budget, Masks, budget, check_length, is_settled, joined, mean_and_error, terms
 from .generation import known_special_tokens
 from .model import LLaDA, SpecialTokens
 from .noise import request_key
@@ -61,8 +61,7 @@ class _Request:
 
     def series(self) -> list[Tensor]:
         """The terms of every round."""
-        masks = [torch.cat(parts) for parts in zip(*(each[:3] for each in self.masks))]
-        every = terms(Masks(*masks, *self.masks[-1][3:]), torch.cat(self.log_p))
+        every = terms(joined(self.masks), torch.cat(self.log_p))
         return list(every.split([len(each) for each in self.log_p]))
 
     @property
