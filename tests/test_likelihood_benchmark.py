@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from benchmarks import likelihood, reference
+from benchmarks import language, likelihood, reference
 from benchmarks.generation import model_config, random_model
 from llada_plugins import log_likelihood
 from llada_plugins.model import LLaDA
@@ -43,7 +43,7 @@ def test_published_loop_is_exact_on_one_token(model):
 def test_values_of_single_tokens_are_compared(model, monkeypatch):
     options = likelihood.Options(shape="tiny", prompt_length=8, answer_length=6, mc_num=16)
     pairs = likelihood.questions(model, options)
-    assert len(pairs) == 12 and len({tuple(prompt) for prompt, _ in pairs}) == 3 and len({len(answer) for _, answer in pairs}) > 1
+    assert len(pairs) == 16 and len({tuple(prompt) for prompt, _ in pairs}) == 4 and len({len(answer) for _, answer in pairs}) > 1
     assert likelihood.same_values(model, pairs, options)
     monkeypatch.setattr(reference, "log_likelihood", lambda *arguments: [0.0])
     assert not likelihood.same_values(model, pairs, options)
@@ -59,7 +59,41 @@ def test_command_writes_its_result_as_json(tmp_path, capsys):
     assert "same values of single tokens: yes" in capsys.readouterr().out
 
 
+def test_fitted_weights_are_measured_on_text_and_random_ones_on_random_ids(capsys):
+    assert likelihood.main([*SMALL, "--fit_steps", "5"]) == 0
+    assert "tiny, 5 updates, " in capsys.readouterr().out
+    assert likelihood.main(SMALL) == 0
+    assert "tiny, random weights, float32" in capsys.readouterr().out
+
+
+def test_texts_keep_to_one_topic_except_for_common_words_and_successors():
+    spoken = language.language(5000, seed=0)
+    texts = language.texts(spoken, 50, 40, torch.Generator().manual_seed(0))
+    assert len(spoken.words.unique()) == language.NUM_WORDS and torch.isin(texts, spoken.words).all()
+    word = torch.full((5000,), -1).scatter(0, spoken.words, torch.arange(language.NUM_WORDS))[texts]             # (50, 40)
+    follows = (spoken.successors[word[:, :-1]] == word[:, 1:, None]).any(-1)
+    assert language.FOLLOWS - 0.05 < float(follows.double().mean()) < language.FOLLOWS + 0.1                     # and some by chance
+    drawn = word[:, 1:].masked_fill(follows, 0)
+    topics = [{int(spoken.topics[:, number].argmax()) for number in text.tolist() if number >= language.NUM_COMMON} for text in drawn]
+    assert all(len(each) <= 1 for each in topics) and len(set().union(*topics)) > 10
+
+
+def test_fitted_weights_predict_other_texts_better_and_are_ready_for_inference(model):
+    spoken, other = language.language(100, seed=0), random_model(model.config, torch.device("cpu"), seed=1)
+    before, after = language.fit(other, spoken, steps=30, length=24, generator=torch.Generator().manual_seed(0))
+    assert after < before - 0.5 and not other.training and not any(each.requires_grad for each in other.parameters())
+
+
+def test_answers_go_on_where_their_prompt_ends(model):
+    options, spoken = likelihood.Options(shape="tiny", prompt_length=8, answer_length=12), language.language(100, seed=0)
+    text = language.texts(spoken, 4, 20, torch.Generator().manual_seed(0))
+    for prompt, answer in likelihood.questions(model, options, spoken)[:4]:
+        assert prompt == text[0, 8 - len(prompt):8].tolist() and any(answer == row[8:8 + len(answer)].tolist() for row in text)
+
+
 @pytest.mark.parametrize("flags, message", [
+    (["--fit_steps", "-1"], "fit_steps must not be negative"),
+    (["--shape", "8b", "--fit_steps", "60"], "fit_steps must not be negative, and 0 for shape 8b, whose optimizer needs 128 GB; got 60"),
     (["--mc_num", "12"], "mc_num must be a multiple of mc_batch (8), twice it at least, got 12"),
     (["--mc_num", "8"], "twice it at least, got 8"),
     (["--num_choices", "0"], "num_choices must be at least 1"),
