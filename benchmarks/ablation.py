@@ -34,7 +34,7 @@ import numpy
 import torch
 
 from llada_plugins.config import arg
-from llada_plugins.denoiser import Canvas, Denoiser, Prediction, gather
+from llada_plugins.denoiser import Canvas, Denoiser, Prediction
 from llada_plugins.engine import Engine
 from llada_plugins.generation import generate
 from llada_plugins.methods import check_policy
@@ -130,7 +130,7 @@ def remembered(denoise: Denoiser) -> Denoiser:
             known.update(zip(fresh, zip(prediction.logits_at(every), policy)))
         logits, confidence = zip(*(known[key] for key in keys))
         stacked = torch.stack(logits)                                                          # (B, W, V)
-        return Prediction(lambda at: gather(stacked, at), None if confidence[0] is None else torch.stack(confidence))
+        return Prediction.from_logits(stacked, None if confidence[0] is None else torch.stack(confidence))
     return denoise_remembered
 
 

@@ -32,17 +32,23 @@ class Canvas(NamedTuple):
         return self._replace(tokens=self.tokens[rows], answer_start=self.answer_start[rows], memory=_of_rows(self.memory, rows))
 
 
+class LogitsAt(Protocol):
+    """Logits at window columns (B, M) as (B, M, V); given rows (P,), at columns (P,) of those rows as (P, V)."""
+
+    def __call__(self, at: Tensor, rows: Tensor | None = None) -> Tensor: ...
+
+
 class Prediction(NamedTuple):
     """What a Denoiser says of a window of W columns."""
 
-    logits_at: Callable[[Tensor], Tensor]    # window columns (B, M) -> logits (B, M, V)
+    logits_at: LogitsAt
     confidence: Tensor | None = None         # (B, W) unmasking-policy score h, higher = keep; None without such a stream
     ranks_masked: bool = False               # was that stream trained to rank masked positions as well?
 
     @classmethod
     def from_logits(cls, logits: Tensor, confidence: Tensor | None = None) -> Prediction:
         """A prediction whose logits (B, W, V) exist already."""
-        return cls(lambda at: gather(logits, at), confidence)
+        return cls(lambda at, rows=None: gather(logits, at, rows), confidence)
 
 
 class Denoiser(Protocol):
@@ -62,9 +68,9 @@ def _of_rows(value: Any, rows: Tensor) -> Any:
     return tuple(_of_rows(each, rows) for each in value) if isinstance(value, tuple) else value
 
 
-def gather(values: Tensor, at: Tensor) -> Tensor:
-    """values (B, W, D) at columns (B, M) -> (B, M, D)."""
-    return values.gather(1, at[..., None].expand(-1, -1, values.shape[-1]))
+def gather(values: Tensor, at: Tensor, rows: Tensor | None = None) -> Tensor:
+    """values (B, W, D) at columns (B, M) -> (B, M, D); given rows (P,), at columns (P,) of those rows -> (P, D)."""
+    return values[torch.arange(len(values), device=at.device)[:, None] if rows is None else rows, at]
 
 
 def model_denoiser(model: LLaDA, head: Callable[[Tensor], Tensor] | None = None) -> Denoiser:
@@ -80,8 +86,8 @@ def model_denoiser(model: LLaDA, head: Callable[[Tensor], Tensor] | None = None)
         shown = slice(window.start - first, window.stop - first)
         hidden = hidden[:, shown]
 
-        def logits_at(at: Tensor) -> Tensor:
-            return model.head(gather(hidden, at))
+        def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
+            return model.head(gather(hidden, at, rows))
         if head is not None:
             return Prediction(logits_at, head(hidden))
         return Prediction(logits_at, None if own is None else own[:, shown], own is not None)
@@ -98,8 +104,9 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
         blank = tokens.masked_fill(prompt, mask_id)
         both = denoise(canvas._replace(tokens=torch.cat([tokens, blank]), answer_start=start.repeat(2)), window)
 
-        def logits_at(at: Tensor) -> Tensor:
-            conditional, unconditional = both.logits_at(at.repeat(2, 1)).chunk(2)
+        def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
+            of_both = None if rows is None else torch.cat([rows, rows + len(tokens)])
+            conditional, unconditional = both.logits_at(torch.cat([at, at]), of_both).chunk(2)
             return unconditional + (scale + 1) * (conditional - unconditional)
         return Prediction(logits_at, None if both.confidence is None else both.confidence.chunk(2)[0], both.ranks_masked)
     return denoise_guided
@@ -110,7 +117,10 @@ def suppressed(denoise: Denoiser, ids: Sequence[int]) -> Denoiser:
     def denoise_suppressed(canvas: Canvas, window: slice) -> Prediction:
         prediction = denoise(canvas, window)
         banned = torch.tensor(list(ids), device=canvas.tokens.device)
-        return prediction._replace(logits_at=lambda at: prediction.logits_at(at).index_fill(-1, banned, -torch.inf))
+
+        def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
+            return prediction.logits_at(at, rows).index_fill(-1, banned, -torch.inf)
+        return prediction._replace(logits_at=logits_at)
     return denoise_suppressed
 
 

@@ -11,13 +11,14 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .batching import capacity
+from .confidence import log_total
 from .denoiser import Canvas, Denoiser, align, guided, model_denoiser
 from .estimators import ESTIMATORS, Budget, Masks, budget, check_length, is_settled, joined, mean_and_error, terms
 from .generation import known_special_tokens
@@ -191,7 +192,7 @@ def _run(denoise: Denoiser, questions: Sequence[list[_Request]], draws: range, e
             yield from _rows(unit, masks, mask_id)
 
     for batch in _batches(rows(), *size):
-        for request in _score(denoise, batch, mask_id, device):
+        for request in _score(denoise, batch, device):
             number = question_of[request]
             missing[number] -= 1
             if not missing[number]:
@@ -219,30 +220,27 @@ def _batches(rows: Iterator[_Row], batch_size: int, batch_tokens: int | None) ->
         yield [first, *islice(rows, at_once(len(first.tokens)) - 1)]
 
 
-def _logits(denoise: Denoiser, rows: Sequence[_Row], device: torch.device) -> Tensor:
-    """Logits (B, M, V) at the rows' columns, fp32; a row with fewer of them fills up with its last token."""
+def _logits(denoise: Denoiser, rows: Sequence[_Row], device: torch.device) -> tuple[Tensor, list[int]]:
+    """Logits (P, V) at all columns of the first row, then of the second and so on, fp32; and where each row's begin."""
     tokens, padded = align([row.tokens for row in rows], device)                                 # (B, L), answers end together
     lengths = [len(row.tokens) - row.start for row in rows]
-    width, most = max(lengths), max(1, max(len(row.columns) for row in rows))
-    at = [[width - length + column for column in row.columns] + [width - 1] * (most - len(row.columns))
-          for row, length in zip(rows, lengths)]
-    start = torch.tensor([tokens.shape[1] - length for length in lengths], device=device)
-    window = slice(tokens.shape[1] - width, tokens.shape[1])
-    return denoise(Canvas(tokens, start, padded), window).logits_at(torch.tensor(at, device=device)).float()
+    width, length = max(lengths), tokens.shape[1]
+    places = [(number, width - lengths[number] + column) for number, row in enumerate(rows) for column in row.columns]
+    which, at = torch.tensor(places, dtype=torch.long, device=device).view(-1, 2).unbind(-1)        # (P,) each
+    start = torch.tensor([length - own for own in lengths], device=device)
+    prediction = denoise(Canvas(tokens, start, padded), slice(length - width, length))
+    return prediction.logits_at(at, which).float(), list(accumulate((len(row.columns) for row in rows), initial=0))[:-1]
 
 
-def _score(denoise: Denoiser, rows: Sequence[_Row], mask_id: int, device: torch.device) -> Iterator[_Request]:
+def _score(denoise: Denoiser, rows: Sequence[_Row], device: torch.device) -> Iterator[_Request]:
     """Run a batch and note each request's log-probabilities; yields the requests that miss no more rows."""
-    logits = _logits(denoise, rows, device)                                                      # (B, M, V)
-    uses = [(number, request, sample) for number, row in enumerate(rows) for request, sample in row.uses]
-    most = logits.shape[1]
-    target = torch.tensor([[request.answer[column] for column in rows[number].columns] + [0] * (most - len(rows[number].columns))
-                           for number, request, _ in uses], device=device)                       # (U, M)
-    which = torch.tensor([number for number, _, _ in uses], device=device)[:, None]              # (U, 1)
-    log_p = logits[which, torch.arange(most, device=device), target] - logits.logsumexp(-1)[which[:, 0]]
-    for (number, request, sample), values in zip(uses, log_p.double().cpu()):
-        columns = rows[number].columns
-        request.log_p[-1][sample, columns] = values[:len(columns)]
+    logits, first = _logits(denoise, rows, device)                                               # (P, V)
+    uses = [(row, begin, *use) for row, begin in zip(rows, first) for use in row.uses]
+    targets = [(begin + number, request.answer[column]) for row, begin, request, _ in uses for number, column in enumerate(row.columns)]
+    place, token = torch.tensor(targets, dtype=torch.long, device=device).view(-1, 2).unbind(-1)     # (U,) each
+    values = (logits[place, token] - log_total(logits)[place]).double().cpu()
+    for (row, _, request, sample), part in zip(uses, values.split([len(row.columns) for row, *_ in uses])):
+        request.log_p[-1][sample, row.columns] = part
         request.missing -= 1
         if not request.missing:
             yield request
@@ -260,17 +258,16 @@ def _greedy(denoise: Denoiser, requests: Sequence[_Request], size: tuple[int, in
     while active:
         following = []
         for batch in _batches(map(lambda n: _masked_row(requests[n], hidden[n], mask_id), active), *size):
-            logits = _logits(denoise, batch, device)                                             # (B, M, V)
-            total = logits.logsumexp(-1)
+            logits, first = _logits(denoise, batch, device)                                      # (P, V)
+            total = log_total(logits)
             logits[..., mask_id] = -torch.inf        # as in the sampler: the mask is no answer
             best, proposal = logits.max(-1)
-            real = torch.tensor([[len(row.columns)] for row in batch], device=device)                # (B, 1)
-            unused = torch.arange(best.shape[1], device=device) >= real                              # (B, M)
-            place = (best - total).masked_fill(unused, -torch.inf).argmax(-1, keepdim=True)
-            for row, column, token in zip(batch, place[:, 0].tolist(), proposal.gather(1, place)[:, 0].tolist()):
+            certain, proposal = (best - total).cpu(), proposal.tolist()
+            for row, begin in zip(batch, first):
+                column = int(certain[begin:begin + len(row.columns)].argmax())
                 request, number = row.uses[0][0], row.uses[0][0].number
                 forwards[number] += 1
-                if token == request.answer[hidden[number][column]]:
+                if proposal[begin + column] == request.answer[hidden[number][column]]:
                     del hidden[number][column]
                     following += [number] * bool(hidden[number])
         active = following

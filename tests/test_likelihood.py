@@ -121,6 +121,29 @@ def test_batches_keep_to_the_token_budget_longest_rows_first(model):
     assert shapes[-1] == (1, 7)
 
 
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_the_head_computes_masked_places_and_no_others(model, cfg_scale):
+    places: list[int] = []
+
+    def watched(canvas: Canvas, window: slice) -> Prediction:
+        prediction = model_denoiser(model)(canvas, window)
+
+        def logits_at(at: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            assert (canvas.tokens[:, window][rows, at] == MASK).all()
+            places.append(len(at))
+            return prediction.logits_at(at, rows)
+        return prediction._replace(logits_at=logits_at)
+    pairs = [([8, 9, 10], [5, 6]), ([8], [7, 5, 9]), ([11, 12], [4])]        # enumerated: 3, 7 and 1 rows, each token masked in half of 2^n
+    log_likelihood(model, pairs, batch_size=5, cfg_scale=cfg_scale, denoise=watched)
+    assert sum(places) == (2 * 2 + 3 * 4 + 1) * (2 if cfg_scale else 1)
+
+
+def test_a_row_that_masks_nothing_says_nothing(model):
+    pairs = [([8, 9, 10], list(range(4, 20)))] * 2        # of 256 rows of a Bernoulli mask some mask no token
+    one, other = log_likelihood(model, pairs, estimator="bernoulli", mc_num=256, batch_size=1)
+    assert math.isfinite(one.value) and one == other and one.num_forwards <= 256
+
+
 def test_rows_that_choices_share_run_once(model):
     rows: list[int] = []
     denoise = counting(model_denoiser(model), rows)

@@ -13,7 +13,7 @@ from scipy import stats
 from llada_plugins import sampler
 from llada_plugins.checkpoint import load_model
 from llada_plugins.confidence import CONFIDENCE, PROBABILITIES, Candidates, log_total
-from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, guided
+from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, guided, suppressed
 from llada_plugins.generation import generate, with_options
 from llada_plugins.model import SpecialTokens
 from llada_plugins.noise import uniform
@@ -569,6 +569,16 @@ def test_guidance_equals_two_forwards_and_the_published_formula():
     conditional, unconditional = (denoise(Canvas(both, start), window).logits_at(at) for both in (tokens, blank))
     expected = unconditional + (scale + 1) * (conditional - unconditional)
     assert torch.equal(guided(denoise, scale, MASK)(Canvas(tokens, start), window).logits_at(at), expected)
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: inner, lambda inner: guided(inner, 1.7, MASK), lambda inner: suppressed(inner, [5, 6])],
+                         ids=["plain", "guided", "suppressed"])
+def test_logits_of_some_places_are_those_of_the_window(wrap):
+    tokens = torch.tensor([[PADDING, 5, MASK, 7, 4, MASK, MASK, 9], [8, 9, 10, 11, MASK, 4, MASK, MASK]])
+    prediction = wrap(toy_denoiser())(Canvas(tokens, torch.tensor([4, 4])), slice(4, 8))
+    rows, at = torch.tensor([1, 0, 1, 1]), torch.tensor([2, 3, 2, 0])
+    whole = prediction.logits_at(torch.arange(4).expand(2, -1))
+    torch.testing.assert_close(prediction.logits_at(at, rows), whole[rows, at])
 
 
 def test_guidance_of_scale_zero_is_the_conditional_prediction():
