@@ -12,9 +12,9 @@ at --temperature, where the published loop draws float64 Gumbel noise over the w
 `prefix` and `dual` are the caches, which approximate: the mean step of a block in which every step unmasks one token, so one `first`
 step, a forward of everything, to block_length - 1 later ones (`prefix_later`, `dual_later`). `dual_low_precision` is the same in
 bfloat16. `batch8` is a row's share of such a step on eight rows, whose prompts have from half of prompt_length to all of it, and
-`batch8_alone` the mean of the same rows one by one. `ala` is `exact` behind a router of one layer. `ups_head` and `ups_head_512` add a
-policy head (128 and 512 hidden units) that nobody asks: what the head costs. `ups` is RemeDi's sampler with the first of them: the
-head, and logits at the block's visible tokens too, which its rule ranks.
+`batch8_alone` the mean of the same rows one by one; both in bfloat16 as well. `ala` is `exact` behind a router of one layer. `ups_head`
+and `ups_head_512` add a policy head (128 and 512 hidden units) that nobody asks: what the head costs. `ups` is RemeDi's sampler with
+the first of them: the head, and logits at the block's visible tokens too, which its rule ranks.
 
 "x exact" is the median over repetitions of the ratio to `exact` in the same repetition; head and router are timed by themselves as
 well, since the ratio's noise is larger than they are. All forms take turns in every repetition, so that a noisy machine slows all of
@@ -311,8 +311,9 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{name:<32}{1000 * seconds:>12.1f}{ends[0]:>10}{ends[1]:>10}{ratio:>10}{over:>10}")
     lines += [f"policy head of {width} hidden units by itself: {100 * share:.3f} % of an exact step"
               for width, share in result["head_share"].items()]
-    gain = result["seconds"]["batch8_alone"] / result["seconds"]["batch8"]
-    lines.append(f"eight rows together: {gain:.2f} times the tokens a second of one by one")
+    for name, precision in (("", ""), ("_low_precision", " in bfloat16")):
+        gains = [seconds[f"batch8_alone{name}"] / seconds[f"batch8{name}"] for seconds in (result["seconds"], result["floor"]["seconds"])]
+        lines.append(f"eight rows together{precision}: {gains[0]:.2f} times the tokens a second of one by one, {gains[1]:.2f} by their floors")
     lines.append(f"router by itself: {100 * result['router_share']:.2f} % of an exact step")
     return "\n".join([*lines, f"same tokens at temperature 0: {'yes' if result['same_tokens'] else 'NO'}"])
 

@@ -133,6 +133,10 @@ BATCHES: dict[str, Form] = {        # of NUM_ROWS rows; they leave the tokens th
     "dual_later_batch8": functools.partial(together, dual_later),
     "first_alone": functools.partial(alone, first_step),
     "dual_later_alone": functools.partial(alone, dual_later),
+    "first_batch8_low_precision": functools.partial(together, FORMS["first_low_precision"]),
+    "dual_later_batch8_low_precision": functools.partial(together, FORMS["dual_later_low_precision"]),
+    "first_alone_low_precision": functools.partial(alone, FORMS["first_low_precision"]),
+    "dual_later_alone_low_precision": functools.partial(alone, FORMS["dual_later_low_precision"]),
 }
 COMPOSED = {        # name -> first step of a block, later ones
     "prefix": ("first", "prefix_later"),
@@ -140,4 +144,6 @@ COMPOSED = {        # name -> first step of a block, later ones
     "dual_low_precision": ("first_low_precision", "dual_later_low_precision"),
     "batch8": ("first_batch8", "dual_later_batch8"),
     "batch8_alone": ("first_alone", "dual_later_alone"),
+    "batch8_low_precision": ("first_batch8_low_precision", "dual_later_batch8_low_precision"),
+    "batch8_alone_low_precision": ("first_alone_low_precision", "dual_later_alone_low_precision"),
 }

@@ -140,7 +140,8 @@ def test_command_writes_its_result_as_json(tmp_path, capsys):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["same_tokens"] is True
     both = {*steps.FORMS, "prefix", "dual", "dual_low_precision", "dual_refresh2"} - {"reference"}
-    ours = {f"{form}{suffix}" for form in both for suffix in ("", "_greedy")} | {"batch8", "batch8_alone"}
+    ours = {f"{form}{suffix}" for form in both for suffix in ("", "_greedy")} | {
+        f"{name}{precision}" for name in ("batch8", "batch8_alone") for precision in ("", "_low_precision")}
     assert ours | {"reference", "reference_greedy"} >= result["floor"]["seconds"].keys() >= {"exact", "prefix", "dual", "batch8"}
     assert all(0 < share < 1 for share in result["floor"]["overhead"].values())
     assert list(result["memory"]["peaks"]) == ["16", "32", "64", "128", "256"]
