@@ -155,29 +155,65 @@ def test_text_is_kept_as_it_is(tmp_path):
     assert read(tmp_path / "out.jsonl") == [{"prompt": text, "completion": text}]
 
 
+DEEP = '{"a":' * 100000 + "1" + "}" * 100000
 BAD = {
     "{not json": "not JSON: Expecting property name",
     "3": "expected an object, found int",
     '{"question": "a"}': "'answer' must be text, found keys question",
     '{"question": 1, "answer": "b"}': "'question' must be text, found int",
     '{"question": "a", "answer": " "}': "'answer' is empty",
+    '{"question": "a", "answer": "\\ud800"}': "not UTF-8 text: lone surrogate \\ud800 at character 1",
+    '{"question": "a\udcff", "answer": "b"}': "not UTF-8 text: byte 0xff, or lone surrogate \\udcff at character 16",
+    DEEP: "nested too deeply",
+    '{"question": ' + "1" * 5000 + "}": "not JSON: Exceeds the limit",
 }
 
 
 def test_bad_rows_are_skipped_with_file_line_and_reason_and_the_rest_is_kept(tmp_path, capsys):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("\n".join([json.dumps(GOOD), *BAD, json.dumps(GOOD)]) + "\n")
+    source.write_text("\n".join([json.dumps(GOOD), *BAD, json.dumps(GOOD)]) + "\n", encoding="utf-8", errors="surrogateescape")
     convert.main(["--format", "gsm8k", "--input", str(source), "--output", str(out)])
     reported = capsys.readouterr()
     for number, reason in enumerate(BAD.values(), 2):
         assert f"skipped {source}:{number}: {reason}" in reported.err
-    assert f"{out}: 2 rows of 7, 5 skipped" in reported.out and len(read(out)) == 2
+    assert f"{out}: 2 rows of 11, 9 skipped" in reported.out and len(read(out)) == 2
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", DEEP, "[" * 100000 + "]" * 100000, '{"question": "a'], ids=["array", "deep", "deeper", "torn"])
+def test_a_bad_first_row_does_not_stop_the_others(tmp_path, line):
+    (tmp_path / "in.jsonl").write_text(line + "\n" + json.dumps(GOOD) + "\n")
+    rows, skipped = convert.convert(tmp_path / "in.jsonl", "gsm8k")
+    assert len(rows) == 1 and [skip.place for skip in skipped] == [f"{tmp_path / 'in.jsonl'}:1"]
+
+
+@pytest.mark.parametrize("text", [json.dumps(GOOD) + "\n" + json.dumps(GOOD), json.dumps([GOOD, GOOD], indent=1)])
+def test_a_byte_order_mark_costs_no_row(tmp_path, text):
+    (tmp_path / "in.json").write_text(text, encoding="utf-8-sig")
+    rows, skipped = convert.convert(tmp_path / "in.json", "gsm8k")
+    assert len(rows) == 2 and not skipped
+
+
+def test_text_of_an_array_that_is_not_unicode_costs_its_row_alone(tmp_path):
+    text = json.dumps([{"conversations": [ASK, SAY]}, {"conversations": [ASK, {"from": "gpt", "value": "\ud800"}]}])
+    third = json.dumps({"conversations": [ASK, {"from": "gpt", "value": "BYTE"}]}).encode().replace(b"BYTE", b"\xff")
+    (tmp_path / "in.json").write_bytes(text.encode()[:-1] + b", " + third + b"]")
+    rows, skipped = convert.convert(tmp_path / "in.json", "sharegpt")
+    assert len(rows) == 1 and [skip.place.split(": ")[1] for skip in skipped] == ["row 2", "row 3"]
+    assert all(skip.reason.startswith("not UTF-8 text: ") for skip in skipped)
+
+
+def test_a_broken_object_on_many_lines_is_one_row(tmp_path):
+    for name, text in {"1": '{\n "problem": "p",\n "solution": "s"\n}\n', "2": '{\n "problem": "p",\n "solution": \n}\n',
+                       "3": '{"problem": "p",\n "solution": "s'}.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    rows, skipped = convert.convert(tmp_path, "math")
+    assert len(rows) == 1 and [skip.place for skip in skipped] == [f"{tmp_path / '2.json'}:4", f"{tmp_path / '3.json'}:2"]
 
 
 @pytest.mark.parametrize("line", BAD)
 def test_strict_ends_at_the_first_bad_row_and_writes_nothing(tmp_path, line):
     source, out = tmp_path / "in.jsonl", tmp_path / "sub" / "out.jsonl"
-    source.write_text(json.dumps(GOOD) + "\n" + line + "\n")
+    source.write_text(json.dumps(GOOD) + "\n" + line + "\n", encoding="utf-8", errors="surrogateescape")
     with pytest.raises(SystemExit) as exit_info:
         convert.main(["--format", "gsm8k", "--input", str(source), "--output", str(out), "--strict"])
     assert str(exit_info.value.code).startswith(f"error: {source}:2: {BAD[line]}") and "\n" not in str(exit_info.value.code)
@@ -187,9 +223,10 @@ def test_strict_ends_at_the_first_bad_row_and_writes_nothing(tmp_path, line):
 @pytest.mark.parametrize("content, message", [
     (None, "no such file"),
     (b"", "no row fits --format gsm8k"),
-    (b"[1, 2", ":1: not a JSON array"),
+    (b"[1, 2", ":1: a JSON array that cannot be read: not JSON: Expecting"),
     (b'{"problem": "a", "solution": "b"}', "no row fits --format gsm8k (first: "),
-    (b"PAR1\xff\xfe", "not UTF-8 text"),
+    (b"PAR1\xff\xfe", "not UTF-8 text but parquet: export it as JSONL"),
+    (b'[{"a": ' + b'[' * 100000 + b'\n]', ":1: a JSON array that cannot be read: nested too deeply"),
 ])
 def test_a_file_that_cannot_be_converted_is_refused_in_one_line(tmp_path, content, message):
     source, out = tmp_path / "in", tmp_path / "out.jsonl"
@@ -214,3 +251,5 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         convert.write_rows([convert.Row("a", "b"), convert.Row("\ud800", "b")], tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="^/proc/x/y could not be written"):
+        convert.write_rows([convert.Row("a", "b")], Path("/proc/x/y"))

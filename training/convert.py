@@ -24,13 +24,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .dialogue import Message, from_conversations, from_messages
+from .jsonl import TEXT, check_text, parse, reason, write_rows
 
 
 class Row(NamedTuple):
@@ -117,9 +117,9 @@ def as_dialogue(row: Row | Dialogue) -> Dialogue:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, row) of the rows of a file or of a folder's files; of a line that is not JSON, the ValueError in the row's place.
+    """(place, row) of the rows of a file or of a folder's files; of what cannot be read, the ValueError in the row's place.
 
-    Raises FileNotFoundError, or ValueError for a file that is neither JSONL nor JSON.
+    Raises FileNotFoundError, or ValueError for parquet and a broken JSON array.
     """
     if path.is_dir():
         files = sorted([*path.rglob("*.json"), *path.rglob("*.jsonl")])
@@ -130,15 +130,19 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
         return
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a JSONL file, a JSON array or a folder of such")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); export parquet as JSONL first") from None
+    text = path.read_text(**TEXT)
+    if text.startswith("PAR1"):
+        raise ValueError(f"{path}: not UTF-8 text but parquet: export it as JSONL first")
+    first = text.lstrip().partition("\n")[0].rstrip()
     try:
         whole = json.loads(text)        # of JSONL it fails behind the first line
-    except json.JSONDecodeError as error:
-        if text.lstrip().startswith("["):
-            raise ValueError(f"{path}:{error.lineno}: not a JSON array: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        place = f"{path}:{getattr(error, 'lineno', 1)}"
+        if first.startswith("[") and not first.endswith("]"):
+            raise ValueError(f"{place}: a JSON array that cannot be read: {reason(error)}") from None
+        if first.endswith(("{", ",")):        # one object on many lines
+            yield place, ValueError(reason(error))
+            return
     else:
         if isinstance(whole, list):
             yield from ((f"{path}: row {number}", row) for number, row in enumerate(whole, 1))
@@ -148,8 +152,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):        # splitlines would cut at U+2028 inside strings
         if line.strip():
             try:
-                yield f"{path}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
+                yield f"{path}:{number}", parse(line)
+            except ValueError as error:
                 yield f"{path}:{number}", error
 
 
@@ -162,11 +166,13 @@ def convert(path: Path, name: str, *, chat: bool = False, strict: bool = False) 
     skipped: list[Skip] = []
     for place, raw in read_rows(path):
         try:
-            if isinstance(raw, json.JSONDecodeError):
-                raise ValueError(f"not JSON: {raw.msg} at column {raw.colno}")
+            if isinstance(raw, ValueError):
+                raise raw
             if not isinstance(raw, dict):
                 raise ValueError(f"expected an object, found {type(raw).__name__}")
             row = FORMATS[name](raw)
+            for text in [turn["content"] for turn in row.messages] if isinstance(row, Dialogue) else row:
+                check_text(text)
             rows.append(as_dialogue(row) if chat else row)
         except ValueError as error:
             if strict:
@@ -176,18 +182,6 @@ def convert(path: Path, name: str, *, chat: bool = False, strict: bool = False) 
         first = f" (first: {skipped[0].place}: {skipped[0].reason})" if skipped else ""
         raise ValueError(f"{path}: no row fits --format {name}{first}")
     return rows, skipped
-
-
-def write_rows(rows: Sequence[Row | Dialogue], path: Path) -> None:
-    """Write JSONL under another name in the same folder first, so that `path` is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
