@@ -285,6 +285,23 @@ def test_noise_differs_between_steps_micro_steps_and_processes():
     (["--preset", "sudoku4", "--resume", "--overwrite"], "give one"),
     (["--preset", "sudoku4", "--learning_rate", "nan"], "--learning_rate must be a number from 0 up, got nan"),
     (["--preset", "sudoku4", "--learning_rate", "-0.1"], "--learning_rate must be a number from 0 up, got -0.1"),
+    (["--preset", "sudoku4", "--weight_decay", "nan"], "--weight_decay must be a number from 0 up, got nan"),
+    (["--preset", "sudoku4", "--max_grad_norm", "nan"], "--max_grad_norm must be a number from 0 up, got nan"),
+    (["--preset", "sudoku4", "--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1, got 0"),
+    (["--preset", "sudoku4", "--gradient_accumulation_steps", "-2"], "--gradient_accumulation_steps must be at least 1, got -2"),
+    (["--preset", "sudoku4", "--dataloader_num_workers", "-1"], "--dataloader_num_workers must be a number from 0 up, got -1"),
+    (["--preset", "sudoku4", "--num_threads", "0"], "--num_threads must be at least 1, got 0"),
+    (["--preset", "sudoku4", "--num_train_epochs", "nan"], "--num_train_epochs must be above 0, got nan"),
+    (["--preset", "sudoku4", "--max_steps", "0"], "--max_steps must be at least 1, or -1 for whole epochs, got 0"),
+    (["--preset", "sudoku4", "--adam_beta2", "2"], "--adam_beta2 must be at least 0 and below 1, got 2.0"),
+    (["--preset", "sudoku4", "--optim", "galore_adamw"], "--optim galore_adamw: "),
+    (["--preset", "sudoku4", "--optim", "lomo"], "--optim lomo: "),
+    (["--preset", "sudoku4", "--lr_scheduler_type", "cosine_with_min_lr"], "see --lr_scheduler_kwargs"),
+    (["--preset", "sudoku4", "--gradient_checkpointing"], "--gradient_checkpointing is not supported: leave it out; lower the batch size"),
+    (["--preset", "sudoku4", "--resume_from_checkpoint", "x"], "--resume_from_checkpoint is not supported: leave it out; --resume"),
+    (["--preset", "sudoku4", "--label_smoothing_factor", "0.1"], "--label_smoothing_factor is not supported"),
+    (["--preset", "sudoku4", "--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy must be random, got group_by_length"),
+    (["--preset", "sudoku4", "--accelerator_config", "absent.json"], "absent.json"),
 ])
 def test_bad_input_ends_with_one_clear_line(tmp_path, flags, message):
     with pytest.raises(SystemExit) as exit_info:
@@ -292,6 +309,52 @@ def test_bad_input_ends_with_one_clear_line(tmp_path, flags, message):
     assert str(exit_info.value.code).startswith("error: ") and message in str(exit_info.value.code)
     assert "\n" not in str(exit_info.value.code)
     assert not (tmp_path / "out").exists()
+
+
+def short_run(tmp_path: Path, *flags: str, rows: int = 4) -> Path:
+    """Fine-tunes the model in the package on a few rows; returns the output folder."""
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps({"prompt": f"{row}", "completion": "34"}) for row in range(rows)))
+    sft.main(["--model", "tiny", "--data", str(tmp_path / "data.jsonl"), "--output_dir", str(tmp_path / "out"), "--use_cpu", "--max_steps", "2",
+              "--per_device_train_batch_size", "2", *flags])
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("flags", [[], ["--save_steps", "1", "--save_total_limit", "1"]], ids=["at the end", "checkpoints"])
+def test_weights_that_the_last_update_broke_are_not_saved(tmp_path, flags):
+    with pytest.raises(SystemExit, match="error: weights are not finite after update 1; there is no checkpoint from before it$"):
+        short_run(tmp_path, "--learning_rate", "1e38", "--warmup_steps", "0", "--max_steps", "1", *flags)
+    assert not list((tmp_path / "out").rglob("*.safetensors")) and not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_what_later_updates_break_leaves_the_last_good_checkpoint(tmp_path):
+    good = tmp_path / "out" / "checkpoint-1"        # of an update at rate 0
+    with pytest.raises(SystemExit, match=f"weights are not finite after update 2; the last good checkpoint is {good}$"):
+        short_run(tmp_path, "--save_steps", "1", "--save_total_limit", "1", "--learning_rate", "1e38", "--warmup_steps", "1")
+    assert all(tensor.isfinite().all() for tensor in load_model(good, device="cpu").state_dict().values())
+
+
+def test_an_evaluation_loss_that_is_not_finite_ends_a_run(tmp_path):
+    trainer = trained(tmp_path, evaluation=examples(2))
+    trainer.objective = lambda model, batch, generator: Loss(torch.tensor(math.inf), torch.tensor(1.0))
+    with pytest.raises(FloatingPointError, match=f"the evaluation loss is inf after update {trainer.state.global_step}; there is no checkpoint"):
+        trainer.evaluate()
+
+
+def test_overwriting_removes_the_weights_of_the_run_before_and_only_once_the_flags_are_right(tmp_path):
+    out = short_run(tmp_path, "--save_steps", "1")
+    with pytest.raises(SystemExit, match="error: --adam_beta2"):
+        short_run(tmp_path, "--overwrite", "--adam_beta2", "2")
+    with pytest.raises(SystemExit, match="error: --dataloader_drop_last leaves nothing of 4 rows, which are less than a batch"):
+        short_run(tmp_path, "--overwrite", "--dataloader_drop_last", "--per_device_train_batch_size", "100")
+    assert (out / "checkpoint-2").is_dir() and (out / "model.safetensors").is_file()
+    short_run(tmp_path, "--overwrite", "--lora")
+    assert not (out / "model.safetensors").exists() and (out / "adapter_model.safetensors").is_file()
+
+
+def test_a_checkpoint_without_optimizer_is_not_resumed(tmp_path):
+    out = short_run(tmp_path, "--save_steps", "1", "--save_only_model", "--max_steps", "1")
+    with pytest.raises(SystemExit, match=f"error: --resume: {out / 'checkpoint-1'} has no optimizer and no schedule"):
+        short_run(tmp_path, "--resume", "--save_steps", "1")
 
 
 @pytest.mark.parametrize("train", [sft.main, remask_sft.main, router_sft.main], ids=["sft", "remask_sft", "router_sft"])

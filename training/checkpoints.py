@@ -29,11 +29,15 @@ class WholeCheckpoints(Trainer):
 
     _parent: str | None = None
 
+    def check_weights(self) -> None:
+        """Raise FloatingPointError where the weights are not worth saving."""
+
     def _get_output_dir(self, trial: Any) -> str:
         return self._parent or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint in UNFINISHED, move it to its place, and only then remove what save_total_limit has no room for."""
+        self.check_weights()
         output = Path(self.args.output_dir)
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with writing(name, output):
@@ -62,6 +66,7 @@ class WholeCheckpoints(Trainer):
         """Write the model alone."""
         if _internal_call:        # by _save_checkpoint and others, which tell of errors themselves
             return super().save_model(output_dir, _internal_call)
+        self.check_weights()
         with writing("the model", Path(self.args.output_dir)):
             return super().save_model(output_dir)
 

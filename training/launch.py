@@ -2,18 +2,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -32,8 +33,20 @@ from .trainer import METRICS, DiffusionTrainer, Load, Measure, Save, noise
 if TYPE_CHECKING:
     from .sft import SFTOptions
 
+logger = logging.getLogger(__name__)
+
 EVENTS = "runs"        # what transformers calls the folder of TensorBoard's files
 INSTALL = {"tensorboard": "pip install 'llada-plugins[train]'", "wandb": "pip install wandb"}
+RESULTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")        # what a run leaves beside its checkpoints
+AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_total_limit", "num_threads")
+ABOVE_ZERO = ("num_train_epochs", "logging_steps", "save_steps", "eval_steps", "adam_epsilon")
+FROM_ZERO = ("learning_rate", "weight_decay", "max_grad_norm", "dataloader_num_workers", "warmup_steps")
+NOT_HERE = {        # flags of transformers that would do nothing, or nothing good -> what to do instead
+    "resume_from_checkpoint": "--resume continues from the newest checkpoint in output_dir",
+    "label_smoothing_factor": "the objectives have none",
+    "gradient_checkpointing": "lower the batch size and raise --gradient_accumulation_steps",
+    "use_liger_kernel": "it knows other models only",
+}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -46,7 +59,7 @@ class RunArguments(TrainingArguments):
         "help": f"where else the lines of metrics.jsonl go: tensorboard (event files in output_dir/{EVENTS}), wandb, and transformers' other "
                 "trackers; all = whatever is installed, none = nowhere, so nothing is sent unasked"})
     resume: bool = arg(False, "continue from the newest checkpoint in output_dir")
-    overwrite: bool = arg(False, "start again in an output_dir that holds a run: its checkpoints, metrics.jsonl and event files are deleted")
+    overwrite: bool = arg(False, "start again in an output_dir that holds a run: its checkpoints, weights, metrics.jsonl and event files are deleted")
     lr_scheduler_type: str = arg("cosine", "learning-rate schedule after the warm-up: cosine, linear, constant, … (transformers' names)")
     warmup_steps: float = arg(0.03, "updates of linear warm-up; below 1, the share of all updates")
     logging_steps: float = arg(10, "updates between lines of metrics.jsonl; below 1, the share of all updates")
@@ -59,12 +72,44 @@ class RunArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.learning_rate < float("inf"):        # so written, NaN is refused too
-            raise ValueError(f"--learning_rate must be a number from 0 up, got {self.learning_rate}")
+        self._check_numbers()
+        for name, remedy in NOT_HERE.items():
+            if getattr(self, name):
+                raise ValueError(f"--{name} is not supported: leave it out; {remedy}")
+        if getattr(self, "train_sampling_strategy", "random") != "random":        # which transformers 4 lacks
+            raise ValueError(f"--train_sampling_strategy must be random, got {self.train_sampling_strategy}")
         reject_unknown(dict.fromkeys(self.report_to), INTEGRATION_TO_CALLBACK, "--report_to")
         if missing := [name for name in self.report_to if name not in get_available_reporting_integrations()]:
             remedy = INSTALL.get(missing[0], "install its package")
             raise ImportError(f"--report_to {missing[0]}: it is not installed; {remedy}, or leave it out")
+
+    def _check_numbers(self) -> None:
+        """So written that NaN is refused everywhere."""
+        for names, lowest in ((AT_LEAST_ONE, "at least 1"), (ABOVE_ZERO, "above 0"), (FROM_ZERO, "a number from 0 up")):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not (value >= 1 if names is AT_LEAST_ONE else 0 < value < math.inf if names is ABOVE_ZERO
+                                              else 0 <= value < math.inf):
+                    raise ValueError(f"--{name} must be {lowest}, got {value}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"--max_steps must be at least 1, or -1 for whole epochs, got {self.max_steps}")
+
+    def check_optimizer(self) -> None:
+        """Raise ValueError on an optimizer or a schedule that cannot be made: a package is missing, or an argument, or one is wrong."""
+        weight = nn.Parameter(torch.zeros(1))
+        try:
+            make, arguments = Trainer.get_optimizer_cls_and_kwargs(self)
+            optimizer = make([weight], **arguments)
+        except (ValueError, ImportError, TypeError, KeyError, AssertionError) as error:
+            raise ValueError(f"--optim {self.optim.value}: {error}") from None
+        try:
+            get_scheduler(self.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=10,
+                          scheduler_specific_kwargs=dict(self.lr_scheduler_kwargs or {}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"--lr_scheduler_type {self.lr_scheduler_type.value}: {error}; see --lr_scheduler_kwargs") from None
 
 
 class Job(NamedTuple):
@@ -95,7 +140,8 @@ def parse(options: type, usage: str, argv: Sequence[str] | None,
         parser.set_defaults(**presets[name].arguments)
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-    except (ValueError, ImportError) as error:
+        parsed[1].check_optimizer()
+    except (ValueError, ImportError, OSError) as error:
         refuse(error)
     if unknown:
         parser.error(f"unknown flags: {' '.join(unknown)}")
@@ -118,8 +164,11 @@ def check_output(arguments: RunArguments) -> None:
     if arguments.process_index:
         return
     if arguments.resume:
-        if not folder.is_dir() or get_last_checkpoint(str(folder)) is None:
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if last is None:
             raise ValueError(f"--resume: no checkpoint in {folder}; start without --resume")
+        if not arguments.deepspeed and not (Path(last) / "scheduler.pt").is_file():
+            raise ValueError(f"--resume: {last} has no optimizer and no schedule, as --save_only_model leaves it; give it as --model of a new run")
     elif folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file: give a folder")
     elif folder.is_dir() and any(folder.iterdir()) and not arguments.overwrite:
@@ -198,6 +247,9 @@ def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequen
                                    train=job.train, evaluation=job.evaluation, load=load, measure=measure, **extra)
         if asks_for_fsdp(arguments) and not trainer.is_fsdp_enabled:
             raise ValueError("FSDP needs accelerators, on CPUs accelerate says nothing and trains with DDP: leave it out, or take ddp.yaml")
+        rows, batch = len(job.train) if isinstance(job.train, Sized) else math.inf, arguments.per_device_train_batch_size * arguments.world_size
+        if arguments.dataloader_drop_last and rows < batch:
+            raise ValueError(f"--dataloader_drop_last leaves nothing of {rows} rows, which are less than a batch ({batch}): leave it out")
         if arguments.should_save:
             _begin(arguments, command, checkpoints.identity(job.model, job.train))
     except (ValueError, OSError) as error:
@@ -205,14 +257,22 @@ def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequen
     try:
         trainer.train(resume_from_checkpoint=arguments.resume or None)
         trainer.save_model()
+        return trainer.evaluate() if job.evaluation else {}
     except (FloatingPointError, OSError) as error:
         refuse(error)
-    return trainer.evaluate() if job.evaluation else {}
+    except KeyError as error:
+        if "metric_for_best_model" not in str(error):
+            raise
+        refuse(ValueError(error.args[0]))
+    except KeyboardInterrupt:
+        logger.error("interrupted; --resume continues from the newest checkpoint, if there is one")
+        sys.exit(130)
 
 
 def _begin(arguments: RunArguments, command: Sequence[str], identity: Mapping[str, str]) -> None:
     folder = Path(arguments.output_dir)
-    for old in [*folder.glob("checkpoint-*"), folder / EVENTS, folder / METRICS] if arguments.overwrite else []:
+    results = [path for pattern in ("checkpoint-*", *RESULTS) for path in folder.glob(pattern)]
+    for old in [*results, folder / EVENTS, folder / METRICS] if arguments.overwrite else []:
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     description = {"command": list(command), "config": config_file.given(command)[1], "arguments": arguments.to_dict()}
     checkpoints.begin(folder, description, identity, resume=arguments.resume)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .checkpoints import WholeCheckpoints, write_whole
-from .objectives import Objective
+from .objectives import Loss, Objective
 from .throughput import Throughput
 
 logger = logging.getLogger(__name__)
@@ -68,10 +68,18 @@ class DiffusionTrainer(WholeCheckpoints):
         generator = noise(self.args.seed, self.state.global_step, number, 0)
         self._micro_step += 1
         loss = self.objective(model, inputs, generator)
-        if not loss.sum.isfinite():
-            raise FloatingPointError(f"the loss is {float(loss.sum.detach())} in update {self.state.global_step + 1}; "
-                                     f"{self._last_good_checkpoint()}")
+        self._check_finite(loss, f"the loss is {{}} in update {self.state.global_step + 1}")
         return loss.sum * self.args.world_size / num_items_in_batch
+
+    def _check_finite(self, loss: Loss, message: str) -> None:
+        if not loss.sum.isfinite():
+            raise FloatingPointError(f"{message.format(float(loss.sum.detach()))}; {self._last_good_checkpoint()}")
+
+    def check_weights(self) -> None:
+        """What the last update broke has had no loss yet, and must neither be saved nor push a good checkpoint out."""
+        broken = not all(getattr(weight, "to_local", lambda: weight)().isfinite().all() for weight in self.model.parameters())
+        if self.accelerator.gather(torch.tensor([broken], device=self.args.device)).any():        # all processes stop, or none
+            raise FloatingPointError(f"weights are not finite after update {self.state.global_step}; {self._last_good_checkpoint()}")
 
     def _last_good_checkpoint(self) -> str:
         """The newest checkpoint whose weights have had a finite loss since: one at the present step may be what is broken."""
@@ -88,6 +96,7 @@ class DiffusionTrainer(WholeCheckpoints):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.objective(model, inputs, noise(inputs["input_ids"].tolist()))
+        self._check_finite(loss, f"the evaluation loss is {{}} after update {self.state.global_step}")
         return loss.sum / loss.count, loss.predictions, loss.labels
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
