@@ -61,8 +61,38 @@ def test_seq_len_cuts_the_answers_of_dialogues_too(tmp_path, words):
     whole, = read(tmp_path, words, {"messages": [USER, ANSWER]})
     cut, = read(tmp_path, words, {"messages": [USER, ANSWER]}, seq_len=len(whole.input_ids) - 2)
     assert cut == whole._replace(input_ids=whole.input_ids[:-2])
-    with pytest.raises(ValueError, match="data.jsonl:1: prompt_length .* must leave at least one answer token"):
+    with pytest.raises(ValueError, match="data.jsonl:1: the prompt leaves no room for an answer in --seq_len .*, nor does any other"):
         read(tmp_path, words, {"messages": [USER, ANSWER]}, seq_len=whole.prompt_length)
+
+
+def test_prompts_that_leave_no_room_are_left_out_and_told_in_one_line(tmp_path, words, caplog):
+    caplog.set_level("INFO")
+    long, short = {"prompt": "1234", "completion": "5"}, {"prompt": "1", "completion": "2"}
+    assert len(read(tmp_path, words, short, long, short, long, seq_len=4)) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'data.jsonl'}:2: the prompt leaves no room for an answer in --seq_len 4; left out, 2 of 4 examples in all"]
+    with pytest.raises(ValueError, match=r"data.jsonl:2: prompt_length \(4\) must leave at least one answer token"):        # nor had it any
+        read(tmp_path, words, short, {"input_ids": [1, 2, 3, 4], "prompt_length": 4}, seq_len=4)
+    with pytest.raises(ValueError, match="data.jsonl:2: 1201 tokens, .* or give --seq_len 1000, after which rows lose .* or are left out"):
+        read(tmp_path, words, short, {"prompt": "1" * 1100, "completion": "2" * 100})
+
+
+@pytest.mark.parametrize("line, message", [
+    (b'{"prompt": "a\xff", "completion": "b"}', "not UTF-8 text: byte 0xff"),
+    (rb'{"prompt": "a", "completion": "\ud800"}', r"not UTF-8 text: lone surrogate \ud800 at character 1"),
+    (rb'{"messages": [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "b"}]}', "not UTF-8 text: lone surrogate"),
+    (b'{"prompt":' + b"[" * 100000, "nested too deeply"),
+], ids=["byte", "surrogate", "dialogue", "deep"])
+def test_text_that_is_not_unicode_is_refused_by_file_and_line(tmp_path, words, line, message):
+    (tmp_path / "data.jsonl").write_bytes(b'{"prompt": "a", "completion": "b"}\n' + line + b"\n")
+    with pytest.raises(ValueError) as info:
+        data.read_jsonl(tmp_path / "data.jsonl", words, append_eos=True)
+    assert str(info.value).startswith(f"{tmp_path / 'data.jsonl'}:2: {message}")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path, words):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}', encoding="utf-8-sig")
+    assert len(data.read_jsonl(tmp_path / "data.jsonl", words, append_eos=True)) == 1
 
 
 @pytest.mark.parametrize("row, message", [

@@ -370,7 +370,7 @@ ROW = '{"prompt": "..", "completion": "12"}'
     ([], '{"input_ids": [1, 2, 3], "prompt_length": 3}', "data.jsonl:2: prompt_length (3) must leave at least one answer token of 3"),
     ([], '{"input_ids": [1, 2, 3], "prompt_length": 9}', "data.jsonl:2: prompt_length (9)"),
     (["--append_eos", "false"], '{"prompt": "12", "completion": ""}', "data.jsonl:2: prompt_length (2) must leave"),
-    (["--seq_len", "4"], '{"prompt": "12345", "completion": "1"}', "data.jsonl:2: prompt_length (5) must leave"),
+    (["--seq_len", "2"], '{"prompt": "12345", "completion": "1"}', "data.jsonl:1: the prompt leaves no room for an answer in --seq_len 2"),
     (["--seq_len", "5000"], ROW, "--seq_len must be between 1 and the model's 4096 tokens, got 5000"),
     (["--r_incorrect", "1.5"], ROW, "--r_incorrect must be between 0 and 1, got 1.5"),
     (["--r_incorrect", "nan"], ROW, "--r_incorrect must be between 0 and 1, got nan"),

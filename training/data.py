@@ -1,10 +1,10 @@
 """Training data: files, data sets of the hub and text pairs to token rows, token rows to batches. Refuses malformed rows by their place."""
 from __future__ import annotations
 
-import json
+import logging
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,9 @@ from torch import Tensor
 from llada_plugins.text import load_tokenizer, render_chat
 
 from . import dialogue, hub
+from .jsonl import check_text, parse, read_lines
+
+logger = logging.getLogger(__name__)
 
 FORMS = ('{"prompt": text, "completion": text}, {"messages": [{"role", "content"}]}, {"conversations": [{"from", "value"}]} '
          'or {"input_ids": [ids], "prompt_length": number}')
@@ -84,14 +87,12 @@ def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool, seq_len: int 
     """Token rows of a JSONL file, a line in any of FORMS: of a dialogue one example an answer, else one; ids are taken as they are.
 
     A dialogue's prompts are rendered by the chat template; texts of prompt and completion are taken as they are.
-    seq_len: longer rows lose the end of their answer; a prompt that leaves it no token is an error.
+    seq_len: longer rows lose the end of their answer; where the prompt leaves it no token they are left out, and counted in the log.
     Raises FileNotFoundError, or ValueError that names file and line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORMS}")
-    with path.open(encoding="utf-8") as lines:
-        examples = Examples(example for number, line in enumerate(lines, 1) if line.strip()
-                            for example in _examples(f"{path}:{number}", line, words, append_eos, seq_len))
+    examples = _read(((f"{path}:{number}", line) for number, line in read_lines(path)), words, append_eos, seq_len)
     if not examples:
         raise ValueError(f"{path}: no rows; give a JSONL file with rows {FORMS}")
     return examples
@@ -107,8 +108,8 @@ def read_hub(name: str, config: str | None, split: str, words: Vocabulary, *, ap
     columns = next((form for form in COLUMNS if set(form) <= set(rows.column_names)), None)
     if columns is None:
         raise ValueError(f"--data {source.title} has columns {', '.join(rows.column_names)}, and rows must be {FORMS}")
-    examples = Examples(example for number, row in enumerate(rows.select_columns(list(columns)), 1)
-                        for example in _examples(f"{source.title} {split}: row {number}", row, words, append_eos, seq_len))
+    placed = ((f"{source.title} {split}: row {number}", row) for number, row in enumerate(rows.select_columns(list(columns)), 1))
+    examples = _read(placed, words, append_eos, seq_len)
     if not examples:
         raise ValueError(f"--data {source.title}: split {split} has no rows")
     return examples
@@ -128,13 +129,27 @@ def collate_answers(eos_id: int) -> Collate:
     return collate
 
 
-def _examples(place: str, row: Any, words: Vocabulary, append_eos: bool, seq_len: int | None) -> list[Example]:
-    """Of a row, or of the JSON text of one."""
-    try:
-        parsed = _parse(json.loads(row) if isinstance(row, str) else row, words, append_eos)
-        return [_check(example._replace(input_ids=example.input_ids[:seq_len]), words) for example in parsed]
-    except ValueError as error:        # includes json.JSONDecodeError
-        raise ValueError(f"{place}: {error}") from None
+def _read(rows: Iterable[tuple[str, Any]], words: Vocabulary, append_eos: bool, seq_len: int | None) -> Examples:
+    """Of rows, or the JSON texts of some, with their places."""
+    left_out: list[str] = []
+
+    def fitting() -> Iterator[Example]:
+        for place, row in rows:
+            try:
+                for example in _parse(parse(row) if isinstance(row, str) else row, words, append_eos):
+                    if seq_len is not None and seq_len <= example.prompt_length < len(example.input_ids):
+                        left_out.append(place)
+                    else:
+                        yield _check(example._replace(input_ids=example.input_ids[:seq_len]), words)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+    examples = Examples(fitting())
+    if left_out:
+        told = f"{left_out[0]}: the prompt leaves no room for an answer in --seq_len {seq_len}"
+        if not examples:
+            raise ValueError(f"{told}, nor does any other: raise it, or shorten them")
+        logger.info("%s; left out, %d of %d examples in all", told, len(left_out), len(left_out) + len(examples))
+    return examples
 
 
 def _parse(row: Any, words: Vocabulary, append_eos: bool) -> list[Example]:
@@ -163,6 +178,8 @@ def _answers(messages: list[dialogue.Message], words: Vocabulary) -> list[tuple[
 
 
 def _encode(prompt: str, answer: str, words: Vocabulary, append_eos: bool) -> Example:
+    check_text(prompt)
+    check_text(answer)
     prompt_ids = words.encode(prompt)
     return Example(prompt_ids + words.encode(answer) + [words.eos_id] * append_eos, len(prompt_ids))
 
@@ -172,7 +189,7 @@ def _check(example: Example, words: Vocabulary) -> Example:
         raise ValueError(f"prompt_length ({example.prompt_length}) must leave at least one answer token of {len(example.input_ids)} tokens")
     if len(example.input_ids) > words.max_length:
         raise ValueError(f"{len(example.input_ids)} tokens, but the model takes {words.max_length}: shorten or drop the row, or give "
-                         f"--seq_len {words.max_length}, after which rows lose the end of their answer")
+                         f"--seq_len {words.max_length}, after which rows lose the end of their answer, or are left out if it has no room")
     if not all(0 <= token < words.vocab_size for token in example.input_ids):
         raise ValueError(f"input_ids must be between 0 and {words.vocab_size - 1}")
     return example
