@@ -1,7 +1,10 @@
-"""What several test files share: where the golden outputs are, a random model and a checkpoint folder of it."""
+"""What several test files share: where the golden outputs are, a random model and a checkpoint folder of it, a full disk."""
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"        # read by huggingface_hub when it is imported
@@ -63,3 +66,17 @@ def tiny_checkpoint(tmp_path_factory, make_model) -> Path:
     model = make_model(vocab_size=max(ids.values()) + 1, max_sequence_length=128, mask_token_id=ids[MASK], eos_token_id=ids[EOS])
     save_model(model, folder)
     return folder
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """A context in which no file can grow beyond so many bytes."""
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return limit

@@ -42,6 +42,12 @@ def test_a_text_file_is_one_document_in_which_eos_may_be_spelt_out(tmp_path, byt
     assert found.bytes_per_token == len(text.encode()) / len(found[0])
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path, bytes_tokenizer):
+    for name, text in {"a.txt": "ab", "a.jsonl": '{"text": "ab"}'}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert list(tokens_of(tmp_path / name, bytes_tokenizer, tmp_path / "cache")) == [[*bytes_tokenizer("ab")["input_ids"], bytes_tokenizer.eos_token_id]]
+
+
 def test_a_limit_takes_rows_evenly_spread(tmp_path, bytes_tokenizer):
     (tmp_path / "a.txt").write_text("".join(map(chr, range(33, 73))))
     whole, some = (tokens_of(tmp_path / "a.txt", bytes_tokenizer, tmp_path / "cache", limit=limit) for limit in (None, 3))

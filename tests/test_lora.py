@@ -240,6 +240,13 @@ def test_nothing_is_left_of_a_merge_that_fails(adapter, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_ends_a_merge_with_one_line(tiny_checkpoint, adapter, tmp_path, full_disk):
+    with full_disk(20_000), pytest.raises(SystemExit) as exit_info:
+        merge.main(["--model", str(tiny_checkpoint), "--peft", str(adapter), "--output", str(tmp_path / "merged")])
+    assert str(exit_info.value.code).startswith(f"error: output {tmp_path / 'merged'} could not be written (")
+    assert "\n" not in str(exit_info.value.code) and not list(tmp_path.iterdir())
+
+
 # --- in the harnesses ------------------------------------------------------------------------------------------------
 
 def test_an_engine_answers_as_the_merged_model_does_and_says_so(tiny_checkpoint, adapter, tmp_path):

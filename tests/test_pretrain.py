@@ -315,9 +315,11 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(t
     (["--dataset", "{data}/train.txt", "--dataset_config", "x"], "--dataset_config has no effect on files"),
     (["--dataset", "{data}/train.txt", "--eval_split", "test"], "--eval_split has no effect on a file"),
     (["--dataset", "{data}", "--train_split", "valid"],
-     "no file for the split valid, but bad.jsonl, empty.txt, latin.txt, test.txt, train.txt"),
+     "no file for the split valid, but alone.jsonl, bad.jsonl, deep.jsonl, empty.txt, latin.txt, test.txt, train.txt"),
     (["--dataset", "{data}/empty.txt"], "empty.txt: no text"),
-    (["--dataset", "{data}/latin.txt"], "latin.txt: not UTF-8 text"),
+    (["--dataset", "{data}/latin.txt"], "latin.txt:2: not UTF-8 text: byte 0xe9"),
+    (["--dataset", "{data}/alone.jsonl"], "alone.jsonl:2: not UTF-8 text: lone surrogate \\ud800 at character 3"),
+    (["--dataset", "{data}/deep.jsonl"], "deep.jsonl:1: nested too deeply"),
     (["--dataset", "{data}/bad.jsonl"], 'bad.jsonl:2: expected {"text": text}'),
     (["--dataset", "{data}/train.txt", "--d_model", "20", "--n_heads", "3"], "--d_model must be a multiple of twice --n_heads (3), got 20"),
     (["--dataset", "{data}/train.txt", "--top_p", "2"], "top_p must be above 0 and at most 1, got 2.0"),
@@ -327,13 +329,27 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(t
 ])
 def test_bad_input_ends_with_one_clear_line(tmp_path, data, flags, message):
     (data / "empty.txt").write_text("")
-    (data / "latin.txt").write_bytes(b"caf\xe9\n")
+    (data / "latin.txt").write_bytes(b"good\ncaf\xe9\n")
+    (data / "alone.jsonl").write_text('{"text": "good"}\n{"text": "ab\\ud800"}\n')
+    (data / "deep.jsonl").write_text('{"text":' + "[" * 100000)
     (data / "bad.jsonl").write_text('{"text": "good"}\n{"txt": "bad"}\n')
     with pytest.raises(SystemExit) as exit_info:
         train(tmp_path / "out", *(flag.format(data=data) for flag in flags), "--use_cpu")
     assert str(exit_info.value.code).startswith("error: ") and message in str(exit_info.value.code)
     assert "\n" not in str(exit_info.value.code)
     assert message == "eval_strategy" or not (tmp_path / "out").exists()        # that one is found by transformers, when all is made
+
+
+def test_what_a_refused_run_wrote_is_gone_and_what_was_there_stays(tmp_path, data):
+    (tmp_path / "out").mkdir()
+    (data / "empty.txt").write_text("")
+    with pytest.raises(SystemExit, match="empty.txt: no text"):
+        train(tmp_path / "out", "--dataset", str(data / "train.txt"), "--eval_data", str(data / "empty.txt"), "--use_cpu")
+    assert not list((tmp_path / "out").iterdir())
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(SystemExit, match="empty.txt: no text"):
+        train(tmp_path / "out", "--dataset", str(data / "empty.txt"), "--overwrite", "--use_cpu")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 # --- where else metrics go -------------------------------------------------------------------------------------------

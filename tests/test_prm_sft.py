@@ -17,9 +17,10 @@ from llada_plugins.prm import PRMConfig, load_prm
 from llada_plugins.tasks import sudoku
 from llada_plugins.text import load_tokenizer
 from training import prm_sft, reward, step_data, sudoku_steps
+from training.jsonl import write_rows
 from training.objectives import IGNORED
 from training.reward import PRMOptions
-from training.step_data import StepRow, collate_steps, read_steps, step_encoder, write_steps
+from training.step_data import StepRow, collate_steps, read_steps, step_encoder
 from training.sudoku_steps import solutions_in_steps
 from training.tokenizer import byte_tokenizer
 
@@ -48,7 +49,7 @@ def log(caplog) -> None:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "steps.jsonl"
-    write_steps(solutions_in_steps("train", 64), path)
+    write_rows(solutions_in_steps("train", 64), path)
     return path
 
 
@@ -103,6 +104,15 @@ def test_steps_are_written_and_read_in_the_format_of_trl(tmp_path):
         step_data.main(["--output", str(path)])
 
 
+def test_a_full_disk_ends_with_one_line_and_leaves_nothing(tmp_path, full_disk):
+    with full_disk(1_000), pytest.raises(SystemExit) as exit_info:
+        step_data.main(["--num", "100", "--output", str(tmp_path / "steps.jsonl")])
+    assert str(exit_info.value.code) == f"error: {tmp_path / 'steps.jsonl'} could not be written ([Errno 27] File too large)"
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="^error: /proc/x/y could not be written"):
+        step_data.main(["--num", "1", "--output", "/proc/x/y"])
+
+
 @pytest.mark.parametrize("row, message", [
     ("{", "Expecting"),
     ("[1]", "expected .*, found list"),
@@ -112,10 +122,13 @@ def test_steps_are_written_and_read_in_the_format_of_trl(tmp_path):
     ('{"prompt": "a", "completions": ["b"], "labels": [1]}', "a value of another type"),
     ('{"prompt": "a", "completions": ["b", "c"], "labels": [true]}', "2 completions but 1 labels"),
     ('{"prompt": "a", "completions": [], "labels": []}', "completions is empty"),
+    ('{"prompt": "a", "completions": ["\\ud800"], "labels": [true]}', "not UTF-8 text: lone surrogate"),
+    ('{"prompt": "a\udcff", "completions": ["b"], "labels": [true]}', "not UTF-8 text: byte 0xff, .* at character 14"),
+    ('{"prompt": ' + "[" * 100000, "nested too deeply"),
 ])
 def test_a_malformed_row_is_refused_by_file_and_line(tmp_path, row, message):
     path = tmp_path / "steps.jsonl"
-    path.write_text('{"prompt": "a", "completions": ["b"], "labels": [true]}\n\n' + row + "\n")
+    path.write_text('{"prompt": "a", "completions": ["b"], "labels": [true]}\n\n' + row + "\n", encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=f"steps.jsonl:3: .*{message}"):
         read_steps(path)
 
@@ -190,7 +203,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(base, data, tmp_path):
 
 def test_rows_longer_than_the_context_are_skipped_and_counted(base, data, tmp_path, caplog):
     path = tmp_path / "steps.jsonl"
-    write_steps([*solutions_in_steps("train", 3), StepRow("q", ["x" * 61], [True]), StepRow("q", ["x" * 62], [True])], path)
+    write_rows([*solutions_in_steps("train", 3), StepRow("q", ["x" * 61], [True]), StepRow("q", ["x" * 62], [True])], path)
     job = reward.checkpoint_prm_job(PRMOptions(model=str(base), data=str(path)), seed=0)
     assert f"{path}: 1 of 5 rows are longer than 64 tokens and skipped" in caplog.text
     assert [len(example.input_ids) for example in job.train] == [38, 38, 38, 64]        # BOS, puzzle with "=", 4 rows with a newline

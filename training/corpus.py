@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from llada_plugins.report_files import whole_folder
 
 from .hub import Hub, load, looks_like_a_path
+from .jsonl import TEXT, check_text, parse, read_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,33 +81,32 @@ def _split_files(folder: Path, split: str | None) -> list[Path]:
 
 
 def _read(file: Path) -> Iterator[Piece]:
-    with file.open(encoding="utf-8", newline="") as stream:        # newline="": a line's end stays what it is
-        try:
-            if file.suffix in (".jsonl", ".json"):
-                for number, line in enumerate(stream, 1):
-                    if line.strip():
-                        yield _row(line, file, number)
-                        yield None
-            else:
-                while lines := stream.readlines(PIECE):
-                    yield "".join(lines)
-                yield None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start} of a block)") from None
-
-
-def _row(line: str, file: Path, number: int) -> Piece:
+    number = 0
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        if file.suffix in (".jsonl", ".json"):
+            for number, line in read_lines(file):
+                yield _row(parse(line))
+                yield None
+        else:
+            with file.open(**TEXT, newline="") as stream:        # newline="": a line's end stays what it is
+                while lines := stream.readlines(PIECE):
+                    for number, line in enumerate(lines, number + 1):
+                        check_text(line)
+                    yield "".join(lines)
+            yield None
+    except ValueError as error:
         raise ValueError(f"{file}:{number}: {error}") from None
+
+
+def _row(row: Any) -> Piece:
     text, ids = (row.get("text"), row.get("input_ids")) if isinstance(row, dict) else (None, None)
     if isinstance(text, str) and ids is None:
+        check_text(text)
         return text
     if isinstance(ids, list) and text is None and all(type(token) is int for token in ids):
         return ids
     found = f"keys {sorted(row)}" if isinstance(row, dict) else type(row).__name__
-    raise ValueError(f"{file}:{number}: expected {FORMS}, found {found} or a value of another type")
+    raise ValueError(f"expected {FORMS}, found {found} or a value of another type")
 
 
 def _digest(files: Sequence[Path]) -> str:

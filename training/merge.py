@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
+
 from llada_plugins.adapters import CONFIG
 from llada_plugins.checkpoint import DTYPES, load_model, resolve, save_model, stored_dtype
 from llada_plugins.config import arg
@@ -37,9 +39,12 @@ def merge(options: MergeOptions) -> str:
     check_empty(output)
     dtype = stored_dtype(folder) if options.dtype == "auto" else options.dtype
     model = load_model(folder, device="cpu", dtype=dtype, peft=options.peft)
-    with whole_folder(output) as partial:
-        save_model(model, partial, {"training": {"merged": {"model": options.model, "peft": options.peft, "dtype": dtype}}})
-        copy_tokenizer(folder, partial)
+    try:
+        with whole_folder(output) as partial:
+            save_model(model, partial, {"training": {"merged": {"model": options.model, "peft": options.peft, "dtype": dtype}}})
+            copy_tokenizer(folder, partial)
+    except (OSError, SafetensorError) as error:        # the second from save_file, on a full disk
+        raise OSError(f"output {output} could not be written ({error})") from error
     return f"{output}: {options.model} with {Path(options.peft) / CONFIG} merged, {dtype}"
 
 

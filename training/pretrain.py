@@ -23,13 +23,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     argv = sys.argv[1:] if argv is None else argv
     options, arguments = launch.parse(PretrainOptions, USAGE, argv, PRETRAIN_PRESETS)
-    fresh = not Path(arguments.output_dir).exists()
+    output = Path(arguments.output_dir)
+    fresh, before = not output.exists(), set(output.glob("*"))
     try:
         launch.check_output(arguments)
         job = pretrain_job(options, arguments)
     except (ValueError, OSError, ImportError) as error:
-        if fresh:        # holds a tokenizer, perhaps tokens, and no run
-            shutil.rmtree(arguments.output_dir, ignore_errors=True)
+        for path in [output] if fresh else set(output.glob("*")) - before:        # a tokenizer, perhaps tokens, and no run
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         launch.refuse(error)
     arguments.eval_on_start = job.evaluation is not None and not arguments.resume        # the bound before training
     objective = objectives.pretrain(job.model.config.mask_token_id, options.random_lengths)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llada_plugins.prm_families import token_class_ids
 from llada_plugins.tasks.sudoku import DEFAULT_NUM_TEST
 
+from .jsonl import check_text, parse, read_lines, write_rows
 from .objectives import IGNORED
 
 if TYPE_CHECKING:
@@ -62,21 +62,14 @@ def read_steps(path: Path) -> list[StepRow]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORM}")
     rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                rows += [_parse(json.loads(line))] if line.strip() else []
-            except ValueError as error:        # includes json.JSONDecodeError
-                raise ValueError(f"{path}:{number}: {error}") from None
+    for number, line in read_lines(path):
+        try:
+            rows.append(_parse(parse(line)))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
     if not rows:
         raise ValueError(f"{path}: no rows; give a JSONL file with rows {FORM}")
     return rows
-
-
-def write_steps(rows: Iterable[StepRow], path: Path) -> None:
-    """Write rows as JSONL."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def collate_steps(pad_id: int) -> Callable[[Sequence[StepExample]], dict[str, Tensor]]:
@@ -102,6 +95,8 @@ def _parse(row: Any) -> StepRow:
         raise ValueError(f"{len(steps)} completions but {len(labels)} labels: give one label to each step")
     if not steps:
         raise ValueError("completions is empty: a solution has at least one step")
+    for text in (prompt, *steps):
+        check_text(text)
     return StepRow(prompt, steps, labels)
 
 
@@ -124,7 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: --num must be at least 1, got {options.num}")
     if options.output.exists():
         sys.exit(f"error: --output {options.output} exists: give another name")
-    write_steps(solutions_in_steps(options.split, options.num, options.seed), options.output)
+    try:
+        write_rows(solutions_in_steps(options.split, options.num, options.seed), options.output)
+    except OSError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
