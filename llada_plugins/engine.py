@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
 LIKELIHOOD = ("estimator", "mc_num", "mc_max", "mc_confidence", "mc_batch", "mc_seed", "greedy_check")
-NOT_IDENTITY = ("pretrained", "revision", "peft", "batch_size", "batch_tokens", "device", "likelihood_log")        # none changes an answer by itself
+NOT_IDENTITY = ("pretrained", "revision", "peft", "batch_size", "batch_tokens", "device", "likelihood_log")        # none changes an answer by itself, but for rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class EngineConfig:
     quantize: Literal[QUANTIZE] | None = arg(
         None, "int8 (torchao) or nf4 (bitsandbytes): the blocks' Linears in 8 or 4 bits; packed: a GPTQ checkpoint stays in 4 bits "
               "(default: weights in dtype, a GPTQ checkpoint is dequantised)")
-    batch_size: int = arg(1, "requests decoded together, and masked rows per forward of a likelihood; does not change any answer")
+    batch_size: int = arg(1, "requests decoded together, and masked rows per forward of a likelihood; does not change any answer in float32")
     max_length: int | None = arg(None, "context in tokens, prompt and answer (default: the model's; lower it to save memory)")
     mask_id: int | None = arg(None, "id of the mask token, where neither config.json nor the tokenizer names it")
     estimator: Literal[tuple(ESTIMATORS)] = arg(
@@ -63,7 +63,8 @@ class EngineConfig:
                                             "1: only the standard error counts)")
     mc_batch: int | None = arg(None, "with estimator=published, rows of one sweep over the numbers of masks (default 8)")
     mc_seed: int = arg(0, "with the request's context, determines its masks")
-    batch_tokens: int | None = arg(None, "tokens of one batch, prompts, answers and padding included, in place of batch_size rows")
+    batch_tokens: int | None = arg(None, "tokens of one batch, prompts, answers and padding included, in place of batch_size rows; guidance "
+                                           "runs twice as many, a process reward model's candidates as many each")
     greedy_check: bool = arg(False, "does greedy decoding give the answer? up to one forward more per answer token of a likelihood")
     likelihood_log: str | None = arg(None, "file that gets a line of JSON for each likelihood: texts, value, standard error, rows")
 
@@ -74,6 +75,8 @@ class EngineConfig:
         self.budget()
         if self.likelihood_log is not None and not Path(self.likelihood_log).absolute().parent.is_dir():
             raise ValueError(f"likelihood_log={self.likelihood_log!r}: its folder does not exist: create it first")
+        if self.likelihood_log is not None and Path(self.likelihood_log).is_dir():
+            raise ValueError(f"likelihood_log={self.likelihood_log!r} is a folder: give a file")
 
     def budget(self) -> Budget:
         """Rows drawn per likelihood request."""
@@ -136,11 +139,12 @@ class Engine:
                                  quantize=self.config.quantize, peft=self.adapter)
         self.prepared = METHODS[method].prepare(load, self.folder, self.method_options)
         self.model = self.prepared.model
+        self.max_answer = self.prepared.max_answer or self.max_length        # tokens
         self.denoise = self.prepared.denoise
         self.sampler = build(SamplerConfig, {**self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS)
         self._check_sampler(self.sampler)
         self._warned: set[str] = set()
-        self._context: tuple[str, list[int]] = ("", [])        # of the last question, tokenised once for all its choices
+        self._context: tuple[str | None, list[int]] = (None, [])        # of the last question, tokenised once for all its choices
 
     def sampler_for(self, options: Mapping[str, Any], max_tokens: int | None = None) -> SamplerConfig:
         """The sampler of one request: its own options before those of the engine; max_tokens only where neither sets gen_length."""
@@ -216,7 +220,7 @@ class Engine:
         stripped = context.rstrip()
         whole = self.encode(context + continuation)
         if self._context[0] != stripped:
-            self._context = stripped, self.encode(stripped) if stripped else []
+            self._context = stripped, self.encode(stripped)
         split = len(self._context[1])
         return whole[:split], whole[split:]
 
@@ -323,6 +327,9 @@ class Engine:
         room = self.max_length - len(answer)
         if room < 0:
             raise ValueError(f"request {number}: an answer of {len(answer)} tokens exceeds the context of {self.max_length} tokens")
+        if len(answer) > self.max_answer:
+            raise ValueError(f"request {number}: an answer of {len(answer)} tokens exceeds the {self.max_answer} that {self.method} knows "
+                             "(max_positions of its router): train a longer one (training.router_sft --max_positions), or use llada")
         if len(context) > room:
             self._warn_once(f"contexts are cut from the left to fit the model's {self.max_length} tokens")
         return list(context)[max(0, len(context) - room):], list(answer)

@@ -119,9 +119,10 @@ class Budget(NamedTuple):
     batch: int = MC_BATCH
 
     def rounds(self) -> Iterator[range]:
-        """The rows of each round; every round doubles their number."""
+        """The rows of each round; every round doubles their number. None is left over for a round of its own, which would have no error."""
         done, stop = 0, self.first
         while done < self.limit:
+            stop = self.limit if self.limit - stop == 1 else stop
             yield range(done, stop)
             done, stop = stop, min(2 * stop, self.limit)
 
@@ -168,7 +169,7 @@ def terms(masks: Masks, log_p: Tensor) -> Tensor:
     have masked, is put back. The mean stays the same, since a row's mask does not depend on the others; what goes is the variance that
     comes from how many and which tokens a row happens to mask.
     """
-    if masks.share is None:
+    if masks.share is None or not log_p.isfinite().all():        # a token ruled out makes the answer impossible, and nothing to predict
         return masks.weight * log_p.sum(-1)
     masked = masks.masked.double()
     features = _features(masked) * masked[..., None]                                             # (S, n, F)

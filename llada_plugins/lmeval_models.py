@@ -133,11 +133,15 @@ class LLaDA(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood bounds of whole texts in disjoint windows, each given the last token before it: an upper bound on perplexity."""
+        """Log-likelihood bounds of whole texts in disjoint windows, each given the last token before it: an upper bound on perplexity.
+
+        The first window is given the prefix token, which a tokenizer that adds BOS must not add to what is scored.
+        """
+        longest = min(self.max_length - 1, self.engine.max_answer)
         windows: list[tuple[Sequence[int], Sequence[int]]] = []
         owner: list[int] = []
         for number, instance in enumerate(requests):
-            pieces = get_rolling_token_windows(self.tok_encode(instance.args[0]), self.prefix_token_id, self.max_length - 1, 1)
+            pieces = get_rolling_token_windows(self._without_bos(instance.args[0]), self.prefix_token_id, longest, 1)
             for piece in map(make_disjoint_window, pieces):
                 windows.append(piece)
                 owner.append(number)
@@ -167,6 +171,10 @@ class LLaDA(TemplateLM):
                     self._keep("loglikelihood", requests[number][0], results[number], estimate)
                 bar.add(len(pairs[number][1]))
         return results
+
+    def _without_bos(self, string: str) -> list[int]:
+        ids = self.tok_encode(string)
+        return ids[ids[:1] == [self.tokenizer.bos_token_id]:]
 
     def _keep(self, name: str, texts: tuple[str, ...], answer: float | tuple[float, bool], estimate: LogLikelihood) -> None:
         self.cache_hook.add_partial(name, texts, answer)

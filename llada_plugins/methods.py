@@ -56,6 +56,7 @@ class Prepared(NamedTuple):
     policy: str | None = None                                              # which unmasking-policy stream it has, in words for results
     defaults: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda given: {}    # sampler options in addition to the given ones
     judge: Judge | None = None                                             # reviews every block
+    max_answer: int | None = None                                          # tokens of the longest answer that it knows, if not the context
 
 
 class Method(NamedTuple):
@@ -116,7 +117,7 @@ def routed_seeds(load: Callable[[], LLaDA], folder: Path, options: ALAOptions) -
         raise ValueError(f"{folder}: llada_ala needs a checkpoint that names its mask token")
     router = load_router(place, model)
     denoise = routed(model_denoiser(model), router, model.embedding, model.special_tokens.mask, model.model["transformer"]["blocks"])
-    return Prepared(model, denoise, _own_stream(model))
+    return Prepared(model, denoise, _own_stream(model), max_answer=router.config.max_positions)
 
 
 @dataclass(frozen=True, kw_only=True)

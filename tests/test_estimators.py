@@ -291,3 +291,18 @@ def test_published_sweeps_are_the_golden_counts():
     for row in counts.tolist():
         first = row[0]
         assert row == [(round(first + i * 0.5) - 1) % 4 + 1 for i in range(8)]
+
+
+@pytest.mark.parametrize("limit", [2, 3, 16, 17, 18, 33, 65, 100])
+def test_rounds_cover_all_rows_and_none_is_of_one_row(limit):
+    rounds = list(budget("count", "auto:0.1", mc_max=limit).rounds())
+    assert [row for each in rounds for row in each] == list(range(limit)) and min(map(len, rounds)) > 1
+
+
+@pytest.mark.parametrize("num", [1, 16])
+def test_an_answer_with_a_token_ruled_out_is_impossible(num):
+    masks = ESTIMATORS["count"](20, range(num), 0, 8)
+    log_p = torch.where(masks.scored, -1.0, 0.0).double()
+    log_p[0, masks.scored[0].nonzero()[0]] = -math.inf
+    value, _ = mean_and_error([terms(masks, log_p)])
+    assert value == -math.inf

@@ -21,7 +21,7 @@ from lm_eval.loggers import EvaluationTracker  # noqa: E402
 from lm_eval.tasks import TaskManager, get_task_dict  # noqa: E402
 
 from llada_plugins.likelihood import log_likelihood  # noqa: E402
-from llada_plugins.lmeval_models import LLaDA  # noqa: E402
+from llada_plugins.lmeval_models import LLaDA, LLaDAALA  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 BOS = "<|startoftext|>"
@@ -112,7 +112,25 @@ def test_rolling_begins_with_the_prefix_token(model, monkeypatch):
     whole = model.engine.log_likelihood
     monkeypatch.setattr(model.engine, "log_likelihood", lambda pairs: (seen.extend(pairs), whole(pairs))[1])
     model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("a text to roll over",), 0)], disable_tqdm=True)
-    assert [list(part) for part in seen[0]] == [[model.prefix_token_id], model.tok_encode("a text to roll over")]
+    assert [list(part) for part in seen[0]] == [[model.prefix_token_id], model.tok_encode("a text to roll over", add_special_tokens=False)]
+
+
+def test_a_context_of_spaces_leaves_bos_with_the_context(model):
+    bos, adds = model.tokenizer.bos_token_id, len(model.tok_encode("")) > 0
+    assert model._encode_pair("\n ", "a") == ([bos] * adds, model.tok_encode("\n a", add_special_tokens=False))
+
+
+def test_rolling_windows_are_no_longer_than_the_router_knows():
+    lm = LLaDAALA(device="cpu", mc_num=2)
+    text = "a text of more than two times sixty-four tokens, " * 4
+    request = Instance("loglikelihood_rolling", {}, (text,), 0)
+    [value] = lm.loglikelihood_rolling([request], disable_tqdm=True)
+    assert math.isfinite(value) and len(lm.tok_encode(text)) > 2 * lm.engine.max_answer == 128
+
+
+def test_an_answer_longer_than_the_router_knows_is_named_before_a_forward():
+    with pytest.raises(ValueError, match="^request 1: an answer of 65 tokens exceeds the 64 that llada_ala knows"):
+        list(LLaDAALA(device="cpu").engine.log_likelihood([([17], [18] * 64), ([17], [18] * 65)]))
 
 
 # ---- after upstream's tests/test_evaluator.py
@@ -260,6 +278,8 @@ def test_the_log_has_a_line_with_the_error_of_every_request(tiny_checkpoint, tmp
     assert json.loads((tmp_path / "one.jsonl").read_text())["stderr"] is None                    # nan is no JSON
     with pytest.raises(ValueError, match="its folder does not exist"):
         LLaDA(str(tiny_checkpoint), device="cpu", likelihood_log=str(tmp_path / "none" / "log.jsonl"))
+    with pytest.raises(ValueError, match="is a folder: give a file$"):
+        LLaDA(str(tiny_checkpoint), device="cpu", likelihood_log=str(tmp_path))
 
 
 def test_the_greedy_flag_is_false_until_asked(tiny_checkpoint):
