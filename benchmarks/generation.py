@@ -94,6 +94,8 @@ class Options:
             raise ValueError(f"check_length must be even and at least 2, got {self.check_length}")
         for name in ("json", "plot"):
             check_folder(name, getattr(self, name))
+        if self.plot and Path(self.plot).suffix not in speed_plot.SUFFIXES:
+            raise ValueError(f"plot must end in {', '.join(speed_plot.SUFFIXES)}, got {self.plot!r}")
         if self.memory_length < 0 or self.memory_length % (32 * self.block_length):
             raise ValueError(f"memory_length must be 0 or a multiple of 32 blocks ({32 * self.block_length}), got {self.memory_length}")
         if self.accuracy_puzzles < 0:

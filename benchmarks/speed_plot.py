@@ -6,6 +6,8 @@ from typing import Any
 
 from llada_plugins.report_files import pyplot
 
+SUFFIXES = (".png", ".pdf", ".svg")
+
 
 def draw(result: dict[str, Any], file: Path) -> None:
     """Up to four panels, as far as they were measured."""

@@ -248,7 +248,7 @@ def decode_each(denoise: Denoiser, prompts: Sequence[Sequence[int]], config: Sam
 
 
 def _ended(answer: list[int], config: SamplerConfig, special: SpecialTokens, stop: Callable[[list[int]], bool] | None) -> bool:
-    if (config.early_stop or config.grows) and any(token in special.ends for token in answer[-config.block:]):
+    if (config.early_stop or config.grows) and any(token in special.ends for token in answer):        # of any block: a review may write them
         return True
     return stop is not None and stop(answer)
 

@@ -1,6 +1,7 @@
 """The options of decoding and the rules between them; every published decoder is a setting of this one class."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,8 +72,8 @@ class SamplerConfig:
             raise ValueError(f"steps ({self.steps}) must not exceed gen_length ({self.gen_length}): every step unmasks at least one token")
 
     def _check_sampling(self) -> None:
-        if not (self.temperature >= 0 and self.cfg_scale >= 0):        # so written, NaN is refused too
-            raise ValueError(f"temperature and cfg_scale must not be negative, got {self.temperature} and {self.cfg_scale}")
+        if not (0 <= self.temperature < math.inf and 0 <= self.cfg_scale < math.inf):        # so written, NaN is refused too
+            raise ValueError(f"temperature and cfg_scale must be numbers from 0 up, got {self.temperature} and {self.cfg_scale}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):

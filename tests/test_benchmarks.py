@@ -169,6 +169,7 @@ def test_command_writes_its_result_as_json(tmp_path, capsys):
     (["--device", "gpu"], "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     (["--json", "no/such/folder/result.json"], "its folder does not exist"),
     (["--plot", "no/such/folder/plot.png"], "its folder does not exist"),
+    (["--plot", "plot.xyz"], "plot must end in .png, .pdf, .svg, got 'plot.xyz'"),
     (["--memory_length", "100"], "memory_length must be 0 or a multiple of 32 blocks (256), got 100"),
     (["--accuracy_puzzles", "-1"], "accuracy_puzzles must not be negative"),
     (["--peer", "no/such/checkout"], "is no checkout of LLaDA, Fast-dLLM or dllm: give a folder that has"),

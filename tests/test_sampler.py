@@ -17,7 +17,7 @@ from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, guided
 from llada_plugins.generation import generate, with_options
 from llada_plugins.model import SpecialTokens
 from llada_plugins.noise import uniform
-from llada_plugins.sampler import Sample, Step, decode, propose, sample
+from llada_plugins.sampler import Draft, Filled, Sample, Step, decode, once, propose, sample
 from llada_plugins.sampler_config import ADAPTIVE_RULES, SamplerConfig
 from llada_plugins.schedule import PASSING, keep_top, num_passing, quota
 
@@ -518,6 +518,18 @@ def test_early_stop_cuts_at_the_block_that_ends_and_changes_nothing_before(more,
     assert any(len(sample.answer) < 24 for sample in stopped)
 
 
+@pytest.mark.parametrize("method", [None, "semi_ar_origin"])
+def test_an_end_that_a_review_writes_into_an_earlier_block_ends_the_row(method):
+    def review(draft: Draft) -> Filled:
+        filled = once(draft)
+        if draft.number == 1:
+            draft.tokens[:, draft.start + 1] = SPECIAL.eos
+        return filled
+    config = SamplerConfig(gen_length=16, block_length=4, early_stop=True, sampling_method=method)
+    [sample] = decode(toy_denoiser(favoured={5: 9.0}), PROMPTS[:1], config, SPECIAL, review=review)
+    assert len(sample.answer) == sample.num_forwards == 8
+
+
 def test_a_stop_rule_ends_its_own_row_at_the_end_of_a_block():
     options = dict(gen_length=24, block_length=4)
     asked: list[list[int]] = []
@@ -872,10 +884,11 @@ MISTAKES = [
     (dict(gen_length=12, block_length=4, sampling_method="fixed_length"), r"fixed_length' decodes one block.*gen_length \(12\), got 4"),
     (dict(gen_length=12, block_length=4, steps=10), r"steps \(10\) must be a multiple of the number of blocks \(3 = gen_length 12 / "),
     (dict(gen_length=12, steps=13), r"steps \(13\) must not exceed gen_length \(12\)"),
-    (dict(temperature=-1.0), r"temperature and cfg_scale must not be negative, got -1.0 and 0.0"),
-    (dict(cfg_scale=-0.5), r"temperature and cfg_scale must not be negative, got 0.0 and -0.5"),
-    (dict(temperature=float("nan")), r"temperature and cfg_scale must not be negative, got nan"),
-    (dict(cfg_scale=float("nan")), r"temperature and cfg_scale must not be negative, got 0.0 and nan"),
+    (dict(temperature=-1.0), r"temperature and cfg_scale must be numbers from 0 up, got -1.0 and 0.0"),
+    (dict(cfg_scale=-0.5), r"temperature and cfg_scale must be numbers from 0 up, got 0.0 and -0.5"),
+    (dict(temperature=float("nan")), r"temperature and cfg_scale must be numbers from 0 up, got nan"),
+    (dict(temperature=float("inf")), r"temperature and cfg_scale must be numbers from 0 up, got inf"),
+    (dict(cfg_scale=float("nan")), r"temperature and cfg_scale must be numbers from 0 up, got 0.0 and nan"),
     (dict(top_p=0.0, temperature=1.0), r"top_p must be above 0 and at most 1, got 0.0"),
     (dict(top_p=1.5, temperature=1.0), r"top_p must be above 0 and at most 1, got 1.5"),
     (dict(top_p=0.9), r"top_k and top_p have no effect at temperature=0"),

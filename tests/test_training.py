@@ -351,6 +351,12 @@ def test_overwriting_removes_the_weights_of_the_run_before_and_only_once_the_fla
     assert not (out / "model.safetensors").exists() and (out / "adapter_model.safetensors").is_file()
 
 
+def test_fine_tuning_all_weights_reports_the_flop_utilisation(tmp_path):
+    out = short_run(tmp_path, "--logging_steps", "1")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < line["flop_utilisation"] and 0 < line["tokens_per_second"] for line in lines if "loss" in line)
+
+
 def test_a_checkpoint_without_optimizer_is_not_resumed(tmp_path):
     out = short_run(tmp_path, "--save_steps", "1", "--save_only_model", "--max_steps", "1")
     with pytest.raises(SystemExit, match=f"error: --resume: {out / 'checkpoint-1'} has no optimizer and no schedule"):

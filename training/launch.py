@@ -45,6 +45,7 @@ NOT_HERE = {        # flags of transformers that would do nothing, or nothing go
     "resume_from_checkpoint": "--resume continues from the newest checkpoint in output_dir",
     "label_smoothing_factor": "the objectives have none",
     "gradient_checkpointing": "lower the batch size and raise --gradient_accumulation_steps",
+    "activation_checkpointing": "lower the batch size and raise --gradient_accumulation_steps",
     "use_liger_kernel": "it knows other models only",
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -74,7 +75,7 @@ class RunArguments(TrainingArguments):
         super().__post_init__()
         self._check_numbers()
         for name, remedy in NOT_HERE.items():
-            if getattr(self, name):
+            if getattr(self, name, None):        # which depend on the version
                 raise ValueError(f"--{name} is not supported: leave it out; {remedy}")
         if getattr(self, "train_sampling_strategy", "random") != "random":        # which transformers 4 lacks
             raise ValueError(f"--train_sampling_strategy must be random, got {self.train_sampling_strategy}")
@@ -281,6 +282,12 @@ def _begin(arguments: RunArguments, command: Sequence[str], identity: Mapping[st
 def asks_for_fsdp(arguments: RunArguments) -> bool:
     """By flag, or by a configuration of accelerate launch, which passes it on in the environment."""
     return bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def mean_length(rows: Sequence[Example], most: int = 100) -> int:
+    """Tokens of a row, by some of them."""
+    some = [rows[number] for number in range(min(most, len(rows)))]
+    return round(sum(len(row.input_ids) for row in some) / len(some))
 
 
 def save_checkpoint(tokenizer_folder: Path, extra_config: Mapping[str, Any]) -> Save:

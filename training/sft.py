@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from llada_plugins.config import arg
 
 from . import launch, lora, objectives
+from .throughput import measured
 from .trainer import noise
 
 USAGE = "python -m training.sft (--preset NAME | --model DIR --data FILE.jsonl) --output_dir DIR [flags; --help lists them]"
@@ -33,7 +34,8 @@ class SFTOptions:
     eval_data: str | None = arg(None, "JSONL file of the same form for the evaluation loss (see --eval_strategy)")
     append_eos: bool = arg(True, "end every text completion with EOS; rows of ids are taken as they are")
     seq_len: int | None = arg(
-        None, "tokens after which rows lose the end of their answer (default: rows too long for the model are an error)")
+        None, "tokens after which rows lose the end of their answer; those whose prompt leaves it no room are left out and counted "
+              "(default: rows too long for the model are an error)")
 
     def __post_init__(self) -> None:
         if (self.preset is None) == (self.model is None):
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         launch.refuse(error)
     launch.run(job, objectives.sft(job.model.config.mask_token_id), arguments, ["python", "-m", "training.sft", *argv],
-               save=save, load=load)
+               save=save, load=load, throughput=None if options.adapters else measured(job.model, launch.mean_length(job.train), arguments))
 
 
 if __name__ == "__main__":
