@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from .checkpoint import SHIPPED, resolve
-from .config import arg
+from .config import arg, coerce
 from .effective_rank import TASKS
 from .engine import Completion, Engine, Request
 from .methods import METHODS
 from .model import Block, LLaDA, rotate
 from .model_flags import read_flags
 from .report_files import check_empty, markdown, pyplot, whole_folder
+from .sampler_config import SamplerConfig
 
 USAGE = "python -m llada_plugins.analyze --output DIR [--prompt TEXT | --data FILE.jsonl] [--compare SETTINGS] [--OPTION VALUE ...]"
 FORM = '{"prompt": text, …}'
@@ -45,7 +46,7 @@ class AnalyzeConfig:
     num_prompts: int = arg(8, "prompts at most")
     chat: bool = arg(False, "every prompt is a user's turn in the tokenizer's chat template")
     compare: str | None = arg(None, "settings of the sampler, as 'steps=8; threshold=0.9,block_length=8' (default: one block, four blocks "
-                                    "by either semi-autoregressive method, random order, threshold 0.9)")
+                                    "by either semi-autoregressive method, random order, threshold 0.9; of these, what agrees with the options)")
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
@@ -56,12 +57,8 @@ class AnalyzeConfig:
 
 # --- sampling methods ------------------------------------------------------------------------------------------------
 
-def settings(compare: str | None, gen_length: int) -> dict[str, dict[str, str]]:
+def settings(compare: str) -> dict[str, dict[str, str]]:
     """Sampler options by the name under which they are reported, which is how they were written."""
-    if compare is None:
-        block = gen_length // 4 if gen_length % 4 == 0 else gen_length
-        compare = (f"sampling_method=fixed_length; block_length={block},sampling_method=semi_ar_padding; "
-                   f"block_length={block},sampling_method=semi_ar_origin; remasking=random; threshold=0.9")
     found = {}
     for setting in (part.strip() for part in compare.split(";")):
         pairs = [pair.split("=", 1) for pair in setting.split(",") if pair.strip()]
@@ -69,6 +66,32 @@ def settings(compare: str | None, gen_length: int) -> dict[str, dict[str, str]]:
             raise ValueError(f"compare={setting!r}: expected NAME=VALUE with commas between, and semicolons between settings")
         found[setting or "as given"] = {name.strip(): value.strip() for name, value in pairs}
     return found
+
+
+def default_settings(engine: Engine) -> dict[str, dict[str, str]]:
+    """What is compared unless --compare says: those that agree with the options given to the engine; the others are named in one line."""
+    length = engine.sampler.gen_length
+    block = engine.given.get("block_length") or (length // 4 if length % 4 == 0 else length)
+    known = settings(f"block_length={length},sampling_method=fixed_length; block_length={block},sampling_method=semi_ar_padding; "
+                     f"block_length={block},sampling_method=semi_ar_origin; remasking=random; threshold=0.9")
+    found = {name: options for name, options in known.items() if _agrees(engine, options)}
+    left = f"the given options rule out {'; '.join(name for name in known if name not in found)}"
+    if not found:
+        raise ValueError(f"nothing to compare: {left}: say what by --compare")
+    if len(found) < len(known):
+        print(f"not compared, as {left}", file=sys.stderr)
+    return found
+
+
+def _agrees(engine: Engine, options: Mapping[str, str]) -> bool:
+    """Are sampler options valid beside those given to the engine, and none of them another value of one?"""
+    if any(engine.given.get(name) not in (None, value) for name, value in coerce(SamplerConfig, options).items()):
+        return False
+    try:
+        engine.sampler_for(options)
+    except ValueError:
+        return False
+    return True
 
 
 def compare_methods(engine: Engine, prompts: Sequence[str], options: Mapping[str, Mapping[str, str]]) -> dict[str, list[Completion]]:
@@ -186,7 +209,7 @@ def analyze(config: AnalyzeConfig, options: Mapping[str, Any]) -> dict[str, Any]
     engine = Engine(config.model, **{**of_task, **options})
     if config.chat:
         prompts = [engine.render_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
-    answers = compare_methods(engine, prompts, settings(config.compare, engine.sampler.gen_length))
+    answers = compare_methods(engine, prompts, default_settings(engine) if config.compare is None else settings(config.compare))
     ids = {name: [engine.encode(completion.text) for completion in found] for name, found in answers.items()}
     return {
         "checkpoint": engine.folder.name, "prompts": prompts, "gen_length": engine.sampler.gen_length,

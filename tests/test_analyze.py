@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from llada_plugins import analyze
-from llada_plugins.analyze import agreement, each_attention, looks, settings, summarise
+from llada_plugins.analyze import agreement, default_settings, each_attention, looks, settings, summarise
 from llada_plugins.bitower import AFTER_LAYERS, BiTowerLLaDA
+from llada_plugins.engine import Engine
 from llada_plugins.model import LLaDA, initialise, rotary_table
 
 TOKENS = torch.arange(12)[None] * 5 % 38
@@ -103,11 +104,45 @@ def test_agreement_counts_places_and_a_longer_answer_against_it():
 
 
 def test_settings_are_read_as_they_are_written():
-    assert settings("steps=8; threshold=0.9,block_length=4;", 16) == {
+    assert settings("steps=8; threshold=0.9,block_length=4;") == {
         "steps=8": {"steps": "8"}, "threshold=0.9,block_length=4": {"threshold": "0.9", "block_length": "4"}, "as given": {}}
-    assert len(settings(None, 16)) == 5 and "block_length=4,sampling_method=semi_ar_origin" in settings(None, 16)
     with pytest.raises(ValueError, match="compare='steps': expected NAME=VALUE"):
-        settings("steps", 16)
+        settings("steps")
+
+
+ONE, PADDING, ORIGIN = "block_length=16,sampling_method=fixed_length", *(f"block_length=4,sampling_method=semi_ar_{way}" for way in ("padding", "origin"))
+RANDOM, ADAPTIVE = "remasking=random", "threshold=0.9"
+
+
+@pytest.mark.parametrize("method, options, expected", [
+    ("llada", {}, [ONE, PADDING, ORIGIN, RANDOM, ADAPTIVE]),
+    ("llada_prm", {}, [ONE, PADDING, ORIGIN, RANDOM, ADAPTIVE]),        # its own blocks of 4 are a default, which gives way
+    ("llada_ups", {}, [ONE, PADDING, ORIGIN, RANDOM, ADAPTIVE]),
+    ("llada", {"block_length": "4"}, [PADDING, ORIGIN, RANDOM, ADAPTIVE]),
+    ("llada", {"block_length": "8"}, [PADDING.replace("4", "8"), ORIGIN.replace("4", "8"), RANDOM, ADAPTIVE]),
+    ("llada", {"threshold": "0.9"}, [ONE, PADDING, ORIGIN, ADAPTIVE]),
+    ("llada", {"threshold": "0.8"}, [ONE, PADDING, ORIGIN]),
+    ("llada", {"revise": "true"}, [ONE, PADDING, ORIGIN, RANDOM]),
+    ("llada", {"remasking": "random"}, [ONE, PADDING, ORIGIN, RANDOM]),
+    ("llada", {"sampling_method": "semi_ar_origin"}, [ORIGIN, RANDOM, ADAPTIVE]),
+    ("llada", {"steps": "2"}, [ONE, RANDOM, ADAPTIVE]),
+])
+def test_the_default_comparison_is_what_agrees_with_the_options_and_says_the_rest_in_one_line(capsys, caplog, method, options, expected):
+    engine = Engine(method, gen_length=16, device="cpu", **options)
+    found = default_settings(engine)
+    assert list(found) == expected
+    for given in found.values():        # all are valid, and none overrides what was asked for
+        engine.sampler_for(given)
+    left = [name for name in (ONE, *(way.replace("4", options.get("block_length", "4")) for way in (PADDING, ORIGIN)), RANDOM, ADAPTIVE)
+            if name not in expected]
+    assert capsys.readouterr().err == (f"not compared, as the given options rule out {'; '.join(left)}\n" if left else "")
+    assert "overrides" not in caplog.text
+
+
+def test_options_that_agree_with_no_setting_are_refused_by_the_settings():
+    engine = Engine(gen_length=16, device="cpu", revise=True, remasking="low_confidence", sampling_method="semi_ar_padding", steps=2)
+    with pytest.raises(ValueError, match="nothing to compare: the given options rule out block_length=16.*: say what by --compare"):
+        default_settings(engine)
 
 
 def test_the_report_has_every_file_and_costs_are_those_of_the_schedule(tmp_path, capsys):
