@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from . import text
 from .checkpoint import SHIPPED, resolve
 from .config import arg, coerce
 from .effective_rank import TASKS
@@ -181,14 +182,21 @@ def read_prompts(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORM}")
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError:
-            row = {}
-        if row is not None and not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"]):
-            raise ValueError(f"{path}:{number}: expected {FORM}, the prompt not empty")
-        prompts += [] if row is None else [row["prompt"]]
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"]):
+                raise ValueError(f"{path}:{number}: expected {FORM}, the prompt not empty")
+            try:
+                text.check_unicode(row["prompt"])
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: {error}") from None
+            prompts.append(row["prompt"])
     if not prompts:
         raise ValueError(f"{path}: no rows; give a JSONL file with rows {FORM}")
     return prompts

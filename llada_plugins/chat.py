@@ -8,6 +8,7 @@ Every option of the model is a flag of the same name: --model NAME --help lists 
 """
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import unicodedata
@@ -140,6 +141,8 @@ def answer(conversation: Conversation, line: str, screen: Screen) -> None:
 def talk(conversation: Conversation, screen: Screen) -> int:
     """Turns from standard input until it ends. On a terminal a turn that fails or is interrupted leads back to the prompt."""
     interactive = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")        # as in a C locale: the engine refuses the line, not the stream
     if interactive:
         with suppress(ImportError):        # absent on Windows; gives input() history and editing
             import readline  # noqa: F401

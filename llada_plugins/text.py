@@ -19,8 +19,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
+def check_unicode(string: str) -> None:
+    r"""Raise ValueError on what no tokenizer takes: a lone surrogate, which JSON can spell (\ud800) and bytes that are not UTF-8 turn into."""
+    try:
+        string.encode()
+    except UnicodeEncodeError as error:
+        before, found = string[max(0, error.start - 16):error.start], string[error.start]
+        raise ValueError(f"text is not Unicode: behind {before!r} stands {found!r}, half a character or a byte that is not UTF-8: give UTF-8 "
+                         "text") from None
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:
     """Token ids; special tokens are added only where the string does not already begin with BOS, as a rendered chat does."""
+    check_unicode(string)
     bos = tokenizer.bos_token
     return tokenizer.encode(string, add_special_tokens=not (bos and string.startswith(bos)))
 

@@ -110,7 +110,8 @@ def test_settings_are_read_as_they_are_written():
         settings("steps")
 
 
-ONE, PADDING, ORIGIN = "block_length=16,sampling_method=fixed_length", *(f"block_length=4,sampling_method=semi_ar_{way}" for way in ("padding", "origin"))
+ONE = "block_length=16,sampling_method=fixed_length"
+PADDING, ORIGIN = "block_length=4,sampling_method=semi_ar_padding", "block_length=4,sampling_method=semi_ar_origin"
 RANDOM, ADAPTIVE = "remasking=random", "threshold=0.9"
 
 
@@ -164,6 +165,9 @@ def test_the_report_has_every_file_and_costs_are_those_of_the_schedule(tmp_path,
     (["--num_prompts", "0"], "num_prompts must be at least 1"),
     (["--data", "absent.jsonl"], "absent.jsonl: no such data file"),
     (["--data", "{bad}"], "bad.jsonl:2: expected"),
+    (["--data", "{half}"], r"half.jsonl:2: text is not Unicode: behind 'b' stands '\ud800', half a character"),
+    (["--data", "{bytes}"], r"bytes.jsonl:2: text is not Unicode: behind 'b' stands '\udcff', half a character"),
+    (["--prompt", "b\udcff"], r"text is not Unicode: behind 'b' stands '\udcff'"),
     (["--compare", "steps=3,threshhold=1"], "unknown sampler option 'threshhold'"),
     (["--compare", "block_length=5"], "must be a multiple of block_length"),
     (["--pretrained", "{checkpoint}"], "give --prompt TEXT or --data"),
@@ -172,17 +176,20 @@ def test_the_report_has_every_file_and_costs_are_those_of_the_schedule(tmp_path,
 ])
 def test_bad_input_ends_with_one_line_and_nothing_written(tmp_path, tiny_checkpoint, flags, message):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": ""}\n')
-    places = {"{bad}": tmp_path / "bad.jsonl", "{checkpoint}": tiny_checkpoint, "{full}": tmp_path}
+    (tmp_path / "half.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b\\ud800"}\n')
+    (tmp_path / "bytes.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "b\xff"}\n')
+    files = set(tmp_path.iterdir())
+    places = {**{f"{{{path.stem}}}": path for path in files}, "{checkpoint}": tiny_checkpoint, "{full}": tmp_path}
     flags = [str(places.get(flag, flag)) for flag in flags]
     with pytest.raises(SystemExit) as exit_info:
         analyze.main([*(["--output", str(tmp_path / "out")] if "--output" not in flags else []), *flags])
     text = str(exit_info.value.code)
     assert text.startswith("error: ") and message in text and "\n" not in text
-    assert {path.name for path in Path(tmp_path).iterdir()} == {"bad.jsonl"}
+    assert set(tmp_path.iterdir()) == files
 
 
 def test_prompts_of_a_file_are_answered_in_its_order(tmp_path, tiny_checkpoint):
-    (tmp_path / "data.jsonl").write_text('{"prompt": "12", "answer": "x"}\n\n{"prompt": "345"}\n{"prompt": "6"}\n')
+    (tmp_path / "data.jsonl").write_text('{"prompt": "12", "answer": "\u2028"}\n\n{"prompt": "345"}\n{"prompt": "6"}\n')
     analyze.main(["--output", str(tmp_path / "out"), "--pretrained", str(tiny_checkpoint), "--data", str(tmp_path / "data.jsonl"),
                   "--num_prompts", "2", "--gen_length", "4", "--compare", ";steps=2", "--device", "cpu"])
     report = json.loads((tmp_path / "out" / "analyze.json").read_text())

@@ -138,6 +138,7 @@ def test_a_tokenizer_without_template_is_said_once_and_turns_stand_alone(tiny_ch
     (["--prompt", "x", "--remasking", "high"], "remasking must be one of low_confidence"),
     (["--prompt", "two", "words"], "'words' belongs to no option"),
     (["--system", "be brief", "--chat", "false"], "system has no effect with chat=false"),
+    (["--prompt", "a\udcff"], r"a' stands '\udcff', half a character or a byte that is not UTF-8"),
     (["--prompt", "x" * 4096], "exceed the context of 4096 tokens"),
     (["--pretrained", "./absent"], "no such folder"),
 ])
@@ -232,6 +233,13 @@ def test_on_a_terminal_a_failed_turn_leads_back_to_the_prompt_and_in_a_pipe_to_s
     with pytest.raises(SystemExit, match="exceed the context"):
         chat.main(PLAIN)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"], ids=["UTF-8 locale", "C locale"])
+def test_a_piped_line_that_is_not_utf_8_ends_with_one_line(monkeypatch, errors):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n"), encoding="utf-8", errors=errors))
+    with pytest.raises(SystemExit, match=r"^error: text is not Unicode: behind 'a' stands '\\udcff', .* give UTF-8 text$"):
+        chat.main(PLAIN)
 
 
 def read_until(master: int, pattern: str, seconds: float = 120) -> None:
