@@ -11,14 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from llada_plugins import checkpoint
-from llada_plugins.adapters import CONFIG, PREFIX, WEIGHTS
+from llada_plugins.adapters import CONFIG, PREFIX, WEIGHTS, targeted
 from llada_plugins.checkpoint import load_model, save_model
 from llada_plugins.engine import Engine, Request
 from llada_plugins.model import LLaDA
 from llada_plugins.part import backbone_fingerprint
 from llada_plugins.tasks import sudoku
 from training import merge, sft
-from training.lora import PROJECTIONS, LoRA, LoRAOptions
+from training.lora import PROJECTIONS, LoRA, LoRAOptions, add_lora
 
 RUN = ["--append_eos", "false", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--num_threads", "1", "--use_cpu",
        "--learning_rate", "1e-2", "--warmup_steps", "0", "--max_steps", "3", "--save_strategy", "no"]
@@ -73,6 +73,24 @@ def test_the_blocks_projections_are_adapted_and_never_the_head(adapter, tiny_che
     assert {tensor.shape[0] for name, tensor in few.items() if name.endswith("lora_A.weight")} == {3}
 
 
+@pytest.mark.parametrize("target, expected", [
+    ("q_proj,ff_out", ["0.q_proj", "0.ff_out", "1.q_proj", "1.ff_out"]),
+    ("q_proj|v_proj", ["0.q_proj", "0.v_proj", "1.q_proj", "1.v_proj"]),
+    ("ff_.*", ["0.ff_out", "0.ff_proj", "1.ff_out", "1.ff_proj"]),
+    (r"blocks\.[1-3]\.([qk])_proj", ["1.k_proj", "1.q_proj"]),
+    (r".*\.0\.(?!ff_).*", ["0.attn_out", "0.k_proj", "0.q_proj", "0.up_proj", "0.v_proj"]),
+    (".*", [f"{block}.{name}" for block in range(2) for name in PROJECTIONS]),
+    (r".*ff_out|.*wte|.*", [f"{block}.{name}" for block in range(2) for name in PROJECTIONS]),
+])
+def test_a_target_is_names_or_a_regular_expression_within_the_blocks(make_model, target, expected):
+    lora = LoRAOptions(lora=True, lora_target=target).adapters
+    model = make_model()
+    by_us = targeted(model, lora.pattern)        # as an adapter is read
+    add_lora(model, lora, torch.Generator().manual_seed(0))
+    by_peft = {name.partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert by_peft == by_us.keys() == {f"model.transformer.blocks.{each}" for each in expected}
+
+
 def test_the_adapter_says_what_it_was_trained_on(adapter, tiny_checkpoint):
     raw = json.loads((adapter / CONFIG).read_text())
     assert (raw["peft_type"], raw["r"], raw["lora_alpha"], raw["base_model_name_or_path"]) == ("LORA", 8, 16.0, str(tiny_checkpoint))
@@ -92,7 +110,14 @@ def test_flags_that_are_left_out_have_the_defaults_that_help_states():
     (["--lora", "--lora_r", "0"], "--lora_r must be at least 1, got 0"),
     (["--lora", "--lora_alpha", "0"], "--lora_alpha must be above 0, got 0.0"),
     (["--lora", "--lora_dropout", "1"], "--lora_dropout must be at least 0 and below 1, got 1.0"),
-    (["--lora", "--lora_target", "q_proj,lm_head"], "--lora_target must be of q_proj,.*, got 'lm_head'"),
+    (["--lora", "--lora_target", "q_proj,lm_head"], "--lora_target 'q_proj,lm_head' names no projection of a block: there are q_proj, .*, ff_out, "
+                                                    "in full blocks.0.q_proj to blocks.1.ff_out"),
+    (["--lora", "--lora_target", "wte"], "--lora_target 'wte' names no projection of a block: .*"),
+    (["--lora", "--lora_target", "proj"], "--lora_target 'proj' names no projection of a block: .*"),
+    (["--lora", "--lora_target", "blocks.2.*"], "--lora_target 'blocks.2.*' names no projection of a block: .*"),
+    (["--lora", "--lora_target="], "--lora_target is empty: leave it out .*"),
+    (["--lora", "--lora_target", "a)|(.*"], "--lora_target .* is no regular expression: unbalanced parenthesis at position 1"),
+    (["--lora", "--lora_target", "(?i)Q_PROJ"], "--lora_target .* is no regular expression: global flags not at the start .*"),
 ])
 def test_bad_flags_end_with_one_line(tmp_path, tiny_checkpoint, data, flags, message):
     with pytest.raises(SystemExit, match=f"^error: {message}$"):

@@ -4,6 +4,7 @@ Evaluate with `peft=OUTPUT_DIR` beside `pretrained=`, or merge: python -m traini
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from llada_plugins.adapters import BACKBONE, PREFIX, WEIGHTS
+from llada_plugins.adapters import BACKBONE, PREFIX, WEIGHTS, targeted
 from llada_plugins.checkpoint import save_tensors
 from llada_plugins.config import arg
 from llada_plugins.model import LLaDA
@@ -31,7 +32,7 @@ class LoRA(NamedTuple):
     rank: int
     alpha: float
     dropout: float
-    projections: tuple[str, ...]
+    projections: tuple[str, ...]        # regular expressions, each for the whole of q_proj or of blocks.0.q_proj
 
     @property
     def scale(self) -> float:
@@ -40,8 +41,8 @@ class LoRA(NamedTuple):
 
     @property
     def pattern(self) -> str:
-        """PEFT's target_modules: the projections of blocks alone."""
-        return rf".*\.blocks\.\d+\.({'|'.join(self.projections)})"
+        """PEFT's target_modules: whatever `projections` say, the projections of blocks alone."""
+        return rf".*\.(?=blocks\.\d+\.(?:{'|'.join(PROJECTIONS)})$)(?:blocks\.\d+\.)?(?:{'|'.join(self.projections)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,8 @@ class LoRAOptions:
     lora_r: int | None = arg(None, f"rank of the adapters (default: {DEFAULT_RANK})")
     lora_alpha: float | None = arg(None, "what B A is multiplied by, times the rank (default: twice the rank)")
     lora_dropout: float | None = arg(None, "share of an adapter's inputs that are dropped in training, 0-1 (default: 0)")
-    lora_target: str | None = arg(None, f"adapted projections of every block, with commas between (default: all: {','.join(PROJECTIONS)})")
+    lora_target: str | None = arg(None, f"adapted projections of the blocks: names with commas between, or a regular expression for the "
+                                        rf"whole name, such as '.*_proj' or 'blocks\.[0-3]\..*' (default: all: {','.join(PROJECTIONS)})")
 
     def __post_init__(self) -> None:
         given = [name for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target") if getattr(self, name) is not None]
@@ -64,8 +66,14 @@ class LoRAOptions:
             raise ValueError(f"--lora_alpha must be above 0, got {self.lora_alpha}")
         if self.lora_dropout is not None and not 0 <= self.lora_dropout < 1:
             raise ValueError(f"--lora_dropout must be at least 0 and below 1, got {self.lora_dropout}")
-        if unknown := set((self.lora_target or PROJECTIONS[0]).split(",")) - set(PROJECTIONS):
-            raise ValueError(f"--lora_target must be of {','.join(PROJECTIONS)}, got {','.join(sorted(unknown))!r}")
+        if self.lora_target == "":
+            raise ValueError(f"--lora_target is empty: leave it out to adapt all projections, or give some of {','.join(PROJECTIONS)}")
+        if self.lora_target is not None:
+            try:        # first by itself, else its parentheses could close those of the pattern
+                re.compile(self.lora_target)
+                re.compile(self.adapters.pattern)
+            except re.error as error:
+                raise ValueError(f"--lora_target {self.lora_target!r} is no regular expression: {error}") from None
 
     @property
     def adapters(self) -> LoRA | None:
@@ -73,15 +81,20 @@ class LoRAOptions:
         if not self.lora:
             return None
         rank = self.lora_r or DEFAULT_RANK
-        projections = tuple(self.lora_target.split(",")) if self.lora_target else PROJECTIONS
+        names = tuple(self.lora_target.split(",")) if self.lora_target else PROJECTIONS
+        projections = names if set(names) <= set(PROJECTIONS) else (self.lora_target,)
         return LoRA(rank, self.lora_alpha or 2.0 * rank, self.lora_dropout or 0.0, projections)
 
 
 def add_lora(model: LLaDA, lora: LoRA, generator: torch.Generator) -> None:
     """Freeze the model and add adapters that train, in place; before training they change nothing."""
+    config = _peft_config(lora)
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(_peft_config(lora), model.requires_grad_(False))
+    if not targeted(model, lora.pattern):
+        raise ValueError(f"--lora_target {','.join(lora.projections)!r} names no projection of a block: there are {', '.join(PROJECTIONS)}, in "
+                         f"full blocks.0.{PROJECTIONS[0]} to blocks.{model.config.n_layers - 1}.{PROJECTIONS[-1]}")
+    inject_adapter_in_model(config, model.requires_grad_(False))
     with torch.no_grad():        # as peft initialises them, but from the generator; lora_B stays zero
         for name, parameter in model.named_parameters():
             if ".lora_A." in name:
