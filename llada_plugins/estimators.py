@@ -139,6 +139,8 @@ def budget(estimator: str, mc_num: int | str, mc_max: int | None = None, mc_conf
             raise ValueError(f"{name} has no effect without {needs}: leave it out")
     if mc_confidence is not None and not 0.5 <= mc_confidence <= 1:
         raise ValueError(f"mc_confidence must be from 0.5 to 1, got {mc_confidence}")
+    if not auto and not isinstance(mc_num, int):
+        _target(mc_num)
     for name, value in (("mc_max", mc_max), ("mc_batch", mc_batch), ("mc_num", None if auto else mc_num)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -239,8 +241,8 @@ def is_settled(choices: Sequence[Sequence[Tensor]], lengths: Sequence[int], conf
     return True
 
 
-def _target(mc_num: str) -> float:
-    word, _, number = mc_num.partition(":")
+def _target(mc_num: object) -> float:
+    word, _, number = str(mc_num).partition(":")
     try:
         target = float(number)
     except ValueError:

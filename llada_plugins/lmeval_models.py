@@ -16,7 +16,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
 from ._lm_eval_hook import register
 from .config import names, reject_unknown
@@ -70,6 +70,19 @@ class LLaDA(TemplateLM):
         self.tokenizer = self.engine.tokenizer
         self._device = self.engine.model.device
         self._errors: dict[tuple[str, ...], dict[str, float | None]] = {}        # by the texts of requests not yet returned
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> LLaDA:
+        """As lm-eval's, but an option that also stands in lm-eval's own arguments ends with one line, not with Python's TypeError."""
+        for name in sorted(set(arg_dict) & {name for name, value in (additional_config or {}).items() if value is not None}):
+            raise ValueError(f"{name}={arg_dict[name]} stands in model_args, where lm-eval passes {name}={additional_config[name]} by itself: "
+                             f"give it as --{name}, outside model_args")
+        return super().create_from_arg_obj(arg_dict, additional_config)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> LLaDA:
+        """The same for options as one string."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @property
     def device(self) -> torch.device:

@@ -262,6 +262,8 @@ def test_rounds_double_up_to_the_limit():
     (("mean", 8), "estimator must be one of count, published, bernoulli, chain, exact, got 'mean'"),
     (("count", 0), "mc_num must be at least 1, got 0"),
     (("count", "auto"), "mc_num must be a whole number, got 'auto': or auto:NATS"),
+    (("count", None), "mc_num must be a whole number, got None: or auto:NATS"),
+    (("count", 3.5), "mc_num must be a whole number, got 3.5: or auto:NATS"),
     (("count", "auto:-1"), "got 'auto:-1'"),
     (("count", "auto:nan"), "got 'auto:nan'"),
     (("count", "many:1"), "got 'many:1'"),

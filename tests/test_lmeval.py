@@ -105,6 +105,12 @@ def test_bad_model_args_are_refused_in_one_line(arguments: dict, message: str) -
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("given", [{"batch_size": 4}, "batch_size=4"], ids=["dict", "string"])
+def test_model_args_that_lm_eval_passes_by_itself_are_refused_in_one_line(given: dict | str) -> None:
+    with pytest.raises(ValueError, match="batch_size=4 stands in model_args, .* give it as --batch_size"):
+        simple_evaluate(model="llada", model_args=given, tasks=["sudoku4"], batch_size=1)
+
+
 def test_the_answers_length_is_gen_length_then_the_tasks_then_256(model: LLaDA) -> None:
     def length(**gen_kwargs: object) -> int:
         return model._request("1", gen_kwargs).sampler.gen_length
