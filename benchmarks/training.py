@@ -3,6 +3,7 @@
     python -m benchmarks.training                                              a small shape, one CPU thread; 1 minute of it
     python -m benchmarks.training --shape 100m --measure memory --seq_len 64   one model of 279 M parameters; 6 GB
     python -m benchmarks.training --measure throughput --torch_compile         what compiling buys: the bare loop stays as it is; 2 minutes
+    python -m benchmarks.training --shape 100m --seq_len 512 --activation_checkpointing   what is saved and what it costs; 4 minutes, 10 GB
     python -m benchmarks.training --shape 100m --device cuda --dtype bfloat16 --batch_size 32 --seq_len 1024
 
 `throughput`: after every update of the trainer the bare loop makes the same one on a copy of the model: same batch, masks, precision,
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -60,6 +61,7 @@ class Options:
     device: str = arg("cpu", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: Literal["float32", "bfloat16"] = arg("float32", "of matrix products, by autocast; weights stay in float32")
     torch_compile: bool = arg(False, "the trainer's model compiled, by its flag of this name; a C++ compiler is needed")
+    activation_checkpointing: bool = arg(False, "the trainer's blocks compute their activations again, by its flag of this name")
     threads: int = arg(1, "CPU threads; one is steadiest on a shared machine")
     batch_size: int = arg(8, "rows of an update")
     seq_len: int = arg(128, "tokens of a row")
@@ -139,6 +141,12 @@ def training_model(options: Options) -> LLaDA:
     return random_model(config, pick_device(options.device), options.seed).train().requires_grad_(True)
 
 
+def recomputing(options: Options) -> dict[str, bool]:
+    """transformers' flag for it, whose name depends on the version."""
+    known = {field.name for field in fields(RunArguments)}
+    return {next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in known): options.activation_checkpointing}
+
+
 def train(model: LLaDA, options: Options, updates: int, watch: Bare | None = None) -> None:
     """Updates by the package's trainer on random rows; nothing is kept of them."""
     objective = objectives.pretrain(model.config.mask_token_id, random_lengths=0.0)
@@ -148,7 +156,7 @@ def train(model: LLaDA, options: Options, updates: int, watch: Bare | None = Non
         arguments = RunArguments(output_dir=folder, max_steps=updates, per_device_train_batch_size=options.batch_size, weight_decay=0.0,
                                  learning_rate=LEARNING_RATE, lr_scheduler_type="constant", warmup_steps=0, save_strategy="no",
                                  use_cpu=model.device.type == "cpu", bf16=options.dtype == "bfloat16", seed=options.seed,
-                                 torch_compile=options.torch_compile)
+                                 torch_compile=options.torch_compile, **recomputing(options))
         DiffusionTrainer(model, arguments, objective=watch.watched(objective) if watch else objective, save=lambda *_: None,
                          collate=collate_rows(model.config.mask_token_id, False), train=rows, callbacks=[watch] if watch else []).train()
 
@@ -170,15 +178,17 @@ def throughput(options: Options) -> dict[str, Any]:
     }
 
 
-def activation_bytes(model: LLaDA, batch_size: int, seq_len: int, width: int = 4) -> int:
+def activation_bytes(model: LLaDA, batch_size: int, seq_len: int, width: int = 4, recompute: bool = False) -> int:
     """What a backward pass needs kept, in numbers of `width` bytes: of a token and layer 10 D + 4 M, and H L of attention probabilities.
 
     D: both norms' inputs and their two products each, queries, keys, values, attended; M, the MLP's width: gate, its SiLU, the other
-    half, their product. The head's 3 V of a masked token are logits, their softmax and its gradient; every token may be masked.
+    half, their product. Behind the layers 3 D: the last norm's input and product, the head's input; and of a masked token 3 V: logits,
+    their softmax and its gradient; every token may be masked. recompute: all layers keep their input, D, and one at a time has the rest.
     """
     config = model.config
     layer = 10 * config.d_model + 4 * config.mlp_hidden_size + config.n_heads * seq_len
-    return width * batch_size * seq_len * (config.n_layers * layer + 3 * config.num_embeddings)
+    layers = config.n_layers * config.d_model + layer if recompute else config.n_layers * layer
+    return width * batch_size * seq_len * (layers + 3 * config.d_model + 3 * config.num_embeddings)
 
 
 def memory(options: Options) -> dict[str, Any]:
@@ -190,7 +200,8 @@ def memory(options: Options) -> dict[str, Any]:
         train(models[0], options, NOT_MEASURED)
     _, peak = measured(work, pick_device(options.device))
     parameters = 16 * num_parameters(models[0])
-    activations = activation_bytes(models[0], options.batch_size, options.seq_len, 2 if options.dtype == "bfloat16" else 4)
+    activations = activation_bytes(models[0], options.batch_size, options.seq_len, 2 if options.dtype == "bfloat16" else 4,
+                                   options.activation_checkpointing)
     return {"peak": peak, "parameters_and_optimizer": parameters, "activations": activations,
             "ratio": None if peak is None else peak / (parameters + activations)}
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # Switches of the published config that change the arithmetic: this module implements exactly these values.
 IMPLEMENTED = {
@@ -182,8 +183,14 @@ class Block(nn.Module):
         self.ff_proj = nn.Linear(width, hidden, bias=config.include_bias)
         self.up_proj = nn.Linear(width, hidden, bias=config.include_bias)
         self.ff_out = nn.Linear(hidden, width, bias=config.include_bias)
+        self.recompute = False        # keep the input alone for the backward pass, and compute everything else again in it
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():        # inside the block: hooks that change its input, such as a router's, run once
+            return checkpoint(self._layer, x, cos, sin, view, use_reentrant=False)
+        return self._layer(x, cos, sin, view)
+
+    def _layer(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
         config, (batch, length, _) = self.config, x.shape
         h = self.attn_norm(x)                                                               # (B, L, D)
         q, k, v = (proj(h).view(batch, length, -1, config.head_dim).transpose(1, 2)         # (B, H, L, head_dim)
@@ -205,7 +212,19 @@ class Streams(NamedTuple):
     confidence: Tensor | None = None      # (B, L) raw score of an unmasking-policy stream, fp32
 
 
-class LLaDA(nn.Module):
+class Recomputing:
+    """Activation checkpointing under the names that transformers' Trainer calls; for modules that have Blocks inside."""
+
+    def activation_checkpointing_enable(self, **_: Any) -> None:
+        """Every block keeps its input alone for the backward pass; transformers' options are not asked."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recompute = True
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
+
+
+class LLaDA(Recomputing, nn.Module):
     """LLaDA (arXiv 2502.09992): a bidirectional transformer that predicts every masked token at once.
 
     Called with token ids it returns logits (B, L, V); `hidden_states` and `head` are the two halves of that, for callers that

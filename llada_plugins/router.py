@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .config import arg, build, names, reject_unknown
 from .denoiser import PADDING, Canvas, Denoiser, Prediction
-from .model import LLaDA
+from .model import LLaDA, Recomputing
 from .part import Part, check_part, fill_part, read_part, write_part
 
 CONFIG, WEIGHTS = "router_config.json", "router.safetensors"
@@ -178,7 +178,7 @@ def check_blocks(router: Router, num_blocks: int) -> None:
                          "give the model's blocks, or another router")
 
 
-class RoutedLLaDA(nn.Module):
+class RoutedLLaDA(Recomputing, nn.Module):
     """The plan's ALALLaDA: a frozen backbone behind a router, (B, L) ids and prompt lengths to logits (B, L, V)."""
 
     def __init__(self, backbone: LLaDA, router: Router, mask_id: int) -> None:

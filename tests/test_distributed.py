@@ -26,6 +26,7 @@ from training.launch import RunArguments
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
 STEPS = 3
+RECOMPUTE = ("--gradient_checkpointing",)
 FSDP = ("--fsdp", "--fsdp_config", str(CONFIGS / "fsdp.json"))
 SAVING = ("--save_strategy", "steps", "--save_steps", "2")
 LORA = ("--lora", "--lora_r", "2")
@@ -112,8 +113,9 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
 
 
-@pytest.mark.parametrize("more, processes_only", [((), ()), (LORA, ()), ((), FSDP), (("--gradient_accumulation_steps", "2"), ())],
-                         ids=["DDP", "DDP, LoRA", "FSDP", "DDP, accumulating"])
+@pytest.mark.parametrize("more, processes_only", [((), ()), (LORA, ()), ((), FSDP), (("--gradient_accumulation_steps", "2"), ()),
+                                                   (RECOMPUTE, FSDP), pytest.param((*LORA, *RECOMPUTE), (), marks=pytest.mark.slow)],
+                         ids=["DDP", "DDP, LoRA", "FSDP", "DDP, accumulating", "FSDP, recomputing", "DDP, LoRA, recomputing"])
 def test_two_processes_make_the_updates_of_one_that_accumulates_twice_as_often(tmp_path, tiny_checkpoint, more, processes_only):
     one, two = tmp_path / "one", tmp_path / "two"
     often = ("--gradient_accumulation_steps", "4" if "--gradient_accumulation_steps" in more else "2")

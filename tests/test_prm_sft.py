@@ -201,6 +201,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(base, data, tmp_path):
     assert logged(tmp_path / "cut", "loss") == logged(tmp_path / "whole", "loss")
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
+def test_activation_checkpointing_changes_no_weight(base, data, tmp_path):
+    kept = trained(base, data, tmp_path / "kept", "--separator", ";")
+    recomputed = trained(base, data, tmp_path / "recomputed", "--separator", ";", "--gradient_checkpointing")
+    assert (kept / "model.safetensors").read_bytes() == (recomputed / "model.safetensors").read_bytes()
+
+
 def test_rows_longer_than_the_context_are_skipped_and_counted(base, data, tmp_path, caplog):
     path = tmp_path / "steps.jsonl"
     write_rows([*solutions_in_steps("train", 3), StepRow("q", ["x" * 61], [True]), StepRow("q", ["x" * 62], [True])], path)

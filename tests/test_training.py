@@ -297,7 +297,7 @@ def test_noise_differs_between_steps_micro_steps_and_processes():
     (["--preset", "sudoku4", "--optim", "galore_adamw"], "--optim galore_adamw: "),
     (["--preset", "sudoku4", "--optim", "lomo"], "--optim lomo: "),
     (["--preset", "sudoku4", "--lr_scheduler_type", "cosine_with_min_lr"], "see --lr_scheduler_kwargs"),
-    (["--preset", "sudoku4", "--gradient_checkpointing"], "--gradient_checkpointing is not supported: leave it out; lower the batch size"),
+    (["--preset", "sudoku4", "--gradient_checkpointing_kwargs", "{\"use_reentrant\": true}"], "checkpointing_kwargs is not supported: leave it out; every"),
     (["--preset", "sudoku4", "--resume_from_checkpoint", "x"], "--resume_from_checkpoint is not supported: leave it out; --resume"),
     (["--preset", "sudoku4", "--label_smoothing_factor", "0.1"], "--label_smoothing_factor is not supported"),
     (["--preset", "sudoku4", "--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy must be random, got group_by_length"),

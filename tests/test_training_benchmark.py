@@ -46,9 +46,16 @@ def test_losses_that_differ_fail_the_command(monkeypatch):
     assert training.main([*SMALL, "--measure", "throughput"]) == 1
 
 
+def test_a_recomputing_trainer_makes_the_same_updates():
+    assert training.throughput(Options(shape="tiny", batch_size=4, seq_len=16, updates=3, activation_checkpointing=True))["same_losses"]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("batch_size, seq_len", [(2, 16), (3, 64)])
-def test_the_estimate_of_activations_is_what_torch_keeps(batch_size, seq_len):
+def test_the_estimate_of_activations_is_what_torch_keeps(batch_size, seq_len, recompute):
     model = training_model(Options(shape="small", batch_size=batch_size, seq_len=seq_len))
+    if recompute:
+        model.activation_checkpointing_enable()
     batch = collate_rows(0, False)(torch.randint(0, 100, (batch_size, seq_len)).tolist())
     parameters = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, int] = {}
@@ -61,9 +68,14 @@ def test_the_estimate_of_activations_is_what_torch_keeps(batch_size, seq_len):
     everything = objectives.pretrain(model.config.mask_token_id, random_lengths=0.0)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = everything(model, batch, torch.Generator().manual_seed(0))
-    num_masked = next(n for n in range(batch_size * seq_len + 1) if n * model.config.num_embeddings * 4 in kept.values())
+    num_masked, rest = divmod(max(kept.values()), 4 * model.config.num_embeddings)
+    assert rest == 0        # nothing is larger than the head's softmax
     # of the head's three arrays of V numbers a masked token only the softmax is kept by then; the estimate has every token masked. Beyond
-    # it are masks, rotary tables and D of a masked token
-    estimate = activation_bytes(model, batch_size, seq_len)
+    # it are masks and the rotary tables of 256 places
+    estimate = activation_bytes(model, batch_size, seq_len, recompute=recompute)
+    if recompute:        # no layer has been computed again by then
+        head = 4 * 3 * (model.config.num_embeddings + model.config.d_model) * batch_size * seq_len
+        estimate -= (activation_bytes(model, batch_size, seq_len) - head) / model.config.n_layers
     estimate -= 4 * model.config.num_embeddings * (3 * batch_size * seq_len - num_masked)
+    estimate += 2 * 4 * 256 * model.config.head_dim
     assert loss.sum.requires_grad and sum(kept.values()) == pytest.approx(estimate, rel=0.1)

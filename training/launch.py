@@ -44,8 +44,8 @@ FROM_ZERO = ("learning_rate", "weight_decay", "max_grad_norm", "dataloader_num_w
 NOT_HERE = {        # flags of transformers that would do nothing, or nothing good -> what to do instead
     "resume_from_checkpoint": "--resume continues from the newest checkpoint in output_dir",
     "label_smoothing_factor": "the objectives have none",
-    "gradient_checkpointing": "lower the batch size and raise --gradient_accumulation_steps",
-    "activation_checkpointing": "lower the batch size and raise --gradient_accumulation_steps",
+    "gradient_checkpointing_kwargs": "every block is computed again, as torch does without reentrance",
+    "activation_checkpointing_kwargs": "every block is computed again, as torch does without reentrance",
     "use_liger_kernel": "it knows other models only",
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

@@ -21,7 +21,7 @@ from llada_plugins.adapters import merged_weight
 from llada_plugins.checkpoint import save_model, save_tensors
 from llada_plugins.config import arg
 from llada_plugins.diffusion import Replace, another_of
-from llada_plugins.model import LLaDA, LLaDAConfig
+from llada_plugins.model import LLaDA, LLaDAConfig, Recomputing
 from llada_plugins.policy_metrics import auc, expected_calibration_error
 from llada_plugins.part import backbone_fingerprint
 from llada_plugins.policy_stream import CONFIG, WEIGHTS, PolicyHead, save_policy
@@ -77,7 +77,7 @@ class PolicyOutput(NamedTuple):
     score: Tensor         # (B, L) raw score h of every position, fp32
 
 
-class PolicyModel(nn.Module):
+class PolicyModel(Recomputing, nn.Module):
     """A backbone with a light head; a frozen backbone runs without a graph, so that training costs little more than its forward."""
 
     def __init__(self, backbone: LLaDA, head: PolicyHead) -> None:
