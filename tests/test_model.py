@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from llada_plugins.checkpoint import load_model
@@ -153,6 +154,18 @@ def test_some_columns_beside_the_kept_keys_and_values_equal_the_whole_forward(ma
     for before, after in zip(kept, [tensor for pair in past.values() for tensor in pair]):
         assert after.shape[1] == model.config.num_kv_heads
         torch.testing.assert_close(after, before, atol=ROUNDING, rtol=0)
+
+
+@pytest.mark.parametrize("fields", [{}, {"weight_tying": True}, {"include_bias": True}, {"embedding_size": 5000}], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 32), (7, 32), (0, 32), (2, 0, 32), (32,)], ids=str)
+def test_the_head_of_a_vocabulary_in_parts_is_the_whole_product(make_model, fields, shape):
+    model = make_model(**{"vocab_size": 4500, **fields})
+    hidden = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    head = model.embedding if model.config.weight_tying else model.model["transformer"]["ff_out"]
+    with torch.inference_mode():
+        logits, whole = model.head(hidden), F.linear(hidden, head.weight, getattr(head, "bias", None))
+    assert logits.shape == whole.shape == (*shape[:-1], len(head.weight))
+    torch.testing.assert_close(logits, whole, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("padded", [False, True])
