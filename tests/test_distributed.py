@@ -30,6 +30,7 @@ RECOMPUTE = ("--gradient_checkpointing",)
 FSDP = ("--fsdp", "--fsdp_config", str(CONFIGS / "fsdp.json"))
 SAVING = ("--save_strategy", "steps", "--save_steps", "2")
 LORA = ("--lora", "--lora_r", "2")
+HALF = ("--dtype", "bfloat16")
 
 
 def flags(tmp_path: Path, checkpoint: Path, out: Path, *more: str) -> list[str]:
@@ -114,8 +115,9 @@ def losses(out: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("more, processes_only", [((), ()), (LORA, ()), ((), FSDP), (("--gradient_accumulation_steps", "2"), ()),
-                                                   (RECOMPUTE, FSDP), pytest.param((*LORA, *RECOMPUTE), (), marks=pytest.mark.slow)],
-                         ids=["DDP", "DDP, LoRA", "FSDP", "DDP, accumulating", "FSDP, recomputing", "DDP, LoRA, recomputing"])
+                                                   (RECOMPUTE, FSDP), pytest.param((*LORA, *RECOMPUTE), (), marks=pytest.mark.slow),
+                                                   pytest.param((*LORA, *HALF), FSDP, marks=pytest.mark.slow)],
+                         ids=["DDP", "DDP, LoRA", "FSDP", "DDP, accumulating", "FSDP, recomputing", "DDP, LoRA, recomputing", "FSDP, LoRA in bfloat16"])
 def test_two_processes_make_the_updates_of_one_that_accumulates_twice_as_often(tmp_path, tiny_checkpoint, more, processes_only):
     one, two = tmp_path / "one", tmp_path / "two"
     often = ("--gradient_accumulation_steps", "4" if "--gradient_accumulation_steps" in more else "2")

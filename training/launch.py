@@ -209,7 +209,7 @@ def checkpoint_job(options: SFTOptions) -> Job:
         train = read_hub(options.data, options.dataset_config, options.train_split, words, **rules)
         if options.eval_split is not None:
             evaluation = read_hub(options.data, options.dataset_config, options.eval_split, words, **rules)
-    return Job(_trainable(folder), train, evaluation, collate_answers(words.eos_id), folder)
+    return Job(_trainable(folder, options.dtype), train, evaluation, collate_answers(words.eos_id), folder)
 
 
 def _from_scratch(shape: Mapping[str, Any], folder: Path, arguments: RunArguments) -> tuple[LLaDA, Vocabulary]:
@@ -231,8 +231,8 @@ def _checkpoint(pretrained: str) -> tuple[Path, Vocabulary]:
     return folder, vocabulary(folder, config.vocab_size, config.max_sequence_length, config.eos_token_id)
 
 
-def _trainable(folder: Path) -> LLaDA:
-    return load_model(folder, device="cpu", dtype="float32").requires_grad_(True)
+def _trainable(folder: Path, dtype: str = "float32") -> LLaDA:
+    return load_model(folder, device="cpu", dtype=dtype).requires_grad_(True)
 
 
 def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequence[str], *, save: Save | None = None,

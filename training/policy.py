@@ -69,6 +69,10 @@ class RemaskOptions(LoRAOptions, SFTOptions):
         if self.joint and self.lora:
             raise ValueError("--joint trains the whole backbone, --lora adapters of it: give one")
 
+    @property
+    def freezes(self) -> bool:
+        return not self.joint
+
 
 class PolicyOutput(NamedTuple):
     """What Remask SFT needs of a forward pass."""

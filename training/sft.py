@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from llada_plugins.config import arg
 
@@ -32,6 +33,9 @@ class SFTOptions:
     train_split: str = arg("train", "split to train on; a file has none")
     eval_split: str | None = arg(None, "split for the evaluation loss; a file has none: see --eval_data")
     eval_data: str | None = arg(None, "JSONL file of the same form for the evaluation loss (see --eval_strategy)")
+    dtype: Literal["float32", "bfloat16"] = arg(
+        "float32", "of weights that do not train, as under --lora, a light policy head or a router: bfloat16 halves their memory; what "
+                   "trains is float32, see --bf16 for mixed precision")
     append_eos: bool = arg(True, "end every text completion with EOS; rows of ids are taken as they are")
     seq_len: int | None = arg(
         None, "tokens after which rows lose the end of their answer; those whose prompt leaves it no room are left out and counted "
@@ -45,6 +49,16 @@ class SFTOptions:
             raise ValueError(f"a preset brings its own data: leave --{of_data[0]} out")
         if self.eval_data is not None and self.eval_split is not None:
             raise ValueError("--eval_data and --eval_split are alternatives: give one")
+        if self.dtype != "float32" and self.preset is not None:
+            raise ValueError(f"a preset's model is float32: leave --dtype {self.dtype} out")
+        if self.dtype != "float32" and not self.freezes:
+            raise ValueError(f"--dtype {self.dtype} is for weights that do not train, and here all do: leave it out, or add --lora; --bf16 is mixed "
+                             "precision")
+
+    @property
+    def freezes(self) -> bool:
+        """Do the checkpoint's own weights stay as they are?"""
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +70,10 @@ class FineTuningOptions(lora.LoRAOptions, SFTOptions):
         lora.LoRAOptions.__post_init__(self)
         if self.lora and self.preset is not None:
             raise ValueError("--lora adapts a checkpoint: give --model DIR with --data FILE.jsonl in place of --preset")
+
+    @property
+    def freezes(self) -> bool:
+        return self.lora
 
 
 def main(argv: Sequence[str] | None = None) -> None:

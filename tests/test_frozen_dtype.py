@@ -1,0 +1,71 @@
+"""--dtype bfloat16: weights that do not train are held in 16 bits, what trains in 32, and the result fits the checkpoint as it is stored."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llada_plugins.engine import Engine
+from llada_plugins.tasks import sudoku
+from training import launch, remask_sft, router_sft, sft
+
+RUN = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--warmup_steps", "0", "--logging_steps", "1", "--use_cpu",
+       "--num_threads", "1", "--save_strategy", "no"]
+COMMANDS = {        # command, further flags, file of what trained, the method that loads it and its option
+    "sft --lora": (sft, ("--lora", "--lora_dropout", "0.1"), "adapter_model.safetensors", ("llada", "peft")),
+    "remask_sft": (remask_sft, (), "ups.safetensors", ("llada_ups", "ups")),
+    "remask_sft --lora": (remask_sft, ("--lora",), "ups.safetensors", ("llada_ups", "pretrained")),
+    "router_sft": (router_sft, ("--router_blocks", "2"), "router.safetensors", ("llada_ala", "router")),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "data.jsonl"
+    pairs = [{"prompt": puzzle, "completion": solution} for puzzle, solution in sudoku.problems("train", 12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return path
+
+
+def losses(out: Path) -> list[float]:
+    return [row["loss"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+
+
+@pytest.mark.parametrize("mixed", [(), ("--bf16",)], ids=["", "autocast"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_trains_is_float32_beside_16_bits_and_fits_the_stored_checkpoint(tmp_path, tiny_checkpoint, data, name, mixed, monkeypatch):
+    command, more, file, (method, option) = COMMANDS[name]
+    models, make = [], launch.DiffusionTrainer
+    monkeypatch.setattr(launch, "DiffusionTrainer", lambda model, *given, **options: models.append(model) or make(model, *given, **options))
+    flags = ["--model", str(tiny_checkpoint), "--data", str(data), *RUN, *more]
+    command.main([*flags, "--output_dir", str(tmp_path / "plain")])
+    command.main([*flags, "--output_dir", str(tmp_path / "half"), "--dtype", "bfloat16", *mixed])
+    dtypes = {(weight.requires_grad, weight.dtype) for weight in models[1].parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "plain"), rel=0.05)
+    trained = load_file(tmp_path / "half" / file)
+    assert all(weight.dtype == torch.float32 for weight in trained.values())
+    for key, weight in load_file(tmp_path / "plain" / file).items():        # three updates of Adam: 3e-3 at most, in either
+        torch.testing.assert_close(trained[key], weight, atol=6.1e-3, rtol=0)
+    given = {option: str(tmp_path / "half")} if option == "pretrained" else {"pretrained": str(tiny_checkpoint), option: str(tmp_path / "half")}
+    assert Engine(method, gen_length=16, device="cpu", **given).sampler.gen_length == 16        # the fingerprints agree, and shapes
+
+
+@pytest.mark.parametrize("command, more, message", [
+    (sft, (), "--dtype bfloat16 is for weights that do not train, and here all do: leave it out, or add --lora"),
+    (remask_sft, ("--joint",), "--dtype bfloat16 is for weights that do not train"),
+    (sft, ("--lora", "--dtype", "float64"), "invalid choice: 'float64'"),
+])
+def test_where_all_weights_train_it_is_refused_in_one_line(tmp_path, tiny_checkpoint, data, command, more, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--model", str(tiny_checkpoint), "--data", str(data), *RUN, "--dtype", "bfloat16", *more, "--output_dir", str(tmp_path / "out")])
+    said = str(ended.value.code) + capsys.readouterr().err
+    assert message in said and not (tmp_path / "out").exists()
+
+
+def test_presets_bring_their_own(tmp_path):
+    with pytest.raises(SystemExit, match="error: a preset's model is float32: leave --dtype bfloat16 out"):
+        remask_sft.main(["--preset", "sudoku4_ups", "--dtype", "bfloat16", "--output_dir", str(tmp_path / "out")])
