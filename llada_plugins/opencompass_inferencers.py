@@ -1,4 +1,4 @@
-"""OpenCompass' own PPL and LL inferencers, whose prediction files hold the standard error of every likelihood as well.
+"""OpenCompass' own PPL and LL inferencers, which ask for all labels together and file the standard error of every likelihood as well.
 
 In a config, for a model of opencompass_models.py: `from llada_plugins.opencompass_inferencers import PPLInferencer`, then
 `dataset['infer_cfg']['inferencer']['type'] = PPLInferencer`. Values, predictions and scores are those of the stock inferencers, after
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from opencompass.openicl import icl_inferencer as stock
@@ -16,9 +17,17 @@ from opencompass.openicl.icl_retriever import BaseRetriever
 
 
 class _WithErrors:
-    """Adds `stderr`, in the unit of the value beside it, and `num_forwards` to every label of the file that the stock class writes."""
+    """Adds `stderr`, in the unit of the value beside it, and `num_forwards` to every label of the file that the stock class writes.
+
+    The stock class asks label by label, batch by batch. It is run once for its requests alone, so that those of all labels share
+    batches and equal rows, and mc_num=auto sees all choices of a question.
+    """
 
     def inference(self, retriever: BaseRetriever, *, output_json_filepath: str, output_json_filename: str, **arguments: Any) -> list:
+        stock_inference = super().inference
+        with TemporaryDirectory() as folder:
+            self.model.foresee(lambda: stock_inference(retriever, output_json_filepath=folder, output_json_filename="asked.json", **arguments),
+                               self.batch_size)
         self.model.errors.clear()
         predictions = super().inference(retriever, output_json_filepath=output_json_filepath, output_json_filename=output_json_filename,
                                         **arguments)

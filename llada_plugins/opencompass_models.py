@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Pair = tuple[tuple[int, ...], tuple[int, ...]]        # token ids of a context and of the answer behind it
 ROLES = {"HUMAN": "user", "BOT": "assistant", "SYSTEM": "system"}        # OpenCompass role -> chat role
 RENAMED = ("pretrained", "max_length", "batch_size")        # here path, max_seq_len, and a key that OpenCompass keeps to itself
 
@@ -72,6 +73,8 @@ class LLaDA(BaseModel):
         self.chat, self.record_stats = chat, record_stats
         self.stop_words = (stop_words,) if isinstance(stop_words, str) else tuple(stop_words)
         self.errors: list[dict[str, float | None]] = []        # of likelihoods, as asked, in the unit of their values; opencompass_inferencers.py files them
+        self._asked: list[Pair] | None = None                   # while `foresee` only listens
+        self._foreseen: dict[Pair, LogLikelihood] = {}
         self._bar: Progress | None = None
         self._answered: set[str] = set()
         self._warned: set[str] = set()
@@ -187,13 +190,34 @@ class LLaDA(BaseModel):
     def _log_likelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], units: Sequence[int] | None = None) -> np.ndarray:
         """Nats per unit (1 by default) of each pair; their errors go to `errors`."""
         units = units or [1] * len(pairs)
-        estimates: dict[int, LogLikelihood] = {}
+        keys: list[Pair] = [(tuple(context), tuple(answer)) for context, answer in pairs]
+        if self._asked is not None:
+            self._asked += keys
+            return np.zeros(len(keys))
+        known = self._foreseen if self._foreseen.keys() >= set(keys) else self._estimates(keys, len(keys))
+        self.errors += [known[key].error(unit) for key, unit in zip(keys, units)]
+        return np.array([known[key].value / unit for key, unit in zip(keys, units)])
+
+    def foresee(self, ask: Callable[[], Any], batch_size: int) -> None:
+        """Estimate together what `ask` asks for one after the other; it is run for that alone, and its likelihoods are zeros.
+
+        Until the next call these requests get the values found here. batch_size: rows of one forward pass.
+        """
+        self._asked = []
+        try:
+            ask()
+            asked = list(dict.fromkeys(self._asked))
+        finally:
+            self._asked = None
+        self._foreseen = self._estimates(asked, batch_size)
+
+    def _estimates(self, pairs: Sequence[Pair], batch_size: int) -> dict[Pair, LogLikelihood]:
+        found: dict[Pair, LogLikelihood] = {}
         bar = self._progress()
-        for number, estimate in self.engine.log_likelihood(pairs, len(pairs)):
-            estimates[number] = estimate
+        for number, estimate in self.engine.log_likelihood(pairs, batch_size):
+            found[pairs[number]] = estimate
             bar.add()
-        self.errors += [estimates[number].error(unit) for number, unit in enumerate(units)]
-        return np.array([estimates[number].value / unit for number, unit in enumerate(units)])
+        return found
 
     def _prediction(self, completion: Completion) -> str | dict[str, Any]:
         if not self.record_stats:

@@ -213,12 +213,21 @@ class Choices(BaseDataset):
         return DatasetDict(train=Dataset.from_list(rows), test=Dataset.from_list(rows))
 
 
-def written(inferencer: type, model: LLaDA, folder: Path) -> tuple[list, dict]:
+class Letters(Choices):
+    """Two questions whose answers differ in their last token of two."""
+
+    @staticmethod
+    def load() -> DatasetDict:
+        rows = [{"question": question, "first": "A", "second": "B", "cont": " end.", "gold": "A"} for question in ("first", "last")]
+        return DatasetDict(train=Dataset.from_list(rows), test=Dataset.from_list(rows))
+
+
+def written(inferencer: type, model: LLaDA, folder: Path, task: type = Choices) -> tuple[list, dict]:
     """The predictions that stock code gets for `Choices`, and the file."""
     end = " end." if issubclass(inferencer, stock.LLInferencer) else ""
     template = PromptTemplate({label: dict(round=[dict(role="HUMAN", prompt="{question}"), dict(role="BOT", prompt=answer + end)])
                                for label, answer in (("A", "{first}"), ("B", "{second}"))})
-    data = Choices(reader_cfg=dict(input_columns=["question", "first", "second", "cont"], output_column="gold"))
+    data = task(reader_cfg=dict(input_columns=["question", "first", "second", "cont"], output_column="gold"))
     made = inferencer(model=model, batch_size=2, output_json_filepath=str(folder))
     predictions = made.inference(ZeroRetriever(data), prompt_template=template, output_json_filepath=str(folder),
                                  output_json_filename=f"{inferencer.__module__}.json")
@@ -245,6 +254,37 @@ def test_our_inferencers_add_standard_errors_to_the_stock_file_and_change_nothin
             assert stderr is None if mc_num == 1 else stderr == pytest.approx(estimate.stderr / unit, rel=1e-3, abs=1e-6)
             assert row[label].pop("num_forwards") == estimate.num_forwards
     assert (predictions, rows) == written(theirs, model, tmp_path) and len(rows) == 3
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(PPLInferencer, stock.PPLInferencer), (LLInferencer, stock.LLInferencer)], ids=["PPL", "LL"])
+@pytest.mark.parametrize("options", [dict(mc_num=16), dict(mc_num="auto:0.0001", mc_max=64)], ids=str)
+def test_our_inferencers_ask_for_all_labels_together(tiny_checkpoint, tmp_path, ours, theirs, options) -> None:
+    """Rows that labels or questions have in common run once, and choices settle each other under mc_num=auto."""
+    model = LLaDA(str(tiny_checkpoint), **{**OPTIONS, **options})
+    rows, plain = [], model.engine.denoise
+
+    def denoise(canvas, window):
+        rows.extend(canvas.tokens.tolist())
+        return plain(canvas, window)
+    model.engine.denoise = denoise
+    predictions, _ = written(ours, model, tmp_path)
+    together = len(rows)
+    rows.clear()
+    assert written(theirs, model, tmp_path)[0] == predictions and not rows        # what was found stays
+    model.foresee(lambda: None, 1)
+    assert written(theirs, model, tmp_path)[0] == predictions and len(rows) > together
+
+
+def test_rows_that_choices_have_in_common_run_once(tiny_checkpoint, tmp_path) -> None:
+    model = LLaDA(str(tiny_checkpoint), **OPTIONS)
+    rows, plain = [], model.engine.denoise
+    model.engine.denoise = lambda canvas, window: rows.extend(canvas.tokens.tolist()) or plain(canvas, window)
+    counts = []
+    for inferencer in (PPLInferencer, stock.PPLInferencer):
+        rows.clear(), model.foresee(lambda: None, 1)
+        written(inferencer, model, tmp_path, Letters)
+        counts.append(len(rows))
+    assert counts == [2 * 4, 2 * 6]        # of three masks each, two leave no token in which the choices differ
 
 
 @pytest.mark.parametrize(("options", "message"), [
