@@ -99,7 +99,8 @@ def sample(logits: Tensor, drawn: Tensor, config: SamplerConfig) -> Tensor:
     In float64: LLaDA draws exp(l) / (-log u)^T for every token, which has the same distribution and in float32 truncates the tail
     (arXiv 2409.02908); one number of 52 random bits a position reaches every token more probable than 1e-15.
     """
-    logits = logits.to(torch.float64, copy=True).div_(config.temperature)
+    # the best token's logit comes off first: divided by a temperature near 0 it would overflow, while 0 stays 0 and all others become -inf
+    logits = logits.to(torch.float64, copy=True).sub_(logits.amax(-1, keepdim=True)).div_(config.temperature)
     if config.top_k is not None and config.top_k < logits.shape[-1]:
         logits.masked_fill_(logits < logits.topk(config.top_k, dim=-1).values[..., -1:], -INF)
     if config.top_p is not None:
@@ -107,7 +108,7 @@ def sample(logits: Tensor, drawn: Tensor, config: SamplerConfig) -> Tensor:
         probability = ordered.softmax(-1)
         above = probability.cumsum(-1) - probability                           # probability of all better tokens: 0 for the best
         logits.masked_fill_((above >= config.top_p).gather(-1, order.argsort(-1)), -INF)
-    upto = logits.sub_(logits.amax(-1, keepdim=True)).exp_().cumsum_(-1)       # (N, V)
+    upto = logits.exp_().cumsum_(-1)                                           # (N, V)
     # the first token whose sum reaches a point above 0, which one of weight 0 never is
     return torch.searchsorted(upto, drawn[:, None] * upto[:, -1:])[:, 0]
 

@@ -668,6 +668,13 @@ def test_sampling_from_the_best_token_alone_is_greedy(more):
     assert run(dict(gen_length=12, temperature=1.0, top_p=1e-9, **more)) == greedy
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 2.3e-308, 1e-30])        # the first two have no normal float64
+@pytest.mark.parametrize("more", [{}, dict(top_k=3), dict(top_p=0.9), dict(threshold=0.4)], ids=str)
+def test_a_temperature_however_small_is_greedy(temperature, more):
+    greedy = run(dict(gen_length=12, **{name: value for name, value in more.items() if name == "threshold"}))
+    assert run(dict(gen_length=12, temperature=temperature, **more)) == greedy
+
+
 @pytest.mark.parametrize("block_length, later", [(12, 1), (6, 6)], ids=["next step", "next block"])
 def test_every_step_block_and_position_draws_anew(block_length, later):
     def indifferent(canvas: Canvas, window: slice) -> Prediction:
