@@ -28,8 +28,8 @@ class Canvas(NamedTuple):
     past: Past | None = None
 
     def take(self, rows: Tensor) -> Canvas:
-        """Some of the rows, (B,) bool, and what wrappers remember of them; the memory is cut in place."""
-        return self._replace(tokens=self.tokens[rows], answer_start=self.answer_start[rows], memory=_of_rows(self.memory, rows))
+        """Some of the rows, (N,) numbers, and what wrappers remember of them; the memory is cut in place."""
+        return self._replace(tokens=self.tokens[rows], answer_start=self.answer_start[rows], memory=_of_rows(self.memory, rows, len(self.tokens)))
 
 
 class LogitsAt(Protocol):
@@ -57,15 +57,15 @@ class Denoiser(Protocol):
     def __call__(self, canvas: Canvas, window: slice) -> Prediction: ...
 
 
-def _of_rows(value: Any, rows: Tensor) -> Any:
-    """Of all tensors in dicts and tuples, these rows; tensors have B rows, or several times B, as under guidance."""
+def _of_rows(value: Any, rows: Tensor, batch: int) -> Any:
+    """Of all tensors in dicts and tuples, these rows; tensors have `batch` rows, or several times as many, as under guidance."""
     if isinstance(value, Tensor):
-        return value[rows.repeat(len(value) // len(rows))]
+        return value.unflatten(0, (-1, batch))[:, rows].flatten(0, 1)
     if isinstance(value, dict):
         for name in value:
-            value[name] = _of_rows(value[name], rows)        # one by one, so that old and new keys are not all held at once
+            value[name] = _of_rows(value[name], rows, batch)        # one by one, so that old and new keys are not all held at once
         return value
-    return tuple(_of_rows(each, rows) for each in value) if isinstance(value, tuple) else value
+    return tuple(_of_rows(each, rows, batch) for each in value) if isinstance(value, tuple) else value
 
 
 def gather(values: Tensor, at: Tensor, rows: Tensor | None = None) -> Tensor:

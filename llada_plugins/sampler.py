@@ -168,17 +168,18 @@ def unmask(denoise: Denoiser, canvas: Canvas, window: slice, keys: Tensor, confi
     width, rows = block.shape[1], torch.arange(len(block), device=block.device)
     forwards = torch.zeros_like(rows)
     limit = config.forwards_per_block * (width // config.block) if plan is None else plan.shape[1]
-    most = [] if plan is None else [int(masked.sum(-1).max()), *(width - plan).amax(0).tolist()]        # masks of the fullest row, by step
+    ahead = [] if plan is None else _in_work(torch.cat([masked.sum(-1, keepdim=True), width - plan], 1))
     for step in range(limit):
         masked = block == special.mask
-        fewest, num_masked = (1, most[step]) if plan is not None else torch.stack(masked.sum(-1).aminmax()).tolist()
-        if num_masked == 0:
+        num_rows, num_masked = ahead[step] if ahead else _in_work(masked.sum(-1, keepdim=True))[0]
+        if num_rows == 0:
             break
-        if fewest == 0:                                                                 # who is done rides no further
-            going, whole[rows, window] = masked.any(-1), block.clone()        # both may be one memory
+        if num_rows < len(rows):                                                        # who is done rides no further
+            whole[rows, window] = block.clone()                                         # both may be one memory
+            going = masked.any(-1).logical_not().byte().argsort(stable=True)[:num_rows]
             canvas, rows, keys, masked = canvas.take(going), rows[going], keys[going], masked[going]
-            block = canvas.tokens[:, window]
-        forwards[rows] += masked.any(-1)
+            block, plan = canvas.tokens[:, window], plan if plan is None else plan[going]
+        forwards[rows] += 1
         # masked columns first, in order; a row with fewer of them fills up with pinned ones
         at = masked.logical_not().byte().argsort(dim=-1, stable=True)[:, :width if config.revises else num_masked]     # (B, M)
         proposal, score = judge(denoise(canvas, window), at, block, keys, (offset, step), config, special)
@@ -189,6 +190,11 @@ def unmask(denoise: Denoiser, canvas: Canvas, window: slice, keys: Tensor, confi
             on_step(step, rows, proposal, score, before, block.clone())
     whole[rows, window] = block.clone()
     return forwards
+
+
+def _in_work(left: Tensor) -> list[list[int]]:
+    """How many rows have masks, and how many the fullest has, for every step, from the masks before each, (B, S). Waits for the device."""
+    return torch.stack([(left > 0).sum(0), left.amax(0)], 1).tolist()
 
 
 def decode(denoise: Denoiser, prompts: Sequence[Sequence[int]], config: SamplerConfig, special: SpecialTokens, **options: Any) -> list[Sample]:

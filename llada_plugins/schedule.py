@@ -19,7 +19,9 @@ def quota(num_masked: Tensor, steps: int, *, remainder_last: bool = False) -> Te
     """Tokens to unmask at each step under the linear schedule.
 
     num_masked: (B,) masked tokens per row. Returns (B, steps); rows sum to num_masked. The remainder goes to the first steps
-    (LLaDA, arXiv 2502.09992, Algorithm 5) or to the last (RemeDi, arXiv 2509.23653).
+    (LLaDA, arXiv 2502.09992, Algorithm 5) or to the last (RemeDi, arXiv 2509.23653): then the first steps may unmask nothing where
+    a block is filled again in part; under `revise` they exchange tokens (llada_prm, legacy, 1000 sudokus: .862 at 19.9 forwards with
+    them, .843 at 16.8 without).
     """
     share, remainder = num_masked // steps, num_masked % steps
     step = torch.arange(steps, device=num_masked.device)

@@ -3,16 +3,17 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 
 import pytest
 import torch
 
 from llada_plugins.denoiser import Canvas, Denoiser, Prediction
-from llada_plugins.generation import generate
+from llada_plugins.generation import generate, with_options
 from llada_plugins.model import SpecialTokens
 from llada_plugins.noise import request_key
 from llada_plugins.review import BlockReview, ReviewConfig, Scores, masked_shares, summary
-from llada_plugins.sampler import Sample, decode
+from llada_plugins.sampler import Sample, Step, decode
 from llada_plugins.sampler_config import SamplerConfig
 from llada_plugins.solution import block_ends, block_scorer, split_steps
 from tests.test_sampler import EOS, MASK, PROMPTS, SPECIAL, VOCAB, record, toy_denoiser
@@ -116,6 +117,21 @@ def test_forwards_are_those_the_denoiser_did(options):
     seen: list[tuple[Canvas, slice]] = []
     samples = run(options, prompts=[[5, 6, 7]], denoise=record(toy_denoiser(), seen))
     assert samples[0].num_forwards == sum(int((canvas.tokens[:, window] == MASK).any(-1).sum()) for canvas, window in seen)
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, dict(SAMPLER, steps=16), dict(SAMPLER, steps=16, revise=True, confidence_source="ups"),
+                                     dict(SAMPLER, steps=12, revise=True, cfg_scale=0.5, temperature=1.0)], ids=str)
+@every_review
+def test_every_forward_does_something_for_every_row_that_is_charged_for_it(options, sampler):
+    """Random positions of a block may be fewer than its steps; under revise a step may then exchange tokens alone."""
+    charged: Counter[int] = Counter()
+
+    def count(step: Step) -> None:
+        assert (step.kept.sum(-1) - step.remasked.sum(-1) >= (0 if config.revises else 1)).all()
+        charged.update(step.rows.tolist())
+    config = SamplerConfig(**sampler)
+    samples = run(options, sampler, denoise=with_options(toy_denoiser(), config, SPECIAL), on_step=count)
+    assert [sample.num_forwards for sample in samples] == [charged[row] for row in range(len(PROMPTS))]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS[:3], ids=str)
