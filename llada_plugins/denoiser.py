@@ -116,12 +116,16 @@ def suppressed(denoise: Denoiser, ids: Sequence[int]) -> Denoiser:
     """The same prediction with some ids at probability zero (LLaDA's logits_eos_inf)."""
     def denoise_suppressed(canvas: Canvas, window: slice) -> Prediction:
         prediction = denoise(canvas, window)
-        banned = torch.tensor(list(ids), device=canvas.tokens.device)
-
-        def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
-            return prediction.logits_at(at, rows).index_fill(-1, banned, -torch.inf)
-        return prediction._replace(logits_at=logits_at)
+        return prediction._replace(logits_at=lambda at, rows=None: without(prediction.logits_at(at, rows), ids))
     return denoise_suppressed
+
+
+def without(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """A copy of logits (..., V) with a few ids at probability zero; one by one, since a tensor of ids would go to the device at every step."""
+    logits = logits.clone()
+    for token in ids:
+        logits[..., token] = -torch.inf
+    return logits
 
 
 def align(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, bool]:

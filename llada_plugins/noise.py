@@ -22,9 +22,8 @@ def request_key(seed: int, *sequences: Iterable[int]) -> int:
 def uniform(key: Tensor, *counters: Tensor | int) -> Tensor:
     """Independent U(0, 1), float64, never 0 or 1, one for each broadcast combination of int64 key and counters."""
     state = _mix(key)
-    for counter in counters:
-        counter = torch.as_tensor(counter, dtype=torch.int64, device=key.device)
-        state = _mix(state ^ _mix(counter + _GOLDEN))
+    for counter in counters:        # an int stays on the CPU, as a scalar that every device takes along: a copy to it would be waited for
+        state = _mix(state ^ _mix(torch.as_tensor(counter, dtype=torch.int64) + _GOLDEN))
     return (_shift(state, 12).double() + 0.5) * 2.0 ** -52        # 52 bits: with 53 the largest would round to 1
 
 

@@ -127,22 +127,39 @@ def route_blocks(router: Router, embedding: nn.Embedding, tokens: Tensor, answer
     column of each row's first answer token. Rows are aligned so that each prompt ends at its own answer_start. Without a masked answer
     position the result is exactly the embedding's.
     """
-    embeds = embedding(tokens.clamp(min=0))                                                  # (B, L, D)
-    length = tokens.shape[1]
-    start = max(1, int(answer_start.max()))                                                  # attention needs a column, if an absent one
+    return placed(seeds_of(router, embedding, tokens, answer_start, mask_id), embedding, tokens, answer_start, mask_id)
+
+
+def seeds_of(router: Router, embedding: nn.Embedding, tokens: Tensor, answer_start: Tensor, mask_id: int, stop: int = 0) -> Tensor:
+    """The router's seeds (B, W, blocks, D) for the first W positions of every answer: to the last masked one, and to column `stop`.
+
+    They follow from the prompts alone. Waits for the device, which knows W.
+    """
+    position = _position(tokens, answer_start)                                               # (B, L)
+    last = position.masked_fill(tokens != mask_id, 0).amax().clamp(min=stop - 1 - answer_start.min())        # padding left out
+    start, last = torch.stack([answer_start.max(), last]).tolist()
+    start = max(1, start)                                                                    # attention needs a column, if an absent one
     shift = start - answer_start                                                             # (B,) columns to the right to line answers up
     column = torch.arange(start, device=tokens.device) - shift[:, None]                      # (B, P) source column of each lined-up place
-    source = column.clamp(min=0)
-    present = (column >= 0) & (tokens.gather(1, source) != PADDING)
-    prompt = embeds.gather(1, source[..., None].expand(-1, -1, embeds.shape[-1]))
-    position = torch.arange(length, device=tokens.device) - answer_start[:, None]            # (B, L) place in the answer
+    source = tokens.gather(1, column.clamp(min=0))
+    present = (column >= 0) & (source != PADDING)
+    prompt, mask_embedding = embedding(source.clamp(min=0)), embedding.weight[mask_id]
+    precision = router.out.weight.dtype
+    return router(prompt.to(precision), present, mask_embedding.to(precision), max(0, last) + 1).to(prompt.dtype)
+
+
+def placed(seeds: Tensor, embedding: nn.Embedding, tokens: Tensor, answer_start: Tensor, mask_id: int) -> Tensor:
+    """`route_blocks` of tokens (B, L) whose seeds (B, W, blocks, D) are known."""
+    position = _position(tokens, answer_start)                                               # (B, L)
     seeded = (position >= 0) & (tokens == mask_id)
-    width = int(position.masked_fill(~seeded, 0).max()) + 1                                  # of the longest answer, padding left out
-    mask_embedding = embedding.weight[mask_id]
-    seeds = router(prompt.to(router.out.weight.dtype), present, mask_embedding.to(router.out.weight.dtype), width).to(embeds.dtype)
-    seeds = seeds.gather(1, position.clamp(0, width - 1)[..., None, None].expand(-1, -1, *seeds.shape[2:]))
-    own = F.pad(embeds[:, :, None], (0, 0, 0, router.config.blocks - 1))                     # (B, L, blocks, D)
+    seeds = seeds.gather(1, position.clamp(0, seeds.shape[1] - 1)[..., None, None].expand(-1, -1, *seeds.shape[2:]))
+    own = F.pad(embedding(tokens.clamp(min=0))[:, :, None], (0, 0, 0, seeds.shape[2] - 1))   # (B, L, blocks, D)
     return torch.where(seeded[..., None, None], seeds, own)
+
+
+def _position(tokens: Tensor, answer_start: Tensor) -> Tensor:
+    """The place of each column in its row's answer, (B, L); negative in the prompt."""
+    return torch.arange(tokens.shape[1], device=tokens.device) - answer_start[:, None]
 
 
 @contextmanager
@@ -165,9 +182,12 @@ def routed(denoise: Denoiser, router: Router, embedding: nn.Embedding, mask_id: 
     check_blocks(router, max(1, len(blocks)))
 
     def denoise_routed(canvas: Canvas, window: slice) -> Prediction:
-        seeds = route_blocks(router, embedding, canvas.tokens, canvas.answer_start, mask_id)
-        with added(blocks, seeds[:, canvas.columns]):
-            return denoise(canvas._replace(embeds=seeds[:, :, 0]), window)
+        memory, place = {} if canvas.memory is None else canvas.memory, (canvas.tokens, canvas.answer_start, mask_id)
+        if "seeds" not in memory:        # once a block: only tokens of the window change, and seeds reach to its end
+            memory["seeds"] = seeds_of(router, embedding, *place, stop=0 if canvas.memory is None else window.stop)
+        routes = placed(memory["seeds"], embedding, *place)                                  # (B, L, blocks, D)
+        with added(blocks, routes[:, canvas.columns]):
+            return denoise(canvas._replace(embeds=routes[:, :, 0]), window)
     return denoise_routed
 
 

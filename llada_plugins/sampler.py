@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .batching import Queue
 from .confidence import CONFIDENCE, Candidates
-from .denoiser import Canvas, Denoiser, Prediction, align
+from .denoiser import Canvas, Denoiser, Prediction, align, without
 from .model import SpecialTokens
 from .noise import request_key, uniform
 from .sampler_config import SamplerConfig
@@ -126,7 +126,7 @@ def candidates_at(prediction: Prediction, at: Tensor, block: Tensor, keys: Tenso
     logits[..., special.mask] = of_mask
     if config.confidence_eos_eot_inf:
         # upstream's two writes hit the noisy and the raw logits, the same tensor only at temperature 0; see README "Deviations"
-        logits = logits.index_fill(-1, torch.tensor(special.ends, device=logits.device, dtype=torch.long), -INF)
+        logits = without(logits, special.ends)
     policy = None if prediction.confidence is None else prediction.confidence.gather(1, at)
     return Candidates(logits, torch.where(masked, proposal, standing), masked, policy, prediction.ranks_masked,
                       lambda: uniform(keys[:, None], step, position, 0))
@@ -135,9 +135,8 @@ def candidates_at(prediction: Prediction, at: Tensor, block: Tensor, keys: Tenso
 def scored(candidates: Candidates, config: SamplerConfig, ends: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """The candidates' tokens and their scores by the confidence source, both (B, M)."""
     score = CONFIDENCE[config.source](candidates).float()
-    if config.confidence_eos_eot_inf:        # last among all candidates, under every confidence source
-        ending = torch.isin(candidates.tokens, torch.tensor(ends, device=score.device)) & candidates.masked
-        score = score.masked_fill(ending, torch.finfo(score.dtype).min)
+    for token in ends if config.confidence_eos_eot_inf else ():        # last among all candidates, under every confidence source
+        score = score.masked_fill(candidates.masked & (candidates.tokens == token), torch.finfo(score.dtype).min)
     return candidates.tokens, score
 
 

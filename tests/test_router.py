@@ -281,6 +281,31 @@ def test_a_router_of_more_blocks_than_are_given_is_refused_in_one_line(model):
         route(router, model.embedding, torch.tensor([[MASK]]), torch.tensor([0]), MASK)
 
 
+@every_router
+def test_seeds_that_a_block_remembers_are_those_of_its_later_steps(model, kind):
+    """Of a step that masks more of the window than its first had masked, too; and of a later block, masked or not there yet."""
+    router, start, window = random_router(kind), torch.tensor([2, 2]), slice(3, 6)
+    seen: list[Canvas] = []
+    first = torch.tensor([[5, 6, 7, MASK, 8, 9], [PADDING, 4, 7, 9, MASK, 9]])
+    later = torch.tensor([[5, 6, 7, 8, MASK, MASK], [PADDING, 4, 7, MASK, 9, MASK]])
+    for grown in (first[:, :0], torch.full((2, 2), MASK)):
+        memory: dict = {}
+        denoise = routed(lambda canvas, window: seen.append(canvas), router, model.embedding, MASK, blocks_of(model))
+        for tokens in (torch.cat([first, grown], 1), torch.cat([later, grown], 1)):
+            denoise(Canvas(tokens, start, memory=memory), window)
+            torch.testing.assert_close(seen[-1].embeds, route_blocks(router, model.embedding, tokens, start, MASK)[:, :, 0], **ROUNDING)
+
+
+def test_the_router_runs_once_a_block(model):
+    router, config = random_router("both blocks"), SamplerConfig(gen_length=12, block_length=4, cfg_scale=1.0, cache="dual")
+    ran: list[int] = []
+    handle = router.register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
+    denoise = routed(model_denoiser(model), router, model.embedding, MASK, blocks_of(model))
+    generate(model, PROMPTS, config, denoise=denoise)
+    handle.remove()
+    assert ran == [2 * len(PROMPTS)] * 3
+
+
 # ---- prompts of any length
 
 @pytest.mark.parametrize("lengths, shown", [
