@@ -1,17 +1,20 @@
-"""What each approximate way of decoding costs in accuracy on the shipped 4x4 sudoku model; random weights cannot tell."""
+"""What each approximate way of decoding costs in accuracy on the shipped sudoku and Nim models; random weights cannot tell."""
 from __future__ import annotations
 
+import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
-
 
 from llada_plugins import generate
 from llada_plugins.engine import Engine
 from llada_plugins.sampler_config import SamplerConfig
-from llada_plugins.tasks import sudoku
+from llada_plugins.tasks import nim
 
-GEN_LENGTH, BLOCK_LENGTH, BATCH = 16, 8, 50
+from .parallel import TASKS, Task
+
+BLOCK_LENGTHS = {"sudoku4": 8, "nim": 4}        # two blocks each: one behind, one ahead, and several steps that a cache can shorten
+BATCH = 50
 
 
 class Accuracy(NamedTuple):
@@ -22,59 +25,72 @@ class Accuracy(NamedTuple):
     mean_forwards: float
 
 
-WAYS: dict[str, tuple[str, dict[str, Any]]] = {        # form -> weights, sampler options; forms of the speed table where it has them
-    "exact": ("float32", {}),
-    "prefix": ("float32", dict(cache="prefix")),
-    "dual": ("float32", dict(cache="dual")),
-    "dual_refresh2": ("float32", dict(cache="dual", cache_refresh=2)),
-    "low_precision": ("bfloat16", {}),
-    "dual_low_precision": ("bfloat16", dict(cache="dual")),
-    "int8": ("int8", {}),
-    "dual_int8": ("int8", dict(cache="dual")),
-    "threshold_0.95": ("float32", dict(threshold=0.95)),
-    "factor_0.1": ("float32", dict(factor=0.1)),
-    "error_budget_0.05": ("float32", dict(error_budget=0.05)),
+class Way(NamedTuple):
+    """A way of decoding."""
+
+    step: str                  # form of benchmarks.generation whose steps it takes
+    weights: str               # a row of WEIGHTS
+    options: dict[str, Any]    # of the sampler
+
+
+WAYS = {
+    "exact": Way("exact", "float32", {}),
+    "prefix": Way("prefix", "float32", dict(cache="prefix")),
+    "dual": Way("dual", "float32", dict(cache="dual")),
+    "dual_refresh2": Way("dual_refresh2", "float32", dict(cache="dual", cache_refresh=2)),
+    "low_precision": Way("low_precision", "bfloat16", {}),
+    "dual_low_precision": Way("dual_low_precision", "bfloat16", dict(cache="dual")),
+    "int8": Way("int8", "int8", {}),
+    "dual_int8": Way("dual_int8", "int8", dict(cache="dual")),
+    "threshold_0.95": Way("exact", "float32", dict(threshold=0.95)),
+    "factor_0.1": Way("exact", "float32", dict(factor=0.1)),
+    "error_budget_0.05": Way("exact", "float32", dict(error_budget=0.05)),
+    "dual_threshold_0.95": Way("dual", "float32", dict(cache="dual", threshold=0.95)),
+    "dual_threshold_0.9": Way("dual", "float32", dict(cache="dual", threshold=0.9)),        # Fast-dLLM's setting
 }
+WEIGHTS: dict[str, dict[str, Any]] = {        # options of the engine
+    "float32": dict(dtype="float32"),
+    "bfloat16": dict(dtype="bfloat16"),
+    "int8": dict(dtype="float32", quantize="int8"),
+}
+if not importlib.util.find_spec("torchao"):        # an optional package; the speed of int8 is not measured without it either
+    WAYS = {name: way for name, way in WAYS.items() if way.weights != "int8"}
 
 
-def weights() -> dict[str, Callable[[], Engine]]:
-    """How the engine of each kind of weights is loaded; int8 where torchao is installed."""
-    found: dict[str, Callable[[], Engine]] = {dtype: lambda dtype=dtype: Engine("llada", device="cpu", dtype=dtype)
-                                              for dtype in ("float32", "bfloat16")}
-    if importlib.util.find_spec("torchao"):
-        found["int8"] = lambda: Engine("llada", device="cpu", dtype="float32", quantize="int8")
-    return found
+def most_problems() -> int:
+    """How many test problems every task has."""
+    return nim.num_positions("test")
 
 
-def measure(num: int) -> dict[str, Accuracy]:
-    """Every way on `num` test puzzles, one token a step but for the adaptive rules; nothing for none."""
-    if num == 0:
-        return {}
-    problems = sudoku.problems("test", num)
-    engines = {kind: load() for kind, load in weights().items()}
-    found: dict[str, Accuracy] = {}
+def measure(num: int) -> dict[str, dict[str, Accuracy]]:
+    """Every way on `num` test problems of each task, greedy, one token a step but for the adaptive rules; nothing for none."""
+    return {name: _ways(task, BLOCK_LENGTHS[name], num) for name, task in TASKS.items()} if num else {}
+
+
+def _ways(task: Task, block_length: int, num: int) -> dict[str, Accuracy]:
+    problems, found = task.problems("test", num), {}
+    load = functools.cache(lambda weights: Engine("llada", pretrained=task.pretrained, device="cpu", **WEIGHTS[weights]))
     exact: list[list[int]] = []
-    for name, (kind, options) in WAYS.items():
-        if kind not in engines:
-            continue
-        engine, config = engines[kind], SamplerConfig(gen_length=GEN_LENGTH, block_length=BLOCK_LENGTH, **options)
-        prompts = [engine.encode(problem.puzzle) for problem in problems]
+    for name, way in WAYS.items():
+        engine, config = load(way.weights), SamplerConfig(gen_length=task.gen_length, block_length=block_length, **way.options)
+        prompts = [engine.encode(prompt) for prompt, _ in problems]
         samples = [sample for first in range(0, num, BATCH)
                    for sample in generate(engine.model, prompts[first:first + BATCH], config, special=engine.special)]
         answers = [sample.answer for sample in samples]
         exact = exact or answers
         texts = engine.tokenizer.batch_decode(answers)
-        found[name] = Accuracy(sum(sudoku.is_valid(problem.puzzle, text) for problem, text in zip(problems, texts)) / num,
+        found[name] = Accuracy(sum(task.right(prompt, text) for (prompt, _), text in zip(problems, texts)) / num,
                                sum(answer == other for answer, other in zip(answers, exact)) / num,
                                sum(sample.num_forwards for sample in samples) / num)
     return found
 
 
-def table(found: dict[str, Accuracy], num: int, ratios: dict[str, float]) -> str:
-    """Accuracy beside the speed that the same command measured on random weights, where it measured that form."""
-    lines = [f"4x4 sudoku, {num} puzzles, block_length {BLOCK_LENGTH}; beside it the speed of the form above",
-             f"{'form':<32}{'accuracy':>10}{'as exact':>10}{'forwards':>10}{'x faster':>10}"]
-    for name, each in found.items():
-        ratio = f"{ratios[name]:.2f}" if name in ratios else ""
-        lines.append(f"{name:<32}{each.accuracy:>10.3f}{each.same_answers:>10.3f}{each.mean_forwards:>10.2f}{ratio:>10}")
+def table(found: Mapping[str, Mapping[str, Mapping[str, float]]], num: int) -> str:
+    """For each task the accuracies, and beside each how many times faster than the published loop's an answer of as many forwards is."""
+    lines = []
+    for task, rows in found.items():
+        lines += [f"{task}, {num} problems, greedy, block_length {BLOCK_LENGTHS[task]}; speed: of an answer, over the published loop's",
+                  f"{'form':<32}{'accuracy':>10}{'as exact':>10}{'forwards':>10}{'answer x faster':>17}{'sampled':>10}"]
+        lines += [f"{name:<32}{row['accuracy']:>10.3f}{row['same_answers']:>10.3f}{row['mean_forwards']:>10.2f}"
+                  f"{row['times_faster_greedy']:>17.2f}{row['times_faster']:>10.2f}" for name, row in rows.items()]
     return "\n".join(lines)

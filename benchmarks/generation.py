@@ -10,11 +10,12 @@ at --temperature, where the published loop draws float64 Gumbel noise over the w
 (`_greedy`).
 
 `prefix` and `dual` are the caches, which approximate: the mean step of a block in which every step unmasks one token, so one `first`
-step, a forward of everything, to block_length - 1 later ones (`prefix_later`, `dual_later`). `dual_low_precision` is the same in
-bfloat16. `batch8` is a row's share of such a step on eight rows, whose prompts have from half of prompt_length to all of it, and
-`batch8_alone` the mean of the same rows one by one; both in bfloat16 as well. `ala` is `exact` behind a router of one layer. `ups_head`
-and `ups_head_512` add a policy head (128 and 512 hidden units) that nobody asks: what the head costs. `ups` is RemeDi's sampler with
-the first of them: the head, and logits at the block's visible tokens too, which its rule ranks.
+step, a forward of everything, to block_length - 1 later ones (`prefix_later`, `dual_later`). `low_precision` and `dual_low_precision`
+are `exact` and `dual` in bfloat16, `int8` and `dual_int8` with the blocks' weights in 8 bits (where torchao is installed). `batch8` is
+a row's share of such a step on eight rows, whose prompts have from half of prompt_length to all of it, and `batch8_alone` the mean of
+the same rows one by one; both in bfloat16 as well. `ala` is `exact` behind a router of one layer, in a block's first step, which makes
+the seeds. `ups_head` and `ups_head_512` add a policy head (128 and 512 hidden units) that nobody asks: what the head costs. `ups` is
+RemeDi's sampler with the first of them: the head, and logits at the block's visible tokens too, which its rule ranks.
 
 "x exact" is the median over repetitions of the ratio to `exact` in the same repetition; head and router are timed by themselves as
 well, since the ratio's noise is larger than they are. All forms take turns in every repetition, so that a noisy machine slows all of
@@ -23,8 +24,14 @@ short answer greedily, on the same weights in float32: the exit status is 1 if t
 
 A peer (peers.py) decodes an answer of two blocks behind a prompt that fills the same canvas, in two steps a block or, with a cache,
 one token a step; ours decodes it right after. Greedy answers must have the same tokens, or the exit status is 1. `dual_refresh2` is
-`dual` with a first step every second step. Floors (roofline.py) and memory (memory.py) are of the measured step. Weights are random,
-so accuracy is measured on the tiny model that the package ships (accuracy.py).
+`dual` with a first step every second step. Floors (roofline.py) and memory (memory.py) are of the measured step.
+
+Weights are random, so accuracy is measured on the two tiny models that the package ships (accuracy.py), greedily, in two blocks. Beside
+it stands the speed of an answer, not of a step: what the published loop takes, with a forward for each token, over what ours takes
+with the share of forwards that was needed on the tiny model, both at temperature 0 ("answer x faster") and at --temperature
+("sampled"). One token a forward, that is the ratio of the form above. `threshold_0.95`, `factor_0.1` and `error_budget_0.05` take
+steps of `exact`: its ratio times tokens over forwards. `dual_threshold_0.9`, as Fast-dLLM is used, takes those of `dual`, and the fewer
+they are, the larger a part of them are first steps.
 """
 from __future__ import annotations
 
@@ -49,6 +56,7 @@ from llada_plugins.router import route
 from . import accuracy, memory, peers, reference, roofline, speed_plot
 from .clock import Seconds, timed
 from .command import check_folder, run_benchmark
+from .parallel import TASKS
 from .steps import BATCHES, COMPOSED, FORMS, NUM_ROWS, ragged, random_head, random_router
 
 SHAPES = {
@@ -78,7 +86,7 @@ class Options:
     peer: list[str] = dataclasses.field(default_factory=list, metadata={"help": "checkouts of LLaDA, Fast-dLLM or dllm to run beside ours"})
     peer_repetitions: int = arg(3, "answers decoded by each loop of a peer, and by ours")
     memory_length: int = arg(4096, "columns of the longest canvas whose step's memory is measured, the shortest has a 16th; 0: none")
-    accuracy_puzzles: int = arg(100, "sudoku puzzles on which the approximations' accuracy is measured; 0: none")
+    accuracy_puzzles: int = arg(200, "sudoku puzzles, and as many Nim positions, on which the approximations' accuracy is measured; 0: none")
     json: str | None = arg(None, "file for the results as JSON")
     plot: str | None = arg(None, "file for a plot of speeds, floors and memory (.png, .pdf or .svg)")
 
@@ -98,8 +106,9 @@ class Options:
             raise ValueError(f"plot must end in {', '.join(speed_plot.SUFFIXES)}, got {self.plot!r}")
         if self.memory_length < 0 or self.memory_length % (32 * self.block_length):
             raise ValueError(f"memory_length must be 0 or a multiple of 32 blocks ({32 * self.block_length}), got {self.memory_length}")
-        if self.accuracy_puzzles < 0:
-            raise ValueError(f"accuracy_puzzles must not be negative, got {self.accuracy_puzzles}")
+        if not 0 <= self.accuracy_puzzles <= accuracy.most_problems():
+            raise ValueError(f"accuracy_puzzles must be from 0 to {accuracy.most_problems()}, the Nim positions that there are, "
+                             f"got {self.accuracy_puzzles}")
         if self.peer and self.prompt_length + self.gen_length <= peers.NUM_BLOCKS * self.block_length:
             raise ValueError(f"peers decode {peers.NUM_BLOCKS} blocks behind a prompt: prompt_length + gen_length must exceed "
                              f"{peers.NUM_BLOCKS * self.block_length}")
@@ -197,7 +206,7 @@ def routing_seconds(model: LLaDA, options: Options, repetitions: int = 20) -> Se
     return Seconds(*(each / repetitions for each in timed(work, model.device)))
 
 
-def composed(medians: dict[str, float], num_steps: int) -> dict[str, float]:
+def composed(medians: dict[str, float], num_steps: float) -> dict[str, float]:
     """Seconds of the mean step of a row in a block of num_steps: of each form as measured, of a cache the first step and the later ones."""
     mean = {name: seconds for name, seconds in medians.items() if name not in BATCHES}
     for name, (first, later) in COMPOSED.items():
@@ -209,6 +218,20 @@ def composed(medians: dict[str, float], num_steps: int) -> dict[str, float]:
         if "dual" + suffix in mean:
             mean["dual_refresh2" + suffix] = (medians["first" + suffix] + medians["dual_later" + suffix]) / 2
     return mean
+
+
+def judged(medians: dict[str, float], options: Options) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracies by task and way of decoding, each with the speed of such an answer over the published loop's, sampled and greedy."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for task, ways in accuracy.measure(options.accuracy_puzzles).items():
+        found[task] = {}
+        for name, each in ways.items():
+            share = each.mean_forwards / TASKS[task].gen_length                # of a forward for each token
+            mean = composed(medians, share * options.block_length)
+            found[task][name] = {**each._asdict(), **{
+                f"times_faster{suffix}": medians[f"reference{suffix}"] / (share * mean[f"{accuracy.WAYS[name].step}{suffix}"])
+                for suffix in ("", "_greedy")}}
+    return found
 
 
 def times_exact(seconds: dict[str, list[Seconds]], clock: str) -> dict[str, float]:
@@ -275,7 +298,7 @@ def run(options: Options) -> dict[str, Any]:
         "seconds": mean,
         "floor": floors(model, options, list(medians), clock),
         "memory": memory_growth(model, options)._asdict() if options.memory_length else None,
-        "accuracy": {name: each._asdict() for name, each in accuracy.measure(options.accuracy_puzzles).items()},
+        "accuracy": judged(medians, options),
         "clock": clock,
         "every_step": {name: [each._asdict() for each in taken] for name, taken in seconds.items()},
         "shape": {"name": options.shape, **SHAPES[options.shape]},
@@ -294,8 +317,7 @@ def report(result: dict[str, Any]) -> str:
         itemsize = getattr(torch, result["machine"]["dtype"]).itemsize
         parts.append(memory.table(memory.Growth(**result["memory"]), config, options["num_masked"], itemsize))
     if result["accuracy"]:
-        found = {name: accuracy.Accuracy(**each) for name, each in result["accuracy"].items()}
-        parts.append(accuracy.table(found, options["accuracy_puzzles"], result["ratios"]))
+        parts.append(accuracy.table(result["accuracy"], options["accuracy_puzzles"]))
     if result["peer_runs"]:
         parts.append(peers.table(result["peer_runs"]))
     return "\n\n".join(parts)

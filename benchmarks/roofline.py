@@ -3,6 +3,9 @@
 A floor counts what the form cannot do without: the blocks at the columns that it computes, the head at the positions that it decides
 on (the published loop: at all), attention of those columns to all, every weight read once, keys and values that a cache keeps, and
 the logits written and read once. It is the larger of FLOPs over the matmul ceiling and bytes over the memory bandwidth.
+
+The int8 forms have none: torchao converts a weight to the activations' dtype at every product, so what its bytes and its products can
+do is another kernel's ceiling, which is not measured.
 """
 from __future__ import annotations
 

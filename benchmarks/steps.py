@@ -3,18 +3,21 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from llada_plugins import SamplerConfig
+from llada_plugins import SamplerConfig, gptq
 from llada_plugins.cache import cached
+from llada_plugins.checkpoint import BLOCKS
 from llada_plugins.denoiser import PADDING, Canvas, Denoiser, model_denoiser
 from llada_plugins.model import LLaDA
 from llada_plugins.policy_stream import PolicyHead, policy_denoiser
+from llada_plugins.quantization import quantise_linear
 from llada_plugins.router import Router, RouterConfig, routed
 from llada_plugins.sampler import unmask
 
@@ -65,14 +68,31 @@ def ala_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig,
     our_step(routed(model_denoiser(model), router, model.embedding, model.special_tokens.mask), model, tokens, window, config)
 
 
+Variant = Callable[[LLaDA], LLaDA]        # the same model with other weights
+
+
+def as_it_is(model: LLaDA) -> LLaDA:
+    return model
+
+
 @functools.cache
 def low_precision(model: LLaDA) -> LLaDA:
     return model if model.dtype == torch.bfloat16 else copy.deepcopy(model).to(torch.bfloat16)
 
 
-def first_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int, *, low: bool = False) -> None:
+@functools.cache
+def int8(model: LLaDA) -> LLaDA:
+    """The Linears of the blocks in 8 bits, by torchao; whatever else has parameters shares the model's."""
+    quantised = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    for name, linear in list(quantised.named_modules()):
+        if name.startswith(BLOCKS) and isinstance(linear, nn.Linear):
+            gptq.replace(quantised, name, quantise_linear(linear, "int8"))
+    return quantised
+
+
+def first_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int, *, variant: Variant = as_it_is) -> None:
     """The first step of a block, which fills the cache."""
-    model = low_precision(model) if low else model
+    model = variant(model)
     our_step(cached(model_denoiser(model), "dual"), model, tokens, window, config)
 
 
@@ -87,9 +107,9 @@ def filled(model: LLaDA, mode: str, rows: tuple[tuple[int, ...], ...], window: t
 
 
 def later_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int, *,
-               mode: str, low: bool = False) -> None:
+               mode: str, variant: Variant = as_it_is) -> None:
     """A step of a block after its first."""
-    model = low_precision(model) if low else model
+    model = variant(model)
     memory = filled(model, mode, tuple(map(tuple, tokens.tolist())), (window.start, window.stop), config)
     denoise = cached(model_denoiser(model), mode)
     our_step(lambda canvas, at: denoise(canvas._replace(memory=memory), at), model, tokens, window, config)
@@ -121,13 +141,16 @@ FORMS: dict[str, Form] = {
     "first": first_step,
     "prefix_later": functools.partial(later_step, mode="prefix"),
     "dual_later": dual_later,
-    "first_low_precision": functools.partial(first_step, low=True),
-    "dual_later_low_precision": functools.partial(later_step, mode="dual", low=True),
+    "first_low_precision": functools.partial(first_step, variant=low_precision),
+    "dual_later_low_precision": functools.partial(later_step, mode="dual", variant=low_precision),
     "ups_head": functools.partial(ups_step, width=128, ranks=False),
     "ups_head_512": functools.partial(ups_step, width=512, ranks=False),
     "ups": functools.partial(ups_step, width=128, ranks=True),
     "ala": ala_step,
 }
+if importlib.util.find_spec("torchao"):        # an optional package
+    FORMS |= {"first_int8": functools.partial(first_step, variant=int8),
+              "dual_later_int8": functools.partial(later_step, mode="dual", variant=int8)}
 BATCHES: dict[str, Form] = {        # of NUM_ROWS rows; they leave the tokens that they are given
     "first_batch8": functools.partial(together, first_step),
     "dual_later_batch8": functools.partial(together, dual_later),
@@ -141,7 +164,10 @@ BATCHES: dict[str, Form] = {        # of NUM_ROWS rows; they leave the tokens th
 COMPOSED = {        # name -> first step of a block, later ones
     "prefix": ("first", "prefix_later"),
     "dual": ("first", "dual_later"),
+    "low_precision": ("first_low_precision", "first_low_precision"),        # keeping its keys and values costs a step nothing
     "dual_low_precision": ("first_low_precision", "dual_later_low_precision"),
+    "int8": ("first_int8", "first_int8"),
+    "dual_int8": ("first_int8", "dual_later_int8"),
     "batch8": ("first_batch8", "dual_later_batch8"),
     "batch8_alone": ("first_alone", "dual_later_alone"),
     "batch8_low_precision": ("first_batch8_low_precision", "dual_later_batch8_low_precision"),

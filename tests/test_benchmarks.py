@@ -121,10 +121,12 @@ def test_rows_of_a_batch_unmask_what_they_unmask_alone(model):
 
 def test_a_cached_block_costs_one_first_step_and_the_rest_later_ones():
     measured = {"reference": 9.0, "exact": 3.0, "first": 4.0, "dual_later": 1.0, "prefix_later": 2.0, "first_greedy": 3.0,
-                "dual_later_greedy": 0.5, "prefix_later_greedy": 1.0, "first_batch8": 16.0, "dual_later_batch8": 4.0}
+                "dual_later_greedy": 0.5, "prefix_later_greedy": 1.0, "first_batch8": 16.0, "dual_later_batch8": 4.0, "first_int8": 3.5,
+                "dual_later_int8": 0.5, "first_low_precision": 2.5, "dual_later_low_precision": 0.25}
     mean = generation.composed(measured, 4)
     assert (mean["dual"], mean["prefix"], mean["dual_greedy"], mean["batch8"]) == (7 / 4, 10 / 4, 4.5 / 4, 28 / 32)
     assert (mean["dual_refresh2"], mean["dual_refresh2_greedy"]) == (2.5, 1.75)
+    assert (mean["low_precision"], mean["dual_low_precision"], mean["int8"], mean["dual_int8"]) == (2.5, 3.25 / 4, 3.5, 5 / 4)
     assert mean["exact"] == 3.0 and "first_batch8" not in mean and "batch8_greedy" not in mean
 
 
@@ -139,13 +141,19 @@ def test_command_writes_its_result_as_json(tmp_path, capsys):
     assert generation.main([*SMALL, *measured_all, "--json", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["same_tokens"] is True
-    both = {*steps.FORMS, "prefix", "dual", "dual_low_precision", "dual_refresh2"} - {"reference"}
+    both = {*steps.FORMS, "prefix", "dual", "dual_refresh2", "low_precision", "dual_low_precision", "int8", "dual_int8"} - {"reference"}
     ours = {f"{form}{suffix}" for form in both for suffix in ("", "_greedy")} | {
         f"{name}{precision}" for name in ("batch8", "batch8_alone") for precision in ("", "_low_precision")}
     assert ours | {"reference", "reference_greedy"} >= result["floor"]["seconds"].keys() >= {"exact", "prefix", "dual", "batch8"}
     assert all(0 < share < 1 for share in result["floor"]["overhead"].values())
     assert list(result["memory"]["peaks"]) == ["16", "32", "64", "128", "256"]
-    assert result["accuracy"].keys() >= {"exact", "prefix", "dual", "dual_refresh2", "low_precision"}
+    assert list(result["accuracy"]) == ["sudoku4", "nim"]
+    for rows in result["accuracy"].values():
+        assert list(rows) == list(accuracy.WAYS)
+        assert all(row["times_faster"] > 0 and row["times_faster_greedy"] > 0 for row in rows.values())
+        for suffix in ("", "_greedy"):        # one token a forward: the speed of an answer is that of its steps
+            for name in ("exact", "prefix", "dual", "dual_refresh2", "low_precision", "dual_low_precision", "int8", "dual_int8"):
+                assert rows[name][f"times_faster{suffix}"] == pytest.approx(result["ratios"][name + suffix])
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert set(result["ratios"]) == ours
     assert set(result["seconds"]) == ours | {"reference", "reference_greedy"}
@@ -157,7 +165,7 @@ def test_command_writes_its_result_as_json(tmp_path, capsys):
     assert result["shape"]["name"] == "tiny"
     printed = capsys.readouterr().out
     assert "same tokens at temperature 0: yes" in printed
-    assert all(text in printed for text in [*result["seconds"], *result["accuracy"], "floor ms", "a further column"])
+    assert all(text in printed for text in [*result["seconds"], *result["accuracy"], *accuracy.WAYS, "floor ms", "a further column"])
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -171,7 +179,8 @@ def test_command_writes_its_result_as_json(tmp_path, capsys):
     (["--plot", "no/such/folder/plot.png"], "its folder does not exist"),
     (["--plot", "plot.xyz"], "plot must end in .png, .pdf, .svg, got 'plot.xyz'"),
     (["--memory_length", "100"], "memory_length must be 0 or a multiple of 32 blocks (256), got 100"),
-    (["--accuracy_puzzles", "-1"], "accuracy_puzzles must not be negative"),
+    (["--accuracy_puzzles", "-1"], "accuracy_puzzles must be from 0 to 1036, the Nim positions that there are, got -1"),
+    (["--accuracy_puzzles", "1037"], "accuracy_puzzles must be from 0 to 1036"),
     (["--peer", "no/such/checkout"], "is no checkout of LLaDA, Fast-dLLM or dllm: give a folder that has"),
 ])
 def test_bad_options_are_refused_before_any_work(flags, message):
@@ -323,10 +332,43 @@ def test_a_column_more_of_the_canvas_costs_no_logits(model):
     assert 3 * 5000 * 4 < found.peaks[32] < 8 * 3 * 5000 * 4        # logits of three masked positions; of all they would be 32
 
 
-def test_every_way_of_decoding_is_judged_beside_exact_decoding():
-    found = accuracy.measure(2)
-    assert found["exact"].same_answers == 1 and found["exact"].mean_forwards == accuracy.GEN_LENGTH
-    assert found["threshold_0.95"].mean_forwards < accuracy.GEN_LENGTH == found["dual_refresh2"].mean_forwards
+@pytest.mark.parametrize("task", accuracy.TASKS)
+def test_every_way_of_decoding_is_judged_beside_exact_decoding(task):
+    found, length = accuracy.measure(2)[task], accuracy.TASKS[task].gen_length
+    assert length == 2 * accuracy.BLOCK_LENGTHS[task]
+    assert found["exact"].same_answers == 1 and found["exact"].mean_forwards == length
+    assert 2 <= found["threshold_0.95"].mean_forwards < length == found["dual_refresh2"].mean_forwards
     assert found["threshold_0.95"].same_answers > 0
     assert all(0 <= each.accuracy <= 1 for each in found.values())
-    assert "2.50" in accuracy.table(found, 2, {"dual": 2.5})
+
+
+def test_an_answers_speed_follows_from_its_forwards_and_from_how_many_of_them_are_first_steps():
+    medians = {f"{name}{suffix}": seconds for suffix in ("", "_greedy") for name, seconds in {
+        "reference": 12.0, "exact": 3.0, "first": 4.0, "prefix_later": 2.0, "dual_later": 1.0, "first_low_precision": 1.5,
+        "dual_later_low_precision": 0.5, "first_int8": 4.0, "dual_later_int8": 1.0}.items()}
+    medians["reference_greedy"] = 6.0
+    found = generation.judged(medians, generation.Options(**TINY, accuracy_puzzles=3))        # blocks of 8 tokens
+    for task, rows in found.items():
+        for name, row in rows.items():
+            assert row["times_faster"] == pytest.approx(2 * row["times_faster_greedy"])
+            share = row["mean_forwards"] / accuracy.TASKS[task].gen_length
+            if "cache" not in accuracy.WAYS[name].options and name.startswith(("exact", "threshold", "factor", "error")):
+                assert row["times_faster"] == pytest.approx(12 / 3 / share)
+            if name.startswith("dual_threshold"):
+                assert row["mean_forwards"] < rows["dual"]["mean_forwards"]
+                assert row["times_faster"] == pytest.approx(8 * 12 / (4 + (8 * share - 1) * 1))
+        assert rows["dual"]["times_faster"] == pytest.approx(8 * 12 / (4 + 7 * 1))
+    printed = accuracy.table(found, 3)
+    assert all(f"{row['times_faster_greedy']:.2f}" in printed for rows in found.values() for row in rows.values())
+
+
+def test_eight_bits_are_those_of_the_blocks_alone_and_the_model_stays_as_it_is(model):
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    quantised = steps.int8(model)
+    shared = {name for name, parameter in quantised.named_parameters() if parameter.data_ptr() == dict(model.named_parameters())[name].data_ptr()}
+    assert {name for name in before if name not in shared} == {name for name, parameter in model.named_parameters()
+                                                               if ".blocks." in name and parameter.dim() == 2}
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    tokens = generation.random_tokens(model, 8, 0)
+    ours, theirs = model(tokens), quantised(tokens)
+    assert 0 < (ours - theirs).abs().max() < 0.05 * ours.abs().max()
