@@ -81,6 +81,12 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path, suffix, 
     assert {name: arguments[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("name, text", [("a.json", '{"max_steps": 7}'), ("a.yaml", "max_steps: 7\n")])
+def test_a_byte_order_mark_is_no_text(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert parsed("sft", "--preset", "sudoku4", "--output_dir", "out", "--config", str(tmp_path / name))[1]["max_steps"] == 7
+
+
 @pytest.mark.parametrize("name, text, message", [
     ("a.yaml", "learning_rat: 1", "a.yaml: unknown flag 'learning_rat' (did you mean 'learning_rate'?); known: "),
     ("a.yaml", "no_append_eos: true", "a.yaml: unknown flag 'no_append_eos' (did you mean 'append_eos'?)"),

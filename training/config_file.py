@@ -44,7 +44,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"--config {path}: no such file; python -m training.create_configs writes some")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")        # editors on Windows write a byte order mark
         # values stay the words that were written: 5e-4 and no are not the number and the strategy that YAML would make of them
         values = json.loads(text) if path.suffix == ".json" else yaml.load(text, yaml.BaseLoader)
     except (ValueError, yaml.YAMLError) as error:
