@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -380,6 +381,18 @@ def test_metrics_go_nowhere_else_unasked(tmp_path, data):
 def test_a_progress_bar_is_drawn_where_it_is_asked_for(tmp_path, data, capsys, more, drawn):
     train(tmp_path / "out", "--dataset", str(data), *FLAGS, *more)
     assert ("| 4/4 [" in capsys.readouterr().err) == drawn
+
+
+@pytest.mark.parametrize("more", [(), ("--disable_tqdm", "false")], ids=["no bar", "bar"])
+def test_every_line_is_shown_once_and_by_itself(tmp_path, data, capsys, monkeypatch, more):
+    monkeypatch.setattr(logging.root, "handlers", [])        # pytest's, beside which the command would have none of its own
+    train(tmp_path / "out", "--dataset", str(data), *FLAGS, *more)
+    told = capsys.readouterr()
+    shown = [line.split("\r")[-1].removeprefix("\x1b[A") for line in told.err.splitlines()]        # as a terminal shows it
+    assert [line for line in shown if "loss" in line] == [
+        f"step {line['step']}: " + ", ".join(f"{name} {value:.4g}" for name, value in line.items() if name != "step")
+        for line in lines(tmp_path / "out")]
+    assert [line.partition(":")[0] for line in told.out.splitlines()] == [f"sample at step {step}" for step in (0, 2, 4, 4)]
 
 
 @pytest.mark.parametrize("names, message", [

@@ -8,12 +8,14 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import HfArgumentParser, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import get_last_checkpoint
@@ -65,7 +67,7 @@ class RunArguments(TrainingArguments):
     warmup_steps: float = arg(0.03, "updates of linear warm-up; below 1, the share of all updates")
     logging_steps: float = arg(10, "updates between lines of metrics.jsonl; below 1, the share of all updates")
     logging_nan_inf_filter: bool = arg(False, "leave it off: a loss that is not finite ends the run")
-    disable_tqdm: bool = arg(True, "no progress bar; one log line per logging_steps instead")
+    disable_tqdm: bool = arg(True, "no progress bar below the log lines")
     dataloader_pin_memory: bool = arg(False, "page-locked memory for batches; they are small here")
     num_threads: int | None = arg(None, "CPU threads (default: torch's choice); tiny models are fastest on one, by far on busy cores")
     ddp_find_unused_parameters: bool | None = arg(False, "leave it off: every update reaches all that trains")
@@ -256,9 +258,10 @@ def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequen
     except (ValueError, OSError) as error:
         refuse(error)
     try:
-        trainer.train(resume_from_checkpoint=arguments.resume or None)
-        trainer.save_model()
-        return trainer.evaluate() if job.evaluation else {}
+        with nullcontext() if arguments.disable_tqdm else logging_redirect_tqdm():        # lines go above the bar
+            trainer.train(resume_from_checkpoint=arguments.resume or None)
+            trainer.save_model()
+            return trainer.evaluate() if job.evaluation else {}
     except (FloatingPointError, OSError) as error:
         refuse(error)
     except KeyError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llada_plugins import text
@@ -161,7 +162,9 @@ class Evaluations(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: LLaDA, **_: Any) -> None:
         if state.is_world_process_zero and self.options.gen_length and not (launch.asks_for_fsdp(args) or args.deepspeed_plugin):
-            print(f"sample at step {state.global_step}: {self.sample(model)!r}", flush=True)
+            line = f"sample at step {state.global_step}: {self.sample(model)!r}"
+            with tqdm.external_write_mode():        # above the bar, if there is one
+                print(line, flush=True)
 
     @torch.no_grad()
     def sample(self, model: LLaDA) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .checkpoints import WholeCheckpoints, write_whole
 from .objectives import Loss, Objective
@@ -43,6 +43,8 @@ class DiffusionTrainer(WholeCheckpoints):
                          compute_metrics=compute_metrics)
         model.config = config
         self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback):        # which disable_tqdm has left out
+            self.add_callback(ProgressBar())
         self.throughput = throughput or Throughput()
         self.callback_handler.callbacks[:0] = [self.throughput, *callbacks]        # first: what they add to a line is logged everywhere
         self.objective = objective
@@ -110,6 +112,13 @@ class DiffusionTrainer(WholeCheckpoints):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.load(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+
+class ProgressBar(ProgressCallback):
+    """transformers' bar without its lines: MetricsFile logs them."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        pass
 
 
 class MetricsFile(TrainerCallback):
