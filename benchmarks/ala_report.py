@@ -26,11 +26,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import HfArgumentParser
 
 from llada_plugins.config import arg
 from llada_plugins.denoiser import Canvas
 from llada_plugins.engine import Engine, Request
+from llada_plugins.report_files import dataclass_parser
 from llada_plugins.tasks import nim, sudoku
 from training import router_sft
 from training.trainer import noise
@@ -211,7 +211,7 @@ def tables(result: dict[str, Any]) -> str:
 
 def command_line(kind: type[Options], program: str, task_of: Callable[[Any], Task], argv: Sequence[str] | None) -> None:
     """Parse the options, run, write and print the report; a mistake ends the program with one line."""
-    parser = HfArgumentParser(kind, prog=f"python -m {program}", allow_abbrev=False)
+    parser = dataclass_parser(kind, prog=f"python -m {program}")
     try:
         options, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
         task = task_of(options)

@@ -5,15 +5,18 @@ refused with one line that says what was given, what is allowed and what to do.
 """
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import math
+import sys
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
 Config = TypeVar("Config")
+HELP = "--help lists them"
 
 
 def arg(default: Any = dataclasses.MISSING, help: str = "") -> Any:
@@ -26,8 +29,11 @@ def names(*classes: type) -> list[str]:
     return [field.name for cls in classes for field in dataclasses.fields(cls)]
 
 
-def reject_unknown(given: Mapping[str, Any], known: typing.Iterable[str], what: str = "option") -> None:
-    """Raise ValueError naming the keys of `given` that are not in `known`, each with the nearest known name."""
+def reject_unknown(given: typing.Iterable[str], known: typing.Iterable[str], what: str = "option", listed: str | None = None) -> None:
+    """Raise ValueError naming those of `given` that are not in `known`, each with the nearest known name.
+
+    listed: where to read what is known, for names too many for a line (default: all of them).
+    """
     known = sorted(known)
     unknown = [name for name in given if name not in known]
     if not unknown:
@@ -36,7 +42,31 @@ def reject_unknown(given: Mapping[str, Any], known: typing.Iterable[str], what: 
     for name in unknown:
         near = difflib.get_close_matches(name, known, 1)
         hints.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    raise ValueError(f"unknown {what}{'s' * (len(unknown) > 1)} {', '.join(hints)}; known: {', '.join(known)}")
+    raise ValueError(f"unknown {what}{'s' * (len(unknown) > 1)} {', '.join(hints)}; {listed or 'known: ' + ', '.join(known)}")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """What is wrong with a command line is a ValueError of one line, not an exit below the usage of a hundred flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see --help")
+
+
+class FlagParser(OneLineParser):
+    """A misspelt flag is told with the nearest known one, before argparse misses the one that it was meant for."""
+
+    what = "flag"        # what is unknown, in the message
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's, but nothing is left over."""
+        words = sys.argv[1:] if args is None else list(args)
+        known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+        flags = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
+        reject_unknown(dict.fromkeys(flag for flag in flags if flag and " " not in flag), known, self.what, HELP)
+        parsed, rest = super().parse_known_args(words, namespace)
+        if rest:
+            raise ValueError(f"{rest[0]!r} belongs to no flag: flags begin with --, values with spaces need quotes")
+        return parsed, rest
 
 
 def build(cls: type[Config], given: Mapping[str, Any], base: Config | None = None) -> Config:

@@ -4,18 +4,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Any, NoReturn
+from typing import Any
 
-from .config import build, names, reject_unknown
+from .config import FlagParser, OneLineParser, build, names
 from .engine import option_classes
 from .methods import METHODS
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises what argparse would print below the usage of some sixty flags."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
 
 
 def read_flags(own: type, argv: Sequence[str] | None, *, usage: str, description: str | None,
@@ -24,13 +17,14 @@ def read_flags(own: type, argv: Sequence[str] | None, *, usage: str, description
 
     defaults: the program's own, of options of the method, for --help.
     """
-    first = _Parser(add_help=False, allow_abbrev=False)
+    first = OneLineParser(add_help=False, allow_abbrev=False)
     first.add_argument("--model", default="llada")
     model = first.parse_known_args(argv)[0].model
     if model not in METHODS:
         raise ValueError(f"model must be one of {', '.join(METHODS)}, got {model!r}")
-    parser = _Parser(usage=usage, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-                     argument_default=argparse.SUPPRESS)
+    parser = FlagParser(usage=usage, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+                        argument_default=argparse.SUPPRESS)
+    parser.what = f"{model} option"
     for options in (own, *option_classes(model)):
         group = parser.add_argument_group(options.__name__, (options.__doc__ or "").split("\n")[0])
         for field in fields(options):
@@ -38,10 +32,6 @@ def read_flags(own: type, argv: Sequence[str] | None, *, usage: str, description
             shown = field.metadata["help"] + ("" if default in (None, MISSING) else f" (default: {default})")
             switch = {"action": argparse.BooleanOptionalAction} if options is own and isinstance(default, bool) else {"metavar": "VALUE"}
             group.add_argument(f"--{field.name}", required=default is MISSING, help=shown.replace("%", "%%"), **switch)
-    given, rest = parser.parse_known_args(argv)
-    if rest:
-        known = names(own, *option_classes(model))
-        reject_unknown([word[2:].split("=")[0] for word in rest if word.startswith("--")], known, f"{model} option")
-        raise ValueError(f"{rest[0]!r} belongs to no option: values with spaces need quotes")
+    given = parser.parse_args(argv)
     mine = {name: value for name, value in vars(given).items() if name in names(own)}
     return build(own, mine), {name: value for name, value in vars(given).items() if name not in mine}

@@ -7,14 +7,27 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .config import FlagParser
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+
+
+def dataclass_parser(options: type | Sequence[type], **settings: Any) -> HfArgumentParser:
+    """A parser of the fields of dataclasses whose errors are one line."""
+    from transformers import HfArgumentParser
+
+    class Parser(FlagParser, HfArgumentParser):
+        """HfArgumentParser with FlagParser's errors."""
+
+    return Parser(options, allow_abbrev=False, **settings)
 
 
 def run_command(options: type, program: str, work: Callable[[Any], str], argv: Sequence[str] | None) -> int:
     """A report's command line: read `options`, print what `work` returns; the user's mistakes end it with one line and status 1."""
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(options, prog=program, allow_abbrev=False)
+    parser = dataclass_parser(options, prog=program)
     try:
         parsed, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
         text = work(parsed)

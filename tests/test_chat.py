@@ -136,7 +136,7 @@ def test_a_tokenizer_without_template_is_said_once_and_turns_stand_alone(tiny_ch
     (["--prompt", "x", "--treshold", "0.9"], "unknown llada option 'treshold' (did you mean 'threshold'?)"),
     (["--prompt", "x", "--sampling_method", "semi_ar"], "sampling_method must be one of 'fixed_length', 'semi_ar_padding', "),
     (["--prompt", "x", "--remasking", "high"], "remasking must be one of low_confidence"),
-    (["--prompt", "two", "words"], "'words' belongs to no option"),
+    (["--prompt", "two", "words"], "'words' belongs to no flag"),
     (["--system", "be brief", "--chat", "false"], "system has no effect with chat=false"),
     (["--prompt", "a\udcff"], r"a' stands '\udcff', half a character or a byte that is not UTF-8"),
     (["--prompt", "x" * 4096], "exceed the context of 4096 tokens"),

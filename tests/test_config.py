@@ -7,8 +7,11 @@ from typing import Literal
 
 import pytest
 
+from benchmarks import ala_report
+from llada_plugins import chat, evaluate, ups_report
 from llada_plugins.config import arg, build, names, reject_unknown, split
 from llada_plugins.sampler_config import SamplerConfig
+from training import convert, merge, step_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,17 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one():
     with pytest.raises(ValueError, match=r"^unknown sampler options 'qqq', 'step' \(did you mean 'steps'\?\); known: "):
         split({"qqq": 1, "step": 2, "gen_length": 8}, SamplerConfig, what="sampler option")
     reject_unknown({"steps": 4}, names(SamplerConfig))
+
+
+@pytest.mark.parametrize("command", [convert.main, step_data.main, merge.main, ups_report.main, ala_report.main,
+                                     chat.main, evaluate.main],
+                         ids=lambda command: command.__module__)
+def test_every_command_names_the_nearest_flag_first(command, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        command(["--outptu", "x", "--modle=y"])
+    near = r"( \(did you mean '(output|mod)\w*'\?\))?"
+    message = f"error: unknown (flag|llada option)s 'outptu'{near}, 'modle'{near}; --help lists them"
+    assert re.fullmatch(message, exit_info.value.code) and capsys.readouterr() == ("", "")
 
 
 def test_split_gives_each_class_its_own_fields():

@@ -88,7 +88,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name, text):
 
 
 @pytest.mark.parametrize("name, text, message", [
-    ("a.yaml", "learning_rat: 1", "a.yaml: unknown flag 'learning_rat' (did you mean 'learning_rate'?); known: "),
+    ("a.yaml", "learning_rat: 1", "a.yaml: unknown flag 'learning_rat' (did you mean 'learning_rate'?); --help lists them"),
     ("a.yaml", "no_append_eos: true", "a.yaml: unknown flag 'no_append_eos' (did you mean 'append_eos'?)"),
     ("a.json", '{"sft": {"max_steps": 1}}', "a.json: unknown flag 'sft'"),
     ("a.yaml", "config: b.yaml", "a.yaml: unknown flag 'config'"),

@@ -343,8 +343,8 @@ def test_mistakes_end_the_command_with_one_line(tmp_path: Path, tiny_checkpoint:
     assert "\n" not in str(caught.value)
 
 
-def test_words_that_belong_to_no_option_and_missing_flags_are_refused() -> None:
-    with pytest.raises(SystemExit, match="'c d' belongs to no option"):
+def test_words_that_belong_to_no_flag_and_missing_flags_are_refused() -> None:
+    with pytest.raises(SystemExit, match="'c d' belongs to no flag"):
         main(["--data", "a", "--output", "b", "c d"])
     with pytest.raises(SystemExit, match="required: --output"):
         main(["--data", "a"])

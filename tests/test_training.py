@@ -383,10 +383,22 @@ def test_a_folder_with_files_is_not_written_into(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_unknown_flag_is_refused_by_name(capsys, tmp_path):
+@pytest.mark.parametrize("flags, message", [
+    (["--preset", "sudoku4", "--output_dir", "x", "--learning_rat", "1"],
+     "unknown flag 'learning_rat' (did you mean 'learning_rate'?); --help lists them"),
+    (["--prest", "sudoku4", "--output_dr", "x"],        # before what they stand for is missed
+     "unknown flags 'prest' (did you mean 'preset'?), 'output_dr' (did you mean 'output_dir'?); --help lists them"),
+    (["--preset=sudoku4", "--no_append_eo", "--qqqq=--x"],
+     "unknown flags 'no_append_eo' (did you mean 'no_append_eos'?), 'qqqq'; --help lists them"),
+    (["--preset", "sudoku4", "--output_dir", "my", "folder"], "'folder' belongs to no flag: flags begin with --, values with spaces need quotes"),
+    (["--preset", "sudoku4", "--output_dir", "x", "--seed", "one"], "argument --seed: invalid int value: 'one'; see --help"),
+    (["--preset", "sudoku4"], "the following arguments are required: --output_dir/--output-dir; see --help"),
+    (["--config"], "argument --config: expected one argument; see --help"),
+])
+def test_what_is_no_flag_is_one_line_that_names_the_nearest(capsys, flags, message):
     with pytest.raises(SystemExit) as exit_info:
-        sft.main(["--preset", "sudoku4", "--output_dir", str(tmp_path / "out"), "--learning_rat", "1"])
-    assert exit_info.value.code == 2 and "--learning_rat" in capsys.readouterr().err
+        sft.main(flags)
+    assert exit_info.value.code == f"error: {message}" and capsys.readouterr() == ("", "")
 
 
 def test_help_describes_every_flag(capsys):

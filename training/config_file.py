@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llada_plugins.config import reject_unknown
+from llada_plugins.config import HELP, OneLineParser, reject_unknown
 
 OWN = ("help", "config")        # flags that a file cannot hold
 UNSET = (None, "null", "~", "", [])
@@ -22,7 +22,7 @@ def flags(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
     # in reverse, for of --x and --no_x, which share a name, the first takes a value
     kinds = {action.dest: action.type or str for action in reversed(parser._actions) if action.dest not in OWN}
     try:
-        reject_unknown(values, kinds, "flag")
+        reject_unknown(values, kinds, "flag", HELP)
         return [word for name, value in values.items() for word in _words(name, value, kinds[name])]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -30,7 +30,7 @@ def flags(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
 
 def given(argv: Sequence[str]) -> tuple[Path | None, dict[str, Any]]:
     """The file that --config names in `argv` and what it sets."""
-    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first = OneLineParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     path = first.parse_known_args(argv)[0].config
     return path, {} if path is None else _read(path)

@@ -22,12 +22,13 @@ function and a row of FORMATS. Sources, and the commands for the sets of the pla
 """
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from llada_plugins.config import FlagParser
 
 from .dialogue import Message, from_conversations, from_messages
 from .jsonl import TEXT, check_text, parse, reason, write_rows
@@ -186,14 +187,14 @@ def convert(path: Path, name: str, *, chat: bool = False, strict: bool = False) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.convert", description="Public data as training rows.", allow_abbrev=False)
+    parser = FlagParser(prog="python -m training.convert", description="Public data as training rows.", allow_abbrev=False)
     parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="whose format the input has")
     parser.add_argument("--input", required=True, type=Path, help="JSONL file, JSON array, or folder of such")
     parser.add_argument("--output", required=True, type=Path, help="JSONL file to write; must not exist")
     parser.add_argument("--chat", action="store_true", help="write messages for the chat template in every format")
     parser.add_argument("--strict", action="store_true", help="end at the first row that does not fit instead of skipping it")
-    options = parser.parse_args(argv)
     try:
+        options = parser.parse_args(argv)
         if options.output.exists():
             raise ValueError(f"--output {options.output} exists: give another name")
         rows, skipped = convert(options.input, options.format, chat=options.chat, strict=options.strict)

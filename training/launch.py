@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import HfArgumentParser, Trainer, TrainingArguments, get_scheduler
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import get_last_checkpoint
 
 from llada_plugins.checkpoint import load_model, read_config, resolve, save_model
 from llada_plugins.config import arg, reject_unknown
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
+from llada_plugins.report_files import dataclass_parser
 
 from . import checkpoints, config_file, hub
 from .data import Example, Vocabulary, collate_answers, encode, read_hub, read_jsonl, vocabulary
@@ -131,23 +132,18 @@ def parse(options: type, usage: str, argv: Sequence[str] | None,
 
     Unknown flags are an error, in the file as well.
     """
-    parser = HfArgumentParser([options, RunArguments], usage=usage, allow_abbrev=False)
+    parser = dataclass_parser([options, RunArguments], usage=usage)
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of flags by name; those of the command line win")
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         argv = [*config_file.flags(parser, argv), *argv]
-    except (ValueError, OSError) as error:
-        refuse(error)
-    name = parser.parse_known_args(argv)[0].preset
-    if name in presets:
-        parser.set_defaults(**presets[name].arguments)
-    try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+        name = parser.parse_args(argv).preset
+        if name in presets:
+            parser.set_defaults(**presets[name].arguments)
+        parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
         parsed[1].check_optimizer()
     except (ValueError, ImportError, OSError) as error:
         refuse(error)
-    if unknown:
-        parser.error(f"unknown flags: {' '.join(unknown)}")
     logging.basicConfig(level=logging.INFO if parsed[1].process_index == 0 else logging.WARNING, format="%(message)s")
     if parsed[1].num_threads is not None:
         torch.set_num_threads(parsed[1].num_threads)

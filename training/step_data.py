@@ -4,7 +4,6 @@
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from llada_plugins.config import FlagParser
 from llada_plugins.prm_families import token_class_ids
 from llada_plugins.tasks.sudoku import DEFAULT_NUM_TEST
 
@@ -108,20 +108,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     from .sudoku_steps import solutions_in_steps
 
-    parser = argparse.ArgumentParser(prog="python -m training.step_data", description="Step-labelled sudoku solutions as TRL's JSONL.",
-                                     allow_abbrev=False)
+    parser = FlagParser(prog="python -m training.step_data", description="Step-labelled sudoku solutions as TRL's JSONL.",
+                        allow_abbrev=False)
     parser.add_argument("--num", type=int, default=DEFAULT_NUM_TEST, help="number of solutions (default: %(default)s)")
     parser.add_argument("--split", choices=("train", "test"), default="train", help="split of the puzzles (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other puzzles and mistakes (default: %(default)s)")
     parser.add_argument("--output", required=True, type=Path, help="JSONL file to write; must not exist")
-    options = parser.parse_args(argv)
-    if options.num < 1:
-        sys.exit(f"error: --num must be at least 1, got {options.num}")
-    if options.output.exists():
-        sys.exit(f"error: --output {options.output} exists: give another name")
     try:
+        options = parser.parse_args(argv)
+        if options.num < 1:
+            raise ValueError(f"--num must be at least 1, got {options.num}")
+        if options.output.exists():
+            raise ValueError(f"--output {options.output} exists: give another name")
         write_rows(solutions_in_steps(options.split, options.num, options.seed), options.output)
-    except OSError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
