@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -250,6 +252,51 @@ def test_an_error_while_writing_leaves_the_file_as_it_was(tmp_path, make_model, 
         save_model(make_model(seed=1), tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
+
+
+# --- what is damaged -------------------------------------------------------------------------------------------------
+
+def resumed_copy(files: Path, whole: tuple[Path, tuple[str, ...]], out: Path, break_file: Callable[[Path], None], name: str) -> str:
+    """The line with which a copy of a run is not resumed after `break_file` was at a file of its last checkpoint."""
+    shutil.copytree(whole[0], out, dirs_exist_ok=True)
+    break_file(next((out / f"checkpoint-{STEPS}").glob(name)))
+    with pytest.raises(SystemExit) as exit_info:
+        sft.main(flags(files, out, *whole[1], "--resume"))
+    return str(exit_info.value.code)
+
+
+BREAK = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+}
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "*.safetensors"])
+@pytest.mark.parametrize("way", BREAK)
+def test_a_damaged_checkpoint_is_named_with_the_one_before_it(files, whole, tmp_path, name, way):
+    line = resumed_copy(files, whole, tmp_path, BREAK[way], name)
+    last = tmp_path / f"checkpoint-{STEPS}"
+    assert re.fullmatch(f"error: --resume: {last}/{name.replace('*', '.*')} is damaged \\(.+\\): delete {last}, and --resume continues from "
+                        f"checkpoint-{STEPS - 1}", line)
+
+
+@pytest.mark.parametrize("name, what", [("optimizer.pt", "optimizer"), ("scheduler.pt", "schedule"), ("trainer_state.json", "state"),
+                                        ("*.safetensors", "weights")])
+def test_a_checkpoint_that_lacks_a_part_is_damaged_too_and_deleting_it_helps(files, whole, tmp_path, name, what):
+    line = resumed_copy(files, whole, tmp_path, Path.unlink, name)
+    assert line.startswith(f"error: --resume: {tmp_path / f'checkpoint-{STEPS}'} is damaged, it has no {what}: delete ")
+    shutil.rmtree(tmp_path / f"checkpoint-{STEPS}")
+    sft.main(flags(files, tmp_path, *whole[1], "--resume"))
+    assert_same(tmp_path, whole[0])
+
+
+def test_a_damaged_checkpoint_with_none_before_it_is_told_so(files, whole, tmp_path):
+    def alone(path: Path) -> None:
+        BREAK["cut"](path)
+        shutil.rmtree(path.parents[1] / f"checkpoint-{STEPS - 1}")
+    line = resumed_copy(files, whole, tmp_path, alone, "optimizer.pt")
+    assert line.endswith(": there is none before it: start again with --overwrite")
 
 
 # --- what is resumed -------------------------------------------------------------------------------------------------

@@ -4,13 +4,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import TrainerState
@@ -21,6 +23,8 @@ from llada_plugins.checkpoint import fingerprint, signature
 RUN = "run.json"
 STATE = "trainer_state.json"
 UNFINISHED = ".unfinished"        # folder in which a checkpoint is written before it gets its name
+PARTS = {        # of a checkpoint, and what the files or folders are called that have them
+    "weights": ("*.safetensors", "pytorch_model*"), "optimizer": ("optimizer*",), "schedule": ("scheduler.pt",), "state": (STATE,)}
 NUM_ROWS = 1000                   # of the data that identify it, spread over all of them
 
 
@@ -90,6 +94,53 @@ def writing(what: str, output: Path) -> Iterator[None]:
         last = get_last_checkpoint(str(output)) if output.is_dir() else None
         kept = f"{last} is whole: make room, then continue with --resume" if last else "there is no checkpoint to continue from"
         raise OSError(f"{what} could not be written to {output} ({(str(error).splitlines() or [''])[0][:200]}); {kept}") from error
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raise ValueError on a checkpoint of which something is missing or cut short, as a torn copy or a failing disk leaves it.
+
+    Reads indices and JSON, not the bytes of tensors: those of a large model take minutes.
+    """
+    missing = [what for what, patterns in PARTS.items() if not any(any(checkpoint.glob(pattern)) for pattern in patterns)]
+    if missing == ["optimizer", "schedule"]:
+        raise ValueError(f"--resume: {checkpoint} has no optimizer and no schedule, as --save_only_model leaves it; give it as --model of a "
+                         "new run")
+    if missing:
+        raise ValueError(f"--resume: {checkpoint} is damaged, it has no {' and no '.join(missing)}: {_without(checkpoint)}")
+    for path in sorted(path for path in checkpoint.iterdir() if path.suffix in READ):
+        try:
+            READ[path.suffix](path)
+        except (ValueError, OSError, SafetensorError, BadZipFile, EOFError, zlib.error) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ValueError(f"--resume: {path} is damaged ({reason}): {_without(checkpoint)}") from None
+
+
+def _without(checkpoint: Path) -> str:
+    steps = [path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    before = sorted(int(step) for step in steps if step.isdigit())[:-1]
+    if not before:
+        return "there is none before it: start again with --overwrite"
+    return f"delete {checkpoint}, and --resume continues from {PREFIX_CHECKPOINT_DIR}-{before[-1]}"
+
+
+def _read_json(path: Path) -> None:
+    json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_tensors(path: Path) -> None:
+    safe_open(path, "pt").keys()
+
+
+def _read_pickled(path: Path) -> None:
+    """What torch.save writes: a zip archive, whose index stands at its end."""
+    with ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):        # all but the tensors' bytes, whose checksums nobody reads
+                archive.read(name)
+
+
+READ: dict[str, Callable[[Path], None]] = {
+    ".json": _read_json, ".safetensors": _read_tensors, ".pt": _read_pickled, ".pth": _read_pickled, ".bin": _read_pickled}
 
 
 def identity(model: nn.Module, rows: Sequence[Any] | Iterable[Any]) -> dict[str, str]:

@@ -166,8 +166,8 @@ def check_output(arguments: RunArguments) -> None:
         last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
         if last is None:
             raise ValueError(f"--resume: no checkpoint in {folder}; start without --resume")
-        if not arguments.deepspeed and not (Path(last) / "scheduler.pt").is_file():
-            raise ValueError(f"--resume: {last} has no optimizer and no schedule, as --save_only_model leaves it; give it as --model of a new run")
+        if not arguments.deepspeed:        # whose checkpoints are its own
+            checkpoints.check_whole(Path(last))
     elif folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file: give a folder")
     elif folder.is_dir() and any(folder.iterdir()) and not arguments.overwrite:
