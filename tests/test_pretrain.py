@@ -280,8 +280,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_no_other_is_resumed(tmp_p
     train(tmp_path / "cut", *flags, "--resume")
     whole, resumed = (load_model(tmp_path / name, device="cpu").state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    for changed, message in ((["--dataset", str(data / "test.txt")], "other data"), (["--d_model", "32"], "another model")):
-        with pytest.raises(SystemExit, match=f"error: --resume: .* was trained on {message}"):
+    for changed, message in ((["--dataset", str(data / "test.txt")], "on other data"), (["--seed", "1"], "with --seed 42, given is 1: "),
+                             (["--random_lengths", "0"], "with --random_lengths 0.5, given is 0.0: give --random_lengths 0.5, or another")):
+        with pytest.raises(SystemExit, match=f"error: --resume: .* was trained {message}"):
             train(tmp_path / "cut", *flags, *changed, "--resume")
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,11 @@ from safetensors.torch import load_file
 
 from llada_plugins import checkpoint
 from llada_plugins.checkpoint import load_model, save_model
+from llada_plugins.config import names
 from llada_plugins.tasks import sudoku
 from training import checkpoints, sft, trainer
+from training.create_configs import COMMANDS
+from training.launch import RunArguments
 
 STEPS = 5
 RUN = ["--append_eos", "false", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--num_threads", "1", "--use_cpu",
@@ -39,8 +43,10 @@ def flags(files: Path, out: Path, *more: str) -> list[str]:
     return ["--model", str(files / "model"), "--data", str(files / "data.jsonl"), *RUN, "--output_dir", str(out), *more]
 
 
-@pytest.fixture(scope="module", params=[(), ("--lora", "--lora_dropout", "0.1", "--gradient_accumulation_steps", "2")],
-                ids=["all weights", "LoRA"])
+LORA = ("--lora", "--lora_dropout", "0.1", "--gradient_accumulation_steps", "2")
+
+
+@pytest.fixture(scope="module", params=[(), LORA], ids=["all weights", "LoRA"])
 def whole(request, files, tmp_path_factory) -> tuple[Path, tuple[str, ...]]:
     """The output of a run that nothing kills, and its flags."""
     out = tmp_path_factory.mktemp("whole") / "out"
@@ -317,6 +323,66 @@ def test_other_models_and_other_data_are_refused_by_name(files, whole, tmp_path,
             sft.main(flags(files, expected, *more, "--resume", flag, str(tmp_path / place)))
         assert "\n" not in str(exit_info.value.code)
     assert (expected / "run.json").read_text() == before
+
+
+@pytest.mark.parametrize("changed, message", [
+    (["--optim", "sgd"], r"with --optim adamw_torch(_fused)?, given is sgd: give --optim adamw_torch(_fused)?"),
+    (["--optim", "adafactor"], r"with --optim adamw_torch(_fused)?, given is adafactor: give --optim adamw_torch(_fused)?"),
+    (["--learning_rate", "1e-4"], "with --learning_rate 0.001, given is 0.0001: give --learning_rate 0.001"),
+    (["--weight_decay", "0.1"], "with --weight_decay 0.0, given is 0.1: give --weight_decay 0.0"),
+    (["--lr_scheduler_type", "linear"], "with --lr_scheduler_type cosine, given is linear: give --lr_scheduler_type cosine"),
+    (["--warmup_steps", "2"], "with --warmup_steps 0.03, given is 2.0: give --warmup_steps 0.03"),
+    (["--seed", "7"], "with --seed 42, given is 7: give --seed 42"),
+    (["--seq_len", "100"], "without --seq_len, given is 100: leave it out"),
+])
+def test_other_settings_are_refused_by_name(files, whole, changed, message):
+    """The last for rows that it leaves as they are."""
+    expected, more = whole
+    before = (expected / "run.json").read_text()
+    with pytest.raises(SystemExit, match=f"^error: --resume: {expected} was trained {message}, or another output_dir$"):
+        sft.main(flags(files, expected, *more, "--resume", *changed))
+    assert (expected / "run.json").read_text() == before
+
+
+def test_another_size_of_updates_and_fewer_of_them_than_were_made_are_refused(files, whole, tmp_path):
+    expected, more = whole
+    rows = 8 if more else 4
+    with pytest.raises(SystemExit, match=rf"^error: --resume: an update of {expected} took {rows} rows \(.*\), now it would take {rows // 2}: give"):
+        sft.main(flags(files, expected, *more, "--resume", "--per_device_train_batch_size", "2"))
+    with pytest.raises(SystemExit, match=rf"^error: --resume: {expected / f'checkpoint-{STEPS}'} is beyond --max_steps 3: give {STEPS} or more"):
+        sft.main(flags(files, expected, *more, "--resume", "--max_steps", "3"))
+
+
+@pytest.mark.parametrize("changed", [
+    ["--max_steps", "7"], ["--bf16"], ["--max_grad_norm", "0.5"], ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4"],
+], ids=lambda changed: changed[0])
+def test_length_precision_clipping_and_the_cut_of_an_update_may_change(files, tmp_path, changed):
+    out, more = tmp_path / "out", ("--gradient_accumulation_steps", "2")
+    sft.main(flags(files, out, *more))
+    shutil.rmtree(out / f"checkpoint-{STEPS}")
+    sft.main(flags(files, out, *more, "--resume", *changed))
+    steps = [row["step"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+    assert steps == list(range(1, (7 if "--max_steps" in changed else STEPS) + 1))
+
+
+def test_what_is_compared_and_what_is_free_are_flags():
+    assert set(checkpoints.SAME) <= {field.name for field in fields(RunArguments)}
+    assert set(checkpoints.FREE) <= {name for options, _ in COMMANDS.values() for name in names(options)}
+
+
+def test_optimizers_with_the_same_state_are_the_same(files, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / f"checkpoint-{STEPS}")
+    sft.main(flags(files, tmp_path, *whole[1], "--resume", "--optim", "adamw_torch"))
+    assert_same(tmp_path, whole[0])
+
+
+@pytest.mark.parametrize("whole", [LORA], indirect=True, scope="module", ids=["LoRA"])
+def test_adapters_are_not_resumed_at_another_scale(files, whole):
+    """Which no weight shows."""
+    expected, more = whole
+    with pytest.raises(SystemExit, match="was trained without --lora_alpha, given is 3.0: leave it out"):
+        sft.main(flags(files, expected, *more, "--resume", "--lora_alpha", "3"))
 
 
 def test_a_finished_run_that_is_resumed_makes_no_update_more(files, tmp_path):

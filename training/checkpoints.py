@@ -25,6 +25,14 @@ STATE = "trainer_state.json"
 UNFINISHED = ".unfinished"        # folder in which a checkpoint is written before it gets its name
 PARTS = {        # of a checkpoint, and what the files or folders are called that have them
     "weights": ("*.safetensors", "pytorch_model*"), "optimizer": ("optimizer*",), "schedule": ("scheduler.pt",), "state": (STATE,)}
+SAME = ("optim", "optim_args", "optim_target_modules", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+        "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "seed", "data_seed", "dataloader_drop_last")
+"""TrainingArguments that a resumed run shares with its beginning. The optimizer's and the schedule's numbers come with a checkpoint, so
+that others would have no effect; another seed repeats some rows of the epoch and leaves others out. Of the rest, length, precision and
+max_grad_norm take effect from the checkpoint on."""
+FREE = ("preset", "model", "tokenizer", "data", "dataset", "dataset_config", "train_split",        # `identity` knows them by content
+        "eval_split", "eval_data", "eval_rows", "token_cache", "prompt", "gen_length", "steps", "remask_ratio", "temperature", "top_k", "top_p")
+"""Options of the commands that may differ: training does not see them. A new one is compared unless it is listed."""
 NUM_ROWS = 1000                   # of the data that identify it, spread over all of them
 
 
@@ -158,12 +166,17 @@ def identity(model: nn.Module, rows: Sequence[Any] | Iterable[Any]) -> dict[str,
 
 
 def begin(output: Path, description: Mapping[str, Any], found: Mapping[str, str], *, resume: bool) -> None:
-    """Write run.json; raises ValueError on resuming the run of another model or other data. Removes what a killed process had begun."""
+    """Write run.json; raises ValueError on resuming another run. Removes what a killed process had begun.
+
+    description: `arguments` (of transformers), `options` (of the command) and `rows_of_update` are compared with what the run had.
+    """
     if resume:
         try:
-            before = json.loads((output / RUN).read_text(encoding="utf-8"))["identity"]
+            run = json.loads((output / RUN).read_text(encoding="utf-8"))
+            before = run["identity"]
         except (OSError, ValueError, KeyError):
             raise ValueError(f"--resume: {output / RUN} does not tell which run this is: start again with --overwrite") from None
+        _check_settings(output, run, json.loads(json.dumps(description)))
         for name, value in found.items():
             if before.get(name) != value:
                 raise ValueError(f"--resume: {output} was trained on {'another model' if name == 'model' else 'other data'} ({name} "
@@ -171,6 +184,25 @@ def begin(output: Path, description: Mapping[str, Any], found: Mapping[str, str]
     output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
     write_whole(output / RUN, json.dumps({**description, "identity": dict(found)}, indent=1) + "\n")
+
+
+def _check_settings(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name, value in _settings(before).items():
+        given = _settings(now).get(name, value)
+        # of fused optimizers the states are the same, and which is the default depends on versions
+        if given != value and not (name == "optim" and given.removesuffix("_fused") == value.removesuffix("_fused")):
+            had, remedy = (f"without --{name}", "leave it out") if value is None else (f"with --{name} {value}", f"give --{name} {value}")
+            raise ValueError(f"--resume: {output} was trained {had}, given is {given}: {remedy}, or another output_dir")
+    rows, given = before.get("rows_of_update"), now.get("rows_of_update")
+    if None not in (rows, given) and rows != given:
+        raise ValueError(f"--resume: an update of {output} took {rows} rows (--per_device_train_batch_size x --gradient_accumulation_steps x "
+                         f"processes), now it would take {given}: give as many, or another output_dir")
+
+
+def _settings(description: Mapping[str, Any]) -> dict[str, Any]:
+    arguments, options = description.get("arguments", {}), description.get("options", {})
+    return {**{name: arguments[name] for name in SAME if name in arguments},
+            **{name: value for name, value in options.items() if name not in FREE}}
 
 
 def write_whole(path: Path, text: str) -> None:

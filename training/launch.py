@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -62,7 +62,8 @@ class RunArguments(TrainingArguments):
     report_to: list[str] = field(default_factory=lambda: ["none"], metadata={
         "help": f"where else the lines of metrics.jsonl go: tensorboard (event files in output_dir/{EVENTS}), wandb, and transformers' other "
                 "trackers; all = whatever is installed, none = nowhere, so nothing is sent unasked"})
-    resume: bool = arg(False, "continue from the newest checkpoint in output_dir")
+    resume: bool = arg(False, "continue from the newest checkpoint in output_dir with the flags of its run; of them, length, precision, max_grad_norm, "
+                             "evaluation, logging and saving may change")
     overwrite: bool = arg(False, "start again in an output_dir that holds a run: its checkpoints, weights, metrics.jsonl and event files are deleted")
     lr_scheduler_type: str = arg("cosine", "learning-rate schedule after the warm-up: cosine, linear, constant, … (transformers' names)")
     warmup_steps: float = arg(0.03, "updates of linear warm-up; below 1, the share of all updates")
@@ -166,6 +167,9 @@ def check_output(arguments: RunArguments) -> None:
         last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
         if last is None:
             raise ValueError(f"--resume: no checkpoint in {folder}; start without --resume")
+        done = int(last.rpartition("-")[2])
+        if 0 < arguments.max_steps < done:
+            raise ValueError(f"--resume: {last} is beyond --max_steps {arguments.max_steps}: give {done} or more, or another output_dir")
         if not arguments.deepspeed:        # whose checkpoints are its own
             checkpoints.check_whole(Path(last))
     elif folder.exists() and not folder.is_dir():
@@ -234,11 +238,11 @@ def _trainable(folder: Path, dtype: str = "float32") -> LLaDA:
 
 
 def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequence[str], *, save: Save | None = None,
-        load: Load | None = None, measure: Measure | None = None, **extra: Any) -> dict[str, float]:
-    """Train the job's model and leave checkpoint, metrics.jsonl and run.json (all arguments) in the output folder.
+        load: Load | None = None, measure: Measure | None = None, options: Any = None, **extra: Any) -> dict[str, float]:
+    """Train the job's model and leave checkpoint, metrics.jsonl and run.json (all arguments and options) in the output folder.
 
     Returns the metrics of the last evaluation, none without data for it. save, load (by default of a whole model), measure, extra: see
-    trainer.py.
+    trainer.py. options: the command's own, a dataclass.
     """
     save = save or save_checkpoint(job.tokenizer_folder, {"training": {"command": shlex.join(command)}})
     try:
@@ -250,7 +254,7 @@ def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequen
         if arguments.dataloader_drop_last and rows < batch:
             raise ValueError(f"--dataloader_drop_last leaves nothing of {rows} rows, which are less than a batch ({batch}): leave it out")
         if arguments.should_save:
-            _begin(arguments, command, checkpoints.identity(job.model, job.train))
+            _begin(arguments, command, options and asdict(options), checkpoints.identity(job.model, job.train))
     except (ValueError, OSError) as error:
         refuse(error)
     try:
@@ -269,12 +273,14 @@ def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequen
         sys.exit(130)
 
 
-def _begin(arguments: RunArguments, command: Sequence[str], identity: Mapping[str, str]) -> None:
+def _begin(arguments: RunArguments, command: Sequence[str], options: Mapping[str, Any] | None, identity: Mapping[str, str]) -> None:
     folder = Path(arguments.output_dir)
     results = [path for pattern in ("checkpoint-*", *RESULTS) for path in folder.glob(pattern)]
     for old in [*results, folder / EVENTS, folder / METRICS] if arguments.overwrite else []:
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-    description = {"command": list(command), "config": config_file.given(command)[1], "arguments": arguments.to_dict()}
+    rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    description = {"command": list(command), "config": config_file.given(command)[1], "options": options or {}, "rows_of_update": rows,
+                   "arguments": arguments.to_dict()}
     checkpoints.begin(folder, description, identity, resume=arguments.resume)
 
 

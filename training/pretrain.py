@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         launch.refuse(error)
     arguments.eval_on_start = job.evaluation is not None and not arguments.resume        # the bound before training
     objective = objectives.pretrain(job.model.config.mask_token_id, options.random_lengths)
-    launch.run(job, objective, arguments, ["python", "-m", "training.pretrain", *argv], callbacks=[Evaluations(job, options)],
-               throughput=measured(job.model, job.train.seq_len, arguments))
+    launch.run(job, objective, arguments, ["python", "-m", "training.pretrain", *argv], options=options,
+               callbacks=[Evaluations(job, options)], throughput=measured(job.model, job.train.seq_len, arguments))
 
 
 if __name__ == "__main__":

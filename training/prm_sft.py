@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         launch.refuse(error)
     save = reward.save_prm(job.tokenizer_folder, {"command": shlex.join(command)})
-    found = launch.run(job, reward.token_class, arguments, command, save=save, measure=reward.measure)
+    found = launch.run(job, reward.token_class, arguments, command, options=options, save=save, measure=reward.measure)
     if arguments.should_save:
         metrics = {name: found[f"eval_{name}"] for name in ("loss", "step_auc", "step_accuracy", "right_share") if f"eval_{name}" in found}
         if options.preset:

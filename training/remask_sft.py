@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.config.mask_token_id, r_incorrect=options.r_incorrect, lambda_ups=options.lambda_ups,
         label_smoothing=options.label_smoothing, train_backbone=not model.frozen, incorrect=incorrect)
     metrics = launch.run(job._replace(model=model), objective, arguments, command,
-                         save=save, load=policy.load_remask, measure=policy.measure)
+                         options=options, save=save, load=policy.load_remask, measure=policy.measure)
     if arguments.should_save:
         policy.record_metrics(Path(arguments.output_dir), metrics)
 

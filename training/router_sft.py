@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         launch.refuse(error)
     arguments.eval_on_start = job.evaluation is not None and not arguments.resume        # the loss before training
     launch.run(job._replace(model=model), objectives.routed_sft(model.mask_id), arguments, command,
-               save=routing.save_routed(job.model, command), load=routing.load_routed)
+               options=options, save=routing.save_routed(job.model, command), load=routing.load_routed)
     if arguments.should_save:
         routing.record_metrics(Path(arguments.output_dir))
 

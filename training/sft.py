@@ -92,8 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             lora.add_lora(job.model, options.adapters, noise("lora", arguments.seed))
     except (ValueError, OSError, ImportError) as error:
         launch.refuse(error)
-    launch.run(job, objectives.sft(job.model.config.mask_token_id), arguments, ["python", "-m", "training.sft", *argv],
-               save=save, load=load, throughput=None if options.adapters else measured(job.model, launch.mean_length(job.train), arguments))
+    throughput = None if options.adapters else measured(job.model, launch.mean_length(job.train), arguments)
+    launch.run(job, objectives.sft(job.model.config.mask_token_id), arguments, ["python", "-m", "training.sft", *argv], options=options,
+               save=save, load=load, throughput=throughput)
 
 
 if __name__ == "__main__":
