@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training import data, sft
+from training import data, remask_sft, router_sft, sft, token_cache
 from training.tokenizer import EOS, byte_tokenizer
 
 USER, ANSWER = {"role": "user", "content": " hi "}, {"role": "assistant", "content": "ho\n"}
@@ -197,3 +197,84 @@ def test_rows_need_not_fit_into_memory():
         assert stored[999] == ([999] * 2000, 7) and tracemalloc.get_traced_memory()[1] < 500_000
     finally:
         tracemalloc.stop()
+
+
+# --- token rows that are kept ----------------------------------------------------------------------------------------
+
+LONG = {"prompt": "12345678", "completion": "9"}
+
+
+@pytest.fixture
+def no_tokens_are_made(monkeypatch):
+    """A function after which whatever is not found fails."""
+    return lambda: monkeypatch.setattr(data, "_parse", None)
+
+
+def test_rows_are_found_again_by_content_and_are_the_same(tmp_path, words, caplog, no_tokens_are_made):
+    caplog.set_level("INFO")
+    rows, options = [{"messages": [USER, ANSWER]}, PROMPTED, LONG, {"input_ids": [1, 2, 3], "prompt_length": 2}], dict(seq_len=8)
+    made = read(tmp_path, words, *rows, **options)
+    kept = read(tmp_path, words, *rows, **options, cache=tmp_path / "cache")
+    no_tokens_are_made()
+    (tmp_path / "data.jsonl").rename(tmp_path / "renamed.jsonl")
+    found = data.read_jsonl(tmp_path / "renamed.jsonl", words, append_eos=True, cache=tmp_path / "cache", **options)
+    assert [repr(row) for row in found] == [repr(row) for row in made] == [repr(row) for row in kept]        # a resumed run compares repr
+    told = "the prompt leaves no room for an answer in --seq_len 8; left out, 2 of 4 examples in all"
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / name}.jsonl:1: {told}" for name in ("data", "data", "renamed")]
+
+
+def test_rows_of_other_data_options_or_tokenizers_are_others(tmp_path, words, tmp_path_factory):
+    def number(*rows, vocabulary=words, **options) -> int:
+        read(tmp_path, vocabulary, *rows, **options, cache=tmp_path / "cache")
+        return len(list((tmp_path / "cache").iterdir()))
+    folder = tmp_path_factory.mktemp("tokenizer")
+    ids = byte_tokenizer(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{{ messages[0]['content'] }}"}))
+    changed = [dict(), dict(append_eos=False), dict(seq_len=7), dict(vocabulary=words._replace(max_length=999)),
+               dict(vocabulary=data.vocabulary(folder, words.vocab_size, words.max_length, ids[EOS]))]
+    assert [number(PROMPTED, **options) for options in changed] == [1, 2, 3, 4, 5]
+    assert number({**PROMPTED, "prompt": "x"}) == 6 and number(PROMPTED) == 6
+
+
+def test_rows_of_a_data_set_are_kept_too(tmp_path, words, folder_of, no_tokens_are_made):
+    place, options = folder_of([PROMPTED] * 2, [PROMPTED]), dict(append_eos=True, cache=tmp_path / "kept")
+    made = [list(data.read_hub(str(place), None, split, words, **options)) for split in ("train", "test")]
+    no_tokens_are_made()
+    assert [list(data.read_hub(str(place), None, split, words, **options)) for split in ("train", "test")] == made
+
+
+@pytest.mark.parametrize("rows, message", [([PROMPTED, {"prompt": 1}], "data.jsonl:2: "), ([], "data.jsonl: no rows"), ([LONG], "data.jsonl:1: ")])
+def test_rows_that_are_refused_leave_nothing(tmp_path, words, rows, message):
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path, words, *rows, seq_len=8, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("train", [sft.main, remask_sft.main, router_sft.main], ids=["sft", "remask_sft", "router_sft"])
+def test_commands_share_what_is_kept(tmp_path, train, no_tokens_are_made):
+    (tmp_path / "data.jsonl").write_text((json.dumps(PROMPTED) + "\n") * 4)
+    command = ["--model", "tiny", "--data", str(tmp_path / "data.jsonl"), "--token_cache", str(tmp_path / "kept"), "--max_steps", "1", "--use_cpu"]
+    sft.main([*command, "--output_dir", str(tmp_path / "first")])
+    no_tokens_are_made()
+    train([*command, "--output_dir", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "metrics.jsonl").is_file()
+
+
+def test_of_two_runs_that_keep_the_same_one_wins_and_both_go_on(tmp_path):
+    def theirs(folder: Path) -> None:
+        (folder / "file").write_text("theirs")
+
+    def mine(folder: Path) -> None:
+        (folder / "file").write_text("mine")
+        token_cache.kept(tmp_path, ["same"], theirs)        # the other is done first
+    found = token_cache.kept(tmp_path, ["same"], mine)
+    assert [path.name for path in tmp_path.iterdir()] == [found.name] and (found / "file").read_text() == "theirs"
+
+
+def test_a_cache_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, words, full_disk):
+    read(tmp_path, words, *[PROMPTED] * 300)
+    with full_disk(1000), pytest.raises(OSError, match=f"tokens could not be kept in {tmp_path / 'cache'} .*: give another --token_cache"):
+        data.read_jsonl(tmp_path / "data.jsonl", words, append_eos=True, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())

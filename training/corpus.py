@@ -6,7 +6,6 @@ the data, the tokenizer and EOS, and used again by any run with the same; it doe
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llada_plugins.report_files import whole_folder
-
 from .hub import Hub, load, looks_like_a_path
 from .jsonl import TEXT, check_text, parse, read_lines
+from .token_cache import digest, kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +63,7 @@ def find(dataset: str, config: str | None, split: str | None) -> Source:
     if config is not None:
         raise ValueError(f"--dataset_config has no effect on files ({dataset}): leave it out")
     files = [path] if path.is_file() else _split_files(path, split)
-    return Source(", ".join(map(str, files)), lambda: _digest(files), lambda: (piece for file in files for piece in _read(file)))
+    return Source(", ".join(map(str, files)), lambda: digest(files), lambda: (piece for file in files for piece in _read(file)))
 
 
 def _split_files(folder: Path, split: str | None) -> list[Path]:
@@ -109,16 +107,6 @@ def _row(row: Any) -> Piece:
     raise ValueError(f"expected {FORMS}, found {found} or a value of another type")
 
 
-def _digest(files: Sequence[Path]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        digest.update(f"{file.suffix} {file.stat().st_size} ".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def _hub(hub: Hub, split: str | None) -> Source:
     name, rows = load(hub, split, "--dataset")
     if "text" not in rows.column_names:
@@ -160,13 +148,10 @@ def tokenise(source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int
     Raises ValueError on ids outside the vocabulary, and on data without any text.
     """
     kind = "uint16" if vocab_size <= 1 << 16 else "uint32"
-    identity = [source.digest(), tokenizer.backend_tokenizer.to_str(), eos_id, kind]
-    folder = cache / hashlib.blake2b(repr(identity).encode(), digest_size=12).hexdigest()
-    if folder.is_dir():
-        return folder
-    num_tokens = num_bytes = num_documents = 0
-    with whole_folder(folder) as partial:
-        with (partial / "tokens.bin").open("wb") as file:
+
+    def write(folder: Path) -> None:
+        num_tokens = num_bytes = num_documents = 0
+        with (folder / "tokens.bin").open("wb") as file:
             for ids, size, ended in _encoded(source.pieces(), tokenizer):
                 num_bytes = None if size is None or num_bytes is None else num_bytes + size
                 if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
@@ -178,8 +163,8 @@ def tokenise(source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int
             raise ValueError(f"{source.name}: no text; give a text file, or a JSONL file with rows {FORMS}")
         meta = {"source": source.name, "dtype": kind, "num_tokens": num_tokens + num_documents, "num_bytes": num_bytes,
                 "num_documents": num_documents}
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    return folder
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    return kept(cache, [source.digest(), tokenizer.backend_tokenizer.to_str(), eos_id, kind], write)
 
 
 def _encoded(pieces: Iterator[Piece], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], int | None, bool]]:

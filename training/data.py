@@ -1,6 +1,7 @@
 """Training data: files, data sets of the hub and text pairs to token rows, token rows to batches. Refuses malformed rows by their place."""
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from array import array
@@ -17,12 +18,14 @@ from llada_plugins.text import load_tokenizer, render_chat
 
 from . import dialogue, hub
 from .jsonl import check_text, parse, read_lines
+from .token_cache import digest, kept
 
 logger = logging.getLogger(__name__)
 
 FORMS = ('{"prompt": text, "completion": text}, {"messages": [{"role", "content"}]}, {"conversations": [{"from", "value"}]} '
          'or {"input_ids": [ids], "prompt_length": number}')
 
+RULES = 1        # raise it when rows of the same data and options become other examples: kept ones are then made again
 COLUMNS = (("messages",), ("conversations",), ("prompt", "completion"), ("input_ids", "prompt_length"))        # of these forms
 
 
@@ -39,12 +42,12 @@ Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
 class Examples(Sequence[Example]):
     """Rows on the disk, mapped as they are read, so that they need not fit into memory: 16 bytes of it a row.
 
-    They are in a temporary file (of TMPDIR) without a name, which ends with the process.
+    They are in a temporary file (of TMPDIR) without a name, which ends with the process, or in files of a folder, to be loaded again.
     """
 
-    def __init__(self, rows: Iterable[Example]) -> None:
+    def __init__(self, rows: Iterable[Example], folder: Path | None = None) -> None:
         lengths, self._prompt_lengths = array("q"), array("q")
-        with tempfile.TemporaryFile() as file:
+        with tempfile.TemporaryFile() if folder is None else (folder / "tokens.bin").open("w+b") as file:
             for row in rows:
                 file.write(np.array(row.input_ids, np.uint32).tobytes())
                 lengths.append(len(row.input_ids))
@@ -52,13 +55,32 @@ class Examples(Sequence[Example]):
             file.flush()
             self._tokens = np.memmap(file, np.uint32, "r") if lengths else np.empty(0, np.uint32)
         self._ends = np.cumsum(lengths, dtype=np.int64)
+        if folder is not None:
+            np.save(folder / "rows.npy", np.stack([self._ends, self._prompt_lengths]))
+
+    @classmethod
+    def load(cls, folder: Path) -> Examples:
+        """Those that are in a folder."""
+        found = cls(())
+        found._ends, found._prompt_lengths = np.load(folder / "rows.npy")
+        found._tokens = np.memmap(folder / "tokens.bin", np.uint32, "r")
+        return found
 
     def __len__(self) -> int:
         return len(self._prompt_lengths)
 
     def __getitem__(self, number: int) -> Example:
         number = range(len(self))[number]        # negative numbers, and IndexError beyond
-        return Example(self._tokens[self._ends[number - 1] if number else 0:self._ends[number]].tolist(), self._prompt_lengths[number])
+        return Example(self._tokens[self._ends[number - 1] if number else 0:self._ends[number]].tolist(), int(self._prompt_lengths[number]))
+
+
+class RowSource(NamedTuple):
+    """Rows, or the JSON texts of some, with their places."""
+
+    name: str                             # in messages, a row's place behind it
+    digest: Callable[[], str]             # of the rows
+    rows: Iterable[tuple[str, Any]]
+    without: str                          # what is said where there are none
 
 
 class Vocabulary(NamedTuple):
@@ -69,13 +91,15 @@ class Vocabulary(NamedTuple):
     max_length: int
     eos_id: int
     render: Callable[[Sequence[dialogue.Message]], str] | None = None        # a chat as the prompt; None without a chat template
+    identity: Callable[[], Any] | None = None                                # what encode and render do, by content
 
 
 def vocabulary(folder: Path, vocab_size: int, max_length: int, eos_id: int) -> Vocabulary:
     """The vocabulary of a checkpoint folder's tokenizer."""
     tokenizer = load_tokenizer(folder)
     return Vocabulary(lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], vocab_size, max_length, eos_id,
-                      partial(render_chat, tokenizer) if tokenizer.chat_template else None)
+                      partial(render_chat, tokenizer) if tokenizer.chat_template else None,
+                      lambda: [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map])
 
 
 def encode(pairs: Iterable[tuple[str, str]], words: Vocabulary, *, append_eos: bool) -> list[Example]:
@@ -83,36 +107,35 @@ def encode(pairs: Iterable[tuple[str, str]], words: Vocabulary, *, append_eos: b
     return [_encode(prompt, answer, words, append_eos) for prompt, answer in pairs]
 
 
-def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool, seq_len: int | None = None) -> Examples:
+def read_jsonl(path: Path, words: Vocabulary, *, append_eos: bool, seq_len: int | None = None, cache: Path | None = None) -> Examples:
     """Token rows of a JSONL file, a line in any of FORMS: of a dialogue one example an answer, else one; ids are taken as they are.
 
     A dialogue's prompts are rendered by the chat template; texts of prompt and completion are taken as they are.
     seq_len: longer rows lose the end of their answer; where the prompt leaves it no token they are left out, and counted in the log.
+    cache: folder that keeps token rows of the same data, vocabulary and options; None keeps none.
     Raises FileNotFoundError, or ValueError that names file and line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORMS}")
-    examples = _read(((f"{path}:{number}", line) for number, line in read_lines(path)), words, append_eos, seq_len)
-    if not examples:
-        raise ValueError(f"{path}: no rows; give a JSONL file with rows {FORMS}")
-    return examples
+    rows = ((f":{number}", line) for number, line in read_lines(path))
+    source = RowSource(str(path), lambda: digest([path]), rows, f"{path}: no rows; give a JSONL file with rows {FORMS}")
+    return _kept(source, words, append_eos, seq_len, cache)
 
 
-def read_hub(name: str, config: str | None, split: str, words: Vocabulary, *, append_eos: bool, seq_len: int | None = None) -> Examples:
+def read_hub(name: str, config: str | None, split: str, words: Vocabulary, *, append_eos: bool, seq_len: int | None = None,
+             cache: Path | None = None) -> Examples:
     """Token rows of a data set of the hub, or of a folder that `datasets` loads, in any of FORMS; other columns are left out.
 
-    Raises FileNotFoundError, or ValueError that names split and row.
+    seq_len, cache: see `read_jsonl`. Raises FileNotFoundError, or ValueError that names split and row.
     """
-    source = hub.Hub(name, config)
-    split, rows = hub.load(source, split, "--data")
+    title = hub.Hub(name, config).title
+    split, rows = hub.load(hub.Hub(name, config), split, "--data")
     columns = next((form for form in COLUMNS if set(form) <= set(rows.column_names)), None)
     if columns is None:
-        raise ValueError(f"--data {source.title} has columns {', '.join(rows.column_names)}, and rows must be {FORMS}")
-    placed = ((f"{source.title} {split}: row {number}", row) for number, row in enumerate(rows.select_columns(list(columns)), 1))
-    examples = _read(placed, words, append_eos, seq_len)
-    if not examples:
-        raise ValueError(f"--data {source.title}: split {split} has no rows")
-    return examples
+        raise ValueError(f"--data {title} has columns {', '.join(rows.column_names)}, and rows must be {FORMS}")
+    placed = ((f": row {number}", row) for number, row in enumerate(rows.select_columns(list(columns)), 1))
+    source = RowSource(f"{title} {split}", lambda: f"{rows._fingerprint} {columns}", placed, f"--data {title}: split {split} has no rows")
+    return _kept(source, words, append_eos, seq_len, cache)
 
 
 def collate_answers(eos_id: int) -> Collate:
@@ -129,12 +152,31 @@ def collate_answers(eos_id: int) -> Collate:
     return collate
 
 
-def _read(rows: Iterable[tuple[str, Any]], words: Vocabulary, append_eos: bool, seq_len: int | None) -> Examples:
-    """Of rows, or the JSON texts of some, with their places."""
+def _kept(source: RowSource, words: Vocabulary, append_eos: bool, seq_len: int | None, cache: Path | None) -> Examples:
+    if cache is None:
+        examples, left_out = _read(source, words, append_eos, seq_len)
+    else:
+        def write(folder: Path) -> None:
+            examples, left_out = _read(source, words, append_eos, seq_len, folder)
+            meta = {"source": source.name, "num_rows": len(examples), "left_out": left_out}
+            (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        folder = kept(cache, ["rows", RULES, source.digest(), words.identity(), words.vocab_size, words.max_length, words.eos_id, append_eos,
+                              seq_len], write)
+        examples, left_out = Examples.load(folder), json.loads((folder / "meta.json").read_text(encoding="utf-8"))["left_out"]
+    if left_out:
+        place, number = left_out
+        logger.info("%s%s: the prompt leaves no room for an answer in --seq_len %d; left out, %d of %d examples in all", source.name, place,
+                    seq_len, number, number + len(examples))
+    return examples
+
+
+def _read(source: RowSource, words: Vocabulary, append_eos: bool, seq_len: int | None,
+          folder: Path | None = None) -> tuple[Examples, tuple[str, int] | None]:
+    """Examples, and of those that were left out the first one's place and their number."""
     left_out: list[str] = []
 
     def fitting() -> Iterator[Example]:
-        for place, row in rows:
+        for place, row in source.rows:
             try:
                 for example in _parse(parse(row) if isinstance(row, str) else row, words, append_eos):
                     if seq_len is not None and seq_len <= example.prompt_length < len(example.input_ids):
@@ -142,14 +184,14 @@ def _read(rows: Iterable[tuple[str, Any]], words: Vocabulary, append_eos: bool, 
                     else:
                         yield _check(example._replace(input_ids=example.input_ids[:seq_len]), words)
             except ValueError as error:
-                raise ValueError(f"{place}: {error}") from None
-    examples = Examples(fitting())
-    if left_out:
-        told = f"{left_out[0]}: the prompt leaves no room for an answer in --seq_len {seq_len}"
-        if not examples:
-            raise ValueError(f"{told}, nor does any other: raise it, or shorten them")
-        logger.info("%s; left out, %d of %d examples in all", told, len(left_out), len(left_out) + len(examples))
-    return examples
+                raise ValueError(f"{source.name}{place}: {error}") from None
+    examples = Examples(fitting(), folder)
+    if left_out and not examples:
+        raise ValueError(f"{source.name}{left_out[0]}: the prompt leaves no room for an answer in --seq_len {seq_len}, nor does any other: "
+                         "raise it, or shorten them")
+    if not examples:
+        raise ValueError(source.without)
+    return examples, (left_out[0], len(left_out)) if left_out else None
 
 
 def _parse(row: Any, words: Vocabulary, append_eos: bool) -> list[Example]:

@@ -26,7 +26,7 @@ from llada_plugins.model import LLaDA, LLaDAConfig, initialise
 from llada_plugins.report_files import dataclass_parser
 
 from . import checkpoints, config_file, hub
-from .data import Example, Vocabulary, collate_answers, encode, read_hub, read_jsonl, vocabulary
+from .data import Example, Examples, Vocabulary, collate_answers, encode, read_hub, read_jsonl, vocabulary
 from .objectives import Objective
 from .presets import PRESETS, PretrainPreset, PRMPreset, Preset
 from .step_data import StepExample
@@ -193,14 +193,20 @@ def preset_job(name: str, arguments: RunArguments, presets: Mapping[str, Preset]
     return Job(model, train, evaluation, collate_answers(words.eos_id), folder)
 
 
-def checkpoint_job(options: SFTOptions) -> Job:
-    """The checkpoint and the rows that the options name."""
+def checkpoint_job(options: SFTOptions, arguments: RunArguments) -> Job:
+    """The checkpoint and the rows that the options name; where these are kept, one process of a machine tokenises for all."""
     if options.data is None:
         raise ValueError("--model needs --data, a JSONL file or a hub name")
     folder, words = _checkpoint(options.model)
     if options.seq_len is not None and not 0 < options.seq_len <= words.max_length:
         raise ValueError(f"--seq_len must be between 1 and the model's {words.max_length} tokens, got {options.seq_len}")
-    rules = dict(append_eos=options.append_eos, seq_len=options.seq_len)
+    with arguments.main_process_first() if options.token_cache else nullcontext():
+        train, evaluation = _rows(options, words)
+    return Job(_trainable(folder, options.dtype), train, evaluation, collate_answers(words.eos_id), folder)
+
+
+def _rows(options: SFTOptions, words: Vocabulary) -> tuple[Examples, Examples | None]:
+    rules = dict(append_eos=options.append_eos, seq_len=options.seq_len, cache=options.token_cache and Path(options.token_cache))
     evaluation = None if options.eval_data is None else read_jsonl(Path(options.eval_data), words, **rules)
     if hub.looks_like_a_path(options.data) and not Path(options.data).is_dir():
         for name in ("dataset_config", "eval_split"):
@@ -211,7 +217,7 @@ def checkpoint_job(options: SFTOptions) -> Job:
         train = read_hub(options.data, options.dataset_config, options.train_split, words, **rules)
         if options.eval_split is not None:
             evaluation = read_hub(options.data, options.dataset_config, options.eval_split, words, **rules)
-    return Job(_trainable(folder, options.dtype), train, evaluation, collate_answers(words.eos_id), folder)
+    return train, evaluation
 
 
 def _from_scratch(shape: Mapping[str, Any], folder: Path, arguments: RunArguments) -> tuple[LLaDA, Vocabulary]:

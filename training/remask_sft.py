@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.preset:
             job = launch.preset_job(options.preset, arguments, UPS_PRESETS)
         else:
-            job = launch.checkpoint_job(options)
+            job = launch.checkpoint_job(options, arguments)
         incorrect = policy.INCORRECT_FROM[options.incorrect_from](job)
         start = options.model or UPS_PRESETS[options.preset].model
         description = {"backbone": start, "command": shlex.join(command), "options": asdict(options)}

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.preset:
             job = launch.preset_job(options.preset, arguments, ROUTER_PRESETS)
         else:
-            job = launch.checkpoint_job(options)
+            job = launch.checkpoint_job(options, arguments)
         model = routing.routed_model(job, routing.router_config(options, job.model), noise("router", arguments.seed))
     except (ValueError, OSError) as error:
         launch.refuse(error)

@@ -40,11 +40,14 @@ class SFTOptions:
     seq_len: int | None = arg(
         None, "tokens after which rows lose the end of their answer; those whose prompt leaves it no room are left out and counted "
               "(default: rows too long for the model are an error)")
+    token_cache: str | None = arg(None, "folder for tokenised rows, which any run may share: found again by content of data and tokenizer, and "
+                                        "options (default: a temporary file, made at every start)")
 
     def __post_init__(self) -> None:
         if (self.preset is None) == (self.model is None):
             raise ValueError("give --preset NAME, or --model DIR with --data FILE.jsonl")
-        of_data = [name for name in ("data", "dataset_config", "eval_split", "eval_data", "seq_len") if getattr(self, name) is not None]
+        names = ("data", "dataset_config", "eval_split", "eval_data", "seq_len", "token_cache")
+        of_data = [name for name in names if getattr(self, name) is not None]
         if self.preset is not None and of_data:
             raise ValueError(f"a preset brings its own data: leave --{of_data[0]} out")
         if self.eval_data is not None and self.eval_split is not None:
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.preset:
             job = launch.preset_job(options.preset, arguments)
         else:
-            job = launch.checkpoint_job(options)
+            job = launch.checkpoint_job(options, arguments)
         if options.adapters:
             save, load = lora.save_lora(job.model, options.adapters, options.model), lora.load_lora
             lora.add_lora(job.model, options.adapters, noise("lora", arguments.seed))
