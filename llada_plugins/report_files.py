@@ -1,6 +1,7 @@
 """Files of a report: a folder that appears whole or not at all, and plots. Knows no model; matplotlib is imported when it is drawn with."""
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -22,7 +23,17 @@ def dataclass_parser(options: type | Sequence[type], **settings: Any) -> HfArgum
     class Parser(FlagParser, HfArgumentParser):
         """HfArgumentParser with FlagParser's errors."""
 
-    return Parser(options, allow_abbrev=False, **settings)
+    return Parser(options, allow_abbrev=False, formatter_class=DefaultsOnce, **settings)
+
+
+class DefaultsOnce(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that tells a default where there is one that the text does not tell itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.const is False:        # --no_x, of which HfArgumentParser tells what --x does
+            return f"turns --{action.dest} off"
+        told = action.required or action.default in (None, "", []) or "(default: " in action.help
+        return action.help if told else super()._get_help_string(action)
 
 
 def run_command(options: type, program: str, work: Callable[[Any], str], argv: Sequence[str] | None) -> int:

@@ -409,6 +409,15 @@ def test_help_describes_every_flag(capsys):
         assert flag in text
 
 
+def test_help_tells_a_default_once_and_what_no_turns_off(capsys):
+    with pytest.raises(SystemExit):
+        sft.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: None)" not in text and "rank of the adapters (default: 8) --lora_alpha" in text
+    assert "taken as they are (default: True) --no_append_eos, --no-append-eos turns --append_eos off" in text
+    assert "--learning-rate LEARNING_RATE The initial learning rate for the optimizer. (default: 5e-05)" in text
+
+
 def test_a_checkpoint_is_fine_tuned_on_a_file_by_command(tmp_path):
     data = tmp_path / "data.jsonl"
     rows = [{"prompt": puzzle, "completion": solution} for puzzle, solution in sudoku.problems("train", 8)]
