@@ -94,7 +94,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name, text):
     ("a.yaml", "config: b.yaml", "a.yaml: unknown flag 'config'"),
     ("a.yaml", "max_steps: many", "a.yaml: max_steps: invalid literal for int()"),
     ("a.yaml", "append_eos: perhaps", "a.yaml: append_eos: Truthy value expected"),
-    ("a.yaml", "learning_rate: [1, x]", "a.yaml: learning_rate: could not convert string to float: 'x'"),
+    ("a.yaml", "seed: [1, 2]", "a.yaml: seed: one value is expected, found a list of 2"),
     ("a.yaml", "- preset", "a.yaml: expected flags as NAME: VALUE, found list"),
     ("a.yaml", "a: b: c", "a.yaml: not YAML: "),
     ("a.json", "{preset: 1}", "a.json: not JSON: "),

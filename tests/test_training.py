@@ -302,6 +302,9 @@ def test_noise_differs_between_steps_micro_steps_and_processes():
     (["--preset", "sudoku4", "--label_smoothing_factor", "0.1"], "--label_smoothing_factor is not supported"),
     (["--preset", "sudoku4", "--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy must be random, got group_by_length"),
     (["--preset", "sudoku4", "--accelerator_config", "absent.json"], "absent.json"),
+    (["--preset", "sudoku4", "--lr_scheduler_kwargs", "{x"], "--lr_scheduler_kwargs {x: not JSON: Expecting property name"),
+    (["--preset", "sudoku4", "--optim_args", "x"], "see --optim_args, which are NAME=VALUE with commas between"),
+    (["--model", "./absent", "--data", "x.jsonl"], "--model='./absent': no such folder"),
 ])
 def test_bad_input_ends_with_one_clear_line(tmp_path, flags, message):
     with pytest.raises(SystemExit) as exit_info:
@@ -338,6 +341,12 @@ def test_an_evaluation_loss_that_is_not_finite_ends_a_run(tmp_path):
     trainer.objective = lambda model, batch, generator: Loss(torch.tensor(math.inf), torch.tensor(1.0))
     with pytest.raises(FloatingPointError, match=f"the evaluation loss is inf after update {trainer.state.global_step}; there is no checkpoint"):
         trainer.evaluate()
+
+
+def test_an_evaluation_at_the_start_needs_data(tmp_path):
+    with pytest.raises(SystemExit, match="^error: --eval_on_start has nothing to evaluate on: give --eval_data FILE, or leave it out$"):
+        short_run(tmp_path, "--eval_on_start")
+    assert not (tmp_path / "out").exists()
 
 
 def test_overwriting_removes_the_weights_of_the_run_before_and_only_once_the_flags_are_right(tmp_path):

@@ -5,7 +5,7 @@ They become words of the command line and stand before its own, which therefore 
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import Action, ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ def flags(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
     """The words for the file that --config names in `argv`, none without; raises ValueError that names file and flag."""
     path, values = given(argv)
     # in reverse, for of --x and --no_x, which share a name, the first takes a value
-    kinds = {action.dest: action.type or str for action in reversed(parser._actions) if action.dest not in OWN}
+    known = {action.dest: action for action in reversed(parser._actions) if action.dest not in OWN}
     try:
-        reject_unknown(values, kinds, "flag", HELP)
-        return [word for name, value in values.items() for word in _words(name, value, kinds[name])]
+        reject_unknown(values, known, "flag", HELP)
+        return [word for name, value in values.items() for word in _words(name, value, known[name])]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -56,7 +56,10 @@ def _read(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in values.items() if value not in UNSET}
 
 
-def _words(name: str, value: Any, kind: Callable[[str], Any]) -> list[str]:
+def _words(name: str, value: Any, action: Action) -> list[str]:
+    if isinstance(value, list) and action.nargs not in ("*", "+"):
+        raise ValueError(f"{name}: one value is expected, found a list of {len(value)}")
+    kind: Callable[[str], Any] = action.type or str
     words = [each if isinstance(each, str) else json.dumps(each) for each in (value if isinstance(value, list) else [value])]
     for word in words:
         try:

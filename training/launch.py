@@ -1,6 +1,7 @@
 """What every training command does around its objective: flags, checks of the user's input before any work, model and data, the run."""
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -76,6 +77,12 @@ class RunArguments(TrainingArguments):
     remove_unused_columns: bool = arg(False, "leave it off: batches are made by this package")
 
     def __post_init__(self) -> None:
+        for name in self._VALID_DICT_FIELDS:        # which transformers reads without saying which
+            value = getattr(self, name)
+            try:
+                json.loads(value if isinstance(value, str) and value.startswith("{") else "{}")
+            except ValueError as error:
+                raise ValueError(f"--{name} {value}: not JSON: {error}") from None
         super().__post_init__()
         self._check_numbers()
         for name, remedy in NOT_HERE.items():
@@ -109,7 +116,8 @@ class RunArguments(TrainingArguments):
             make, arguments = Trainer.get_optimizer_cls_and_kwargs(self)
             optimizer = make([weight], **arguments)
         except (ValueError, ImportError, TypeError, KeyError, AssertionError) as error:
-            raise ValueError(f"--optim {self.optim.value}: {error}") from None
+            remedy = "; see --optim_args, which are NAME=VALUE with commas between" if self.optim_args else ""
+            raise ValueError(f"--optim {self.optim.value}: {error}{remedy}") from None
         try:
             get_scheduler(self.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=10,
                           scheduler_specific_kwargs=dict(self.lr_scheduler_kwargs or {}))
@@ -231,7 +239,7 @@ def _from_scratch(shape: Mapping[str, Any], folder: Path, arguments: RunArgument
 
 
 def _checkpoint(pretrained: str) -> tuple[Path, Vocabulary]:
-    folder = resolve(pretrained)
+    folder = resolve(pretrained, option="--model")
     config = read_config(folder)
     for field in ("mask_token_id", "eos_token_id"):
         if getattr(config, field) is None:
@@ -252,6 +260,8 @@ def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequen
     """
     save = save or save_checkpoint(job.tokenizer_folder, {"training": {"command": shlex.join(command)}})
     try:
+        if arguments.eval_on_start and job.evaluation is None:
+            raise ValueError("--eval_on_start has nothing to evaluate on: give --eval_data FILE, or leave it out")
         trainer = DiffusionTrainer(job.model, arguments, objective=objective, save=save, collate=job.collate,
                                    train=job.train, evaluation=job.evaluation, load=load, measure=measure, **extra)
         if asks_for_fsdp(arguments) and not trainer.is_fsdp_enabled:

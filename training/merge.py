@@ -35,7 +35,7 @@ class MergeOptions:
 
 def merge(options: MergeOptions) -> str:
     """Write the merged checkpoint; returns where."""
-    folder, output = resolve(options.model, option="model"), Path(options.output)
+    folder, output = resolve(options.model, option="--model"), Path(options.output)
     check_empty(output)
     dtype = stored_dtype(folder) if options.dtype == "auto" else options.dtype
     model = load_model(folder, device="cpu", dtype=dtype, peft=options.peft)

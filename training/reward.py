@@ -84,7 +84,7 @@ def checkpoint_prm_job(options: PRMOptions, seed: int) -> Job:
         raise ValueError("--model needs --data FILE.jsonl")
     paths = (options.data, options.eval_data)
     rows = [None if path is None else read_steps(Path(path)) for path in paths]
-    folder = resolve(options.model)
+    folder = resolve(options.model, option="--model")
     tokenizer = load_tokenizer(folder)
     model = _classifier(folder, seed)
     context = model.config.max_position_embeddings
