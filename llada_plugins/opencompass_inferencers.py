@@ -15,6 +15,8 @@ from opencompass.openicl import icl_inferencer as stock
 from opencompass.openicl.icl_inferencer.icl_base_inferencer import dump_results_dict
 from opencompass.openicl.icl_retriever import BaseRetriever
 
+from .opencompass_models import LLaDA
+
 
 class _WithErrors:
     """Adds `stderr`, in the unit of the value beside it, and `num_forwards` to every label of the file that the stock class writes.
@@ -24,6 +26,9 @@ class _WithErrors:
     """
 
     def inference(self, retriever: BaseRetriever, *, output_json_filepath: str, output_json_filename: str, **arguments: Any) -> list:
+        if not isinstance(self.model, LLaDA):
+            raise ValueError(f"llada_plugins' {type(self).__name__} serves llada_plugins' models, got {type(self.model).__name__}: name OpenCompass' "
+                             f"own {type(self).__name__} for it")
         stock_inference = super().inference
         with TemporaryDirectory() as folder:
             self.model.foresee(lambda: stock_inference(retriever, output_json_filepath=folder, output_json_filename="asked.json", **arguments),

@@ -17,6 +17,7 @@ pytest.importorskip("opencompass")
 from datasets import Dataset, DatasetDict
 from mmengine.config import Config
 from opencompass.datasets.base import BaseDataset
+from opencompass.models.base import BaseModel
 from opencompass.openicl import icl_inferencer as stock
 from opencompass.openicl.icl_prompt_template import PromptTemplate
 from opencompass.openicl.icl_retriever import ZeroRetriever
@@ -273,6 +274,11 @@ def test_our_inferencers_ask_for_all_labels_together(tiny_checkpoint, tmp_path, 
     assert written(theirs, model, tmp_path)[0] == predictions and not rows        # what was found stays
     model.foresee(lambda: None, 1)
     assert written(theirs, model, tmp_path)[0] == predictions and len(rows) > together
+
+
+def test_our_inferencers_refuse_models_of_others_in_one_line(tmp_path) -> None:
+    with pytest.raises(ValueError, match="llada_plugins' PPLInferencer serves llada_plugins' models, got BaseModel: name OpenCompass' own"):
+        written(PPLInferencer, BaseModel(path="-"), tmp_path)
 
 
 def test_rows_that_choices_have_in_common_run_once(tiny_checkpoint, tmp_path) -> None:
