@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import io
 import shutil
-import signal
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, TextIO
@@ -129,33 +128,9 @@ def watched(denoise: Denoiser, show: Callable[[Sequence[int]], None]) -> Denoise
     return denoise_watched
 
 
-@contextmanager
-def ctrl_c_kept(engine: Engine) -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt at once, and once more before the next forward: a destructor that it falls into swallows the first."""
-    denoise, pressed = engine.denoise, []
-
-    def interrupt(*_: object) -> None:
-        pressed.append(True)
-        raise KeyboardInterrupt
-
-    def denoise_unless_pressed(canvas: Canvas, window: slice) -> Prediction:
-        if pressed:
-            raise KeyboardInterrupt
-        return denoise(canvas, window)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    engine.denoise = denoise_unless_pressed
-    try:
-        yield
-    finally:
-        engine.denoise = denoise
-        signal.signal(signal.SIGINT, before)
-
-
 def answer(conversation: Conversation, line: str, screen: Screen) -> None:
     """Ask and print; what it cost goes to a terminal's standard error."""
-    with ctrl_c_kept(conversation.engine):
-        completion = conversation.ask(line)
+    completion = conversation.ask(line)
     screen.clear()
     print(completion.text, flush=True)
     if sys.stderr.isatty():
