@@ -1,6 +1,7 @@
 """What several test files share: where the golden outputs are, a random model and a checkpoint folder of it, a full disk."""
 from __future__ import annotations
 
+import json
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch
 
 from llada_plugins.checkpoint import save_model
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
+from llada_plugins.tasks import sudoku
 
 torch.set_num_threads(1)        # matrices here are tiny: on busy cores a second thread made one test 45 times slower (3 s, 145 s)
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -66,6 +68,15 @@ def tiny_checkpoint(tmp_path_factory, make_model) -> Path:
     model = make_model(vocab_size=max(ids.values()) + 1, max_sequence_length=128, mask_token_id=ids[MASK], eos_token_id=ids[EOS])
     save_model(model, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sudokus(tmp_path_factory) -> Path:
+    """A JSONL file of twelve sudokus as prompt and completion; for reading only."""
+    path = tmp_path_factory.mktemp("sudokus") / "data.jsonl"
+    rows = [{"prompt": puzzle, "completion": solution} for puzzle, solution in sudoku.problems("train", 12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from llada_plugins.engine import Engine
-from llada_plugins.tasks import sudoku
 from training import launch, remask_sft, router_sft, sft
 
 RUN = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--warmup_steps", "0", "--logging_steps", "1", "--use_cpu",
@@ -22,25 +21,17 @@ COMMANDS = {        # command, further flags, file of what trained, the method t
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "data.jsonl"
-    pairs = [{"prompt": puzzle, "completion": solution} for puzzle, solution in sudoku.problems("train", 12)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    return path
-
-
 def losses(out: Path) -> list[float]:
     return [row["loss"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
 
 
 @pytest.mark.parametrize("mixed", [(), ("--bf16",)], ids=["", "autocast"])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_what_trains_is_float32_beside_16_bits_and_fits_the_stored_checkpoint(tmp_path, tiny_checkpoint, data, name, mixed, monkeypatch):
+def test_what_trains_is_float32_beside_16_bits_and_fits_the_stored_checkpoint(tmp_path, tiny_checkpoint, sudokus, name, mixed, monkeypatch):
     command, more, file, (method, option) = COMMANDS[name]
     models, make = [], launch.DiffusionTrainer
     monkeypatch.setattr(launch, "DiffusionTrainer", lambda model, *given, **options: models.append(model) or make(model, *given, **options))
-    flags = ["--model", str(tiny_checkpoint), "--data", str(data), *RUN, *more]
+    flags = ["--model", str(tiny_checkpoint), "--data", str(sudokus), *RUN, *more]
     command.main([*flags, "--output_dir", str(tmp_path / "plain")])
     command.main([*flags, "--output_dir", str(tmp_path / "half"), "--dtype", "bfloat16", *mixed])
     dtypes = {(weight.requires_grad, weight.dtype) for weight in models[1].parameters()}
@@ -59,9 +50,9 @@ def test_what_trains_is_float32_beside_16_bits_and_fits_the_stored_checkpoint(tm
     (remask_sft, ("--joint",), "--dtype bfloat16 is for weights that do not train"),
     (sft, ("--lora", "--dtype", "float64"), "invalid choice: 'float64'"),
 ])
-def test_where_all_weights_train_it_is_refused_in_one_line(tmp_path, tiny_checkpoint, data, command, more, message, capsys):
+def test_where_all_weights_train_it_is_refused_in_one_line(tmp_path, tiny_checkpoint, sudokus, command, more, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        command.main(["--model", str(tiny_checkpoint), "--data", str(data), *RUN, "--dtype", "bfloat16", *more, "--output_dir", str(tmp_path / "out")])
+        command.main(["--model", str(tiny_checkpoint), "--data", str(sudokus), *RUN, "--dtype", "bfloat16", *more, "--output_dir", str(tmp_path / "out")])
     said = str(ended.value.code) + capsys.readouterr().err
     assert message in said and not (tmp_path / "out").exists()
 

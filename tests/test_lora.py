@@ -16,7 +16,6 @@ from llada_plugins.checkpoint import load_model, save_model
 from llada_plugins.engine import Engine, Request
 from llada_plugins.model import LLaDA
 from llada_plugins.part import backbone_fingerprint
-from llada_plugins.tasks import sudoku
 from training import merge, sft
 from training.lora import PROJECTIONS, LoRA, LoRAOptions, add_lora
 
@@ -26,23 +25,15 @@ TOKENS = torch.arange(24)[None] * 7 % 256
 SOMEWHERE = "model.transformer.blocks.1.ff_out"
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "data.jsonl"
-    pairs = [{"prompt": puzzle, "completion": solution} for puzzle, solution in sudoku.problems("train", 12)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    return path
-
-
-def tuned(checkpoint_folder: Path, data: Path, out: Path, *more: str) -> Path:
-    sft.main(["--model", str(checkpoint_folder), "--data", str(data), "--output_dir", str(out), *RUN, "--lora", *more])
+def tuned(checkpoint_folder: Path, sudokus: Path, out: Path, *more: str) -> Path:
+    sft.main(["--model", str(checkpoint_folder), "--data", str(sudokus), "--output_dir", str(out), *RUN, "--lora", *more])
     return out
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory, tiny_checkpoint, data) -> Path:
+def adapter(tmp_path_factory, tiny_checkpoint, sudokus) -> Path:
     """An adapter that three updates have trained."""
-    return tuned(tiny_checkpoint, data, tmp_path_factory.mktemp("adapter") / "out")
+    return tuned(tiny_checkpoint, sudokus, tmp_path_factory.mktemp("adapter") / "out")
 
 
 def logits(model: LLaDA) -> torch.Tensor:
@@ -64,11 +55,11 @@ def test_a_run_leaves_an_adapter_that_peft_and_this_package_load_alike(tiny_chec
     assert (expected - plain).abs().max() > 0.1
 
 
-def test_the_blocks_projections_are_adapted_and_never_the_head(adapter, tiny_checkpoint, data, tmp_path):
+def test_the_blocks_projections_are_adapted_and_never_the_head(adapter, tiny_checkpoint, sudokus, tmp_path):
     expected = {f"{PREFIX}model.transformer.blocks.{layer}.{name}.lora_{part}.weight"
                 for layer in range(2) for name in PROJECTIONS for part in "AB"}
     assert load_file(adapter / WEIGHTS).keys() == expected
-    few = load_file(tuned(tiny_checkpoint, data, tmp_path / "few", "--lora_target", "q_proj,ff_out", "--lora_r", "3") / WEIGHTS)
+    few = load_file(tuned(tiny_checkpoint, sudokus, tmp_path / "few", "--lora_target", "q_proj,ff_out", "--lora_r", "3") / WEIGHTS)
     assert few.keys() == {name for name in expected if ".q_proj." in name or ".ff_out." in name}
     assert {tensor.shape[0] for name, tensor in few.items() if name.endswith("lora_A.weight")} == {3}
 
@@ -119,9 +110,9 @@ def test_flags_that_are_left_out_have_the_defaults_that_help_states():
     (["--lora", "--lora_target", "a)|(.*"], "--lora_target .* is no regular expression: unbalanced parenthesis at position 1"),
     (["--lora", "--lora_target", "(?i)Q_PROJ"], "--lora_target .* is no regular expression: global flags not at the start .*"),
 ])
-def test_bad_flags_end_with_one_line(tmp_path, tiny_checkpoint, data, flags, message):
+def test_bad_flags_end_with_one_line(tmp_path, tiny_checkpoint, sudokus, flags, message):
     with pytest.raises(SystemExit, match=f"^error: {message}$"):
-        sft.main(["--model", str(tiny_checkpoint), "--data", str(data), "--output_dir", str(tmp_path / "out"), *RUN, *flags])
+        sft.main(["--model", str(tiny_checkpoint), "--data", str(sudokus), "--output_dir", str(tmp_path / "out"), *RUN, *flags])
     assert not (tmp_path / "out").exists()
 
 

@@ -1,9 +1,7 @@
 """Activation checkpointing: the same gradients bit by bit while less is kept, in every model and every training command."""
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from llada_plugins.bitower import AFTER_LAYERS, BiTowerLLaDA
 from llada_plugins.model import initialise
 from llada_plugins.policy_stream import PolicyHead
 from llada_plugins.router import RoutedLLaDA, Router, RouterConfig
-from llada_plugins.tasks import sudoku
 from training import remask_sft, router_sft, sft
 from training.policy import PolicyModel
 
@@ -88,34 +85,26 @@ def test_nothing_changes_without_a_graph(make_model):
     assert torch.equal(model(TOKENS), expected)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    pairs = [{"prompt": puzzle, "completion": solution} for puzzle, solution in sudoku.problems("train", 8)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    return folder
-
-
 COMMANDS = {
-    "sft": (sft, "--data"),
-    "sft --lora": (sft, "--data", "--lora", "--lora_dropout", "0.3"),
-    "remask_sft": (remask_sft, "--data"),
-    "remask_sft --joint": (remask_sft, "--data", "--joint"),
-    "router_sft": (router_sft, "--data", "--router_blocks", "2"),
+    "sft": (sft,),
+    "sft --lora": (sft, "--lora", "--lora_dropout", "0.3"),
+    "remask_sft": (remask_sft,),
+    "remask_sft --joint": (remask_sft, "--joint"),
+    "router_sft": (router_sft, "--router_blocks", "2"),
 }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
-def test_commands_recompute_and_end_with_the_same_weights(tmp_path, data, tiny_checkpoint, command, monkeypatch):
+def test_commands_recompute_and_end_with_the_same_weights(tmp_path, sudokus, tiny_checkpoint, command, monkeypatch):
     recomputed = []
 
     def counting(function: Callable, *given: object, **options: object) -> Tensor:
         recomputed.append(function)
         return checkpoint(function, *given, **options)
     monkeypatch.setattr(model_module, "checkpoint", counting)
-    module, flag, *more = COMMANDS[command]
-    run_flags = ["--model", str(tiny_checkpoint), flag, str(data / "data.jsonl"), *more, "--max_steps", "3", "--per_device_train_batch_size", "4",
+    module, *more = COMMANDS[command]
+    run_flags = ["--model", str(tiny_checkpoint), "--data", str(sudokus), *more, "--max_steps", "3", "--per_device_train_batch_size", "4",
                  "--learning_rate", "1e-3", "--use_cpu", "--num_threads", "1", "--save_strategy", "no"]
     module.main([*run_flags, "--output_dir", str(tmp_path / "kept")])
     assert not recomputed

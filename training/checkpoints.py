@@ -187,8 +187,9 @@ def begin(output: Path, description: Mapping[str, Any], found: Mapping[str, str]
 
 
 def _check_settings(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    settings = _settings(now)
     for name, value in _settings(before).items():
-        given = _settings(now).get(name, value)
+        given = settings.get(name, value)
         # of fused optimizers the states are the same, and which is the default depends on versions
         if given != value and not (name == "optim" and given.removesuffix("_fused") == value.removesuffix("_fused")):
             had, remedy = (f"without --{name}", "leave it out") if value is None else (f"with --{name} {value}", f"give --{name} {value}")
