@@ -18,10 +18,12 @@ nearly certain of an answer, what is left are rare masks that no regression fore
 """
 from __future__ import annotations
 
+import ctypes
 import itertools
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -138,6 +140,8 @@ def measured(work: Callable[[], None], device: torch.device) -> tuple[Seconds, i
 
     def resident(name: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
+    with suppress(OSError, AttributeError):        # of glibc: what work before has freed is given back, else this could take it unseen
+        ctypes.CDLL(None).malloc_trim(0)
     clear.write_text("5")        # the peak starts anew (Linux)
     before = resident("VmRSS:")
     return timed(work, device), resident("VmHWM:") - before
