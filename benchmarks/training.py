@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -61,7 +61,7 @@ class Options:
     device: str = arg("cpu", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: Literal["float32", "bfloat16"] = arg("float32", "of matrix products, by autocast; weights stay in float32")
     torch_compile: bool = arg(False, "the trainer's model compiled, by its flag of this name; a C++ compiler is needed")
-    activation_checkpointing: bool = arg(False, "the trainer's blocks compute their activations again, by its flag of this name")
+    activation_checkpointing: bool = arg(False, "the trainer's blocks compute their activations again")
     threads: int = arg(1, "CPU threads; one is steadiest on a shared machine")
     batch_size: int = arg(8, "rows of an update")
     seq_len: int = arg(128, "tokens of a row")
@@ -141,14 +141,10 @@ def training_model(options: Options) -> LLaDA:
     return random_model(config, pick_device(options.device), options.seed).train().requires_grad_(True)
 
 
-def recomputing(options: Options) -> dict[str, bool]:
-    """transformers' flag for it, whose name depends on the version."""
-    known = {field.name for field in fields(RunArguments)}
-    return {next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in known): options.activation_checkpointing}
-
-
 def train(model: LLaDA, options: Options, updates: int, watch: Bare | None = None) -> None:
     """Updates by the package's trainer on random rows; nothing is kept of them."""
+    if options.activation_checkpointing:
+        model.activation_checkpointing_enable()        # what the trainer's flag of this name calls
     objective = objectives.pretrain(model.config.mask_token_id, random_lengths=0.0)
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.randint(model.config.mask_token_id, (options.batch_size * updates, options.seq_len), generator=generator).tolist()
@@ -156,7 +152,7 @@ def train(model: LLaDA, options: Options, updates: int, watch: Bare | None = Non
         arguments = RunArguments(output_dir=folder, max_steps=updates, per_device_train_batch_size=options.batch_size, weight_decay=0.0,
                                  learning_rate=LEARNING_RATE, lr_scheduler_type="constant", warmup_steps=0, save_strategy="no",
                                  use_cpu=model.device.type == "cpu", bf16=options.dtype == "bfloat16", seed=options.seed,
-                                 torch_compile=options.torch_compile, **recomputing(options))
+                                 torch_compile=options.torch_compile)
         DiffusionTrainer(model, arguments, objective=watch.watched(objective) if watch else objective, save=lambda *_: None,
                          collate=collate_rows(model.config.mask_token_id, False), train=rows, callbacks=[watch] if watch else []).train()
 

@@ -34,8 +34,8 @@ class _WithErrors:
             self.model.foresee(lambda: stock_inference(retriever, output_json_filepath=folder, output_json_filename="asked.json", **arguments),
                                self.batch_size)
         self.model.errors.clear()
-        predictions = super().inference(retriever, output_json_filepath=output_json_filepath, output_json_filename=output_json_filename,
-                                        **arguments)
+        predictions = stock_inference(retriever, output_json_filepath=output_json_filepath, output_json_filename=output_json_filename,
+                                      **arguments)
         if self.is_main_process:
             path = Path(output_json_filepath) / output_json_filename
             rows = json.loads(path.read_text(encoding="utf-8"))

@@ -128,8 +128,9 @@ def read_hub(name: str, config: str | None, split: str, words: Vocabulary, *, ap
 
     seq_len, cache: see `read_jsonl`. Raises FileNotFoundError, or ValueError that names split and row.
     """
-    title = hub.Hub(name, config).title
-    split, rows = hub.load(hub.Hub(name, config), split, "--data")
+    named = hub.Hub(name, config)
+    title = named.title
+    split, rows = hub.load(named, split, "--data")
     columns = next((form for form in COLUMNS if set(form) <= set(rows.column_names)), None)
     if columns is None:
         raise ValueError(f"--data {title} has columns {', '.join(rows.column_names)}, and rows must be {FORMS}")

@@ -95,11 +95,10 @@ def add_lora(model: LLaDA, lora: LoRA, generator: torch.Generator) -> None:
         raise ValueError(f"--lora_target {','.join(lora.projections)!r} names no projection of a block: there are {', '.join(PROJECTIONS)}, in "
                          f"full blocks.0.{PROJECTIONS[0]} to blocks.{model.config.n_layers - 1}.{PROJECTIONS[-1]}")
     inject_adapter_in_model(config, model.requires_grad_(False))
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:        # which peft gives the dtype of what they adapt
-            parameter.data = parameter.data.float()
     with torch.no_grad():        # as peft initialises them, but from the generator; lora_B stays zero
         for name, parameter in model.named_parameters():
+            if ".lora_" in name:        # which peft gives the dtype of what they adapt
+                parameter.data = parameter.data.float()
             if ".lora_A." in name:
                 parameter.uniform_(-parameter.shape[1] ** -0.5, parameter.shape[1] ** -0.5, generator=generator)
 
