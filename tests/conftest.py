@@ -19,26 +19,19 @@ from llada_plugins.model import LLaDA, LLaDAConfig, initialise
 from llada_plugins.tasks import sudoku
 
 torch.set_num_threads(1)        # matrices here are tiny: on busy cores a second thread made one test 45 times slower (3 s, 145 s)
-SHARED = Path(__file__).parents[1].parent / "shared"
-
-
-def _shared(name: str) -> Path:
-    folder = SHARED / name
-    if not folder.is_dir():
-        pytest.skip(f"../shared/{name} is not beside the repository")
-    return folder
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Recorded outputs of the published code."""
-    return _shared("golden")
+    """Recorded outputs of the published code; for reading only."""
+    return TESTS / "golden"
 
 
 @pytest.fixture(scope="session")
 def published() -> Path:
-    """JSON files of the published LLaDA checkpoints."""
-    return _shared("data/llada_meta")
+    """JSON files of the published LLaDA checkpoints; for reading only."""
+    return TESTS / "data" / "llada_meta"
 
 
 @pytest.fixture(scope="session")

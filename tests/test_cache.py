@@ -132,8 +132,8 @@ def both(first: Denoiser, second: Denoiser) -> Denoiser:
 
 def test_answers_equal_the_recorded_runs_of_fast_dllm_and_no_forward_is_spent_on_a_finished_block(golden):
     """The recorded commit looks for masks only after a forward with the cache: a block that its first step filled costs it one more."""
-    model = load_model(golden / "checkpoint", device="cpu", dtype="float32")
-    cases = [case for case in json.loads((golden / "parallel.json").read_text())["cases"] if case["options"]["cache"] != "none"]
+    model = load_model(golden / "llada" / "checkpoint", device="cpu", dtype="float32")
+    cases = [case for case in json.loads((golden / "llada" / "parallel.json").read_text())["cases"] if case["options"]["cache"] != "none"]
     assert len(cases) >= 10
     for number, case in enumerate(cases):
         steps: Counter[int] = Counter()

@@ -145,7 +145,7 @@ def test_the_shipped_models_masks_span_one_direction_until_rotary_positions_part
     assert len(report["baseline"]) == 5 and report["baseline"][1] > 1.5
 
 
-@pytest.mark.parametrize("checkpoint, layers", [("checkpoint", 3), ("remedi/checkpoint", 32)])
+@pytest.mark.parametrize("checkpoint, layers", [("llada/checkpoint", 3), ("remedi/checkpoint", 32)])
 def test_checkpoints_without_tokenizer_in_bfloat16_and_bi_towers_work(golden, checkpoint, layers):
     options = RankOptions(output="", pretrained=str(golden / checkpoint), prompt_length=7, num_prompts=3, device="cpu", dtype="bfloat16")
     report = compare(options)
@@ -186,7 +186,7 @@ def test_mistakes_end_in_one_line_and_nothing_is_written(tiny_checkpoint, tmp_pa
 
 def test_without_tokenizer_the_remedy_is_named(golden, tmp_path):
     with pytest.raises(SystemExit, match="has no tokenizer.json: pass --prompt_length N for random prompts, or --data with"):
-        command.main(["--pretrained", str(golden / "checkpoint"), "--output", str(tmp_path / "report")])
+        command.main(["--pretrained", str(golden / "llada" / "checkpoint"), "--output", str(tmp_path / "report")])
 
 
 def test_without_matplotlib_nothing_is_computed_and_the_install_line_is_shown(monkeypatch, tmp_path):

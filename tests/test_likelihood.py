@@ -64,8 +64,8 @@ def test_an_answer_of_one_token_takes_one_forward_and_is_its_log_probability(mod
 
 
 def test_values_equal_the_recorded_enumeration(golden):
-    model = load_model(golden / "checkpoint", device="cpu", dtype="float32")
-    rows = json.loads((golden / "likelihood.json").read_text())["rows"]
+    model = load_model(golden / "llada" / "checkpoint", device="cpu", dtype="float32")
+    rows = json.loads((golden / "llada" / "likelihood.json").read_text())["rows"]
     pairs = [(row["prompt"], row["answer"]) for row in rows]
     for options in (dict(estimator="exact", mc_num=1), dict(mc_num=1 << 10)):
         for row, value in zip(rows, log_likelihood(model, pairs, **options)):

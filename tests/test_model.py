@@ -59,7 +59,7 @@ def ids(*shape: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def recorded(golden):
-    return load_model(golden / "checkpoint", device="cpu", dtype="float32"), load_file(golden / "logits.safetensors")
+    return load_model(golden / "llada" / "checkpoint", device="cpu", dtype="float32"), load_file(golden / "llada" / "logits.safetensors")
 
 
 def test_logits_equal_the_published_code(recorded):

@@ -852,11 +852,11 @@ def test_adaptive_revision_equals_a_naive_loop(source, rule):
 
 @pytest.fixture(scope="module")
 def recorded_model(golden):
-    return load_model(golden / "checkpoint", device="cpu", dtype="float32")
+    return load_model(golden / "llada" / "checkpoint", device="cpu", dtype="float32")
 
 
 def test_answers_and_forwards_equal_the_60_recorded_runs_of_llada(golden, recorded_model):
-    cases = json.loads((golden / "generate.json").read_text())["cases"]
+    cases = json.loads((golden / "llada" / "generate.json").read_text())["cases"]
     assert len(cases) == 60
     for number, case in enumerate(cases):
         samples = generate(recorded_model, case["prompts"], SamplerConfig(**case["options"]))
@@ -865,7 +865,7 @@ def test_answers_and_forwards_equal_the_60_recorded_runs_of_llada(golden, record
 
 
 def test_answers_and_forwards_equal_the_recorded_runs_of_fast_dllm_without_a_cache(golden, recorded_model):
-    cases = [case for case in json.loads((golden / "parallel.json").read_text())["cases"] if case["options"].pop("cache") == "none"]
+    cases = [case for case in json.loads((golden / "llada" / "parallel.json").read_text())["cases"] if case["options"].pop("cache") == "none"]
     assert len(cases) >= 10
     for number, case in enumerate(cases):
         sample, = generate(recorded_model, [case["prompt"]], SamplerConfig(**case["options"]))
