@@ -16,6 +16,8 @@ MARK = "model.blocks_upm."            # tensors that tell such a checkpoint; its
 class BiTowerLLaDA(LLaDA):
     """LLaDA (the token stream) with RemeDi's policy stream; `streams` returns both."""
 
+    own_stream = True
+
     def __init__(self, config: LLaDAConfig) -> None:
         if config.n_layers <= AFTER_LAYERS[-1]:
             raise ValueError(f"RemeDi's tower follows layers {AFTER_LAYERS}, but this config has n_layers={config.n_layers}")
@@ -26,6 +28,13 @@ class BiTowerLLaDA(LLaDA):
         self.model["backprop_norms"] = nn.ModuleList(RMSNorm(width, config.rms_norm_eps) for _ in AFTER_LAYERS)
         self.model["ln_f_upm"] = RMSNorm(width, config.rms_norm_eps)
         self.model["linear_confidence"] = nn.Linear(width, 1)
+
+    def score_parameters(self) -> list[nn.Parameter]:
+        """The score's own norm and Linear; the tower before them feeds back into the logits."""
+        return [
+            *self.model["ln_f_upm"].parameters(),
+            *self.model["linear_confidence"].parameters(),
+        ]
 
     def _stack(self, x: Tensor, cos: Tensor, sin: Tensor, view: View, states: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         tower = zip(self.model["blocks_upm"], self.model["backprop_norms"], self.model["backprop_linears"])

@@ -244,6 +244,8 @@ class LLaDA(Recomputing, nn.Module):
     need logits at a few positions only.
     """
 
+    own_stream = False        # has the class an unmasking-policy stream of its own?
+
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
         self.config = config
@@ -300,6 +302,10 @@ class LLaDA(Recomputing, nn.Module):
         """
         return Streams(*self._run(input_ids, attention_mask, inputs_embeds, False, columns, past))
 
+    def score_parameters(self) -> list[nn.Parameter]:
+        """Of the model's own policy stream, the parameters that its score alone depends on."""
+        return []
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of final-norm hidden states (..., D)."""
         head = self.embedding if self.config.weight_tying else self.model["transformer"]["ff_out"]
@@ -337,6 +343,12 @@ class LLaDA(Recomputing, nn.Module):
                 cos, sin = rotary_table(max(length, 256), self.config.head_dim, self.config.rope_theta)
                 self._rotary = cos.to(device), sin.to(device)
         return self._rotary[0][:length], self._rotary[1][:length]
+
+
+def empty_like(model: LLaDA) -> LLaDA:
+    """A model of the same class and config on the meta device, to be filled with weights."""
+    with torch.device("meta"):
+        return type(model)(model.config)
 
 
 def initialise(model: LLaDA, generator: torch.Generator) -> None:

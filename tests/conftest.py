@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")        # for the harness processes
 import pytest
 import torch
 
+from llada_plugins.bitower import BiTowerLLaDA
 from llada_plugins.checkpoint import save_model
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
 from llada_plugins.tasks import sudoku
@@ -60,6 +62,22 @@ def tiny_checkpoint(tmp_path_factory, make_model) -> Path:
     ids = byte_tokenizer(folder)
     model = make_model(vocab_size=max(ids.values()) + 1, max_sequence_length=128, mask_token_id=ids[MASK], eos_token_id=ids[EOS])
     save_model(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bi_tower(tiny_checkpoint, tmp_path_factory) -> Path:
+    """A random bi-tower checkpoint with the byte tokenizer; for reading only."""
+    folder = tmp_path_factory.mktemp("remedi")
+    for path in tiny_checkpoint.iterdir():
+        if path.name != "model.safetensors":
+            shutil.copy(path, folder)
+    changed = {"n_layers": 31, "d_model": 16, "mlp_hidden_size": 24}
+    raw = {**json.loads((folder / "config.json").read_text()), **changed}
+    model = BiTowerLLaDA(LLaDAConfig.from_dict(raw))
+    initialise(model, torch.Generator().manual_seed(0))
+    said = {"model_type": "RemeDi", "architectures": ["RemeDiUPMModelLM"]}
+    save_model(model, folder, said)
     return folder
 
 

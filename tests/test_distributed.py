@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from llada_plugins.checkpoint import load_model
 from llada_plugins.tasks import sudoku
-from training import sft, trainer
+from training import remask_sft, sft, trainer
 from training.launch import RunArguments
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
@@ -100,13 +100,18 @@ def slow_to_save() -> None:
     trainer.DiffusionTrainer._save_rng_state = _save_rng_state
 
 
-def train(number: int, arguments: Sequence[str], gradients: Path) -> None:
+def train(
+    number: int,
+    arguments: Sequence[str],
+    gradients: Path,
+    main: Callable[[Sequence[str]], None] = sft.main,
+) -> None:
     """Run the command in so many processes."""
     def work() -> None:
         slow_to_save()
         recording_gradients(gradients)
         fsdp_on_cpus()
-        sft.main(arguments)
+        main(arguments)
     in_processes(number, work, gradients.with_suffix(".txt"))
 
 
@@ -153,6 +158,25 @@ def test_checkpoints_of_two_processes_load_and_are_resumed_exactly(tmp_path, tin
     expected, found = (load_file(out / weights) for out in (whole, cut))
     assert expected.keys() == found.keys() and all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     assert losses(cut) == losses(whole)
+
+
+@pytest.mark.parametrize(
+    "main, more",
+    [
+        pytest.param(sft.main, (), id="sft, DDP"),
+        pytest.param(remask_sft.main, ("--joint",), id="joint, DDP"),
+        pytest.param(
+            remask_sft.main, ("--joint", *FSDP), id="joint, FSDP", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_two_processes_save_the_class_that_they_loaded(tmp_path, bi_tower, main, more):
+    out = tmp_path / "out"
+    train(2, flags(tmp_path, bi_tower, out, *more, "--max_steps", "2"), tmp_path / "gradients", main)
+    before, after = (load_model(folder, device="cpu").state_dict() for folder in (bi_tower, out))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    score = {name for name in before if "linear_confidence" in name or "ln_f_upm" in name}
+    assert changed == before.keys() - (set() if "--joint" in more else score)
 
 
 # --- launchers -------------------------------------------------------------------------------------------------------

@@ -14,10 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llada_plugins.bitower import BiTowerLLaDA
 from llada_plugins.checkpoint import load_model, save_model
 from llada_plugins.engine import Engine, Request
-from llada_plugins.model import LLaDAConfig, initialise
 from llada_plugins.part import backbone_fingerprint
 from llada_plugins.policy_stream import PolicyHead, save_policy
 from llada_plugins.sampler_config import SamplerConfig
@@ -52,20 +50,6 @@ def beside(tiny_checkpoint, tmp_path_factory) -> Path:
     """A checkpoint with a head in its folder `ups`; for reading only."""
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("beside") / "model"))
     write_head(folder / "ups", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bi_tower(tiny_checkpoint, tmp_path_factory) -> Path:
-    """A random bi-tower checkpoint with the byte tokenizer; for reading only."""
-    folder = tmp_path_factory.mktemp("remedi")
-    for path in tiny_checkpoint.iterdir():
-        if path.name != "model.safetensors":
-            shutil.copy(path, folder)
-    raw = {**json.loads((folder / "config.json").read_text()), "n_layers": 31, "d_model": 16, "mlp_hidden_size": 24}
-    model = BiTowerLLaDA(LLaDAConfig.from_dict(raw))
-    initialise(model, torch.Generator().manual_seed(0))
-    save_model(model, folder, {"model_type": "RemeDi", "architectures": ["RemeDiUPMModelLM"]})
     return folder
 
 

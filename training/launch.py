@@ -23,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from llada_plugins.checkpoint import load_model, read_config, resolve, save_model
 from llada_plugins.config import arg, reject_unknown
-from llada_plugins.model import LLaDA, LLaDAConfig, initialise
+from llada_plugins.model import LLaDA, LLaDAConfig, empty_like, initialise
 from llada_plugins.report_files import dataclass_parser
 
 from . import checkpoints, config_file, hub
@@ -251,6 +251,17 @@ def _trainable(folder: Path, dtype: str = "float32") -> LLaDA:
     return load_model(folder, device="cpu", dtype=dtype).requires_grad_(True)
 
 
+def train_logits_alone(model: LLaDA) -> None:
+    """Freeze what a loss of the logits does not reach, for whose gradient DDP would wait; and say so."""
+    if model.own_stream:
+        logger.warning(
+            "the score of this checkpoint's own policy stream stays as it is, while what it reads "
+            "changes: python -m training.remask_sft --joint trains both"
+        )
+    for parameter in model.score_parameters():
+        parameter.requires_grad_(False)
+
+
 def run(job: Job, objective: Objective, arguments: RunArguments, command: Sequence[str], *, save: Save | None = None,
         load: Load | None = None, measure: Measure | None = None, options: Any = None, **extra: Any) -> dict[str, float]:
     """Train the job's model and leave checkpoint, metrics.jsonl and run.json (all arguments and options) in the output folder.
@@ -315,8 +326,7 @@ def save_checkpoint(tokenizer_folder: Path, extra_config: Mapping[str, Any]) -> 
     """Writes a model in the published layout, which `load_model` reads, with the tokenizer's files as they are."""
     def save(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:
         if state is not None:
-            with torch.device("meta"):
-                model = LLaDA(model.config)
+            model = empty_like(model)
             model.load_state_dict(state, assign=True)
         save_model(model, folder, extra_config)
         copy_tokenizer(tokenizer_folder, folder)

@@ -1,8 +1,10 @@
 """What Remask SFT trains and writes: a light UPS head on a backbone that is frozen, trained whole, or adapted by LoRA.
 
+A RemeDi checkpoint has a policy stream of its own, which is trained in the head's place, with the backbone.
+
 Output folders. Every run leaves `ups_config.json` and `ups.safetensors` in the folder itself, so `ups=FOLDER` loads any of them. A run
 that changes the backbone leaves a complete checkpoint beside them, adapters merged, with the head once more in `ups/`, where
-`pretrained=FOLDER` looks for it by default.
+`pretrained=FOLDER` looks for it by default. A stream of the checkpoint's own is part of it, and there is no head.
 """
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from llada_plugins.adapters import merged_weight
 from llada_plugins.checkpoint import save_model, save_tensors
 from llada_plugins.config import arg
 from llada_plugins.diffusion import Replace, another_of
-from llada_plugins.model import LLaDA, LLaDAConfig, Recomputing
+from llada_plugins.model import LLaDA, Recomputing, empty_like
 from llada_plugins.policy_metrics import auc, expected_calibration_error
 from llada_plugins.part import backbone_fingerprint
 from llada_plugins.policy_stream import CONFIG, WEIGHTS, PolicyHead, save_policy
@@ -84,7 +86,8 @@ class PolicyOutput(NamedTuple):
 class PolicyModel(Recomputing, nn.Module):
     """A backbone with a light head; a frozen backbone runs without a graph, so that training costs little more than its forward."""
 
-    def __init__(self, backbone: LLaDA, head: PolicyHead) -> None:
+    def __init__(self, backbone: LLaDA, head: PolicyHead | None) -> None:
+        """head: None where the backbone's own stream takes its place."""
         super().__init__()
         self.backbone, self.head, self.config = backbone, head, backbone.config
         self.frozen = not any(parameter.requires_grad for parameter in backbone.parameters())
@@ -92,15 +95,25 @@ class PolicyModel(Recomputing, nn.Module):
     def forward(self, tokens: Tensor, at: Tensor) -> PolicyOutput:
         """Logits at `at` (B, L), bool, and scores everywhere, of tokens (B, L)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            hidden = self.backbone.hidden_states(tokens)                                    # (B, L, D)
+            hidden, score = self.backbone.streams(tokens)        # (B, L, D), (B, L) or None
             logits = self.backbone.head(hidden[at])
-        return PolicyOutput(logits, self.head(hidden))
+        return PolicyOutput(logits, score if self.head is None else self.head(hidden))
 
 
 def policy_model(backbone: LLaDA, width: int, generator: torch.Generator, *, joint: bool = False,
                  lora: LoRA | None = None) -> PolicyModel:
-    """The backbone, frozen unless joint or lora is given, with a head of `width` hidden units; changes the backbone in place."""
+    """The backbone, frozen unless joint or lora is given, with a head of `width` hidden units; changes the backbone in place.
+
+    A backbone with a policy stream of its own gets no head: ValueError unless joint is given.
+    """
     backbone.requires_grad_(joint)
+    if backbone.own_stream:
+        if not joint:
+            raise ValueError(
+                "this checkpoint has a policy stream of its own, beside which no head is read: "
+                "give --joint, which trains that stream with the backbone"
+            )
+        return PolicyModel(backbone, None)
     head = PolicyHead(backbone.config.d_model, width)
     with torch.no_grad():        # as torch initialises them, but from the generator
         for parameter in head.parameters():
@@ -190,33 +203,36 @@ def save_remask(job: Job, extra_config: Mapping[str, Any], lora: LoRA | None = N
 
     def save(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:
         state = model.state_dict() if state is None else state
-        head = PolicyHead(model.head.d_model, model.head.width)
-        head.load_state_dict(_under(state, "head."))
+        head = None
+        if model.head is not None:
+            head = PolicyHead(model.head.d_model, model.head.width)
+            head.load_state_dict(_under(state, "head."))
         if model.frozen:
             save_policy(head, folder, fingerprint, extra_config)
             return
-        backbone = merged(model.config, _under(state, "backbone."), lora)
+        backbone = merged(model.backbone, _under(state, "backbone."), lora)
         save_model(backbone, folder, extra_config)
         copy_tokenizer(job.tokenizer_folder, folder)
         adapter = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if ".lora_" in name}
         if adapter:
             save_tensors(adapter, folder / ADAPTER)
-        for place in (folder, folder / "ups"):
+        for place in () if head is None else (folder, folder / "ups"):
             save_policy(head, place, backbone_fingerprint(backbone), extra_config)
     return save
 
 
 def load_remask(model: PolicyModel, folder: Path) -> None:
     """Fill what trains from a folder that `save_remask` wrote."""
-    model.head.load_state_dict(load_file(folder / WEIGHTS))
+    if model.head is not None:
+        model.head.load_state_dict(load_file(folder / WEIGHTS))
     if (folder / ADAPTER).is_file():
         model.load_state_dict(load_file(folder / ADAPTER), strict=False)
     elif not model.frozen:
         model.backbone.load_state_dict(load_file(folder / "model.safetensors"))
 
 
-def merged(config: LLaDAConfig, state: Mapping[str, Tensor], lora: LoRA | None = None) -> LLaDA:
-    """The plain model whose weights include LoRA's; without adapters, the model as it is."""
+def merged(backbone: LLaDA, state: Mapping[str, Tensor], lora: LoRA | None = None) -> LLaDA:
+    """The backbone as a plain model of this state, its weights with LoRA's; without adapters, as it is."""
     plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
         layer, adapted, kind = name.partition(".base_layer.")
@@ -224,19 +240,18 @@ def merged(config: LLaDAConfig, state: Mapping[str, Tensor], lora: LoRA | None =
             tensor = merged_weight(tensor, state[f"{layer}.lora_A.default.weight"], state[f"{layer}.lora_B.default.weight"], lora.scale)
         if ".lora_" not in name:
             plain[f"{layer}.{kind}" if adapted else name] = tensor
-    with torch.device("meta"):
-        model = LLaDA(config)
+    model = empty_like(backbone)
     model.load_state_dict(plain, assign=True)
     return model
 
 
 def record_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
-    """Add the last evaluation's metrics to the head's config, wherever the folder has one."""
-    for path in (folder / CONFIG, folder / "ups" / CONFIG):
-        if path.is_file():
-            config = json.loads(path.read_text(encoding="utf-8"))
-            config["training"]["metrics"] = {name: value for name, value in metrics.items() if name in METRICS}
-            path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    """Add the last evaluation's metrics to the head's config, wherever the folder has one, or to the checkpoint's."""
+    of_head = [path for path in (folder / CONFIG, folder / "ups" / CONFIG) if path.is_file()]
+    for path in of_head or [folder / "config.json"]:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["training"]["metrics"] = {name: value for name, value in metrics.items() if name in METRICS}
+        path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

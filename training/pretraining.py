@@ -95,6 +95,7 @@ def pretrain_job(options: PretrainOptions, arguments: launch.RunArguments) -> la
     if options.model is not None:
         folder, words = launch._checkpoint(options.model)
         model, seq_len = launch._trainable(folder), options.seq_len or words.max_length
+        launch.train_logits_alone(model)
         if seq_len > words.max_length:
             raise ValueError(f"--seq_len must be between 1 and the model's {words.max_length} tokens, got {seq_len}")
     else:

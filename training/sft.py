@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.adapters:
             save, load = lora.save_lora(job.model, options.adapters, options.model), lora.load_lora
             lora.add_lora(job.model, options.adapters, noise("lora", arguments.seed))
+        else:
+            launch.train_logits_alone(job.model)
     except (ValueError, OSError, ImportError) as error:
         launch.refuse(error)
     throughput = None if options.adapters else measured(job.model, launch.mean_length(job.train), arguments)
