@@ -8,14 +8,14 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from opencompass.models.base import BaseModel
-from opencompass.utils.prompt import PromptList
 
 from .config import names, reject_unknown
+from .opencompass_templates import TemplateParser
 
 if TYPE_CHECKING:
     from .engine import Completion
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]        # token ids of a context and of the answer behind it
-ROLES = {"HUMAN": "user", "BOT": "assistant", "SYSTEM": "system"}        # OpenCompass role -> chat role
 RENAMED = ("pretrained", "max_length", "batch_size")        # here path, max_seq_len, and a key that OpenCompass keeps to itself
 
 
@@ -70,7 +69,8 @@ class LLaDA(BaseModel):
             max_seq_len = self.engine.max_length
         super().__init__(path=path, max_seq_len=max_seq_len, tokenizer_only=tokenizer_only, meta_template=meta_template,
                          generation_kwargs=dict(generation_kwargs or {}))
-        self.chat, self.record_stats = chat, record_stats
+        self.template_parser = TemplateParser(self.tokenizer, chat=chat, meta_template=meta_template)
+        self.record_stats = record_stats
         self.stop_words = (stop_words,) if isinstance(stop_words, str) else tuple(stop_words)
         self.errors: list[dict[str, float | None]] = []        # of likelihoods, as asked, in the unit of their values; opencompass_inferencers.py files them
         self._asked: list[Pair] | None = None                   # while `foresee` only listens
@@ -78,22 +78,6 @@ class LLaDA(BaseModel):
         self._bar: Progress | None = None
         self._answered: set[str] = set()
         self._warned: set[str] = set()
-        if chat:
-            self._render_chat([{"role": "user", "content": "?"}])        # a tokenizer without a template fails here, not in the first batch
-
-    def parse_template(self, prompt_template: Any, mode: str) -> str | list[str]:
-        """The exact text that the model reads: of one template a string, of a list or tuple of templates a list.
-
-        mode "gen": up to where the answer begins; "ppl": the answer included. A chat drops the text that a template puts at the start
-        of the answer, as OpenCompass does for chat models. A plain string is a user's turn in gen mode and taken as it is in ppl mode.
-        """
-        if isinstance(prompt_template, str):
-            return self._chat(PromptList([prompt_template]), mode) if self.chat and mode == "gen" else prompt_template
-        if _is_messages(prompt_template):
-            prompt_template = _prompt_list(prompt_template)
-        if not isinstance(prompt_template, PromptList):
-            return [self.parse_template(template, mode) for template in prompt_template]
-        return self._chat(prompt_template, mode) if self.chat else super().parse_template(prompt_template, mode)
 
     def get_token_len(self, prompt: str) -> int:
         """Tokens of a rendered prompt."""
@@ -133,7 +117,7 @@ class LLaDA(BaseModel):
             return self.get_ppl(self.parse_template(templates, "ppl"), mask_length)
         pairs = []
         for template in templates:
-            split = self._split(template)
+            split = self.template_parser.split(template)
             pairs.append(self.engine.encode_pair(*split) if split else self._whole(self.parse_template(template, "ppl")))
         return self._mean_nll(pairs)
 
@@ -153,29 +137,6 @@ class LLaDA(BaseModel):
             if not cont or not string.endswith(cont):
                 raise ValueError(f"a prompt must end with its column 'cont', {cont[:40]!r}; it ends with {string[-40:]!r}")
         return self._log_likelihood([self.engine.encode_pair(string[:-len(cont)], cont) for string, cont in zip(inputs, conts)])
-
-    def _chat(self, template: PromptList, mode: str) -> str:
-        messages = _merged(template)
-        replied = bool(messages) and messages[-1]["role"] == "assistant"
-        if not messages:                               # the in-context examples of a zero-shot task
-            return ""
-        if replied and mode == "ppl":
-            return self._render_chat(messages, prefill=True)
-        return self._render_chat(messages[:-1] if replied else messages)
-
-    def _render_chat(self, messages: Sequence[Mapping[str, str]], prefill: bool = False) -> str:
-        from . import text
-
-        return text.render_chat(self.tokenizer, messages, prefill)
-
-    def _split(self, template: Any) -> tuple[str, str] | None:
-        """Context and answer texts, where the template ends with the model's turn."""
-        if isinstance(template, str):
-            return None
-        whole = self.parse_template(template, "ppl")
-        wraps = self.chat or self.template_parser.meta_template       # then gen mode itself ends where the answer begins
-        context = self.parse_template(template if wraps else _without_reply(template), "gen")
-        return (context, whole[len(context):]) if context and whole.startswith(context) and len(context) < len(whole) else None
 
     def _whole(self, string: str) -> tuple[list[int], list[int]]:
         ids = self.engine.encode(string)
@@ -296,44 +257,3 @@ def _join_process_group() -> None:
 
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
-
-
-def _is_messages(template: Any) -> bool:
-    """Is it a chat of the *_rawprompt_* configs, a list of {role, content}?"""
-    return isinstance(template, list) and bool(template) and all(isinstance(item, dict) and "content" in item for item in template)
-
-
-def _prompt_list(messages: Iterable[Mapping[str, str]]) -> PromptList:
-    """Messages as one round of OpenCompass' own form."""
-    role_of = {chat_role: role for role, chat_role in ROLES.items()}
-    turns = [{"role": role_of.get(message["role"], message["role"]), "prompt": message["content"]} for message in messages]
-    return PromptList([{"section": "round", "pos": "begin"}, *turns, {"section": "round", "pos": "end"}])
-
-
-def _is_turn(item: str | Mapping[str, Any]) -> bool:
-    return isinstance(item, str) or "section" not in item
-
-
-def _merged(template: PromptList) -> list[dict[str, str]]:
-    """Chat messages: section marks and empty turns dropped, neighbours of one role joined by a newline, loose text the user's."""
-    messages: list[dict[str, str]] = []
-    for item in filter(_is_turn, template):
-        role, content = ("HUMAN", item) if isinstance(item, str) else (item["role"], item.get("prompt", ""))
-        if role not in ROLES:
-            role = item.get("fallback_role", role)
-        if role not in ROLES:
-            raise ValueError(f"a chat template has no role {role!r}: give the turn a fallback_role, one of {', '.join(ROLES)}")
-        if content and messages and messages[-1]["role"] == ROLES[role]:
-            messages[-1]["content"] += "\n" + content
-        elif content:
-            messages.append({"role": ROLES[role], "content": content})
-    return messages
-
-
-def _without_reply(template: Any) -> PromptList:
-    """The template without its last turn, if that is the model's."""
-    template = _prompt_list(template) if _is_messages(template) else template
-    turns = [number for number, item in enumerate(template) if _is_turn(item) and item]
-    if not turns or isinstance(template[turns[-1]], str) or template[turns[-1]]["role"] != "BOT":
-        return template
-    return PromptList(template[:turns[-1]] + template[turns[-1] + 1:])

@@ -114,7 +114,7 @@ def test_meta_template_wraps_the_turns(tiny_checkpoint) -> None:
     model = LLaDA(str(tiny_checkpoint), meta_template=meta, **OPTIONS)
     assert model.parse_template(ANSWERED, "gen") == "<h>Q</h><b>"
     assert model.parse_template(MESSAGES[1:], "gen") == "<h>Q</h><b>"
-    assert model._split(ANSWERED) == ("<h>Q</h><b>", "A</b>")
+    assert model.template_parser.split(ANSWERED) == ("<h>Q</h><b>", "A</b>")
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8}, {"confidence_source": "random", "seed": 3}, {"threshold": 0.05}], ids=str)
