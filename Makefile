@@ -49,7 +49,7 @@ test-slow: $(INSTALLED)
 install: $(INSTALLED)
 
 # torch comes first and alone: it is the one package whose build (CPU, CUDA) a machine chooses
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt _ship_pth.py llada_plugins_lm_eval.pth
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt _ship.py llada_plugins_lm_eval.pth
 	@test -n "$(PYTHON)" || { echo "none of $(CANDIDATES) is Python 3.10 to 3.12 with venv: give make PYTHON=/path/to/one" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt $(TORCH)

@@ -21,7 +21,7 @@ from llada_plugins._lm_eval_hook import register
 
 ROOT = Path(__file__).parents[1]
 PTH = "llada_plugins_lm_eval.pth"
-BUILD_FILES = ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "_ship_pth.py", PTH)
+BUILD_FILES = ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "_ship.py", PTH)
 PACKAGES = ("llada_plugins", "training")
 
 
