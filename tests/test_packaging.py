@@ -17,12 +17,17 @@ from lm_eval.api import registry
 from lm_eval.api.model import LM
 from packaging.requirements import Requirement
 
+from llada_plugins import configs
 from llada_plugins._lm_eval_hook import register
 
 ROOT = Path(__file__).parents[1]
 PTH = "llada_plugins_lm_eval.pth"
-BUILD_FILES = ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "_ship.py", PTH)
+BUILD_FILES = (
+    "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "_ship.py",
+    "constraints.txt", PTH,
+)
 PACKAGES = ("llada_plugins", "training")
+SHIPPED = ("configs", "constraints.txt")        # in a wheel they lie in llada_plugins/_shipped
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -35,6 +40,13 @@ def output(*command: str | Path, cwd: Path) -> str:
     finished = run(*command, cwd=cwd)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout.strip()
+
+
+def files_below(folder: Path, *names: str) -> set[str]:
+    """The files below those of the folder's entries, as POSIX paths relative to it."""
+    found = [path for name in names for path in [folder / name, *(folder / name).rglob("*")]]
+    files = [path for path in found if path.is_file() and "__pycache__" not in path.parts]
+    return {path.relative_to(folder).as_posix() for path in files}
 
 
 # -- the names in lm-eval's registry
@@ -196,6 +208,54 @@ def test_constraints_are_exact_versions_that_hold_both_harnesses():
     assert int(pinned["numpy"].split(".")[0]) < 2           # OpenCompass's own bound
 
 
+# -- the configs that come with the package
+
+@pytest.mark.parametrize("words, folder", [
+    ([], "configs"),
+    (["lmeval"], "configs/lmeval"),
+    (["opencompass"], "configs/opencompass"),
+    (["accelerate"], "configs/accelerate"),
+])
+def test_the_configs_command_prints_the_folder_asked_for(words, folder, capsys):
+    assert configs.main(words) == 0
+    assert Path(capsys.readouterr().out.strip()) == ROOT / folder
+
+
+def test_a_copy_of_the_configs_holds_every_file_of_them(tmp_path, capsys):
+    destination = tmp_path / "new" / "mine"
+    assert configs.main(["copy", str(destination)]) == 0
+    assert capsys.readouterr().out == f"{destination}\n"
+    assert files_below(destination, ".") == files_below(ROOT / "configs", ".")
+    for file in files_below(destination, "."):
+        assert (destination / file).read_bytes() == (ROOT / "configs" / file).read_bytes()
+
+
+@pytest.mark.parametrize("words, message", [
+    (["lmevl"], "unknown word 'lmevl' (did you mean 'lmeval'?); known: accelerate, copy, lmeval, "),
+    (["copy"], "copy needs the folder to copy to"),
+    (["copy", "{full}"], "is not empty"),
+    (["copy", "{full}/file"], "is a file"),
+    (["copy", str(ROOT / "configs" / "new")], "which is to be copied: give a folder elsewhere"),
+    (["lmeval", "x"], "only copy takes a second word"),
+    (["--folder"], "unrecognized arguments: --folder"),
+], ids=str)
+def test_the_configs_command_refuses_in_one_line_and_writes_nothing(words, message, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit) as refused:
+        configs.main([word.format(full=tmp_path) for word in words])
+    said = str(refused.value)
+    assert said.startswith("error: ") and message in said and "\n" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert not (ROOT / "configs" / "new").exists()
+
+
+def test_an_installation_without_its_configs_says_so(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()        # another package's, in site-packages
+    monkeypatch.setattr(configs, "PACKAGE", tmp_path / "llada_plugins")
+    with pytest.raises(FileNotFoundError, match="this installation is not whole"):
+        configs.shipped("configs")
+
+
 # -- real installs into a fresh environment
 
 class Environment(NamedTuple):
@@ -237,9 +297,30 @@ def sources(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sources")
     for name in BUILD_FILES:
         shutil.copy(ROOT / name, folder)
-    for name in PACKAGES:
+    for name in (*PACKAGES, "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
+
+
+def wheel_files(sources: Path) -> set[str]:
+    """What the wheel of the sources has to hold beside its metadata."""
+    shipped = {f"llada_plugins/_shipped/{file}" for file in files_below(sources, *SHIPPED)}
+    return {PTH, *files_below(sources, *PACKAGES), *shipped}
+
+
+def test_the_build_step_lists_every_file_of_the_wheel(sources):
+    code = """
+from setuptools.dist import Distribution
+distribution = Distribution({"script_name": "setup.py"})
+distribution.parse_config_files()
+step = distribution.get_command_obj("build_py")
+step.build_lib = ""
+step.ensure_finalized()
+print(*step.get_outputs(include_bytecode=False), sep="\\n")
+"""
+    listed = output(sys.executable, "-W", "ignore", "-c", code, cwd=sources).splitlines()
+    files = {Path(file).as_posix() for file in listed if ".egg-info" not in file}
+    assert files == wheel_files(sources)
 
 
 @pytest.fixture(scope="module")
@@ -259,19 +340,29 @@ def test_wheel_holds_the_start_up_file_and_every_file_of_the_packages(wheel, sou
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert archive.read(PTH) == (ROOT / PTH).read_bytes()
-    files = {path.relative_to(sources).as_posix() for package in PACKAGES for path in (sources / package).rglob("*") if path.is_file()}
-    assert names == {PTH, *files}
+    assert names == wheel_files(sources)
+
+
+INSTALLS = {        # how -> what pip is told beside the source
+    "wheel": [],
+    "editable": ["--no-build-isolation"],
+    "strict": ["--no-build-isolation", "--config-settings", "editable_mode=strict"],
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
-def test_installed_package_is_found_by_stock_lm_eval_and_uninstalls_without_a_trace(editable, environment, sources, wheel, tmp_path):
+@pytest.mark.parametrize("kind", INSTALLS)
+def test_installed_package_is_found_by_stock_lm_eval_and_uninstalls_without_a_trace(
+        kind, environment, sources, wheel, tmp_path):
     before = environment.installed()
-    what = ("--no-build-isolation", "-e", sources) if editable else (wheel,)
-    environment.pip("install", "--no-index", "--no-deps", *what, cwd=tmp_path)
+    source = [wheel] if kind == "wheel" else ["--editable", sources]
+    environment.pip("install", "--no-index", "--no-deps", *INSTALLS[kind], *source, cwd=tmp_path)
 
     origin = output(environment.python, "-c", "import llada_plugins; print(llada_plugins.__file__)", cwd=tmp_path)
-    assert Path(origin).is_relative_to(sources if editable else environment.site_packages)
+    home = environment.site_packages if kind == "wheel" else sources
+    assert Path(origin).resolve().is_relative_to(home)
+    folder = Path(output(environment.python, "-m", "llada_plugins.configs", cwd=tmp_path))
+    assert files_below(folder.parent, *SHIPPED) == files_below(ROOT, *SHIPPED)
     assert (environment.site_packages / PTH).read_bytes() == (ROOT / PTH).read_bytes()
     found = output(environment.python, "-c", "from lm_eval.api.registry import get_model; "
                                              "print(*(get_model(name).__module__ for name in ('llada', 'dummy')))", cwd=tmp_path)
