@@ -23,6 +23,7 @@ from .bitower import MARK, BiTowerLLaDA
 from .gptq import PackedLinear, pack_linears, read_packing, replace
 from .model import LLaDA, LLaDAConfig, SpecialTokens
 from .quantization import Quantization, check_applies, check_quantize, describe, quantise_linear, quantization_of
+from .submodules import check_present
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +253,7 @@ def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | Non
     """Write config.json and model.safetensors in the published layout; extra_config: further keys of config.json."""
     if (record := quantization_of(model)) and record.fingerprint:
         raise ValueError(f"a model in {record.method} is not saved: save the model that it was loaded from, and quantise at load")
+    check_present(model, "a checkpoint")
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_tensors(state, folder / "model.safetensors")

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .submodules import home, is_plain_linear, table
+
 # Switches of the published config that change the arithmetic: this module implements exactly these values.
 IMPLEMENTED = {
     "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "rope": True, "alibi": False,
@@ -178,6 +180,12 @@ def by_parts(x: Tensor, weight: Tensor, size: int = 2048) -> Tensor:
     return product.view(*x.shape[:-1], len(weight))
 
 
+def _in_parts(x: Tensor) -> bool:
+    """Does `by_parts` pay for x, and needs nobody a gradient?"""
+    there = x.device.type == "cpu" and x.dtype == torch.float32
+    return there and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
 class Block(nn.Module):
     """One pre-norm layer. ff_proj is the gate (through SiLU), up_proj multiplies it, ff_out projects down."""
 
@@ -262,11 +270,12 @@ class LLaDA(Recomputing, nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embedding.weight.device
+        """Where token ids belong; of an offloaded model, where it computes."""
+        return home(self.embedding)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embedding.weight.dtype
+        return next(self.embedding.parameters()).dtype
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -308,11 +317,13 @@ class LLaDA(Recomputing, nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of final-norm hidden states (..., D)."""
-        head = self.embedding if self.config.weight_tying else self.model["transformer"]["ff_out"]
-        plain = hidden.device.type == "cpu" and hidden.dtype == torch.float32 and getattr(head, "bias", None) is None
-        if plain and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        if self.config.weight_tying:
+            rows = table(self.embedding, self.config.num_embeddings)
+            return by_parts(hidden, rows) if _in_parts(hidden) else F.linear(hidden, rows)
+        head = self.model["transformer"]["ff_out"]
+        if _in_parts(hidden) and is_plain_linear(head, hidden) and head.bias is None:
             return by_parts(hidden, head.weight)
-        return F.linear(hidden, head.weight) if self.config.weight_tying else head(hidden)
+        return head(hidden)
 
     def _run(self, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None,
              every_layer: bool, columns: slice = slice(None), past: Past | None = None) -> tuple[Tensor | list[Tensor], Tensor | None]:

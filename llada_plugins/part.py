@@ -12,6 +12,7 @@ from torch import nn
 from .checkpoint import fingerprint, load_tensors, read_json, save_tensors, signature, tensor_names
 from .model import LLaDA
 from .quantization import quantization_of
+from .submodules import check_present
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -32,6 +33,7 @@ def backbone_fingerprint(model: LLaDA) -> str:
     record = quantization_of(model)
     if record and record.fingerprint:
         return record.fingerprint
+    check_present(model, "the fingerprint that ties a part to its backbone")
     return fingerprint({name: signature(name, tensor) for name, tensor in model.state_dict().items()})
 
 

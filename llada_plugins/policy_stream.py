@@ -43,7 +43,7 @@ class PolicyHead(nn.Module):
         self.out = nn.Linear(width or d_model, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        hidden = hidden.to(self.out.weight.dtype)
+        hidden = hidden.to(next(self.out.parameters()).dtype)
         return self.out(hidden if self.up is None else F.gelu(self.up(hidden))).squeeze(-1).float()
 
 

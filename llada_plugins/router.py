@@ -143,8 +143,9 @@ def seeds_of(router: Router, embedding: nn.Embedding, tokens: Tensor, answer_sta
     column = torch.arange(start, device=tokens.device) - shift[:, None]                      # (B, P) source column of each lined-up place
     source = tokens.gather(1, column.clamp(min=0))
     present = (column >= 0) & (source != PADDING)
-    prompt, mask_embedding = embedding(source.clamp(min=0)), embedding.weight[mask_id]
-    precision = router.out.weight.dtype
+    prompt = embedding(source.clamp(min=0))                                                  # (B, P, D)
+    mask_embedding = embedding(source.new_full((1,), mask_id))[0]                            # (D,)
+    precision = next(router.out.parameters()).dtype
     return router(prompt.to(precision), present, mask_embedding.to(precision), max(0, last) + 1).to(prompt.dtype)
 
 

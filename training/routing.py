@@ -23,7 +23,7 @@ from .trainer import METRICS, Save
 
 def router_config(options: Any, model: LLaDA) -> RouterConfig:
     """The shape that router_sft's options ask for, for this model; raises ValueError where no router has it."""
-    mask_embedding = model.embedding.weight[model.config.mask_token_id].detach()
+    mask_embedding = model.embedding(torch.tensor([model.config.mask_token_id])).detach()
     scale = float(mask_embedding.square().mean().sqrt()) if options.router_scaled else 1.0
     return build(RouterConfig, dict(d_model=model.config.d_model, mode=options.router_mode, layers=options.router_layers,
                                     heads=options.router_heads, mlp=options.router_mlp, max_positions=options.max_positions,
