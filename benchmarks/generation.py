@@ -114,6 +114,9 @@ class Options:
                              f"{peers.NUM_BLOCKS * self.block_length}")
         for folder in self.peer:
             peers.kind(Path(folder))
+        if self.gen_length % self.block_length:        # peers decode whole blocks only
+            raise ValueError(f"gen_length ({self.gen_length}) must be a multiple of block_length "
+                             f"({self.block_length})")
         self.sampler(0)
         pick_dtype(self.dtype, pick_device(self.device))
 

@@ -55,6 +55,7 @@ def check_fits(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerCo
     """Raise ValueError if a prompt and its answer exceed the model's context."""
     limit = model.config.max_sequence_length
     for number, prompt in enumerate(prompts):
-        if len(prompt) + config.gen_length > limit:
-            raise ValueError(f"prompt {number} of {len(prompt)} tokens and gen_length={config.gen_length} exceed the model's context of {limit} tokens: "
+        if len(prompt) + config.decoded_length > limit:
+            raise ValueError(f"prompt {number} of {len(prompt)} tokens and {config.answer_in_words} "
+                             f"exceed the model's context of {limit} tokens: "
                              "shorten the prompt or lower gen_length")

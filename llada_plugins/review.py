@@ -284,4 +284,6 @@ class BlockReview:
         return list(zip(owners, scores, tokens))
 
     def _answers(self, draft: Draft, tokens: Tensor) -> list[list[int]]:
-        return tokens[:, draft.start:draft.start + (draft.number + 1) * self.sampler.block].tolist()
+        # what is cut off in the end is not judged
+        length = min((draft.number + 1) * self.sampler.block, self.sampler.gen_length)
+        return tokens[:, draft.start:draft.start + length].tolist()

@@ -222,9 +222,10 @@ def decode_each(denoise: Denoiser, prompts: Sequence[Sequence[int]], config: Sam
     answers: list[list[int]] = [[] for _ in prompts]
 
     def ended(answer: list[int]) -> bool:
-        return len(answer) == config.gen_length or _ended(answer, config, special, stop)
+        return len(answer) >= config.gen_length or _ended(answer, config, special, stop)
 
-    queue = Queue([len(prompt) + config.gen_length for prompt in prompts], config.num_blocks, at_once)
+    lengths = [len(prompt) + config.decoded_length for prompt in prompts]
+    queue = Queue(lengths, config.num_blocks, at_once)
     while queue:
         number, batch = queue.take()
         tokens, padded = align([[*prompts[row], *answers[row]] for row in batch], device)
@@ -250,7 +251,7 @@ def decode_each(denoise: Denoiser, prompts: Sequence[Sequence[int]], config: Sam
         if done:
             at = torch.tensor(done, device=device)
             for row, *counts in zip(done, forwards[at].tolist(), num_scored[at].tolist()):
-                yield row, Sample(answers[row], *counts)
+                yield row, Sample(answers[row][:config.gen_length], *counts)
 
 
 def _ended(answer: list[int], config: SamplerConfig, special: SpecialTokens, stop: Callable[[list[int]], bool] | None) -> bool:

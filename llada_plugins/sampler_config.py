@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .confidence import CONFIDENCE, PROBABILITIES, PUBLISHED_NAMES
-from .config import arg
+from .config import arg, build, coerce
 
 ADAPTIVE_RULES = ("threshold", "factor", "error_budget")        # rules by which the number of tokens kept depends on their scores
 
@@ -15,7 +16,8 @@ ADAPTIVE_RULES = ("threshold", "factor", "error_budget")        # rules by which
 class SamplerConfig:
     """How an answer is decoded. The defaults are LLaDA's: one block, one token a step, greedy, low-confidence remasking."""
 
-    gen_length: int = arg(128, "answer length in tokens")
+    gen_length: int = arg(128, "answer length in tokens; where block_length does not divide it, the last "
+                               "block is decoded whole and the answer cut")
     steps: int | None = arg(None, "denoising steps for the whole answer (default: gen_length, one token a step); ignored under "
                                   "adaptive rules: threshold, factor, error_budget")
     block_length: int | None = arg(None, "tokens decoded together, left to right block by block (default: gen_length, one block)")
@@ -58,18 +60,19 @@ class SamplerConfig:
         self._check_counts()
 
     def _check_blocks(self) -> None:
-        if self.sampling_method == "fixed_length" and self.block != self.gen_length:
+        if self.sampling_method == "fixed_length" and self.num_blocks > 1:
             raise ValueError(f"sampling_method='fixed_length' decodes one block: leave block_length out or set it to gen_length ({self.gen_length}), "
                              f"got {self.block_length}")
-        if self.gen_length % self.block:
-            raise ValueError(f"gen_length ({self.gen_length}) must be a multiple of block_length ({self.block})")
         if self.steps is None or self.adaptive:
             return
         if self.steps % self.num_blocks:
+            rounded = ", rounded up" if self.decoded_length > self.gen_length else ""
             raise ValueError(f"steps ({self.steps}) must be a multiple of the number of blocks "
-                             f"({self.num_blocks} = gen_length {self.gen_length} / block_length {self.block})")
-        if self.steps > self.gen_length and self.remask_ratio is None:
-            raise ValueError(f"steps ({self.steps}) must not exceed gen_length ({self.gen_length}): every step unmasks at least one token")
+                             f"({self.num_blocks} = gen_length {self.gen_length} / "
+                             f"block_length {self.block}{rounded})")
+        if self.steps > self.decoded_length and self.remask_ratio is None:
+            raise ValueError(f"steps ({self.steps}) must not exceed {self.answer_in_words}: "
+                             "every step unmasks at least one token")
 
     def _check_sampling(self) -> None:
         if not (0 <= self.temperature < math.inf and 0 <= self.cfg_scale < math.inf):        # so written, NaN is refused too
@@ -123,11 +126,26 @@ class SamplerConfig:
 
     @property
     def num_blocks(self) -> int:
-        return self.gen_length // self.block
+        return -(-self.gen_length // self.block)
+
+    @property
+    def decoded_length(self) -> int:
+        """Tokens of all blocks: gen_length, rounded up; an answer keeps the first gen_length.
+
+        So do published wrappers whose tasks ask for any length.
+        """
+        return self.num_blocks * self.block
+
+    @property
+    def answer_in_words(self) -> str:
+        """The answer's length for messages."""
+        rounded = self.decoded_length > self.gen_length
+        whole = f", {self.decoded_length} in whole blocks" if rounded else ""
+        return f"gen_length ({self.gen_length}{whole})"
 
     @property
     def steps_per_block(self) -> int:
-        return (self.steps or self.gen_length) // self.num_blocks
+        return (self.steps or self.decoded_length) // self.num_blocks
 
     @property
     def source(self) -> str:
@@ -153,3 +171,23 @@ class SamplerConfig:
     @property
     def grows(self) -> bool:
         return self.sampling_method == "semi_ar_origin"
+
+
+def judged(options: Mapping[str, Any], base: SamplerConfig) -> SamplerConfig:
+    """The sampler of options that may leave the answer's length to a task.
+
+    Without gen_length it has the fewest whole blocks that the other options allow; ValueError where
+    no length would do, so that those are refused before there is a request.
+    """
+    if "gen_length" in options:
+        return build(SamplerConfig, options, base)
+    known = coerce(SamplerConfig, options)
+    steps = max(1, known.get("steps") or 1)
+    block = max(1, known.get("block_length") or steps)
+    refusal: ValueError | None = None
+    for num_blocks in range(1, steps + 1):
+        try:
+            return build(SamplerConfig, {**options, "gen_length": num_blocks * block}, base)
+        except ValueError as error:
+            refusal = refusal or error
+    raise refusal

@@ -22,7 +22,8 @@ class Decoded(NamedTuple):
     """A decoded batch."""
 
     samples: list[Sample]
-    history: Tensor        # (S + 1, B, G) the answers before the first step and after each, MASKED where masked
+    history: Tensor        # (S + 1, B, G) before the first step and after each, MASKED where masked;
+                           # G = decoded_length
     seconds: float
 
 
@@ -38,7 +39,7 @@ class Change(NamedTuple):
 
 def record(engine: Engine, prompts: Sequence[Sequence[int]], config: SamplerConfig) -> Decoded:
     """Decode one batch of token prompts and keep the answers after every step."""
-    answers = torch.full((len(prompts), config.gen_length), MASKED, device=engine.model.device)
+    answers = torch.full((len(prompts), config.decoded_length), MASKED, device=engine.model.device)
     history = [answers.clone()]
 
     def on_step(step: Step) -> None:
@@ -54,10 +55,10 @@ def record(engine: Engine, prompts: Sequence[Sequence[int]], config: SamplerConf
 
 
 def expected_masks(config: SamplerConfig) -> list[int]:
-    """Masked tokens of the answer after each step of a fixed schedule: gen_length less what stands, K_n of the active block."""
+    """Masked tokens after each step of a fixed schedule, whole blocks: K_n stand of the active one."""
     plan = planned(torch.ones(1, config.block, dtype=torch.bool), config)[0]
     standing = [block * config.block + int(stand) for block in range(config.num_blocks) for stand in plan]
-    return [config.gen_length - stand for stand in [0, *standing]]
+    return [config.decoded_length - stand for stand in [0, *standing]]
 
 
 def removed(history: Tensor) -> Tensor:

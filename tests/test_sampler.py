@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -879,6 +880,27 @@ def test_a_mixed_batch_of_a_real_model_answers_like_single_rows(recorded_model):
         assert generate(recorded_model, prompts, config) == [generate(recorded_model, [prompt], config)[0] for prompt in prompts]
 
 
+@pytest.mark.parametrize("options", [
+    {}, dict(steps=4), dict(temperature=1.0), dict(threshold=0.2), dict(revise=True, steps=4), dict(remask_ratio=0.5, steps=6),
+    dict(sampling_method="semi_ar_origin"), dict(cache="dual"),
+], ids=str)
+@pytest.mark.parametrize(("length", "block", "whole"), [(7, 4, 8), (5, 4, 8), (3, 8, 8), (1, 2, 2)])
+def test_an_answer_that_no_block_divides_is_the_beginning_of_the_one_in_whole_blocks(recorded_model, options, length, block, whole):
+    prompts, num_blocks = [[5, 6, 7], [8]], whole // block
+    if "steps" in options:
+        options = {**options, "steps": min(options["steps"] // num_blocks, block) * num_blocks}
+    config = SamplerConfig(gen_length=length, block_length=block, **options)
+    assert (config.decoded_length, config.num_blocks) == (whole, num_blocks)
+    cut, long = (generate(recorded_model, prompts, replace(config, gen_length=number)) for number in (length, whole))
+    assert [sample.answer for sample in cut] == [sample.answer[:length] for sample in long]
+    assert [sample.num_forwards for sample in cut] == [sample.num_forwards for sample in long]
+
+
+def test_a_last_block_that_would_leave_the_context_is_refused(make_model):
+    with pytest.raises(ValueError, match=r"prompt 0 of 57 tokens and gen_length \(6, 8 in whole blocks\) exceed the model's context of 64"):
+        generate(make_model(), [[1] * 57], SamplerConfig(gen_length=6, block_length=4))
+
+
 # ---- mistakes
 
 MISTAKES = [
@@ -886,11 +908,12 @@ MISTAKES = [
     (dict(steps=0), r"steps must be at least 1, got 0"),
     (dict(block_length=-1), r"block_length must be at least 1, got -1"),
     (dict(top_k=0, temperature=1.0), r"top_k must be at least 1, got 0"),
-    (dict(gen_length=12, block_length=5), r"gen_length \(12\) must be a multiple of block_length \(5\)"),
-    (dict(gen_length=12, block_length=24), r"gen_length \(12\) must be a multiple of block_length \(24\)"),
     (dict(gen_length=12, block_length=4, sampling_method="fixed_length"), r"fixed_length' decodes one block.*gen_length \(12\), got 4"),
     (dict(gen_length=12, block_length=4, steps=10), r"steps \(10\) must be a multiple of the number of blocks \(3 = gen_length 12 / "),
+    (dict(gen_length=10, block_length=4, steps=10), r"steps \(10\) must be a multiple of .* \(3 = gen_length 10 / block_length 4, rounded up\)"),
     (dict(gen_length=12, steps=13), r"steps \(13\) must not exceed gen_length \(12\)"),
+    (dict(gen_length=10, block_length=4, steps=15), r"steps \(15\) must not exceed gen_length \(10, 12 in whole blocks\)"),
+    (dict(gen_length=10, block_length=4, sampling_method="fixed_length"), r"fixed_length' decodes one block.*gen_length \(10\), got 4"),
     (dict(temperature=-1.0), r"temperature and cfg_scale must be numbers from 0 up, got -1.0 and 0.0"),
     (dict(cfg_scale=-0.5), r"temperature and cfg_scale must be numbers from 0 up, got 0.0 and -0.5"),
     (dict(temperature=float("nan")), r"temperature and cfg_scale must be numbers from 0 up, got nan"),
@@ -937,6 +960,7 @@ ALLOWED = [
     dict(gen_length=12, block_length=4, steps=7, threshold=0.9),        # steps are ignored there
     dict(remasking="low_confidence", confidence_source="tps_prob"),
     dict(gen_length=12, block_length=12, sampling_method="fixed_length"),
+    dict(gen_length=10, block_length=4, steps=12), dict(gen_length=12, block_length=24, sampling_method="fixed_length"),
     dict(threshold=1.0), dict(top_p=1.0, temperature=0.1),
     dict(threshold=0.9, revise=False), dict(threshold=0.9, revise_below=1.0),
     dict(gen_length=12, block_length=4, factor=1.0, max_forwards=3),
@@ -968,7 +992,7 @@ def test_wrong_prompts_and_missing_tokens_are_told_before_a_forward(make_model):
     assert generate(model, [], short) == []
     with pytest.raises(ValueError, match="prompt 1 is empty: give at least one token"):
         generate(model, [[1], []], short)
-    with pytest.raises(ValueError, match=r"prompt 1 of 57 tokens and gen_length=8 exceed the model's context of 64 tokens"):
+    with pytest.raises(ValueError, match=r"prompt 1 of 57 tokens and gen_length \(8\) exceed the model's context of 64 tokens"):
         generate(model, [[1], [1] * 57], short)
     assert len(generate(model, [[1] * 56], short)[0].answer) == 8
     with pytest.raises(ValueError, match="names no mask token.*pass special=SpecialTokens"):
