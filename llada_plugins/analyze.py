@@ -209,9 +209,10 @@ def analyze(config: AnalyzeConfig, options: Mapping[str, Any]) -> dict[str, Any]
     if config.prompt is None and config.data is None and task is None:
         raise ValueError("give --prompt TEXT or --data FILE.jsonl: this checkpoint has no task of its own")
     if config.prompt is not None:
-        prompts, of_task = [config.prompt], {}
+        prompts, of_task = [config.prompt], {"gen_length": SamplerConfig.gen_length}
     elif config.data is not None:
-        prompts, of_task = read_prompts(Path(config.data))[:config.num_prompts], {}
+        prompts = read_prompts(Path(config.data))[:config.num_prompts]
+        of_task = {"gen_length": SamplerConfig.gen_length}
     else:
         prompts, of_task = TASKS[task].prompts(config.num_prompts, 0), {"gen_length": TASKS[task].answer_length}
     engine = Engine(config.model, **{**of_task, **options})

@@ -24,6 +24,7 @@ from .denoiser import Canvas, Denoiser, Prediction
 from .engine import Completion, Engine, Request
 from .methods import METHODS
 from .model_flags import read_flags
+from .sampler_config import SamplerConfig
 
 USAGE = "python -m llada_plugins.chat [--prompt TEXT] [--model NAME] [--OPTION VALUE ...]"
 MASK = "░"
@@ -170,7 +171,7 @@ def talk(conversation: Conversation, screen: Screen) -> int:
 
 def run(config: ChatConfig, options: dict[str, str]) -> int:
     """Load the model and talk; returns the exit status."""
-    engine = Engine(config.model, **options)
+    engine = Engine(config.model, **{"gen_length": SamplerConfig.gen_length, **options})
     chat = bool(engine.tokenizer.chat_template) if config.chat == "auto" else config.chat == "true"
     if not engine.tokenizer.chat_template and (config.chat == "true" or config.system is not None):
         raise ValueError("chat and system need a chat template, and this tokenizer has none: leave them out, or pass tokenizer=FOLDER")

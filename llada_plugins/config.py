@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import re
 import sys
 import types
 import typing
@@ -43,6 +44,19 @@ def reject_unknown(given: typing.Iterable[str], known: typing.Iterable[str], wha
         near = difflib.get_close_matches(name, known, 1)
         hints.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     raise ValueError(f"unknown {what}{'s' * (len(unknown) > 1)} {', '.join(hints)}; {listed or 'known: ' + ', '.join(known)}")
+
+
+def with_origins(error: ValueError, origins: Mapping[str, Mapping[str, Any]]) -> ValueError:
+    """The error with the value of every option that its message names, and where it comes from.
+
+    origins: what stands where, by the words that say where; of several values the first counts.
+    """
+    message, told = str(error), []
+    named = set(re.findall(r"\w+", message))
+    for where, values in origins.items():
+        told += [f"{name}={value!r} from {where}" for name, value in values.items() if name in named]
+        named -= set(values)
+    return ValueError(f"{message} [{'; '.join(told)}]" if told else message)
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import ChainMap, Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from . import checkpoint, text
 from .batching import capacity
-from .config import arg, build, coerce, names, reject_unknown
+from .config import arg, build, coerce, names, reject_unknown, with_origins
 from .estimators import ESTIMATORS, Budget, budget
 from .generation import with_options
 from .likelihood import LogLikelihood, iterate
@@ -27,7 +27,7 @@ from .noise import request_key
 from .quantization import QUANTIZE, num_parameters, quantization_of
 from .review import BlockReview
 from .sampler import Draft, Filled, Review, Sample, decode_each, once
-from .sampler_config import SamplerConfig
+from .sampler_config import SamplerConfig, judged
 from .solution import block_scorer
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Engine:
         self.method_options = build(METHODS[method].options, options)
         self.config = build(EngineConfig, options)
         self.given = coerce(SamplerConfig, options)
-        build(SamplerConfig, self.given, HARNESS_DEFAULTS)        # bad values fail here, before files are looked at
+        judged(self.given, HARNESS_DEFAULTS)        # bad values fail before files are looked at
         self.folder = checkpoint.resolve(self.config.pretrained, self.config.revision)
         self.adapter = checkpoint.resolve(self.config.peft, option="peft") if self.config.peft else None
         config = checkpoint.read_config(self.folder)
@@ -141,24 +141,46 @@ class Engine:
         self.model = self.prepared.model
         self.max_answer = self.prepared.max_answer or self.max_length        # tokens
         self.denoise = self.prepared.denoise
-        self.sampler = build(SamplerConfig, {**self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS)
-        self._check_sampler(self.sampler)
         self._warned: set[str] = set()
+        # of every request; unless gen_length is given, its length is only one that the others allow
+        self.common = judged({**self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS)
+        self._check_sampler(self.common)
         self._context: tuple[str | None, list[int]] = (None, [])        # of the last question, tokenised once for all its choices
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """Of a request that states nothing itself, not even how long its answer is."""
+        return self.sampler_for({})
 
     def sampler_for(self, options: Mapping[str, Any], max_tokens: int | None = None) -> SamplerConfig:
         """The sampler of one request: its own options before those of the engine; max_tokens only where neither sets gen_length."""
         reject_unknown(options, names(SamplerConfig), "sampler option")
         options = coerce(SamplerConfig, options)
-        given = {**self.given, **options}
-        merged = {"gen_length": max_tokens or self.sampler.gen_length, **self.prepared.defaults(given), **given}
-        sampler = build(SamplerConfig, merged, HARNESS_DEFAULTS)
+        by_method = self.prepared.defaults({**self.given, **options})
+        origins = {"the request (task or --gen_kwargs)": options,
+                   "the model's options (model_args)": self.given,
+                   f"the defaults of {self.method}": by_method,
+                   "the task's answer length": {"gen_length": max_tokens} if max_tokens else {},
+                   "the defaults": asdict(HARNESS_DEFAULTS)}
+        try:
+            sampler = build(SamplerConfig, ChainMap(*origins.values()))
+        except ValueError as error:
+            raise with_origins(error, origins) from None
+        self._tell(sampler, options, max_tokens)
+        return sampler
+
+    def _tell(self, sampler: SamplerConfig, options: Mapping[str, Any],
+              max_tokens: int | None) -> None:
+        """What of a request is not as the task, or as the user, may expect it."""
         for name in sorted(set(options) & set(self.given)):
-            if (value := getattr(sampler, name)) != (before := getattr(self.sampler, name)):
+            if (value := getattr(sampler, name)) != (before := self.given[name]):
                 self._warn_once(f"{name}={value!r} of the task or of --gen_kwargs overrides {name}={before!r} of the model")
         if max_tokens and max_tokens != sampler.gen_length:
             self._warn_once(f"gen_length={sampler.gen_length} overrides the task's answer length of {max_tokens} tokens")
-        return sampler
+        if sampler.decoded_length > sampler.gen_length:
+            self._warn_once(f"answers that blocks of {sampler.block} tokens do not divide are decoded "
+                            f"in whole blocks and cut: {sampler.gen_length} tokens cost what "
+                            f"{sampler.decoded_length} do", about="whole blocks")
 
     def generate(self, requests: Sequence[Request], batch_size: int | None = None) -> Iterator[tuple[int, Completion]]:
         """Decode every request; yields (index, completion) as answers end, those of longest prompts first.
@@ -196,7 +218,7 @@ class Engine:
         if self.method != "llada":
             self._warn_once(f"{self.method}: likelihoods are {METHODS[self.method].likelihood}")
         estimates = iterate(self.model, fitted, self.config.budget(), estimator=self.config.estimator, seed=self.config.mc_seed,
-                            cfg_scale=self.sampler.cfg_scale, batch_size=batch_size or self.config.batch_size,
+                            cfg_scale=self.common.cfg_scale, batch_size=batch_size or self.config.batch_size,
                             batch_tokens=self.config.batch_tokens, greedy_check=self.config.greedy_check, special=self.special,
                             denoise=self.denoise)
         for number, estimate in estimates:
@@ -232,7 +254,7 @@ class Engine:
         """Identifies what determines this engine's answers: method, options, and the checkpoint by content. One line of JSON."""
         config = {name: value for name, value in asdict(self.config).items() if name not in NOT_IDENTITY}
         return json.dumps({"method": self.method, "checkpoint": _digest(self.folder), **self._peft(), "device": self.model.device.type,
-                           **config, "method_options": self._method_identity(), "sampler": asdict(self.sampler)}, sort_keys=True)
+                           **config, "method_options": self._method_identity(), "sampler": self._sampler()}, sort_keys=True)
 
     def _peft(self) -> dict[str, str]:
         """The adapter by its content, where there is one."""
@@ -248,9 +270,13 @@ class Engine:
         return {"method": self.method, "checkpoint": self.folder.name, "checkpoint_digest": _digest(self.folder), **self._peft(),
                 "model_num_parameters": num_parameters(self.model),
                 "quantization": record.method if (record := quantization_of(self.model)) else None,
-                "model_dtype": str(self.model.dtype), "sampler": asdict(self.sampler), "confidence_source": self.sampler.source, "policy": self.prepared.policy,
+                "model_dtype": str(self.model.dtype), "sampler": self._sampler(), "confidence_source": self.common.source, "policy": self.prepared.policy,
                 "method_options": asdict(self.method_options), "likelihood": METHODS[self.method].likelihood,
                 **{name: getattr(self.config, name) for name in LIKELIHOOD}}
+
+    def _sampler(self) -> dict[str, Any]:
+        """The options of every request; gen_length is None where it is each task's."""
+        return {**asdict(self.common), "gen_length": self.given.get("gen_length")}
 
     def _check_sampler(self, sampler: SamplerConfig) -> None:
         """Raise ValueError on options that need what this checkpoint or method lacks."""
@@ -262,8 +288,9 @@ class Engine:
         ids = self.encode(request.prompt)
         if not ids:
             raise ValueError("a prompt is empty: give at least one token of text")
-        if len(ids) + request.sampler.gen_length > self.max_length:
-            raise ValueError(f"a prompt of {len(ids)} tokens and gen_length={request.sampler.gen_length} exceed the context of {self.max_length} tokens "
+        if len(ids) + request.sampler.decoded_length > self.max_length:
+            raise ValueError(f"a prompt of {len(ids)} tokens and {request.sampler.answer_in_words} "
+                             f"exceed the context of {self.max_length} tokens "
                              f"(prompt begins {request.prompt[:40]!r}): use fewer shots or a smaller gen_length")
         return ids
 
@@ -334,9 +361,10 @@ class Engine:
             self._warn_once(f"contexts are cut from the left to fit the model's {self.max_length} tokens")
         return list(context)[max(0, len(context) - room):], list(answer)
 
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
+    def _warn_once(self, message: str, about: str | None = None) -> None:
+        """Once for each message, or once for all that are about one thing."""
+        if (about or message) not in self._warned:
+            self._warned.add(about or message)
             logger.warning(message)
 
 

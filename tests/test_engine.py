@@ -226,7 +226,10 @@ ENGINE_MISTAKES = [
     (dict(max_length=0), r"max_length must be at least 1, got 0"),
     (dict(max_length=129), r"max_length=129 exceeds the model's context of 128 tokens"),
     (dict(estimator="mean"), r"estimator must be one of 'count', .*, got 'mean'"),
-    (dict(gen_length=12, block_length=5), r"gen_length \(12\) must be a multiple of block_length \(5\)"),
+    (dict(gen_length=12, block_length=4, steps=5), r"steps \(5\) must be a multiple of the number of blocks \(3 = gen_length 12 "),
+    (dict(block_length=8, steps=9, sampling_method="fixed_length"), r"steps \(9\) must not exceed gen_length \(8\)"),
+    (dict(block_length=0), r"block_length must be at least 1, got 0"),
+    (dict(steps=-4), r"steps must be at least 1, got -4"),
     (dict(mask_id=9999), r"mask token's id 9999 is outside the vocabulary"),
     (dict(dtype="int4"), r"dtype must be auto or one of float32"),
     (dict(tokenizer="./nowhere"), r"no such folder"),
@@ -292,7 +295,7 @@ def test_wrong_prompts_are_told_before_the_first_forward(make_engine):
     engine.denoise = never
     for prompt, length, message in (
         ("", 8, "a prompt is empty: give at least one token of text"),
-        ("y" * 121, 8, r"a prompt of 121 tokens and gen_length=8 exceed the context of 128 tokens \(prompt begins 'y{40}'\): use fewer"),
+        ("y" * 121, 8, r"a prompt of 121 tokens and gen_length \(8\) exceed the context of 128 tokens \(prompt begins 'y{40}'\): use fewer"),
     ):
         with pytest.raises(ValueError, match=message):
             next(engine.generate([Request("fine", SamplerConfig(gen_length=8)), Request(prompt, SamplerConfig(gen_length=length))]))

@@ -297,7 +297,7 @@ def test_rows_that_choices_have_in_common_run_once(tiny_checkpoint, tmp_path) ->
     (dict(path="{tiny}", treshold=0.9), "unknown option 'treshold' \\(did you mean 'threshold'\\?\\); known: "),
     (dict(path="{tiny}", record_stat=True), "did you mean 'record_stats'"),
     (dict(path="{tiny}", pretrained="x"), "unknown option 'pretrained'"),
-    (dict(path="{tiny}", gen_length=10, block_length=4), "gen_length \\(10\\) must be a multiple of block_length \\(4\\)"),
+    (dict(path="{tiny}", gen_length=8, block_length=4, steps=3), "steps \\(3\\) must be a multiple of the number of blocks \\(2 = gen_length 8 / "),
     (dict(path="{tiny}", confidence_source="best"), "confidence_source must be one of"),
         (dict(path="{tiny}", confidence_source="ups"), "needs an unmasking-policy stream"),
     (dict(path="{tiny}", generation_kwargs=dict(temperature=1)), "takes num_return_sequences only, got temperature"),

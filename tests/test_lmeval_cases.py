@@ -1,0 +1,75 @@
+"""lm-eval runs that users of other wrappers reported, each with the value that is right."""
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+lm_eval = pytest.importorskip("lm_eval")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+
+from llada_plugins.lmeval_models import LLaDA  # noqa: E402
+
+
+def generation(prompts: list[str], **gen_kwargs: object) -> list[Instance]:
+    return [Instance("generate_until", {}, (prompt, dict(gen_kwargs)), number)
+            for number, prompt in enumerate(prompts)]
+
+
+# ---- the length that options are judged against
+
+def test_steps_and_blocks_are_judged_against_the_tasks_length_not_the_default(tiny_checkpoint):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", steps=12, block_length=16)        # 128 tokens would be 8 blocks
+    sampler = lm._request("1", {"until": [], "max_gen_toks": 48}).sampler
+    assert (sampler.gen_length, sampler.num_blocks, sampler.steps_per_block) == (48, 3, 4)
+    given = LLaDA(str(tiny_checkpoint), device="cpu", steps=12, block_length=16, gen_length=48)
+    request = generation(["12"], until=[], max_gen_toks=48)
+    assert lm.generate_until(request, True) == given.generate_until(request, True)
+
+
+def test_the_reported_options_run_on_a_task_of_256_tokens():
+    lm = LLaDA(device="cpu", steps=256, block_length=32)
+    sampler = lm._request("1", {"do_sample": False, "max_gen_toks": 256}).sampler
+    assert (sampler.num_blocks, sampler.steps_per_block) == (8, 32)
+
+
+@pytest.mark.parametrize(("model_args", "gen_kwargs", "told"), [
+    ({"steps": 64}, {"max_gen_toks": 32},
+     r"steps \(64\) must not exceed gen_length \(32\): .* "
+     r"\[steps=64 from the model's options \(model_args\); gen_length=32 from the task's answer length\]"),
+    ({"gen_length": 32}, {"steps": 64}, r"\[steps=64 from the request \(task or --gen_kwargs\); gen_length=32 from the model's options"),
+    ({"steps": 7, "block_length": 16}, {},
+     r"steps \(7\) must be a multiple .*steps=7 from the model's .*; gen_length=256 from the task's answer length"),
+    ({"threshold": 0.9}, {"top_p": 0.5}, r"no effect at temperature=0.*top_p=0.5 from the request .*temperature=0.0 from the defaults"),
+], ids=str)
+def test_a_refusal_names_the_users_numbers_and_where_each_came_from(tiny_checkpoint, model_args, gen_kwargs, told):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", **model_args)
+    with pytest.raises(ValueError, match=told) as caught:
+        lm._request("1", gen_kwargs)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("model_args", "told"), [
+    ({"gen_length": 16, "block_length": 8, "steps": 5}, r"steps \(5\) must be a multiple of the number of blocks \(2"),
+    ({"block_length": 8, "steps": 9, "sampling_method": "fixed_length"}, r"steps \(9\) must not exceed gen_length \(8\)"),
+    ({"steps": 8, "max_forwards": 4}, "max_forwards has no effect without threshold"),
+], ids=str)
+def test_what_no_answer_length_can_mend_is_refused_when_the_model_is_built(tiny_checkpoint, model_args, told):
+    with pytest.raises(ValueError, match=told):
+        LLaDA(str(tiny_checkpoint), device="cpu", **model_args)
+
+
+def test_tasks_of_several_lengths_are_decoded_in_whole_blocks_and_cut_with_one_warning(tiny_checkpoint, caplog):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", block_length=32, early_stop=False)
+    requests = [instance for length in (30, 64, 90) for instance in generation(["12", "3"], max_gen_toks=length)]
+    with caplog.at_level(logging.WARNING):
+        answers = lm.generate_until(requests, True)
+    assert [record for record in caplog.messages if "whole blocks" in record] == [
+        "answers that blocks of 32 tokens do not divide are decoded in whole blocks and cut: "
+        "30 tokens cost what 32 do"]
+    whole = lm.generate_until([instance for length in (32, 64, 96) for instance in generation(["12", "3"], max_gen_toks=length)],
+                              True)
+    lengths = [lm._request(*instance.args).sampler.gen_length for instance in requests]
+    assert lengths == [30, 30, 64, 64, 90, 90]
+    assert all(full.startswith(cut) for cut, full in zip(answers, whole)) and answers[:2] != whole[:2]
