@@ -91,20 +91,6 @@ def logits(model: LLaDA, batch: int = 3) -> Tensor:
 
 # ---- GPTQ
 
-@pytest.mark.parametrize("quantize", [None, "packed"])
-def test_gptq_reproduces_the_recorded_weights_and_logits(golden, quantize):
-    expected = load_file(golden / "gptq" / "outputs.safetensors")
-    model = load_model(golden / "gptq" / "checkpoint", **CPU, quantize=quantize)
-    weights = {name.removeprefix("dequantised."): tensor for name, tensor in expected.items() if name.startswith("dequantised.")}
-    assert len(weights) == 7
-    for name, weight in weights.items():
-        linear = model.get_submodule(name.removesuffix(".weight"))
-        assert torch.equal(linear.dequantised(torch.float32) if quantize else linear.weight, weight), name
-    with torch.inference_mode():
-        # fp32 rounding; the recorded logits are of the order of 1
-        torch.testing.assert_close(model(expected["input_ids"]), expected["logits"], rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("own_file", [False, True], ids=["config.json", "quantize_config.json"])
 @pytest.mark.parametrize("fields, model_fields", [
     ({}, {}), (dict(checkpoint_format="gptq_v2"), {}), (dict(group_size=-1), {}), (dict(group_size=40), dict(include_bias=True)),

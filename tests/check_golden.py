@@ -1,0 +1,379 @@
+"""Run every case of recorded outputs of published code, and print a line for each file.
+
+    python -m tests.check_golden tests/golden/*
+
+A folder holds checkpoint/ and any of the files of CHECKS; folders inside it do not count.
+Exit status 1 on any miss, with a line that names the case. tests/golden/README.md says
+where our own folders come from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from llada_plugins.checkpoint import load_model
+from llada_plugins.config import split
+from llada_plugins.generation import generate
+from llada_plugins.gptq import PackedLinear
+from llada_plugins.likelihood import LogLikelihood, log_likelihood
+from llada_plugins.model import LLaDA, SpecialTokens
+from llada_plugins.sampler import Step
+from llada_plugins.sampler_config import SamplerConfig
+
+# An enumerated likelihood in nats: each of its log-probabilities is off by about as much as
+# the logits, 2e-5 where those reach 15, and it sums a few.
+NATS = 1e-4
+RUNS, MASKS = 8, 128  # of the published estimator, for the recorded mean and standard deviation
+SIGMA = 5  # standard errors: two right means differ by more once in 1.7 million rows
+INPUTS = ("input_ids", "padded_input_ids", "attention_mask")
+WEIGHT = "dequantised."
+Case = Mapping[str, Any]
+
+
+class Report(NamedTuple):
+    """What became of one file."""
+
+    summary: str  # one line
+    misses: list[str]  # a line for each case that is not as recorded
+
+
+# ---- answers
+
+
+def check_answers(path: Path) -> Report:
+    """Every answer equal token by token, in as many forwards."""
+    model, recorded = load(path), read(path)
+    special = special_tokens(recorded)
+    cases = entries(recorded, "cases")
+    identical, as_many, misses = 0, 0, []
+    for number, case in enumerate(cases):
+        place = f"case {number}: {field(case, 'options')}"
+        expected = [case["answer"]] if "answer" in case else field(case, "answers")
+        try:
+            answers, forwards = decoded(model, case, special)
+        except ValueError as error:
+            misses.append(f"{place}: {error}")
+            continue
+        if answers == expected:
+            identical += 1
+        else:
+            misses.append(f"{place}: {first_difference(answers, expected)}")
+        if set(forwards) == {field(case, "num_forwards")}:
+            as_many += 1
+        else:
+            misses.append(f"{place}: {forwards} forwards, recorded {case['num_forwards']}")
+    return Report(f"{identical}/{len(cases)} identical, forwards {as_many}/{len(cases)}", misses)
+
+
+def decoded(
+    model: LLaDA, case: Case, special: SpecialTokens | None
+) -> tuple[list[list[int]], list[int]]:
+    """Answers to the case's prompts, and how many forwards the published code needs for each.
+
+    Fast-dLLM looks for masks only after a forward with the cache: a block that its first
+    step has filled costs it one forward more than it costs us.
+    """
+    prompts = [case["prompt"]] if "prompt" in case else field(case, "prompts")
+    (config,) = split(case["options"], SamplerConfig)
+    steps: Counter[tuple[int, int]] = Counter()  # by row and block
+
+    def count(step: Step) -> None:
+        steps.update((row, step.block) for row in step.rows.tolist())
+
+    samples = generate(model, prompts, config, special=special, on_step=count)
+    forwards = [sample.num_forwards for sample in samples]
+    if config.cache != "none":
+        for (row, _), num_steps in steps.items():
+            forwards[row] += num_steps == 1
+    return [sample.answer for sample in samples], forwards
+
+
+def first_difference(answers: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> str:
+    """Where the first of the answers that differ does so."""
+    if len(answers) != len(expected):
+        return f"{len(answers)} answers, recorded {len(expected)}"
+    row = next(row for row, pair in enumerate(zip(answers, expected)) if pair[0] != pair[1])
+    found, wanted = answers[row], expected[row]
+    if len(found) != len(wanted):
+        return f"answer {row} has {len(found)} tokens, recorded {len(wanted)}"
+    token = next(token for token, pair in enumerate(zip(found, wanted)) if pair[0] != pair[1])
+    return f"answer {row} has {found[token]} at token {token}, recorded {wanted[token]}"
+
+
+# ---- likelihoods
+
+
+def check_likelihood(path: Path) -> Report:
+    """Enumerated values within NATS, means of the published estimator within SIGMA errors."""
+    model, recorded = load(path), read(path)
+    special, rows = special_tokens(recorded), entries(recorded, "rows")
+    pairs = [(field(row, "prompt"), field(row, "answer")) for row in rows]
+    subsets = 2 ** max(len(answer) for _, answer in pairs)
+    misses, wrong, worst = [], set(), 0.0
+    for name in ("exact", "count"):  # count enumerates too, where mc_num allows it
+        values = log_likelihood(model, pairs, estimator=name, mc_num=subsets, special=special)
+        for number, (row, value) in enumerate(zip(rows, values)):
+            expected = field(row, "exact")
+            off = abs(value.value - expected)
+            worst = max(worst, off)
+            if not off <= NATS or value.stderr:
+                wrong.add(number)
+                misses.append(f"row {number}: estimator={name} gives {value}, recorded {expected}")
+    num_masks = RUNS * MASKS
+    sampled = log_likelihood(model, pairs, estimator="published", mc_num=num_masks, special=special)
+    means = compare_means(rows, sampled)
+    enumerated = f"{len(rows) - len(wrong)}/{len(rows)} enumerated, max |d| {worst:.0e} nats"
+    return Report(f"{enumerated}; {means.summary}", misses + means.misses)
+
+
+def compare_means(rows: Sequence[Case], sampled: Sequence[LogLikelihood]) -> Report:
+    """Each row's mean of the published estimator, and their sum, within SIGMA standard errors.
+
+    Ours are of as many masks as the recorded ones, so both have one standard error. Of the
+    two estimates of it the larger counts: a deviation of 8 runs is known to a quarter only.
+    The sum shows a bias that is too small for any single row.
+    """
+    misses, total, variance = [], 0.0, 0.0
+    for number, (row, value) in enumerate(zip(rows, sampled)):
+        mean, std = field(row, "official_mc128_mean"), field(row, "official_mc128_std")
+        error = math.hypot(math.sqrt(2) * max(std / math.sqrt(RUNS), value.stderr), NATS)
+        off = value.value - mean
+        total, variance = total + off, variance + error**2
+        if not abs(off) <= SIGMA * error:
+            misses.append(
+                f"row {number}: estimator=published gives {value.value:.4f} nats, "
+                f"recorded {mean:.4f}: {abs(off) / error:.1f} standard errors off"
+            )
+    together = abs(total) / math.sqrt(variance)
+    right = f"published means {len(rows) - len(misses)}/{len(rows)}"
+    if not together <= SIGMA:
+        misses.append(f"all rows: estimator=published is {together:.1f} standard errors off")
+    return Report(f"{right}, together {together:.1f} standard errors off", misses)
+
+
+# ---- tensors
+
+
+def check_tensors(path: Path) -> Report:
+    """Outputs within twice what the last bit of every weight changes; dequantised weights equal.
+
+    The tolerance is measured for each output: other code and other processors round
+    otherwise, and how far that goes depends on depth, width and weights. On our own folders
+    kernels for AVX-512, for AVX2 and for neither are all off by less than once that change.
+    """
+    recorded = load_file(path)
+    weights, expected = {}, {}
+    for name, tensor in recorded.items():
+        if name.startswith(WEIGHT):
+            weights[name.removeprefix(WEIGHT)] = tensor
+        elif name not in INPUTS:
+            expected[name] = only_real(name, tensor, recorded)
+    if not expected:
+        raise ValueError(f"no outputs among its tensors {', '.join(recorded)}")
+    model = load(path)
+    plain, moved = (outputs_of(each, recorded) for each in (model, nudged(model)))
+    allowed = {name: 2 * distance(plain[name], moved[name]) for name in plain}
+    report = compare(plain, expected, allowed)
+    if not weights:
+        return report
+    packed = load(path, quantize="packed")
+    reports = [
+        report,
+        compare_weights(model, weights),
+        compare(outputs_of(packed, recorded), expected, allowed),
+        compare_weights(packed, weights),
+    ]
+    summary = "{}, {}; left packed {}, {}".format(*(each.summary for each in reports))
+    return Report(summary, [miss for each in reports for miss in each.misses])
+
+
+def compare(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], allowed: Mapping[str, float]
+) -> Report:
+    """The largest difference of each output from what was recorded."""
+    clauses, misses, worst = [], [], 0.0
+    for name, tensor in expected.items():
+        if name not in found:
+            misses.append(f"{name}: no such output here; there are {', '.join(found)}")
+            continue
+        off = distance(found[name], tensor)
+        worst = max(worst, off)
+        clauses.append(f"{name} {off:.0e} of {allowed[name]:.0e}")
+        if not off <= allowed[name]:
+            misses.append(f"{name}: max |d| {off:.1e}, allowed {allowed[name]:.1e}")
+    return Report(f"max |d| {worst:.0e} ({', '.join(clauses)})", misses)
+
+
+def compare_weights(model: LLaDA, weights: Mapping[str, Tensor]) -> Report:
+    """How many Linears have the recorded weight, bit by bit."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            found[f"{name}.weight"] = module.dequantised(torch.float32)
+        elif isinstance(module, nn.Linear):
+            found[f"{name}.weight"] = module.weight
+    misses = [
+        f"{name}: no Linear has this weight"
+        for name, weight in weights.items()
+        if name not in found or not torch.equal(found[name], weight)
+    ]
+    return Report(f"{len(weights) - len(misses)}/{len(weights)} weights equal", misses)
+
+
+@torch.inference_mode()
+def outputs_of(model: LLaDA, recorded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the model gives for the recorded inputs, by the names of recorded tensors."""
+    inputs = {"": (field(recorded, "input_ids"), None)}
+    if "padded_input_ids" in recorded:
+        inputs["padded_"] = recorded["padded_input_ids"], field(recorded, "attention_mask")
+    found = {}
+    for prefix, given in inputs.items():
+        states = model.hidden_states(*given, every_layer=True)
+        named = {f"hidden_{number}": state for number, state in enumerate(states)}
+        named["logits"], confidence = model(*given), model.streams(*given).confidence
+        if confidence is not None:
+            named["confidence"] = confidence
+        for name, tensor in named.items():
+            found[f"{prefix}{name}"] = only_real(prefix, tensor, recorded)
+    return found
+
+
+def only_real(name: str, tensor: Tensor, recorded: Mapping[str, Tensor]) -> Tensor:
+    """The tensor (B, L, …) of that name; a padded one as (number of real tokens, …)."""
+    if not name.startswith("padded_"):
+        return tensor
+    return tensor[field(recorded, "attention_mask").bool()]
+
+
+def nudged(model: LLaDA) -> LLaDA:
+    """A copy with each weight moved to the next fp32 number, up or down at random."""
+    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        up = torch.rand(parameter.shape, generator=generator) < 0.5
+        parameter.data = torch.nextafter(parameter.data, torch.where(up, math.inf, -math.inf))
+    return model
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of two elements; inf for another shape, or where one is no number."""
+    if found.shape != expected.shape:
+        return math.inf
+    return float((found - expected).abs().nan_to_num(math.inf).max())
+
+
+# ---- files and folders
+
+CHECKS: dict[str, Callable[[Path], Report]] = {
+    "generate.json": check_answers,
+    "parallel.json": check_answers,
+    "likelihood.json": check_likelihood,
+    "logits.safetensors": check_tensors,
+    "outputs.safetensors": check_tensors,
+}
+
+
+def load(path: Path, **options: Any) -> LLaDA:
+    """The checkpoint beside a file, on the device and in the dtype of the recordings."""
+    return load_model(path.parent / "checkpoint", device="cpu", dtype="float32", **options)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; not valid JSON is a ValueError."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def field(record: Mapping[str, Any], name: str) -> Any:
+    """A field that the layout asks for."""
+    if not isinstance(record, Mapping) or name not in record:
+        raise ValueError(f"no field {name!r} in {str(record)[:80]}")
+    return record[name]
+
+
+def entries(recorded: Case, name: str) -> list[Case]:
+    """A field that lists cases; ValueError where it lists none."""
+    found = field(recorded, name)
+    if not isinstance(found, list) or not found:
+        raise ValueError(f"{name} must be a list of at least one case")
+    return found
+
+
+def special_tokens(recorded: Case) -> SpecialTokens | None:
+    """The ids of the recorded run; None, the checkpoint's own, where the file names none."""
+    if "mask_id" not in recorded:
+        return None
+    return SpecialTokens(recorded["mask_id"], recorded.get("eos_id"))
+
+
+def recordings(folder: Path) -> list[Path]:
+    """The recorded files of a folder, also those without a check; ValueError if none has one."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    if not any(path.name in CHECKS for path in files):
+        raise ValueError(f"{folder}: nothing to check: it has none of {', '.join(CHECKS)}")
+    return files
+
+
+def check(path: Path) -> Report:
+    """What became of a file; one that has no check, or cannot be read as one, is a miss."""
+    if path.name not in CHECKS:
+        return Report("not checked", [f"no check has this name; there are {', '.join(CHECKS)}"])
+    try:
+        return CHECKS[path.name](path)
+    except (ValueError, OSError, SafetensorError) as error:
+        return Report("not checked", [str(error)])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the folders of a command line; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.check_golden", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="holds checkpoint/ and recorded files; a README is passed over",
+    )
+    given = parser.parse_args(arguments).folders
+    torch.set_num_threads(1)  # matrices are tiny: a second thread costs more than it brings
+    failed = False
+    for folder in given:
+        if folder.is_file() and folder.stem == "README":
+            continue
+        try:
+            files = recordings(folder)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
+            continue
+        for path in files:
+            failed |= not printed(path)
+    return int(failed)
+
+
+def printed(path: Path) -> bool:
+    """Check a file and print what became of it; whether nothing is amiss."""
+    report = check(path)
+    print(f"{path.parent}: {path.stem} {report.summary}", flush=True)
+    for miss in report.misses:
+        print(f"{path.parent}: {path.stem}: {miss}", flush=True)
+    return not report.misses
+
+
+if __name__ == "__main__":
+    sys.exit(main())
