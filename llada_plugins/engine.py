@@ -238,13 +238,14 @@ class Engine:
         return text.encode(self.tokenizer, string)
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of context and continuation, split where the tokens of the whole string split; the context's trailing spaces go over."""
+        """Ids of context and continuation as in lm-eval: the context's trailing spaces go over, and
+        the tokens of the whole string are split; where one of them spans the join, see text.encode_pair.
+        """
         stripped = context.rstrip()
-        whole = self.encode(context + continuation)
         if self._context[0] != stripped:
             self._context = stripped, self.encode(stripped)
-        split = len(self._context[1])
-        return whole[:split], whole[split:]
+        ids = list(self._context[1])
+        return ids, text.encode_pair(self.tokenizer, stripped, ids, context[len(stripped):] + continuation)
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], prefill: bool = False) -> str:
         """The prompt string of a chat, ending with the assistant's header, or with the last message's text if that is a prefill."""

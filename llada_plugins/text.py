@@ -32,8 +32,49 @@ def check_unicode(string: str) -> None:
 def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:
     """Token ids; special tokens are added only where the string does not already begin with BOS, as a rendered chat does."""
     check_unicode(string)
+    return tokenizer.encode(string, add_special_tokens=_adds_special_tokens(tokenizer, string))
+
+
+def _adds_special_tokens(tokenizer: PreTrainedTokenizerBase, string: str) -> bool:
     bos = tokenizer.bos_token
-    return tokenizer.encode(string, add_special_tokens=not (bos and string.startswith(bos)))
+    return not (bos and string.startswith(bos))
+
+
+def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, context_ids: Sequence[int],
+                continuation: str) -> list[int]:
+    """Ids of what follows a context: the tokens of the whole string behind the context's, as in lm-eval.
+
+    Where a token of the whole string spans the join, it is the continuation's own text that is
+    tokenised; lm-eval would give the tokens behind as many as the context has, so another text or none.
+    context_ids: `encode` of the context, which must not end in white space.
+    """
+    whole = context + continuation
+    check_unicode(whole)
+    encoded = tokenizer(whole, add_special_tokens=_adds_special_tokens(tokenizer, whole),
+                        return_offsets_mapping=True)
+    ids = encoded["input_ids"]
+    spans = any(start < len(context) < stop for start, stop in encoded["offset_mapping"])
+    if ids[:len(context_ids)] == context_ids and not spans:
+        return ids[len(context_ids):]
+    return _following(tokenizer, context_ids, continuation)
+
+
+def _following(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], string: str) -> list[int]:
+    """Ids of a string such that `before` and they decode to its text behind that of `before`.
+
+    A tokenizer that puts a space before every text does so behind an anchor instead, which is then left
+    out. Where no ids decode so, as after a tokenizer that changes letters, those of the string alone.
+    """
+    def plain(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    expected = decode(tokenizer, before, ()) + string
+    for anchor in ("", "\n", "0", "a"):
+        lead, ids = plain(anchor) if anchor else [], plain(anchor + string)
+        own = ids[len(lead):]
+        if ids[:len(lead)] == lead and decode(tokenizer, [*before, *own], ()) == expected:
+            return own
+    return plain(string)
 
 
 def before_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:

@@ -1,7 +1,10 @@
 """lm-eval runs that users of other wrappers reported, each with the value that is right."""
 from __future__ import annotations
 
+import json
 import logging
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +12,8 @@ lm_eval = pytest.importorskip("lm_eval")
 
 from lm_eval.api.instance import Instance  # noqa: E402
 
+from llada_plugins.checkpoint import save_model  # noqa: E402
+from llada_plugins.likelihood import log_likelihood  # noqa: E402
 from llada_plugins.lmeval_models import LLaDA  # noqa: E402
 
 
@@ -73,3 +78,32 @@ def test_tasks_of_several_lengths_are_decoded_in_whole_blocks_and_cut_with_one_w
     lengths = [lm._request(*instance.args).sampler.gen_length for instance in requests]
     assert lengths == [30, 30, 64, 64, 90, 90]
     assert all(full.startswith(cut) for cut, full in zip(answers, whole)) and answers[:2] != whole[:2]
+
+
+# ---- choices that share a token with their context
+
+@pytest.fixture(scope="module")
+def merging(tiny_checkpoint, make_model, tmp_path_factory) -> Path:
+    """A checkpoint whose tokenizer has tokens for 'number' and '(x'."""
+    folder = tmp_path_factory.mktemp("merging") / "model"
+    shutil.copytree(tiny_checkpoint, folder)
+    path = folder / "tokenizer.json"
+    raw, merged = json.loads(path.read_text()), ["nu", "num", "numb", "numbe", "number", "(x"]
+    first = 1 + max(token["id"] for token in raw["added_tokens"])
+    raw["model"]["vocab"] |= {token: first + number for number, token in enumerate(merged)}
+    raw["model"]["merges"] = [[token[:-1], token[-1]] for token in merged]
+    path.write_text(json.dumps(raw))
+    config = json.loads((folder / "config.json").read_text())
+    save_model(make_model(vocab_size=first + len(merged), max_sequence_length=128,
+                          mask_token_id=config["mask_token_id"], eos_token_id=config["eos_token_id"]), folder)
+    return folder
+
+
+@pytest.mark.parametrize(("context", "choice"), [("There is a num", "ber"), ("Let f(", "x)")])
+def test_a_choice_that_shares_a_token_with_its_context_is_scored_as_its_own_text(merging, context, choice):
+    lm = LLaDA(str(merging), device="cpu", mc_num=8)
+    ids = [lm.tokenizer.encode(text, add_special_tokens=False) for text in (context, choice)]
+    assert sum(ids, []) != lm.tokenizer.encode(context + choice)        # a token spans the join
+    expected = log_likelihood(lm.engine.model, [tuple(ids)], mc_num=8, special=lm.engine.special)[0].value
+    (value, _), = lm.loglikelihood([Instance("loglikelihood", {}, (context, choice), 0)], True)
+    assert value == pytest.approx(expected, abs=1e-4)
