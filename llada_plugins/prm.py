@@ -23,6 +23,7 @@ from . import checkpoint, text
 from .config import arg
 from .prm_families import FAMILIES, Encode, Encoded, Head, find_family, one_token
 from .quantization import QUANTIZE, check_quantize
+from .startup_noise import silenced
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -84,6 +85,7 @@ def family_options(config: PRMConfig, family: str, raw: Mapping[str, Any], folde
 class StepClassifier(nn.Module):
     """A causal transformer and a head of two logits, wrong and right; parameters are named as in the published files."""
 
+    @silenced()
     def __init__(self, config: PretrainedConfig, head: Mapping[str, nn.Module]) -> None:
         from transformers import AutoModel
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .startup_noise import silenced
+
 QUANTIZE = ("int8", "nf4", "packed")        # values of the option; "packed" leaves a GPTQ checkpoint as it is stored
 
 NF4_BLOCK = 64        # weights that share a scale
@@ -68,6 +70,7 @@ METHODS: dict[str, tuple[str, Callable[[nn.Linear], nn.Module]]] = {        # th
 }
 
 
+@silenced()
 def check_quantize(quantize: str | None) -> None:
     """Raise ValueError on a value that is not known, ImportError where its package is not installed."""
     if quantize is not None and quantize not in QUANTIZE:

@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .startup_noise import silenced
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@silenced()
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder, never through remote code."""
     if not (folder / "tokenizer.json").is_file():

@@ -201,7 +201,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(base, data, tmp_path):
     assert logged(tmp_path / "cut", "loss") == logged(tmp_path / "whole", "loss")
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
 def test_activation_checkpointing_changes_no_weight(base, data, tmp_path):
     kept = trained(base, data, tmp_path / "kept", "--separator", ";")
     recomputed = trained(base, data, tmp_path / "recomputed", "--separator", ";", "--gradient_checkpointing")

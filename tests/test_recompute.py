@@ -95,7 +95,6 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
 def test_commands_recompute_and_end_with_the_same_weights(tmp_path, sudokus, tiny_checkpoint, command, monkeypatch):
     recomputed = []
 

@@ -25,6 +25,7 @@ from llada_plugins.checkpoint import load_model, read_config, resolve, save_mode
 from llada_plugins.config import arg, reject_unknown
 from llada_plugins.model import LLaDA, LLaDAConfig, empty_like, initialise
 from llada_plugins.report_files import dataclass_parser
+from llada_plugins.startup_noise import silenced
 
 from . import checkpoints, config_file, hub
 from .data import Example, Examples, Vocabulary, collate_answers, encode, read_hub, read_jsonl, vocabulary
@@ -76,6 +77,7 @@ class RunArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = arg(False, "leave it off: every update reaches all that trains")
     remove_unused_columns: bool = arg(False, "leave it off: batches are made by this package")
 
+    @silenced()
     def __post_init__(self) -> None:
         for name in self._VALID_DICT_FIELDS:        # which transformers reads without saying which
             value = getattr(self, name)
