@@ -95,6 +95,7 @@ class Request(NamedTuple):
     sampler: SamplerConfig
     until: tuple[str, ...] = ()       # stop strings; the earliest one found ends the text
     question: str | None = None       # what a process reward model is told was asked, unless question_pattern says (None: the prompt)
+    stream: tuple[tuple[int, ...], ...] = ()        # tells repeats of a prompt apart, whatever the call: part of the random key
 
 
 class Completion(NamedTuple):
@@ -302,7 +303,7 @@ class Engine:
         for request, prompt in zip(requests, prompts):
             repeat = seen[request]        # the same prompt under other options is another request, not a repeat
             seen[request] += 1
-            keys.append(request_key(request.sampler.seed, prompt, *([[repeat]] if repeat else [])))
+            keys.append(request_key(request.sampler.seed, prompt, *([[repeat]] if repeat else []), *request.stream))
         return keys
 
     def _stop(self, sampler: SamplerConfig, until: tuple[str, ...]) -> Callable[[list[int]], bool] | None:

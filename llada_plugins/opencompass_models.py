@@ -8,16 +8,20 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from opencompass.models.base import BaseModel
 
 from .config import names, reject_unknown
+from .opencompass_tasks import asking, check_dataset, dataset_configs, infer_task, needs_autoregressive, places
 from .opencompass_templates import TemplateParser
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from .engine import Completion
     from .likelihood import LogLikelihood
     from .progress import Progress
@@ -25,7 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Stream = tuple[tuple[int, ...], ...]                  # see engine.Request
 Pair = tuple[tuple[int, ...], tuple[int, ...]]        # token ids of a context and of the answer behind it
+GENERATION_NAMES = ("do_sample", "num_beams", "num_return_sequences")        # of generation_kwargs, beside the sampler's options
 RENAMED = ("pretrained", "max_length", "batch_size")        # here path, max_seq_len, and a key that OpenCompass keeps to itself
 
 
@@ -38,8 +44,10 @@ class LLaDA(BaseModel):
     chat: render HUMAN/BOT turns through the tokenizer's chat template, for instruct models; off, the turns are joined by newlines or
     wrapped by meta_template. stop_words: end an answer at the earliest of these and of the data set's stopping_criteria.
     record_stats: predictions become dicts with prediction, nfe, seconds, tokens and prm_calls; the entry then needs
-    `pred_postprocessor=dict(type=unwrap_prediction)`. generation_kwargs: num_return_sequences only; a data set's own repeats of a
-    prompt get equal answers. tokenizer_only: prompts can be rendered and counted, nothing more.
+    `pred_postprocessor=dict(type=unwrap_prediction)`. generation_kwargs: num_return_sequences only, for evaluators that read lists.
+    tokenizer_only: prompts can be rendered and counted, nothing more.
+    Samples are told apart by the data set's abbr, the row, its repeat (`n`) and the sample: they depend on no batch, order, split
+    or resume. Several calls at once, from stock inferencers' threads, wait for each other.
     The entry's batch_size, which OpenCompass keeps to itself, is the number of rows of one forward pass, of answers and of masked copies in a likelihood alike.
     """
 
@@ -56,7 +64,10 @@ class LLaDA(BaseModel):
         if meta_template and (chat or record_stats):
             raise ValueError(f"meta_template and {'chat' if chat else 'record_stats'} exclude each other: "
                              + ("both wrap the turns" if chat else "OpenCompass then cuts predictions as plain strings"))
+        _check_generation_kwargs(generation_kwargs or {})
         self.num_answers = _num_answers(generation_kwargs or {})
+        for dataset in dataset_configs():
+            check_dataset(dataset, self.num_answers)
         _join_process_group()
         if max_seq_len is not None:
             options["max_length"] = max_seq_len
@@ -76,7 +87,8 @@ class LLaDA(BaseModel):
         self._asked: list[Pair] | None = None                   # while `foresee` only listens
         self._foreseen: dict[Pair, LogLikelihood] = {}
         self._bar: Progress | None = None
-        self._answered: set[str] = set()
+        self._places: tuple[Dataset, str, list[tuple[int, int]]] | None = None        # of the data set that is asked
+        self._lock = threading.RLock()        # stock inferencers may ask from a pool of threads
         self._warned: set[str] = set()
 
     def get_token_len(self, prompt: str) -> int:
@@ -86,25 +98,58 @@ class LLaDA(BaseModel):
         return len(text.encode(self.tokenizer, prompt))
 
     def generate(self, inputs: Sequence[str], max_out_len: int, stopping_criteria: Sequence[str] = (),
-                 min_out_len: int | None = None) -> list[str | dict[str, Any]]:
-        """The answers, in the order of the prompts; with num_return_sequences=n, n in a row for each prompt."""
-        from .engine import Request
+                 min_out_len: int | None = None, **generation_kwargs: Any) -> list[str | dict[str, Any]]:
+        """The answers, in the order of the prompts; with num_return_sequences=n, n in a row for each prompt.
 
+        generation_kwargs: of inferencers that pass their own; sampler options, do_sample, and num_return_sequences for this call.
+        Asked by a stock inferencer, every row, repeat of a row and sample gets an answer of its own random stream; equal prompts of
+        one direct call get equal answers.
+        """
         if min_out_len:
             self._warn_once(f"min_out_len={min_out_len} has no effect: every answer has gen_length tokens; logits_eos_inf=True forbids EOS")
-        sampler = self.engine.sampler_for({}, max_out_len)
-        self._note_repeats(inputs, sampler)
+        number = _num_answers(generation_kwargs, default=self.num_answers)
+        sampler = self.engine.sampler_for(_sampler_options(generation_kwargs, self.engine.given), max_out_len)
         until = tuple(dict.fromkeys([*self.stop_words, *stopping_criteria]))
-        prompts = list(dict.fromkeys(inputs))
-        requests = [Request(prompt, sampler, until) for prompt in prompts for _ in range(self.num_answers)]
-        answers: dict[str, dict[int, str | dict[str, Any]]] = {prompt: {} for prompt in prompts}
+        with self._lock:
+            asked = list(zip(inputs, self._streams(inputs, sampler)))
+            answers = self._answers(dict.fromkeys(asked), number, sampler, until)
+            for _ in range((len(asked) - len(answers)) * number):
+                self._progress().add()                 # repeats within the call
+        return [answer for pair in asked for answer in answers[pair]]
+
+    def _answers(self, asked: Iterable[tuple[str, Stream]], number: int, sampler: SamplerConfig,
+                 until: tuple[str, ...]) -> dict[tuple[str, Stream], list[str | dict[str, Any]]]:
+        """`number` answers for each different pair of prompt and stream."""
+        from .engine import Request
+
+        requests = [Request(prompt, sampler, until, stream=stream) for prompt, stream in asked for _ in range(number)]
+        found: dict[int, str | dict[str, Any]] = {}
         bar = self._progress()
-        for number, completion in self.engine.generate(requests, len(requests)):
-            answers[requests[number].prompt][number] = self._prediction(completion)
+        for index, completion in self.engine.generate(requests, len(requests)):
+            found[index] = self._prediction(completion)
             bar.add(completion.num_tokens)
-        for _ in range((len(inputs) - len(prompts)) * self.num_answers):
-            bar.add()                                  # repeats of a prompt within the call
-        return [answer for prompt in inputs for _, answer in sorted(answers[prompt].items())]
+        answers: dict[tuple[str, Stream], list[str | dict[str, Any]]] = {}
+        for index, request in enumerate(requests):
+            answers.setdefault((request.prompt, request.stream), []).append(found[index])
+        return answers
+
+    def _streams(self, inputs: Sequence[str], sampler: SamplerConfig) -> list[Stream]:
+        """What tells the random numbers of equal prompts apart: the data set, the row, its repeat and the sample."""
+        none: list[Stream] = [()] * len(inputs)
+        if sampler.temperature == 0 and sampler.source != "random" and self.engine.prepared.judge is None:
+            return none
+        now = asking(self)
+        if now is None:
+            if infer_task() is not None:
+                raise ValueError("this inferencer does not say which row of the data set it asks for, so that sampling would give equal answers to "
+                                 "equal prompts: use GenInferencer, or decode without chance (temperature=0)")
+            if len(set(inputs)) < len(inputs):
+                self._warn_once("equal prompts of a direct call get equal answers: for n samples of each pass num_return_sequences=n")
+            return none
+        if self._places is None or self._places[0] is not now.test:
+            self._places = now.test, *places(now.test)
+        _, name, found = self._places
+        return [(tuple(name.encode()), (*place, now.sample)) for place in found[now.row:now.row + len(inputs)]]
 
     def get_ppl_from_template(self, templates: Sequence[Any], mask_length: Sequence[int] | None = None) -> np.ndarray:
         """Mean negative log-likelihood (nats a token) of each template's answer given what precedes it; the smallest wins.
@@ -186,15 +231,6 @@ class LLaDA(BaseModel):
         return {"prediction": completion.text, "nfe": completion.num_forwards, "seconds": round(completion.seconds, 4),
                 "tokens": completion.num_tokens, "prm_calls": completion.num_prm_calls}
 
-    def _note_repeats(self, inputs: Sequence[str], sampler: SamplerConfig) -> None:
-        """A call does not know which repeat of a prompt it sees, so equal prompts get equal answers, whatever the batches or a resume."""
-        if sampler.temperature == 0 and sampler.source != "random":
-            return
-        if len(set(inputs)) < len(inputs) or not self._answered.isdisjoint(inputs):
-            self._warn_once("the data set repeats prompts, which get equal answers: for n samples of each prompt use "
-                            "generation_kwargs=dict(num_return_sequences=n)")
-        self._answered.update(inputs)
-
     def _progress(self) -> Progress:
         from mmengine import dist
 
@@ -239,15 +275,38 @@ def unwrap_prediction(prediction: str | Mapping[str, Any]) -> str:
     return prediction if isinstance(prediction, str) else prediction["prediction"]
 
 
-def _num_answers(generation_kwargs: Mapping[str, Any]) -> int:
+def _num_answers(generation_kwargs: Mapping[str, Any], default: int = 1) -> int:
+    number = generation_kwargs.get("num_return_sequences", default)
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"num_return_sequences must be a whole number, at least 1, got {number!r}")
+    return number
+
+
+def _check_generation_kwargs(generation_kwargs: Mapping[str, Any]) -> None:
     others = [name for name in generation_kwargs if name != "num_return_sequences"]
     if others:
         raise ValueError(f"generation_kwargs takes num_return_sequences only, got {', '.join(others)}: "
                          "write sampler options flat in the model's entry")
-    number = generation_kwargs.get("num_return_sequences", 1)
-    if not isinstance(number, int) or number < 1:
-        raise ValueError(f"num_return_sequences must be a whole number, at least 1, got {number!r}")
-    return number
+
+
+def _sampler_options(generation_kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an inferencer's generation_kwargs that are the sampler's. given: the model's own.
+
+    do_sample=False is greedy, whatever else is listed; do_sample=True without a temperature samples at the model's, else at 1.
+    """
+    from .sampler_config import SamplerConfig
+
+    reject_unknown(generation_kwargs, [*names(SamplerConfig), *GENERATION_NAMES], "generation_kwarg")
+    if (beams := generation_kwargs.get("num_beams") or 1) != 1:
+        raise ValueError(f"num_beams={beams} has no meaning for a diffusion sampler: leave it out or set 1")
+    options = {name: value for name, value in generation_kwargs.items() if name not in GENERATION_NAMES}
+    if generation_kwargs.get("do_sample") is False:
+        options["temperature"] = 0.0
+        options.pop("top_p", None)
+        options.pop("top_k", None)
+    elif generation_kwargs.get("do_sample") and "temperature" not in options and not given.get("temperature"):
+        options["temperature"] = 1.0
+    return options
 
 
 def _join_process_group() -> None:
