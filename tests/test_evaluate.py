@@ -102,6 +102,23 @@ def test_csv_jsonl_and_json_hold_the_same_questions(tmp_path: Path) -> None:
     assert read(tmp_path / "number.json") == [Question("q", "0")]
 
 
+def test_a_gsm8k_reference_is_what_stands_behind_the_four_signs(tmp_path: Path) -> None:
+    answers = ["To answer this: 21 / 3 = 7 groups.\nThen 28 / 7 = <<28/7=4>>4 weeks\n#### 4",
+               "Add the answer from above to $2.00: $<<4+2=6.00>>6.00\n#### 6 \n",
+               "#### -1,080", "#### Step one\nis $3$", "4 #### 5"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"question": "q", "answer": answer}) + "\n" for answer in answers))
+    assert [question.answer for question in read(tmp_path / "a.jsonl")] == ["4", "6", "-1,080", *answers[3:]]
+    assert grade("-1,080", "\\boxed{-1080}").correct
+
+
+def test_every_reference_of_gsm8k_is_its_number() -> None:
+    path = ROOT.parent / "shared" / "data" / "gsm8k" / "test.jsonl"
+    if not path.is_file():
+        pytest.skip("../shared/data is absent")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [question.answer for question in read(path)] == [row["answer"].split("#### ")[1] for row in rows]
+
+
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("a.csv", "question,solution\nq,1\n", "row 1: no column 'answer'; there are question, solution; needed are question .or"),
     ("a.csv", "text,answer\nq,1\n", "row 1: no column 'question'"),

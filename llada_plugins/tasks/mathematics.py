@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ class Question(NamedTuple):
     """A row of a data set."""
 
     question: str
-    answer: str        # LaTeX, bare or in \boxed{}
+    answer: str        # LaTeX, bare or in \boxed{}; X of a solution ending in "#### X" (GSM8K)
 
 
 class Grade(NamedTuple):
@@ -94,4 +95,10 @@ def _question(path: Path, number: int, row: Any) -> Question:
                              "needed are question (or problem) and answer")
         if row[name] is None or not str(row[name]).strip():
             raise ValueError(f"{path}, row {number}: {name} is empty")
-    return Question(str(row[column]), str(row["answer"]))
+    return Question(str(row[column]), _final(str(row["answer"])))
+
+
+def _final(answer: str) -> str:
+    """What follows #### in the last line, if it begins so; math-verify prefers what "answer" precedes."""
+    found = re.search(r"^####\s*(\S.*)\Z", answer.rstrip(), re.MULTILINE)
+    return found[1] if found else answer
