@@ -19,6 +19,31 @@ from typing import Any, NoReturn, TypeVar
 Config = TypeVar("Config")
 HELP = "--help lists them"
 
+# options of other wrappers, and what they are called here or, in OpenCompass, there
+PUBLISHED: dict[str, str] = {
+    # LLaDA: eval_llada.py, its OpenCompass
+    "model_path": "pretrained path", "cfg": "cfg_scale", "is_check_greedy": "greedy_check",
+    "batch_size_": "batch_size", "gen_blocksize": "block_length", "gen_steps": "steps",
+    "diff_logits_eos_inf": "logits_eos_inf",
+    "diff_confidence_eos_eot_inf": "confidence_eos_eot_inf",
+    # Fast-dLLM
+    "use_cache": "cache=prefix", "dual_cache": "cache=dual",
+    # dllm, Dream, SDAR, dInfer
+    "max_new_tokens": "gen_length", "block_size": "block_length", "mask_token_id": "mask_id",
+    "model_name_or_path": "pretrained path", "diffusion_steps": "steps",
+    "denoising_steps": "steps", "num_steps": "steps", "alg": "confidence_source",
+    "remasking_strategy": "remasking", "confidence_threshold": "threshold",
+    # names of the harnesses and of transformers
+    "pretrained": "path", "path": "pretrained", "model_name": "pretrained path",
+    "max_gen_toks": "gen_length", "max_tokens": "gen_length", "max_out_len": "gen_length",
+    "max_length": "max_seq_len", "max_seq_len": "max_length",
+    "max_seq_length": "max_length max_seq_len", "max_sequence_length": "max_length max_seq_len",
+    "torch_dtype": "dtype", "tokenizer_path": "tokenizer", "tokenizer_name": "tokenizer",
+    "guidance_scale": "cfg_scale", "load_in_8bit": "quantize=int8",
+    "load_in_4bit": "quantize=nf4", "peft_path": "peft", "lora": "peft", "lora_path": "peft",
+    "adapter": "peft", "do_sample": "temperature",
+}
+
 
 def arg(default: Any = dataclasses.MISSING, help: str = "") -> Any:
     """A dataclass field with its help text, which states the unit; a field without default is required."""
@@ -30,10 +55,19 @@ def names(*classes: type) -> list[str]:
     return [field.name for cls in classes for field in dataclasses.fields(cls)]
 
 
-def reject_unknown(given: typing.Iterable[str], known: typing.Iterable[str], what: str = "option", listed: str | None = None) -> None:
-    """Raise ValueError naming those of `given` that are not in `known`, each with the nearest known name.
+def nearest(name: str, known: typing.Iterable[str]) -> str | None:
+    """The known name that somebody means by another wrapper's, else the one spelt most like it."""
+    known = list(known)
+    published = [own for own in PUBLISHED.get(name, "").split() if own.partition("=")[0] in known]
+    return next(iter(published or difflib.get_close_matches(name, known, 1)), None)
+
+
+def reject_unknown(given: typing.Iterable[str], known: typing.Iterable[str], what: str = "option",
+                   listed: str | None = None, elsewhere: typing.Iterable[str] = ()) -> None:
+    """Raise ValueError naming those of `given` that are not in `known`, each with what it may mean.
 
     listed: where to read what is known, for names too many for a line (default: all of them).
+    elsewhere: names that are no options here but may be meant.
     """
     known = sorted(known)
     unknown = [name for name in given if name not in known]
@@ -41,8 +75,8 @@ def reject_unknown(given: typing.Iterable[str], known: typing.Iterable[str], wha
         return
     hints = []
     for name in unknown:
-        near = difflib.get_close_matches(name, known, 1)
-        hints.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+        near = nearest(name, [*known, *elsewhere])
+        hints.append(f"{name!r}" + (f" (did you mean {near!r}?)" if near else ""))
     raise ValueError(f"unknown {what}{'s' * (len(unknown) > 1)} {', '.join(hints)}; {listed or 'known: ' + ', '.join(known)}")
 
 

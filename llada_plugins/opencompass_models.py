@@ -60,7 +60,8 @@ class LLaDA(BaseModel):
         from .engine import Engine, option_classes
 
         own = [name for name in inspect.signature(LLaDA.__init__).parameters if name not in ("self", "options")]
-        reject_unknown(options, own + [name for name in names(*option_classes(self.method)) if name not in RENAMED])
+        reject_unknown(options, own + [name for name in names(*option_classes(self.method)) if name not in RENAMED],
+                       elsewhere=["batch_size"])
         if meta_template and (chat or record_stats):
             raise ValueError(f"meta_template and {'chat' if chat else 'record_stats'} exclude each other: "
                              + ("both wrap the turns" if chat else "OpenCompass then cuts predictions as plain strings"))

@@ -9,7 +9,9 @@ import pytest
 
 from benchmarks import ala_report
 from llada_plugins import chat, evaluate, ups_report
-from llada_plugins.config import arg, build, names, reject_unknown, split
+from llada_plugins.config import PUBLISHED, arg, build, names, reject_unknown, split
+from llada_plugins.engine import option_classes
+from llada_plugins.methods import METHODS
 from llada_plugins.sampler_config import SamplerConfig
 from training import convert, merge, step_data
 
@@ -125,3 +127,30 @@ def test_every_option_states_its_help():
         for field in cls.__dataclass_fields__.values():
             assert field.metadata["help"], field.name
     assert len(set(names(SamplerConfig, EngineConfig))) == len(names(SamplerConfig, EngineConfig))        # one flat mapping serves both
+
+
+OURS = {name for method in METHODS for name in names(*option_classes(method))}
+
+
+@pytest.mark.parametrize(("published", "own"), [
+    ("max_new_tokens", "gen_length"), ("block_size", "block_length"), ("model_path", "pretrained"),
+    ("cfg", "cfg_scale"), ("is_check_greedy", "greedy_check"), ("batch_size_", "batch_size"),
+    ("gen_blocksize", "block_length"), ("mask_token_id", "mask_id"), ("gen_steps", "steps"),
+    ("use_cache", "cache=prefix"), ("alg", "confidence_source"),
+])
+def test_a_published_name_is_told_with_ours(published, own):
+    told = rf"^unknown option '{published}' \(did you mean '{own}'\?\)"
+    with pytest.raises(ValueError, match=told):
+        reject_unknown([published], OURS)
+
+
+def test_hints_for_published_names_are_options_and_none_hides_one():
+    for published, hints in PUBLISHED.items():
+        hints = {hint.partition("=")[0] for hint in hints.split()}
+        assert hints <= OURS | {"path", "max_seq_len"}
+        assert published not in OURS or hints <= {"path", "max_seq_len"}        # OpenCompass' own names
+
+
+def test_a_published_name_is_no_hint_where_ours_is_unknown():
+    with pytest.raises(ValueError, match=r"^unknown flag 'max_new_tokens'; known: learning_rate$"):
+        reject_unknown(["max_new_tokens"], ["learning_rate"], "flag")

@@ -82,6 +82,7 @@ def test_until_may_be_a_string_a_list_empty_or_missing_and_the_earliest_stop_win
 
 @pytest.mark.parametrize(("gen_kwargs", "message"), [
     ({"block_lenght": 8}, "unknown gen_kwarg 'block_lenght' .did you mean 'block_length'"),
+    ({"block_size": 8}, "unknown gen_kwarg 'block_size' .did you mean 'block_length'"),
     ({"num_beams": 4}, "num_beams=4 has no meaning"),
     ({"gen_length": 16, "steps": 17}, "steps .17. must not exceed gen_length .16.: .*gen_length=16 from the request .task or --gen_kwargs.; steps=17 from"),
     ({"steps": "many"}, "steps must be a whole number, got 'many'"),
@@ -95,6 +96,8 @@ def test_bad_gen_kwargs_are_refused_before_any_request_is_decoded(model: LLaDA, 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"treshold": 1}, "did you mean 'threshold'"),
+    ({"model_path": "GSAI-ML/LLaDA-8B-Base", "cfg": 0.5, "is_check_greedy": False},
+     "'model_path' .did you mean 'pretrained'.., 'cfg' .did you mean 'cfg_scale'.., 'is_check_greedy' .did you mean 'greedy_check'"),
     ({"pretrained": "/no/such/folder"}, "no such folder"),
     ({"remasking": "low"}, "remasking must be one of low_confidence, tps_prob"),
     ({"top_k": 5}, "no effect at temperature=0"),

@@ -298,6 +298,8 @@ def test_rows_that_choices_have_in_common_run_once(tiny_checkpoint, tmp_path) ->
 @pytest.mark.parametrize(("options", "message"), [
     (dict(path="{tiny}", treshold=0.9), "unknown option 'treshold' \\(did you mean 'threshold'\\?\\); known: "),
     (dict(path="{tiny}", record_stat=True), "did you mean 'record_stats'"),
+    (dict(path="{tiny}", model_path="x"), "unknown option 'model_path' \\(did you mean 'path'\\?\\); known: "),
+    (dict(path="{tiny}", batch_size_=4), "unknown option 'batch_size_' \\(did you mean 'batch_size'\\?\\); known: "),
     (dict(path="{tiny}", pretrained="x"), "unknown option 'pretrained'"),
     (dict(path="{tiny}", gen_length=8, block_length=4, steps=3), "steps \\(3\\) must be a multiple of the number of blocks \\(2 = gen_length 8 / "),
     (dict(path="{tiny}", confidence_source="best"), "confidence_source must be one of"),
