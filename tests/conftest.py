@@ -22,6 +22,7 @@ from llada_plugins.tasks import sudoku
 
 torch.set_num_threads(1)        # matrices here are tiny: on busy cores a second thread made one test 45 times slower (3 s, 145 s)
 TESTS = Path(__file__).parent
+PUBLIC = (TESTS.parents[1] / "shared" / "data", TESTS / "data")        # whole files beside the repository, first rows in it
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +35,20 @@ def golden() -> Path:
 def published() -> Path:
     """JSON files of the published LLaDA checkpoints; for reading only."""
     return TESTS / "data" / "llada_meta"
+
+
+@pytest.fixture(scope="session")
+def public() -> Callable[[str], Path]:
+    """A function from the name of a public data file or folder to its path; for reading only.
+
+    It is whole where public data lie beside the repository, and else holds the first rows.
+    """
+    def find(name: str) -> Path:
+        for folder in PUBLIC:
+            if (folder / name).exists():
+                return folder / name
+        pytest.skip(f"no {name} in {' or '.join(map(str, PUBLIC))}")
+    return find
 
 
 @pytest.fixture(scope="session")

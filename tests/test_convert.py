@@ -9,17 +9,16 @@ import pytest
 from training import convert
 from training.data import Vocabulary, read_jsonl
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 BYTES = Vocabulary(lambda text: list(text.encode()), 258, 1 << 20, 257)
-FILES = {        # format, file, rows, prompt field, completion field
-    "s1k": ("s1k", "s1k/s1k_problem_solution.json", 1000, "problem", "solution"),
-    "gsm8k-train": ("gsm8k", "gsm8k/train.jsonl", 7473, "question", "answer"),
-    "gsm8k-test": ("gsm8k", "gsm8k/test.jsonl", 1319, "question", "answer"),
-    "math500": ("math500", "math500/test.jsonl", 500, "problem", "solution"),
-    "math": ("math", "math500", 500, "problem", "solution"),        # a folder
+FILES = {        # format, file, prompt field, completion field
+    "s1k": ("s1k", "s1k/s1k_problem_solution.json", "problem", "solution"),
+    "gsm8k-train": ("gsm8k", "gsm8k/train.jsonl", "question", "answer"),
+    "gsm8k-test": ("gsm8k", "gsm8k/test.jsonl", "question", "answer"),
+    "math500": ("math500", "math500/test.jsonl", "problem", "solution"),
+    "math": ("math", "math500", "problem", "solution"),        # a folder
 }
-DIALOGUES = {"sharegpt": ("sharegpt/dummy_conversation.json", 500), "preference": ("llamafactory_demo/dpo_en_demo.json", 300)}
-ALPACA = {"alpaca": ("alpaca/alpaca_small_2000.json", 2000), "llamafactory": ("llamafactory_demo/alpaca_en_demo.json", 999)}
+DIALOGUES = {"sharegpt": "sharegpt/dummy_conversation.json", "preference": "llamafactory_demo/dpo_en_demo.json"}
+ALPACA = {"alpaca": "alpaca/alpaca_small_2000.json", "llamafactory": "llamafactory_demo/alpaca_en_demo.json"}
 ASK, SAY = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
 ASKED, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 GOOD = {"question": "1 + 1?", "answer": "2\n#### 2"}
@@ -29,36 +28,34 @@ def read(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
+def num_rows(source: Path) -> int:
+    """Rows of a JSONL file, of a JSON list, or of all of these in a folder."""
+    if source.is_dir():
+        return sum(num_rows(path) for path in source.glob("*.json*"))
+    text = source.read_text(encoding="utf-8")
+    return len(json.loads(text)) if source.suffix == ".json" else len(text.removesuffix("\n").split("\n"))
+
+
 @pytest.mark.parametrize("case", FILES)
-def test_a_public_file_is_converted_row_by_row(tmp_path, capsys, case):
-    name, file, num_rows, prompt, completion = FILES[case]
-    source = SHARED / file
-    if not source.exists():
-        pytest.skip(f"{file} is not at hand")
+def test_a_public_file_is_converted_row_by_row(tmp_path, capsys, public, case):
+    name, file, prompt, completion = FILES[case]
+    source = public(file)
     convert.main(["--format", name, "--input", str(source), "--output", str(tmp_path / "rows.jsonl")])
     raw = [row for _, row in convert.read_rows(source)]
     rows = read(tmp_path / "rows.jsonl")
     reported = capsys.readouterr()
     num_skipped = reported.err.count("skipped ")
-    assert len(raw) == num_rows == len(rows) + num_skipped
-    assert f"{len(rows)} rows of {num_rows}, {num_skipped} skipped" in reported.out
+    assert len(raw) == num_rows(source) == len(rows) + num_skipped
+    assert f"{len(rows)} rows of {len(raw)}, {num_skipped} skipped" in reported.out
     whole = [{"prompt": row[prompt], "completion": row[completion]} for row in raw if row[prompt].strip() and row[completion].strip()]
     assert rows == whole
     assert len(read_jsonl(tmp_path / "rows.jsonl", BYTES, append_eos=True)) == len(rows)
 
 
-def shared_rows(file: str, num_rows: int) -> tuple[Path, list[dict]]:
-    source = SHARED / file
-    if not source.is_file():
-        pytest.skip(f"{file} is not at hand")
-    raw = json.loads(source.read_text(encoding="utf-8"))
-    assert len(raw) == num_rows
-    return source, raw
-
-
 @pytest.mark.parametrize("case", DIALOGUES)
-def test_dialogues_keep_every_turn_and_each_answer_becomes_an_example(tmp_path, case):
-    source, raw = shared_rows(*DIALOGUES[case])
+def test_dialogues_keep_every_turn_and_each_answer_becomes_an_example(tmp_path, public, case):
+    source = public(DIALOGUES[case])
+    raw = json.loads(source.read_text(encoding="utf-8"))
     convert.main(["--format", "sharegpt", "--input", str(source), "--output", str(tmp_path / "rows.jsonl")])
     turns = [row["conversations"] + ([row["chosen"]] if "chosen" in row else []) for row in raw]
     names = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -70,8 +67,9 @@ def test_dialogues_keep_every_turn_and_each_answer_becomes_an_example(tmp_path, 
 
 
 @pytest.mark.parametrize("case", ALPACA)
-def test_an_alpaca_prompt_is_the_instruction_and_below_it_the_input(tmp_path, case):
-    source, raw = shared_rows(*ALPACA[case])
+def test_an_alpaca_prompt_is_the_instruction_and_below_it_the_input(public, case):
+    source = public(ALPACA[case])
+    raw = json.loads(source.read_text(encoding="utf-8"))
     rows, skipped = convert.convert(source, "alpaca")
     assert len(rows) + len(skipped) == len(raw) and not skipped
     for row, converted in zip(raw, rows):

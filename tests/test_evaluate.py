@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -70,16 +71,8 @@ def test_an_answer_counts_where_it_is_mathematically_the_reference(reference: st
     assert grade(reference, response) == Grade(correct, answer)
 
 
-@pytest.fixture
-def math500() -> Path:
-    folder = ROOT.parent / "shared" / "data" / "math500"
-    if not folder.is_dir():
-        pytest.skip("../shared/data is absent")
-    return folder
-
-
-def test_references_of_math500_given_back_are_right_and_its_neighbours_are_not(math500: Path) -> None:
-    questions = read(math500 / "test.jsonl")[::5]
+def test_references_of_math500_given_back_are_right_and_its_neighbours_are_not(public: Callable[[str], Path]) -> None:
+    questions = read(public("math500/test.jsonl"))[::5]
     check_references(questions)
     assert all(grade(question.answer, f"Hence $\\boxed{{{question.answer}}}$.").correct for question in questions)
     neighbours = [grade(question.answer, f"\\boxed{{{other.answer}}}").correct for question, other in zip(questions, questions[1:])
@@ -87,8 +80,8 @@ def test_references_of_math500_given_back_are_right_and_its_neighbours_are_not(m
     assert not any(neighbours)
 
 
-def test_r3s_csv_and_math500s_jsonl_are_the_same_questions(math500: Path) -> None:
-    assert read(math500 / "r3_math_test_data.csv") == read(math500 / "test.jsonl")
+def test_r3s_csv_and_math500s_jsonl_are_the_same_questions(public: Callable[[str], Path]) -> None:
+    assert read(public("math500/r3_math_test_data.csv")) == read(public("math500/test.jsonl"))
 
 
 def test_csv_jsonl_and_json_hold_the_same_questions(tmp_path: Path) -> None:

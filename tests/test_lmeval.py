@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,6 @@ from llada_plugins.tasks import sudoku  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TASKS = ROOT / "configs" / "lmeval"
-DATA = ROOT.parent / "shared" / "data"
 PUZZLES = [problem.puzzle for problem in sudoku.problems("test", 6)]
 SMALL = {"gen_length": 16, "steps": 8}
 
@@ -245,7 +245,6 @@ def test_questions_of_a_csv_are_asked_and_graded_by_the_packages_rule(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
 @pytest.mark.parametrize(("task", "metric", "limit", "extra"), [
     ("gsm8k_local", "exact_match,strict-match", 20, ()),
     ("gsm8k_local", "exact_match,strict-match", 4, ("--apply_chat_template", "--fewshot_as_multiturn", "true")),
@@ -254,10 +253,12 @@ def test_questions_of_a_csv_are_asked_and_graded_by_the_packages_rule(tmp_path: 
     ("humaneval_local", "pass@1,none", 164, ("--confirm_run_unsafe_code",)),
     ("mbpp_local", "pass@1,none", 5, ("--confirm_run_unsafe_code",)),
 ])
-def test_real_data_runs_end_to_end_and_the_tiny_model_scores_zero(tmp_path: Path, task: str, metric: str, limit: int, extra: tuple[str, ...]) -> None:
+def test_real_data_runs_end_to_end_and_the_tiny_model_scores_zero(
+        tmp_path: Path, public: Callable[[str], Path], task: str, metric: str, limit: int, extra: tuple[str, ...]) -> None:
+    data = public("gsm8k").parent        # which holds the other tasks' files too
     done = run_lm_eval("--model", "llada", "--model_args", "early_stop=True", "--tasks", task, "--include_path", str(TASKS), "--limit", str(limit),
                        "--gen_kwargs", "gen_length=32,steps=4,block_length=32", "--output_path", str(tmp_path), "--log_samples", "--device", "cpu", *extra,
-                       cwd=tmp_path, LLADA_PLUGINS_DATA=str(DATA), HF_ALLOW_CODE_EVAL="1")
+                       cwd=tmp_path, LLADA_PLUGINS_DATA=str(data), HF_ALLOW_CODE_EVAL="1")
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(next(tmp_path.rglob("results_*.json")).read_text())
     rows = [json.loads(line) for line in next(tmp_path.rglob(f"samples_{task}_*.jsonl")).read_text().splitlines()]

@@ -478,16 +478,15 @@ def test_statistics_survive_evaluation(tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
 @pytest.mark.parametrize(("config", "dataset", "num_rows", "files"), [
     ("eval_llada_gsm8k.py", "gsm8k-0shot-first20", 20, {"gsm8k/train.jsonl": "gsm8k/train.jsonl", "gsm8k/test.jsonl": "gsm8k/test.jsonl"}),
     ("eval_llada_humaneval.py", "openai_humaneval", 164, {"humaneval/human-eval-v2-20210705.jsonl": "humaneval/HumanEval.jsonl"}),
     ("eval_llada_math500.py", "math-500-first20", 20, {"math/test_prm800k_500.jsonl": "math500/test.jsonl"}),
 ])
-def test_real_data_runs_end_to_end(tmp_path, config, dataset, num_rows, files) -> None:
+def test_real_data_runs_end_to_end(tmp_path, public, config, dataset, num_rows, files) -> None:
     for name, source in files.items():
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / name).symlink_to(DATA / source)
+        (tmp_path / "data" / name).symlink_to(public(source))
     done = run_opencompass(tmp_path, CONFIGS / config, "--debug", COMPASS_DATA_CACHE=str(tmp_path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     row, = table(tmp_path)[:1]
