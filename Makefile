@@ -2,6 +2,7 @@
 # make ablation    confidence sources and adaptive rules on the tiny model: tables and a plot in outputs/ablation (4 CPU minutes)
 # make ablation-prm  what a process reward model buys: candidates, back-masking, window refinement; table in outputs/ablation_prm (3 CPU minutes)
 # make test        the fast tests; make test-slow runs the others
+# make doctor      is the installation whole, and do both harnesses find our models
 # make install     .venv with the tested versions of both harnesses and this package, editable; demo and test do it by themselves
 # make clean       remove what the targets above made
 #
@@ -15,7 +16,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo ablation ablation-prm test test-slow install clean
+.PHONY: demo ablation ablation-prm test test-slow doctor install clean
 
 demo ablation ablation-prm test test-slow: export HF_HUB_OFFLINE = 1
 demo ablation ablation-prm test test-slow: export HF_DATASETS_OFFLINE = 1
@@ -45,6 +46,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m slow tests
+
+doctor: $(INSTALLED)
+	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m llada_plugins.doctor
 
 install: $(INSTALLED)
 

@@ -5,18 +5,28 @@
 """
 from __future__ import annotations
 
-from ._lm_eval_hook import register
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+
+from ._lm_eval_hook import DISTRIBUTION, register
+
+DOCTOR = "python -m llada_plugins.doctor says what else is wrong, and what to do"
 
 
 def main() -> None:
-    """Register the names and hand the command line to lm_eval."""
+    """Register the names and hand the command line to lm_eval; without either, one line and status 1."""
+    try:
+        distribution(DISTRIBUTION)        # whose entry points are the names
+    except PackageNotFoundError:
+        sys.exit("error: llada-plugins is imported, but not installed, so lm_eval cannot know its "
+                 f"models: pip install it; {DOCTOR}")
     try:
         import lm_eval.models  # noqa: F401  (fills the registry with lm-eval's own models, which must come first)
-    except ModuleNotFoundError as error:
-        if error.name != "lm_eval":
-            raise
-        raise ImportError("llada-eval needs lm-eval: pip install 'llada-plugins[lmeval]'") from error
-    from lm_eval.__main__ import cli_evaluate
+        from lm_eval.__main__ import cli_evaluate
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "lm_eval"
+        reason = "is not installed" if absent else f"cannot be imported: {error}"
+        sys.exit(f"error: lm-eval {reason}: pip install 'llada-plugins[lmeval]'; {DOCTOR}")
 
     register()
     cli_evaluate()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import configparser
+import csv
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,10 +161,31 @@ def test_the_start_up_line_imports_nothing_of_ours_and_adds_one_finder(startup):
     assert (ROOT / PTH).read_text().count("\n") == 1
 
 
+COMMAND = "from llada_plugins.cli import main; main()"
+
+
+def said_in_one_line(finished: subprocess.CompletedProcess[str]) -> str:
+    assert finished.returncode == 1 and finished.stderr.count("\n") == 1, finished.stderr
+    assert "python -m llada_plugins.doctor" in finished.stderr
+    return finished.stderr
+
+
 def test_the_command_without_lm_eval_says_how_to_install_it(startup):
+    write_metadata(startup, "llada_plugins", "")
     shutil.rmtree(startup / "lm_eval")
-    finished = start(startup, "from llada_plugins.cli import main; main()")
-    assert finished.returncode == 1 and "pip install 'llada-plugins[lmeval]'" in finished.stderr
+    said = said_in_one_line(start(startup, COMMAND))
+    assert "lm-eval is not installed: pip install 'llada-plugins[lmeval]'" in said
+
+
+def test_the_command_with_an_lm_eval_that_fails_says_why(startup):
+    write_metadata(startup, "llada_plugins", "")
+    (startup / "lm_eval" / "models.py").write_text("raise ImportError('pyarrow requires NumPy 2')")
+    said = said_in_one_line(start(startup, COMMAND))
+    assert "lm-eval cannot be imported: pyarrow requires NumPy 2" in said
+
+
+def test_the_command_of_a_package_that_is_not_installed_says_so(startup):
+    assert "is imported, but not installed" in said_in_one_line(start(startup, COMMAND))
 
 
 # -- what is asked for and what is pinned
@@ -373,3 +396,35 @@ def test_installed_package_is_found_by_stock_lm_eval_and_uninstalls_without_a_tr
     assert environment.installed() == before
     assert not list(environment.site_packages.rglob("*llada*"))
     assert run(environment.python, "-c", "import llada_plugins", cwd=tmp_path).returncode == 1
+
+
+@pytest.fixture
+def installed_wheel(environment, wheel, tmp_path) -> Iterator[Environment]:
+    """The fresh environment with our wheel in it."""
+    environment.pip("install", "--no-index", "--no-deps", wheel, cwd=tmp_path)
+    yield environment
+    environment.pip("uninstall", "--yes", "llada-plugins", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_evaluates_its_configs_in_both_harnesses(installed_wheel, tmp_path):
+    configs_of = (installed_wheel.python, "-m", "llada_plugins.configs")
+    lmeval = output(*configs_of, "lmeval", cwd=tmp_path)
+    table = output(installed_wheel.python, "-m", "lm_eval", "--model", "llada", "--tasks", "sudoku4",
+                   "--include_path", lmeval, "--limit", "4", "--batch_size", "4", cwd=tmp_path)
+    assert "|sudoku4|" in table
+
+    config = Path(output(*configs_of, cwd=tmp_path)) / "eval_llada.py"
+    output(installed_wheel.python, "-m", "opencompass.cli.main", config, "--debug", cwd=tmp_path)
+    summary, = (tmp_path / "outputs" / "opencompass").rglob("summary_*.csv")
+    (dataset, _, metric, _, *scores), = csv.reader(summary.read_text().splitlines()[1:])
+    assert (dataset, metric) == ("sudoku4", "accuracy") and all(float(score) > 50 for score in scores)
+
+
+@pytest.mark.slow
+def test_the_doctor_names_a_start_up_file_that_is_missing(installed_wheel, tmp_path):
+    (installed_wheel.site_packages / PTH).unlink()
+    finished = run(installed_wheel.python, "-m", "llada_plugins.doctor", cwd=tmp_path)
+    broken = [line for line in finished.stdout.splitlines() if line.startswith("FAIL")]
+    assert finished.returncode == 1 and len(broken) == 1, finished.stdout
+    assert f"{PTH} is missing, so the build step of this installation did not run" in broken[0]

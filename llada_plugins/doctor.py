@@ -1,0 +1,355 @@
+"""Is this installation whole, and do the harnesses of this environment find our models? One screen.
+
+    python -m llada_plugins.doctor
+
+What is broken is marked FAIL, with what to do about it in the line below; then the exit status is 1.
+Both harnesses are asked for real, each in a Python of its own, as their commands would look us up.
+"""
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ._lm_eval_hook import DISTRIBUTION, GROUP
+from .configs import shipped
+
+OK, NOTE, FAIL = "ok", "note", "FAIL"
+START_UP_FILE = "llada_plugins_lm_eval.pth"
+FINDER = "LLaDAPluginsFinder"        # what that file adds to sys.meta_path
+COLLECTING = ("all", "dev")        # extras that are made of others
+PATIENCE = 600        # seconds that a harness may take to start on a busy machine
+
+
+class Finding(NamedTuple):
+    """One line of the report, and what to do about it."""
+
+    state: str
+    subject: str
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.state:<5}{self.subject:<16}{self.text}"
+        return f"{line}\n{'':21}do: {self.remedy}" if self.remedy else line
+
+
+# -- what is installed
+
+def installed(name: str) -> str | None:
+    """The version of a distribution; None where it is absent."""
+    try:
+        return distribution(name).version
+    except PackageNotFoundError:
+        return None
+
+
+def major(name: str) -> int | None:
+    """The first number of a distribution's version; None where it is absent."""
+    version = installed(name)
+    return int(version.split(".")[0]) if version else None
+
+
+def ours() -> Distribution | None:
+    """This package as pip knows it; None for a folder that was never installed."""
+    try:
+        return distribution(DISTRIBUTION)
+    except PackageNotFoundError:
+        return None
+
+
+def again(package: Distribution) -> str:
+    """The command that repeats the installation."""
+    source = json.loads(package.read_text("direct_url.json") or "{}")
+    if source.get("dir_info", {}).get("editable"):
+        return f"pip install --no-deps -e {source['url'].removeprefix('file://')}"
+    return f"pip install --force-reinstall --no-deps {source.get('url', DISTRIBUTION)}"
+
+
+def requirements(extra: str | None) -> Iterator[Any]:
+    """Our own requirements, or those of an extra."""
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, distribution(DISTRIBUTION).requires or []):
+        marker = requirement.marker
+        if extra is None and (marker is None or marker.evaluate({"extra": ""})):
+            yield requirement
+        if extra and marker and marker.evaluate({"extra": extra}) and not marker.evaluate(
+                {"extra": ""}):
+            yield requirement
+
+
+def extras() -> list[str]:
+    """The extras that name packages of others, as setup.cfg has them."""
+    named = distribution(DISTRIBUTION).metadata.get_all("Provides-Extra") or []
+    return [extra for extra in named if extra not in COLLECTING]
+
+
+def tested() -> dict[str, str]:
+    """Package -> the version that constraints.txt pins for this Python."""
+    from packaging.requirements import Requirement
+
+    lines = shipped("constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {key(pin.name): next(iter(pin.specifier)).version for pin in pins
+            if pin.marker is None or pin.marker.evaluate()}
+
+
+def key(name: str) -> str:
+    """A distribution's name as pip compares it."""
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+# -- checks
+
+def check_installation() -> Iterator[Finding]:
+    """Version and place, Python, and the files that the build step puts there."""
+    package = ours()
+    home = Path(__file__).parent
+    if package is None:
+        yield Finding(FAIL, "llada-plugins", f"{home} is imported, but not installed: no harness "
+                      "finds it", f"pip install -e {home.parent}")
+        return
+    yield Finding(OK, "llada-plugins", f"{package.version} in {home}")
+    allowed = package.metadata["Requires-Python"]
+    python = sys.version.split()[0]
+    from packaging.specifiers import SpecifierSet
+
+    if SpecifierSet(allowed).contains(python, prereleases=True):
+        yield Finding(OK, "Python", f"{python} ({sys.executable})")
+    else:
+        yield Finding(FAIL, "Python", f"{python}, but {allowed} is needed", "make an environment "
+                      "with another Python")
+    try:
+        yield Finding(OK, "configs", str(shipped("configs")))
+    except FileNotFoundError as error:
+        yield Finding(FAIL, "configs", str(error), again(package))
+
+
+def check_requirements() -> Iterator[Finding]:
+    """What the package itself cannot do without."""
+    for requirement in requirements(None):
+        version = installed(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            yield Finding(FAIL, requirement.name, f"{version or 'not installed'}, needed is "
+                          f"{requirement}", f"pip install '{requirement}'")
+
+
+def check_versions() -> Iterator[Finding]:
+    """Versions beside those with which everything was run together."""
+    pins = tested()
+    named = [*requirements(None), *(each for extra in extras() for each in requirements(extra))]
+    here = {key(each.name): installed(each.name) for each in named}
+    here = {name: version for name, version in here.items() if version}
+    # torch's local part says for which GPU it was built
+    other = {name: version for name, version in here.items()
+             if name in pins and version.split("+")[0] != pins[name]}
+    same = f"{len(here) - len(other)} of {len(here)} packages as tested"
+    if not other:
+        yield Finding(OK, "versions", same)
+        return
+    told = ", ".join(f"{name} {version} (tested {pins[name]})" for name, version in other.items())
+    yield Finding(NOTE, "versions", f"{same}; others: {told}",
+                  f"if something fails: pip install -c {shipped('constraints.txt')} "
+                  "'llada-plugins[…]'")
+
+
+def check_conflicts() -> Iterator[Finding]:
+    """Packages that break one another and that pip does not report."""
+    if (major("pyarrow") or 0) >= 26 and (major("numpy") or 2) < 2:
+        yield Finding(FAIL, "pyarrow", f"{installed('pyarrow')} needs NumPy 2 when it is imported, "
+                      f"and NumPy is {installed('numpy')}", "pip install 'pyarrow<26'")
+    lite = installed("mmengine-lite")
+    if installed("mmengine") and lite:
+        pin = tested().get("mmengine-lite", lite)
+        yield Finding(FAIL, "mmengine", f"{installed('mmengine')} lies over the files of "
+                      f"mmengine-lite {lite}, which OpenCompass needs",
+                      "pip uninstall -y mmengine opencv-python; pip install --force-reinstall "
+                      f"--no-deps mmengine-lite=={pin}; pip install 'numpy<2'")
+
+
+def check_hardware() -> Iterator[Finding]:
+    """Where models run by default, in which dtype, and whether torch.compile could work."""
+    import torch
+
+    from .checkpoint import pick_device, pick_dtype
+
+    device = pick_device("auto")
+    dtype = str(pick_dtype("auto", device)).removeprefix("torch.")
+    name = "no GPU"
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / 1e9
+        name = f"{torch.cuda.get_device_name(device)}, {memory:.0f} GB"
+    yield Finding(OK, "device", f"{device.type} ({name}), models are {dtype}; torch "
+                  f"{torch.__version__}, {torch.get_num_threads()} CPU threads")
+    on_gpu = device.type == "cuda"
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))),
+                    None)
+    if on_gpu and importlib.util.find_spec("triton") is None:
+        yield Finding(NOTE, "torch.compile", "not available: triton is missing",
+                      "pip install triton, or leave --torch_compile out")
+    elif compiler is None:
+        yield Finding(NOTE, "torch.compile", "not available: no C++ compiler on the PATH",
+                      "install g++, or leave --torch_compile out")
+    else:
+        yield Finding(OK, "torch.compile", f"can work: {'triton, ' * on_gpu}{compiler}")
+
+
+def check_extras() -> Iterator[Finding]:
+    """Which optional packages are there."""
+    for extra in extras():
+        found = {each.name: installed(each.name) for each in requirements(extra)}
+        told = ", ".join(f"{name} {version or 'absent'}" for name, version in found.items())
+        remedy = "" if all(found.values()) else f"if needed: pip install 'llada-plugins[{extra}]'"
+        yield Finding(NOTE if remedy else OK, f"[{extra}]", told, remedy)
+
+
+def check_lm_eval() -> Iterator[Finding]:
+    """Does the stock lm_eval of this environment know our models?"""
+    package = ours()
+    if package is None or installed("lm_eval") is None:
+        return
+    wanted = {each.name: each.value for each in package.entry_points.select(group=GROUP)}
+    answer = asked("lm_eval")
+    subject = "lm_eval"
+    if isinstance(answer, str):
+        yield Finding(FAIL, subject, f"cannot be imported: {answer}",
+                      "pip install 'llada-plugins[lmeval]'; see the lines above")
+        return
+    wrong = {name: answer["models"].get(name) for name, value in wanted.items()
+             if answer["models"].get(name) != value}
+    if not wrong:
+        yield Finding(OK, subject, f"{installed('lm_eval')} finds {', '.join(wanted)}")
+    else:
+        yield _unfound(package, wrong, answer["reads_entry_points"])
+    yield from _other_command("lm_eval")
+
+
+def _unfound(package: Distribution, wrong: dict[str, str], reads_entry_points: bool) -> Finding:
+    """Why lm_eval does not know our models, as far as can be told."""
+    place = Path(str(package.locate_file(START_UP_FILE)))
+    text = f"{installed('lm_eval')} does not find {', '.join(wrong)}"
+    meanwhile = "; until then llada-eval in place of lm_eval"
+    if reads_entry_points or any(value and ":" in value for value in wrong.values()):
+        return Finding(FAIL, "lm_eval", f"{text}: {wrong}", f"another package may have taken the "
+                       f"name; {again(package)}")
+    if not place.is_file():
+        return Finding(FAIL, "lm_eval", f"{text}: {place} is missing, so the build step of this "
+                       "installation did not run", again(package) + meanwhile)
+    if all(type(finder).__name__ != FINDER for finder in sys.meta_path):
+        return Finding(FAIL, "lm_eval", f"{text}: Python does not process {place}, because its "
+                       "folder is on PYTHONPATH only", "llada-eval in place of lm_eval")
+    return Finding(FAIL, "lm_eval", f"{text}: {wrong}", "pip install 'llada-plugins[lmeval]'"
+                   + meanwhile)
+
+
+def check_opencompass() -> Iterator[Finding]:
+    """Does the stock OpenCompass of this environment build the model of a shipped config?"""
+    if ours() is None or installed("opencompass") is None:
+        return
+    answer = asked("opencompass")
+    if isinstance(answer, str):
+        yield Finding(FAIL, "opencompass", f"{installed('opencompass')} does not build our models: "
+                      f"{answer}", "pip install 'llada-plugins[opencompass]'; see the lines above")
+        return
+    yield Finding(OK, "opencompass", f"{installed('opencompass')} builds {answer['built']}")
+    yield from _other_command("opencompass")
+
+
+def _other_command(name: str) -> Iterator[Finding]:
+    """A note where the shell would start another environment's command, or none."""
+    mine = Path(sysconfig.get_path("scripts")) / name
+    first = shutil.which(name)
+    if first is None or Path(first).resolve() != mine.resolve():
+        yield Finding(NOTE, name, f"the shell takes {first or 'none'}, not this environment's",
+                      f"activate the environment, or call {mine}")
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    check_installation, check_requirements, check_versions, check_conflicts, check_hardware,
+    check_extras, check_lm_eval, check_opencompass)
+
+
+# -- what the harnesses are asked, in a Python of its own
+
+def ask_lm_eval() -> dict[str, Any]:
+    """What the stock registry has under our names, and whether it reads entry points itself."""
+    from lm_eval.api import registry
+
+    models = {}
+    for each in distribution(DISTRIBUTION).entry_points.select(group=GROUP):
+        try:
+            found = registry.get_model(each.name)
+            models[each.name] = f"{found.__module__}:{found.__qualname__}"
+        except Exception as error:        # whatever the harness or an import in it raises
+            models[each.name] = repr(error)
+    return {"models": models, "reads_entry_points": hasattr(registry, "load_plugins")}
+
+
+def ask_opencompass() -> dict[str, str]:
+    """The class of the first model of configs/eval_llada.py, which is built as a task does."""
+    from mmengine.config import Config
+    from opencompass.utils import build_model_from_cfg
+
+    # mmengine would turn an ImportError in it into "not in the registry"
+    importlib.import_module("llada_plugins.opencompass_models")
+    parsed = Config.fromfile(shipped("configs") / "eval_llada.py", format_python_code=False)
+    parsed.dump("dumped.py")
+    model = build_model_from_cfg(Config.fromfile("dumped.py", format_python_code=False).models[0])
+    return {"built": f"{type(model).__module__}.{type(model).__qualname__}"}
+
+
+def asked(harness: str) -> dict[str, Any] | str:
+    """The answer of ask_<harness>, or the last line of what went wrong.
+
+    The Python starts in an empty folder: of a clone, it would find what is not installed.
+    """
+    code = f"import json; from llada_plugins import doctor; answer = doctor.ask_{harness}(); " \
+           "print(json.dumps(answer))"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            finished = subprocess.run([sys.executable, "-c", code], cwd=folder, text=True,
+                                      capture_output=True, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            return f"no answer within {PATIENCE} s"
+    if finished.returncode == 0:
+        return json.loads(finished.stdout.splitlines()[-1])
+    said = finished.stderr.strip().splitlines()
+    return said[-1] if said else f"exit status {finished.returncode}"
+
+
+def findings() -> Iterator[Finding]:
+    """Every line of the report, as it is found."""
+    for check in CHECKS:
+        try:
+            yield from check()
+        except Exception as error:        # a broken environment may break a check anywhere
+            subject = check.__name__.removeprefix("check_")
+            yield Finding(FAIL, subject, f"could not be looked at: {error!r}",
+                          "see the lines above; pip check")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report; status 1 where something needed is broken."""
+    program, about = "python -m llada_plugins.doctor", __doc__.splitlines()[0]
+    argparse.ArgumentParser(prog=program, description=about).parse_args(arguments)
+    broken = 0
+    for finding in findings():
+        print(finding, flush=True)
+        broken += finding.state == FAIL
+    print(f"{broken} broken: see FAIL" if broken else "nothing is broken")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
