@@ -22,6 +22,7 @@ from ._lm_eval_hook import register
 from .config import names, reject_unknown
 from .engine import Engine, Request
 from .likelihood import LogLikelihood, total
+from .lmeval_cache import RepeatHook
 from .progress import progress
 from .sampler_config import SamplerConfig
 
@@ -31,7 +32,7 @@ LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_
 HARNESS_NAMES = ("until", "do_sample", "num_beams", *LENGTH_NAMES)
 DEFAULT_MAX_GEN_TOKS = 256        # lm-eval's own default, for tasks that state none
 AUTO_BATCH_SIZE = 32
-FINGERPRINT_KEY = "llada_plugins:fingerprint"
+FINGERPRINT_KEY = "llada_plugins:fingerprint:2"        # 2: an entry for each repeat
 
 
 class Scored(Instance):
@@ -131,11 +132,17 @@ class LLaDA(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers in the order of the requests; all requests are checked before the first is decoded."""
         parsed = [self._request(*instance.args) for instance in requests]
+        hook, numbers = self.cache_hook, [0] * len(requests)
+        if isinstance(hook, RepeatHook):        # those that a cache had may be earlier repeats
+            numbers = hook.numbers("generate_until", requests)
+            parsed = [request._replace(stream=((number,),) if number else ())
+                      for request, number in zip(parsed, numbers)]
         texts = [""] * len(requests)
         with progress(len(requests), f"{self.method} generate_until", disable_tqdm or self.rank != 0) as bar:
             for number, completion in self.engine.generate(parsed):
                 texts[number] = completion.text
-                self.cache_hook.add_partial("generate_until", requests[number].args, completion.text)
+                if isinstance(hook, RepeatHook):
+                    hook.add_partial("generate_until", requests[number].args, completion.text, numbers[number])
                 bar.add(completion.num_tokens)
         return texts
 
@@ -232,6 +239,7 @@ class LLaDA(TemplateLM):
         elif cache.get(FINGERPRINT_KEY) != mine:
             raise ValueError(f"the --use_cache file was written by another model or other options; give another file. "
                              f"Its fingerprint: {cache.get(FINGERPRINT_KEY)}; this model's: {mine}")
+        self.cache_hook = RepeatHook(cache)
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` of every process, concatenated (lm-eval's data parallelism)."""

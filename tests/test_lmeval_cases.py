@@ -10,7 +10,10 @@ import pytest
 
 lm_eval = pytest.importorskip("lm_eval")
 
+from lm_eval import simple_evaluate  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.model import CachingLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
 
 from llada_plugins.checkpoint import save_model  # noqa: E402
 from llada_plugins.likelihood import log_likelihood  # noqa: E402
@@ -20,6 +23,16 @@ from llada_plugins.lmeval_models import LLaDA  # noqa: E402
 def generation(prompts: list[str], **gen_kwargs: object) -> list[Instance]:
     return [Instance("generate_until", {}, (prompt, dict(gen_kwargs)), number)
             for number, prompt in enumerate(prompts)]
+
+
+def evaluated(lm: LLaDA, folder: Path, task: str, docs: list[dict], **options: object) -> dict:
+    """lm-eval's results of a task, given as YAML without its name and data."""
+    (folder / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    (folder / "task.yaml").write_text(
+        "task: reported\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        f"    test: {folder / 'docs.jsonl'}\ntest_split: test\nnum_fewshot: 0\n{task}")
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    return simple_evaluate(model=lm, tasks=["reported"], task_manager=manager, bootstrap_iters=0, **options)
 
 
 # ---- the length that options are judged against
@@ -107,3 +120,72 @@ def test_a_choice_that_shares_a_token_with_its_context_is_scored_as_its_own_text
     expected = log_likelihood(lm.engine.model, [tuple(ids)], mc_num=8, special=lm.engine.special)[0].value
     (value, _), = lm.loglikelihood([Instance("loglikelihood", {}, (context, choice), 0)], True)
     assert value == pytest.approx(expected, abs=1e-4)
+
+
+# ---- repeats and the response cache
+
+REPEATS = """output_type: generate_until
+doc_to_text: "{{puzzle}}"
+doc_to_target: "{{solution}}"
+repeats: 4
+generation_kwargs: {until: ["\\n"], max_gen_toks: 16}
+filter_list: [{name: maj, filter: [{function: majority_vote}, {function: take_first}]}]
+metric_list: [{metric: exact_match}]
+"""
+
+
+def sampled(tiny_checkpoint: Path, **options: object) -> LLaDA:
+    return LLaDA(str(tiny_checkpoint), device="cpu", temperature=1.5, steps=4, batch_size=4, **options)
+
+
+def answers_of(results: dict) -> list[list[str]]:
+    return [sample["resps"][0] for sample in results["samples"]["reported"]]
+
+
+def test_a_second_run_with_a_cache_gives_the_same_four_different_answers(tiny_checkpoint, tmp_path, monkeypatch):
+    docs = [{"puzzle": puzzle, "solution": "1"} for puzzle in ("12..", "..34", "12..")]        # two are equal
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    path = str(tmp_path / "cache")
+    without, first, second = (answers_of(evaluated(sampled(tiny_checkpoint), tmp_path, REPEATS, docs, use_cache=cache))
+                              for cache in (None, path, path))
+    assert first == second == without
+    assert [len(set(answers)) for answers in first] == [4, 4, 4] and len(set(first[0] + first[2])) == 8
+
+
+def test_a_run_that_was_killed_among_repeats_goes_on_with_the_others(tiny_checkpoint, tmp_path):
+    requests = [request for request in generation(["12..", "..34"], max_gen_toks=16) for _ in range(4)]
+    expected = sampled(tiny_checkpoint).generate_until(requests, True)
+    lm = sampled(tiny_checkpoint)
+    caching, whole = CachingLM(lm, str(tmp_path / "cache.db")), lm.engine.generate
+
+    def breaks(parsed):
+        for number, item in enumerate(whole(parsed)):
+            if number == 6:
+                raise KeyboardInterrupt
+            yield item
+
+    lm.engine.generate = breaks
+    with pytest.raises(KeyboardInterrupt):
+        caching.generate_until(requests)
+    asked: list[int] = []
+    lm.engine.generate = lambda parsed: (asked.append(len(parsed)), whole(parsed))[1]
+    assert caching.generate_until(requests) == expected        # of one process, which goes on
+    again = CachingLM(sampled(tiny_checkpoint), str(tmp_path / "cache.db"))
+    again.lm.engine.generate = None                            # of another, with nothing left to do
+    assert again.generate_until(requests) == expected and asked == [2]
+    assert again.generate_until(requests[2:6]) == expected[:2] + expected[4:6]        # counted anew
+
+
+def test_answers_that_lm_eval_never_caches_are_different_too(tiny_checkpoint, tmp_path):
+    requests = generation(["12.."], max_gen_toks=16, do_sample=True, temperature=1.5) * 4
+    caching = CachingLM(LLaDA(str(tiny_checkpoint), device="cpu"), str(tmp_path / "cache.db"))
+    first = caching.generate_until(requests)
+    assert len(set(first)) == 4 and caching.generate_until(requests) == first
+
+
+def test_a_cache_keeps_equal_likelihood_requests(tiny_checkpoint, tmp_path):
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in (("a", "b"), ("c", "d"), ("a", "b"))]
+    caching = CachingLM(LLaDA(str(tiny_checkpoint), device="cpu", mc_num=8), str(tmp_path / "cache.db"))
+    first = caching.loglikelihood(requests)
+    caching.lm.engine.log_likelihood = None
+    assert caching.loglikelihood(requests) == first
