@@ -10,17 +10,20 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from opencompass.models.base import BaseModel
 
 from .config import names, reject_unknown
-from .opencompass_tasks import asking, check_dataset, dataset_configs, infer_task, needs_autoregressive, places
+from .opencompass_tasks import NEEDS_AGENT, asking, check_dataset, dataset_configs, infer_task, needs_autoregressive, places
 from .opencompass_templates import TemplateParser
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
+    from torch import Tensor
 
     from .engine import Completion
     from .likelihood import LogLikelihood
@@ -94,9 +97,35 @@ class LLaDA(BaseModel):
 
     def get_token_len(self, prompt: str) -> int:
         """Tokens of a rendered prompt."""
-        from . import text
+        return len(self._ids(prompt))
 
-        return len(text.encode(self.tokenizer, prompt))
+    def encode(self, prompt: str) -> Tensor:
+        """(1, L) token ids of a rendered prompt."""
+        import torch
+
+        return torch.tensor([self._ids(prompt)], dtype=torch.long)
+
+    def decode(self, tokens: Tensor) -> str:
+        """The text of (L,) or (1, L) token ids; a BOS that `encode` puts before it again is left out."""
+        ids = tokens.reshape(-1).tolist()
+        string = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        bare = string.removeprefix(self.tokenizer.bos_token or "")
+        return bare if self._ids(bare) == ids else string
+
+    def sync_inputs(self, inputs: Any) -> Any:
+        """The prompts of rank 0, on every rank: as they are, where stock code would send their tokens and cut them."""
+        from mmengine import dist
+
+        prompts = [inputs]
+        dist.broadcast_object_list(prompts, src=0)
+        return prompts[0]
+
+    def to(self, device: str | torch.device) -> None:
+        """Move the checkpoint; refused for a method with further parts."""
+        if self.method != "llada":
+            raise ValueError(f"{type(self).__name__} has parts beside the model, which stay where they were loaded: write device={str(device)!r} in "
+                             "the model's entry")
+        self.engine.model.to(device)
 
     def generate(self, inputs: Sequence[str], max_out_len: int, stopping_criteria: Sequence[str] = (),
                  min_out_len: int | None = None, **generation_kwargs: Any) -> list[str | dict[str, Any]]:
@@ -177,12 +206,64 @@ class LLaDA(BaseModel):
         encoded = [self.engine.encode(string) for string in inputs]
         return self._mean_nll([(ids[:length], ids[length:]) for ids, length in zip(encoded, mask_length)])
 
+    def get_ppl_tokenwise(self, inputs: Sequence[str], label: Sequence[Sequence[Sequence[int]]],
+                          mask_length: Sequence[int] | None = None) -> tuple[list[float], list[int]]:
+        """Summed negative log-likelihood (nats) of the labelled parts of each text, and their number of tokens.
+
+        label: for each text its parts as (begin, end, …) in characters. A part is scored as a whole given the text before it, which
+        for an autoregressive model is the sum over its tokens. mask_length: tokens at the start of each text that are never scored.
+        """
+        given = mask_length if mask_length is not None else [0] * len(inputs)
+        parts = [self._labelled(*each) for each in zip(inputs, label, given)]
+        values = iter(self._log_likelihood([pair for pairs in parts for pair in pairs]))
+        losses = [-float(sum(next(values) for _ in pairs)) for pairs in parts]
+        return losses, [sum(len(answer) for _, answer in pairs) for pairs in parts]
+
     def get_loglikelihood(self, inputs: Sequence[str], conts: Sequence[str]) -> np.ndarray:
         """Log-likelihood (nats, summed) of each text's ending `cont` given the text before it; the largest wins."""
         for string, cont in zip(inputs, conts):
             if not cont or not string.endswith(cont):
                 raise ValueError(f"a prompt must end with its column 'cont', {cont[:40]!r}; it ends with {string[-40:]!r}")
         return self._log_likelihood([self.engine.encode_pair(string[:-len(cont)], cont) for string, cont in zip(inputs, conts)])
+
+    def get_logits(self, inputs: Sequence[str]) -> None:
+        """Refused: CLPInferencer asks for it."""
+        raise ValueError(needs_autoregressive("CLPInferencer"))
+
+    def get_mink_percent(self, inputs: Sequence[str], k: int = 20) -> None:
+        """Refused: MinKPercentInferencer asks for it."""
+        raise ValueError(needs_autoregressive("MinKPercentInferencer"))
+
+    def choice(self, inputs: Sequence[Any], choices: Sequence[str]) -> None:
+        """Refused: GLMChoiceInferencer asks for it."""
+        raise ValueError(needs_autoregressive("GLMChoiceInferencer"))
+
+    @property
+    def model(self) -> None:
+        """Refused: SWCELossInferencer asks for it."""
+        raise ValueError(needs_autoregressive("SWCELossInferencer"))
+
+    @property
+    def agent(self) -> None:
+        """Refused: AgentInferencer asks for it."""
+        raise ValueError(NEEDS_AGENT)
+
+    def _ids(self, string: str) -> list[int]:
+        from . import text
+
+        return text.encode(self.tokenizer, string)
+
+    def _labelled(self, string: str, label: Sequence[Sequence[int]], given: int) -> list[tuple[list[int], list[int]]]:
+        """The token pairs of the labelled parts of a text; parts that touch are one."""
+        from . import text
+
+        ids, spans = text.encode_with_spans(self.tokenizer, string)
+        scored = [number for number, (begin, end) in enumerate(spans)
+                  if number >= given and begin < end and any(begin < right and left < end for left, right, *_ in label)]
+        runs = [[place for _, place in run] for _, run in groupby(enumerate(scored), lambda pair: pair[1] - pair[0])]
+        bos = self.tokenizer.bos_token_id
+        prefix = [] if bos is None or ids[:1] == [bos] else [bos]
+        return [(prefix + ids[:run[0]], ids[run[0]:run[-1] + 1]) for run in runs]
 
     def _whole(self, string: str) -> tuple[list[int], list[int]]:
         ids = self.engine.encode(string)

@@ -5,6 +5,7 @@ found there is None, and the model says what it cannot do without it. Not for ho
 """
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import threading
@@ -18,6 +19,8 @@ from opencompass.openicl.icl_dataset_reader import load_partial_dataset
 from opencompass.openicl.icl_inferencer.icl_base_inferencer import BaseInferencer
 from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg
 
+logger = logging.getLogger(__name__)
+
 TASKS = {"OpenICLInferTask", "OpenICLAttackTask"}
 ROW_NAMES = {"inference": "index", "predict": "index", "_infer_one": "idx"}        # function of a stock inferencer -> its variable
 AUTOREGRESSIVE = {                                                                 # what they read of a model
@@ -26,6 +29,7 @@ AUTOREGRESSIVE = {                                                              
     "CLPInferencer": "the next token's logits; PPLInferencer chooses by likelihood",
     "GLMChoiceInferencer": "GLM's own choice(); PPLInferencer chooses by likelihood",
 }
+NEEDS_AGENT = "AgentInferencer drives an agent, not a model: name OpenCompass' LagentAgent in `models`, with this model as its llm"
 LISTS = ("humaneval", "mbpp", "LCBench", "cruxeval", "s2_tomg_bench", "SciReasoner")        # of opencompass.datasets; others score a list as wrong
 
 
@@ -106,21 +110,35 @@ def uncut_name(config: Mapping[str, Any]) -> str:
 
 
 def check_dataset(config: Mapping[str, Any], num_answers: int) -> None:
-    """Raise ValueError on a data set whose inferencer needs an autoregressive model, or whose evaluator cannot read several answers."""
+    """Raise ValueError on a data set that cannot be asked of this model as its entry says; warn of what stock code will leave out."""
     inferencer = config["infer_cfg"]["inferencer"]
-    name, abbr = _name(inferencer["type"]), dataset_abbr_from_cfg(config)
-    if name in AUTOREGRESSIVE:
-        raise ValueError(f"data set {abbr}: {needs_autoregressive(name)}")
-    if name == "AgentInferencer":
-        raise ValueError(f"data set {abbr}: AgentInferencer drives an agent, not a model: name OpenCompass' LagentAgent in `models`, with this "
-                         "model as its llm")
-    if name == "ToTInferencer" and max(inferencer.get(key, 1) for key in ("n_generate_sample", "n_evaluate_sample")) > 1:
-        raise ValueError(f"data set {abbr}: ToTInferencer asks for the beams of a beam search, which a diffusion sampler does not have: "
-                         "set n_generate_sample and n_evaluate_sample to 1")
-    if num_answers > 1 and not reads_lists(config):
-        evaluator = _name(config["eval_cfg"]["evaluator"]["type"])
-        raise ValueError(f"data set {abbr}: {evaluator} scores a list of num_return_sequences={num_answers} answers as one wrong answer: leave "
+    name, where = _name(inferencer["type"]), f"data set {dataset_abbr_from_cfg(config)}: "
+    if refusal := _refusal(name, inferencer):
+        raise ValueError(where + refusal)
+    unread = [option for option in ("do_sample", "temperature") if option in inferencer]
+    if unread:
+        logger.warning(f"{where}OpenCompass does not pass on its inferencer's {' and '.join(unread)}: write them in the model's entry")
+    if reads_lists(config):
+        return
+    evaluator = _name(config["eval_cfg"]["evaluator"]["type"])
+    if num_answers > 1:
+        raise ValueError(f"{where}{evaluator} scores a list of num_return_sequences={num_answers} answers as one wrong answer: leave "
                          f"num_return_sequences out and write n={num_answers} in the data set's entry")
+    if name == "SCInferencer":
+        logger.warning(f"{where}SCInferencer writes lists, and {evaluator} of OpenCompass does not vote: for a score write GenInferencer, and "
+                       f"n={inferencer.get('sc_size', 1)} in the data set's entry")
+
+
+def _refusal(name: str, inferencer: Mapping[str, Any]) -> str | None:
+    """Why an inferencer of that name and entry cannot ask this model; None where it can."""
+    if name in AUTOREGRESSIVE:
+        return needs_autoregressive(name)
+    if name == "AgentInferencer":
+        return NEEDS_AGENT
+    if name == "ToTInferencer" and max(inferencer.get(key, 1) for key in ("n_generate_sample", "n_evaluate_sample")) > 1:
+        return ("ToTInferencer asks for the beams of a beam search, which a diffusion sampler does not have: set n_generate_sample and "
+                "n_evaluate_sample to 1")
+    return None
 
 
 def needs_autoregressive(name: str) -> str:

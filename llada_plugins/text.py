@@ -80,6 +80,14 @@ def _following(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], string
     return plain(string)
 
 
+def encode_with_spans(tokenizer: PreTrainedTokenizerBase, string: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """The ids of `encode` and the characters (begin, end) that each stands for; begin = end for an added special token."""
+    check_unicode(string)
+    bos = tokenizer.bos_token
+    found = tokenizer(string, add_special_tokens=not (bos and string.startswith(bos)), return_offsets_mapping=True)
+    return found["input_ids"], found["offset_mapping"]
+
+
 def before_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
     """The ids before the first EOS or EoT."""
     for position, token in enumerate(ids):
