@@ -280,6 +280,10 @@ class Engine:
         """The options of every request; gen_length is None where it is each task's."""
         return {**asdict(self.common), "gen_length": self.given.get("gen_length")}
 
+    def draws(self, sampler: SamplerConfig) -> bool:
+        """Do answers depend on random numbers?"""
+        return sampler.temperature > 0 or sampler.source == "random" or self.prepared.judge is not None
+
     def _check_sampler(self, sampler: SamplerConfig) -> None:
         """Raise ValueError on options that need what this checkpoint or method lacks."""
         with_options(self.denoise, sampler, self.special)

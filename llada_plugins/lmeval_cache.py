@@ -6,6 +6,7 @@ its own from n = 1 on. lm-eval asks and writes as it does without us; only the k
 """
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, hash_args
 from sqlitedict import SqliteDict
+
+from .lmeval_record import Samplers
+
+SAMPLERS_KEY = "llada_plugins:samplers"
 
 
 def entry(key: str, number: int) -> str:
@@ -26,6 +31,7 @@ class RepeatHook(CacheHook):
     def __init__(self, cache: SqliteDict) -> None:
         if not isinstance(cache, _Repeats):
             cache.__class__ = _Repeats        # lm-eval holds this very object
+            cache.supplied = False
         cache.begin()
         self.dbdict = cache
 
@@ -41,6 +47,24 @@ class RepeatHook(CacheHook):
             numbers.append(known[seen[key]] if seen[key] < len(known) else seen[key])
             seen[key] += 1
         return numbers
+
+    def keep_samplers(self, samplers: Samplers) -> None:
+        """Note what answers are decoded with, beside what stands there of other runs."""
+        kept = Samplers()
+        self._read(kept)
+        kept.read(samplers.as_dict())
+        self.dbdict.keep(SAMPLERS_KEY, 0, json.dumps(kept.as_dict()))
+
+    def read_samplers(self, samplers: Samplers) -> None:
+        """Add what the file's answers were decoded with, if it supplied any: of which tasks is not known."""
+        if self.dbdict.supplied:
+            self._read(samplers)
+
+    def _read(self, samplers: Samplers) -> None:
+        try:
+            samplers.read(json.loads(self.dbdict[SAMPLERS_KEY]))
+        except KeyError:
+            pass        # a new file, or one of likelihoods alone
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any, number: int = 0) -> None:
         """Keep the answer to the n-th repeat of a request as soon as it is known."""
@@ -74,7 +98,9 @@ class _Repeats(SqliteDict):
         number = self.asked[key]
         self.asked[key] += 1
         found = super().__contains__(entry(key, number))
-        if not found:
+        if found:
+            self.supplied = True
+        else:
             self.missing[key].append(number)
         return found
 

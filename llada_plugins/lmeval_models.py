@@ -23,6 +23,7 @@ from .config import names, reject_unknown
 from .engine import Engine, Request
 from .likelihood import LogLikelihood, total
 from .lmeval_cache import RepeatHook
+from .lmeval_record import Samplers
 from .progress import progress
 from .sampler_config import SamplerConfig
 
@@ -32,6 +33,7 @@ LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_
 HARNESS_NAMES = ("until", "do_sample", "num_beams", *LENGTH_NAMES)
 DEFAULT_MAX_GEN_TOKS = 256        # lm-eval's own default, for tasks that state none
 AUTO_BATCH_SIZE = 32
+LM_EVAL_SEED = 1234        # what lm-eval seeds torch with unless --seed says otherwise
 FINGERPRINT_KEY = "llada_plugins:fingerprint:2"        # 2: an entry for each repeat
 
 
@@ -70,6 +72,8 @@ class LLaDA(TemplateLM):
         self.engine = Engine(self.method, pretrained=pretrained, batch_size=batch_size, device=device, **options)
         self.tokenizer = self.engine.tokenizer
         self._device = self.engine.model.device
+        self._samplers = Samplers()
+        self._told: set[str] = set()
         self._errors: dict[tuple[str, ...], dict[str, float | None]] = {}        # by the texts of requests not yet returned
 
     @classmethod
@@ -127,7 +131,9 @@ class LLaDA(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """Merged into the `config` of the results file."""
-        return self.engine.info()
+        if isinstance(self.cache_hook, RepeatHook):
+            self.cache_hook.read_samplers(self._samplers)
+        return {**self.engine.info(), **self._samplers.info()}
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers in the order of the requests; all requests are checked before the first is decoded."""
@@ -137,6 +143,7 @@ class LLaDA(TemplateLM):
             numbers = hook.numbers("generate_until", requests)
             parsed = [request._replace(stream=((number,),) if number else ())
                       for request, number in zip(parsed, numbers)]
+        self._record(requests, parsed)
         texts = [""] * len(requests)
         with progress(len(requests), f"{self.method} generate_until", disable_tqdm or self.rank != 0) as bar:
             for number, completion in self.engine.generate(parsed):
@@ -145,6 +152,24 @@ class LLaDA(TemplateLM):
                     hook.add_partial("generate_until", requests[number].args, completion.text, numbers[number])
                 bar.add(completion.num_tokens)
         return texts
+
+    def _record(self, requests: Sequence[Instance], parsed: Sequence[Request]) -> None:
+        """For the results file, and what no option but ours decides."""
+        for instance, request in zip(requests, parsed):
+            self._samplers.note(instance.task_name, [request.sampler])
+        if isinstance(self.cache_hook, RepeatHook):
+            self.cache_hook.keep_samplers(self._samplers)
+        drawn = any(self.engine.draws(request.sampler) for request in parsed)
+        if drawn and "seed" not in self.engine.given:
+            self._tell_seed("answers", "seed")
+
+    def _tell_seed(self, what: str, option: str) -> None:
+        """lm-eval's --seed reaches torch, from which no random number here comes."""
+        seed = torch.initial_seed()        # of a torch that nobody seeded: 64 random bits
+        if seed == LM_EVAL_SEED or seed >= 1 << 32 or option in self._told:
+            return
+        self._told.add(option)
+        logger.warning("--seed (torch's is %d) has no effect on %s: give %s= in model_args", seed, what, option)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As lm-eval's own; the requests become `Scored`."""
@@ -184,6 +209,9 @@ class LLaDA(TemplateLM):
         """(log-likelihood in nats, does greedy decoding give it) per request; False unless greedy_check=True, as in LLaDA's published runs."""
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         pairs = [(context, continuation) for _, context, continuation in requests]
+        config = self.engine.config
+        if not config.mc_seed and config.estimator not in ("exact", "chain"):
+            self._tell_seed("likelihoods", "mc_seed")
         with progress(len(requests), f"{self.method} loglikelihood", disable_tqdm or self.rank != 0) as bar:
             for number, estimate in self.engine.log_likelihood(pairs):
                 results[number] = (estimate.value, bool(estimate.greedy))

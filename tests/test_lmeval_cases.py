@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -189,3 +190,62 @@ def test_a_cache_keeps_equal_likelihood_requests(tiny_checkpoint, tmp_path):
     first = caching.loglikelihood(requests)
     caching.lm.engine.log_likelihood = None
     assert caching.loglikelihood(requests) == first
+
+
+# ---- results say what was run
+
+GREEDY = """output_type: generate_until
+doc_to_text: "{{puzzle}}"
+doc_to_target: "{{solution}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 16, do_sample: false}
+metric_list: [{metric: exact_match}]
+"""
+DOCS = [{"puzzle": "12..", "solution": "1"}, {"puzzle": "..34", "solution": "1"}]
+
+
+def test_the_results_hold_the_sampler_that_a_task_used(tiny_checkpoint, tmp_path):
+    lm, path = sampled(tiny_checkpoint), str(tmp_path / "cache")
+    config = evaluated(lm, tmp_path, GREEDY, DOCS, use_cache=path)["config"]
+    assert (config["sampler"]["temperature"], config["sampler"]["gen_length"], config["sampler"]["steps"]) == (0.0, 16, 4)
+    assert config["samplers"] == {"reported": [config["sampler"]]}
+    cached = evaluated(sampled(tiny_checkpoint), tmp_path, GREEDY, DOCS, use_cache=path)["config"]
+    assert cached["samplers"] == config["samplers"] and cached["sampler"] == config["sampler"]
+
+
+def test_options_in_which_tasks_differ_are_told_by_task(tiny_checkpoint):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", steps=4)
+    for task, options in {"one": {"max_gen_toks": 8}, "two": {"max_gen_toks": 16, "remasking": "random"}}.items():
+        lm.generate_until([Instance("generate_until", {}, ("12", options), 0, (task, 0, 1))], True)
+    info = json.loads(json.dumps(lm.get_model_info()))
+    assert (info["sampler"]["gen_length"], info["sampler"]["steps"]) == ("see samplers", 4)
+    assert info["confidence_source"] == "see samplers"
+    assert {task: [each["gen_length"] for each in used] for task, used in info["samplers"].items()} == {"one": [8], "two": [16]}
+
+
+def test_without_answers_the_results_hold_the_models_options(tiny_checkpoint):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", steps=4, mc_num=4)
+    lm.loglikelihood([Instance("loglikelihood", {}, ("a", "b"), 0)], True)
+    info = lm.get_model_info()
+    assert (info["sampler"]["steps"], info["sampler"]["gen_length"]) == (4, None) and "samplers" not in info
+
+
+@pytest.mark.parametrize(("seed", "model_args", "task", "told"), [
+    (7, {"temperature": 1.0}, REPEATS, ["answers: give seed="]), (1234, {"temperature": 1.0}, REPEATS, []),
+    (7, {"temperature": 1.0, "seed": 7}, REPEATS, []), (7, {"temperature": 1.0}, GREEDY, []),
+])
+def test_a_seed_that_changes_no_answer_is_told_with_the_one_that_does(tiny_checkpoint, tmp_path, caplog, seed, model_args, task, told):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", steps=4, **model_args)
+    with caplog.at_level(logging.WARNING):
+        evaluated(lm, tmp_path, task, DOCS[:1], torch_random_seed=seed)
+    found = [message for message in caplog.messages if "--seed" in message]
+    assert len(found) == len(told) and all(part in message for part, message in zip(told, found))
+
+
+def test_a_seed_that_changes_no_likelihood_is_told(tiny_checkpoint, caplog):
+    pair = [Instance("loglikelihood", {}, ("a", "bcdefgh"), 0)]
+    with caplog.at_level(logging.WARNING), torch.random.fork_rng():
+        torch.manual_seed(7)
+        for options in ({"mc_seed": 3}, {"estimator": "chain"}, {}):
+            LLaDA(str(tiny_checkpoint), device="cpu", mc_num=4, **options).loglikelihood(pair, True)
+    assert [message for message in caplog.messages if "--seed" in message] == [
+        "--seed (torch's is 7) has no effect on likelihoods: give mc_seed= in model_args"]
