@@ -2,12 +2,11 @@
 
     python -m llada_plugins.doctor
 
-What is broken is marked FAIL, with what to do about it in the line below; then the exit status is 1.
-Both harnesses are asked for real, each in a Python of its own, as their commands would look us up.
+What is broken is marked FAIL, with what to do about it in the line below; then the exit status
+is 1. Both harnesses are asked for real, each in a Python of its own, as their commands look us up.
 """
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -17,18 +16,31 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ._lm_eval_hook import DISTRIBUTION, GROUP
+from .config import OneLineParser
 from .configs import shipped
+from .installation import (
+    again,
+    extras,
+    installed,
+    key,
+    major,
+    ours,
+    requirements,
+    satisfied,
+    tested,
+)
 
 OK, NOTE, FAIL = "ok", "note", "FAIL"
 START_UP_FILE = "llada_plugins_lm_eval.pth"
 FINDER = "LLaDAPluginsFinder"        # what that file adds to sys.meta_path
-COLLECTING = ("all", "dev")        # extras that are made of others
 PATIENCE = 600        # seconds that a harness may take to start on a busy machine
+
+Ask = Callable[[str], "dict[str, Any] | str"]        # a harness -> its answer, or what failed
 
 
 class Finding(NamedTuple):
@@ -44,70 +56,52 @@ class Finding(NamedTuple):
         return f"{line}\n{'':21}do: {self.remedy}" if self.remedy else line
 
 
-# -- what is installed
+# -- what the harnesses are asked, in a Python of its own
 
-def installed(name: str) -> str | None:
-    """The version of a distribution; None where it is absent."""
-    try:
-        return distribution(name).version
-    except PackageNotFoundError:
-        return None
+def ask_lm_eval() -> dict[str, Any]:
+    """What the stock registry has under our names, and whether it reads entry points itself."""
+    from lm_eval.api import registry
 
-
-def major(name: str) -> int | None:
-    """The first number of a distribution's version; None where it is absent."""
-    version = installed(name)
-    return int(version.split(".")[0]) if version else None
-
-
-def ours() -> Distribution | None:
-    """This package as pip knows it; None for a folder that was never installed."""
-    try:
-        return distribution(DISTRIBUTION)
-    except PackageNotFoundError:
-        return None
+    models = {}
+    for each in distribution(DISTRIBUTION).entry_points.select(group=GROUP):
+        try:
+            found = registry.get_model(each.name)
+            models[each.name] = f"{found.__module__}:{found.__qualname__}"
+        except Exception as error:        # whatever the harness or an import in it raises
+            models[each.name] = repr(error)
+    return {"models": models, "reads_entry_points": hasattr(registry, "load_plugins")}
 
 
-def again(package: Distribution) -> str:
-    """The command that repeats the installation."""
-    source = json.loads(package.read_text("direct_url.json") or "{}")
-    if source.get("dir_info", {}).get("editable"):
-        return f"pip install --no-deps -e {source['url'].removeprefix('file://')}"
-    return f"pip install --force-reinstall --no-deps {source.get('url', DISTRIBUTION)}"
+def ask_opencompass() -> dict[str, str]:
+    """The class of the first model of configs/eval_llada.py, which is built as a task does."""
+    from mmengine.config import Config
+    from opencompass.utils import build_model_from_cfg
+
+    # mmengine would turn an ImportError in it into "not in the registry"
+    importlib.import_module("llada_plugins.opencompass_models")
+    parsed = Config.fromfile(shipped("configs") / "eval_llada.py", format_python_code=False)
+    parsed.dump("dumped.py")
+    model = build_model_from_cfg(Config.fromfile("dumped.py", format_python_code=False).models[0])
+    return {"built": f"{type(model).__module__}.{type(model).__qualname__}"}
 
 
-def requirements(extra: str | None) -> Iterator[Any]:
-    """Our own requirements, or those of an extra."""
-    from packaging.requirements import Requirement
+def asked(harness: str) -> dict[str, Any] | str:
+    """The answer of ask_<harness>, or the last line of what went wrong.
 
-    for requirement in map(Requirement, distribution(DISTRIBUTION).requires or []):
-        marker = requirement.marker
-        if extra is None and (marker is None or marker.evaluate({"extra": ""})):
-            yield requirement
-        if extra and marker and marker.evaluate({"extra": extra}) and not marker.evaluate(
-                {"extra": ""}):
-            yield requirement
-
-
-def extras() -> list[str]:
-    """The extras that name packages of others, as setup.cfg has them."""
-    named = distribution(DISTRIBUTION).metadata.get_all("Provides-Extra") or []
-    return [extra for extra in named if extra not in COLLECTING]
-
-
-def tested() -> dict[str, str]:
-    """Package -> the version that constraints.txt pins for this Python."""
-    from packaging.requirements import Requirement
-
-    lines = shipped("constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return {key(pin.name): next(iter(pin.specifier)).version for pin in pins
-            if pin.marker is None or pin.marker.evaluate()}
-
-
-def key(name: str) -> str:
-    """A distribution's name as pip compares it."""
-    return name.lower().replace("_", "-").replace(".", "-")
+    The Python starts in an empty folder: of a clone, it would find what is not installed.
+    """
+    code = f"import json; from llada_plugins import doctor; answer = doctor.ask_{harness}(); " \
+           "print(json.dumps(answer))"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            finished = subprocess.run([sys.executable, "-c", code], cwd=folder, text=True,
+                                      capture_output=True, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            return f"no answer within {PATIENCE} s"
+    if finished.returncode == 0:
+        return json.loads(finished.stdout.splitlines()[-1])
+    said = finished.stderr.strip().splitlines()
+    return said[-1] if said else f"exit status {finished.returncode}"
 
 
 # -- checks
@@ -139,10 +133,10 @@ def check_installation() -> Iterator[Finding]:
 def check_requirements() -> Iterator[Finding]:
     """What the package itself cannot do without."""
     for requirement in requirements(None):
-        version = installed(requirement.name)
-        if version is None or not requirement.specifier.contains(version, prereleases=True):
-            yield Finding(FAIL, requirement.name, f"{version or 'not installed'}, needed is "
-                          f"{requirement}", f"pip install '{requirement}'")
+        if not satisfied(requirement):
+            version = installed(requirement.name) or "not installed"
+            yield Finding(FAIL, requirement.name, f"{version}, needed is {requirement}",
+                          f"pip install '{requirement}'")
 
 
 def check_versions() -> Iterator[Finding]:
@@ -206,21 +200,30 @@ def check_hardware() -> Iterator[Finding]:
 
 
 def check_extras() -> Iterator[Finding]:
-    """Which optional packages are there."""
+    """Which optional packages are there, and whether in a version that we can use."""
     for extra in extras():
-        found = {each.name: installed(each.name) for each in requirements(extra)}
-        told = ", ".join(f"{name} {version or 'absent'}" for name, version in found.items())
-        remedy = "" if all(found.values()) else f"if needed: pip install 'llada-plugins[{extra}]'"
-        yield Finding(NOTE if remedy else OK, f"[{extra}]", told, remedy)
+        wanted = list(requirements(extra))
+        remedy = f"if needed: pip install 'llada-plugins[{extra}]'"
+        whole = all(map(satisfied, wanted))
+        yield Finding(OK if whole else NOTE, f"[{extra}]", ", ".join(map(_told, wanted)),
+                      "" if whole else remedy)
 
 
-def check_lm_eval() -> Iterator[Finding]:
+def _told(requirement: Any) -> str:
+    version = installed(requirement.name)
+    if version is None:
+        return f"{requirement.name} absent"
+    needed = "" if satisfied(requirement) else f" (needs {requirement.specifier})"
+    return f"{requirement.name} {version}{needed}"
+
+
+def check_lm_eval(ask: Ask = asked) -> Iterator[Finding]:
     """Does the stock lm_eval of this environment know our models?"""
     package = ours()
     if package is None or installed("lm_eval") is None:
         return
     wanted = {each.name: each.value for each in package.entry_points.select(group=GROUP)}
-    answer = asked("lm_eval")
+    answer = ask("lm_eval")
     subject = "lm_eval"
     if isinstance(answer, str):
         yield Finding(FAIL, subject, f"cannot be imported: {answer}",
@@ -253,11 +256,11 @@ def _unfound(package: Distribution, wrong: dict[str, str], reads_entry_points: b
                    + meanwhile)
 
 
-def check_opencompass() -> Iterator[Finding]:
+def check_opencompass(ask: Ask = asked) -> Iterator[Finding]:
     """Does the stock OpenCompass of this environment build the model of a shipped config?"""
     if ours() is None or installed("opencompass") is None:
         return
-    answer = asked("opencompass")
+    answer = ask("opencompass")
     if isinstance(answer, str):
         yield Finding(FAIL, "opencompass", f"{installed('opencompass')} does not build our models: "
                       f"{answer}", "pip install 'llada-plugins[opencompass]'; see the lines above")
@@ -280,53 +283,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_extras, check_lm_eval, check_opencompass)
 
 
-# -- what the harnesses are asked, in a Python of its own
-
-def ask_lm_eval() -> dict[str, Any]:
-    """What the stock registry has under our names, and whether it reads entry points itself."""
-    from lm_eval.api import registry
-
-    models = {}
-    for each in distribution(DISTRIBUTION).entry_points.select(group=GROUP):
-        try:
-            found = registry.get_model(each.name)
-            models[each.name] = f"{found.__module__}:{found.__qualname__}"
-        except Exception as error:        # whatever the harness or an import in it raises
-            models[each.name] = repr(error)
-    return {"models": models, "reads_entry_points": hasattr(registry, "load_plugins")}
-
-
-def ask_opencompass() -> dict[str, str]:
-    """The class of the first model of configs/eval_llada.py, which is built as a task does."""
-    from mmengine.config import Config
-    from opencompass.utils import build_model_from_cfg
-
-    # mmengine would turn an ImportError in it into "not in the registry"
-    importlib.import_module("llada_plugins.opencompass_models")
-    parsed = Config.fromfile(shipped("configs") / "eval_llada.py", format_python_code=False)
-    parsed.dump("dumped.py")
-    model = build_model_from_cfg(Config.fromfile("dumped.py", format_python_code=False).models[0])
-    return {"built": f"{type(model).__module__}.{type(model).__qualname__}"}
-
-
-def asked(harness: str) -> dict[str, Any] | str:
-    """The answer of ask_<harness>, or the last line of what went wrong.
-
-    The Python starts in an empty folder: of a clone, it would find what is not installed.
-    """
-    code = f"import json; from llada_plugins import doctor; answer = doctor.ask_{harness}(); " \
-           "print(json.dumps(answer))"
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            finished = subprocess.run([sys.executable, "-c", code], cwd=folder, text=True,
-                                      capture_output=True, timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            return f"no answer within {PATIENCE} s"
-    if finished.returncode == 0:
-        return json.loads(finished.stdout.splitlines()[-1])
-    said = finished.stderr.strip().splitlines()
-    return said[-1] if said else f"exit status {finished.returncode}"
-
+# -- the report
 
 def findings() -> Iterator[Finding]:
     """Every line of the report, as it is found."""
@@ -342,7 +299,10 @@ def findings() -> Iterator[Finding]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; status 1 where something needed is broken."""
     program, about = "python -m llada_plugins.doctor", __doc__.splitlines()[0]
-    argparse.ArgumentParser(prog=program, description=about).parse_args(arguments)
+    try:
+        OneLineParser(prog=program, description=about).parse_args(arguments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     broken = 0
     for finding in findings():
         print(finding, flush=True)

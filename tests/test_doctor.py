@@ -82,6 +82,19 @@ def test_an_extra_that_is_not_whole_is_a_note_with_its_install_line(site_package
     assert found.remedy == "if needed: pip install 'llada-plugins[grading]'"
 
 
+def test_an_optional_package_that_is_too_old_says_what_is_needed(site_packages):
+    ours(site_packages, "Provides-Extra: grading",
+         'Requires-Dist: llada-test-old>=2; extra == "grading"')
+    install(site_packages, "llada-test-old", "1.9")
+    found, = doctor.check_extras()
+    assert (found.state, found.text) == (doctor.NOTE, "llada-test-old 1.9 (needs >=2)")
+
+
+def test_a_word_that_means_nothing_is_refused_in_one_line():
+    with pytest.raises(SystemExit, match="^error: unrecognized arguments: now; see --help$"):
+        doctor.main(["now"])
+
+
 def test_a_version_that_was_not_tested_is_a_note_beside_the_tested_one(site_packages):
     pinned = doctor.tested()["safetensors"]
     ours(site_packages, "Requires-Dist: safetensors")
@@ -104,50 +117,42 @@ def test_a_python_that_is_not_supported_is_found(site_packages):
     assert found.subject == "Python" and "but <3.0 is needed" in found.text
 
 
-def answered(monkeypatch, answer: object) -> None:
-    """lm_eval gives this answer, without starting it."""
-    monkeypatch.setattr(doctor, "asked", lambda harness: answer)
+def answering(answer: object) -> doctor.Ask:
+    """A harness that gives this answer."""
+    return lambda harness: answer
 
 
-def test_a_start_up_file_that_the_build_step_did_not_write_is_named(site_packages, monkeypatch):
+def test_a_start_up_file_that_the_build_step_did_not_write_is_named(site_packages):
     ours(site_packages)
     info = site_packages / "llada_plugins-9.9.dist-info"
     (info / "direct_url.json").write_text('{"dir_info": {"editable": true}, "url": "file:///src"}')
-    answered(monkeypatch, {"models": {"llada": "KeyError('llada')"}, "reads_entry_points": False})
-    found, = failures(doctor.check_lm_eval())
+    ask = answering({"models": {"llada": "KeyError('llada')"}, "reads_entry_points": False})
+    found, = failures(doctor.check_lm_eval(ask))
     assert f"{site_packages / 'llada_plugins_lm_eval.pth'} is missing" in found.text
     assert found.remedy.startswith("pip install --no-deps -e /src; until then llada-eval")
 
 
-def test_a_start_up_file_is_not_missed_where_lm_eval_reads_entry_points(site_packages, monkeypatch):
+def test_a_start_up_file_is_not_missed_where_lm_eval_reads_entry_points(site_packages):
     ours(site_packages)
-    answered(monkeypatch, {"models": {"llada": VALUE}, "reads_entry_points": True})
-    assert not failures(doctor.check_lm_eval())
+    ask = answering({"models": {"llada": VALUE}, "reads_entry_points": True})
+    assert not failures(doctor.check_lm_eval(ask))
 
 
-def test_a_name_that_another_package_took_is_found(site_packages, monkeypatch):
+def test_a_name_that_another_package_took_is_found(site_packages):
     ours(site_packages)
-    answered(monkeypatch, {"models": {"llada": "dllm.eval:LLaDA"}, "reads_entry_points": False})
-    found, = failures(doctor.check_lm_eval())
+    ask = answering({"models": {"llada": "dllm.eval:LLaDA"}, "reads_entry_points": False})
+    found, = failures(doctor.check_lm_eval(ask))
     assert "dllm.eval:LLaDA" in found.text and "another package" in found.remedy
 
 
-def test_a_harness_that_cannot_be_imported_is_told_with_the_reason(site_packages, monkeypatch):
+def test_a_harness_that_cannot_be_imported_is_told_with_the_reason(site_packages):
     ours(site_packages)
-    answered(monkeypatch, "ImportError: pyarrow requires NumPy 2")
     for check in (doctor.check_lm_eval, doctor.check_opencompass):
-        found, = failures(check())
+        found, = failures(check(answering("ImportError: pyarrow requires NumPy 2")))
         assert "ImportError: pyarrow requires NumPy 2" in found.text
 
 
-def test_a_harness_that_is_absent_is_not_asked(site_packages, monkeypatch):
-    ours(site_packages)
-    monkeypatch.setattr(doctor, "installed", lambda name: None)
-    answered(monkeypatch, "this would be a failure")
-    assert [*doctor.check_lm_eval(), *doctor.check_opencompass()] == []
-
-
-def test_the_last_line_of_a_failure_is_the_reason(monkeypatch):
+def test_the_last_line_of_a_failure_is_the_reason():
     assert doctor.asked("nothing") == ("AttributeError: module 'llada_plugins.doctor' has no "
                                        "attribute 'ask_nothing'")
 

@@ -304,8 +304,8 @@ def environment(tmp_path_factory) -> Environment:
     scripts = folder / ("Scripts" if os.name == "nt" else "bin")
     python = scripts / "python"
     site_packages = Path(output(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder))
-    view = folder / "dependencies"
-    view.mkdir()
+    view = folder / "dependencies" / "site-packages"        # mmengine takes all else for built in
+    view.mkdir(parents=True)
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         ours = "llada" in entry.name or entry.name in PACKAGES
         if not ours and entry.suffix != ".pth" and entry.name != "__pycache__":
