@@ -59,17 +59,21 @@ class Finding(NamedTuple):
 # -- what the harnesses are asked, in a Python of its own
 
 def ask_lm_eval() -> dict[str, Any]:
-    """What the stock registry has under our names, and whether it reads entry points itself."""
+    """What the stock registry has under our names, and whether it reads entry points itself.
+
+    The classes as in entry points, "module:Class"; for a name without one, the error.
+    """
     from lm_eval.api import registry
 
-    models = {}
+    models, errors = {}, {}
     for each in distribution(DISTRIBUTION).entry_points.select(group=GROUP):
         try:
             found = registry.get_model(each.name)
             models[each.name] = f"{found.__module__}:{found.__qualname__}"
         except Exception as error:        # whatever the harness or an import in it raises
-            models[each.name] = repr(error)
-    return {"models": models, "reads_entry_points": hasattr(registry, "load_plugins")}
+            errors[each.name] = repr(error)
+    return {"models": models, "errors": errors,
+            "reads_entry_points": hasattr(registry, "load_plugins")}
 
 
 def ask_opencompass() -> dict[str, str]:
@@ -229,31 +233,30 @@ def check_lm_eval(ask: Ask = asked) -> Iterator[Finding]:
         yield Finding(FAIL, subject, f"cannot be imported: {answer}",
                       "pip install 'llada-plugins[lmeval]'; see the lines above")
         return
-    wrong = {name: answer["models"].get(name) for name, value in wanted.items()
-             if answer["models"].get(name) != value}
-    if not wrong:
+    taken = {name: value for name, value in answer["models"].items() if value != wanted[name]}
+    if taken:
+        yield Finding(FAIL, subject, f"has another package's class under our name: {taken}",
+                      "uninstall that package here, or give each an environment")
+    if answer["errors"]:
+        text = f"{installed('lm_eval')} does not find {', '.join(answer['errors'])}"
+        reason, remedy = _unfound(package, answer)
+        yield Finding(FAIL, subject, f"{text}: {reason}", remedy)
+    if not taken and not answer["errors"]:
         yield Finding(OK, subject, f"{installed('lm_eval')} finds {', '.join(wanted)}")
-    else:
-        yield _unfound(package, wrong, answer["reads_entry_points"])
     yield from _other_command("lm_eval")
 
 
-def _unfound(package: Distribution, wrong: dict[str, str], reads_entry_points: bool) -> Finding:
-    """Why lm_eval does not know our models, as far as can be told."""
+def _unfound(package: Distribution, answer: dict[str, Any]) -> tuple[str, str]:
+    """Why lm_eval does not know our models, and what to do."""
     place = Path(str(package.locate_file(START_UP_FILE)))
-    text = f"{installed('lm_eval')} does not find {', '.join(wrong)}"
-    meanwhile = "; until then llada-eval in place of lm_eval"
-    if reads_entry_points or any(value and ":" in value for value in wrong.values()):
-        return Finding(FAIL, "lm_eval", f"{text}: {wrong}", f"another package may have taken the "
-                       f"name; {again(package)}")
-    if not place.is_file():
-        return Finding(FAIL, "lm_eval", f"{text}: {place} is missing, so the build step of this "
-                       "installation did not run", again(package) + meanwhile)
-    if all(type(finder).__name__ != FINDER for finder in sys.meta_path):
-        return Finding(FAIL, "lm_eval", f"{text}: Python does not process {place}, because its "
-                       "folder is on PYTHONPATH only", "llada-eval in place of lm_eval")
-    return Finding(FAIL, "lm_eval", f"{text}: {wrong}", "pip install 'llada-plugins[lmeval]'"
-                   + meanwhile)
+    meanwhile = "llada-eval in place of lm_eval"
+    if not answer["reads_entry_points"] and not place.is_file():
+        return (f"{place} is missing, so the build step of this installation did not run",
+                f"{again(package)}; until then {meanwhile}")
+    started = any(type(finder).__name__ == FINDER for finder in sys.meta_path)
+    if not answer["reads_entry_points"] and not started:
+        return f"Python does not process {place}: its folder is on PYTHONPATH only", meanwhile
+    return next(iter(answer["errors"].values())), "pip install 'llada-plugins[lmeval]'"
 
 
 def check_opencompass(ask: Ask = asked) -> Iterator[Finding]:

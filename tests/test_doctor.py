@@ -10,6 +10,7 @@ import pytest
 from llada_plugins import doctor
 
 VALUE = "llada_plugins.lmeval_models:LLaDA"
+UNKNOWN = {"models": {}, "errors": {"llada": "ValueError('Supported model names: hf, vllm')"}}
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_a_start_up_file_that_the_build_step_did_not_write_is_named(site_package
     ours(site_packages)
     info = site_packages / "llada_plugins-9.9.dist-info"
     (info / "direct_url.json").write_text('{"dir_info": {"editable": true}, "url": "file:///src"}')
-    ask = answering({"models": {"llada": "KeyError('llada')"}, "reads_entry_points": False})
+    ask = answering({**UNKNOWN, "reads_entry_points": False})
     found, = failures(doctor.check_lm_eval(ask))
     assert f"{site_packages / 'llada_plugins_lm_eval.pth'} is missing" in found.text
     assert found.remedy.startswith("pip install --no-deps -e /src; until then llada-eval")
@@ -134,15 +135,31 @@ def test_a_start_up_file_that_the_build_step_did_not_write_is_named(site_package
 
 def test_a_start_up_file_is_not_missed_where_lm_eval_reads_entry_points(site_packages):
     ours(site_packages)
-    ask = answering({"models": {"llada": VALUE}, "reads_entry_points": True})
+    ask = answering({"models": {"llada": VALUE}, "errors": {}, "reads_entry_points": True})
     assert not failures(doctor.check_lm_eval(ask))
 
 
 def test_a_name_that_another_package_took_is_found(site_packages):
     ours(site_packages)
-    ask = answering({"models": {"llada": "dllm.eval:LLaDA"}, "reads_entry_points": False})
+    taken = {"models": {"llada": "dllm.eval:LLaDA"}, "errors": {}, "reads_entry_points": False}
+    found, = failures(doctor.check_lm_eval(answering(taken)))
+    assert "dllm.eval:LLaDA" in found.text and "uninstall that package" in found.remedy
+
+
+def test_a_start_up_file_in_a_folder_that_is_only_on_the_path_is_named(site_packages, monkeypatch):
+    ours(site_packages)
+    (site_packages / "llada_plugins_lm_eval.pth").touch()
+    others = [each for each in sys.meta_path if type(each).__name__ != doctor.FINDER]
+    monkeypatch.setattr(sys, "meta_path", others)
+    ask = answering({**UNKNOWN, "reads_entry_points": False})
     found, = failures(doctor.check_lm_eval(ask))
-    assert "dllm.eval:LLaDA" in found.text and "another package" in found.remedy
+    assert "does not process" in found.text and found.remedy.startswith("llada-eval")
+
+
+def test_an_error_within_our_model_is_told_where_nothing_else_is_wrong(site_packages):
+    ours(site_packages)
+    found, = failures(doctor.check_lm_eval(answering({**UNKNOWN, "reads_entry_points": True})))
+    assert UNKNOWN["errors"]["llada"] in found.text
 
 
 def test_a_harness_that_cannot_be_imported_is_told_with_the_reason(site_packages):
