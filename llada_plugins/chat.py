@@ -171,7 +171,7 @@ def talk(conversation: Conversation, screen: Screen) -> int:
 
 def run(config: ChatConfig, options: dict[str, str]) -> int:
     """Load the model and talk; returns the exit status."""
-    engine = Engine(config.model, **{"gen_length": SamplerConfig.gen_length, **options})
+    engine = Engine(config.model, **{"gen_length": SamplerConfig.gen_length, "overlong": "error", **options})
     chat = bool(engine.tokenizer.chat_template) if config.chat == "auto" else config.chat == "true"
     if not engine.tokenizer.chat_template and (config.chat == "true" or config.system is not None):
         raise ValueError("chat and system need a chat template, and this tokenizer has none: leave them out, or pass tokenizer=FOLDER")

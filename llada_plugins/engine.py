@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import time
 from collections import ChainMap, Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from .generation import with_options
 from .likelihood import LogLikelihood, iterate
 from .methods import METHODS, check_policy
 from .noise import request_key
+from .overlong import OVERLONG, Mark, Overlong, ends_of
 from .quantization import QUANTIZE, num_parameters, quantization_of
 from .review import BlockReview
 from .sampler import Draft, Filled, Review, Sample, decode_each, once
@@ -33,6 +35,9 @@ from .solution import block_scorer
 logger = logging.getLogger(__name__)
 
 HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
+PRM_REMEDY = (
+    "give a smaller gen_length, or raise prm_max_length if it is below the PRM's context"
+)
 LIKELIHOOD = ("estimator", "mc_num", "mc_max", "mc_confidence", "mc_batch", "mc_seed", "greedy_check")
 NOT_IDENTITY = ("pretrained", "revision", "peft", "batch_size", "batch_tokens", "device", "likelihood_log")        # none changes an answer by itself, but for rounding
 
@@ -52,6 +57,12 @@ class EngineConfig:
               "(default: weights in dtype, a GPTQ checkpoint is dequantised)")
     batch_size: int = arg(1, "requests decoded together, and masked rows per forward of a likelihood; does not change any answer in float32")
     max_length: int | None = arg(None, "context in tokens, prompt and answer (default: the model's; lower it to save memory)")
+    overlong: Literal[OVERLONG] = arg(
+        "truncate",
+        "what does not fit the context: truncate (as lm-eval: a prompt or context loses its "
+        "beginning, as does a longer answer that is to be scored), skip (answered by nothing, "
+        "scored -inf) or error; counted, and marked in result files",
+    )
     mask_id: int | None = arg(None, "id of the mask token, where neither config.json nor the tokenizer names it")
     estimator: Literal[tuple(ESTIMATORS)] = arg(
         "count", "likelihood: count (LLaDA's bound; enumerated where that takes no more than mc_num rows), published (its authors' code), "
@@ -107,6 +118,7 @@ class Completion(NamedTuple):
     seconds: float         # wall time of the batches it was in, shared equally by their rows
     num_prm_calls: int = 0         # answers in work that a process reward model scored
     prm_seconds: float = 0.0       # of `seconds`, spent in it
+    overlong: Mark | None = None   # what was done because the request did not fit
 
 
 class Engine:
@@ -143,6 +155,7 @@ class Engine:
         self.max_answer = self.prepared.max_answer or self.max_length        # tokens
         self.denoise = self.prepared.denoise
         self._warned: set[str] = set()
+        self.overlong = Overlong(self.config.overlong)
         # of every request; unless gen_length is given, its length is only one that the others allow
         self.common = judged({**self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS)
         self._check_sampler(self.common)
@@ -191,48 +204,83 @@ class Engine:
         configured, that counts.
         """
         at_once = capacity(batch_size or self.config.batch_size, self.config.batch_tokens)
-        prompts = [self._prompt_ids(request) for request in requests]
-        keys = self._keys(requests, prompts)
-        questions = [self._question(request) for request in requests]
         for sampler in dict.fromkeys(request.sampler for request in requests):
             self._check_sampler(sampler)
+        prompts, marks = self._fit_prompts(requests)
+        questions, marks = self._fit_questions(requests, marks)
+        keys = self._keys(requests, prompts)
+        for number, mark in enumerate(marks):
+            if mark == "skipped":
+                yield number, Completion("", 0, 0, 0.0, overlong=mark)
+        decoded = [number for number, mark in enumerate(marks) if mark != "skipped"]
         groups: dict[tuple[SamplerConfig, tuple[str, ...]], list[int]] = defaultdict(list)
-        for number in sorted(range(len(requests)), key=lambda n: -len(prompts[n])):
+        for number in sorted(decoded, key=lambda n: -len(prompts[n])):
             groups[requests[number].sampler, requests[number].until].append(number)
         for (sampler, until), members in groups.items():
-            spent = [[0.0, 0.0] for _ in members]
+            spent, cut = [[0.0, 0.0] for _ in members], set()
             samples = decode_each(with_options(self.denoise, sampler, self.special), [prompts[n] for n in members], sampler, self.special,
                                   device=self.model.device, keys=[keys[n] for n in members], stop=self._stop(sampler, until),
-                                  review=self._timed(self._review(sampler, [questions[n] for n in members]), spent),
+                                  review=self._timed(
+                                      self._review(sampler, [questions[n] for n in members], cut), spent),
                                   at_once=at_once)
             for row, sample in samples:
-                yield members[row], self._completion(sample, until, *spent[row])
+                mark = marks[members[row]]
+                if mark is None and row in cut:
+                    mark = "truncated"
+                    self.overlong.counts[mark] += 1
+                completion = self._completion(sample, until, *spent[row])
+                yield members[row], completion._replace(overlong=mark)
 
     def log_likelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
                        batch_size: int | None = None) -> Iterator[tuple[int, LogLikelihood]]:
         """log p(answer | context) for token pairs by the configured estimator; yields (index, estimate) as they finish.
 
-        A context that does not fit is cut from the left, with one warning; an answer that does not fit is an error.
+        What does not fit is treated as `overlong` says; of an answer that is cut, the last tokens
+        are scored.
         batch_size: masked rows of a forward, in place of the configured number; pairs with the same context are the choices of a question.
         """
-        fitted = [self._fit(number, *pair) for number, pair in enumerate(pairs)]
+        fitted, marks = self._fit_pairs(pairs)
         if self.method != "llada":
             self._warn_once(f"{self.method}: likelihoods are {METHODS[self.method].likelihood}")
-        estimates = iterate(self.model, fitted, self.config.budget(), estimator=self.config.estimator, seed=self.config.mc_seed,
+        scored = []
+        for number, mark in enumerate(marks):
+            if mark == "skipped":
+                greedy = False if self.config.greedy_check else None
+                estimate = LogLikelihood(-math.inf, 0.0, 0, greedy, mark)
+                yield number, self._logged(fitted[number], estimate)
+            else:
+                scored.append(number)
+        estimates = iterate(self.model, [fitted[number] for number in scored], self.config.budget(),
+                            estimator=self.config.estimator, seed=self.config.mc_seed,
                             cfg_scale=self.common.cfg_scale, batch_size=batch_size or self.config.batch_size,
                             batch_tokens=self.config.batch_tokens, greedy_check=self.config.greedy_check, special=self.special,
                             denoise=self.denoise)
-        for number, estimate in estimates:
-            if self.config.likelihood_log:
-                self._log_likelihood(*fitted[number], estimate)
-            yield number, estimate
+        for place, estimate in estimates:
+            number = scored[place]
+            yield number, self._logged(fitted[number], estimate._replace(overlong=marks[number]))
 
-    def _log_likelihood(self, context: Sequence[int], answer: Sequence[int], estimate: LogLikelihood) -> None:
-        """Append the estimate to likelihood_log; one unbuffered write, so that processes may share the file."""
-        texts = {name: text.decode(self.tokenizer, ids, ()) for name, ids in (("context", context), ("answer", answer))}
-        line = json.dumps({**texts, "num_tokens": len(answer), **estimate._asdict(), **estimate.error()}, ensure_ascii=False) + "\n"
-        with open(self.config.likelihood_log, "ab", buffering=0) as file:
-            file.write(line.encode())
+    def num_scored(self, num_tokens: int) -> int:
+        """Of how many tokens of an answer a likelihood is: of all, unless it does not fit."""
+        return min(num_tokens, self.max_length)
+
+    def _logged(
+        self, pair: tuple[Sequence[int], Sequence[int]], estimate: LogLikelihood
+    ) -> LogLikelihood:
+        """The estimate, also appended to likelihood_log.
+
+        One unbuffered write, so that processes may share the file.
+        """
+        if self.config.likelihood_log:
+            context, answer = (text.decode(self.tokenizer, ids, ()) for ids in pair)
+            line = {"context": context, "answer": answer, "num_tokens": len(pair[1])}
+            line.update(estimate._asdict())
+            del line["overlong"]        # of error(), where there is something to say
+            line.update(estimate.error())
+            if math.isinf(estimate.value):
+                line["value"] = None        # JSON has no infinity
+            with open(self.config.likelihood_log, "ab", buffering=0) as file:
+                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        return estimate
 
     def encode(self, string: str) -> list[int]:
         """Token ids; special tokens are added only where the string does not already begin with BOS, as a rendered chat does."""
@@ -274,6 +322,7 @@ class Engine:
                 "quantization": record.method if (record := quantization_of(self.model)) else None,
                 "model_dtype": str(self.model.dtype), "sampler": self._sampler(), "confidence_source": self.common.source, "policy": self.prepared.policy,
                 "method_options": asdict(self.method_options), "likelihood": METHODS[self.method].likelihood,
+                "overlong": self.config.overlong,
                 **{name: getattr(self.config, name) for name in LIKELIHOOD}}
 
     def _sampler(self) -> dict[str, Any]:
@@ -290,15 +339,70 @@ class Engine:
         check_policy(sampler, self.prepared)
         sampler.check_budget(reviewed=self.prepared.judge is not None)
 
-    def _prompt_ids(self, request: Request) -> list[int]:
-        ids = self.encode(request.prompt)
-        if not ids:
+    def _fit_prompts(
+        self, requests: Sequence[Request]
+    ) -> tuple[list[list[int]], list[Mark | None]]:
+        """The tokens of every prompt that are read, the last ones, and what is done with it."""
+        prompts = [self.encode(request.prompt) for request in requests]
+        if not all(prompts):
             raise ValueError("a prompt is empty: give at least one token of text")
-        if len(ids) + request.sampler.decoded_length > self.max_length:
-            raise ValueError(f"a prompt of {len(ids)} tokens and {request.sampler.answer_in_words} "
-                             f"exceed the context of {self.max_length} tokens "
-                             f"(prompt begins {request.prompt[:40]!r}): use fewer shots or a smaller gen_length")
-        return ids
+        rooms = [self.max_length - request.sampler.decoded_length for request in requests]
+        limit = f"the context of {self.max_length} tokens"
+        for request, room in zip(requests, rooms):
+            if room < 1:
+                raise ValueError(
+                    f"a prompt and {request.sampler.answer_in_words} exceed {limit}, "
+                    "however short the prompt: give a smaller gen_length"
+                )
+
+        def describe(number: int) -> str:
+            answer = requests[number].sampler.answer_in_words
+            return (
+                f"a prompt of {len(prompts[number])} tokens and {answer} exceed {limit} "
+                f"(prompt {ends_of(requests[number].prompt)})"
+            )
+
+        fits = [len(prompt) <= room for prompt, room in zip(prompts, rooms)]
+        marks = self.overlong.marks(fits, describe, "use fewer shots or a smaller gen_length")
+        return [prompt[-room:] for prompt, room in zip(prompts, rooms)], marks
+
+    def _fit_questions(
+        self, requests: Sequence[Request], marks: list[Mark | None]
+    ) -> tuple[list[str], list[Mark | None]]:
+        """What a process reward model is told was asked, and what is done with the request.
+
+        A question loses its beginning where an answer of full length would not fit beside it.
+        marks: of the prompts.
+        """
+        judge = self.prepared.judge
+        if judge is None:
+            return [""] * len(requests), marks
+        questions = [self._question(request) for request in requests]
+        limit = f"the PRM's context of {judge.scorer.max_length} tokens"
+        short: list[str] = []
+        for request, question in zip(requests, questions):
+            # a step of one token stands for the answer, whose tokens in the PRM's vocabulary are
+            # not known before it is there
+            end = judge.scorer.shortened(question, ["."], request.sampler.decoded_length - 1)
+            if end is None:
+                raise ValueError(
+                    f"a question and {request.sampler.answer_in_words} exceed {limit}, "
+                    f"however short the question: {PRM_REMEDY}"
+                )
+            short.append(end)
+
+        def describe(number: int) -> str:
+            answer = requests[number].sampler.answer_in_words
+            question = ends_of(questions[number])
+            return f"a question and {answer} exceed {limit} (question {question})"
+
+        # what is skipped already is not told and counted twice
+        fits = [
+            end == question or mark == "skipped"
+            for end, question, mark in zip(short, questions, marks)
+        ]
+        more = self.overlong.marks(fits, describe, PRM_REMEDY)
+        return short, [mark or other for mark, other in zip(marks, more)]
 
     def _keys(self, requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> list[int]:
         """Random streams; the n-th repeat of a prompt gets its own, so that repeated sampling is not n times the same answer."""
@@ -325,11 +429,20 @@ class Engine:
             return request.question
         return judge.question(text.without_special_tokens(self.tokenizer, request.prompt))
 
-    def _review(self, sampler: SamplerConfig, questions: Sequence[str]) -> Review:
+    def _review(self, sampler: SamplerConfig, questions: Sequence[str], cut: set[int]) -> Review:
+        """The method's review of answers to these questions; cut: gets the rows of those cut."""
         judge = self.prepared.judge
         if judge is None:
             return once
+
+        def shorten(row: int) -> None:
+            cut.add(row)
+            self._warn_once(
+                f"solutions exceed the PRM's context of {judge.scorer.max_length} tokens with their "
+                f"questions, of which it is told the end alone: {PRM_REMEDY}"
+            )
         score = block_scorer(judge.scorer, questions, block=sampler.block, ends=self.special.ends, by=judge.step_split,
+                             shorten=None if self.config.overlong == "error" else shorten,
                              decode=lambda ids: text.without_special_tokens(self.tokenizer, text.decode(self.tokenizer, ids, ())))
         return BlockReview(judge.review, sampler, score, self.special.mask)
 
@@ -354,18 +467,35 @@ class Engine:
         string = string[:text.find_stop(string, until)]
         return Completion(text.without_special_tokens(self.tokenizer, string), sample.num_forwards, len(kept), seconds, sample.num_scored, prm_seconds)
 
-    def _fit(self, number: int, context: Sequence[int], answer: Sequence[int]) -> tuple[list[int], list[int]]:
-        if not len(answer):
-            raise ValueError(f"answer {number} is empty: there is nothing to score")
-        room = self.max_length - len(answer)
-        if room < 0:
-            raise ValueError(f"request {number}: an answer of {len(answer)} tokens exceeds the context of {self.max_length} tokens")
-        if len(answer) > self.max_answer:
-            raise ValueError(f"request {number}: an answer of {len(answer)} tokens exceeds the {self.max_answer} that {self.method} knows "
-                             "(max_positions of its router): train a longer one (training.router_sft --max_positions), or use llada")
-        if len(context) > room:
-            self._warn_once(f"contexts are cut from the left to fit the model's {self.max_length} tokens")
-        return list(context)[max(0, len(context) - room):], list(answer)
+    def _fit_pairs(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> tuple[list[tuple[list[int], list[int]]], list[Mark | None]]:
+        """Context and answer as they are scored, the last tokens, and what is done with them."""
+        sizes = [(len(context), len(answer)) for context, answer in pairs]
+        for number, (_, answer) in enumerate(sizes):
+            if not answer:
+                raise ValueError(f"answer {number} is empty: there is nothing to score")
+            if answer > self.max_answer and self.max_answer < self.max_length:
+                raise ValueError(
+                    f"request {number}: an answer of {answer} tokens exceeds the {self.max_answer} "
+                    f"that {self.method} knows (max_positions of its router): train a longer one "
+                    "(training.router_sft --max_positions), or use llada"
+                )
+
+        def describe(number: int) -> str:
+            context, answer = sizes[number]
+            which = "context" if context > answer else "answer"
+            whole = text.decode(self.tokenizer, max(pairs[number], key=len), ())
+            return (
+                f"a context of {context} and an answer of {answer} tokens exceed the model's "
+                f"context of {self.max_length} tokens ({which} {ends_of(whole)})"
+            )
+
+        fits = [sum(size) <= self.max_length for size in sizes]
+        marks = self.overlong.marks(fits, describe, "use fewer shots")
+        cut = [[*context, *answer][-self.max_length :] for context, answer in pairs]
+        at = [len(whole) - self.num_scored(answer) for whole, (_, answer) in zip(cut, sizes)]
+        return [(whole[:start], whole[start:]) for whole, start in zip(cut, at)], marks
 
     def _warn_once(self, message: str, about: str | None = None) -> None:
         """Once for each message, or once for all that are about one thing."""

@@ -61,6 +61,7 @@ class Row(NamedTuple):
     seconds: float         # wall time of its batch, shared equally
     prm_seconds: float     # of them, spent in the PRM
     tokens: int            # before the end token
+    overlong: str          # truncated or skipped, where the question did not fit
     response: str
 
 
@@ -109,7 +110,8 @@ def _request(engine: Engine, question: str, config: EvaluateConfig, chat: bool) 
 def _row(index: int, question: Question, completion: Completion) -> Row:
     correct, answer = mathematics.grade(question.answer, completion.text)
     return Row(index, _digest([question]), int(correct), answer, question.answer, completion.num_forwards, completion.num_prm_calls,
-               round(completion.seconds, 6), round(completion.prm_seconds, 6), completion.num_tokens, completion.text)
+               round(completion.seconds, 6), round(completion.prm_seconds, 6), completion.num_tokens,
+               completion.overlong or "", completion.text)
 
 
 def _check_rows(path: Path, rows: Sequence[dict[str, str]], questions: Sequence[Question]) -> None:
@@ -128,7 +130,9 @@ def summary(name: str, rows: Sequence[dict[str, str]]) -> str:
     accuracy, seconds, share = mean("correct"), mean("seconds"), 1.959964 ** 2 / len(rows)
     middle = (accuracy + share / 2) / (1 + share)
     half = math.sqrt(share * (accuracy * (1 - accuracy) + share / 4)) / (1 + share)
-    return (f"{name}: {len(rows)} questions, accuracy {accuracy:.3f}, 95 % interval {middle - half:.3f} to {middle + half:.3f}\n"
+    overlong = sum(bool(row["overlong"]) for row in rows)
+    told = f"; {overlong} did not fit the context, see the column overlong" if overlong else ""
+    return (f"{name}: {len(rows)} questions, accuracy {accuracy:.3f}, 95 % interval {middle - half:.3f} to {middle + half:.3f}{told}\n"
             f"a question: {mean('forwards'):.1f} forwards, {mean('prm_calls'):.1f} PRM calls, {mean('tokens'):.1f} tokens, "
             f"{seconds:.3f} s, of which {100 * mean('prm_seconds') / seconds:.1f} % in the PRM")
 

@@ -24,6 +24,7 @@ from .estimators import ESTIMATORS, Budget, Masks, budget, check_length, is_sett
 from .generation import known_special_tokens
 from .model import LLaDA, SpecialTokens
 from .noise import request_key
+from .overlong import Mark
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +36,18 @@ class LogLikelihood(NamedTuple):
     stderr: float                   # standard error, nats; 0 where nothing was left to chance, nan where it is unknown
     num_forwards: int               # different masked rows that it rests on, those shared with other requests included
     greedy: bool | None = None      # does greedy decoding give the answer? None where that was not asked
+    overlong: Mark | None = None    # what an Engine did because context and answer did not fit
 
-    def error(self, unit: int = 1) -> dict[str, float | None]:
-        """What files hold beside the value: its standard error, null where it is unknown, since JSON has no nan, and its rows.
+    def error(self, unit: int = 1) -> dict[str, float | str | None]:
+        """What files hold beside the value: its standard error, its rows, and `overlong` if it is.
+
+        The error is null where it is unknown, since JSON has no nan.
 
         unit: tokens, where the value that stands there is a mean over them.
         """
-        return {"stderr": None if math.isnan(self.stderr) else self.stderr / unit, "num_forwards": self.num_forwards}
+        stderr = None if math.isnan(self.stderr) else self.stderr / unit
+        found = {"stderr": stderr, "num_forwards": self.num_forwards}
+        return {**found, "overlong": self.overlong} if self.overlong else found
 
 
 def total(parts: Sequence[LogLikelihood]) -> LogLikelihood:

@@ -37,17 +37,19 @@ LM_EVAL_SEED = 1234        # what lm-eval seeds torch with unless --seed says ot
 FINGERPRINT_KEY = "llada_plugins:fingerprint:2"        # 2: an entry for each repeat
 
 
-class Scored(Instance):
-    """A likelihood request whose arguments end with the error of its answer, which is how sample logs come to hold it.
+class Noted(Instance):
+    """A request whose arguments end with a note of its answer, so that sample logs hold it.
+
+    A likelihood's note is its error; of both kinds, what was done with a request that did not fit.
 
     They do so from when lm-eval has the answer: until then, and so in the keys of a --use_cache file, arguments are the texts alone.
     """
 
-    error: dict[str, float | None]
+    note: dict[str, float | str | None]
 
     @property
     def args(self) -> tuple:
-        return (*super().args, self.error) if self.resps else super().args
+        return (*super().args, self.note) if self.resps else super().args
 
 
 class LLaDA(TemplateLM):
@@ -133,7 +135,8 @@ class LLaDA(TemplateLM):
         """Merged into the `config` of the results file."""
         if isinstance(self.cache_hook, RepeatHook):
             self.cache_hook.read_samplers(self._samplers)
-        return {**self.engine.info(), **self._samplers.info()}
+        return {**self.engine.info(), **self._samplers.info(),
+                "overlong_requests": dict(self.engine.overlong.counts)}
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers in the order of the requests; all requests are checked before the first is decoded."""
@@ -148,6 +151,8 @@ class LLaDA(TemplateLM):
         with progress(len(requests), f"{self.method} generate_until", disable_tqdm or self.rank != 0) as bar:
             for number, completion in self.engine.generate(parsed):
                 texts[number] = completion.text
+                if completion.overlong:
+                    _note(requests[number], {"overlong": completion.overlong})
                 if isinstance(hook, RepeatHook):
                     hook.add_partial("generate_until", requests[number].args, completion.text, numbers[number])
                 bar.add(completion.num_tokens)
@@ -172,7 +177,7 @@ class LLaDA(TemplateLM):
         logger.warning("--seed (torch's is %d) has no effect on %s: give %s= in model_args", seed, what, option)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """As lm-eval's own; the requests become `Scored`."""
+        """As lm-eval's own; the requests become `Noted`."""
         answers = super().loglikelihood(requests, disable_tqdm)
         self._note_errors(requests)
         return answers
@@ -231,7 +236,7 @@ class LLaDA(TemplateLM):
     def _note_errors(self, requests: Sequence[Instance]) -> None:
         for request in requests:
             if error := self._errors.get(request.args):
-                request.__class__, request.error = Scored, error
+                _note(request, error)
         self._errors.clear()
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -309,6 +314,10 @@ class LLaDAPRM(LLaDA):
     """
 
     method = "llada_prm"
+
+
+def _note(request: Instance, note: dict[str, float | str | None]) -> None:
+    request.__class__, request.note = Noted, note
 
 
 def _place(device: str | None) -> tuple[Any, str]:

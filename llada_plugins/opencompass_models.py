@@ -273,7 +273,8 @@ class LLaDA(BaseModel):
         return [bos], ids[ids[:1] == [bos]:]
 
     def _mean_nll(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray:
-        return -self._log_likelihood(pairs, [len(answer) for _, answer in pairs])
+        units = [self.engine.num_scored(len(answer)) for _, answer in pairs]
+        return -self._log_likelihood(pairs, units)
 
     def _log_likelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], units: Sequence[int] | None = None) -> np.ndarray:
         """Nats per unit (1 by default) of each pair; their errors go to `errors`."""
@@ -311,7 +312,8 @@ class LLaDA(BaseModel):
         if not self.record_stats:
             return completion.text
         return {"prediction": completion.text, "nfe": completion.num_forwards, "seconds": round(completion.seconds, 4),
-                "tokens": completion.num_tokens, "prm_calls": completion.num_prm_calls}
+                "tokens": completion.num_tokens, "prm_calls": completion.num_prm_calls,
+                "overlong": completion.overlong}
 
     def _progress(self) -> Progress:
         from mmengine import dist

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,10 @@ def family_options(config: PRMConfig, family: str, raw: Mapping[str, Any], folde
     return options
 
 
+class TooLong(ValueError):
+    """A solution that does not fit the model's context with its question."""
+
+
 class StepClassifier(nn.Module):
     """A causal transformer and a head of two logits, wrong and right; parameters are named as in the published files."""
 
@@ -134,10 +139,25 @@ class StepScorer:
         encoded = self.encoder(question, steps)
         assert len(encoded.positions) == len(steps)
         if len(encoded.ids) > self.max_length:
-            raise ValueError(f"{name} has {len(encoded.ids)} tokens with its question, the PRM takes {self.max_length}: lower gen_length, "
+            raise TooLong(f"{name} has {len(encoded.ids)} tokens with its question, the PRM takes {self.max_length}: lower gen_length, "
                              "or raise prm_max_length if it is below the PRM's context")
         _check_vocabulary(encoded.ids, self.vocabulary, self.source)
         return encoded
+
+    def shortened(self, question: str, steps: Sequence[str], reserve: int = 0) -> str | None:
+        """The question, or the longest end of it that fits beside the steps and `reserve` tokens.
+
+        None where no end does.
+        """
+        def fits(start: int) -> bool:
+            return len(self.encoder(question[start:], steps).ids) + reserve <= self.max_length
+
+        if fits(0):
+            return question
+        # longer text may have a few tokens less: the search then ends at an end that fits, if
+        # not at the very longest
+        start = bisect_left(range(len(question)), True, key=fits)
+        return question[start:] if question[start:].strip() and fits(start) else None
 
     def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
         """P(right) of every step, in [0, 1], for each (question, steps); equal solutions are scored once.

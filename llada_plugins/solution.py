@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from .prm import StepScorer
+from .prm import StepScorer, TooLong
 from .review import Scorer, Scores
 from .text import before_end
 
@@ -55,16 +55,43 @@ def split_steps(text: str, edges: Sequence[int], by: StepSplit) -> list[Step]:
 
 
 def block_scorer(scorer: StepScorer, questions: Sequence[str], *, block: int, ends: Sequence[int], decode: Callable[[Sequence[int]], str],
-                 by: StepSplit) -> Scorer:
-    """Scores of the blocks of answers to `questions`: the mean of the steps that touch a block (as in LLaDA-R3), None without any."""
+                 by: StepSplit, shorten: Callable[[int], None] | None = None) -> Scorer:
+    """Scores of the blocks of answers to `questions`: the mean of the steps that touch a block (as in LLaDA-R3), None without any.
+
+    shorten: told the rows whose question loses its beginning, since the scorer's context would
+    not hold it; a solution that alone is too long has no scores. Without it, such a solution is
+    a ValueError.
+    """
+    def judge(rows: Sequence[int], steps: Sequence[list[str]]) -> list[Scores]:
+        try:
+            return scorer.score([(questions[row], each) for row, each in zip(rows, steps)])
+        except TooLong:
+            if shorten is None:
+                raise
+        asked = [scorer.shortened(questions[row], each) for row, each in zip(rows, steps)]
+        for row, question in zip(rows, asked):
+            if question != questions[row]:
+                shorten(row)
+        fitting = [(question, each) for question, each in zip(asked, steps) if question is not None]
+        values = iter(scorer.score(fitting) if fitting else [])
+        return [
+            [None] * len(each) if question is None else next(values)
+            for question, each in zip(asked, steps)
+        ]
+
     def score(rows: Sequence[int], answers: Sequence[Sequence[int]]) -> list[Scores]:
         steps = [split_steps(*block_ends(answer, block, ends, decode), by) for answer in answers]
         judged = [number for number, each in enumerate(steps) if each]
-        values = scorer.score([(questions[rows[number]], [step.text for step in steps[number]]) for number in judged]) if judged else []
+        texts = [[step.text for step in steps[number]] for number in judged]
+        values = judge([rows[number] for number in judged], texts) if judged else []
         result: list[Scores] = [[None] * -(-len(answer) // block) for answer in answers]
         for number, scores in zip(judged, values):
             for index in range(len(result[number])):
-                touching = [value for step, value in zip(steps[number], scores) if index in step.blocks]
+                touching = [
+                    value
+                    for step, value in zip(steps[number], scores)
+                    if index in step.blocks and value is not None
+                ]
                 result[number][index] = sum(touching) / len(touching) if touching else None
         return result
     return score

@@ -288,21 +288,21 @@ def test_options_that_need_an_absent_token_are_told_at_once(make_engine, copied)
 
 
 def test_wrong_prompts_are_told_before_the_first_forward(make_engine):
-    engine = make_engine()
+    engine = make_engine(overlong="error")
 
     def never(canvas: Canvas, window: slice) -> Prediction:
         raise AssertionError("a forward ran")
     engine.denoise = never
     for prompt, length, message in (
         ("", 8, "a prompt is empty: give at least one token of text"),
-        ("y" * 121, 8, r"a prompt of 121 tokens and gen_length \(8\) exceed the context of 128 tokens \(prompt begins 'y{40}'\): use fewer"),
+        ("y" * 121, 8, r"a prompt of 121 tokens and gen_length \(8\) exceed the context of 128 tokens \(prompt begins 'y{40}', ends 'y{40}'\) \(1 of 2 requests do not fit\): use fewer"),
     ):
         with pytest.raises(ValueError, match=message):
             next(engine.generate([Request("fine", SamplerConfig(gen_length=8)), Request(prompt, SamplerConfig(gen_length=length))]))
     assert list(engine.generate([])) == []
     assert len(answers(make_engine(max_length=20), [Request("y" * 12, SamplerConfig(gen_length=8))])) == 1
     with pytest.raises(ValueError, match="exceed the context of 20 tokens"):
-        next(make_engine(max_length=20).generate([Request("y" * 13, SamplerConfig(gen_length=8))]))
+        next(make_engine(max_length=20, overlong="error").generate([Request("y" * 13, SamplerConfig(gen_length=8))]))
 
 
 # ---- text and tokens
@@ -381,10 +381,10 @@ def test_a_context_that_is_too_long_is_cut_from_the_left_with_one_warning(make_e
     context, answer = list(range(1, 20)), [20, 21, 22]
     with caplog.at_level(logging.WARNING):
         values = dict(engine.log_likelihood([(context, answer), (context[-9:], answer), (context[1:], answer)]))
-    assert values[0] == values[1] == values[2]
-    assert caplog.messages == ["contexts are cut from the left to fit the model's 12 tokens"]
-    with pytest.raises(ValueError, match="request 1: an answer of 13 tokens exceeds the context of 12 tokens"):
-        list(engine.log_likelihood([([1], [2]), ([], list(range(13)))]))
+    assert [values[number].overlong for number in range(3)] == ["truncated", None, "truncated"]
+    assert len({values[number]._replace(overlong=None) for number in range(3)}) == 1
+    said, = caplog.messages
+    assert said.startswith("2 of 3 requests do not fit and are cut from the left (overlong=truncate); the first, number 1: a context of 19 ")
     assert len(list(engine.log_likelihood([(context, list(range(12)))]))) == 1        # no room for any context
 
 

@@ -217,7 +217,7 @@ def test_another_run_is_refused_and_nothing_is_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("correct", "total"), [(0, 1), (0, 12), (12, 12), (3, 10), (250, 500)])
 def test_the_interval_is_wilsons(correct: int, total: int) -> None:
     stats = pytest.importorskip("scipy.stats")
-    cells = {"seconds": "2.0", "prm_seconds": "0.5", "forwards": "4", "prm_calls": "3", "tokens": "7"}
+    cells = {"seconds": "2.0", "prm_seconds": "0.5", "forwards": "4", "prm_calls": "3", "tokens": "7", "overlong": ""}
     text = summary("m.csv", [{**cells, "correct": str(int(number < correct))} for number in range(total)])
     low, high = stats.binomtest(correct, total).proportion_ci(0.95, "wilson")
     assert f"accuracy {correct / total:.3f}, 95 % interval {low:.3f} to {high:.3f}" in text
