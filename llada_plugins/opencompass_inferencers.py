@@ -6,7 +6,9 @@ which the classes are named because the summary's column `mode` goes by the name
 """
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,36 +17,47 @@ from opencompass.openicl import icl_inferencer as stock
 from opencompass.openicl.icl_inferencer.icl_base_inferencer import dump_results_dict
 from opencompass.openicl.icl_retriever import BaseRetriever
 
-from .opencompass_models import LLaDA
+from .likelihood import LogLikelihood
+from .opencompass_models import LLaDA, Pair
 
 
 class _WithErrors:
     """Adds `stderr`, in the unit of the value beside it, and `num_forwards` to every label of the file that the stock class writes.
 
-    The stock class asks label by label, batch by batch. It is run once for its requests alone, so that those of all labels share
-    batches and equal rows, and mc_num=auto sees all choices of a question.
+    The stock class asks label by label, batch by batch. So it runs twice: once to hear what it asks, answered with zeros; then all
+    of that is estimated together, so that labels share batches and equal rows, and mc_num=auto sees all choices of a question; and
+    once more, answered with the estimates.
     """
 
     def inference(self, retriever: BaseRetriever, *, output_json_filepath: str, output_json_filename: str, **arguments: Any) -> list:
         if not isinstance(self.model, LLaDA):
             raise ValueError(f"llada_plugins' {type(self).__name__} serves llada_plugins' models, got {type(self.model).__name__}: name OpenCompass' "
                              f"own {type(self).__name__} for it")
-        stock_inference = super().inference
-        with TemporaryDirectory() as folder:
-            self.model.foresee(lambda: stock_inference(retriever, output_json_filepath=folder, output_json_filename="asked.json", **arguments),
-                               self.batch_size)
-        self.model.errors.clear()
-        predictions = stock_inference(retriever, output_json_filepath=output_json_filepath, output_json_filename=output_json_filename,
-                                      **arguments)
+        stock_inference = functools.partial(super().inference, retriever, **arguments)
+        asked: list[tuple[Pair, int]] = []
+
+        def listen(pairs: Sequence[Pair], units: Sequence[int]) -> list[LogLikelihood]:
+            asked.extend(zip(pairs, units))
+            return [LogLikelihood(value=0.0, stderr=0.0, num_forwards=0)] * len(pairs)
+
+        with TemporaryDirectory() as folder, self.model.scored_by(listen):
+            stock_inference(output_json_filepath=folder, output_json_filename="asked.json")
+        found = self.model.estimates(list(dict.fromkeys(pair for pair, _ in asked)), self.batch_size)
+        with self.model.scored_by(lambda pairs, units: [found[pair] for pair in pairs]):
+            predictions = stock_inference(output_json_filepath=output_json_filepath, output_json_filename=output_json_filename)
         if self.is_main_process:
-            path = Path(output_json_filepath) / output_json_filename
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            labels = {name: None for row in rows.values() for name in row if name.startswith("label: ")}
-            asked = [row[label] for label in labels for row in rows.values()]        # label by label, as the stock class asks
-            for found, error in zip(asked, self.model.errors, strict=True):
-                found.update(error)
-            dump_results_dict(rows, path)
+            _add_errors(Path(output_json_filepath) / output_json_filename, [found[pair].error(unit) for pair, unit in asked])
         return predictions
+
+
+def _add_errors(path: Path, errors: Sequence[dict[str, float | None]]) -> None:
+    """Put the errors beside the values of a stock file: label by label, as the stock class asks."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    labels = {name: None for row in rows.values() for name in row if name.startswith("label: ")}
+    values = [row[label] for label in labels for row in rows.values()]
+    for value, error in zip(values, errors, strict=True):
+        value.update(error)
+    dump_results_dict(rows, path)
 
 
 class PPLInferencer(_WithErrors, stock.PPLInferencer):

@@ -9,7 +9,8 @@ import inspect
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Stream = tuple[tuple[int, ...], ...]                  # see engine.Request
-Pair = tuple[tuple[int, ...], tuple[int, ...]]        # token ids of a context and of the answer behind it
+Pair = tuple[tuple[int, ...], tuple[int, ...]]        # token ids of a context and of the answer after it
+Score = Callable[[Sequence[Pair], Sequence[int]], "list[LogLikelihood]"]        # pairs, and the tokens over which a value is a mean
 GENERATION_NAMES = ("do_sample", "num_beams", "num_return_sequences")        # of generation_kwargs, beside the sampler's options
 RENAMED = ("pretrained", "max_length", "batch_size")        # here path, max_seq_len, and a key that OpenCompass keeps to itself
 
@@ -87,9 +89,7 @@ class LLaDA(BaseModel):
         self.template_parser = TemplateParser(self.tokenizer, chat=chat, meta_template=meta_template)
         self.record_stats = record_stats
         self.stop_words = (stop_words,) if isinstance(stop_words, str) else tuple(stop_words)
-        self.errors: list[dict[str, float | None]] = []        # of likelihoods, as asked, in the unit of their values; opencompass_inferencers.py files them
-        self._asked: list[Pair] | None = None                   # while `foresee` only listens
-        self._foreseen: dict[Pair, LogLikelihood] = {}
+        self._score: Score = self._estimated
         self._bar: Progress | None = None
         self._places: tuple[Dataset, str, list[tuple[int, int]]] | None = None        # of the data set that is asked
         self._lock = threading.RLock()        # stock inferencers may ask from a pool of threads
@@ -277,36 +277,32 @@ class LLaDA(BaseModel):
         return -self._log_likelihood(pairs, units)
 
     def _log_likelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], units: Sequence[int] | None = None) -> np.ndarray:
-        """Nats per unit (1 by default) of each pair; their errors go to `errors`."""
+        """Nats per unit (1 by default) of each pair."""
         units = units or [1] * len(pairs)
-        keys: list[Pair] = [(tuple(context), tuple(answer)) for context, answer in pairs]
-        if self._asked is not None:
-            self._asked += keys
-            return np.zeros(len(keys))
-        known = self._foreseen if self._foreseen.keys() >= set(keys) else self._estimates(keys, len(keys))
-        self.errors += [known[key].error(unit) for key, unit in zip(keys, units)]
-        return np.array([known[key].value / unit for key, unit in zip(keys, units)])
+        found = self._score([(tuple(context), tuple(answer)) for context, answer in pairs], units)
+        return np.array([estimate.value / unit for estimate, unit in zip(found, units)])
 
-    def foresee(self, ask: Callable[[], Any], batch_size: int) -> None:
-        """Estimate together what `ask` asks for one after the other; it is run for that alone, and its likelihoods are zeros.
-
-        Until the next call these requests get the values found here. batch_size: rows of one forward pass.
-        """
-        self._asked = []
+    @contextmanager
+    def scored_by(self, score: Score) -> Iterator[None]:
+        """Within it all likelihoods are those of `score`, which gets token pairs and the units of their values."""
+        self._score = score
         try:
-            ask()
-            asked = list(dict.fromkeys(self._asked))
+            yield
         finally:
-            self._asked = None
-        self._foreseen = self._estimates(asked, batch_size)
+            self._score = self._estimated
 
-    def _estimates(self, pairs: Sequence[Pair], batch_size: int) -> dict[Pair, LogLikelihood]:
+    def estimates(self, pairs: Sequence[Pair], batch_size: int) -> dict[Pair, LogLikelihood]:
+        """The engine's estimates of different pairs, made together. batch_size: rows of one forward pass."""
         found: dict[Pair, LogLikelihood] = {}
         bar = self._progress()
         for number, estimate in self.engine.log_likelihood(pairs, batch_size):
             found[pairs[number]] = estimate
             bar.add()
         return found
+
+    def _estimated(self, pairs: Sequence[Pair], units: Sequence[int]) -> list[LogLikelihood]:
+        found = self.estimates(pairs, len(pairs))
+        return [found[pair] for pair in pairs]
 
     def _prediction(self, completion: Completion) -> str | dict[str, Any]:
         if not self.record_stats:
