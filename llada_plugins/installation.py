@@ -38,10 +38,10 @@ def ours() -> Distribution | None:
 
 
 def again(package: Distribution) -> str:
-    """The command that repeats the installation."""
+    """The command that repeats the installation; -v shows what a failing build step says."""
     source = json.loads(package.read_text("direct_url.json") or "{}")
     if source.get("dir_info", {}).get("editable"):
-        return f"pip install --no-deps -e {source['url'].removeprefix('file://')}"
+        return f"pip install -v --no-deps -e {source['url'].removeprefix('file://')}"
     return f"pip install --force-reinstall --no-deps {source.get('url', DISTRIBUTION)}"
 
 

@@ -130,7 +130,7 @@ def test_a_start_up_file_that_the_build_step_did_not_write_is_named(site_package
     ask = answering({**UNKNOWN, "reads_entry_points": False})
     found, = failures(doctor.check_lm_eval(ask))
     assert f"{site_packages / 'llada_plugins_lm_eval.pth'} is missing" in found.text
-    assert found.remedy.startswith("pip install --no-deps -e /src; until then llada-eval")
+    assert found.remedy.startswith("pip install -v --no-deps -e /src; until then llada-eval")
 
 
 def test_a_start_up_file_is_not_missed_where_lm_eval_reads_entry_points(site_packages):

@@ -422,9 +422,19 @@ def test_the_wheel_alone_evaluates_its_configs_in_both_harnesses(installed_wheel
 
 
 @pytest.mark.slow
-def test_the_doctor_names_a_start_up_file_that_is_missing(installed_wheel, tmp_path):
-    (installed_wheel.site_packages / PTH).unlink()
-    finished = run(installed_wheel.python, "-m", "llada_plugins.doctor", cwd=tmp_path)
-    broken = [line for line in finished.stdout.splitlines() if line.startswith("FAIL")]
-    assert finished.returncode == 1 and len(broken) == 1, finished.stdout
-    assert f"{PTH} is missing, so the build step of this installation did not run" in broken[0]
+def test_the_doctor_finds_an_editable_install_whose_build_step_failed(
+        environment, sources, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(sources, broken)
+    (broken / PTH).unlink()        # so the build step raises, which setuptools keeps to itself
+    environment.pip("install", "--no-index", "--no-deps", *INSTALLS["editable"], "--editable",
+                    broken, cwd=tmp_path)
+    finished = run(environment.python, "-m", "llada_plugins.doctor", cwd=tmp_path)
+    environment.pip("uninstall", "--yes", "llada-plugins", cwd=tmp_path)
+
+    said = finished.stdout.splitlines()
+    failure, = [number for number, line in enumerate(said) if line.startswith("FAIL")]
+    assert finished.returncode == 1
+    assert f"{PTH} is missing, so the build step of this installation did not run" in said[failure]
+    remedy = f"do: pip install -v --no-deps -e {broken}; until then llada-eval"
+    assert said[failure + 1].strip().startswith(remedy)
