@@ -85,6 +85,11 @@ def test_an_alpaca_prompt_is_the_instruction_and_below_it_the_input(public, case
     ("sharegpt", {"conversations": [ASK], "chosen": SAY, "rejected": ASK}, [ASKED, SAID]),
     ("messages", {"messages": [{"role": "system", "content": "s"}, ASKED, {**SAID, "weight": 1}], "id": 3},
      [{"role": "system", "content": "s"}, ASKED, SAID]),
+    ("messages", {"system": "s", "messages": [ASKED, {**SAID, "train": False}, ASKED], "chosen": {**SAID, "weight": 1}, "rejected": SAID},
+     [{"role": "system", "content": "s"}, ASKED, {**SAID, "weight": 0}, ASKED, SAID]),
+    ("sharegpt", {"conversations": [{**ASK, "weight": None}, {**SAY, "weight": 0.0}, ASK, {**SAY, "weight": 1.0}], "chosen": None},
+     [ASKED, {**SAID, "weight": 0}, ASKED, SAID]),
+    ("messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, SAID]}, [ASKED, SAID]),
 ])
 def test_dialogues_in_every_form_become_messages(tmp_path, name, row, messages):
     (tmp_path / "in.jsonl").write_text(json.dumps(row))
@@ -103,6 +108,12 @@ def test_dialogues_in_every_form_become_messages(tmp_path, name, row, messages):
     ("sharegpt", {"conversations": [ASK, SAY], "tools": "[]"}, "'tools' is not supported"),
     ("messages", {"messages": [ASKED, {"role": "assistant", "content": None}]}, "turn 2 must have 'role' and 'content' as text"),
     ("alpaca", {"instruction": "i", "output": "o", "history": [["q", "a"]]}, "'history' is not supported"),
+    ("alpaca", {"instruction": "i", "output": "o", "system": "s"}, "'system' is not supported"),
+    ("alpaca", {"instruction": "i", "output": "o", "weight": 0}, "the row is marked not to be learned"),
+    ("messages", {"messages": [ASKED, {**SAID, "tool_calls": [{"id": 1}]}]}, "turn 2: 'tool_calls' is not supported"),
+    ("messages", {"messages": [{"role": "system", "content": "s"}, ASKED, SAID], "system": "t"}, "'system' stands beside a turn of the system"),
+    ("messages", {"messages": [ASKED, SAID], "images": ["x.png"]}, "'images' is not supported"),
+    ("sharegpt", {"conversations": [ASK, {**SAY, "weight": 0}]}, "every answer is marked not to be learned"),
     ("alpaca", {"instruction": "i", "input": 3, "output": "o"}, "'input' must be text, found int"),
 ])
 def test_a_row_without_a_learnable_answer_is_skipped_with_the_reason(tmp_path, name, row, reason):
@@ -113,6 +124,16 @@ def test_a_row_without_a_learnable_answer_is_skipped_with_the_reason(tmp_path, n
     assert skipped[0].place == f"{tmp_path / 'in.json'}: row 2" and skipped[0].reason.startswith(reason)
     with pytest.raises(ValueError, match="in.json: row 2: "):
         convert.convert(tmp_path / "in.json", name, strict=True)
+
+
+def test_what_is_written_is_learned_as_the_input_says(tmp_path):
+    """Of a public report: the answers of weight 1 and of train true, and no other."""
+    row = {"conversations": [ASK, {"from": "gpt", "value": "Table.", "train": False}, ASK, {"from": "gpt", "value": "Blue.", "train": True}]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    convert.main(["--format", "sharegpt", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")])
+    words = BYTES._replace(render=lambda messages: "".join(message["content"] for message in messages))
+    example, = read_jsonl(tmp_path / "out.jsonl", words, append_eos=False)
+    assert (example.input_ids, example.prompt_length) == (list(b"qTable.qBlue."), len("qTable.q"))
 
 
 def test_with_chat_a_question_and_its_answer_become_a_dialogue(tmp_path):

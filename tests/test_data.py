@@ -109,6 +109,79 @@ def test_a_dialogue_without_answers_is_refused_by_file_and_line(tmp_path, words,
     assert "\n" not in str(info.value)
 
 
+# --- what the keys of turns and rows say -----------------------------------------------------------------------------
+
+MARKED = [        # what is learned of a row; the first three are those of a public report
+    ({"messages": [SYSTEM, USER, {**ANSWER, "content": "It is 5.", "weight": 0}, USER, {**ANSWER, "content": "It is 4.", "weight": 1}]},
+     ["It is 4."]),
+    ({"conversations": [{"from": "human", "value": "What is 2 + 2?", "weight": None}, {"from": "gpt", "value": "It is 5.", "weight": 0},
+                        {"from": "human", "value": "Check that again.", "weight": None}, {"from": "gpt", "value": "It is 4.", "weight": 1}]},
+     ["It is 4."]),
+    ({"conversations": [{"from": "human", "value": "Name a colour.", "train": False}, {"from": "gpt", "value": "Table.", "train": False},
+                        {"from": "human", "value": "A colour, please.", "train": False}, {"from": "gpt", "value": "Blue.", "train": True}]},
+     ["Blue."]),
+    ({"messages": [USER, {**ANSWER, "content": "a", "loss": True}, USER, {**ANSWER, "content": "b", "loss": False}]}, ["a"]),
+    ({"messages": [USER, {**ANSWER, "content": "a", "train_on_turn": 1.0}, {**ANSWER, "content": "b", "weight": 0.0}]}, ["a"]),
+    ({"messages": [{**ANSWER, "content": "Hello!", "weight": 0}, USER, {**ANSWER, "content": "b"}]}, ["b"]),        # a greeting
+    ({"messages": [USER, {**ANSWER, "content": "a"}], "weight": 1, "tools": None, "chat_template_kwargs": {}, "label": True}, ["a"]),
+    ({"messages": [{**USER, "id": 7, "timestamp": "now"}, {**ANSWER, "content": "a", "tool_calls": [], "refusal": None, "name": ""}]}, ["a"]),
+]
+
+
+@pytest.mark.parametrize("row, answers", MARKED, ids=range(len(MARKED)))
+def test_only_answers_that_are_not_marked_otherwise_are_learned(tmp_path, words, row, answers):
+    examples = read(tmp_path, words, row, append_eos=False)
+    assert [halves(example)[1] for example in examples] == [words.encode(text) for text in answers]
+
+
+def test_an_answer_that_is_not_learned_stands_in_the_prompts_after_it(tmp_path, words):
+    turns = [USER, ANSWER, USER, {**ANSWER, "content": "hum"}]
+    assert read(tmp_path, words, {"messages": [USER, {**ANSWER, "weight": 0}, *turns[2:]]}) == read(tmp_path, words, {"messages": turns})[1:]
+
+
+def test_parts_of_text_are_one_text(tmp_path, words):
+    parts = [{"type": "text", "text": "h", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "o\n", "image": None}]
+    whole = read(tmp_path, words, {"messages": [USER, ANSWER]})
+    assert read(tmp_path, words, {"messages": [USER, {**ANSWER, "content": parts}]}) == whole
+    assert read(tmp_path, words, {"conversations": [{"from": "human", "value": [{"type": "text", "text": " hi "}]},
+                                                    {"from": "gpt", "value": parts}]}) == whole
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+IMAGE = {"type": "image_url", "image_url": {"url": "http://x"}}
+
+
+@pytest.mark.parametrize("row, message", [
+    ({"messages": [USER, {**ANSWER, "tool_calls": [CALL]}]}, "turn 2: 'tool_calls' is not supported, .*: write that into the text, or leave"),
+    ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, "turn 2: 'tool_calls' is not supported"),
+    ({"messages": [USER, {**ANSWER, "reasoning_content": "so"}]}, "turn 2: 'reasoning_content' is not supported"),
+    ({"messages": [USER, {**ANSWER, "thinking": "so"}]}, "turn 2: 'thinking' is not supported"),
+    ({"messages": [{**USER, "name": "Ann"}, ANSWER]}, "turn 1: 'name' is not supported"),
+    ({"messages": [USER, {**ANSWER, "train_detail": [{"begin_offset": 0}]}]}, "turn 2: 'train_detail' is not supported"),
+    ({"conversations": [{"from": "human", "value": "q", "mask": False}]}, "turn 1: 'mask' is not supported"),
+    ({"messages": [USER, {**ANSWER, "weight": 0.5}]}, "turn 2: 'weight' must be 0 or 1, or false or true, got 0.5"),
+    ({"messages": [USER, {**ANSWER, "train": "no"}]}, "turn 2: 'train' must be 0 or 1, or false or true, got 'no'"),
+    ({"messages": [USER, {**ANSWER, "train": True, "weight": 0}]}, "turn 2: 'weight' and 'train' contradict each other"),
+    ({"messages": [{**USER, "train": True}, ANSWER]}, "turn 1 is marked to be learned and is the user's"),
+    ({"messages": [USER, {**ANSWER, "weight": 0}]}, "every answer is marked not to be learned: leave the row out"),
+    ({"messages": [ANSWER, {**ANSWER, "weight": 0}, USER]}, "turn 1 is the assistant's and answers nobody"),
+    ({"messages": [{**USER, "content": [IMAGE]}, ANSWER]}, "turn 1, part 1: only parts .* are read, found 'image_url'"),
+    ({"messages": [USER, {**ANSWER, "content": ["ho"]}]}, "turn 2, part 1: only parts .* are read, found 'str'"),
+    ({"messages": [{**USER, "content": [{"type": "text", "text": "a", "image": "b"}]}, ANSWER]}, "turn 1, part 1: 'image' is not supported"),
+    ({"messages": [USER, {**ANSWER, "content": []}]}, "turn 2 is empty"),
+    ({"messages": [USER, ANSWER], "tools": [CALL]}, "'tools' is not supported"),
+    ({"messages": [USER, ANSWER], "chat_template_kwargs": {"enable_thinking": True}}, "'chat_template_kwargs' is not supported"),
+    ({"prompt": "a", "completion": "b", "system": "c"}, "'system' is not supported"),
+    ({"prompt": "a", "completion": "b", "weight": 0}, "the row is marked not to be learned: leave it out"),
+    ({"prompt": "a", "completion": "b", "weight": 2}, "the row: 'weight' must be 0 or 1"),
+    ({"messages": [USER, ANSWER], "label": False}, "'label' is false, so the answer is not to be learned"),
+])
+def test_a_key_that_would_change_what_is_learned_is_refused_by_file_line_and_name(tmp_path, words, row, message):
+    with pytest.raises(ValueError, match=f"data.jsonl:2: {message}") as info:
+        read(tmp_path, words, {"messages": [USER, ANSWER]}, row)
+    assert "\n" not in str(info.value)
+
+
 def test_a_tokenizer_without_template_refuses_dialogues_and_takes_text(tmp_path, words):
     plain = words._replace(render=None)
     assert len(read(tmp_path, plain, {"prompt": "a", "completion": "b"})) == 1
@@ -167,13 +240,14 @@ def test_a_command_trains_on_one_split_of_a_data_set_and_evaluates_on_another(tm
     ([PROMPTED], ["--data", "{set}", "--train_split", "valid"], "--data {set} has no split valid, but train, test: choose with"),
     ([{"question": "a", "answer": "b"}], ["--data", "{set}"], '--data {set} has columns question, answer, and rows must be {{"prompt"'),
     ([PROMPTED, {"prompt": "a", "completion": None}], ["--data", "{set}"], "{set} train: row 2: expected {{\"prompt\""),
+    ([{**PROMPTED, "system": None}, {**PROMPTED, "system": "s"}], ["--data", "{set}"], "{set} train: row 2: 'system' is not supported"),
     ([{"prompt": 1}], ["--data", "{set}", "--train_split", "test"], "--data {set}: `datasets` cannot read this folder (CastError: "),
     ([PROMPTED], ["--data", "nobody-has-this"], "--data nobody-has-this: no such file or folder, and the hub did not deliver it"),
     ([PROMPTED], ["--data", "{set}", "--eval_split", "test", "--eval_data", "x.jsonl"], "--eval_data and --eval_split are alternatives"),
     ([PROMPTED], ["--data", "rows.jsonl", "--eval_split", "test"], "--eval_split has no effect on a file (rows.jsonl): leave it out, or"),
 ])
 def test_a_data_set_that_does_not_fit_is_refused_in_one_line(tmp_path, folder_of, train, flags, message):
-    place = folder_of(train, [PROMPTED] if "prompt" in train[0] else train)
+    place = folder_of(train, train[:1] if "system" in train[0] else [PROMPTED] if "prompt" in train[0] else train)
     with pytest.raises(SystemExit) as exit_info:
         sft.main(["--model", "tiny", *(flag.format(set=place) for flag in flags), "--output_dir", str(tmp_path / "out"), "--use_cpu"])
     assert str(exit_info.value.code).startswith(f"error: {message.format(set=place)}") and "\n" not in str(exit_info.value.code)

@@ -5,12 +5,14 @@
 Rows are {"prompt": text, "completion": text}, or {"messages": [{"role", "content"}]} where the input has dialogues and, with --chat,
 everywhere: messages are trained on as the chat template renders them, prompt and completion as they are. Reads files already on disk
 (JSONL, a JSON array, one JSON object, or a folder of such) and downloads nothing. A row that does not fit is skipped, reported by file
-and line (of an array: row, from 1) with the reason, and counted; --strict ends at the first one and leaves no output. A new format is a
-function and a row of FORMATS. Sources, and the commands for the sets of the plan (hub sets come as parquet; `datasets` writes JSONL):
+and line (of an array: row, from 1) with the reason, and counted; --strict ends at the first one and leaves no output. So is a row with a
+key that would change what is learned and that nobody reads (row_keys.py says which). An answer marked "weight": 0, "train": false or
+"loss": false is written with "weight": 0: later turns stand behind it, and it is not learned. A new format is a function and a row of
+FORMATS. Sources, and the commands for the sets of the plan (hub sets come as parquet; `datasets` writes JSONL):
 
     ShareGPT  any file in its form           --format sharegpt --input FILE             conversations, chosen of preference pairs
     OpenAI    any file in its form           --format messages --input FILE             messages
-    TRL, …    any file in its form           --format prompt_completion --input FILE    prompt -> completion, other fields left out
+    TRL, …    any file in its form           --format prompt_completion --input FILE    prompt -> completion, other columns left out
     Alpaca    tatsu-lab/stanford_alpaca      --format alpaca --input alpaca_data.json   instruction, blank line, input -> output
     s1K       simplescaling/s1K-1.1          --format s1k --input s1k.json              problem -> solution
     MATH      hendrycks/math                 --format math --input MATH/train           problem -> solution
@@ -30,8 +32,9 @@ from typing import Any, NamedTuple
 
 from llada_plugins.config import FlagParser
 
-from .dialogue import Message, from_conversations, from_messages
+from . import dialogue
 from .jsonl import TEXT, check_text, parse, reason, write_rows
+from .row_keys import check_row
 
 
 class Row(NamedTuple):
@@ -44,7 +47,7 @@ class Row(NamedTuple):
 class Dialogue(NamedTuple):
     """A training row of turns."""
 
-    messages: list[Message]
+    messages: list[dialogue.Message]
 
 
 class Skip(NamedTuple):
@@ -56,18 +59,12 @@ class Skip(NamedTuple):
 
 def sharegpt(row: dict[str, Any]) -> Dialogue:
     """ShareGPT: the conversation, begun by the row's system text and ended by the chosen answer of a preference pair, where it has them."""
-    _without(row, "tools")
-    turns = row.get("conversations")
-    if isinstance(turns, list):
-        system = [{"from": "system", "value": row["system"]}] if row.get("system") else []
-        turns = [*system, *turns, *([row["chosen"]] if "chosen" in row else [])]
-    return Dialogue(from_conversations(turns))
+    return Dialogue(dialogue.read_row("conversations", row))
 
 
 def messages(row: dict[str, Any]) -> Dialogue:
-    """OpenAI's fine-tuning form."""
-    _without(row, "tools", "functions")
-    return Dialogue(from_messages(row.get("messages")))
+    """OpenAI's fine-tuning form; system text and chosen answer as above."""
+    return Dialogue(dialogue.read_row("messages", row))
 
 
 def prompt_completion(row: dict[str, Any]) -> Row:
@@ -77,7 +74,6 @@ def prompt_completion(row: dict[str, Any]) -> Row:
 
 def alpaca(row: dict[str, Any]) -> Row:
     """Alpaca: the instruction, and below it the input if it has one."""
-    _without(row, "history", "system")
     given = _text(row, "input") if row.get("input") else ""
     return Row(_text(row, "instruction") + (f"\n\n{given}" if given else ""), _text(row, "output"))
 
@@ -108,6 +104,7 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Row | Dialogue]] = {
     "gsm8k": gsm8k,
     "opc": opc,
 }
+HONOURED = {"sharegpt": ("system", "chosen"), "messages": ("system", "chosen")}        # of row_keys.ROW_KEYS, by format
 
 
 def as_dialogue(row: Row | Dialogue) -> Dialogue:
@@ -171,6 +168,7 @@ def convert(path: Path, name: str, *, chat: bool = False, strict: bool = False) 
                 raise raw
             if not isinstance(raw, dict):
                 raise ValueError(f"expected an object, found {type(raw).__name__}")
+            check_row(raw, HONOURED.get(name, ()))
             row = FORMATS[name](raw)
             for text in [turn["content"] for turn in row.messages] if isinstance(row, Dialogue) else row:
                 check_text(text)
@@ -204,12 +202,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for skip in skipped:
         print(f"skipped {skip.place}: {skip.reason}", file=sys.stderr)
     print(f"{options.output}: {len(rows)} rows of {len(rows) + len(skipped)}, {len(skipped)} skipped")
-
-
-def _without(row: dict[str, Any], *fields: str) -> None:
-    for field in fields:
-        if row.get(field):
-            raise ValueError(f"{field!r} is not supported: the answer may need what it says")
 
 
 def _text(row: dict[str, Any], field: str) -> str:

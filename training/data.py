@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llada_plugins.text import load_tokenizer, render_chat
 
-from . import dialogue, hub
+from . import dialogue, hub, row_keys
 from .jsonl import check_text, parse, read_lines
 from .token_cache import digest, kept
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 FORMS = ('{"prompt": text, "completion": text}, {"messages": [{"role", "content"}]}, {"conversations": [{"from", "value"}]} '
          'or {"input_ids": [ids], "prompt_length": number}')
 
-RULES = 1        # raise it when rows of the same data and options become other examples: kept ones are then made again
+RULES = 2        # raise it when rows of the same data and options become other examples: kept ones are then made again
 COLUMNS = (("messages",), ("conversations",), ("prompt", "completion"), ("input_ids", "prompt_length"))        # of these forms
 
 
@@ -126,6 +126,7 @@ def read_hub(name: str, config: str | None, split: str, words: Vocabulary, *, ap
              cache: Path | None = None) -> Examples:
     """Token rows of a data set of the hub, or of a folder that `datasets` loads, in any of FORMS; other columns are left out.
 
+    Of those, the ones that would change what is learned must be empty (row_keys.py).
     seq_len, cache: see `read_jsonl`. Raises FileNotFoundError, or ValueError that names split and row.
     """
     named = hub.Hub(name, config)
@@ -134,7 +135,8 @@ def read_hub(name: str, config: str | None, split: str, words: Vocabulary, *, ap
     columns = next((form for form in COLUMNS if set(form) <= set(rows.column_names)), None)
     if columns is None:
         raise ValueError(f"--data {title} has columns {', '.join(rows.column_names)}, and rows must be {FORMS}")
-    placed = ((f": row {number}", row) for number, row in enumerate(rows.select_columns(list(columns)), 1))
+    columns = [*columns, *(name for name in rows.column_names if name in row_keys.KNOWN)]
+    placed = ((f": row {number}", row) for number, row in enumerate(rows.select_columns(columns), 1))
     source = RowSource(f"{title} {split}", lambda: f"{rows._fingerprint} {columns}", placed, f"--data {title}: split {split} has no rows")
     return _kept(source, words, append_eos, seq_len, cache)
 
@@ -196,6 +198,7 @@ def _read(source: RowSource, words: Vocabulary, append_eos: bool, seq_len: int |
 
 
 def _parse(row: Any, words: Vocabulary, append_eos: bool) -> list[Example]:
+    row = row_keys.own(row) if isinstance(row, dict) else row
     keys = row.keys() if isinstance(row, dict) else ()
     if keys == {"prompt", "completion"} and all(isinstance(text, str) for text in row.values()):
         return [_encode(row["prompt"], row["completion"], words, append_eos)]
@@ -203,8 +206,8 @@ def _parse(row: Any, words: Vocabulary, append_eos: bool) -> list[Example]:
         ids, prompt_length = row["input_ids"], row["prompt_length"]
         if isinstance(ids, list) and all(type(token) is int for token in [*ids, prompt_length]):
             return [Example(ids, prompt_length)]
-    if len(keys) == 1 and (form := next(iter(keys))) in dialogue.FORMS:
-        return encode(_answers(dialogue.FORMS[form](row[form]), words), words, append_eos=append_eos)
+    if len(keys) == 1 and (form := next(iter(keys))) in dialogue.KEYS:
+        return encode(_answers(dialogue.read(form, row[form]), words), words, append_eos=append_eos)
     found = f"keys {sorted(row)}" if isinstance(row, dict) else type(row).__name__
     raise ValueError(f"expected {FORMS}, found {found} or a value of another type; python -m training.convert reads other forms")
 

@@ -87,7 +87,8 @@ def collate_steps(pad_id: int) -> Callable[[Sequence[StepExample]], dict[str, Te
 
 def _parse(row: Any) -> StepRow:
     if not isinstance(row, dict) or row.keys() != set(StepRow._fields):
-        raise ValueError(f"expected {FORM}, found {f'keys {sorted(row)}' if isinstance(row, dict) else type(row).__name__}")
+        found = f"keys {sorted(row)}: leave others out" if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"expected {FORM}, found {found}")
     prompt, steps, labels = (row[name] for name in StepRow._fields)
     if not isinstance(prompt, str) or not _list_of(str, steps) or not _list_of(bool, labels):
         raise ValueError(f"expected {FORM}, found a value of another type")
