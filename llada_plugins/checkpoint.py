@@ -22,6 +22,7 @@ from .adapters import Adapter
 from .bitower import MARK, BiTowerLLaDA
 from .gptq import PackedLinear, pack_linears, read_packing, replace
 from .model import LLaDA, LLaDAConfig, SpecialTokens
+from .origin import config_of, read_origin, write_files
 from .quantization import Quantization, check_applies, check_quantize, describe, quantise_linear, quantization_of
 from .submodules import check_present
 
@@ -169,6 +170,8 @@ def load_model(pretrained: str | Path | None = None, *, device: str = "auto", dt
                quantize: str | None = None, peft: str | Path | None = None) -> LLaDA:
     """A LLaDA model, ready for inference: called with ids (B, L) it returns logits (B, L, V).
 
+    Its weights are frozen, so that nothing keeps a graph: `model.requires_grad_(True)` lets them train, as the training commands do;
+    `model.train()` alone changes nothing.
     pretrained: a folder or a hub id; None is the tiny model shipped in the package. device: "auto" takes a GPU if there is one.
     dtype: "auto" is bfloat16 on a GPU, float32 on a CPU. quantize: "int8" or "nf4" quantise the blocks' Linears as they are read; a GPTQ
     checkpoint is dequantised, or with "packed" left in 4 bits. peft: folder or hub id of a LoRA adapter, which is merged into the weights,
@@ -185,6 +188,7 @@ def load_model(pretrained: str | Path | None = None, *, device: str = "auto", dt
     with torch.device("meta"):
         model = BiTowerLLaDA(config) if is_bitower(folder) else LLaDA(config)
     model.special_tokens = special_tokens(folder, config)
+    model.origin = read_origin(folder, read_json(folder / "config.json"), config)
     adapter = None if peft is None else Adapter(resolve(peft, option="peft"), model)
     model.quantization = load_quantised(model, files, device=target, dtype=precision, source=folder, quantize=quantize, blocks=BLOCKS,
                                         adapter=adapter)
@@ -250,14 +254,19 @@ def _quantization_config(folder: Path) -> dict[str, Any] | None:
 
 
 def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | None = None) -> None:
-    """Write config.json and model.safetensors in the published layout; extra_config: further keys of config.json."""
+    """Write config.json and model.safetensors in the published layout; extra_config: further keys of config.json.
+
+    Of a loaded model also what its checkpoint says beside the weights (origin.py): the other keys of its config.json, the code that
+    these name, and generation_config.json.
+    """
     if (record := quantization_of(model)) and record.fingerprint:
         raise ValueError(f"a model in {record.method} is not saved: save the model that it was loaded from, and quantise at load")
     check_present(model, "a checkpoint")
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_tensors(state, folder / "model.safetensors")
-    text = json.dumps({**model.config.to_dict(), **(extra_config or {})}, indent=1, sort_keys=True)
+    write_files(model, folder)
+    text = json.dumps({**config_of(model), **(extra_config or {})}, indent=1, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 

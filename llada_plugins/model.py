@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .submodules import home, is_plain_linear, table
+
+if TYPE_CHECKING:
+    from .origin import Origin
 
 # Switches of the published config that change the arithmetic: this module implements exactly these values.
 IMPLEMENTED = {
@@ -266,6 +269,7 @@ class LLaDA(Recomputing, nn.Module):
             transformer["ff_out"] = nn.Linear(config.d_model, config.num_embeddings, bias=config.include_bias)
         self.model = nn.ModuleDict({"transformer": nn.ModuleDict(transformer)})
         self.special_tokens: SpecialTokens | None = None         # set where the checkpoint's files are at hand
+        self.origin: Origin | None = None        # of a loaded model, what its checkpoint says beside the weights
         self._rotary: tuple[Tensor, Tensor] | None = None        # not a buffer: .to(bfloat16) must never reach it
 
     @property
@@ -357,9 +361,11 @@ class LLaDA(Recomputing, nn.Module):
 
 
 def empty_like(model: LLaDA) -> LLaDA:
-    """A model of the same class and config on the meta device, to be filled with weights."""
+    """A model of the same class, config and origin on the meta device, to be filled with weights."""
     with torch.device("meta"):
-        return type(model)(model.config)
+        empty = type(model)(model.config)
+    empty.origin = model.origin
+    return empty
 
 
 def initialise(model: LLaDA, generator: torch.Generator) -> None:

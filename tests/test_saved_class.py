@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +13,10 @@ import pytest
 import torch
 
 from llada_plugins.bitower import BiTowerLLaDA
-from llada_plugins.checkpoint import load_model
+from llada_plugins.checkpoint import load_model, save_model
 from llada_plugins.engine import Engine, Request
 from llada_plugins.model import LLaDA, empty_like
-from training import pretrain, prm_sft, remask_sft, router_sft, sft
+from training import merge, pretrain, prm_sft, remask_sft, router_sft, sft
 
 CLASSES = {"tiny_checkpoint": LLaDA, "bi_tower": BiTowerLLaDA}  # fixture -> class of its model
 RUN = (
@@ -99,15 +101,44 @@ def data(tmp_path_factory, sudokus) -> dict[Callable[..., None], list[str]]:
     }
 
 
+SAID = {  # keys of config.json that we do not read, and one whose value depends on what is saved
+    "auto_map": {"AutoModel": "modeling.Model", "AutoConfig": ["configuration.Config", None]},
+    "_name_or_path": "somewhere",
+    "torch_dtype": "bfloat16",
+    "multi_query_attention": False,
+    "init_device": "meta",
+}
+FILES = {"modeling.py": "raise SystemExit", "part.py": "", "generation_config.json": "{}"}
+
+
+@pytest.fixture(scope="module")
+def bases(request, tmp_path_factory) -> dict[str, Path]:
+    """A checkpoint of each class that says more than we read, with code that must never run."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in CLASSES}
+    for name, folder in folders.items():
+        shutil.copytree(request.getfixturevalue(name), folder, dirs_exist_ok=True)
+        raw = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**raw, **SAID}))
+        for file, text in FILES.items():
+            (folder / file).write_text(text)
+    return folders
+
+
+def check_says_what_its_base_says(base: Path, out: Path, dtype: str = "float32") -> None:
+    said, found = (json.loads((folder / "config.json").read_text()) for folder in (base, out))
+    assert {**said, "torch_dtype": dtype} == {name: found.get(name, "absent") for name in said}
+    assert {name: (out / name).read_text() for name in FILES} == FILES
+
+
 def command(kind: Kind, base: Path, out: Path, data: list[str]) -> None:
     kind.main(["--model", str(base), *data, "--output_dir", str(out), *RUN, *kind.flags])
 
 
 @pytest.mark.parametrize("kind, name", CASES)
 def test_what_was_trained_is_of_the_class_that_was_loaded_or_refused(
-    kind, name, request, tmp_path, data, sudokus
+    kind, name, bases, tmp_path, data, sudokus
 ):
-    kind, base, out = KINDS[kind], request.getfixturevalue(name), tmp_path / "out"
+    kind, base, out = KINDS[kind], bases[name], tmp_path / "out"
     flags = data.get(kind.main, ["--data", str(sudokus)])
     if name in kind.refusals:
         with pytest.raises(SystemExit) as refused:
@@ -122,6 +153,7 @@ def test_what_was_trained_is_of_the_class_that_was_loaded_or_refused(
     assert type(engine.model) is CLASSES[name]
     assert len(dict(engine.generate([Request("1...", engine.sampler)]))) == 1
     if options["pretrained"] == str(out):
+        check_says_what_its_base_says(base, out)
         before, after = (load_model(folder, device="cpu").state_dict() for folder in (base, out))
         assert before.keys() == after.keys()
         for tensor_name, tensor in before.items():
@@ -194,6 +226,53 @@ def test_fine_tuning_says_that_a_policy_stream_is_not_trained(tmp_path, bi_tower
         ]
     )
     assert "remask_sft --joint trains both" in caplog.text
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_loaded_model_is_saved_with_all_that_its_checkpoint_says(bases, tmp_path, name, dtype):
+    model = load_model(bases[name], device="cpu", dtype=dtype)
+    for number, saved in enumerate([model, empty_like(model)]):  # the second as FSDP's state is saved
+        saved.load_state_dict(model.state_dict(), assign=True)
+        save_model(saved, tmp_path / str(number))
+        check_says_what_its_base_says(bases[name], tmp_path / str(number), dtype)
+        assert load_model(tmp_path / str(number), device="cpu").config == model.config
+
+
+def test_a_merged_model_says_what_its_base_says(bases, tmp_path, sudokus):
+    flags = ["--model", str(bases["tiny_checkpoint"]), "--data", str(sudokus), *RUN, *LORA]
+    sft.main([*flags, "--output_dir", str(tmp_path / "lora")])
+    options = {"model": str(bases["tiny_checkpoint"]), "peft": str(tmp_path / "lora")}
+    merge.merge(merge.MergeOptions(**options, output=str(tmp_path / "out")))
+    check_says_what_its_base_says(bases["tiny_checkpoint"], tmp_path / "out")
+
+
+def test_what_no_longer_holds_is_not_said(tmp_path, bases):
+    """Of a quantised checkpoint plain weights are saved; a config that was changed is what counts."""
+    model = load_model(bases["tiny_checkpoint"], device="cpu")
+    packed = {**model.origin.raw, "quantization_config": {"bits": 4}}
+    model.origin = model.origin._replace(raw=packed)
+    model.config = dataclasses.replace(model.config, max_sequence_length=64)
+    save_model(model, tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in said and said["max_sequence_length"] == 64
+
+
+def test_code_that_a_download_left_behind_is_named_by_its_repository(bases, tmp_path):
+    snapshot = tmp_path / "models--owner--a--b" / "snapshots" / "0123"
+    shutil.copytree(bases["tiny_checkpoint"], snapshot)
+    save_model(load_model(snapshot, device="cpu"), tmp_path / "out")
+    there = {"AutoModel": "owner/a--b--modeling.Model"}
+    there["AutoConfig"] = ["owner/a--b--configuration.Config", None]
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said["auto_map"] == there  # configuration.py is not in the folder
+
+
+def test_a_loaded_model_is_frozen_until_it_is_told_to_train(tiny_checkpoint):
+    model = load_model(tiny_checkpoint, device="cpu").train()
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not model(torch.tensor([[1, 2]])).requires_grad
+    assert model.requires_grad_(True)(torch.tensor([[1, 2]])).requires_grad
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -53,7 +53,9 @@ NOT_HERE = {        # flags of transformers that would do nothing, or nothing go
     "activation_checkpointing_kwargs": "every block is computed again, as torch does without reentrance",
     "use_liger_kernel": "it knows other models only",
 }
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+    "additional_chat_templates/*.jinja", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
 
 
 @dataclass
@@ -337,6 +339,9 @@ def save_checkpoint(tokenizer_folder: Path, extra_config: Mapping[str, Any]) -> 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """The tokenizer's files as they are."""
-    for name in TOKENIZER_FILES if source.resolve() != target.resolve() else ():
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    if source.resolve() == target.resolve():
+        return
+    for path in (path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
