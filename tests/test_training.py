@@ -13,7 +13,7 @@ from llada_plugins.checkpoint import load_model
 from llada_plugins.diffusion import EPS, mask_tokens
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
 from llada_plugins.tasks import sudoku
-from training import objectives, remask_sft, router_sft, sft
+from training import launch, objectives, remask_sft, router_sft, sft
 from training.data import Example, Vocabulary, collate_answers, encode, read_jsonl
 from training.launch import TOKENIZER_FILES, RunArguments, save_checkpoint
 from training.objectives import Loss
@@ -24,6 +24,9 @@ VOCAB, MASK_ID, EOS_ID = 12, 10, 11
 SHAPE = dict(d_model=16, n_heads=2, n_layers=1, vocab_size=VOCAB, mlp_hidden_size=24, max_sequence_length=64, rope_theta=1e4,
              rms_norm_eps=1e-5, weight_tying=False, include_bias=False, include_qkv_bias=False, rope_full_precision=True,
              mask_token_id=MASK_ID, eos_token_id=EOS_ID)
+# transformers 5 renamed the flag of 4 that draws rows by length
+BY_LENGTH = ["--train_sampling_strategy", "group_by_length"] if "train_sampling_strategy" in RunArguments.__dataclass_fields__ else [
+    "--group_by_length"]
 BYTES = Vocabulary(lambda text: list(text.encode()), 258, 64, 257)
 
 
@@ -300,7 +303,7 @@ def test_noise_differs_between_steps_micro_steps_and_processes():
     (["--preset", "sudoku4", "--gradient_checkpointing_kwargs", "{\"use_reentrant\": true}"], "checkpointing_kwargs is not supported: leave it out; every"),
     (["--preset", "sudoku4", "--resume_from_checkpoint", "x"], "--resume_from_checkpoint is not supported: leave it out; --resume"),
     (["--preset", "sudoku4", "--label_smoothing_factor", "0.1"], "--label_smoothing_factor is not supported"),
-    (["--preset", "sudoku4", "--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy must be random, got group_by_length"),
+    (["--preset", "sudoku4", *BY_LENGTH], f"{BY_LENGTH[0]} {'must be random, got' if BY_LENGTH[1:] else 'is not supported: leave it out'}"),
     (["--preset", "sudoku4", "--accelerator_config", "absent.json"], "absent.json"),
     (["--preset", "sudoku4", "--lr_scheduler_kwargs", "{x"], "--lr_scheduler_kwargs {x: not JSON: Expecting property name"),
     (["--preset", "sudoku4", "--optim_args", "x"], "see --optim_args, which are NAME=VALUE with commas between"),
@@ -418,13 +421,29 @@ def test_help_describes_every_flag(capsys):
         assert flag in text
 
 
+@pytest.mark.parametrize("version, old", [("4.46.3", True), ("4.56.2", True), ("4.57.6", False), ("5.0.0", False), ("5.23.0", False)])
+def test_a_transformers_too_old_to_train_with_is_told_before_anything_is_read(monkeypatch, version, old):
+    monkeypatch.setattr(launch.transformers, "__version__", version)
+    with pytest.raises(SystemExit) as exit_info:
+        sft.main(["--model", "absent", "--data", "absent.jsonl", "--output_dir", "absent", "--use_cpu"])
+    message = f"error: training needs transformers 4.57 or newer, found {version}: pip install 'transformers>=4.57'"
+    assert (exit_info.value.code == message) == old
+
+
+@pytest.mark.parametrize("steps, updates", [(0, 0), (0.03, 2), (0.5, 25), (1, 1), (20, 20), (60, 60)])
+def test_a_warm_up_below_one_is_a_share_in_every_version_of_transformers(tmp_path, steps, updates):
+    arguments = RunArguments(output_dir=str(tmp_path), warmup_steps=steps, use_cpu=True)
+    assert arguments.warmup_steps == steps and arguments.get_warmup_steps(50) == updates
+
+
 def test_help_tells_a_default_once_and_what_no_turns_off(capsys):
     with pytest.raises(SystemExit):
         sft.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "(default: None)" not in text and "rank of the adapters (default: 8) --lora_alpha" in text
     assert "taken as they are (default: True) --no_append_eos, --no-append-eos turns --append_eos off" in text
-    assert "--learning-rate LEARNING_RATE The initial learning rate for the optimizer. (default: 5e-05)" in text
+    theirs = RunArguments.__dataclass_fields__["learning_rate"].metadata["help"]        # as this version of transformers words it
+    assert f"--learning-rate LEARNING_RATE {' '.join(theirs.split())} (default: 5e-05)" in text
 
 
 def test_a_checkpoint_is_fine_tuned_on_a_file_by_command(tmp_path):

@@ -14,9 +14,9 @@ from zipfile import BadZipFile, ZipFile
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, trainer_utils
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from llada_plugins.checkpoint import fingerprint, signature
 
@@ -64,15 +64,29 @@ class WholeCheckpoints(Trainer):
                 shutil.rmtree(output / name, ignore_errors=True)
                 (output / UNFINISHED / name).replace(output / name)
                 (output / UNFINISHED).rmdir()
-                rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit,
-                                   best_model_checkpoint=self.state.best_model_checkpoint)
+                self._remove_oldest(output)
+
+    def _remove_oldest(self, output: Path) -> None:
+        """Keep `save_total_limit` checkpoints, among them the last and the best."""
+        if not hasattr(trainer_utils, "rotate_checkpoints"):        # transformers 5.0 and before
+            self._rotate_checkpoints(output_dir=str(output))
+            return
+        trainer_utils.rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit,
+                                         best_model_checkpoint=self.state.best_model_checkpoint)
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
         """Nothing where no update is left: transformers 5.23, which resumes from a last checkpoint inside an epoch, would make one more."""
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
+        if not self._is_done():
             super()._run_epoch(*arguments, **options)
+
+    def get_batch_samples(self, *arguments: Any, **options: Any) -> tuple[list[Any], Any]:
+        """No batch where no update is left: transformers 5.0 and before have no `_run_epoch`."""
+        return ([], None) if self._is_done() else super().get_batch_samples(*arguments, **options)
+
+    def _is_done(self) -> bool:
+        done = self.state.global_step >= self.state.max_steps
+        self.control.should_training_stop |= done
+        return done
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model alone."""

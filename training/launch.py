@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import Trainer, TrainingArguments, get_scheduler
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRANSFORMERS = "4.57"        # the oldest whose Trainer trains here; evaluation takes older ones
 EVENTS = "runs"        # what transformers calls the folder of TensorBoard's files
 INSTALL = {"tensorboard": "pip install 'llada-plugins[train]'", "wandb": "pip install wandb"}
 RESULTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")        # what a run leaves beside its checkpoints
@@ -52,7 +55,13 @@ NOT_HERE = {        # flags of transformers that would do nothing, or nothing go
     "gradient_checkpointing_kwargs": "every block is computed again, as torch does without reentrance",
     "activation_checkpointing_kwargs": "every block is computed again, as torch does without reentrance",
     "use_liger_kernel": "it knows other models only",
+    "warmup_ratio": "--warmup_steps below 1 is the share of all updates",
+    "group_by_length": "rows are drawn at random",
+    "overwrite_output_dir": "--overwrite starts again, --resume continues",
+    "past_index": "the models have no past",
+    "use_legacy_prediction_loop": "there is one evaluation loop",
 }
+FIXED = {"train_sampling_strategy": "random", "save_safetensors": True}        # flags that take one value here
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/*.jinja", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
@@ -87,13 +96,16 @@ class RunArguments(TrainingArguments):
                 json.loads(value if isinstance(value, str) and value.startswith("{") else "{}")
             except ValueError as error:
                 raise ValueError(f"--{name} {value}: not JSON: {error}") from None
+        warmup_steps, self.warmup_steps = self.warmup_steps, 0        # transformers 4 knows no share
         super().__post_init__()
+        self.warmup_steps = warmup_steps
         self._check_numbers()
         for name, remedy in NOT_HERE.items():
-            if getattr(self, name, None):        # which depend on the version
+            if getattr(self, name, None) not in (None, False, -1, {}):        # which there are depends on the version
                 raise ValueError(f"--{name} is not supported: leave it out; {remedy}")
-        if getattr(self, "train_sampling_strategy", "random") != "random":        # which transformers 4 lacks
-            raise ValueError(f"--train_sampling_strategy must be random, got {self.train_sampling_strategy}")
+        for name, value in FIXED.items():
+            if getattr(self, name, value) != value:
+                raise ValueError(f"--{name} must be {value}, got {getattr(self, name)}")
         reject_unknown(dict.fromkeys(self.report_to), INTEGRATION_TO_CALLBACK, "--report_to")
         if missing := [name for name in self.report_to if name not in get_available_reporting_integrations()]:
             remedy = INSTALL.get(missing[0], "install its package")
@@ -112,6 +124,11 @@ class RunArguments(TrainingArguments):
                 raise ValueError(f"--{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"--max_steps must be at least 1, or -1 for whole epochs, got {self.max_steps}")
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Updates of warm-up among so many; the share of transformers 5, in 4 as well."""
+        share = self.warmup_steps < 1
+        return math.ceil(num_training_steps * self.warmup_steps) if share else int(self.warmup_steps)
 
     def check_optimizer(self) -> None:
         """Raise ValueError on an optimizer or a schedule that cannot be made: a package is missing, or an argument, or one is wrong."""
@@ -145,6 +162,7 @@ def parse(options: type, usage: str, argv: Sequence[str] | None,
 
     Unknown flags are an error, in the file as well.
     """
+    check_transformers()
     parser = dataclass_parser([options, RunArguments], usage=usage)
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of flags by name; those of the command line win")
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -161,6 +179,13 @@ def parse(options: type, usage: str, argv: Sequence[str] | None,
     if parsed[1].num_threads is not None:
         torch.set_num_threads(parsed[1].num_threads)
     return parsed[0], parsed[1]
+
+
+def check_transformers() -> None:
+    """End the program where transformers is too old to train with."""
+    if Version(transformers.__version__) < Version(TRANSFORMERS):
+        refuse(ImportError(f"training needs transformers {TRANSFORMERS} or newer, found {transformers.__version__}: "
+                           f"pip install 'transformers>={TRANSFORMERS}'"))
 
 
 def refuse(error: Exception) -> NoReturn:

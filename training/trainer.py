@@ -42,6 +42,7 @@ class DiffusionTrainer(WholeCheckpoints):
         super().__init__(model, arguments, collate, train_dataset=train, eval_dataset=evaluation, callbacks=[MetricsFile()],
                          compute_metrics=compute_metrics)
         model.config = config
+        self.model_accepts_loss_kwargs = True        # loss_is_scaled_for_ga, as older transformers are told
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback):        # which disable_tqdm has left out
             self.add_callback(ProgressBar())
@@ -57,6 +58,8 @@ class DiffusionTrainer(WholeCheckpoints):
         """The micro-batches of the next update, and their total weight over all processes."""
         self.throughput.begin()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:        # transformers 5.0 and before ask beyond the end of an epoch in which they resume
+            return [], torch.zeros((), device=device)
         self.throughput.count(batches)
         weight = torch.stack([batch["weight"].sum() for batch in batches]).sum().to(device)
         self._micro_step = 0
