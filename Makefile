@@ -1,7 +1,9 @@
 # make demo        evaluate the package's own tiny model in stock lm-eval and stock OpenCompass (CPU, no network)
 # make ablation    confidence sources and adaptive rules on the tiny model: tables and a plot in outputs/ablation (4 CPU minutes)
 # make ablation-prm  what a process reward model buys: candidates, back-masking, window refinement; table in outputs/ablation_prm (3 CPU minutes)
-# make test        the fast tests; make test-slow runs the others
+# make test        the fast tests; make test-slow runs the others. WORKERS=2 is how many run at once
+# make test-machines  the fast tests with the kernels of other processors, and with two threads
+# make test-floats    the tests that compare floats, with the kernels of other processors
 # make doctor      is the installation whole, and do both harnesses find our models
 # make install     .venv with the tested versions of both harnesses and this package, editable; demo and test do it by themselves
 # make clean       remove what the targets above made
@@ -16,12 +18,18 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo ablation ablation-prm test test-slow doctor install clean
+WORKERS ?= 2
+# Tests run as if this machine had no vector instructions, or those of AVX2: of PyTorch's own kernels, of MKL's and of oneDNN's.
+KERNELS_scalar = ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
+KERNELS_avx2 = ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-demo ablation ablation-prm test test-slow: export HF_HUB_OFFLINE = 1
-demo ablation ablation-prm test test-slow: export HF_DATASETS_OFFLINE = 1
-demo ablation ablation-prm test test-slow: export TRANSFORMERS_OFFLINE = 1
-demo ablation ablation-prm test test-slow: export TOKENIZERS_PARALLELISM = false
+.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats doctor install clean
+
+demo ablation ablation-prm test test-slow test-machines test-floats: export HF_HUB_OFFLINE = 1
+demo ablation ablation-prm test test-slow test-machines test-floats: export HF_DATASETS_OFFLINE = 1
+demo ablation ablation-prm test test-slow test-machines test-floats: export TRANSFORMERS_OFFLINE = 1
+demo ablation ablation-prm test test-slow test-machines test-floats: export TOKENIZERS_PARALLELISM = false
 
 SUDOKU4 = $(BIN)/lm_eval --model llada --tasks sudoku4 --include_path configs/lmeval --batch_size 50 --log_samples
 
@@ -42,10 +50,20 @@ ablation-prm: $(INSTALLED)
 	$(BIN)/python -m benchmarks.ablation_prm --output outputs/ablation_prm
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not slow" tests
+	$(PYTEST) -m "not slow" tests
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m slow tests
+	$(PYTEST) -m slow tests
+
+test-floats: $(INSTALLED)
+	$(KERNELS_scalar) $(PYTEST) -m "floats and not slow" tests
+	$(KERNELS_avx2) $(PYTEST) -m "floats and not slow" tests
+
+# two threads in one worker: more threads than cores wait for each other
+test-machines: test
+	$(KERNELS_scalar) $(PYTEST) -m "not slow" tests
+	$(KERNELS_avx2) $(PYTEST) -m "not slow" tests
+	LLADA_TEST_THREADS=2 $(PYTEST) -n 1 -m "not slow" tests
 
 doctor: $(INSTALLED)
 	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m llada_plugins.doctor

@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"        # read by huggingface_hub when it is imported
-os.environ.setdefault("OMP_NUM_THREADS", "1")        # for the harness processes that tests start; see set_num_threads below
+THREADS = os.environ.get("LLADA_TEST_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", THREADS)        # for the harness processes that tests start; see set_num_threads below
 
 import pytest
 import torch
@@ -20,9 +21,17 @@ from llada_plugins.checkpoint import save_model
 from llada_plugins.model import LLaDA, LLaDAConfig, initialise
 from llada_plugins.tasks import sudoku
 
-torch.set_num_threads(1)        # matrices here are tiny: on busy cores a second thread made one test 45 times slower (3 s, 145 s)
 TESTS = Path(__file__).parent
 PUBLIC = (TESTS.parents[1] / "shared" / "data", TESTS / "data")        # whole files beside the repository, first rows in it
+
+
+def pytest_runtest_setup() -> None:
+    """Before each test, since training sets it.
+
+    One thread, unless the environment says otherwise: matrices here are tiny, and on busy cores
+    a second thread made one test 45 times slower (3 s, 145 s).
+    """
+    torch.set_num_threads(int(THREADS))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """README's commands: each is run here on the shipped model, or is known to be run by `make demo` or to need a real checkpoint."""
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -29,7 +30,7 @@ def test_readme_shows_commands_of_every_kind() -> None:
 def test_the_demo_runs_what_readme_says_it_runs() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "opencompass configs/eval_llada.py" in makefile and "lm_eval --model llada --tasks sudoku4 --include_path configs/lmeval" in makefile
-    assert re.search(r"for target in test test-slow demo", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert re.search(r"for target in test .*demo; do", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
 
 
 def test_the_python_example_runs() -> None:
@@ -51,9 +52,11 @@ def test_a_command_of_readme_runs(command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if PLACEHOLDERS.search(command) and "training." in command])
-def test_flags_in_commands_that_need_the_users_files_exist(command: str) -> None:
+def test_flags_in_commands_that_need_the_users_files_exist(command: str, capsys) -> None:
     words = shlex.split(command)
     module = words[words.index("-m") + 1]
-    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0
-    assert all(word in done.stdout for word in words if word.startswith("--"))
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main(["--help"])
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert all(word in said for word in words if word.startswith("--"))
