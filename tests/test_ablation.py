@@ -19,6 +19,8 @@ from llada_plugins.policy_stream import PolicyHead, save_policy
 from llada_plugins.tasks import sudoku
 from llada_plugins.ups_report import SOURCES
 
+pytestmark = pytest.mark.floats
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 

@@ -18,6 +18,9 @@ from llada_plugins.part import backbone_fingerprint
 from llada_plugins.router import Router, RouterConfig, save_router
 from llada_plugins.sampler_config import SamplerConfig
 from llada_plugins.tasks import nim, sudoku
+from tests.tolerance import likelihood_error
+
+pytestmark = pytest.mark.floats
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -146,12 +149,13 @@ def test_both_harnesses_likelihoods_are_those_of_the_routed_denoiser(make, besid
     tokens = engine.encode_pair(*pair)
     (_, expected), = engine.log_likelihood([tokens])
     (_, baseline), = make("llada").log_likelihood([tokens])
-    assert abs(expected.value - baseline.value) > 1e-3
+    bound = likelihood_error(engine.model, len(tokens[1]))        # seeds are no larger than embeddings
+    assert abs(expected.value - baseline.value) > 10 * bound
     asked = [Instance("loglikelihood", {}, pair, 0)]
     (value, _), = lmeval_models.LLaDAALA(str(beside), device="cpu", **SMALL).loglikelihood(asked, disable_tqdm=True)
-    assert value == pytest.approx(expected.value, rel=1e-5)
+    assert value == pytest.approx(expected.value, abs=bound)
     value, = opencompass_models.LLaDAALA(str(beside), **SMALL).get_loglikelihood(["the cat sat"], [" sat"])
-    assert value == pytest.approx(expected.value, rel=1e-5)
+    assert value == pytest.approx(expected.value, abs=bound)
 
 
 def test_lm_eval_knows_the_name():
@@ -245,4 +249,4 @@ def test_the_stock_comparison_gives_the_engines_answers(tmp_path) -> None:
         prompts = [problem[0] for problem in prompts]
         expected = answers(Engine(method, device="cpu", **options), prompts)
         assert [rows[str(number)]["prediction"] for number in range(6)] == expected
-        assert float(summary[task][name]) == pytest.approx(100 * sum(map(is_right, prompts, expected)) / 6, abs=0.01)
+        assert float(summary[task][name]) == pytest.approx(100 * sum(map(is_right, prompts, expected)) / 6, abs=0.5 * 10 ** -2)        # two digits

@@ -16,6 +16,8 @@ from llada_plugins import SamplerConfig
 from llada_plugins.denoiser import PADDING
 from llada_plugins.model import LLaDA
 
+pytestmark = pytest.mark.floats
+
 SMALL = ["--shape", "tiny", "--prompt_length", "8", "--gen_length", "16", "--block_length", "8", "--num_masked", "4", "--steps_measured",
          "2", "--check_length", "8", "--memory_length", "0", "--accuracy_puzzles", "0"]
 TINY = dict(shape="tiny", prompt_length=16, gen_length=24, block_length=8, num_masked=3, memory_length=0)

@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from llada_plugins.checkpoint import load_model, load_tensors, read_config, save_model, special_tokens, tensor_files
 from llada_plugins.model import LLaDA, SpecialTokens
+from tests.tolerance import measured
+
+pytestmark = pytest.mark.floats
 
 BLOCK = "model.transformer.blocks.0"
 
@@ -247,13 +250,13 @@ def test_lora_adapts_the_block_projections_and_not_the_head(folder, tmp_path):
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=target, init_lora_weights=False))
     names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert len(names) == 2 * 3 * 2 and all(".blocks." in name and "lora_" in name for name in names)
-    changed = adapted(tokens)
-    assert (changed - plain).abs().max() > 1e-3
+    changed, bound = adapted(tokens), measured(lambda of: of(tokens), adapted)
+    assert (changed - plain).abs().max() > 100 * bound
     adapted.save_pretrained(tmp_path / "adapter")
     again = peft.PeftModel.from_pretrained(load_model(folder, device="cpu"), tmp_path / "adapter")
-    torch.testing.assert_close(again(tokens), changed, atol=1e-6, rtol=0)
+    assert torch.equal(again(tokens), changed)
     merged = again.merge_and_unload()
-    torch.testing.assert_close(merged(tokens), changed, atol=1e-5, rtol=0)
+    torch.testing.assert_close(merged(tokens), changed, atol=bound, rtol=0)
 
 
 def test_accelerates_name_of_a_processs_cpu_is_the_cpu(tiny_checkpoint):

@@ -9,6 +9,8 @@ import pytest
 from benchmarks import choices
 from llada_plugins.tasks import nim
 
+pytestmark = pytest.mark.floats
+
 
 def test_only_the_first_choice_wins_and_all_differ():
     for problem in nim.problems("test", 200):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from llada_plugins.checkpoint import load_model
 from llada_plugins.effective_rank import RankOptions, compare, effective_rank, mask_ranks, random_router
 from llada_plugins.part import backbone_fingerprint
 from llada_plugins.router import Router, RouterConfig, save_router
+from tests.tolerance import EPS64, rounding
+
+pytestmark = pytest.mark.floats
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SMALL = ["--prompt_length", "7", "--num_prompts", "3", "--device", "cpu"]
@@ -47,20 +51,24 @@ def routed_checkpoint(tiny_checkpoint, tmp_path_factory) -> Path:
     (torch.full((1, 5), 2.0), 1),
 ], ids=["identity", "equal rows", "rank 1", "two equal singular values", "1 and 3", "one row"])
 def test_closed_forms(matrix, expected):
-    assert effective_rank(matrix).item() == pytest.approx(expected, abs=1e-9)
+    # Singular values are right to the size of the matrix; an entropy of one that is no more than noise, x ln x, is larger than x.
+    noise = rounding(sum(matrix.shape), 1.0, eps=EPS64)
+    bound = max(expected, 1) * min(matrix.shape) * noise * (1 - math.log(noise))
+    assert effective_rank(matrix).item() == pytest.approx(expected, abs=bound)
 
 
 def test_scale_rotation_transposition_and_the_order_of_rows_do_not_matter():
     matrix = states(6, 10)
     others = [5.0 * matrix, orthogonal(6) @ matrix, matrix @ orthogonal(10), matrix.T, matrix[torch.tensor([3, 0, 5, 1, 4, 2])]]
-    assert [effective_rank(other).item() for other in others] == pytest.approx([effective_rank(matrix).item()] * 5, rel=1e-12)
+    assert [effective_rank(other).item() for other in others] == pytest.approx([effective_rank(matrix).item()] * 5, rel=rounding(6 * 16 * 10, 1.0, eps=EPS64))
     assert 1 < effective_rank(matrix).item() < 6
 
 
 def test_a_stack_of_matrices_gives_each_ones_rank_and_bfloat16_is_read_in_fp64():
     stack = states(2, 3, 6, 10)
     ranks = effective_rank(stack)
-    assert ranks.shape == (2, 3) and torch.allclose(ranks[1, 2], effective_rank(stack[1, 2]))
+    assert ranks.shape == (2, 3)
+    assert float(ranks[1, 2]) == pytest.approx(float(effective_rank(stack[1, 2])), rel=rounding(6 * 16 * 10, 1.0, eps=EPS64))
     low = states(6, 10).bfloat16()
     assert torch.equal(effective_rank(low), effective_rank(low.double()))
 

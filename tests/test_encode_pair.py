@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from llada_plugins import text
 
+pytestmark = pytest.mark.floats
+
 CORPUS = ["There is a number of numbers, and a numbness.", "They answered: Let f(x) = f(2) + 2.", "Let f(x) be 12345.",
           "naïve café 中文字 number", "the answer is the answer", "  two  spaces\n\nand lines\n"] * 4
 WORDS = [*"ab(x)2 3.'", " the", "num", "ber", "answ", "ered", "\n\n", "  ", "é", "e\u0301", "中", "文", "😀", "👩\u200d💻", "\u200d", "ﬁ"]

@@ -10,6 +10,9 @@ from safetensors.torch import load_file
 
 from llada_plugins.engine import Engine
 from training import launch, remask_sft, router_sft, sft
+from tests.tolerance import rounding
+
+pytestmark = pytest.mark.floats
 
 RUN = ["--max_steps", "3", "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--warmup_steps", "0", "--logging_steps", "1", "--use_cpu",
        "--num_threads", "1", "--save_strategy", "no"]
@@ -39,8 +42,10 @@ def test_what_trains_is_float32_beside_16_bits_and_fits_the_stored_checkpoint(tm
     assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "plain"), rel=0.05)
     trained = load_file(tmp_path / "half" / file)
     assert all(weight.dtype == torch.float32 for weight in trained.values())
-    for key, weight in load_file(tmp_path / "plain" / file).items():        # three updates of Adam: 3e-3 at most, in either
-        torch.testing.assert_close(trained[key], weight, atol=6.1e-3, rtol=0)
+    for key, weight in load_file(tmp_path / "plain" / file).items():
+        # Three updates of Adam in either: by Cauchy-Schwarz at most 1, 1.002 and 1.004 times the learning rate
+        bound = 2 * 1e-3 * (1 + 1.002 + 1.004) + rounding(6, weight)
+        torch.testing.assert_close(trained[key], weight, atol=bound, rtol=0)
     given = {option: str(tmp_path / "half")} if option == "pretrained" else {"pretrained": str(tiny_checkpoint), option: str(tmp_path / "half")}
     assert Engine(method, gen_length=16, device="cpu", **given).sampler.gen_length == 16        # the fingerprints agree, and shapes
 

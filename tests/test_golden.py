@@ -20,6 +20,8 @@ from llada_plugins.likelihood import log_likelihood
 from llada_plugins.sampler_config import SamplerConfig
 from tests.check_golden import CHECKS, RUNS, check, main, recordings
 
+pytestmark = pytest.mark.floats
+
 GOLDEN = Path(__file__).parent / "golden"
 FILES = [
     path for folder in sorted(GOLDEN.iterdir()) if folder.is_dir() for path in recordings(folder)

@@ -23,6 +23,8 @@ from llada_plugins.router import RoutedLLaDA, Router, RouterConfig, routed
 from llada_plugins.sampler_config import SamplerConfig
 from llada_plugins.submodules import is_plain_linear
 
+pytestmark = pytest.mark.floats
+
 IDS = torch.tensor([[5, 9, 2, 39, 39, 7]])
 PROMPTS = [[1, 2, 3], [4, 5]]
 PAIRS = [([1, 2, 3], [4, 5, 6]), ([7], [8, 9])]

@@ -17,6 +17,8 @@ from llada_plugins.tasks import sudoku
 from tests.test_lmeval import ROOT, TASKS, generation, run_lm_eval
 from tests.test_opencompass import predictions_of, run_opencompass
 
+pytestmark = pytest.mark.floats
+
 PRM = checkpoint.TINY / "prm"
 PROBLEMS = sudoku.problems("test", 80)
 ROWS = dict(gen_length=16, steps=4, device="cpu")

@@ -13,6 +13,8 @@ from llada_plugins.engine import Engine, Request
 from llada_plugins.tasks import nim
 from llada_plugins.tasks.nim import Problem, is_winning, num_positions, problems, split_of
 
+pytestmark = pytest.mark.floats
+
 EVALUATED = ("test", "ood_heaps", "ood_sizes")
 TASKS = Path(__file__).parents[1] / "configs" / "lmeval"
 

@@ -12,6 +12,9 @@ from llada_plugins import SamplerConfig, generate
 from llada_plugins.engine import Engine
 from llada_plugins.sampler_config import ADAPTIVE_RULES
 from llada_plugins.tasks import nim
+from tests.tolerance import EPS64, rounding
+
+pytestmark = pytest.mark.floats
 
 FEW = {"threshold": (0.4, 0.9, 0.999), "factor": (3.0, 0.01), "error_budget": (0.2, 0.03)}
 
@@ -38,7 +41,7 @@ def test_a_setting_of_the_curve_differs_from_it_by_nothing_in_any_draw():
     stream = numpy.random.default_rng(0)
     curve = [Outcome(stream.random(200) < rate, stream.integers(most - 2, most + 1, 200)) for rate, most in ((0.5, 3), (0.7, 6), (0.9, 9))]
     for each in curve:
-        assert parallel.less_curve(each, curve) == pytest.approx(Interval(0.0, 0.0, 0.0), abs=1e-12)
+        assert parallel.less_curve(each, curve) == pytest.approx(Interval(0.0, 0.0, 0.0), abs=rounding(100, 1.0, eps=EPS64))
 
 
 def test_the_interval_at_equal_forwards_is_the_normal_one():

@@ -19,6 +19,8 @@ from training.tokenizer import BOS, byte_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.floats
+
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")

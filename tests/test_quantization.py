@@ -22,6 +22,9 @@ from llada_plugins.policy_stream import PolicyHead, load_policy, save_policy
 from llada_plugins.quantization import METHODS, NF4Linear, num_parameters, quantise_linear, quantization_of
 from llada_plugins.tasks import sudoku
 from llada_plugins.text import load_tokenizer
+from tests.tolerance import forward_error, measured, rounding
+
+pytestmark = pytest.mark.floats
 
 CPU = dict(device="cpu", dtype="float32")
 GPTQ = {"bits": 4, "group_size": 16, "quant_method": "gptq", "checkpoint_format": "gptq", "desc_act": True, "sym": False}
@@ -222,16 +225,22 @@ def test_the_policy_tower_of_a_remedi_checkpoint_is_left_alone(golden, method):
                      if isinstance(module, nn.Linear) and not name.startswith(BLOCKS)}
 
 
+def with_kept_weights(plain: LLaDA, model: LLaDA) -> LLaDA:
+    """The plain model, which is changed, with the weights by which the quantised one multiplies."""
+    for name, module in plain.named_modules():
+        if name.startswith(BLOCKS) and isinstance(module, nn.Linear):
+            module.weight.data = kept_weight(model.get_submodule(name)).to(module.weight.dtype)
+    return plain
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_quantised_model_is_the_plain_one_with_the_rounded_weights(tmp_path, make_model, method, dtype):
     save_model(make_model(include_bias=True), tmp_path)
-    model, oracle = (load_model(tmp_path, device="cpu", dtype=dtype, quantize=quantize) for quantize in (method, None))
-    for name, module in oracle.named_modules():
-        if name.startswith(BLOCKS) and isinstance(module, nn.Linear):
-            module.weight.data = kept_weight(model.get_submodule(name)).to(module.weight.dtype)
-    # int8 scales the product, the oracle the weight: rounding, in the dtype of the activations; logits are of the order of 1
-    torch.testing.assert_close(logits(model), logits(oracle), rtol=0, atol=1e-5 if dtype == "float32" else 0.1)
+    model, plain = (load_model(tmp_path, device="cpu", dtype=dtype, quantize=quantize) for quantize in (method, None))
+    oracle = with_kept_weights(plain, model)
+    # int8 scales the product, the oracle the weight: rounding, in the dtype of the activations
+    torch.testing.assert_close(logits(model), logits(oracle), rtol=0, atol=measured(logits, oracle))
 
 
 def rounded(weight: Tensor, method: str) -> Tensor:
@@ -243,7 +252,7 @@ def rounded(weight: Tensor, method: str) -> Tensor:
 def test_int8_rounds_to_half_a_step_of_each_output():
     weight = torch.randn(96, 160, generator=torch.Generator().manual_seed(0))
     step = weight.abs().amax(1, keepdim=True) / 127        # (96, 1)
-    assert ((rounded(weight, "int8") - weight).abs() <= 0.51 * step).all()
+    assert ((rounded(weight, "int8") - weight).abs() <= 0.5 * step + rounding(3, weight)).all()        # a scale, a quotient, a product
 
 
 # 16 levels: the quantiles of a normal distribution that QLoRA's table lists
@@ -258,8 +267,11 @@ def test_nf4_rounds_each_block_of_64_to_the_nearest_level(shape):
     largest = flat.abs().amax(1, keepdim=True)                                                    # (blocks, 1)
     nearest = NF4_LEVELS[(flat[..., None] / largest[..., None] - NF4_LEVELS).abs().argmin(-1)] * largest
     expected = nearest.flatten()[:weight.numel()].view(shape)
-    # scales are kept in 8 bits, to half a percent here
-    torch.testing.assert_close(rounded(weight, "nf4"), expected, rtol=0.01, atol=1e-5)
+    # A scale is kept in 8 bits, as its distance from the mean of all: there are 64 values from a tenth of the largest distance to the whole.
+    # No weight exceeds its scale. Sums of all scales and a few products round.
+    scale_error = float((largest - largest.mean()).abs().max()) * 0.9 / 64 / 2
+    bound = scale_error + rounding(len(largest) + 4, largest)
+    torch.testing.assert_close(rounded(weight, "nf4"), expected, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("method, bytes_per_weight", [("int8", 1.0), ("nf4", 0.5 + 1 / 64)])
@@ -306,8 +318,8 @@ def test_a_row_does_not_depend_on_its_batch(gptq, quantize):
     mask[1, :7] = 0        # left padding
     with torch.inference_mode():
         batch, alone = model(tokens, mask)[1, 7:], model(tokens[1:2, 7:])[0]
-    # a plain model differs by as much: the size of the matrices orders the sums
-    torch.testing.assert_close(batch, alone, rtol=0, atol=2e-5)
+    plain = load_model(gptq, **CPU) if quantize == "packed" else with_kept_weights(load_model(**CPU), model)
+    torch.testing.assert_close(batch, alone, rtol=0, atol=forward_error(plain))        # the size of the matrices orders the sums
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -329,7 +341,9 @@ def test_quantize_reaches_other_modules_by_the_name_of_their_blocks(tmp_path, me
     assert record.method.startswith(method) and record.num_parameters == 64 * 65 + 2 * 65
     layer, before, x = filled["model"]["layers"][0], source["model"]["layers"][0], torch.randn(5, 64)
     assert torch.equal(filled["score"].weight, source["score"].weight)
-    torch.testing.assert_close(layer(x), x @ kept_weight(layer).t() + before.bias, rtol=0, atol=1e-5)
+    weight = kept_weight(layer)
+    bound = rounding(2 * 66, x.abs() @ weight.abs().t() + before.bias.abs())        # of either side: 64 products, a bias, a scale
+    torch.testing.assert_close(layer(x), x @ weight.t() + before.bias, rtol=0, atol=bound)
 
 
 # ---- what is recorded, what fits, what is refused

@@ -17,6 +17,8 @@ from llada_plugins.router import RoutedLLaDA, Router, RouterConfig
 from training import remask_sft, router_sft, sft
 from training.policy import PolicyModel
 
+pytestmark = pytest.mark.floats
+
 TOKENS = torch.arange(2 * 24).view(2, 24) % 37
 PADDED = (torch.arange(24) < torch.tensor([[24], [17]])).long()        # (B, L)
 

@@ -24,6 +24,8 @@ from training import checkpoints, sft, trainer
 from training.create_configs import COMMANDS
 from training.launch import RunArguments
 
+pytestmark = pytest.mark.floats
+
 STEPS = 5
 RUN = ["--append_eos", "false", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--num_threads", "1", "--use_cpu",
        "--learning_rate", "1e-3", "--max_steps", str(STEPS), "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2"]

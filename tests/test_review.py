@@ -18,6 +18,8 @@ from llada_plugins.sampler_config import SamplerConfig
 from llada_plugins.solution import block_ends, block_scorer, split_steps
 from tests.test_sampler import EOS, MASK, PROMPTS, SPECIAL, VOCAB, record, toy_denoiser
 
+pytestmark = pytest.mark.floats
+
 SAMPLER = dict(gen_length=16, block_length=4, steps=8)
 REVIEWS = [
     dict(method="vanilla", num_candidates_per_block=3),

@@ -22,6 +22,8 @@ from training.data import collate_answers, encode, vocabulary
 from training.launch import Job, RunArguments, run
 from training.trainer import noise
 
+pytestmark = pytest.mark.floats
+
 RUN = ["--router_heads", "2", "--max_positions", "8", "--max_steps", "6", "--per_device_train_batch_size", "8", "--learning_rate", "1e-2",
        "--warmup_steps", "0", "--logging_steps", "1", "--save_strategy", "no", "--use_cpu", "--append_eos", "False"]
 

@@ -18,6 +18,8 @@ from llada_plugins.engine import Engine, Request
 from llada_plugins.model import LLaDA, empty_like
 from training import merge, pretrain, prm_sft, remask_sft, router_sft, sft
 
+pytestmark = pytest.mark.floats
+
 CLASSES = {"tiny_checkpoint": LLaDA, "bi_tower": BiTowerLLaDA}  # fixture -> class of its model
 RUN = (
     "--per_device_train_batch_size",
