@@ -25,6 +25,7 @@ from .config import arg
 from .prm_families import FAMILIES, Encode, Encoded, Head, find_family, one_token
 from .quantization import QUANTIZE, check_quantize
 from .startup_noise import silenced
+from .submodules import home
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -183,7 +184,7 @@ class StepScorer:
     @torch.inference_mode()
     def _forward(self, batch: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
         width = max(len(ids) for ids, _ in batch)
-        device = next(self.model.parameters()).device
+        device = home(self.model)
         ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids, _ in batch], device=device)        # (B, L); any id pads
         rows = torch.tensor([row for row, (_, positions) in enumerate(batch) for _ in positions], device=device)        # (N,)
         positions = torch.tensor([position for _, positions in batch for position in positions], device=device)

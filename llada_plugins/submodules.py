@@ -47,6 +47,12 @@ def home(module: nn.Module) -> torch.device:
 
     Raises ValueError where its weights are on the meta device and nothing would bring them.
     """
+    for part in module.modules():        # peft keeps an embedding's adapter in such, and calls none
+        if isinstance(part, nn.ParameterDict) and any(each.is_meta for each in part.values()):
+            raise ValueError(
+                "an embedding's adapter is offloaded, and peft reads it without a call that would "
+                "bring it back: merge the adapter (merge_and_unload) before offloading"
+            )
     device = next(module.parameters()).device
     if device.type != "meta":
         return device

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from llada_plugins.bitower import BiTowerLLaDA
-from llada_plugins.checkpoint import save_model
+from llada_plugins.checkpoint import TINY, save_model
 from llada_plugins.denoiser import model_denoiser
 from llada_plugins.generation import generate
 from llada_plugins.likelihood import log_likelihood
 from llada_plugins.model import LLaDA, empty_like, initialise
 from llada_plugins.part import backbone_fingerprint
 from llada_plugins.policy_stream import PolicyHead, policy_denoiser
+from llada_plugins.prm import PRMConfig, load_prm
 from llada_plugins.router import RoutedLLaDA, Router, RouterConfig, routed
 from llada_plugins.sampler_config import SamplerConfig
 from llada_plugins.submodules import is_plain_linear
@@ -312,6 +313,22 @@ def test_an_adapted_model_that_is_offloaded_gives_the_same_answers(make_model, t
     expected = outcomes(model)
     in_memory(model, tmp_path)
     assert outcomes(model) == expected
+
+
+def test_an_embeddings_adapter_that_is_offloaded_is_refused_by_name(make_model, tmp_path):
+    model = make_model()
+    embedding_adapter(model)
+    in_memory(model, tmp_path)
+    with pytest.raises(ValueError, match="merge the adapter .* before offloading"):
+        generate(model, PROMPTS, CONFIG)
+
+
+def test_an_offloaded_process_reward_model_gives_the_same_scores(tmp_path):
+    scorer = load_prm(PRMConfig(prm=str(TINY / "prm")), "cpu")
+    solutions = [("1234", ["1234", "3412"]), ("12", ["4321"])]
+    expected = scorer.score(solutions)
+    in_memory(scorer.model, tmp_path)
+    assert scorer.score(solutions) == expected
 
 
 @pytest.mark.parametrize(
