@@ -178,8 +178,12 @@ def check_conflicts() -> Iterator[Finding]:
 
 def check_hardware() -> Iterator[Finding]:
     """Where models run by default, in which dtype, and whether torch.compile could work."""
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:        # OSError: a shared library in it does not load
+        yield Finding(FAIL, "torch", f"{installed('torch')} cannot be imported: {error}",
+                      "pip install --force-reinstall torch, the build for this machine")
+        return
     from .checkpoint import pick_device, pick_dtype
 
     device = pick_device("auto")
@@ -231,7 +235,7 @@ def check_lm_eval(ask: Ask = asked) -> Iterator[Finding]:
     subject = "lm_eval"
     if isinstance(answer, str):
         yield Finding(FAIL, subject, f"cannot be imported: {answer}",
-                      "pip install 'llada-plugins[lmeval]'; see the lines above")
+                      "see the lines above; pip install 'llada-plugins[lmeval]'")
         return
     taken = {name: value for name, value in answer["models"].items() if value != wanted[name]}
     if taken:
@@ -256,7 +260,8 @@ def _unfound(package: Distribution, answer: dict[str, Any]) -> tuple[str, str]:
     started = any(type(finder).__name__ == FINDER for finder in sys.meta_path)
     if not answer["reads_entry_points"] and not started:
         return f"Python does not process {place}: its folder is on PYTHONPATH only", meanwhile
-    return next(iter(answer["errors"].values())), "pip install 'llada-plugins[lmeval]'"
+    return (next(iter(answer["errors"].values())),
+            "see the lines above; pip install 'llada-plugins[lmeval]'")
 
 
 def check_opencompass(ask: Ask = asked) -> Iterator[Finding]:
@@ -266,7 +271,7 @@ def check_opencompass(ask: Ask = asked) -> Iterator[Finding]:
     answer = ask("opencompass")
     if isinstance(answer, str):
         yield Finding(FAIL, "opencompass", f"{installed('opencompass')} does not build our models: "
-                      f"{answer}", "pip install 'llada-plugins[opencompass]'; see the lines above")
+                      f"{answer}", "see the lines above; pip install 'llada-plugins[opencompass]'")
         return
     yield Finding(OK, "opencompass", f"{installed('opencompass')} builds {answer['built']}")
     yield from _other_command("opencompass")

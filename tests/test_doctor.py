@@ -1,6 +1,7 @@
 """What the doctor finds, in folders of metadata that stand for broken environments."""
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +191,17 @@ def test_a_whole_environment_ends_with_status_0(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "CHECKS", (doctor.check_installation, doctor.check_hardware))
     assert doctor.main([]) == 0
     assert capsys.readouterr().out.endswith("nothing is broken\n")
+
+
+def test_the_doctor_starts_where_torch_does_not_and_every_failure_has_that_reason(tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open it')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    finished = subprocess.run([sys.executable, "-m", "llada_plugins.doctor"], cwd=tmp_path,
+                              env=environment, capture_output=True, text=True)
+    broken = [line for line in finished.stdout.splitlines() if line.startswith(doctor.FAIL)]
+    assert (finished.returncode, finished.stderr) == (1, "")
+    assert [line.split()[1] for line in broken] == ["torch", "lm_eval", "opencompass"]
+    assert all("libcudart.so.13: cannot open it" in line for line in broken)
 
 
 @pytest.mark.slow
