@@ -5,7 +5,7 @@ method, cache and estimator works as on the plain model. peft itself is needed t
 """
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,13 +16,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .json_files import FLAG, TEXT, either, first_line, is_there, list_of, nullable, number, one_line, one_of, read_json, record, short, whole
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."        # PEFT's, before the names of the model's own modules
 BACKBONE = "backbone"               # key of the weight file's metadata: fingerprint of the model that the adapter was trained on
 # What may be said beside rank, alpha and targets; any other key of PEFT's config asks for arithmetic that merging does not have.
 IRRELEVANT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "layers_pattern", "lora_alpha", "lora_dropout", "megatron_core",
               "peft_type", "peft_version", "qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora"}
-INITIALISATIONS = (None, True, False, "gaussian", "orthogonal")        # the others change the base weights as well
+PLAIN_LORA = record({"peft_type": one_of("LORA"), "r": whole(1, 2**20), "lora_alpha": number(), "target_modules": either(TEXT, list_of(TEXT))},
+                    {"use_rslora": nullable(FLAG),
+                     # the other ways to initialise change the base weights as well
+                     "init_lora_weights": nullable(either(FLAG, one_of("gaussian", "orthogonal")))})
+FLOATING = ("F64", "F32", "BF16", "F16")        # as safetensors name them
 
 
 class Adapter:
@@ -43,9 +49,11 @@ class Adapter:
             wanted[f"{PREFIX}{name}.lora_B.weight"] = [linear.out_features, rank]
         with _open(folder / WEIGHTS) as file:
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}
             self.backbone: str | None = (file.metadata() or {}).get(BACKBONE)
         problems = [f"missing {name}" for name in sorted(wanted.keys() - shapes.keys())]
-        problems += [f"left over {name}" for name in sorted(shapes.keys() - wanted.keys())]
+        problems += [f"left over {one_line(name)}" for name in sorted(shapes.keys() - wanted.keys())]
+        problems += [f"{name} is {kinds[name]}, expected {' or '.join(FLOATING)}" for name in wanted if kinds.get(name, "F32") not in FLOATING]
         problems += [f"{name} is {shapes[name]}, expected {shape}" for name, shape in wanted.items() if shapes.get(name, shape) != shape]
         if not wanted:
             problems = [f"target_modules ({raw['target_modules']!r}) names none of its modules"]
@@ -63,6 +71,8 @@ class Adapter:
             self._tensors = load_file(self.folder / WEIGHTS)
         down, up = (self._tensors.pop(f"{PREFIX}{name}.lora_{part}.weight").to(module.weight.device).float() for part in "AB")
         module.weight.data = merged_weight(module.weight.data, down, up, self.scale)
+        if not all(map(math.isfinite, torch.aminmax(module.weight.data))):
+            raise ValueError(f"{self.folder / WEIGHTS}: {name} becomes NaN or infinite with it: the adapter is damaged, or lora_alpha too large")
 
     def check_backbone(self, found: str) -> None:
         """Raise ValueError where the adapter was trained on weights of another fingerprint; not every adapter states one."""
@@ -79,23 +89,14 @@ def merged_weight(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Ten
 def read_config(folder: Path) -> dict[str, Any]:
     """The adapter's description; raises ValueError on all but plain LoRA."""
     path = folder / CONFIG
-    if not path.is_file():
+    if not is_there(path):
         raise FileNotFoundError(f"peft={folder}: no {CONFIG} there: give the folder of a LoRA adapter, made by python -m training.sft "
                                 "--lora or by peft")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type is {raw.get('peft_type') if isinstance(raw, dict) else raw!r}, but only LORA is read")
-    for name, valid in {"r": _is_rank(raw.get("r")), "lora_alpha": isinstance(raw.get("lora_alpha"), (int, float)),
-                        "target_modules": isinstance(raw.get("target_modules"), (str, list)),
-                        "init_lora_weights": raw.get("init_lora_weights") in INITIALISATIONS}.items():
-        if not valid:
-            raise ValueError(f"{path}: {name} is {raw.get(name)!r}, which is not plain LoRA's")
+    raw = read_json(path, PLAIN_LORA)
     for name, value in raw.items():
         if name not in IRRELEVANT and name != "init_lora_weights" and value not in (None, False, "none", {}, []):
-            raise ValueError(f"{path}: {name} is {value!r}, but only plain LoRA is read: merge the adapter with peft, and give the result")
+            raise ValueError(f"{path}: {one_line(name)} is {short(value)}, but only plain LoRA is read: merge the adapter with peft, and "
+                             "give the result")
     return raw
 
 
@@ -110,14 +111,10 @@ def targeted(model: nn.Module, target_modules: str | Iterable[str]) -> Mapping[s
     return {name: module for name, module in model.named_modules() if name and f".{name}".endswith(ends)}
 
 
-def _is_rank(value: Any) -> bool:
-    return type(value) is int and value >= 1
-
-
 def _open(path: Path) -> Any:
-    if not path.is_file():
+    if not is_there(path):
         raise FileNotFoundError(f"peft={path.parent}: no {path.name} there; only safetensors are read, never pickles")
     try:
         return safe_open(path, "pt")
     except Exception as error:        # safetensors raises its own type for a torn or foreign file
-        raise ValueError(f"{path} is not a readable safetensors file: {(str(error).splitlines() or [''])[0][:200]}") from None
+        raise ValueError(f"{path} is not a readable safetensors file: {first_line(error)}") from None

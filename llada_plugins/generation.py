@@ -36,7 +36,7 @@ def with_options(denoise: Denoiser, config: SamplerConfig, special: SpecialToken
     if config.logits_eos_inf:
         if special.eos is None:
             raise ValueError("logits_eos_inf needs an EOS token: this checkpoint's config.json states no eos_token_id")
-        denoise = suppressed(denoise, [special.eos])
+        denoise = suppressed(denoise, [special.eos, *special.more_eos])
     if config.confidence_eos_eot_inf and not special.ends:
         raise ValueError("confidence_eos_eot_inf needs an EOS or EoT token: this checkpoint names neither")
     return denoise
@@ -48,7 +48,7 @@ def known_special_tokens(model: LLaDA) -> SpecialTokens:
         return model.special_tokens
     if model.config.mask_token_id is None:
         raise ValueError("the checkpoint names no mask token: config.json has no mask_token_id; pass special=SpecialTokens(mask=…)")
-    return SpecialTokens(model.config.mask_token_id, model.config.eos_token_id)
+    return SpecialTokens(model.config.mask_token_id, model.config.eos_token_id, more_eos=model.config.more_eos_token_ids)
 
 
 def check_fits(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerConfig) -> None:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .json_files import short
+
 PACKED = ("qweight", "qzeros", "scales", "g_idx")
 # What to add to a word of qzeros: "gptq" (v1) stores each zero point less one. Added to the word, not to each value: a zero point of
 # 0 has borrowed from its neighbour.
@@ -45,10 +47,10 @@ def read_packing(raw: Mapping[str, Any] | None, names: Iterable[str], source: Pa
             "bits": (raw.get("bits"), (4,))}
     for name, (value, allowed) in said.items():
         if value not in allowed:
-            raise ValueError(f"{source}: its quantization config says {name}={value!r}, but only {' or '.join(map(repr, allowed))} can be "
+            raise ValueError(f"{source}: its quantization config says {name}={short(value)}, but only {' or '.join(map(repr, allowed))} can be "
                              "read: give the checkpoint that it was made from, with quantize=int8 or nf4 to save memory")
     if type(group_size) is not int or group_size < 1 and group_size != -1:
-        raise ValueError(f"{source}: its quantization config says group_size={group_size!r}, which must be a positive whole number, or -1")
+        raise ValueError(f"{source}: its quantization config says group_size={short(group_size)}, which must be a positive whole number, or -1")
     if not packed:
         raise ValueError(f"{source}: its quantization config says gptq, but no tensor is packed (*.{PACKED[0]}): if its weights are plain, "
                          "remove quantization_config from config.json, or quantize_config.json")
@@ -73,6 +75,12 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.dequantised(x.dtype), self.bias)
+
+    def check(self, name: str) -> None:
+        """Raise ValueError where an input's group is none, which no header shows."""
+        if not 0 <= int(self.g_idx.min()) <= int(self.g_idx.max()) < len(self.scales):
+            raise ValueError(f"{name}.g_idx names groups {int(self.g_idx.min())} to {int(self.g_idx.max())} of {len(self.scales)}: "
+                             "the file is damaged")
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight (O, I), computed in fp32."""

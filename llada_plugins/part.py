@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from .checkpoint import fingerprint, load_tensors, read_json, save_tensors, signature, tensor_names
+from .checkpoint import fingerprint, load_tensors, save_tensors, signature, tensor_names
+from .json_files import TEXT, Kind, is_there, read_json, record
 from .model import LLaDA
 from .quantization import quantization_of
 from .submodules import check_present
@@ -26,6 +27,8 @@ class Part(NamedTuple):
     noun: str          # the same in a word
     interface: str     # what of the model its width must equal
     command: str       # what makes it
+    fields: Mapping[str, Kind]        # of its description; d_model among them, backbone beside them
+    may_have: Mapping[str, Kind] = {}
 
 
 def backbone_fingerprint(model: LLaDA) -> str:
@@ -46,9 +49,9 @@ def write_part(part: Part, module: nn.Module, folder: Path, description: Mapping
 
 def read_part(part: Part, folder: Path) -> dict[str, Any]:
     """The description in `folder`; FileNotFoundError that says what makes one."""
-    if not (folder / part.config).is_file():
+    if not is_there(folder / part.config):
         raise FileNotFoundError(f"{folder} has no {part.config}: give the folder of a {part.noun} made by python -m {part.command}")
-    return read_json(folder / part.config)
+    return read_json(folder / part.config, record({**part.fields, "backbone": TEXT}, part.may_have))
 
 
 def check_part(part: Part, raw: Mapping[str, Any], folder: Path, model: LLaDA) -> None:

@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .denoiser import Denoiser, model_denoiser
-from .model import LLaDA
+from .json_files import one_of, whole
+from .model import WIDTH, LLaDA
 from .part import Part, check_part, fill_part, read_part, write_part
 
 CONFIG, WEIGHTS = "ups_config.json", "ups.safetensors"
-UPS_HEAD = Part(CONFIG, WEIGHTS, "UPS head", "head", "reads hidden states", "training.remask_sft")
+UPS_HEAD = Part(CONFIG, WEIGHTS, "UPS head", "head", "reads hidden states", "training.remask_sft",
+                {"d_model": WIDTH, "width": whole(0, 2**20), "kind": one_of("mlp")})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,6 @@ def save_policy(head: PolicyHead, folder: Path, backbone: str, extra_config: Map
 def load_policy(folder: Path, model: LLaDA) -> PolicyHead:
     """The light head in `folder`, on the model's device; refuses one of another width or trained on another backbone."""
     raw = read_part(UPS_HEAD, folder)
-    if raw.get("kind") != "mlp":
-        raise ValueError(f"{folder / CONFIG}: kind is {raw.get('kind')!r}, only 'mlp' is known")
     check_part(UPS_HEAD, raw, folder, model)
     with torch.device("meta"):
         head = PolicyHead(raw["d_model"], raw["width"])

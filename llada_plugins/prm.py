@@ -12,7 +12,8 @@ import json
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 from . import checkpoint, text
 from .config import arg
+from .json_files import FLAG, TEXT, first_line, is_there, list_of, nullable, number, one_of, read_json, record, table_of, whole
+from .model import LAYERS, TOKENS, WIDTH
 from .prm_families import FAMILIES, Encode, Encoded, Head, find_family, one_token
 from .quantization import QUANTIZE, check_quantize
 from .startup_noise import silenced
@@ -31,6 +34,18 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 CAUSAL = ("llama", "mistral", "qwen2", "qwen3")        # model types whose every position sees only what is before it
+# Fields of config.json that a forward pass, the head or this package reads; absent, transformers' defaults hold.
+CONFIG = record(optional={
+    "architectures": nullable(list_of(TEXT)), "model_type": TEXT, "quantization_config": nullable(record()),
+    "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": WIDTH,
+    "num_key_value_heads": nullable(WIDTH), "head_dim": nullable(WIDTH), "vocab_size": TOKENS, "max_position_embeddings": TOKENS,
+    "rms_norm_eps": number(1e-20, 1), "rope_theta": number(1, 1e12), "rope_parameters": nullable(record()), "rope_scaling": nullable(record()),
+    "hidden_act": TEXT, "tie_word_embeddings": FLAG, "attention_bias": FLAG, "mlp_bias": FLAG, "attention_dropout": number(0, 1),
+    "sliding_window": nullable(whole(1)), "use_sliding_window": FLAG, "max_window_layers": whole(0), "layer_types": nullable(list_of(TEXT)),
+    "pretraining_tp": one_of(1), "id2label": nullable(table_of(TEXT)), "label2id": nullable(table_of(whole())),
+    "token_classification_bias": FLAG, "step_separator": nullable(TEXT), "step_split": nullable(TEXT),
+    "block_length": nullable(whole(1, 2**24)),
+})
 
 
 class ScoreError(RuntimeError):
@@ -142,7 +157,7 @@ class StepScorer:
         if len(encoded.ids) > self.max_length:
             raise TooLong(f"{name} has {len(encoded.ids)} tokens with its question, the PRM takes {self.max_length}: lower gen_length, "
                              "or raise prm_max_length if it is below the PRM's context")
-        _check_vocabulary(encoded.ids, self.vocabulary, self.source)
+        text.check_vocabulary(encoded.ids, self.vocabulary, self.source)
         return encoded
 
     def shortened(self, question: str, steps: Sequence[str], reserve: int = 0) -> str | None:
@@ -204,12 +219,6 @@ def _unquoted(separator: str) -> str:
         raise ValueError(f"prm_separator={separator} is in double quotes but is not a JSON string: {error}") from None
 
 
-def _check_vocabulary(ids: Sequence[int], vocabulary: int, source: str) -> None:
-    if max(ids) >= vocabulary:
-        raise ValueError(f"{source}: its tokenizer makes token {max(ids)}, its model's vocabulary ends at {vocabulary - 1}: they do not "
-                         "belong together")
-
-
 @dataclass(frozen=True, kw_only=True)
 class OpenPRM:
     """A PRM whose files are checked, before its weights are read."""
@@ -228,7 +237,7 @@ def open_prm(config: PRMConfig) -> OpenPRM:
     if config.prm is None:
         raise ValueError("llada_prm needs a process reward model: pass prm=FOLDER or prm=HUB_ID, such as prm=Qwen/Qwen2.5-Math-PRM-7B")
     folder = _resolve(config.prm)
-    raw = checkpoint.read_json(folder / "config.json")
+    raw = read_json(folder / "config.json", CONFIG)
     files = checkpoint.tensor_files(folder)
     name = find_family(folder, config.prm_family, raw.get("architectures") or [], list(files))
     family, options = FAMILIES[name], family_options(config, name, raw, folder)
@@ -236,13 +245,13 @@ def open_prm(config: PRMConfig) -> OpenPRM:
     max_length = config.prm_max_length or body.max_position_embeddings
     if max_length > body.max_position_embeddings:
         raise ValueError(f"prm_max_length={max_length} exceeds the PRM's context of {body.max_position_embeddings} tokens")
-    if not (folder / "tokenizer.json").is_file():
+    if not is_there(folder / "tokenizer.json"):
         raise FileNotFoundError(f"{folder} has no tokenizer.json: write one there with AutoTokenizer.from_pretrained(…).save_pretrained(…)")
     tokenizer = text.load_tokenizer(folder)
     encoder = family.encoder(tokenizer, options)
     trial = encoder("1 + 1 = ?", ["1 + 1 is 2.", "2"])        # a template or a marker that cannot work shows here, before the weights
     candidates = [one_token(tokenizer, option, options[option]) for option in ("prm_negative", "prm_positive") if option in options]
-    _check_vocabulary([*trial.ids, *candidates], body.vocab_size, str(folder))
+    text.check_vocabulary([*trial.ids, *candidates], body.vocab_size, str(folder))
 
     def load(device: torch.device | str) -> StepScorer:
         target = checkpoint.pick_device(str(device))
@@ -256,13 +265,14 @@ def open_prm(config: PRMConfig) -> OpenPRM:
 def _load_model(config: PretrainedConfig, make_head: Head, candidates: Sequence[int], files: Mapping[str, Path], *, source: Path,
                 device: torch.device, dtype: torch.dtype, quantize: str | None) -> StepClassifier:
     """The model with every tensor accounted for: what is missing would be random numbers, so it is an error."""
-    with torch.device("meta"):
-        model = StepClassifier(config, make_head(config))
+    head = make_head(config)
+    with told_in_a_line(source / "config.json"), torch.device("meta"):
+        model = StepClassifier(config, head)
     # older files hold rotary frequencies; a language model's head stays in those of a PRM made from it and is not used
     spare = {name for name in files if name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight"} - model.state_dict().keys()
     files = {name: path for name, path in files.items() if name not in spare}
     model.quantization = checkpoint.load_quantised(model, files, device=device, dtype=dtype, source=source, quantize=quantize,
-                                                   blocks="model.layers.")
+                                                   blocks="model.layers.", unread=spare)
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)        # computed from the config, in no file
     if candidates:
         model.keep_rows(*candidates)
@@ -283,4 +293,14 @@ def _body_config(folder: Path, raw: Mapping[str, Any]) -> PretrainedConfig:
                          "can be read, where a score depends on nothing behind it")
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with told_in_a_line(folder / "config.json"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+@contextmanager
+def told_in_a_line(path: Path) -> Iterator[None]:
+    """What transformers makes of a config that it cannot use, any kind of exception, as ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: transformers cannot make a model of it: {first_line(error)}") from None

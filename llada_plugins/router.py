@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 from .config import arg, build, names, reject_unknown
 from .denoiser import PADDING, Canvas, Denoiser, Prediction
-from .model import LLaDA, Recomputing
+from .json_files import FLAG, TEXT, number, whole
+from .model import WIDTH, LLaDA, Recomputing
 from .part import Part, check_part, fill_part, read_part, write_part
 
 CONFIG, WEIGHTS = "router_config.json", "router.safetensors"
-ROUTER = Part(CONFIG, WEIGHTS, "router", "router", "makes embeddings", "training.router_sft")
+ROUTER = Part(CONFIG, WEIGHTS, "router", "router", "makes embeddings", "training.router_sft", {"d_model": WIDTH},
+              dict(heads=whole(most=2**20), layers=whole(most=1000), mlp=whole(most=2**20), mode=TEXT, use_prompt=FLAG, scale=number(-1e9, 1e9),
+                   max_positions=whole(most=2**24), blocks=whole(most=1000)))        # RouterConfig knows what is too small
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +237,11 @@ def load_router(folder: Path, model: LLaDA) -> Router:
     raw = read_part(ROUTER, folder)
     reject_unknown(raw, [*names(RouterConfig), "backbone", "training"], f"key of {folder / CONFIG}:")
     check_part(ROUTER, raw, folder, model)
+    try:
+        config = build(RouterConfig, raw)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
     with torch.device("meta"):
-        router = Router(build(RouterConfig, raw))
+        router = Router(config)
     check_blocks(router, model.config.n_layers)
     return fill_part(ROUTER, router, folder, model)

@@ -3,23 +3,132 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .json_files import FLAG, TEXT, Kind, either, first_line, is_there, list_of, nullable, number, read_json, record, short, table_of, whole
 from .startup_noise import silenced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+PROPERTIES = {**dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word", "special"), FLAG), "__type": TEXT}
+TOKEN = record({"content": TEXT}, PROPERTIES, closed=True)
+NAMED = nullable(either(TEXT, TOKEN))        # a special token, by its text or with its properties
+ADDED = Kind("an object of whole numbers and what their tokens are", lambda value: isinstance(value, dict) and all(
+    number.isdecimal() and int(number) < 2**24 for number in value), lambda value: table_of(TOKEN).parts(value))
+VOCABULARY = Kind("an object in which every token has a number of its own, or a list", lambda value: isinstance(value, list) or (
+    isinstance(value, dict) and all(type(number) is int and 0 <= number < 2**24 for number in value.values())
+    and len(set(value.values())) == len(value)))
+# The fields of a tokenizer's files that anything here depends on; the others are for `tokenizers` and transformers to judge.
+TOKENIZER = record({"model": record(optional={"vocab": VOCABULARY}),
+                    "added_tokens": list_of(record({"content": TEXT, "id": whole(0, 2**24 - 1)}, PROPERTIES, closed=True))})
+SETTINGS = record(optional={
+    **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), NAMED),
+    **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space", "split_special_tokens"), nullable(FLAG)),
+    "added_tokens_decoder": ADDED,
+    "chat_template": nullable(either(TEXT, either(list_of(record({"name": TEXT, "template": TEXT})), table_of(TEXT)))),
+    "model_max_length": nullable(number(1)),
+    "fast_tokenizer_files": Kind("nothing: only tokenizer.json is read", lambda value: value in (None, [])),
+})
+
+
+class TokenizerFiles(NamedTuple):
+    """What a folder's JSON files say of its tokenizer."""
+
+    tokenizer: dict[str, Any]        # tokenizer.json; empty where there is none
+    settings: dict[str, Any]         # tokenizer_config.json, with the names of special_tokens_map.json where those are read
+    added: dict[str, int]            # special tokens and others of their own id
+
+    def id_of(self, name: str) -> int | None:
+        """The id of bos_token or eos_token; None where it is not named or unknown."""
+        token = self.settings.get(name)
+        content = token["content"] if isinstance(token, dict) else token
+        vocabulary = self.tokenizer.get("model", {}).get("vocab")
+        return self.added.get(content, vocabulary.get(content) if isinstance(vocabulary, dict) else None)
+
+
+def read_tokenizer_files(folder: Path) -> TokenizerFiles:
+    """The JSON files of a folder's tokenizer, of which any may be absent; ValueError names the file and field that is wrong."""
+    path, tokenizer, settings = folder / "tokenizer.json", {}, {}
+    if is_there(path):
+        tokenizer = read_json(path, TOKENIZER)
+    if is_there(path := folder / "tokenizer_config.json"):
+        settings = read_json(path, SETTINGS)
+    # where it is superfluous transformers does not read it; a published one is no JSON (LLaDA-8B-Base's)
+    if "added_tokens_decoder" not in settings and is_there(path := folder / "special_tokens_map.json"):
+        settings = {**settings, **read_json(path, SETTINGS)}
+    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    decoder = {token["content"]: int(number) for number, token in settings.get("added_tokens_decoder", {}).items()}
+    if differing := [name for name, number in decoder.items() if added.get(name, number) != number]:
+        raise ValueError(f"{folder}: tokenizer.json and tokenizer_config.json disagree on the id of {short(differing[0])}: "
+                         f"{added[differing[0]]} and {decoder[differing[0]]}")
+    return TokenizerFiles(tokenizer, settings, {**decoder, **added})
+
+
 @silenced()
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder, never through remote code."""
-    if not (folder / "tokenizer.json").is_file():
+def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder, never through remote code; chat_template: see `choose_template`.
+
+    Raises FileNotFoundError, or ValueError that names the file: `tokenizers` and transformers end in any kind of exception.
+    """
+    if not is_there(folder / "tokenizer.json"):
         raise FileNotFoundError(f"{folder} has no tokenizer.json: pass tokenizer=FOLDER of the model's tokenizer")
+    files = read_tokenizer_files(folder)
     from transformers import PreTrainedTokenizerFast
 
-    # AutoTokenizer would look the model_type up, which transformers does not know, and warn of it
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        # AutoTokenizer would look the model_type up, which transformers does not know, and warn of it
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        trial = tokenizer.encode("a")
+        tokenizer.decode(trial)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":        # which Rust raises, beside Exception
+            raise
+        raise ValueError(f"{folder / 'tokenizer.json'}, with the tokenizer's other files there, cannot be loaded: "
+                         f"{first_line(error)}") from None
+    _check_loaded(folder, files, tokenizer, trial)
+    if chat_template is not None:
+        choose_template(tokenizer, chat_template)
+    return tokenizer
+
+
+def _check_loaded(folder: Path, files: TokenizerFiles, tokenizer: PreTrainedTokenizerBase, trial: list[int]) -> None:
+    """Raise ValueError where the loaded tokenizer does not do what its files say: transformers adds, renumbers and ignores unasked."""
+    found = tokenizer.get_vocab()
+    for content, number in files.added.items():
+        if found.get(content) != number:
+            raise ValueError(f"{folder}: its tokenizer's files give {short(content)} the id {number}, but it becomes {found.get(content)}")
+    for name in ("bos_token", "eos_token"):
+        if files.settings.get(name) and files.id_of(name) is None and isinstance(files.tokenizer["model"].get("vocab"), dict):
+            raise ValueError(f"{folder}: {name} is {short(files.settings[name])}, which is no token of tokenizer.json")
+    for name, stands in (("bos", trial[:1] == [tokenizer.bos_token_id]), ("eos", trial[-1:] == [tokenizer.eos_token_id])):
+        stated = files.settings.get(f"add_{name}_token")
+        if stated is not None and stated != stands:
+            raise ValueError(f"{folder}: tokenizer_config.json says add_{name}_token={str(stated).lower()}, but tokenizer.json "
+                             f"{'adds' if stands else 'does not add'} {name}_token, and it decides: make the two agree")
+    stated, spaces = files.settings.get("add_prefix_space"), files.tokenizer.get("pre_tokenizer") or {}
+    if stated is not None and spaces.get("type") == "ByteLevel" and spaces.get("add_prefix_space") != stated:
+        raise ValueError(f"{folder}: add_prefix_space is {stated} in tokenizer_config.json and {spaces.get('add_prefix_space')} in "
+                         "tokenizer.json, which decides: make the two agree")
+
+
+def choose_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Make the chat template of that name the tokenizer's only one; ValueError where it has none of that name."""
+    templates = tokenizer.chat_template
+    if not isinstance(templates, dict):
+        has = "one chat template, which has no name: leave it out" if templates else "no chat template"
+        raise ValueError(f"chat_template={name!r}: this tokenizer has {has}")
+    if name not in templates:
+        raise ValueError(f"chat_template={name!r}: this tokenizer's chat templates are {', '.join(sorted(templates))}")
+    tokenizer.chat_template = templates[name]
+
+
+def check_vocabulary(ids: Sequence[int], vocabulary: int, source: str) -> None:
+    """Raise ValueError on an id that a model of so many tokens does not know."""
+    if max(ids, default=0) >= vocabulary:
+        raise ValueError(f"{source}: its tokenizer makes token {max(ids)}, its model's vocabulary ends at {vocabulary - 1}: they do not "
+                         "belong together")
 
 
 def check_unicode(string: str) -> None:
@@ -119,12 +228,17 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
     """A chat as the prompt string, ending with the assistant's header; prefill: with the text of the last message, unclosed.
 
     LLaDA's template appends the header whatever add_generation_prompt says, others only when asked; the rendered string is the
-    same. Raises ValueError where the tokenizer has no template.
+    same. Of several templates the one called "default" is rendered. Raises ValueError where the tokenizer has none, or it fails.
     """
-    if not tokenizer.chat_template:
+    templates = tokenizer.chat_template
+    if not templates:
         raise ValueError("this tokenizer has no chat template: evaluate without one, or pass the tokenizer of an instruct model")
+    if isinstance(templates, dict) and "default" not in templates:
+        raise ValueError(f"this tokenizer has the chat templates {', '.join(sorted(templates))} and none is the default: pass chat_template=NAME")
     turns = [dict(message) for message in messages]
-    if not prefill:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    # cuts the rendering right behind the last message's text, so a header that the template appends unasked goes as well
-    return tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
+    # the second cuts the rendering right behind the last message's text, so a header that the template appends unasked goes as well
+    ending = {"continue_final_message": True} if prefill else {"add_generation_prompt": True}
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, **ending)
+    except Exception as error:        # jinja's own kinds, and whatever the template's expressions raise
+        raise ValueError(f"the chat template of {tokenizer.name_or_path} cannot render the chat: {first_line(error)}") from None

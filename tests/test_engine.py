@@ -284,6 +284,8 @@ def test_a_missing_tokenizer_is_told_and_one_elsewhere_will_do(make_engine, copi
 def test_options_that_need_an_absent_token_are_told_at_once(make_engine, copied):
     raw = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**raw, "eos_token_id": None}))
+    named = json.loads((copied / "tokenizer_config.json").read_text())        # its eos_token would do as well
+    (copied / "tokenizer_config.json").write_text(json.dumps({**named, "eos_token": None}))
     with pytest.raises(ValueError, match="logits_eos_inf needs an EOS token"):
         make_engine(copied, logits_eos_inf=True)
     with pytest.raises(ValueError, match="logits_eos_inf needs an EOS token"):

@@ -195,9 +195,9 @@ def changed(adapter: Path, folder: Path, tensors=None, **config) -> Path:
     (None, {"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
     (None, {"modules_to_save": ["wte"]}, "modules_to_save"),
     (None, {"some_day": {"kind": "new"}}, "some_day"),
-    (None, {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which is not plain LoRA's"),
-    (None, {"peft_type": "LOHA"}, "peft_type is 'LOHA', but only LORA is read"),
-    (None, {"r": 0}, "r is 0, which is not plain LoRA's"),
+    (None, {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', expected true or false or \"gaussian\""),
+    (None, {"peft_type": "LOHA"}, "peft_type is 'LOHA', expected \"LORA\""),
+    (None, {"r": 0}, "r is 0, expected a whole number from 1 to"),
 ])
 def test_what_does_not_fit_is_refused_in_one_line_before_weights_are_read(tiny_checkpoint, adapter, tmp_path, monkeypatch, tensors, config,
                                                                           message):

@@ -143,7 +143,7 @@ HEAD_MISTAKES = {
                       r"reads hidden states of width 48, the model's have 32: give the head that was trained on this model"),
     "other backbone": (lambda folder: edit_json(folder / CONFIG, backbone="0123"),
                        r"another backbone \(fingerprint 0123, this model's is [0-9a-f]{16}\): give pretrained= .* or train a head"),
-    "unknown kind": (lambda folder: edit_json(folder / CONFIG, kind="prism"), r"kind is 'prism', only 'mlp' is known"),
+    "unknown kind": (lambda folder: edit_json(folder / CONFIG, kind="prism"), "kind is 'prism', expected \"mlp\""),
 }
 
 

@@ -51,6 +51,7 @@ def tokenizer_files(folder: Path, template: str | None = None, adds_bos: bool = 
     tokenizer.add_tokens([AddedToken("ки", normalized=False)])
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])])
+        edit(folder, "tokenizer_config.json", add_bos_token=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     if template:
         edit(folder, "tokenizer_config.json", chat_template=template)
@@ -279,6 +280,7 @@ def test_a_tokenizer_that_marks_spaces_reads_the_token_with_its_space(tmp_path):
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "special_tokens_map.json").unlink()
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}))
     ids, positions = scorer_of(tmp_path, "math_shepherd").encode("ки?", ["Step 1: ки.", "Step 2: taken"])
     tokens = load_tokenizer(tmp_path).convert_ids_to_tokens(ids)

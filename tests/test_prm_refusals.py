@@ -34,7 +34,7 @@ def merge(folder: Path, left: str, right: str) -> None:
     """Teach the byte tokenizer a merge."""
     raw, tokenizer = json.loads((folder / "tokenizer.json").read_text()), Tokenizer.from_file(str(folder / "tokenizer.json"))
     symbols = [tokenizer.encode(part, add_special_tokens=False).tokens[0] for part in (left, right)]
-    raw["model"]["vocab"]["".join(symbols)] = 280
+    raw["model"]["vocab"].update({token["content"]: token["id"] for token in raw["added_tokens"]}, **{"".join(symbols): 280})
     raw["model"]["merges"].append(symbols)
     (folder / "tokenizer.json").write_text(json.dumps(raw))
 
@@ -138,10 +138,10 @@ def test_a_token_beyond_the_models_vocabulary_is_refused_before_any_forward(fres
 
 
 def test_an_infinite_logit_is_no_score_though_its_probability_is_a_number(fresh):
-    folder = fresh("token_classification")
-    edit_tensors(folder, lambda state: state.update({"score.bias": torch.tensor([-torch.inf, 0])}))
+    scorer = scorer_of(fresh("token_classification"), "token_classification")
+    scorer.model.score.bias.data = torch.tensor([-torch.inf, 0])
     with pytest.raises(RuntimeError, match="no number came out for solution [1-4]"):
-        scorer_of(folder, "token_classification").score(SOLUTIONS)
+        scorer.score(SOLUTIONS)
 
 
 @each_family
@@ -149,9 +149,12 @@ def test_an_infinite_logit_is_no_score_though_its_probability_is_a_number(fresh)
 def test_weights_that_give_no_number_are_an_error_that_names_the_model_and_the_solution(fresh, name, value):
     folder = fresh(name)
     damaged = load_tokenizer(folder).convert_tokens_to_ids("Z")
-    edit_tensors(folder, lambda state: state["model.embed_tokens.weight"][damaged].fill_(value))
     scorer = scorer_of(folder, name)
+    scorer.model.model.get_input_embeddings().weight.data[damaged] = value
     assert len(scorer.score(SOLUTIONS[1:2])[0]) == 1        # without a Z nothing is wrong
     with pytest.raises(RuntimeError, match="no number came out for solution 2: the PRM's weights are damaged") as error:
         scorer.score([SOLUTIONS[1], ("y", ["a", "Z"])])
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    edit_tensors(folder, lambda state: state["model.embed_tokens.weight"][damaged].fill_(value))
+    with pytest.raises(ValueError, match="model.safetensors: model.embed_tokens.weight holds NaN or infinity in float32"):
+        scorer_of(folder, name)

@@ -69,7 +69,7 @@ def test_a_router_file_says_what_it_is_whose_it_is_and_how_it_was_made(saved, mo
 
 MISTAKES = {
     "width": (lambda folder: edit(folder, d_model=64), "makes embeddings of width 64, the model's have 32: give the router that"),
-    "no width": (lambda folder: edit(folder, d_model=None), "makes embeddings of width None"),
+    "no width": (lambda folder: edit(folder, d_model=None), "d_model is missing, expected a whole number from 1 to"),
     "backbone": (lambda folder: edit(folder, backbone="0123456789abcdef"), r"trained on another backbone \(fingerprint 0123456789abcdef"),
     "key": (lambda folder: edit(folder, layer=2), r"unknown key of .*router_config.json: 'layer' \(did you mean 'layers'\?\)"),
     "mode": (lambda folder: edit(folder, mode="add"), "mode must be one of 'residual', 'replace', got 'add'"),

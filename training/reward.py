@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel, Qwen2Config, Qwen2ForTokenClassification
 
-from llada_plugins.checkpoint import SHIPPED, read_json, resolve, tensor_files
+from llada_plugins.checkpoint import SHIPPED, resolve, tensor_files
 from llada_plugins.config import arg
+from llada_plugins.json_files import first_line, read_json
 from llada_plugins.policy_metrics import auc
-from llada_plugins.prm import CAUSAL, PRMConfig, load_prm
+from llada_plugins.prm import CAUSAL, CONFIG, PRMConfig, load_prm
 from llada_plugins.tasks import sudoku
 from llada_plugins.text import load_tokenizer
 
@@ -115,7 +116,7 @@ def _fitting(rows: Sequence[StepRow], path: str, encode: Encode, max_length: int
 
 def _classifier(folder: Path, seed: int) -> PreTrainedModel:
     """The folder's model in fp32 with its two-class head; one that is no classifier yet gets a fresh head, which is logged."""
-    raw, names = read_json(folder / "config.json"), tensor_files(folder)
+    raw, names = read_json(folder / "config.json", CONFIG), tensor_files(folder)
     if raw.get("model_type") not in CAUSAL:
         raise ValueError(f"{folder}: model_type is {raw.get('model_type')!r}, expected one of {', '.join(CAUSAL)}: the scorer reads causal "
                          "models alone, where a step's score depends on nothing behind it")
@@ -131,8 +132,8 @@ def _classifier(folder: Path, seed: int) -> PreTrainedModel:
             torch.manual_seed(seed)
             model, found = AutoModelForTokenClassification.from_pretrained(folder, config=config, use_safetensors=True,
                                                                            output_loading_info=True)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:        # transformers' messages have many lines
-        raise ValueError(f"{folder}: not a model for token classification: {(str(error).splitlines() or [''])[0][:200]}") from None
+    except Exception as error:        # transformers has many kinds, and messages of many lines
+        raise ValueError(f"{folder}: not a model for token classification: {first_line(error)}") from None
     missing = sorted(found["missing_keys"])
     head = [name for name in missing if not name.startswith(model.base_model_prefix + ".")]
     if len(missing) > len(head) or trained and head:
