@@ -50,6 +50,7 @@ class EngineConfig:
     revision: str | None = arg(None, "branch, tag or commit of a hub id")
     peft: str | None = arg(None, "folder or hub id of a LoRA adapter of that checkpoint, made by training.sft --lora or by peft; merged at load")
     tokenizer: str | None = arg(None, "folder or hub id of the tokenizer, where it is not beside the checkpoint")
+    chat_template: str | None = arg(None, "name of the chat template, where the tokenizer has several (default: the one called default)")
     device: str = arg("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
     quantize: Literal[QUANTIZE] | None = arg(
@@ -141,7 +142,8 @@ class Engine:
         self.adapter = checkpoint.resolve(self.config.peft, option="peft") if self.config.peft else None
         config = checkpoint.read_config(self.folder)
         tokenizer_folder = checkpoint.resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
-        self.tokenizer = text.load_tokenizer(tokenizer_folder)
+        self.tokenizer = text.load_tokenizer(tokenizer_folder, self.config.chat_template)
+        self.chat_template = self.config.chat_template        # its name, None for the only one or the default
         self.special = checkpoint.special_tokens(tokenizer_folder, config, self.config.mask_id)
         if self.special is None:
             raise ValueError(f"{self.folder}: neither config.json (mask_token_id) nor the tokenizer names a mask token: pass mask_id=…")
@@ -284,7 +286,9 @@ class Engine:
 
     def encode(self, string: str) -> list[int]:
         """Token ids; special tokens are added only where the string does not already begin with BOS, as a rendered chat does."""
-        return text.encode(self.tokenizer, string)
+        ids = text.encode(self.tokenizer, string)
+        text.check_vocabulary(ids, self.model.config.num_embeddings, str(self.folder))
+        return ids
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of context and continuation as in lm-eval: the context's trailing spaces go over, and
@@ -295,6 +299,15 @@ class Engine:
             self._context = stripped, self.encode(stripped)
         ids = list(self._context[1])
         return ids, text.encode_pair(self.tokenizer, stripped, ids, context[len(stripped):] + continuation)
+
+    def use_template(self, name: str) -> None:
+        """Render chats through the tokenizer's template of that name from now on; ValueError where another was chosen, or it has none."""
+        if self.chat_template == name:
+            return
+        if self.chat_template is not None:
+            raise ValueError(f"chat template {name!r} was asked for, and chat_template={self.chat_template!r} before: give one of them")
+        text.choose_template(self.tokenizer, name)
+        self.chat_template = name
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], prefill: bool = False) -> str:
         """The prompt string of a chat, ending with the assistant's header, or with the last message's text if that is a prefill."""
@@ -321,6 +334,7 @@ class Engine:
                 "model_num_parameters": num_parameters(self.model),
                 "quantization": record.method if (record := quantization_of(self.model)) else None,
                 "model_dtype": str(self.model.dtype), "sampler": self._sampler(), "confidence_source": self.common.source, "policy": self.prepared.policy,
+                "chat_template": self.chat_template,
                 "method_options": asdict(self.method_options), "likelihood": METHODS[self.method].likelihood,
                 "overlong": self.config.overlong,
                 **{name: getattr(self.config, name) for name in LIKELIHOOD}}
@@ -505,9 +519,9 @@ class Engine:
 
 
 def _digest(folder: Path) -> str:
-    """A digest of a checkpoint, parts beside it included: sizes and both ends of its weight files (all of a small one), and its JSON files."""
+    """A digest of a checkpoint, parts beside it included: sizes and both ends of its weight files (all of a small one), and its JSON files and templates."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")]):
+    for path in sorted(path for kind in ("safetensors", "json", "jinja") for path in folder.rglob(f"*.{kind}")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

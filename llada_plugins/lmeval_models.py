@@ -131,6 +131,16 @@ class LLaDA(TemplateLM):
         """The chat as a prompt; add_generation_prompt=False continues the last message (lm-eval's gen_prefix)."""
         return self.engine.render_chat(chat_history, prefill=not add_generation_prompt)
 
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template's text, for the results file; a name given with --apply_chat_template is the one that prompts are rendered by.
+
+        ValueError where the tokenizer has no template of that name: lm-eval's own method records it, and renders another.
+        """
+        if isinstance(chat_template, str):
+            self.engine.use_template(chat_template)
+        templates = self.tokenizer.chat_template
+        return templates.get("default") if isinstance(templates, dict) else templates
+
     def get_model_info(self) -> dict[str, Any]:
         """Merged into the `config` of the results file."""
         if isinstance(self.cache_hook, RepeatHook):

@@ -79,7 +79,7 @@ class LLaDA(BaseModel):
             options["max_length"] = max_seq_len
         if tokenizer_only:
             self.engine = None
-            self.tokenizer = text.load_tokenizer(checkpoint.resolve(options.get("tokenizer") or path))
+            self.tokenizer = text.load_tokenizer(checkpoint.resolve(options.get("tokenizer") or path), options.get("chat_template"))
         else:
             self.engine = Engine(self.method, pretrained=path, **options)
             self.tokenizer = self.engine.tokenizer
