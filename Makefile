@@ -5,6 +5,7 @@
 # make test-machines  the fast tests with the kernels of other processors, and with two threads
 # make test-floats    the tests that compare floats, with the kernels of other processors
 # make doctor      is the installation whole, and do both harnesses find our models
+# make fuzz        50,000 damaged checkpoints: each loads, or ends in one line that names the file (10 CPU minutes)
 # make install     .venv with the tested versions of both harnesses and this package, editable; demo and test do it by themselves
 # make clean       remove what the targets above made
 #
@@ -24,12 +25,12 @@ KERNELS_scalar = ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONED
 KERNELS_avx2 = ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats doctor install clean
+.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats fuzz doctor install clean
 
-demo ablation ablation-prm test test-slow test-machines test-floats: export HF_HUB_OFFLINE = 1
-demo ablation ablation-prm test test-slow test-machines test-floats: export HF_DATASETS_OFFLINE = 1
-demo ablation ablation-prm test test-slow test-machines test-floats: export TRANSFORMERS_OFFLINE = 1
-demo ablation ablation-prm test test-slow test-machines test-floats: export TOKENIZERS_PARALLELISM = false
+demo ablation ablation-prm test test-slow test-machines test-floats fuzz: export HF_HUB_OFFLINE = 1
+demo ablation ablation-prm test test-slow test-machines test-floats fuzz: export HF_DATASETS_OFFLINE = 1
+demo ablation ablation-prm test test-slow test-machines test-floats fuzz: export TRANSFORMERS_OFFLINE = 1
+demo ablation ablation-prm test test-slow test-machines test-floats fuzz: export TOKENIZERS_PARALLELISM = false
 
 SUDOKU4 = $(BIN)/lm_eval --model llada --tasks sudoku4 --include_path configs/lmeval --batch_size 50 --log_samples
 
@@ -67,6 +68,9 @@ test-machines: test
 
 doctor: $(INSTALLED)
 	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m llada_plugins.doctor
+
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations 50000
 
 install: $(INSTALLED)
 

@@ -286,9 +286,7 @@ class Engine:
 
     def encode(self, string: str) -> list[int]:
         """Token ids; special tokens are added only where the string does not already begin with BOS, as a rendered chat does."""
-        ids = text.encode(self.tokenizer, string)
-        text.check_vocabulary(ids, self.model.config.num_embeddings, str(self.folder))
-        return ids
+        return self._known(text.encode(self.tokenizer, string))
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of context and continuation as in lm-eval: the context's trailing spaces go over, and
@@ -298,7 +296,11 @@ class Engine:
         if self._context[0] != stripped:
             self._context = stripped, self.encode(stripped)
         ids = list(self._context[1])
-        return ids, text.encode_pair(self.tokenizer, stripped, ids, context[len(stripped):] + continuation)
+        return ids, self._known(text.encode_pair(self.tokenizer, stripped, ids, context[len(stripped):] + continuation))
+
+    def _known(self, ids: list[int]) -> list[int]:
+        text.check_vocabulary(ids, self.model.config.num_embeddings, str(self.folder))
+        return ids
 
     def use_template(self, name: str) -> None:
         """Render chats through the tokenizer's template of that name from now on; ValueError where another was chosen, or it has none."""

@@ -202,6 +202,8 @@ def test_a_token_that_the_model_does_not_know_is_refused_before_a_forward(tmp_pa
     assert engine.encode("a")
     with pytest.raises(ValueError, match="its tokenizer makes token 261, its model's vocabulary ends at 258"):
         engine.encode("a<|eot_id|>")
+    with pytest.raises(ValueError, match="its tokenizer makes token 261"):
+        engine.encode_pair("a", "<|eot_id|>")
 
 
 # ---- shards
