@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,8 +42,8 @@ def config_of(model: LLaDA) -> dict[str, Any]:
     published = model.config.to_dict()
     if model.origin is None:
         return published
-    raw, read = model.origin.raw, asdict(model.origin.read)
-    changed = {name: value for name, value in asdict(model.config).items() if value != read[name]}
+    raw, read = model.origin.raw, model.origin.read.to_dict()
+    changed = {name: value for name, value in published.items() if value != read[name]}
     dtype = str(model.dtype).removeprefix("torch.")
     changed |= {name: dtype for name in DTYPES if raw.get(name) is not None}
     return {name: value for name, value in {**published, **raw, **changed}.items() if name not in NOT_KEPT}

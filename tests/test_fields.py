@@ -89,8 +89,11 @@ def test_an_eos_list_survives_loading_and_saving(folder, tmp_path):
     edit(folder / "generation_config.json", eos_token_id=[7, 9])
     model = load_model(folder, device="cpu")
     save_model(model, tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "config.json").read_text())["eos_token_id"] == [257, 7, 9]
-    assert read_config(tmp_path / "saved") == model.config and model.config.eos_token_id == 257
+    assert read_config(tmp_path / "saved") == model.config and model.config.ends == (257, 7, 9)
+    model.origin = None        # as of a model that was made, not loaded
+    save_model(model, tmp_path / "made")
+    assert json.loads((tmp_path / "made" / "config.json").read_text())["eos_token_id"] == [257, 7, 9]
+    assert read_config(tmp_path / "made") == model.config and model.config.eos_token_id == 257
 
 
 # ---- fields that change what is computed
