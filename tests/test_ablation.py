@@ -175,6 +175,7 @@ def test_the_opencompass_config_has_the_ablations_settings():
 
 # --- the claim -------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (TINY / "ups").is_dir(), reason="the shipped model has no policy head beside it")
 def test_the_shipped_head_beats_decoding_that_never_takes_a_token_back():
     # greedy on fixed problems, so the numbers are the same every time; 8 steps, because at 16 plain decoding solves nearly all

@@ -170,6 +170,7 @@ def test_lm_eval_knows_the_name():
 
 # ---- the shipped routers, the config, and both stock commands from the outside
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sudoku4", "nim"])
 def test_a_router_is_shipped_that_changes_answers_of_its_model(name):
     problems = [problem[0] for problem in {"sudoku4": sudoku, "nim": nim}[name].problems("test", 300)]        # Nim's changes few of them

@@ -138,6 +138,7 @@ def test_8b_shape_has_the_parameters_of_llada_8b():
     assert sum(parameter.numel() for parameter in model.parameters()) == 16_031_162_368 // 2        # bytes of the bfloat16 checkpoint
 
 
+@pytest.mark.slow
 def test_command_writes_its_result_as_json(tmp_path, capsys):
     measured_all = ["--memory_length", "256", "--accuracy_puzzles", "2", "--plot", str(tmp_path / "plot.png")]
     assert generation.main([*SMALL, *measured_all, "--json", str(tmp_path / "result.json")]) == 0

@@ -206,6 +206,7 @@ def test_simple_evaluate_finds_the_model_by_name_and_reports_its_settings(monkey
     assert results["config"]["sampler"]["steps"] == 16 and results["config"]["confidence_source"] == "tps_prob"
 
 
+@pytest.mark.slow
 def test_the_stock_command_evaluates_the_shipped_model_without_arguments(tmp_path: Path) -> None:
     results, answers = sudoku_run(tmp_path)
     problems = sudoku.problems("test", 8)
@@ -213,6 +214,7 @@ def test_the_stock_command_evaluates_the_shipped_model_without_arguments(tmp_pat
     assert results["results"]["sudoku4"]["acc,none"] == accuracy >= 0.75
 
 
+@pytest.mark.slow
 def test_a_misspelt_model_arg_ends_the_stock_command_with_a_non_zero_status(tmp_path: Path) -> None:
     done = run_lm_eval("--model", "llada", "--model_args", "stepz=4", "--tasks", "sudoku4", "--include_path", str(TASKS), cwd=tmp_path)
     assert done.returncode != 0 and "did you mean 'steps'" in done.stderr

@@ -447,6 +447,7 @@ def check_against_engine(cwd: Path, steps: int, name: str = "LLaDA-tiny-gen_leng
     assert [detail["correct"] for detail in result["details"]] == [[value] for value in correct]
 
 
+@pytest.mark.slow
 def test_stock_opencompass_gives_engines_answers(tmp_path) -> None:
     done = run_opencompass(tmp_path, small_config(tmp_path), "--debug")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

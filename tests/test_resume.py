@@ -356,7 +356,7 @@ def test_another_size_of_updates_and_fewer_of_them_than_were_made_are_refused(fi
 
 
 @pytest.mark.parametrize("changed", [
-    ["--max_steps", "7"], ["--bf16"], ["--max_grad_norm", "0.5"], ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4"],
+    ["--max_steps", "7"], pytest.param(["--bf16"], marks=pytest.mark.slow), ["--max_grad_norm", "0.5"], ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4"],
 ], ids=lambda changed: changed[0])
 def test_length_precision_clipping_and_the_cut_of_an_update_may_change(files, tmp_path, changed):
     out, more = tmp_path / "out", ("--gradient_accumulation_steps", "2")
