@@ -4,6 +4,8 @@
 # make test        the fast tests; make test-slow runs the others. WORKERS=2 is how many run at once
 # make test-machines  the fast tests with the kernels of other processors, and with two threads
 # make test-floats    the tests that compare floats, with the kernels of other processors
+# make docs        the documentation as a web site in outputs/docs; fails on a broken link. No network
+# make options     writes docs/options.md from the dataclasses
 # make doctor      is the installation whole, and do both harnesses find our models
 # make fuzz        50,000 damaged checkpoints: each loads, or ends in one line that names the file (10 CPU minutes)
 # make install     .venv with the tested versions of both harnesses and this package, editable; demo and test do it by themselves
@@ -25,7 +27,7 @@ KERNELS_scalar = ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONED
 KERNELS_avx2 = ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats fuzz doctor install clean
+.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats fuzz docs options doctor install clean
 
 demo ablation ablation-prm test test-slow test-machines test-floats fuzz: export HF_HUB_OFFLINE = 1
 demo ablation ablation-prm test test-slow test-machines test-floats fuzz: export HF_DATASETS_OFFLINE = 1
@@ -66,6 +68,12 @@ test-machines: test
 	$(KERNELS_avx2) $(PYTEST) -m "not slow" tests
 	LLADA_TEST_THREADS=2 $(PYTEST) -n 1 -m "not slow" tests
 
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict
+
+options: $(INSTALLED)
+	$(BIN)/python -m llada_plugins.reference > docs/options.md
+
 doctor: $(INSTALLED)
 	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m llada_plugins.doctor
 
@@ -83,5 +91,5 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt _ship.py llada_plugins_lm
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache outputs/demo outputs/ablation outputs/ablation_prm
+	rm -rf .venv build dist *.egg-info .pytest_cache outputs/demo outputs/docs outputs/ablation outputs/ablation_prm
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
