@@ -21,7 +21,7 @@ from . import checkpoint, text
 from .batching import capacity
 from .config import arg, build, coerce, names, reject_unknown, with_origins
 from .estimators import ESTIMATORS, Budget, budget
-from .generation import with_options
+from .generation import check_unmasked, with_options
 from .likelihood import LogLikelihood, iterate
 from .methods import METHODS, check_policy
 from .noise import request_key
@@ -209,6 +209,7 @@ class Engine:
         for sampler in dict.fromkeys(request.sampler for request in requests):
             self._check_sampler(sampler)
         prompts, marks = self._fit_prompts(requests)
+        check_unmasked(prompts, self.special.mask)
         questions, marks = self._fit_questions(requests, marks)
         keys = self._keys(requests, prompts)
         for number, mark in enumerate(marks):

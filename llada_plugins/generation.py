@@ -21,6 +21,7 @@ def generate(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerConf
     """
     config = config or SamplerConfig()
     special = special or known_special_tokens(model)
+    check_unmasked(prompts, special.mask)
     check_fits(model, prompts, config)
     config.check_budget(reviewed=review is not once)
     denoise = with_options(denoise or model_denoiser(model), config, special)
@@ -49,6 +50,15 @@ def known_special_tokens(model: LLaDA) -> SpecialTokens:
     if model.config.mask_token_id is None:
         raise ValueError("the checkpoint names no mask token: config.json has no mask_token_id; pass special=SpecialTokens(mask=…)")
     return SpecialTokens(model.config.mask_token_id, model.config.eos_token_id, more_eos=model.config.more_eos_token_ids)
+
+
+def check_unmasked(prompts: Sequence[Sequence[int]], mask_id: int) -> None:
+    """Raise ValueError on a prompt with the mask token: only the answer behind it is filled in."""
+    for number, prompt in enumerate(prompts):
+        if mask_id in prompt:
+            place = list(prompt).index(mask_id)
+            raise ValueError(f"prompt {number} holds the mask token (id {mask_id}) at position {place}: "
+                             "it would never be filled in, take it out")
 
 
 def check_fits(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerConfig) -> None:

@@ -21,7 +21,7 @@ from .batching import capacity
 from .confidence import log_total
 from .denoiser import Canvas, Denoiser, align, guided, model_denoiser
 from .estimators import ESTIMATORS, Budget, Masks, budget, check_length, is_settled, joined, mean_and_error, terms
-from .generation import known_special_tokens
+from .generation import check_unmasked, known_special_tokens
 from .model import LLaDA, SpecialTokens
 from .noise import request_key
 from .overlong import Mark
@@ -117,7 +117,7 @@ def iterate(model: LLaDA, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], 
     if batch_size < 1 or (batch_tokens is not None and batch_tokens < 1):
         raise ValueError(f"batch_size and batch_tokens must be at least 1, got {batch_size} and {batch_tokens}")
     special = special or known_special_tokens(model)
-    _check_pairs(pairs, model.config.max_sequence_length)
+    _check_pairs(pairs, model.config.max_sequence_length, special.mask)
     check_length(estimator, max((len(answer) for _, answer in pairs), default=0), limits)
     denoise = denoise or model_denoiser(model)
     if cfg_scale > 0:
@@ -146,7 +146,9 @@ def iterate(model: LLaDA, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], 
         logger.warning("%d questions reached mc_max=%d rows before the standard error of %g nats", short, limits.limit, limits.target)
 
 
-def _check_pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], limit: int) -> None:
+def _check_pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], limit: int,
+                 mask_id: int) -> None:
+    check_unmasked([prompt for prompt, _ in pairs], mask_id)
     for number, (prompt, answer) in enumerate(pairs):
         if not len(answer):
             raise ValueError(f"answer {number} is empty: there is nothing to score")

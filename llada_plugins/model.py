@@ -378,6 +378,7 @@ class LLaDA(Recomputing, nn.Module):
         """Logits (B, L, V) for ids (B, L), or (N, V) at the N positions of `at`, bool (B, L).
 
         attention_mask: (B, L), nonzero = real token, or (B, L, L), nonzero = the row's token may attend to the column's.
+        Raises ValueError where L exceeds config.max_sequence_length.
         """
         hidden = self.hidden_states(input_ids, attention_mask, inputs_embeds=inputs_embeds)
         return self.head(hidden if at is None else hidden[at])
@@ -418,6 +419,10 @@ class LLaDA(Recomputing, nn.Module):
         """The final-norm hidden state, or all states, and the score of the policy stream, if there is one."""
         assert past is not None or columns == slice(None)
         given = input_ids if inputs_embeds is None else inputs_embeds
+        if given.shape[1] > self.config.max_sequence_length:
+            limit = self.config.max_sequence_length
+            raise ValueError(f"{given.shape[1]} tokens exceed the model's context of {limit} "
+                             "(max_sequence_length of its config): give fewer")
         x = self.embedding(given[:, columns]) if inputs_embeds is None else given[:, columns]        # (B, L, D)
         cos, sin = (table[columns] for table in self._rotary_table(given.shape[1], x.device))
         visible = None if attention_mask is None else attention_mask.bool().unsqueeze(1)        # (B, 1, L) or (B, 1, L, L)

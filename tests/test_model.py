@@ -184,7 +184,7 @@ def test_rotary_tables_stay_fp32_when_the_model_becomes_bf16(make_model):
 
 
 def test_a_row_longer_than_the_first_table_extends_it(make_model):
-    model, tokens = make_model(), ids(1, 300)
+    model, tokens = make_model(max_sequence_length=512), ids(1, 300)
     short = model(tokens[:, :8])
     assert model(tokens).isfinite().all()
     assert torch.equal(model(tokens[:, :8]), short)
@@ -204,3 +204,10 @@ def test_config_round_trips_through_its_published_form(make_model):
     config = make_model(n_kv_heads=2, embedding_size=48).config
     assert type(config).from_dict(config.to_dict()) == config
     assert dataclasses.replace(config, n_kv_heads=None).num_kv_heads == config.n_heads
+
+
+def test_more_tokens_than_the_context_are_refused(make_model):
+    model = make_model(max_sequence_length=8)
+    assert model(torch.zeros(1, 8, dtype=torch.long)).shape[1] == 8
+    with pytest.raises(ValueError, match=r"^9 tokens exceed the model's context of 8 \(max_sequence_length of its config\): give fewer$"):
+        model(torch.zeros(1, 9, dtype=torch.long))

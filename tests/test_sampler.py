@@ -978,6 +978,8 @@ def test_wrong_prompts_and_missing_tokens_are_told_before_a_forward(make_model):
     assert generate(model, [], short) == []
     with pytest.raises(ValueError, match="prompt 1 is empty: give at least one token"):
         generate(model, [[1], []], short)
+    with pytest.raises(ValueError, match=r"prompt 1 holds the mask token \(id 39\) at position 1: .*take it out"):
+        generate(model, [[1], [1, 39]], short)
     with pytest.raises(ValueError, match=r"prompt 1 of 57 tokens and gen_length \(8\) exceed the model's context of 64 tokens"):
         generate(model, [[1], [1] * 57], short)
     assert len(generate(model, [[1] * 56], short)[0].answer) == 8
