@@ -33,7 +33,8 @@ from .text import read_tokenizer_files
 logger = logging.getLogger(__name__)
 
 TINY = Path(__file__).parent / "tiny" / "sudoku4"        # the model shipped in the package that is taken where none is named
-SHIPPED = {"tiny": TINY, "sudoku4": TINY, "nim": TINY.parent / "nim"}
+DEFAULT = "tiny"
+SHIPPED = {DEFAULT: TINY, "sudoku4": TINY, "nim": TINY.parent / "nim"}
 ARCHITECTURES = {"LLaDAModelLM"}                          # by architecture, not model_type: LLaDA-MoE says "llada" too
 MASK_NAMES = ("<|mdm_mask|>", "<[MASK]>", "[MASK]", "<mask>")
 EOT_NAMES = ("<|eot_id|>",)
@@ -62,7 +63,7 @@ def resolve(pretrained: str | Path | None, revision: str | None = None, option: 
     option: what messages call it.
     """
     if pretrained is None or str(pretrained) in SHIPPED:
-        return SHIPPED[str(pretrained or "tiny")]
+        return SHIPPED[str(pretrained or DEFAULT)]
     folder = Path(pretrained).expanduser()
     if folder.is_dir():
         if revision is not None:

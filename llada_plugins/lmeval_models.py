@@ -19,6 +19,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
 from ._lm_eval_hook import register
+from .checkpoint import DEFAULT
 from .config import names, reject_unknown
 from .engine import Engine, Request
 from .likelihood import LogLikelihood, total
@@ -33,6 +34,8 @@ LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_
 HARNESS_NAMES = ("until", "do_sample", "num_beams", *LENGTH_NAMES)
 DEFAULT_MAX_GEN_TOKS = 256        # lm-eval's own default, for tasks that state none
 AUTO_BATCH_SIZE = 32
+# of model_args, what lm-eval names a results folder after
+NAMING = {"peft", "delta", "pretrained", "model", "path", "engine"}
 LM_EVAL_SEED = 1234        # what lm-eval seeds torch with unless --seed says otherwise
 FINGERPRINT_KEY = "llada_plugins:fingerprint:2"        # 2: an entry for each repeat
 
@@ -69,8 +72,10 @@ class LLaDA(TemplateLM):
         self.accelerator, device = _place(device)        # lm-eval 0.4.10 and 0.4.11 gather through `accelerator`
         self._rank = self.accelerator.process_index if self.accelerator else 0
         self._world_size = self.accelerator.num_processes if self.accelerator else 1
+        self.batch_sizes: dict[int, int] = {}        # chosen here, as in lm-eval's own models
         if str(batch_size).startswith("auto"):
             batch_size = max_batch_size or AUTO_BATCH_SIZE
+            self.batch_sizes[0] = int(batch_size)
         self.engine = Engine(self.method, pretrained=pretrained, batch_size=batch_size, device=device, **options)
         self.tokenizer = self.engine.tokenizer
         self._device = self.engine.model.device
@@ -84,7 +89,10 @@ class LLaDA(TemplateLM):
         for name in sorted(set(arg_dict) & {name for name, value in (additional_config or {}).items() if value is not None}):
             raise ValueError(f"{name}={arg_dict[name]} stands in model_args, where lm-eval passes {name}={additional_config[name]} by itself: "
                              f"give it as --{name}, outside model_args")
-        return super().create_from_arg_obj(arg_dict, additional_config)
+        model = super().create_from_arg_obj(arg_dict, additional_config)
+        if not NAMING & arg_dict.keys():
+            arg_dict["pretrained"] = DEFAULT        # lm-eval reads them again, for a folder's name
+        return model
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> LLaDA:
@@ -121,11 +129,48 @@ class LLaDA(TemplateLM):
     def tokenizer_name(self) -> str:
         return self.tokenizer.name_or_path.replace("/", "__")
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids; by default special tokens are added as the tokenizer does, never a second BOS."""
+    def tok_encode(self, string: str | Sequence[str], add_special_tokens: bool | None = None,
+                   left_truncate_len: int | None = None,
+                   **kwargs: Any) -> list[int] | list[list[int]]:
+        """Token ids, of several strings a list of lists; by default special tokens are added as the
+        tokenizer does, never a second BOS. left_truncate_len: of each, its last so many.
+        """
+        if not isinstance(string, str):
+            return [self.tok_encode(each, add_special_tokens, left_truncate_len) for each in string]
         if add_special_tokens is None:
-            return self.engine.encode(string)
-        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+            ids = self.engine.encode(string)
+        else:
+            ids = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(self, strings: Sequence[str], padding_side: str = "left",
+                         left_truncate_len: int | None = None,
+                         truncation: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask, both (B, L), padded as by lm-eval's own models.
+
+        truncation: to the tokenizer's model_max_length. left_truncate_len: the last columns.
+        """
+        rows = self.tok_encode(strings)
+        if truncation:
+            rows = [row[:self.tokenizer.model_max_length] for row in rows]
+        longest = max(map(len, rows))
+        padding = self.tokenizer.pad_token_id
+        if padding is None:
+            padding = self.eot_token_id
+        ids, mask = [], []
+        for row in rows:
+            missing = longest - len(row)
+            parts = ([padding] * missing, row), ([0] * missing, [1] * len(row))
+            for each, (pad, real) in zip((ids, mask), parts):
+                each.append(pad + real if padding_side == "left" else real + pad)
+        if left_truncate_len and longest > left_truncate_len:
+            logger.warning("of %d columns of tokens the last %d are kept", longest, left_truncate_len)
+        columns = slice(-left_truncate_len if left_truncate_len else None, None)
+        return torch.tensor(ids)[:, columns], torch.tensor(mask)[:, columns]
+
+    def tok_decode(self, tokens: int | Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The chat as a prompt; add_generation_prompt=False continues the last message (lm-eval's gen_prefix)."""

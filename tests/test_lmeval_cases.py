@@ -14,6 +14,8 @@ lm_eval = pytest.importorskip("lm_eval")
 from lm_eval import simple_evaluate  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import CachingLM  # noqa: E402
+from lm_eval.loggers import EvaluationTracker  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from llada_plugins.checkpoint import save_model  # noqa: E402
@@ -29,7 +31,7 @@ def generation(prompts: list[str], **gen_kwargs: object) -> list[Instance]:
             for number, prompt in enumerate(prompts)]
 
 
-def evaluated(lm: LLaDA, folder: Path, task: str, docs: list[dict], **options: object) -> dict:
+def evaluated(lm: LLaDA | str, folder: Path, task: str, docs: list[dict], **options: object) -> dict:
     """lm-eval's results of a task, given as YAML without its name and data."""
     (folder / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     (folder / "task.yaml").write_text(
@@ -252,3 +254,66 @@ def test_a_seed_that_changes_no_likelihood_is_told(tiny_checkpoint, caplog):
             LLaDA(str(tiny_checkpoint), device="cpu", mc_num=4, **options).loglikelihood(pair, True)
     assert [message for message in caplog.messages if "--seed" in message] == [
         "--seed (torch's is 7) has no effect on likelihoods: give mc_seed= in model_args"]
+
+
+# ---- what stock code calls
+
+STRINGS = ["a", "some words", "<|startoftext|>with BOS", ""]
+
+
+class Stock:
+    """lm-eval's own functions of HFLM on our tokenizer."""
+
+    backend, add_bos_token = "causal", None
+    tok_encode, tok_batch_encode, tok_decode = HFLM.tok_encode, HFLM.tok_batch_encode, HFLM.tok_decode
+
+    def __init__(self, lm: LLaDA) -> None:
+        self.tokenizer, self.prefix_token_id = lm.tokenizer, lm.prefix_token_id
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_checkpoint) -> LLaDA:
+    return LLaDA(str(tiny_checkpoint), device="cpu")
+
+
+@pytest.mark.parametrize("options", [{}, {"left_truncate_len": 3}, {"add_special_tokens": False}, {"left_truncate_len": 0}], ids=str)
+def test_strings_are_encoded_as_by_lm_evals_own_models(lm, options):
+    expected = [Stock(lm).tok_encode(string, **options) for string in STRINGS]
+    assert [lm.tok_encode(string, **options) for string in STRINGS] == lm.tok_encode(STRINGS, **options) == expected
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"padding_side": "right"}, {"left_truncate_len": 4}, {"left_truncate_len": 40}, {"truncation": True},
+], ids=str)
+def test_batches_are_encoded_as_by_lm_evals_own_models(lm, options):
+    for found, expected in zip(lm.tok_batch_encode(STRINGS[:2], **options), Stock(lm).tok_batch_encode(STRINGS[:2], **options)):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_ids_are_decoded_as_by_lm_evals_own_models(lm, skip):
+    for string in STRINGS:
+        ids = lm.tok_encode(string)
+        assert lm.tok_decode(ids, skip) == Stock(lm).tok_decode(ids, skip_special_tokens=skip)
+    assert lm.tok_decode(lm.tok_encode("a")[0]) == "a"
+
+
+@pytest.mark.parametrize(("given", "expected"), [({"batch_size": 4}, {}), ({"batch_size": "auto"}, {0: 32}),
+                                                 ({"batch_size": "auto:4", "max_batch_size": 8}, {0: 8})], ids=str)
+def test_batch_sizes_are_those_that_were_chosen_here(tiny_checkpoint, given, expected):
+    assert LLaDA(str(tiny_checkpoint), device="cpu", **given).batch_sizes == expected
+
+
+@pytest.mark.parametrize(("model_args", "name"), [({}, "tiny"), ({"steps": 4}, "tiny"), ({"pretrained": "nim"}, "nim")], ids=str)
+def test_the_results_folder_is_named_after_the_model(tmp_path, model_args, name):
+    tracker = EvaluationTracker(output_path=str(tmp_path / "out"))
+    results = evaluated("llada", tmp_path, GREEDY, DOCS[:1], model_args=dict(model_args), device="cpu", evaluation_tracker=tracker)
+    tracker.save_results_aggregated(results=results, samples=None)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+def test_a_prompt_with_the_mask_token_is_refused_before_any_is_decoded(lm):
+    with pytest.raises(ValueError, match=r"prompt 1 holds the mask token \(id \d+\) at position 2: .*take it out"):
+        lm.generate_until(generation(["12", "ab<|mdm_mask|>"], max_gen_toks=8), True)
+    with pytest.raises(ValueError, match=r"prompt 0 holds the mask token \(id \d+\) at position 1"):
+        lm.loglikelihood([Instance("loglikelihood", {}, ("a<|mdm_mask|>b", "c"), 0)], True)
