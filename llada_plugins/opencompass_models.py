@@ -18,16 +18,17 @@ import numpy as np
 from opencompass.models.base import BaseModel
 
 from .config import names, reject_unknown
-from .opencompass_tasks import NEEDS_AGENT, asking, check_dataset, dataset_configs, infer_task, needs_autoregressive, places
+from .opencompass_tasks import NEEDS_AGENT, asking, check_dataset, dataset_configs, infer_task, needs_autoregressive, repeats
 from .opencompass_templates import TemplateParser
 
 if TYPE_CHECKING:
     import torch
-    from datasets import Dataset
+    from opencompass.openicl.icl_retriever import BaseRetriever
     from torch import Tensor
 
     from .engine import Completion
     from .likelihood import LogLikelihood
+    from .opencompass_tasks import Repeats
     from .progress import Progress
     from .sampler_config import SamplerConfig
 
@@ -51,8 +52,8 @@ class LLaDA(BaseModel):
     record_stats: predictions become dicts with prediction, nfe, seconds, tokens and prm_calls; the entry then needs
     `pred_postprocessor=dict(type=unwrap_prediction)`. generation_kwargs: num_return_sequences only, for evaluators that read lists.
     tokenizer_only: prompts can be rendered and counted, nothing more.
-    Samples are told apart by the data set's abbr, the row, its repeat (`n`) and the sample: they depend on no batch, order, split
-    or resume. Several calls at once, from stock inferencers' threads, wait for each other.
+    Samples of one prompt are numbered through the data set, and copies of it told apart by the number at the end of their abbr: they
+    depend on no batch, order, split or resume. Several calls at once, from stock inferencers' threads, wait for each other.
     The entry's batch_size, which OpenCompass keeps to itself, is the number of rows of one forward pass, of answers and of masked copies in a likelihood alike.
     """
 
@@ -91,7 +92,7 @@ class LLaDA(BaseModel):
         self.stop_words = (stop_words,) if isinstance(stop_words, str) else tuple(stop_words)
         self._score: Score = self._estimated
         self._bar: Progress | None = None
-        self._places: tuple[Dataset, str, list[tuple[int, int]]] | None = None        # of the data set that is asked
+        self._repeats: tuple[BaseRetriever, Repeats] | None = None        # of the data set that is asked
         self._lock = threading.RLock()        # stock inferencers may ask from a pool of threads
         self._warned: set[str] = set()
 
@@ -132,8 +133,8 @@ class LLaDA(BaseModel):
         """The answers, in the order of the prompts; with num_return_sequences=n, n in a row for each prompt.
 
         generation_kwargs: of inferencers that pass their own; sampler options, do_sample, and num_return_sequences for this call.
-        Asked by a stock inferencer, every row, repeat of a row and sample gets an answer of its own random stream; equal prompts of
-        one direct call get equal answers.
+        Asked by a stock inferencer, every row, repeat of a row and sample gets an answer of its own; equal prompts of a direct call get
+        equal answers.
         """
         if min_out_len:
             self._warn_once(f"min_out_len={min_out_len} has no effect: every answer has gen_length tokens; logits_eos_inf=True forbids EOS")
@@ -141,45 +142,48 @@ class LLaDA(BaseModel):
         sampler = self.engine.sampler_for(_sampler_options(generation_kwargs, self.engine.given), max_out_len)
         until = tuple(dict.fromkeys([*self.stop_words, *stopping_criteria]))
         with self._lock:
-            asked = list(zip(inputs, self._streams(inputs, sampler)))
-            answers = self._answers(dict.fromkeys(asked), number, sampler, until)
-            for _ in range((len(asked) - len(answers)) * number):
+            asked = [(prompt, stream) for prompt, streams in zip(inputs, self._streams(inputs, sampler, number)) for stream in streams]
+            answers = self._answers(list(dict.fromkeys(asked)), sampler, until)
+            for _ in range(len(asked) - len(answers)):
                 self._progress().add()                 # repeats within the call
-        return [answer for pair in asked for answer in answers[pair]]
+        return [answers[each] for each in asked]
 
-    def _answers(self, asked: Iterable[tuple[str, Stream]], number: int, sampler: SamplerConfig,
-                 until: tuple[str, ...]) -> dict[tuple[str, Stream], list[str | dict[str, Any]]]:
-        """`number` answers for each different pair of prompt and stream."""
+    def _answers(self, asked: Sequence[tuple[str, Stream]], sampler: SamplerConfig,
+                 until: tuple[str, ...]) -> dict[tuple[str, Stream], str | dict[str, Any]]:
+        """The answer to each different pair of prompt and stream."""
         from .engine import Request
 
-        requests = [Request(prompt, sampler, until, stream=stream) for prompt, stream in asked for _ in range(number)]
-        found: dict[int, str | dict[str, Any]] = {}
+        requests = [Request(prompt, sampler, until, stream=stream) for prompt, stream in asked]
+        answers: dict[tuple[str, Stream], str | dict[str, Any]] = {}
         bar = self._progress()
         for index, completion in self.engine.generate(requests, len(requests)):
-            found[index] = self._prediction(completion)
+            answers[asked[index]] = self._prediction(completion)
             bar.add(completion.num_tokens)
-        answers: dict[tuple[str, Stream], list[str | dict[str, Any]]] = {}
-        for index, request in enumerate(requests):
-            answers.setdefault((request.prompt, request.stream), []).append(found[index])
         return answers
 
-    def _streams(self, inputs: Sequence[str], sampler: SamplerConfig) -> list[Stream]:
-        """What tells the random numbers of equal prompts apart: the data set, the row, its repeat and the sample."""
-        none: list[Stream] = [()] * len(inputs)
-        if sampler.temperature == 0 and sampler.source != "random" and self.engine.prepared.judge is None:
-            return none
+    def _streams(self, inputs: Sequence[str], sampler: SamplerConfig, number: int) -> list[list[Stream]]:
+        """What tells the random numbers of `number` answers to each prompt apart: which asking of the prompt each is.
+
+        They are numbered as if the whole data set were asked in one call of the engine; copies of a data set have their names besides.
+        """
         now = asking(self)
-        if now is None:
-            if infer_task() is not None:
-                raise ValueError("this inferencer does not say which row of the data set it asks for, so that sampling would give equal answers to "
-                                 "equal prompts: use GenInferencer, or decode without chance (temperature=0)")
-            if len(set(inputs)) < len(inputs):
-                self._warn_once("equal prompts of a direct call get equal answers: for n samples of each pass num_return_sequences=n")
-            return none
-        if self._places is None or self._places[0] is not now.test:
-            self._places = now.test, *places(now.test)
-        _, name, found = self._places
-        return [(tuple(name.encode()), (*place, now.sample)) for place in found[now.row:now.row + len(inputs)]]
+        chance = sampler.temperature > 0 or sampler.source == "random" or self.engine.prepared.judge is not None
+        if now is None or not chance:
+            self._check_direct(inputs, chance)
+            return [[_stream(sample) for sample in range(number)]] * len(inputs)
+        if self._repeats is None or self._repeats[0] is not now.retriever:
+            self._repeats = now.retriever, repeats(now)
+        copy, numbers = self._repeats[1]
+        first = [(numbers[now.row + place] * now.samples + now.sample) * number for place in range(len(inputs))]
+        return [[_stream(begin + sample, copy) for sample in range(number)] for begin in first]
+
+    def _check_direct(self, inputs: Sequence[str], chance: bool) -> None:
+        """Equal prompts whose places in a data set are unknown get equal answers: refused within a task, said once elsewhere."""
+        if chance and infer_task() is not None:
+            raise ValueError("this inferencer does not say which row of the data set it asks for, so that sampling would give equal answers to "
+                             "equal prompts: use GenInferencer, or decode without chance (temperature=0)")
+        if chance and len(set(inputs)) < len(inputs):
+            self._warn_once("equal prompts of a direct call get equal answers: for n samples of each pass num_return_sequences=n")
 
     def get_ppl_from_template(self, templates: Sequence[Any], mask_length: Sequence[int] | None = None) -> np.ndarray:
         """Mean negative log-likelihood (nats a token) of each template's answer given what precedes it; the smallest wins.
@@ -353,6 +357,11 @@ class LLaDAPRM(LLaDA):
 def unwrap_prediction(prediction: str | Mapping[str, Any]) -> str:
     """The text of a prediction recorded with its statistics; for `pred_postprocessor` of a model entry with record_stats=True."""
     return prediction if isinstance(prediction, str) else prediction["prediction"]
+
+
+def _stream(number: int, copy: str = "") -> Stream:
+    """Of the asking of a prompt with that number, in the data set named so if it is a copy; the first of all has the engine's plain one."""
+    return (((number,),) if number or copy else ()) + ((tuple(copy.encode()),) if copy else ())
 
 
 def _num_answers(generation_kwargs: Mapping[str, Any], default: int = 1) -> int:

@@ -10,13 +10,14 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
 from datasets import Dataset
 from opencompass.openicl.icl_dataset_reader import load_partial_dataset
 from opencompass.openicl.icl_inferencer.icl_base_inferencer import BaseInferencer
+from opencompass.openicl.icl_retriever import BaseRetriever
 from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg
 
 logger = logging.getLogger(__name__)
@@ -34,12 +35,20 @@ LISTS = ("humaneval", "mbpp", "LCBench", "cruxeval", "s2_tomg_bench", "SciReason
 
 
 class Asking(NamedTuple):
-    """What an inferencer is asking for."""
+    """What a stock inferencer is asking for."""
 
-    inferencer: BaseInferencer
-    test: Dataset       # the rows of the task, in their order
+    retriever: BaseRetriever        # has the rows of the task, in their order
+    template: Any       # of its prompts; None where the inferencer makes them otherwise
     row: int            # of the first prompt of the call
     sample: int         # which answer for the same prompts (self-consistency)
+    samples: int        # how many of them there will be
+
+
+class Repeats(NamedTuple):
+    """Which asking of its question every row of a task is."""
+
+    copy: str               # the data set's name where it ends with a number, as those of copies do, else ""
+    numbers: list[int]      # earlier rows of the uncut data set with the same question
 
 
 def infer_task() -> FrameType | None:
@@ -71,32 +80,51 @@ def asking(model: Any) -> Asking | None:
             sample = len(found.get("sc_results", ()))
         retriever = found.get("retriever") or getattr(owner, "retriever", None)
         if row is not None and retriever is not None:
-            return Asking(owner, retriever.test_ds, row + (offset or 0), sample)
+            template = found.get("prompt_template") or found.get("ice_template")
+            return Asking(retriever, template, row + (offset or 0), sample, getattr(owner, "sc_size", 1))
     return None
 
 
-def places(test: Dataset) -> tuple[str, list[tuple[int, int]]]:
-    """The data set's name, and for every row of the task (row in the data set, number of its repeat).
+def repeats(now: Asking) -> Repeats:
+    """How often each row's question came before in the data set, as if all of it, uncut, were asked in one call.
 
-    Neither depends on how a partitioner cut the data set. OpenCompass writes a row's number into the column `idx` before it repeats
-    the data set (`n`) and cuts it (`test_range`); the repeats are counted in the uncut one.
+    What a question is, the columns say that the template reads: rows that are equal in them get one prompt. Where they are not known,
+    every row counts as a repeat of the first, so that none gets the random numbers of another.
     """
-    frame = infer_task()
+    test, frame = now.retriever.test_ds, infer_task()
     config = frame.f_locals["self"].dataset_cfg if frame else None
-    numbered = "idx" in test.column_names
     whole, kept = test, range(len(test))
-    test_range = config["reader_cfg"].get("test_range") if config else None
-    if test_range and (config.get("n", 1) > 1 or not numbered):
+    if test_range := config["reader_cfg"].get("test_range") if config else None:
         reader = {name: value for name, value in config["reader_cfg"].items() if name != "test_range"}
         whole = build_dataset_from_cfg({**config, "reader_cfg": reader, "infer_cfg": None}).test        # its infer_cfg holds the model
         kept = load_partial_dataset(Dataset.from_dict({"row": range(len(whole))}), test_range)["row"]
-    seen: Counter[int] = Counter()
-    found = []
-    for row in whole["idx"] if numbered else range(len(whole)):
-        found.append((row, seen[row]))
-        seen[row] += 1
-    name = uncut_name(config) if config else test[0].get("subdivision", "")
-    return name, [found[row] for row in kept]
+    columns = _columns(now.template, test.column_names, now.retriever.dataset_reader.output_column)
+    seen: Counter[str] = Counter()
+    numbers = []
+    for row in whole.select_columns(columns) if columns else [None] * len(whole):
+        numbers.append(seen[repr(row)])
+        seen[repr(row)] += 1
+    name = uncut_name(config) if config else ""
+    if config and not name[-1:].isdigit():
+        _check_twins(config, frame.f_locals["dataset_cfgs"])
+    return Repeats(name if name[-1:].isdigit() else "", [numbers[row] for row in kept])
+
+
+def _columns(template: Any, columns: Sequence[str], output_column: str | None) -> list[str]:
+    """The columns that a prompt template reads; stock code leaves the output column out of prompts."""
+    string = repr(getattr(template, "template", None) or getattr(template, "messages", None))
+    return [name for name in columns if name != output_column and (f"{{{name}}}" in string or f"'expand_column': '{name}'" in string)]
+
+
+def _check_twins(config: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError on copies of a data set that only names without a number tell apart."""
+    def asked(each: Mapping[str, Any]) -> list[Any]:
+        return [{name: value for name, value in each.items() if name not in ("abbr", "eval_cfg", "infer_cfg")},
+                each["infer_cfg"].get("prompt_template")]
+    for other in others:
+        if other["abbr"] != config["abbr"] and asked(other) == asked(config):
+            raise ValueError(f"data sets {config['abbr']} and {other['abbr']} ask the same: for independent answers of theirs end each abbr with a "
+                             f"number, as in {config['abbr']}-run0, or write n=2 in one of them")
 
 
 def uncut_name(config: Mapping[str, Any]) -> str:

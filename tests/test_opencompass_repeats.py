@@ -1,8 +1,8 @@
 """OpenCompass: a question asked n times, in every stock way, gets n independent answers that depend on no batch, order, split or resume."""
 from __future__ import annotations
 
-import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from opencompass.tasks.openicl_infer import OpenICLInferTask
 
 from llada_plugins.engine import Request
 from llada_plugins.opencompass_models import LLaDA
+from llada_plugins.sampler_config import SamplerConfig
 
 OPTIONS = dict(gen_length=8, steps=2, temperature=1.0)
 QUESTIONS = ("ab", "c", "ab", "dd", "e")                 # the first comes twice: two rows with one prompt
@@ -31,8 +32,9 @@ class Rows(BaseDataset):
     """Five questions; num_repeats: each so many times in a row, as the data sets of code benchmarks do."""
 
     @staticmethod
-    def load(num_repeats: int = 1) -> Dataset:
-        return Dataset.from_list([{"question": question, "answer": "x"} for question in QUESTIONS for _ in range(num_repeats)])
+    def load(num_repeats: int = 1, marked: bool = False) -> Dataset:
+        return Dataset.from_list([{"question": question, "answer": "x", **(dict(mark=str(number)) if marked else {})}
+                                  for number, question in enumerate(question for question in QUESTIONS for _ in range(num_repeats))])
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +82,14 @@ def test_repeats_of_a_data_set_and_rows_with_one_prompt_get_answers_of_their_own
     assert len(expected) == 15 and len(set(expected)) == 15
 
 
-def test_an_answer_is_the_engines_for_data_set_row_and_repeat(model, expected) -> None:
-    """An independent derivation of every stream, one request at a time."""
-    for (repeat, row), found in zip(itertools.product(range(3), range(5)), expected):
-        stream = (tuple(b"rows"), (row, repeat, 0))
-        (_, completion), = model.engine.generate([Request(QUESTIONS[row], model.engine.sampler, stream=stream)])
-        assert completion.text == found
+def at_once(model: LLaDA, prompts: Iterable[str], sampler: SamplerConfig | None = None) -> list[str]:
+    """The engine's answers to all prompts in one call: it numbers the repeats itself."""
+    found = dict(model.engine.generate([Request(prompt, sampler or model.engine.sampler) for prompt in prompts]))
+    return [found[number].text for number in sorted(found)]
+
+
+def test_the_answers_are_the_engines_to_the_whole_data_set_at_once(model, expected) -> None:
+    assert expected == at_once(model, QUESTIONS * 3)
 
 
 @pytest.mark.parametrize("options", [
@@ -117,8 +121,7 @@ def test_dialogues_filled_by_threads_get_the_answers_of_their_rows(model, tmp_pa
     assert len({answer for answers in found for answer in answers}) == 30
     for options in (dict(multiround=True, batch_size=1), dict(multiround=True, batch_size=7)):
         assert asked_directly(stock.GenInferencer, model, tmp_path, turns, **options) == found
-    (_, first), = model.engine.generate([Request("ab", model.engine.sampler, stream=(tuple(b"rows"), (2, 1, 0)))])
-    assert first.text == found[7][0]
+    assert [answers[0] for answers in found] == at_once(model, QUESTIONS * 3)
 
 
 def test_a_part_of_a_data_set_with_a_test_range_is_a_part_of_the_same_answers(model, tmp_path, expected) -> None:
@@ -142,7 +145,22 @@ def test_more_repeats_keep_the_answers_of_fewer(model, tmp_path, expected) -> No
 def test_data_sets_that_repeat_by_name_or_by_rows_get_independent_answers(model, tmp_path, expected) -> None:
     named = run(model, tmp_path / "named", *(entry(abbr=f"rows-run{number}") for number in range(3)))        # as aime2024_*_repeat8
     doubled = run(model, tmp_path / "doubled", entry(num_repeats=3))                                         # as humaneval_repeat10
-    assert len(set(named)) == len(set(doubled)) == 15
+    assert len(set(named)) == len(set(doubled)) == 15 and not set(named) & set(expected)
+    assert doubled == at_once(model, [question for question in QUESTIONS for _ in range(3)])
+
+
+def test_copies_that_no_number_tells_apart_are_refused(model, tmp_path) -> None:
+    with pytest.raises(ValueError, match="data sets one and two ask the same: .* end each abbr with a number, as in one-run0, or write n=2"):
+        run(model, tmp_path, entry(abbr="one"), entry(abbr="two"))
+
+
+def test_rows_of_one_prompt_get_answers_of_their_own_whatever_their_other_columns(model, tmp_path) -> None:
+    """The template reads `question` alone; where nothing is known of the template, the place in the data set counts."""
+    data = entry(num_repeats=2, marked=True)
+    assert len(set(run(model, tmp_path / "read", data))) == 10
+    data = entry(num_repeats=2, marked=True)
+    data.infer_cfg.inferencer = dict(type=stock.ChatInferencer, max_out_len=8)
+    assert len(set(run(model, tmp_path / "chat", data))) == 10
 
 
 def test_greedy_repeats_are_equal(tiny_checkpoint, tmp_path) -> None:
@@ -152,14 +170,12 @@ def test_greedy_repeats_are_equal(tiny_checkpoint, tmp_path) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_self_consistency_samples_independently_as_its_generation_kwargs_say(tiny_checkpoint, tmp_path, batch_size) -> None:
-    greedy = LLaDA(str(tiny_checkpoint), gen_length=8, steps=2)
+    greedy = LLaDA(str(tiny_checkpoint), **{**OPTIONS, "temperature": 0})
     asked = dict(type=stock.SCInferencer, sc_size=3, infer_type="sc", generation_kwargs=dict(do_sample=True, temperature=0.7, top_k=40))
     found = run(greedy, tmp_path, entry(inferencer=asked), batch_size=batch_size)
-    assert [len(samples) for samples in found] == [3] * 5 and len(set(sum(found, []))) == 15
-    sampler = greedy.engine.sampler_for(dict(temperature=0.7, top_k=40))
-    for row, sample in itertools.product(range(5), range(3)):
-        (_, one), = greedy.engine.generate([Request(QUESTIONS[row], sampler, stream=(tuple(b"rows"), (row, 0, sample)))])
-        assert one.text == found[row][sample]
+    assert [len(set(samples)) for samples in found] == [3] * 5
+    each = [question for question in QUESTIONS for _ in range(3)]
+    assert sum(found, []) == at_once(greedy, each, greedy.engine.sampler_for(dict(temperature=0.7, top_k=40)))
 
 
 def test_num_return_sequences_gives_lists_of_independent_answers(tiny_checkpoint, tmp_path) -> None:
@@ -167,6 +183,7 @@ def test_num_return_sequences_gives_lists_of_independent_answers(tiny_checkpoint
     found = run(model, tmp_path / "together", entry())
     assert [len(samples) for samples in found] == [3] * 5 and len(set(sum(found, []))) == 15
     assert run(model, tmp_path / "alone", entry(), batch_size=1) == found
+    assert sum(found, []) == at_once(model, [question for question in QUESTIONS for _ in range(3)])
 
 
 @pytest.mark.parametrize(("asked", "temperature"), [
