@@ -25,7 +25,7 @@ from .generation import check_unmasked, with_options
 from .likelihood import LogLikelihood, iterate
 from .methods import METHODS, check_policy
 from .noise import request_key
-from .overlong import OVERLONG, Mark, Overlong, ends_of
+from .overlong import OVERLONG, PRM_REMEDY, Mark, Overlong
 from .quantization import QUANTIZE, num_parameters, quantization_of
 from .review import BlockReview
 from .sampler import Draft, Filled, Review, Sample, decode_each, once
@@ -35,9 +35,6 @@ from .solution import block_scorer
 logger = logging.getLogger(__name__)
 
 HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
-PRM_REMEDY = (
-    "give a smaller gen_length, or raise prm_max_length if it is below the PRM's context"
-)
 LIKELIHOOD = ("estimator", "mc_num", "mc_max", "mc_confidence", "mc_batch", "mc_seed", "greedy_check")
 NOT_IDENTITY = ("pretrained", "revision", "peft", "batch_size", "batch_tokens", "device", "likelihood_log")        # none changes an answer by itself, but for rounding
 
@@ -157,7 +154,7 @@ class Engine:
         self.max_answer = self.prepared.max_answer or self.max_length        # tokens
         self.denoise = self.prepared.denoise
         self._warned: set[str] = set()
-        self.overlong = Overlong(self.config.overlong)
+        self.overlong = Overlong(self.config.overlong, self.max_length)
         # of every request; unless gen_length is given, its length is only one that the others allow
         self.common = judged({**self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS)
         self._check_sampler(self.common)
@@ -208,9 +205,13 @@ class Engine:
         at_once = capacity(batch_size or self.config.batch_size, self.config.batch_tokens)
         for sampler in dict.fromkeys(request.sampler for request in requests):
             self._check_sampler(sampler)
-        prompts, marks = self._fit_prompts(requests)
+        encoded = [self.encode(request.prompt) for request in requests]
+        prompts, marks = self.overlong.prompts(requests, encoded)
         check_unmasked(prompts, self.special.mask)
-        questions, marks = self._fit_questions(requests, marks)
+        questions = [self._question(request) for request in requests]
+        if self.prepared.judge is not None:
+            scorer = self.prepared.judge.scorer
+            questions, marks = self.overlong.questions(requests, questions, marks, scorer)
         keys = self._keys(requests, prompts)
         for number, mark in enumerate(marks):
             if mark == "skipped":
@@ -242,7 +243,8 @@ class Engine:
         are scored.
         batch_size: masked rows of a forward, in place of the configured number; pairs with the same context are the choices of a question.
         """
-        fitted, marks = self._fit_pairs(pairs)
+        self._check_answers(pairs)
+        fitted, marks = self.overlong.pairs(pairs, lambda ids: text.decode(self.tokenizer, ids, ()))
         if self.method != "llada":
             self._warn_once(f"{self.method}: likelihoods are {METHODS[self.method].likelihood}")
         scored = []
@@ -261,10 +263,6 @@ class Engine:
         for place, estimate in estimates:
             number = scored[place]
             yield number, self._logged(fitted[number], estimate._replace(overlong=marks[number]))
-
-    def num_scored(self, num_tokens: int) -> int:
-        """Of how many tokens of an answer a likelihood is: of all, unless it does not fit."""
-        return min(num_tokens, self.max_length)
 
     def _logged(
         self, pair: tuple[Sequence[int], Sequence[int]], estimate: LogLikelihood
@@ -356,71 +354,6 @@ class Engine:
         check_policy(sampler, self.prepared)
         sampler.check_budget(reviewed=self.prepared.judge is not None)
 
-    def _fit_prompts(
-        self, requests: Sequence[Request]
-    ) -> tuple[list[list[int]], list[Mark | None]]:
-        """The tokens of every prompt that are read, the last ones, and what is done with it."""
-        prompts = [self.encode(request.prompt) for request in requests]
-        if not all(prompts):
-            raise ValueError("a prompt is empty: give at least one token of text")
-        rooms = [self.max_length - request.sampler.decoded_length for request in requests]
-        limit = f"the context of {self.max_length} tokens"
-        for request, room in zip(requests, rooms):
-            if room < 1:
-                raise ValueError(
-                    f"a prompt and {request.sampler.answer_in_words} exceed {limit}, "
-                    "however short the prompt: give a smaller gen_length"
-                )
-
-        def describe(number: int) -> str:
-            answer = requests[number].sampler.answer_in_words
-            return (
-                f"a prompt of {len(prompts[number])} tokens and {answer} exceed {limit} "
-                f"(prompt {ends_of(requests[number].prompt)})"
-            )
-
-        fits = [len(prompt) <= room for prompt, room in zip(prompts, rooms)]
-        marks = self.overlong.marks(fits, describe, "use fewer shots or a smaller gen_length")
-        return [prompt[-room:] for prompt, room in zip(prompts, rooms)], marks
-
-    def _fit_questions(
-        self, requests: Sequence[Request], marks: list[Mark | None]
-    ) -> tuple[list[str], list[Mark | None]]:
-        """What a process reward model is told was asked, and what is done with the request.
-
-        A question loses its beginning where an answer of full length would not fit beside it.
-        marks: of the prompts.
-        """
-        judge = self.prepared.judge
-        if judge is None:
-            return [""] * len(requests), marks
-        questions = [self._question(request) for request in requests]
-        limit = f"the PRM's context of {judge.scorer.max_length} tokens"
-        short: list[str] = []
-        for request, question in zip(requests, questions):
-            # a step of one token stands for the answer, whose tokens in the PRM's vocabulary are
-            # not known before it is there
-            end = judge.scorer.shortened(question, ["."], request.sampler.decoded_length - 1)
-            if end is None:
-                raise ValueError(
-                    f"a question and {request.sampler.answer_in_words} exceed {limit}, "
-                    f"however short the question: {PRM_REMEDY}"
-                )
-            short.append(end)
-
-        def describe(number: int) -> str:
-            answer = requests[number].sampler.answer_in_words
-            question = ends_of(questions[number])
-            return f"a question and {answer} exceed {limit} (question {question})"
-
-        # what is skipped already is not told and counted twice
-        fits = [
-            end == question or mark == "skipped"
-            for end, question, mark in zip(short, questions, marks)
-        ]
-        more = self.overlong.marks(fits, describe, PRM_REMEDY)
-        return short, [mark or other for mark, other in zip(marks, more)]
-
     def _keys(self, requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> list[int]:
         """Random streams; the n-th repeat of a prompt gets its own, so that repeated sampling is not n times the same answer."""
         seen: Counter[Request] = Counter()
@@ -484,35 +417,17 @@ class Engine:
         string = string[:text.find_stop(string, until)]
         return Completion(text.without_special_tokens(self.tokenizer, string), sample.num_forwards, len(kept), seconds, sample.num_scored, prm_seconds)
 
-    def _fit_pairs(
-        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-    ) -> tuple[list[tuple[list[int], list[int]]], list[Mark | None]]:
-        """Context and answer as they are scored, the last tokens, and what is done with them."""
-        sizes = [(len(context), len(answer)) for context, answer in pairs]
-        for number, (_, answer) in enumerate(sizes):
-            if not answer:
+    def _check_answers(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
+        """Raise ValueError on an answer that is empty, or that a router does not know."""
+        for number, (_, answer) in enumerate(pairs):
+            if not len(answer):
                 raise ValueError(f"answer {number} is empty: there is nothing to score")
-            if answer > self.max_answer and self.max_answer < self.max_length:
+            if len(answer) > self.max_answer and self.max_answer < self.max_length:
                 raise ValueError(
-                    f"request {number}: an answer of {answer} tokens exceeds the {self.max_answer} "
-                    f"that {self.method} knows (max_positions of its router): train a longer one "
-                    "(training.router_sft --max_positions), or use llada"
+                    f"request {number}: an answer of {len(answer)} tokens exceeds the "
+                    f"{self.max_answer} that {self.method} knows (max_positions of its router): "
+                    "train a longer one (training.router_sft --max_positions), or use llada"
                 )
-
-        def describe(number: int) -> str:
-            context, answer = sizes[number]
-            which = "context" if context > answer else "answer"
-            whole = text.decode(self.tokenizer, max(pairs[number], key=len), ())
-            return (
-                f"a context of {context} and an answer of {answer} tokens exceed the model's "
-                f"context of {self.max_length} tokens ({which} {ends_of(whole)})"
-            )
-
-        fits = [sum(size) <= self.max_length for size in sizes]
-        marks = self.overlong.marks(fits, describe, "use fewer shots")
-        cut = [[*context, *answer][-self.max_length :] for context, answer in pairs]
-        at = [len(whole) - self.num_scored(answer) for whole, (_, answer) in zip(cut, sizes)]
-        return [(whole[:start], whole[start:]) for whole, start in zip(cut, at)], marks
 
     def _warn_once(self, message: str, about: str | None = None) -> None:
         """Once for each message, or once for all that are about one thing."""

@@ -277,7 +277,7 @@ class LLaDA(BaseModel):
         return [bos], ids[ids[:1] == [bos]:]
 
     def _mean_nll(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray:
-        units = [self.engine.num_scored(len(answer)) for _, answer in pairs]
+        units = [self.engine.overlong.num_scored(len(answer)) for _, answer in pairs]
         return -self._log_likelihood(pairs, units)
 
     def _log_likelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], units: Sequence[int] | None = None) -> np.ndarray:

@@ -106,7 +106,7 @@ def test_of_an_answer_longer_than_the_context_the_last_tokens_are_scored(make):
     answer = [number % 50 for number in range(CONTEXT + 7)]
     found, cut = likelihoods(engine, [([1, 2, 3], answer), ([], answer[7:])])
     assert found == cut._replace(overlong="truncated")
-    assert engine.num_scored(len(answer)) == CONTEXT and engine.num_scored(3) == 3
+    assert engine.overlong.num_scored(len(answer)) == CONTEXT and engine.overlong.num_scored(3) == 3
 
 
 # ---- three rules
@@ -380,10 +380,18 @@ def test_opencompass_records_and_means_hold_what_did_not_fit(tiny_checkpoint, ru
     found = model.generate(PROMPTS, 8)
     assert [each["overlong"] for each in found] == [None, mark, None]
     assert (found[1]["prediction"] == "") == (rule == "skip")
-    long, fitting = model.get_ppl([LONG, "short"])
-    assert [error.get("overlong") for error in model.errors] == [mark, None] and math.isfinite(
-        fitting
-    )
+    scored = []
+
+    def keep(pairs, units):
+        found = model.estimates(pairs, len(pairs))
+        scored.extend(found[pair] for pair in pairs)
+        return [found[pair] for pair in pairs]
+
+    with model.scored_by(keep):
+        long, fitting = model.get_ppl([LONG, "short"])
+    # what our inferencers write beside the value
+    assert [each.error().get("overlong") for each in scored] == [mark, None]
+    assert math.isfinite(fitting)
     (last,) = likelihoods(model.engine, [([], model.engine.encode(LONG)[-CONTEXT:])])
     # the mean is over the tokens that were scored
     assert long == (math.inf if rule == "skip" else -last.value / CONTEXT)
