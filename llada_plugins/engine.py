@@ -215,7 +215,7 @@ class Engine:
         keys = self._keys(requests, prompts)
         for number, mark in enumerate(marks):
             if mark == "skipped":
-                yield number, Completion("", 0, 0, 0.0, overlong=mark)
+                yield number, Completion("", 0, 0, 0.0, overlong=self.overlong.counted(mark))
         decoded = [number for number, mark in enumerate(marks) if mark != "skipped"]
         groups: dict[tuple[SamplerConfig, tuple[str, ...]], list[int]] = defaultdict(list)
         for number in sorted(decoded, key=lambda n: -len(prompts[n])):
@@ -228,10 +228,7 @@ class Engine:
                                       self._review(sampler, [questions[n] for n in members], cut), spent),
                                   at_once=at_once)
             for row, sample in samples:
-                mark = marks[members[row]]
-                if mark is None and row in cut:
-                    mark = "truncated"
-                    self.overlong.counts[mark] += 1
+                mark = self.overlong.counted("truncated" if row in cut else marks[members[row]])
                 completion = self._completion(sample, until, *spent[row])
                 yield members[row], completion._replace(overlong=mark)
 
@@ -251,7 +248,7 @@ class Engine:
         for number, mark in enumerate(marks):
             if mark == "skipped":
                 greedy = False if self.config.greedy_check else None
-                estimate = LogLikelihood(-math.inf, 0.0, 0, greedy, mark)
+                estimate = LogLikelihood(-math.inf, 0.0, 0, greedy, self.overlong.counted(mark))
                 yield number, self._logged(fitted[number], estimate)
             else:
                 scored.append(number)
@@ -262,7 +259,8 @@ class Engine:
                             denoise=self.denoise)
         for place, estimate in estimates:
             number = scored[place]
-            yield number, self._logged(fitted[number], estimate._replace(overlong=marks[number]))
+            estimate = estimate._replace(overlong=self.overlong.counted(marks[number]))
+            yield number, self._logged(fitted[number], estimate)
 
     def _logged(
         self, pair: tuple[Sequence[int], Sequence[int]], estimate: LogLikelihood

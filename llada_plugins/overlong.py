@@ -30,10 +30,16 @@ class Overlong:
         self.rule, self.max_length = rule, max_length
         self.counts: Counter[Mark] = Counter()
 
+    def counted(self, mark: Mark | None) -> Mark | None:
+        """The mark of a request that is done; a prompt and its question count once."""
+        if mark is not None:
+            self.counts[mark] += 1
+        return mark
+
     def marks(
         self, fits: Sequence[bool], describe: Callable[[int], str], remedy: str
     ) -> list[Mark | None]:
-        """What is done with each request of a call, None where it fits; one warning tells and counts.
+        """What is done with each request of a call, None where it fits; one warning tells how many.
 
         describe: what is too long of the request of that number. Raises ValueError for all of them
         under "error".
@@ -46,7 +52,6 @@ class Overlong:
             more = f" ({len(numbers)} of {len(fits)} requests do not fit)" if len(fits) > 1 else ""
             raise ValueError(f"{told}{more}: {remedy}, or set overlong=truncate or skip")
         mark = MARKS[self.rule]
-        self.counts[mark] += len(numbers)
         logger.warning(
             "%d of %d requests do not fit and are %s (overlong=%s); the first, number %d: %s",
             len(numbers),

@@ -291,6 +291,12 @@ def test_an_answer_with_more_tokens_for_the_judge_than_foreseen_does_not_end_the
     assert "of which it is told the end alone" in caplog.text
 
 
+def test_a_request_whose_prompt_and_question_are_cut_counts_once(judged):
+    engine = judged(10, max_length=len(PUZZLE) + 16 - 3)
+    (found,) = answers(engine, [PUZZLE])
+    assert found.overlong == "truncated" and engine.overlong.counts == {"truncated": 1}
+
+
 def test_enough_room_marks_nothing(judged):
     engine = judged(16 + 4)
     questions = asked_of(engine)
