@@ -11,6 +11,7 @@ pytest.importorskip("opencompass")
 
 from datasets import Dataset
 from mmengine.config import ConfigDict
+from opencompass.datasets import MATHEvaluator
 from opencompass.datasets.base import BaseDataset
 from opencompass.openicl import icl_inferencer as stock
 from opencompass.openicl.icl_evaluator import AccEvaluator
@@ -198,3 +199,32 @@ def test_generation_kwargs_of_a_call_mean_what_they_mean_elsewhere(tiny_checkpoi
                            (dict(num_return_sequences=0), "num_return_sequences must be a whole number")):
         with pytest.raises(ValueError, match=message):
             model.generate(["ab"], 8, **wrong)
+
+
+SUDOKUS = (
+    ("41..2...1....4..=", "4132231412433421"),
+    ("..313.4...23.3.4=", "4231314214232314"),
+    ("......3..2......=", "2314413212433421"),
+    ("..1.1...4....241=", "2314143241233241"),
+    ("12.3.3.23..1..3.=", "1243431234212134"),
+    ("3......4........=", "3412123443212143"),
+)
+
+
+class Sudokus(BaseDataset):
+    """Six sudokus of 4 x 4."""
+
+    @staticmethod
+    def load() -> Dataset:
+        return Dataset.from_list([{"question": question, "answer": answer} for question, answer in SUDOKUS])
+
+
+def test_independent_samples_score_what_they_score_in_the_stock_evaluator(tmp_path) -> None:
+    """The shipped model at temperature 1.5 solves one sudoku four times in four and one three times: 7 of 24; equal answers gave 33.3 everywhere."""
+    data = entry(4)
+    data.type = Sudokus
+    predictions = run(LLaDA(gen_length=16, steps=4, temperature=1.5), tmp_path, data)
+    asked = Sudokus(abbr="rows", n=4, reader_cfg=dict(input_columns=["question"], output_column="answer")).test
+    scores = MATHEvaluator(version="v2").evaluate([1, 4], 4, asked, predictions=predictions, references=asked["answer"])
+    assert scores["accuracy (4 runs average)"] == pytest.approx(100 * 7 / 24)
+    assert [scores[name] for name in ("G-Pass@4_1.0", "mG-Pass@4")] == pytest.approx([100 / 6, 25])
