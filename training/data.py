@@ -213,14 +213,9 @@ def _parse(row: Any, words: Vocabulary, append_eos: bool) -> list[Example]:
 
 
 def _answers(messages: list[dialogue.Message], words: Vocabulary) -> list[tuple[str, str]]:
-    from jinja2 import TemplateError        # with transformers' chat templates only
-
     if words.render is None:
         raise ValueError("a dialogue needs a chat template, and this tokenizer has none: give prompt and completion instead")
-    try:
-        return list(dialogue.pairs(messages, words.render))
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses this dialogue: {error}") from None
+    return list(dialogue.pairs(messages, words.render))
 
 
 def _encode(prompt: str, answer: str, words: Vocabulary, append_eos: bool) -> Example:
