@@ -167,7 +167,7 @@ class LLaDA(BaseModel):
         They are numbered as if the whole data set were asked in one call of the engine; copies of a data set have their names besides.
         """
         now = asking(self)
-        chance = sampler.temperature > 0 or sampler.source == "random" or self.engine.prepared.judge is not None
+        chance = self.engine.draws(sampler)
         if now is None or not chance:
             self._check_direct(inputs, chance)
             return [[_stream(sample) for sample in range(number)]] * len(inputs)
