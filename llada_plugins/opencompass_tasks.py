@@ -1,8 +1,10 @@
-"""What stock OpenCompass is doing while it calls a model: which data sets its task has, and which row of them a prompt is.
+"""What stock OpenCompass is doing while it calls a model: its data sets, and the row of a prompt.
 
-OpenCompass tells a model neither. Both stand in the frames of the callers, under the names that 0.5.4 gives them; what is not
-found there is None, and the model says what it cannot do without it. Not for how a prompt reads, nor for what is answered.
+OpenCompass tells a model neither. Both stand in the frames of the callers, under the names that
+0.5.4 gives them; what is not found there is None, and the model says what it cannot do without
+it. Not for how a prompt reads, nor for what is answered.
 """
+
 from __future__ import annotations
 
 import logging
@@ -23,39 +25,46 @@ from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg
 logger = logging.getLogger(__name__)
 
 TASKS = {"OpenICLInferTask", "OpenICLAttackTask"}
-ROW_NAMES = {"inference": "index", "predict": "index", "_infer_one": "idx"}        # function of a stock inferencer -> its variable
-AUTOREGRESSIVE = {                                                                 # what they read of a model
-    "SWCELossInferencer": "next-token logits of sliding windows; PPLOnlyInferencer scores whole texts",
+# function of a stock inferencer -> its variable that counts the rows
+ROW_NAMES = {"inference": "index", "predict": "index", "_infer_one": "idx"}
+AUTOREGRESSIVE = {  # what they read of a model
+    "SWCELossInferencer": "next-token logits of windows; PPLOnlyInferencer scores whole texts",
     "MinKPercentInferencer": "next-token probabilities of every position",
     "CLPInferencer": "the next token's logits; PPLInferencer chooses by likelihood",
     "GLMChoiceInferencer": "GLM's own choice(); PPLInferencer chooses by likelihood",
 }
-NEEDS_AGENT = "AgentInferencer drives an agent, not a model: name OpenCompass' LagentAgent in `models`, with this model as its llm"
-LISTS = ("humaneval", "mbpp", "LCBench", "cruxeval", "s2_tomg_bench", "SciReasoner")        # of opencompass.datasets; others score a list as wrong
+NEEDS_AGENT = (
+    "AgentInferencer drives an agent, not a model: name OpenCompass' LagentAgent in `models`, with "
+    "this model as its llm"
+)
+# of opencompass.datasets: their evaluators read lists of answers, all others score one as wrong
+LISTS = ("humaneval", "mbpp", "LCBench", "cruxeval", "s2_tomg_bench", "SciReasoner")
 
 
 class Asking(NamedTuple):
     """What a stock inferencer is asking for."""
 
-    retriever: BaseRetriever        # has the rows of the task, in their order
-    template: Any       # of its prompts; None where the inferencer makes them otherwise
-    row: int            # of the first prompt of the call
-    sample: int         # which answer for the same prompts (self-consistency)
-    samples: int        # how many of them there will be
+    retriever: BaseRetriever  # has the rows of the task, in their order
+    template: Any  # of its prompts; None where the inferencer makes them otherwise
+    row: int  # of the first prompt of the call
+    sample: int  # which answer for the same prompts (self-consistency)
+    samples: int  # how many of them there will be
 
 
 class Repeats(NamedTuple):
     """Which asking of its question every row of a task is."""
 
-    copy: str               # the data set's name where it ends with a number, as those of copies do, else ""
-    numbers: list[int]      # earlier rows of the uncut data set with the same question
+    copy: str  # the data set's name where it ends with a number, as those of copies do, else ""
+    numbers: list[int]  # earlier rows of the uncut data set with the same question
 
 
 def infer_task() -> FrameType | None:
-    """The frame of the stock inference task that is running, if one is: its `self` and what it is at."""
+    """The frame of the stock inference task that is running, if one is."""
     for frame in _frames():
         owner = frame.f_locals.get("self")
-        if frame.f_code.co_name == "run" and TASKS & {base.__name__ for base in type(owner).__mro__}:
+        if frame.f_code.co_name == "run" and TASKS & {
+            base.__name__ for base in type(owner).__mro__
+        }:
             return frame
     return None
 
@@ -74,30 +83,38 @@ def asking(model: Any) -> Asking | None:
         owner = found.get("self")
         if not isinstance(owner, BaseInferencer) or owner.model is not model:
             continue
-        if name == "_gen_turn" and offset is None:     # one chat of the batch, in a thread of its own
+        if name == "_gen_turn" and offset is None:  # a chat of the batch, in a thread of its own
             offset = found["chat_idx"]
         if row is None and (row := found.get(ROW_NAMES.get(name))) is not None:
             sample = len(found.get("sc_results", ()))
         retriever = found.get("retriever") or getattr(owner, "retriever", None)
         if row is not None and retriever is not None:
             template = found.get("prompt_template") or found.get("ice_template")
-            return Asking(retriever, template, row + (offset or 0), sample, getattr(owner, "sc_size", 1))
+            return Asking(
+                retriever, template, row + (offset or 0), sample, getattr(owner, "sc_size", 1)
+            )
     return None
 
 
 def repeats(now: Asking) -> Repeats:
-    """How often each row's question came before in the data set, as if all of it, uncut, were asked in one call.
+    """How often each row's question came before in the uncut data set.
 
-    What a question is, the columns say that the template reads: rows that are equal in them get one prompt. Where they are not known,
-    every row counts as a repeat of the first, so that none gets the random numbers of another.
+    What a question is, the columns say that the template reads: rows that are equal in them get
+    one prompt. Where they are not known, every row counts as a repeat of the first, so that none
+    gets the random numbers of another.
     """
     test, frame = now.retriever.test_ds, infer_task()
     config = frame.f_locals["self"].dataset_cfg if frame else None
     whole, kept = test, range(len(test))
     if test_range := config["reader_cfg"].get("test_range") if config else None:
-        reader = {name: value for name, value in config["reader_cfg"].items() if name != "test_range"}
-        whole = build_dataset_from_cfg({**config, "reader_cfg": reader, "infer_cfg": None}).test        # its infer_cfg holds the model
-        kept = load_partial_dataset(Dataset.from_dict({"row": range(len(whole))}), test_range)["row"]
+        reader = {
+            name: value for name, value in config["reader_cfg"].items() if name != "test_range"
+        }
+        # building copies the entry, and its infer_cfg holds the model
+        whole = build_dataset_from_cfg({**config, "reader_cfg": reader, "infer_cfg": None}).test
+        kept = load_partial_dataset(Dataset.from_dict({"row": range(len(whole))}), test_range)[
+            "row"
+        ]
     columns = _columns(now.template, test.column_names, now.retriever.dataset_reader.output_column)
     seen: Counter[str] = Counter()
     numbers = []
@@ -111,20 +128,33 @@ def repeats(now: Asking) -> Repeats:
 
 
 def _columns(template: Any, columns: Sequence[str], output_column: str | None) -> list[str]:
-    """The columns that a prompt template reads; stock code leaves the output column out of prompts."""
+    """The columns that a prompt template reads; the output column stays out of prompts."""
     string = repr(getattr(template, "template", None) or getattr(template, "messages", None))
-    return [name for name in columns if name != output_column and (f"{{{name}}}" in string or f"'expand_column': '{name}'" in string)]
+
+    def read(name: str) -> bool:
+        return f"{{{name}}}" in string or f"'expand_column': '{name}'" in string
+
+    return [name for name in columns if name != output_column and read(name)]
 
 
 def _check_twins(config: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
     """Raise ValueError on copies of a data set that only names without a number tell apart."""
+
     def asked(each: Mapping[str, Any]) -> list[Any]:
-        return [{name: value for name, value in each.items() if name not in ("abbr", "eval_cfg", "infer_cfg")},
-                each["infer_cfg"].get("prompt_template")]
+        data = {
+            name: value
+            for name, value in each.items()
+            if name not in ("abbr", "eval_cfg", "infer_cfg")
+        }
+        return [data, each["infer_cfg"].get("prompt_template")]
+
     for other in others:
         if other["abbr"] != config["abbr"] and asked(other) == asked(config):
-            raise ValueError(f"data sets {config['abbr']} and {other['abbr']} ask the same: for independent answers of theirs end each abbr with a "
-                             f"number, as in {config['abbr']}-run0, or write n=2 in one of them")
+            raise ValueError(
+                f"data sets {config['abbr']} and {other['abbr']} ask the same: for independent "
+                f"answers of theirs end each abbr with a number, as in {config['abbr']}-run0, or "
+                "write n=2 in one of them"
+            )
 
 
 def uncut_name(config: Mapping[str, Any]) -> str:
@@ -132,29 +162,42 @@ def uncut_name(config: Mapping[str, Any]) -> str:
     abbr = dataset_abbr_from_cfg(config)
     part = re.fullmatch(r"(.+)_(\d+)", abbr)
     cut = re.search(r"\[(\d+): ?(\d+)\]$", str(config["reader_cfg"].get("test_range") or ""))
-    if part and cut and int(cut[1]) == int(part[2]) * (int(cut[2]) - int(cut[1])):        # part k begins at k times its size
+    # part k begins at k times its size
+    if part and cut and int(cut[1]) == int(part[2]) * (int(cut[2]) - int(cut[1])):
         return part[1]
     return abbr
 
 
 def check_dataset(config: Mapping[str, Any], num_answers: int) -> None:
-    """Raise ValueError on a data set that cannot be asked of this model as its entry says; warn of what stock code will leave out."""
+    """Raise ValueError on a data set that this model cannot be asked as its entry says.
+
+    Warns of what stock code will leave out.
+    """
     inferencer = config["infer_cfg"]["inferencer"]
     name, where = _name(inferencer["type"]), f"data set {dataset_abbr_from_cfg(config)}: "
     if refusal := _refusal(name, inferencer):
         raise ValueError(where + refusal)
     unread = [option for option in ("do_sample", "temperature") if option in inferencer]
     if unread:
-        logger.warning(f"{where}OpenCompass does not pass on its inferencer's {' and '.join(unread)}: write them in the model's entry")
+        logger.warning(
+            f"{where}OpenCompass does not pass on its inferencer's {' and '.join(unread)}: write "
+            "them in the model's entry"
+        )
     if reads_lists(config):
         return
     evaluator = _name(config["eval_cfg"]["evaluator"]["type"])
     if num_answers > 1:
-        raise ValueError(f"{where}{evaluator} scores a list of num_return_sequences={num_answers} answers as one wrong answer: leave "
-                         f"num_return_sequences out and write n={num_answers} in the data set's entry")
+        raise ValueError(
+            f"{where}{evaluator} scores a list of num_return_sequences={num_answers} answers as "
+            f"one wrong answer: leave num_return_sequences out and write n={num_answers} in the data "
+            "set's entry"
+        )
     if name == "SCInferencer":
-        logger.warning(f"{where}SCInferencer writes lists, and {evaluator} of OpenCompass does not vote: for a score write GenInferencer, and "
-                       f"n={inferencer.get('sc_size', 1)} in the data set's entry")
+        logger.warning(
+            f"{where}SCInferencer writes lists, and {evaluator} of OpenCompass does not vote: for "
+            f"a score write GenInferencer, and n={inferencer.get('sc_size', 1)} in the data set's "
+            "entry"
+        )
 
 
 def _refusal(name: str, inferencer: Mapping[str, Any]) -> str | None:
@@ -163,25 +206,32 @@ def _refusal(name: str, inferencer: Mapping[str, Any]) -> str | None:
         return needs_autoregressive(name)
     if name == "AgentInferencer":
         return NEEDS_AGENT
-    if name == "ToTInferencer" and max(inferencer.get(key, 1) for key in ("n_generate_sample", "n_evaluate_sample")) > 1:
-        return ("ToTInferencer asks for the beams of a beam search, which a diffusion sampler does not have: set n_generate_sample and "
-                "n_evaluate_sample to 1")
+    beams = max(inferencer.get(name, 1) for name in ("n_generate_sample", "n_evaluate_sample"))
+    if name == "ToTInferencer" and beams > 1:
+        return (
+            "ToTInferencer asks for the beams of a beam search, which a diffusion sampler does not "
+            "have: set n_generate_sample and n_evaluate_sample to 1"
+        )
     return None
 
 
 def needs_autoregressive(name: str) -> str:
     """The line that refuses one of AUTOREGRESSIVE."""
-    return f"{name} needs an autoregressive model, which a masked-diffusion model is not: it reads {AUTOREGRESSIVE[name]}"
+    return (
+        f"{name} needs an autoregressive model, which a masked-diffusion model is not: it reads "
+        f"{AUTOREGRESSIVE[name]}"
+    )
 
 
 def reads_lists(config: Mapping[str, Any]) -> bool:
-    """May the data set's evaluator be given a list of answers for a row? Known of OpenCompass' own; others are trusted."""
+    """May the data set's evaluator be given a list of answers? Evaluators of others are trusted."""
     from opencompass.registry import ICL_EVALUATORS
 
     kind = (config.get("eval_cfg") or {}).get("evaluator", {}).get("type")
     kind = ICL_EVALUATORS.get(kind) if isinstance(kind, str) else kind
     module = getattr(kind, "__module__", "")
-    return not module.startswith("opencompass.") or module.startswith(tuple(f"opencompass.datasets.{name}" for name in LISTS))
+    known = tuple(f"opencompass.datasets.{name}" for name in LISTS)
+    return not module.startswith("opencompass.") or module.startswith(known)
 
 
 def _name(kind: str | type) -> str:
@@ -189,7 +239,10 @@ def _name(kind: str | type) -> str:
 
 
 def _frames() -> Iterator[FrameType]:
-    """The callers of this thread, innermost first, then of the others: inferencers with a pool of threads wait in one of those."""
+    """The callers of this thread, innermost first, then of the others.
+
+    Inferencers with a pool of threads wait in one of those.
+    """
     own = threading.get_ident()
     others = [frame for thread, frame in sys._current_frames().items() if thread != own]
     for frame in (sys._getframe(1), *others):

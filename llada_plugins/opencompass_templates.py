@@ -1,4 +1,4 @@
-"""How OpenCompass' prompt templates become the text that a model reads. Not for tokens, nor for what is asked about the text."""
+"""How OpenCompass' prompt templates become the text that a model reads. Not for tokens."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -55,10 +55,11 @@ class TemplateParser:
         return (context, whole[len(context):]) if context and whole.startswith(context) and len(context) < len(whole) else None
 
     def _wrapped(self, turns: PromptList, mode: str) -> str:
-        """Messages, each between its role's marks of meta_template, as OpenCompass' ChatInferencer wraps them.
+        """Messages, each between its role's marks of meta_template, as ChatInferencer wraps them.
 
-        A role that meta_template does not list is taken bare. The parser of prompt templates would not do: it makes whole rounds,
-        so it adds an empty answer between two questions in a row, and refuses a system message.
+        A role that meta_template does not list is taken bare. The parser of prompt templates would
+        not do: it makes whole rounds, so it adds an empty answer between two questions in a row,
+        and refuses a system message.
         """
         if mode == "gen":
             turns = _without_reply(turns)
@@ -66,7 +67,9 @@ class TemplateParser:
         for turn in turns:
             marks = self._stock.roles.get(turn["role"], {})
             string += (marks.get("begin") or "") + turn["prompt"] + (marks.get("end") or "")
-        return string + ((self._stock.roles.get("BOT", {}).get("begin") or "") if mode == "gen" else self.meta_template.get("end", ""))
+        if mode == "gen":
+            return string + (self._stock.roles.get("BOT", {}).get("begin") or "")
+        return string + self.meta_template.get("end", "")
 
     def _chat(self, template: PromptList, mode: str) -> str:
         messages = _merged(template)
@@ -82,11 +85,14 @@ class TemplateParser:
 
 
 def _is_messages(template: Any) -> bool:
-    """Is it a chat, a list of {role, content}, and not one of OpenCompass' prompt templates, whose sections are marked?
+    """Is it a chat, a list of {role, content}?
 
-    The *_rawprompt_* configs hand over such lists, and ChatInferencer for every turn.
+    The *_rawprompt_* configs hand over such lists, and ChatInferencer for every turn. OpenCompass'
+    own prompt templates are lists too, but mark their sections.
     """
-    return isinstance(template, list) and bool(template) and all(isinstance(item, dict) and "role" in item for item in template)
+    if not isinstance(template, list) or not template:
+        return False
+    return all(isinstance(item, dict) and "role" in item for item in template)
 
 
 def _turn(message: Mapping[str, Any]) -> dict[str, str]:
@@ -96,7 +102,10 @@ def _turn(message: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(content, Mapping):
         content = content.get("prediction")
     if not isinstance(content, str):
-        raise ValueError(f"the content of a message must be text, got {type(content).__name__}: this model reads no pictures or parts")
+        raise ValueError(
+            f"the content of a message must be text, got {type(content).__name__}: this model reads no "
+            "pictures or parts"
+        )
     return {**message, "role": role_of.get(message["role"], message["role"]), "prompt": content}
 
 
