@@ -328,7 +328,8 @@ def test_peak_memory_is_what_lives_at_one_time():
 
 def test_a_column_more_of_the_canvas_costs_no_logits(model):
     options = generation.Options(**{**TINY, "memory_length": 512})
-    wide = generation.random_model(dataclasses.replace(model.config, vocab_size=5000, mask_token_id=4999), model.device, seed=0)
+    config = dataclasses.replace(model.config, vocab_size=5000, mask_token_id=4999, max_sequence_length=512)
+    wide = generation.random_model(config, model.device, seed=0)
     found = generation.memory_growth(wide, options)
     assert list(found.peaks) == [32, 64, 128, 256, 512]
     assert found.per_column < 5000        # of 20,000 bytes that a column's logits have
