@@ -95,8 +95,8 @@ def test_a_judge_that_gives_no_number_is_an_error_and_what_was_finished_stays(tm
     state = load_file(folder / "model.safetensors")
     state["score.weight"] = torch.full_like(state["score.weight"], torch.nan)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RuntimeError, match="no number came out"):
-        completions(Engine("llada_prm", prm=str(folder), **ROWS))
+    with pytest.raises(ValueError, match="model.safetensors: score.weight holds NaN or infinity"):
+        Engine("llada_prm", prm=str(folder), **ROWS)
 
     engine, finished = Engine("llada_prm", **ROWS), []
     stream = engine.generate([Request(problem.puzzle, engine.sampler) for problem in PROBLEMS[:8]], 4)

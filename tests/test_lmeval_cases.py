@@ -109,6 +109,7 @@ def merging(tiny_checkpoint, make_model, tmp_path_factory) -> Path:
     path = folder / "tokenizer.json"
     raw, merged = json.loads(path.read_text()), ["nu", "num", "numb", "numbe", "number", "(x"]
     first = 1 + max(token["id"] for token in raw["added_tokens"])
+    raw["model"]["vocab"] |= {token["content"]: token["id"] for token in raw["added_tokens"]}        # else they are numbered anew
     raw["model"]["vocab"] |= {token: first + number for number, token in enumerate(merged)}
     raw["model"]["merges"] = [[token[:-1], token[-1]] for token in merged]
     path.write_text(json.dumps(raw))
