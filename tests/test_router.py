@@ -189,15 +189,19 @@ def test_seeds_depend_on_the_prompts_tokens_and_their_order_unless_the_prompt_is
     router = random_router(kind)
     rows = torch.tensor([[*prompt, *[MASK] * 5] for prompt in ([5, 6, 7], [7, 6, 5], [5, 6, 8])])
     first, *others = route_blocks(router, model.embedding, rows, torch.full((3,), 3), MASK)[:, 3:]
+    bound = seed_error(router, model, rows, torch.full((3,), 3))        # a product's rows may go to different kernels
     for other in others:
-        assert torch.equal(other, first) if kind == "no prompt" else (other - first).abs().amax((0, 2)).min() > 0.01
+        changed = (other - first).abs()
+        assert changed.max() <= bound if kind == "no prompt" else changed.amax((0, 2)).min() > 0.01
 
 
 def test_tokens_of_the_answer_do_not_change_the_seeds_beside_them(model):
     router = random_router()
     rows = torch.tensor([[5, 6, *[MASK] * 4], [5, 6, 9, MASK, 30, MASK]])
-    masked, partly = route(router, model.embedding, rows, torch.tensor([2, 2]), MASK)
-    assert torch.equal(partly[[3, 5]], masked[[3, 5]])
+    start = torch.tensor([2, 2])
+    masked, partly = route(router, model.embedding, rows, start, MASK)
+    bound = seed_error(router, model, rows, start)        # a product's rows may go to different kernels
+    torch.testing.assert_close(partly[[3, 5]], masked[[3, 5]], atol=bound, rtol=0)
 
 
 # ---- what stays as it was
