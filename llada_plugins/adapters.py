@@ -24,7 +24,7 @@ BACKBONE = "backbone"               # key of the weight file's metadata: fingerp
 # What may be said beside rank, alpha and targets; any other key of PEFT's config asks for arithmetic that merging does not have.
 IRRELEVANT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "layers_pattern", "lora_alpha", "lora_dropout", "megatron_core",
               "peft_type", "peft_version", "qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora"}
-PLAIN_LORA = record({"peft_type": one_of("LORA"), "r": whole(1, 2**20), "lora_alpha": number(), "target_modules": either(TEXT, list_of(TEXT))},
+PLAIN_LORA = record({"peft_type": one_of("LORA"), "r": whole(1, 2**20), "lora_alpha": number(-1e9, 1e9), "target_modules": either(TEXT, list_of(TEXT))},
                     {"use_rslora": nullable(FLAG),
                      # the other ways to initialise change the base weights as well
                      "init_lora_weights": nullable(either(FLAG, one_of("gaussian", "orthogonal")))})

@@ -197,6 +197,7 @@ def changed(adapter: Path, folder: Path, tensors=None, **config) -> Path:
     (None, {"some_day": {"kind": "new"}}, "some_day"),
     (None, {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', expected true or false or \"gaussian\""),
     (None, {"peft_type": "LOHA"}, "peft_type is 'LOHA', expected \"LORA\""),
+    (None, {"lora_alpha": 10**400}, "lora_alpha is 1000.*, expected a number from"),
     (None, {"r": 0}, "r is 0, expected a whole number from 1 to"),
 ])
 def test_what_does_not_fit_is_refused_in_one_line_before_weights_are_read(tiny_checkpoint, adapter, tmp_path, monkeypatch, tensors, config,
