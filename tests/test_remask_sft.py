@@ -351,8 +351,9 @@ def test_the_adapted_model_and_the_checkpoint_of_it_have_the_same_logits(tmp_pat
     tokens = torch.randint(0, 256, (4, 33), generator=noise(0))
     with torch.no_grad():
         adapted, loaded, tiny = seen[0].backbone(tokens), load_model(out, device="cpu")(tokens), load_model(device="cpu")(tokens)
-    bound = measured(lambda of: of(tokens), seen[0].backbone)
-    torch.testing.assert_close(loaded, adapted, atol=bound, rtol=0)        # fp32 sums in another order
+    # Sums in another order; and the merge rounds each weight, which changes a product as much as rounding the product does
+    bound = sum(measured(lambda of: of(tokens), model) for model in (seen[0].backbone, load_model(out, device="cpu")))
+    torch.testing.assert_close(loaded, adapted, atol=bound, rtol=0)
     assert (loaded - tiny).abs().max() > 1
 
 
