@@ -69,7 +69,7 @@ test-machines: test
 	LLADA_TEST_THREADS=2 $(PYTEST) -n 1 -m "not slow" tests
 
 docs: $(INSTALLED)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 options: $(INSTALLED)
 	$(BIN)/python -m llada_plugins.reference > docs/options.md
