@@ -33,13 +33,13 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 
-from llada_plugins.config import arg
-from llada_plugins.denoiser import Canvas, Denoiser, Prediction
-from llada_plugins.engine import Engine
-from llada_plugins.generation import generate
-from llada_plugins.methods import check_policy
-from llada_plugins.report_files import check_empty, markdown, pyplot, run_command, whole_folder
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
+from llada_plugins.engine.engine import Engine
+from llada_plugins.methods.table import check_policy
+from llada_plugins.options.fields import arg
+from llada_plugins.reports.render import check_empty, markdown, pyplot, run_command, whole_folder
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.generate import generate
 from llada_plugins.tasks import sudoku
 from llada_plugins.ups_report import SOURCES, compared
 

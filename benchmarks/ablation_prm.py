@@ -22,10 +22,10 @@ import numpy
 import torch
 
 from benchmarks.ablation import paired_interval
-from llada_plugins.config import arg
-from llada_plugins.engine import Completion, Engine, Request
-from llada_plugins.report_files import check_empty, markdown, run_command, whole_folder
-from llada_plugins.review import summary
+from llada_plugins.engine.engine import Completion, Engine, Request
+from llada_plugins.options.fields import arg
+from llada_plugins.reports.render import check_empty, markdown, run_command, whole_folder
+from llada_plugins.rewards.block_review import summary
 from llada_plugins.tasks import sudoku
 
 SAMPLER = dict(gen_length=16, block_length=4, steps=4)

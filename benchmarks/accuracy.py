@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from llada_plugins import generate
-from llada_plugins.engine import Engine
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.engine.engine import Engine
+from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks import nim
 
 from .parallel import TASKS, Task

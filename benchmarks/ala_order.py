@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from llada_plugins.config import arg
-from training import launch, objectives
-from training.presets import ROUTER_PRESETS, TINY_SHAPE, Preset
+from llada_plugins.options.fields import arg
+from training.loop import objectives
+from training.runs import launch
+from training.runs.presets import ROUTER_PRESETS, TINY_SHAPE, Preset
 from training.sft import SFTOptions
 
 from .ala_report import Options, Task, command_line

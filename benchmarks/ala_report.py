@@ -27,15 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llada_plugins.config import arg
-from llada_plugins.denoiser import Canvas
-from llada_plugins.engine import Engine, Request
-from llada_plugins.report_files import dataclass_parser
+from llada_plugins.diffusion.denoiser import Canvas
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.options.fields import arg
+from llada_plugins.reports.render import dataclass_parser
 from llada_plugins.tasks import nim, sudoku
 from training import router_sft
-from training.trainer import noise
+from training.loop.trainer import noise
 
-# with the presets' max_grad_norm of 1, warm-up of some seeds ends in seeds that the backbone cannot read (see training/presets.py)
+# with the presets' max_grad_norm of 1, warm-up of some seeds ends in seeds that the backbone cannot read (see training/runs/presets.py)
 DEEP = ["--router_layers", "2", "--router_mlp", "256", "--router_scaled", "--learning_rate", "1e-3"]
 VARIANTS = {        # flags of training.router_sft
     "router": [],

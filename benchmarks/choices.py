@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llada_plugins import log_likelihood
-from llada_plugins.config import arg
-from llada_plugins.engine import Engine
+from llada_plugins.engine.engine import Engine
+from llada_plugins.options.fields import arg
 from llada_plugins.tasks import nim
 
 from .command import check_folder, run_benchmark

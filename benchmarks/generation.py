@@ -47,11 +47,11 @@ import torch
 from torch import Tensor
 
 from llada_plugins import SamplerConfig, SpecialTokens, generate
-from llada_plugins.checkpoint import pick_device, pick_dtype
-from llada_plugins.config import arg
-from llada_plugins.model import LLaDA, LLaDAConfig, initialise
-from llada_plugins.report_files import pyplot
-from llada_plugins.router import route
+from llada_plugins.methods.router import route
+from llada_plugins.models.llada import LLaDA, LLaDAConfig, initialise
+from llada_plugins.models.loading import pick_device, pick_dtype
+from llada_plugins.options.fields import arg
+from llada_plugins.reports.render import pyplot
 
 from . import accuracy, memory, peers, reference, roofline, speed_plot
 from .clock import Seconds, timed

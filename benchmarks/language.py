@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llada_plugins.model import LLaDA
-from training.objectives import pretrain
+from llada_plugins.models.llada import LLaDA
+from training.loop.objectives import pretrain
 
 NUM_WORDS, NUM_COMMON, NUM_TOPICS = 2048, 64, 16
 FOLLOWS = 0.3             # of tokens follow from the one before

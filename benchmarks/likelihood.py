@@ -32,9 +32,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from llada_plugins import LogLikelihood, log_likelihood
-from llada_plugins.checkpoint import pick_device, pick_dtype
-from llada_plugins.config import arg
-from llada_plugins.model import LLaDA, LLaDAConfig
+from llada_plugins.models.llada import LLaDA, LLaDAConfig
+from llada_plugins.models.loading import pick_device, pick_dtype
+from llada_plugins.options.fields import arg
 
 from . import reference
 from .clock import Seconds, timed

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy
 
 from llada_plugins import SamplerConfig, generate
-from llada_plugins.config import arg
-from llada_plugins.engine import Engine
-from llada_plugins.report_files import markdown
+from llada_plugins.engine.engine import Engine
+from llada_plugins.options.fields import arg
+from llada_plugins.reports.render import markdown
 from llada_plugins.tasks import nim, sudoku
 
 from .ablation import Interval, Outcome, paired_interval, remembered

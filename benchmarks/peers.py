@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from llada_plugins import SamplerConfig, generate
-from llada_plugins.model import LLaDA
+from llada_plugins.models.llada import LLaDA
 
 from .clock import timed
 

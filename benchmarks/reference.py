@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llada_plugins.model import LLaDA
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.sampling.config import SamplerConfig
 
 
 class Decoded(NamedTuple):

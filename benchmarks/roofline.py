@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from llada_plugins.model import LLaDA, LLaDAConfig
+from llada_plugins.models.llada import LLaDA, LLaDAConfig
 
 from .clock import timed
 

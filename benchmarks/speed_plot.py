@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llada_plugins.report_files import pyplot
+from llada_plugins.reports.render import pyplot
 
 SUFFIXES = (".png", ".pdf", ".svg")
 

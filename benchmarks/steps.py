@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llada_plugins import SamplerConfig, gptq
-from llada_plugins.cache import cached
-from llada_plugins.checkpoint import BLOCKS
-from llada_plugins.denoiser import PADDING, Canvas, Denoiser, model_denoiser
-from llada_plugins.model import LLaDA
-from llada_plugins.policy_stream import PolicyHead, policy_denoiser
-from llada_plugins.quantization import quantise_linear
-from llada_plugins.router import Router, RouterConfig, routed
-from llada_plugins.sampler import unmask
+from llada_plugins import SamplerConfig
+from llada_plugins.diffusion.cache import cached
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, model_denoiser
+from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
+from llada_plugins.methods.router import Router, RouterConfig, routed
+from llada_plugins.models import gptq
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.loading import BLOCKS
+from llada_plugins.models.quantization import quantise_linear
+from llada_plugins.sampling.sampler import unmask
 
 from . import reference
 

@@ -1,4 +1,4 @@
-"""Tokens a second of many requests: one by one, batch after batch, and in batches that stay full (llada_plugins/batching.py).
+"""Tokens a second of many requests: one by one, batch after batch, and in batches that stay full (llada_plugins/sampling/batching.py).
 
     python -m benchmarks.throughput                             100M shape, dual cache, one CPU thread; 4 minutes, 3 GB
     python -m benchmarks.throughput --shape tiny                a model whose steps cost more in calls than in arithmetic
@@ -20,14 +20,14 @@ from typing import Any, Literal
 import torch
 
 from llada_plugins import SamplerConfig
-from llada_plugins.batching import capacity
-from llada_plugins.checkpoint import pick_device, pick_dtype
-from llada_plugins.config import arg
-from llada_plugins.denoiser import Canvas, Denoiser, Prediction, model_denoiser
-from llada_plugins.generation import with_options
-from llada_plugins.model import LLaDA
-from llada_plugins.noise import request_key
-from llada_plugins.sampler import Sample, decode
+from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model_denoiser
+from llada_plugins.diffusion.random_streams import request_key
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.loading import pick_device, pick_dtype
+from llada_plugins.options.fields import arg
+from llada_plugins.sampling.batching import capacity
+from llada_plugins.sampling.generate import with_options
+from llada_plugins.sampling.sampler import Sample, decode
 
 from .clock import timed
 from .command import check_folder, run_benchmark

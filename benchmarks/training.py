@@ -29,17 +29,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from llada_plugins.checkpoint import pick_device
-from llada_plugins.config import arg
-from llada_plugins.diffusion import mask_tokens
-from llada_plugins.model import LLaDA
-from llada_plugins.quantization import num_parameters
-from training import objectives
-from training.corpus import collate_rows
-from training.launch import RunArguments
-from training.objectives import Loss, Objective
-from training.throughput import training_flops
-from training.trainer import DiffusionTrainer
+from llada_plugins.diffusion.forward_process import mask_tokens
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.loading import pick_device
+from llada_plugins.models.quantization import num_parameters
+from llada_plugins.options.fields import arg
+from training.data.corpus import collate_rows
+from training.loop import objectives
+from training.loop.objectives import Loss, Objective
+from training.loop.throughput import training_flops
+from training.loop.trainer import DiffusionTrainer
+from training.runs.launch import RunArguments
 
 from .command import check_folder, run_benchmark
 from .generation import SHAPES, model_config, random_model

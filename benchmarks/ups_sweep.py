@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from llada_plugins.config import arg
-from llada_plugins.report_files import check_empty, markdown, run_command, whole_folder
+from llada_plugins.options.fields import arg
+from llada_plugins.reports.render import check_empty, markdown, run_command, whole_folder
 from llada_plugins.tasks import sudoku
 from llada_plugins.ups_report import compared
 from training import remask_sft

@@ -9,8 +9,8 @@ where it hesitates among many tokens.
 from torch import Tensor
 
 from llada_plugins import Engine
-from llada_plugins.confidence import CONFIDENCE, Candidates
-from llada_plugins.engine import Request
+from llada_plugins.sampling.confidence import Candidates, CONFIDENCE
+from llada_plugins.engine.engine import Request
 from llada_plugins.tasks import sudoku
 
 NUM_PUZZLES = 50

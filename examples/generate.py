@@ -6,7 +6,7 @@
 import sys
 
 from llada_plugins import Engine
-from llada_plugins.engine import Request
+from llada_plugins.engine.engine import Request
 
 PUZZLES = ["12.3.3.23..1..3.=", "..313.4...23.3.4="]        # 4x4 sudokus, row by row
 

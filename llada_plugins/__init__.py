@@ -8,21 +8,21 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "load_model": "checkpoint",
-    "SpecialTokens": "model",
-    "SamplerConfig": "sampler_config",
-    "Sample": "sampler",
-    "Step": "sampler",
-    "generate": "generation",
-    "log_likelihood": "likelihood",
-    "LogLikelihood": "likelihood",
-    "Canvas": "denoiser",
-    "Denoiser": "denoiser",
-    "Prediction": "denoiser",
-    "guided": "denoiser",
-    "routed": "router",
-    "Engine": "engine",
-    "EngineConfig": "engine",
+    "load_model": "models.loading",
+    "SpecialTokens": "models.llada",
+    "SamplerConfig": "sampling.config",
+    "Sample": "sampling.sampler",
+    "Step": "sampling.sampler",
+    "generate": "sampling.generate",
+    "log_likelihood": "likelihood.estimate",
+    "LogLikelihood": "likelihood.estimate",
+    "Canvas": "diffusion.denoiser",
+    "Denoiser": "diffusion.denoiser",
+    "Prediction": "diffusion.denoiser",
+    "guided": "diffusion.denoiser",
+    "routed": "methods.router",
+    "Engine": "engine.engine",
+    "EngineConfig": "engine.engine",
 }
 __all__ = list(_HOMES)
 

@@ -20,16 +20,17 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from . import text
-from .checkpoint import SHIPPED, resolve
-from .config import arg, coerce
+from llada_plugins.engine.engine import Completion, Engine, Request
+from llada_plugins.engine.flags import read_flags
+from llada_plugins.methods.table import METHODS
+from llada_plugins.models import text
+from llada_plugins.models.llada import Block, LLaDA, rotate
+from llada_plugins.models.loading import SHIPPED, resolve
+from llada_plugins.options.fields import arg, coerce
+from llada_plugins.reports.render import check_empty, markdown, pyplot, whole_folder
+from llada_plugins.sampling.config import SamplerConfig
+
 from .effective_rank import TASKS
-from .engine import Completion, Engine, Request
-from .methods import METHODS
-from .model import Block, LLaDA, rotate
-from .model_flags import read_flags
-from .report_files import check_empty, markdown, pyplot, whole_folder
-from .sampler_config import SamplerConfig
 
 USAGE = "python -m llada_plugins.analyze --output DIR [--prompt TEXT | --data FILE.jsonl] [--compare SETTINGS] [--OPTION VALUE ...]"
 FORM = '{"prompt": text, …}'

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, TextIO
 
-from . import text
-from .config import arg
-from .denoiser import Canvas, Denoiser, Prediction
-from .engine import Completion, Engine, Request
-from .methods import METHODS
-from .model_flags import read_flags
-from .sampler_config import SamplerConfig
+from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
+from llada_plugins.engine.engine import Completion, Engine, Request
+from llada_plugins.engine.flags import read_flags
+from llada_plugins.methods.table import METHODS
+from llada_plugins.models import text
+from llada_plugins.options.fields import arg
+from llada_plugins.sampling.config import SamplerConfig
 
 USAGE = "python -m llada_plugins.chat [--prompt TEXT] [--model NAME] [--OPTION VALUE ...]"
 MASK = "░"

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config import OneLineParser, reject_unknown
-from .report_files import whole_folder
+from llada_plugins.options.fields import OneLineParser, reject_unknown
+from llada_plugins.reports.render import whole_folder
 
 PACKAGE = Path(__file__).parent
 COPY = "copy"

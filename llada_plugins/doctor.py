@@ -20,10 +20,7 @@ from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._lm_eval_hook import DISTRIBUTION, GROUP
-from .config import OneLineParser
-from .configs import shipped
-from .installation import (
+from llada_plugins.files.installation import (
     again,
     extras,
     installed,
@@ -34,6 +31,10 @@ from .installation import (
     satisfied,
     tested,
 )
+from llada_plugins.options.fields import OneLineParser
+
+from ._lm_eval_hook import DISTRIBUTION, GROUP
+from .configs import shipped
 
 OK, NOTE, FAIL = "ok", "note", "FAIL"
 START_UP_FILE = "llada_plugins_lm_eval.pth"
@@ -184,7 +185,7 @@ def check_hardware() -> Iterator[Finding]:
         yield Finding(FAIL, "torch", f"{installed('torch')} cannot be imported: {error}",
                       "pip install --force-reinstall torch, the build for this machine")
         return
-    from .checkpoint import pick_device, pick_dtype
+    from llada_plugins.models.loading import pick_device, pick_dtype
 
     device = pick_device("auto")
     dtype = str(pick_dtype("auto", device)).removeprefix("torch.")

@@ -20,13 +20,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import text
-from .checkpoint import SHIPPED, load_model, resolve
-from .config import arg
-from .generation import known_special_tokens
-from .model import LLaDA
-from .report_files import check_empty, pyplot, run_command, whole_folder
-from .router import Router, RouterConfig, load_router, route
+from llada_plugins.methods.router import Router, RouterConfig, load_router, route
+from llada_plugins.models import text
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.loading import SHIPPED, load_model, resolve
+from llada_plugins.options.fields import arg
+from llada_plugins.reports.render import check_empty, pyplot, run_command, whole_folder
+from llada_plugins.sampling.generate import known_special_tokens
+
 from .tasks import nim, sudoku
 
 COLUMNS = {"baseline": "baseline", "random_router": "random router, replacing", "router": "trained router"}

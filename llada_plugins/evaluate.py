@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from .config import arg
-from .engine import Completion, Engine, Request
-from .methods import METHODS
-from .metrics_file import MetricsFile
-from .model_flags import read_flags
-from .prm import ScoreError
-from .progress import progress
+from llada_plugins.engine.engine import Completion, Engine, Request
+from llada_plugins.engine.flags import read_flags
+from llada_plugins.engine.progress import progress
+from llada_plugins.files.csv_journal import MetricsFile
+from llada_plugins.methods.table import METHODS
+from llada_plugins.options.fields import arg
+from llada_plugins.rewards.process_reward_model import ScoreError
+
 from .tasks import mathematics
 from .tasks.mathematics import Question
 

@@ -18,15 +18,16 @@ from lm_eval.api.model import CacheHook, TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.engine.progress import progress
+from llada_plugins.harness.lmeval_cache import RepeatHook
+from llada_plugins.harness.lmeval_record import Samplers
+from llada_plugins.likelihood.estimate import LogLikelihood, total
+from llada_plugins.models.loading import DEFAULT
+from llada_plugins.options.fields import names, reject_unknown
+from llada_plugins.sampling.config import SamplerConfig
+
 from ._lm_eval_hook import register
-from .checkpoint import DEFAULT
-from .config import names, reject_unknown
-from .engine import Engine, Request
-from .likelihood import LogLikelihood, total
-from .lmeval_cache import RepeatHook
-from .lmeval_record import Samplers
-from .progress import progress
-from .sampler_config import SamplerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from opencompass.openicl import icl_inferencer as stock
 from opencompass.openicl.icl_inferencer.icl_base_inferencer import dump_results_dict
 from opencompass.openicl.icl_retriever import BaseRetriever
 
-from .likelihood import LogLikelihood
+from llada_plugins.likelihood.estimate import LogLikelihood
+
 from .opencompass_models import LLaDA, Pair
 
 

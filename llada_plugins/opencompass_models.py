@@ -17,20 +17,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from opencompass.models.base import BaseModel
 
-from .config import names, reject_unknown
-from .opencompass_tasks import NEEDS_AGENT, asking, check_dataset, dataset_configs, infer_task, needs_autoregressive, repeats
-from .opencompass_templates import TemplateParser
+from llada_plugins.harness.opencompass_tasks import (
+    NEEDS_AGENT,
+    asking,
+    check_dataset,
+    dataset_configs,
+    infer_task,
+    needs_autoregressive,
+    repeats,
+)
+from llada_plugins.harness.opencompass_templates import TemplateParser
+from llada_plugins.options.fields import names, reject_unknown
 
 if TYPE_CHECKING:
     import torch
     from opencompass.openicl.icl_retriever import BaseRetriever
     from torch import Tensor
 
-    from .engine import Completion
-    from .likelihood import LogLikelihood
-    from .opencompass_tasks import Repeats
-    from .progress import Progress
-    from .sampler_config import SamplerConfig
+    from llada_plugins.engine.engine import Completion
+    from llada_plugins.engine.progress import Progress
+    from llada_plugins.harness.opencompass_tasks import Repeats
+    from llada_plugins.likelihood.estimate import LogLikelihood
+    from llada_plugins.sampling.config import SamplerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +70,9 @@ class LLaDA(BaseModel):
     def __init__(self, path: str | None = None, *, chat: bool = False, stop_words: Sequence[str] = (), record_stats: bool = False,
                  max_seq_len: int | None = None, meta_template: Mapping[str, Any] | None = None,
                  generation_kwargs: Mapping[str, Any] | None = None, tokenizer_only: bool = False, **options: Any) -> None:
-        from . import checkpoint, text
-        from .engine import Engine, option_classes
+        from llada_plugins.engine.engine import Engine, option_classes
+        from llada_plugins.models import loading as checkpoint
+        from llada_plugins.models import text
 
         own = [name for name in inspect.signature(LLaDA.__init__).parameters if name not in ("self", "options")]
         reject_unknown(options, own + [name for name in names(*option_classes(self.method)) if name not in RENAMED],
@@ -151,7 +160,7 @@ class LLaDA(BaseModel):
     def _answers(self, asked: Sequence[tuple[str, Stream]], sampler: SamplerConfig,
                  until: tuple[str, ...]) -> dict[tuple[str, Stream], str | dict[str, Any]]:
         """The answer to each different pair of prompt and stream."""
-        from .engine import Request
+        from llada_plugins.engine.engine import Request
 
         requests = [Request(prompt, sampler, until, stream=stream) for prompt, stream in asked]
         answers: dict[tuple[str, Stream], str | dict[str, Any]] = {}
@@ -253,13 +262,13 @@ class LLaDA(BaseModel):
         raise ValueError(NEEDS_AGENT)
 
     def _ids(self, string: str) -> list[int]:
-        from . import text
+        from llada_plugins.models import text
 
         return text.encode(self.tokenizer, string)
 
     def _labelled(self, string: str, label: Sequence[Sequence[int]], given: int) -> list[tuple[list[int], list[int]]]:
         """The token pairs of the labelled parts of a text; parts that touch are one."""
-        from . import text
+        from llada_plugins.models import text
 
         ids, spans = text.encode_with_spans(self.tokenizer, string)
         scored = [number for number, (begin, end) in enumerate(spans)
@@ -318,7 +327,7 @@ class LLaDA(BaseModel):
     def _progress(self) -> Progress:
         from mmengine import dist
 
-        from .progress import progress
+        from llada_plugins.engine.progress import progress
 
         if self._bar is None:                          # one line for the task: OpenCompass' own bar counts batches and knows the end
             self._bar = progress(None, type(self).__name__, disable=not dist.is_main_process())
@@ -383,7 +392,7 @@ def _sampler_options(generation_kwargs: Mapping[str, Any], given: Mapping[str, A
 
     do_sample=False is greedy, whatever else is listed; do_sample=True without a temperature samples at the model's, else at 1.
     """
-    from .sampler_config import SamplerConfig
+    from llada_plugins.sampling.config import SamplerConfig
 
     reject_unknown(generation_kwargs, [*names(SamplerConfig), *GENERATION_NAMES], "generation_kwarg")
     if (beams := generation_kwargs.get("num_beams") or 1) != 1:

@@ -14,11 +14,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import MISSING, Field, fields
 from typing import Any, NamedTuple
 
-from .config import PUBLISHED, names
-from .engine import EngineConfig
-from .methods import ALAOptions, PRMOptions, UPSOptions
-from .review import ReviewConfig
-from .sampler_config import SamplerConfig
+from llada_plugins.engine.engine import EngineConfig
+from llada_plugins.methods.table import ALAOptions, PRMOptions, UPSOptions
+from llada_plugins.options.fields import PUBLISHED, names
+from llada_plugins.rewards.block_review import ReviewConfig
+from llada_plugins.sampling.config import SamplerConfig
 
 LIKELIHOOD = ("estimator", "mc_num", "mc_max", "mc_confidence", "mc_batch", "mc_seed",
               "greedy_check", "likelihood_log")

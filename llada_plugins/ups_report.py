@@ -23,18 +23,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import text
-from .confidence import Candidates, token_probability
-from .config import arg
-from .denoiser import PADDING, Canvas, Denoiser, align
-from .diffusion import Replace, another_of, remask_noise
-from .engine import Engine
-from .methods import check_policy
-from .policy_metrics import auc, confusion, expected_calibration_error
-from .report_files import check_empty, draw, markdown, pyplot, run_command, whole_folder
-from .sampler_config import SamplerConfig
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, align
+from llada_plugins.diffusion.forward_process import Replace, another_of, remask_noise
+from llada_plugins.engine.engine import Engine
+from llada_plugins.methods.table import check_policy
+from llada_plugins.models import text
+from llada_plugins.options.fields import arg
+from llada_plugins.reports.metrics import auc, confusion, expected_calibration_error
+from llada_plugins.reports.render import (
+    check_empty,
+    draw,
+    markdown,
+    pyplot,
+    run_command,
+    whole_folder,
+)
+from llada_plugins.reports.trajectory import (
+    MASKED,
+    Decoded,
+    corrections,
+    expected_masks,
+    record,
+    removed,
+    trajectory,
+)
+from llada_plugins.sampling.confidence import Candidates, token_probability
+from llada_plugins.sampling.config import SamplerConfig
+
 from .tasks import sudoku
-from .trajectory import MASKED, Decoded, corrections, expected_masks, record, removed, trajectory
 
 SOURCES = ("plain", "tps_prob", "ups", "ups_all", "random", "entropy", "margin")        # plain never masks a token again
 BINS = 15

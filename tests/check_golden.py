@@ -24,14 +24,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from llada_plugins.checkpoint import load_model
-from llada_plugins.config import split
-from llada_plugins.generation import generate
-from llada_plugins.gptq import PackedLinear
-from llada_plugins.likelihood import LogLikelihood, log_likelihood
-from llada_plugins.model import LLaDA, SpecialTokens
-from llada_plugins.sampler import Step
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.likelihood.estimate import LogLikelihood, log_likelihood
+from llada_plugins.models.gptq import PackedLinear
+from llada_plugins.models.llada import LLaDA, SpecialTokens
+from llada_plugins.models.loading import load_model
+from llada_plugins.options.fields import split
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.generate import generate
+from llada_plugins.sampling.sampler import Step
 from tests.tolerance import likelihood_error
 
 RUNS, MASKS = 8, 128  # of the published estimator, for the recorded mean and standard deviation

@@ -16,9 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", THREADS)        # for the harness proce
 import pytest
 import torch
 
-from llada_plugins.bitower import BiTowerLLaDA
-from llada_plugins.checkpoint import save_model
-from llada_plugins.model import LLaDA, LLaDAConfig, initialise
+from llada_plugins.models.bitower import BiTowerLLaDA
+from llada_plugins.models.llada import LLaDA, LLaDAConfig, initialise
+from llada_plugins.models.loading import save_model
 from llada_plugins.tasks import sudoku
 
 TESTS = Path(__file__).parent
@@ -80,7 +80,7 @@ def make_model():
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory, make_model) -> Path:
     """A checkpoint folder of a random model with the byte tokenizer; for reading only."""
-    from training.tokenizer import EOS, MASK, byte_tokenizer
+    from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
     ids = byte_tokenizer(folder)

@@ -24,14 +24,14 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada_plugins import text
-from llada_plugins.checkpoint import load_model, read_config, save_model, special_tokens
-from llada_plugins.model import LLaDA, LLaDAConfig, initialise
-from llada_plugins.part import backbone_fingerprint
-from llada_plugins.policy_stream import PolicyHead, load_policy, save_policy
-from llada_plugins.prm import PRMConfig, load_prm
-from llada_plugins.router import Router, RouterConfig, load_router, save_router
-from training.tokenizer import EOS, MASK, byte_tokenizer
+from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.methods.policy_head import PolicyHead, load_policy, save_policy
+from llada_plugins.methods.router import Router, RouterConfig, load_router, save_router
+from llada_plugins.models import text
+from llada_plugins.models.llada import LLaDA, LLaDAConfig, initialise
+from llada_plugins.models.loading import load_model, read_config, save_model, special_tokens
+from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
+from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
 ALLOWED = (ValueError, OSError, ImportError)
 IDS = torch.arange(97, 105)[None]        # (1, L)

@@ -11,11 +11,11 @@ import torch
 from benchmarks import ablation, ups_sweep
 from benchmarks.ablation import Interval, Outcome, cell, frontier_rows, measure, paired_interval, remembered, verdicts
 from llada_plugins import SamplerConfig
-from llada_plugins.checkpoint import TINY, load_model
-from llada_plugins.denoiser import Canvas, Prediction
-from llada_plugins.engine import Engine, Request
-from llada_plugins.part import backbone_fingerprint
-from llada_plugins.policy_stream import PolicyHead, save_policy
+from llada_plugins.diffusion.denoiser import Canvas, Prediction
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.methods.policy_head import PolicyHead, save_policy
+from llada_plugins.models.loading import TINY, load_model
 from llada_plugins.tasks import sudoku
 from llada_plugins.ups_report import SOURCES
 
@@ -188,9 +188,9 @@ def test_the_shipped_head_beats_decoding_that_never_takes_a_token_back():
 
 @pytest.mark.parametrize("option", ups_sweep.SWEEPS)
 def test_every_run_of_a_sweep_is_a_command_that_training_accepts(tmp_path, option):
-    from training import launch
-    from training.policy import RemaskOptions
-    from training.presets import UPS_PRESETS
+    from training.runs import launch
+    from training.runs.policy import RemaskOptions
+    from training.runs.presets import UPS_PRESETS
 
     for value in ups_sweep.SWEEPS[option]:
         flags = ups_sweep.flags(option, value, tmp_path / "run", ups_sweep.Options())

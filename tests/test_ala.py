@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llada_plugins.checkpoint import load_model
-from llada_plugins.engine import Engine, Request
-from llada_plugins.part import backbone_fingerprint
-from llada_plugins.router import Router, RouterConfig, save_router
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.methods.router import Router, RouterConfig, save_router
+from llada_plugins.models.loading import load_model
+from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks import nim, sudoku
 from tests.tolerance import likelihood_error
 

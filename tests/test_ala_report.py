@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import ala_report
 from benchmarks.ala_report import TASKS, Measured, Options, masked_cross_entropy, mean
-from llada_plugins.engine import Engine
+from llada_plugins.engine.engine import Engine
 from llada_plugins.tasks import nim
 from tests.tolerance import rounding, token_error
 

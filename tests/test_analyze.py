@@ -10,9 +10,9 @@ import torch
 
 from llada_plugins import analyze
 from llada_plugins.analyze import agreement, default_settings, each_attention, looks, settings, summarise
-from llada_plugins.bitower import AFTER_LAYERS, BiTowerLLaDA
-from llada_plugins.engine import Engine
-from llada_plugins.model import LLaDA, initialise, rotary_table
+from llada_plugins.engine.engine import Engine
+from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
+from llada_plugins.models.llada import LLaDA, initialise, rotary_table
 from tests.tolerance import measured
 
 pytestmark = pytest.mark.floats

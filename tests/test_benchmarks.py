@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import accuracy, generation, memory, peers, reference, roofline, steps
 from llada_plugins import SamplerConfig
-from llada_plugins.denoiser import PADDING
-from llada_plugins.model import LLaDA
+from llada_plugins.diffusion.denoiser import PADDING
+from llada_plugins.models.llada import LLaDA
 
 pytestmark = pytest.mark.floats
 

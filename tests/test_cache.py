@@ -9,17 +9,24 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from llada_plugins.bitower import BiTowerLLaDA
-from llada_plugins.cache import cached
-from llada_plugins.config import build
-from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, guided, model_denoiser
-from llada_plugins.engine import Engine, Request
-from llada_plugins.generation import generate, with_options
-from llada_plugins.model import Block, LLaDA, SpecialTokens, initialise
-from llada_plugins.policy_stream import PolicyHead, policy_denoiser
-from llada_plugins.router import Router, RouterConfig, routed
-from llada_plugins.sampler import Sample, decode
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.diffusion.cache import cached
+from llada_plugins.diffusion.denoiser import (
+    PADDING,
+    Canvas,
+    Denoiser,
+    Prediction,
+    guided,
+    model_denoiser,
+)
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
+from llada_plugins.methods.router import Router, RouterConfig, routed
+from llada_plugins.models.bitower import BiTowerLLaDA
+from llada_plugins.models.llada import Block, LLaDA, SpecialTokens, initialise
+from llada_plugins.options.fields import build
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.generate import generate, with_options
+from llada_plugins.sampling.sampler import Sample, decode
 from tests.tolerance import measured
 
 pytestmark = pytest.mark.floats

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from llada_plugins import chat
-from llada_plugins.engine import Engine, Request
+from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.tasks import sudoku
 
 PUZZLES = [problem.puzzle for problem in sudoku.problems("test", 2)]

@@ -9,8 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada_plugins.checkpoint import load_model, load_tensors, read_config, save_model, special_tokens, tensor_files
-from llada_plugins.model import LLaDA, SpecialTokens
+from llada_plugins.models.llada import LLaDA, SpecialTokens
+from llada_plugins.models.loading import (
+    load_model,
+    load_tensors,
+    read_config,
+    save_model,
+    special_tokens,
+    tensor_files,
+)
 from tests.tolerance import measured
 
 pytestmark = pytest.mark.floats
@@ -227,7 +234,7 @@ def test_special_tokens_of_the_published_files_need_no_literal(published):
 
 
 def test_special_tokens_come_from_argument_then_config_then_tokenizer(tmp_path, make_model):
-    from training.tokenizer import EOS, MASK, byte_tokenizer
+    from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
     ids = byte_tokenizer(tmp_path)
     size = max(ids.values()) + 1

@@ -9,10 +9,10 @@ import pytest
 
 from benchmarks import ala_report
 from llada_plugins import chat, evaluate, ups_report
-from llada_plugins.config import PUBLISHED, arg, build, names, reject_unknown, split
-from llada_plugins.engine import option_classes
-from llada_plugins.methods import METHODS
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.engine.engine import option_classes
+from llada_plugins.methods.table import METHODS
+from llada_plugins.options.fields import PUBLISHED, arg, build, names, reject_unknown, split
+from llada_plugins.sampling.config import SamplerConfig
 from training import convert, merge, step_data
 
 
@@ -121,7 +121,7 @@ def test_rules_of_the_class_hold_for_built_values():
 
 
 def test_every_option_states_its_help():
-    from llada_plugins.engine import EngineConfig
+    from llada_plugins.engine.engine import EngineConfig
 
     for cls in (SamplerConfig, EngineConfig):
         for field in cls.__dataclass_fields__.values():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from training import convert
-from training.data import Vocabulary, read_jsonl
+from training.data.rows import Vocabulary, read_jsonl
 
 BYTES = Vocabulary(lambda text: list(text.encode()), 258, 1 << 20, 257)
 FILES = {        # format, file, prompt field, completion field

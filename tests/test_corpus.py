@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llada_plugins.text import load_tokenizer
-from training import corpus
-from training.corpus import Hub, Rows, find, tokenise
-from training.tokenizer import EOS, byte_tokenizer
+from llada_plugins.models.text import load_tokenizer
+from training.data import corpus
+from training.data.byte_tokenizer import EOS, byte_tokenizer
+from training.data.corpus import Rows, find, tokenise
+from training.data.hub import Hub
 
 
 @pytest.fixture

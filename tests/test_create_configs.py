@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llada_plugins.config import names
-from training import create_configs, launch, sft
+from llada_plugins.options.fields import names
+from training import create_configs, sft
 from training.create_configs import COMMANDS, config_text
-from training.launch import RunArguments
+from training.runs import launch
+from training.runs.launch import RunArguments
 
 
 def model_flags(name: str) -> list[str]:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from training import data, remask_sft, router_sft, sft, token_cache
-from training.tokenizer import EOS, byte_tokenizer
+from training import remask_sft, router_sft, sft
+from training.data import rows as data
+from training.data import token_cache
+from training.data.byte_tokenizer import EOS, byte_tokenizer
 
 USER, ANSWER = {"role": "user", "content": " hi "}, {"role": "assistant", "content": "ho\n"}
 SYSTEM = {"role": "system", "content": "be brief"}

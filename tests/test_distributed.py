@@ -20,11 +20,12 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 
-from llada_plugins.checkpoint import load_model
+from llada_plugins.models.loading import load_model
 from llada_plugins.tasks import sudoku
-from training import remask_sft, sft, trainer
-from training.launch import RunArguments
 from tests.tolerance import float64_casts, rounding, token_error, twice_naive
+from training import remask_sft, sft
+from training.loop import trainer
+from training.runs.launch import RunArguments
 
 pytestmark = pytest.mark.floats
 

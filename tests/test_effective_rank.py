@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from llada_plugins import effective_rank as command
-from llada_plugins.checkpoint import load_model
 from llada_plugins.effective_rank import RankOptions, compare, effective_rank, mask_ranks, random_router
-from llada_plugins.part import backbone_fingerprint
-from llada_plugins.router import Router, RouterConfig, save_router
+from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.methods.router import Router, RouterConfig, save_router
+from llada_plugins.models.loading import load_model
 from tests.tolerance import EPS64, rounding
 
 pytestmark = pytest.mark.floats

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llada_plugins import text
+from llada_plugins.models import text
 
 pytestmark = pytest.mark.floats
 

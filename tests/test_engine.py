@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llada_plugins.checkpoint import save_model
-from llada_plugins.denoiser import Canvas, Denoiser, Prediction
-from llada_plugins.engine import Completion, Engine, Request
-from llada_plugins.likelihood import log_likelihood
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
+from llada_plugins.engine.engine import Completion, Engine, Request
+from llada_plugins.likelihood.estimate import log_likelihood
+from llada_plugins.models.loading import save_model
+from llada_plugins.sampling.config import SamplerConfig
 from tests.tolerance import likelihood_error
 
 pytestmark = pytest.mark.floats

@@ -9,9 +9,21 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from llada_plugins.estimators import (ESTIMATORS, SHRINKAGE, Masks, bernoulli_masks, budget, check_length, count_masks, enumerated, is_settled,
-                                      mean_and_error, published_masks, terms)
-from llada_plugins.noise import request_key
+from llada_plugins.diffusion.random_streams import request_key
+from llada_plugins.likelihood.estimators import (
+    ESTIMATORS,
+    SHRINKAGE,
+    Masks,
+    bernoulli_masks,
+    budget,
+    check_length,
+    count_masks,
+    enumerated,
+    is_settled,
+    mean_and_error,
+    published_masks,
+    terms,
+)
 from tests.tolerance import EPS64, rounding
 
 pytestmark = pytest.mark.floats

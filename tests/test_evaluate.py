@@ -16,13 +16,13 @@ import pytest
 
 pytest.importorskip("math_verify")
 
-from llada_plugins import checkpoint
-from llada_plugins.config import names
-from llada_plugins.engine import Engine, Request, option_classes
+from llada_plugins.engine.engine import Engine, Request, option_classes
 from llada_plugins.evaluate import EvaluateConfig, Row, main, read_command_line, summary
-from llada_plugins.methods import METHODS
-from llada_plugins.metrics_file import MetricsFile
-from llada_plugins.prm import ScoreError
+from llada_plugins.files.csv_journal import MetricsFile
+from llada_plugins.methods.table import METHODS
+from llada_plugins.models import loading as checkpoint
+from llada_plugins.options.fields import names
+from llada_plugins.rewards.process_reward_model import ScoreError
 from llada_plugins.tasks import mathematics, sudoku
 from llada_plugins.tasks.mathematics import Grade, Question, check_references, grade, read
 

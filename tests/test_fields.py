@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from llada_plugins import SamplerConfig, SpecialTokens, generate, text
-from llada_plugins.checkpoint import load_model, read_config, save_model, special_tokens
-from llada_plugins.denoiser import Canvas, Prediction
-from llada_plugins.engine import Engine, Request
-from training.tokenizer import EOS, MASK, byte_tokenizer
+from llada_plugins import SamplerConfig, SpecialTokens, generate
+from llada_plugins.diffusion.denoiser import Canvas, Prediction
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.models import text
+from llada_plugins.models.loading import load_model, read_config, save_model, special_tokens
+from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
 Change = Callable[[Path], object]
 SPACE, LETTER = 32, 97        # ids of the byte tokenizer's " " and "a" are not bytes; any two ordinary ids do

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llada_plugins.engine import Engine
-from training import launch, remask_sft, router_sft, sft
+from llada_plugins.engine.engine import Engine
 from tests.tolerance import rounding
+from training import remask_sft, router_sft, sft
+from training.runs import launch
 
 pytestmark = pytest.mark.floats
 

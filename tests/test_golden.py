@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada_plugins.checkpoint import save_model
-from llada_plugins.generation import generate
-from llada_plugins.likelihood import log_likelihood
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.likelihood.estimate import log_likelihood
+from llada_plugins.models.loading import save_model
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.generate import generate
 from tests.check_golden import CHECKS, RUNS, check, main, recordings
 
 pytestmark = pytest.mark.floats

@@ -11,18 +11,18 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from llada_plugins.bitower import BiTowerLLaDA
-from llada_plugins.checkpoint import TINY, save_model
-from llada_plugins.denoiser import model_denoiser
-from llada_plugins.generation import generate
-from llada_plugins.likelihood import log_likelihood
-from llada_plugins.model import LLaDA, empty_like, initialise
-from llada_plugins.part import backbone_fingerprint
-from llada_plugins.policy_stream import PolicyHead, policy_denoiser
-from llada_plugins.prm import PRMConfig, load_prm
-from llada_plugins.router import RoutedLLaDA, Router, RouterConfig, routed
-from llada_plugins.sampler_config import SamplerConfig
-from llada_plugins.submodules import is_plain_linear
+from llada_plugins.diffusion.denoiser import model_denoiser
+from llada_plugins.likelihood.estimate import log_likelihood
+from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
+from llada_plugins.methods.router import RoutedLLaDA, Router, RouterConfig, routed
+from llada_plugins.models.bitower import BiTowerLLaDA
+from llada_plugins.models.llada import LLaDA, empty_like, initialise
+from llada_plugins.models.loading import TINY, save_model
+from llada_plugins.models.submodules import is_plain_linear
+from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.generate import generate
 
 pytestmark = pytest.mark.floats
 
@@ -196,7 +196,7 @@ def test_hooks_on_an_embedding_change_what_is_looked_up_and_not_the_head_that_sh
 def test_the_plain_head_is_still_computed_in_parts(make_model, monkeypatch):
     model, calls = make_model(), []
     monkeypatch.setattr(
-        "llada_plugins.model.by_parts", lambda x, weight: calls.append(weight) or x @ weight.T
+        "llada_plugins.models.llada.by_parts", lambda x, weight: calls.append(weight) or x @ weight.T
     )
     with torch.no_grad():
         model(IDS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_plugins.json_files import (
+from llada_plugins.files.json_files import (
     FLAG,
     TEXT,
     either,

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llada_plugins.denoiser import Canvas, Denoiser, Prediction, model_denoiser
-from llada_plugins.generation import generate
-from llada_plugins.likelihood import LogLikelihood, log_likelihood
-from llada_plugins.model import LLaDA, SpecialTokens
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model_denoiser
+from llada_plugins.likelihood.estimate import LogLikelihood, log_likelihood
+from llada_plugins.models.llada import LLaDA, SpecialTokens
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.generate import generate
 from tests.tolerance import likelihood_error, token_error
 
 pytestmark = pytest.mark.floats

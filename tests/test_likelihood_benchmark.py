@@ -10,7 +10,7 @@ import torch
 from benchmarks import language, likelihood, reference
 from benchmarks.generation import model_config, random_model
 from llada_plugins import log_likelihood
-from llada_plugins.model import LLaDA
+from llada_plugins.models.llada import LLaDA
 from tests.tolerance import token_error
 
 pytestmark = pytest.mark.floats

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks import ablation_prm
-from llada_plugins import checkpoint
-from llada_plugins.engine import Completion, Engine, Request
+from llada_plugins.engine.engine import Completion, Engine, Request
 from llada_plugins.lmeval_models import LLaDAPRM
+from llada_plugins.models import loading as checkpoint
 from llada_plugins.tasks import sudoku
 from tests.test_lmeval import ROOT, TASKS, generation, run_lm_eval
 from tests.test_opencompass import predictions_of, run_opencompass

@@ -16,7 +16,7 @@ from lm_eval import simple_evaluate  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager, get_task_dict  # noqa: E402
 
-from llada_plugins.engine import Engine, Request  # noqa: E402
+from llada_plugins.engine.engine import Engine, Request  # noqa: E402
 from llada_plugins.lmeval_models import LLaDA  # noqa: E402
 from llada_plugins.tasks import sudoku  # noqa: E402
 from tests.tolerance import likelihood_error  # noqa: E402

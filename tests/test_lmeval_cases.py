@@ -18,9 +18,9 @@ from lm_eval.loggers import EvaluationTracker  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from llada_plugins.checkpoint import save_model  # noqa: E402
-from llada_plugins.likelihood import log_likelihood  # noqa: E402
+from llada_plugins.likelihood.estimate import log_likelihood  # noqa: E402
 from llada_plugins.lmeval_models import LLaDA  # noqa: E402
+from llada_plugins.models.loading import save_model  # noqa: E402
 from tests.tolerance import likelihood_error  # noqa: E402
 
 pytestmark = pytest.mark.floats

@@ -20,9 +20,9 @@ from lm_eval.api.model import hash_args  # noqa: E402
 from lm_eval.loggers import EvaluationTracker  # noqa: E402
 from lm_eval.tasks import TaskManager, get_task_dict  # noqa: E402
 
-from llada_plugins.checkpoint import load_model  # noqa: E402
-from llada_plugins.likelihood import log_likelihood  # noqa: E402
+from llada_plugins.likelihood.estimate import log_likelihood  # noqa: E402
 from llada_plugins.lmeval_models import LLaDA, LLaDAALA  # noqa: E402
+from llada_plugins.models.loading import load_model  # noqa: E402
 from tests.tolerance import likelihood_error  # noqa: E402
 
 pytestmark = pytest.mark.floats

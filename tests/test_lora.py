@@ -10,15 +10,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from llada_plugins import checkpoint
-from llada_plugins.adapters import CONFIG, PREFIX, WEIGHTS, targeted
-from llada_plugins.checkpoint import load_model, save_model
-from llada_plugins.engine import Engine, Request
-from llada_plugins.model import LLaDA
-from llada_plugins.part import backbone_fingerprint
-from training import merge, sft
-from training.lora import PROJECTIONS, LoRA, LoRAOptions, add_lora
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.models import loading as checkpoint
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.loading import load_model, save_model
+from llada_plugins.models.lora import CONFIG, PREFIX, WEIGHTS, targeted
 from tests.tolerance import measured, rounding
+from training import merge, sft
+from training.runs.lora import PROJECTIONS, LoRA, LoRAOptions, add_lora
 
 pytestmark = pytest.mark.floats
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_plugins.methods import METHODS
+from llada_plugins.methods.table import METHODS
 
 ROOT = Path(__file__).parents[1]
 

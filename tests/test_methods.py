@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llada_plugins.checkpoint import load_model, save_model
-from llada_plugins.engine import Engine, Request
-from llada_plugins.part import backbone_fingerprint
-from llada_plugins.policy_stream import PolicyHead, save_policy
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.methods.policy_head import PolicyHead, save_policy
+from llada_plugins.models.loading import load_model, save_model
+from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks import sudoku
 
 pytestmark = pytest.mark.floats

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llada_plugins.model import LLaDA, initialise
+from llada_plugins.models.llada import LLaDA, initialise
 from tests.tolerance import forward_error, measured, rounding
 
 pytestmark = pytest.mark.floats

@@ -7,10 +7,11 @@ from collections import Counter
 import pytest
 import torch
 
-from llada_plugins import model
-from llada_plugins.checkpoint import load_model
-from llada_plugins.json_files import Kind
-from tests.mutations import JSON, KINDS, PLACES, Fault, Kind as Checkpoint, make_model, outcome, trials
+from llada_plugins.files.json_files import Kind
+from llada_plugins.models import llada as model
+from llada_plugins.models.loading import load_model
+from tests.mutations import JSON, KINDS, PLACES, Fault, make_model, outcome, trials
+from tests.mutations import Kind as Checkpoint
 
 PARTS = 3        # of each kind's cases, so that they run beside each other
 CASES = 100

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llada_plugins import checkpoint
-from llada_plugins.engine import Engine, Request
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.models import loading as checkpoint
 from llada_plugins.tasks import nim
 from llada_plugins.tasks.nim import Problem, is_winning, num_positions, problems, split_of
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from llada_plugins.noise import request_key, uniform
+from llada_plugins.diffusion.random_streams import request_key, uniform
 from tests.tolerance import EPS64
 
 pytestmark = pytest.mark.floats

@@ -23,14 +23,14 @@ from opencompass.openicl.icl_retriever import ZeroRetriever
 from opencompass.registry import MODELS
 from opencompass.utils.prompt import PromptList
 
-from llada_plugins.engine import Engine, Request
-from llada_plugins.methods import Judge
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.methods.table import Judge
+from llada_plugins.models.text import without_special_tokens
 from llada_plugins.opencompass_inferencers import LLInferencer, PPLInferencer
 from llada_plugins.opencompass_models import LLaDA, unwrap_prediction
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks import sudoku
 from llada_plugins.tasks.opencompass import Sudoku4Dataset, Sudoku4Evaluator
-from llada_plugins.text import without_special_tokens
 from tests.tolerance import likelihood_error, token_error
 
 pytestmark = pytest.mark.floats

@@ -22,9 +22,9 @@ from opencompass.openicl.icl_retriever import ZeroRetriever
 from opencompass.partitioners import NumWorkerPartitioner, SizePartitioner
 from opencompass.tasks.openicl_infer import OpenICLInferTask
 
-from llada_plugins.engine import Request
+from llada_plugins.engine.engine import Request
 from llada_plugins.opencompass_models import LLaDA
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.sampling.config import SamplerConfig
 
 OPTIONS = dict(gen_length=8, steps=2, temperature=1.0)
 QUESTIONS = ("ab", "c", "ab", "dd", "e")  # the first comes twice: two rows with one prompt

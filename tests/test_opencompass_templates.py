@@ -23,8 +23,8 @@ from opencompass.openicl.icl_raw_prompt_template import RawPromptTemplate
 from opencompass.openicl.icl_retriever import FixKRetriever, ZeroRetriever
 from opencompass.utils.prompt import PromptList
 
+from llada_plugins.harness.opencompass_templates import TemplateParser
 from llada_plugins.opencompass_models import LLaDA
-from llada_plugins.opencompass_templates import TemplateParser
 
 HUMAN, BOT = (
     dict(role="HUMAN", begin="<h>", end="</h>"),

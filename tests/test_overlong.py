@@ -13,14 +13,14 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from llada_plugins.checkpoint import TINY
-from llada_plugins.engine import Completion, Engine, Request
+from llada_plugins.engine.engine import Completion, Engine, Request
 from llada_plugins.evaluate import main as evaluate
-from llada_plugins.likelihood import LogLikelihood
+from llada_plugins.likelihood.estimate import LogLikelihood
 from llada_plugins.lmeval_models import LLaDA
+from llada_plugins.models.loading import TINY
 from llada_plugins.opencompass_models import LLaDA as OpenCompassLLaDA
-from llada_plugins.prm import PRMConfig, load_prm
-from llada_plugins.solution import block_scorer
+from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
+from llada_plugins.rewards.steps import block_scorer
 from llada_plugins.tasks import sudoku
 
 CONTEXT = 40  # tokens of the engine's context; bytes are tokens here

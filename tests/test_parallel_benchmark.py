@@ -9,8 +9,8 @@ import pytest
 from benchmarks import parallel
 from benchmarks.ablation import Interval, Outcome, remembered
 from llada_plugins import SamplerConfig, generate
-from llada_plugins.engine import Engine
-from llada_plugins.sampler_config import ADAPTIVE_RULES
+from llada_plugins.engine.engine import Engine
+from llada_plugins.sampling.config import ADAPTIVE_RULES
 from llada_plugins.tasks import nim
 from tests.tolerance import EPS64, rounding
 

@@ -10,15 +10,29 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada_plugins.bitower import AFTER_LAYERS, BiTowerLLaDA
-from llada_plugins.checkpoint import FINGERPRINT_VALUES, is_bitower, load_model, save_model
-from llada_plugins.denoiser import PADDING, Canvas, Denoiser, guided, model_denoiser, suppressed
-from llada_plugins.generation import generate
-from llada_plugins.model import LLaDA, SpecialTokens
-from llada_plugins.part import backbone_fingerprint
-from llada_plugins.policy_stream import CONFIG, WEIGHTS, PolicyHead, load_policy, policy_denoiser, save_policy
-from llada_plugins.sampler import Sample, Step
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.diffusion.denoiser import (
+    PADDING,
+    Canvas,
+    Denoiser,
+    guided,
+    model_denoiser,
+    suppressed,
+)
+from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.methods.policy_head import (
+    CONFIG,
+    WEIGHTS,
+    PolicyHead,
+    load_policy,
+    policy_denoiser,
+    save_policy,
+)
+from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
+from llada_plugins.models.llada import LLaDA, SpecialTokens
+from llada_plugins.models.loading import FINGERPRINT_VALUES, is_bitower, load_model, save_model
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.generate import generate
+from llada_plugins.sampling.sampler import Sample, Step
 from tests.tolerance import forward_error, measured, rounding
 
 pytestmark = pytest.mark.floats

@@ -12,16 +12,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from llada_plugins.checkpoint import load_model
-from llada_plugins.diffusion import EPS, mask_tokens
-from llada_plugins.engine import Engine, Request
-from llada_plugins.model import LLaDA, LLaDAConfig, initialise
-from training import launch, objectives, pretrain
-from training.corpus import collate_rows
-from training.objectives import Loss
-from training.throughput import Throughput, training_flops
-from training.trainer import noise
+from llada_plugins.diffusion.forward_process import EPS, mask_tokens
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.models.llada import LLaDA, LLaDAConfig, initialise
+from llada_plugins.models.loading import load_model
 from tests.tolerance import forward_error, rounding, token_error
+from training import pretrain
+from training.data.corpus import collate_rows
+from training.loop import objectives
+from training.loop.objectives import Loss
+from training.loop.throughput import Throughput, training_flops
+from training.loop.trainer import noise
+from training.runs import launch
 
 pytestmark = pytest.mark.floats
 
@@ -198,7 +200,7 @@ def test_training_flops_are_those_that_torch_counts():
 
 def test_tokens_a_second_leave_evaluations_out(monkeypatch):
     clock = iter([0.0, 2.0, 100.0, 102.0, 200.0, 201.0])
-    monkeypatch.setattr("training.throughput.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("training.loop.throughput.time.perf_counter", lambda: next(clock))
     throughput, logs = Throughput(flops=3.0, peak=600.0), [{"loss": 1.0}, {"eval_loss": 1.0}, {"loss": 1.0}]
     args = type("Arguments", (), {"world_size": 2})()
 

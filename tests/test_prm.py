@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 from torch import Tensor
 
-from llada_plugins.config import build
-from llada_plugins.prm import FAMILIES, PRMConfig, StepScorer, load_prm
-from llada_plugins.prm_families import token_class_ids
-from llada_plugins.text import load_tokenizer
-from training.tokenizer import BOS, byte_tokenizer
+from llada_plugins.models.text import load_tokenizer
+from llada_plugins.options.fields import build
+from llada_plugins.rewards.families import FAMILIES, token_class_ids
+from llada_plugins.rewards.process_reward_model import PRMConfig, StepScorer, load_prm
+from training.data.byte_tokenizer import BOS, byte_tokenizer
 
 transformers = pytest.importorskip("transformers")
 

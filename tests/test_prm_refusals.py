@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from llada_plugins.prm import PRMConfig, load_prm
-from llada_plugins.text import load_tokenizer
+from llada_plugins.models.text import load_tokenizer
+from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
 from tests.test_prm import CHATML, PUBLISHED, SOLUTIONS, each_family, edit, edit_tensors, fresh, saved, scorer_of  # noqa: F401 (fixtures)
-from training.tokenizer import byte_tokenizer
+from training.data.byte_tokenizer import byte_tokenizer
 
 Damage = Callable[[Path], object]
 

@@ -14,14 +14,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llada_plugins import SamplerConfig, generate
-from llada_plugins.checkpoint import BLOCKS, TINY, load_model, load_quantised, save_model
-from llada_plugins.gptq import PackedLinear
-from llada_plugins.model import LLaDA
-from llada_plugins.part import backbone_fingerprint
-from llada_plugins.policy_stream import PolicyHead, load_policy, save_policy
-from llada_plugins.quantization import METHODS, NF4Linear, num_parameters, quantise_linear, quantization_of
+from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.methods.policy_head import PolicyHead, load_policy, save_policy
+from llada_plugins.models.gptq import PackedLinear
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.loading import BLOCKS, TINY, load_model, load_quantised, save_model
+from llada_plugins.models.quantization import (
+    METHODS,
+    NF4Linear,
+    num_parameters,
+    quantise_linear,
+    quantization_of,
+)
+from llada_plugins.models.text import load_tokenizer
 from llada_plugins.tasks import sudoku
-from llada_plugins.text import load_tokenizer
 from tests.tolerance import forward_error, measured, rounding
 
 pytestmark = pytest.mark.floats

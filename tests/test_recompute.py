@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llada_plugins import model as model_module
-from llada_plugins.bitower import AFTER_LAYERS, BiTowerLLaDA
-from llada_plugins.model import initialise
-from llada_plugins.policy_stream import PolicyHead
-from llada_plugins.router import RoutedLLaDA, Router, RouterConfig
+from llada_plugins.methods.policy_head import PolicyHead
+from llada_plugins.methods.router import RoutedLLaDA, Router, RouterConfig
+from llada_plugins.models import llada as model_module
+from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
+from llada_plugins.models.llada import initialise
 from training import remask_sft, router_sft, sft
-from training.policy import PolicyModel
+from training.runs.policy import PolicyModel
 
 pytestmark = pytest.mark.floats
 

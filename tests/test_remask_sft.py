@@ -14,22 +14,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from llada_plugins.checkpoint import TINY, load_model
-from llada_plugins.diffusion import Replace, another_of, mask_tokens, remask_noise
-from llada_plugins.engine import Engine, Request
-from llada_plugins.model import LLaDA, LLaDAConfig, initialise
-from llada_plugins.policy_metrics import auc, confusion, expected_calibration_error
-from llada_plugins.part import backbone_fingerprint
-from llada_plugins.policy_stream import load_policy
+from llada_plugins.diffusion.forward_process import Replace, another_of, mask_tokens, remask_noise
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.methods.policy_head import load_policy
+from llada_plugins.models.llada import LLaDA, LLaDAConfig, initialise
+from llada_plugins.models.loading import TINY, load_model
+from llada_plugins.reports.metrics import auc, confusion, expected_calibration_error
 from llada_plugins.tasks import sudoku
-from training import objectives, policy, remask_sft
-from training.data import Example, collate_answers
-from training.launch import TOKENIZER_FILES, Job
-from training.lora import PROJECTIONS, LoRA
-from training.objectives import IGNORED
-from training.policy import PolicyModel, merged, policy_model
-from training.trainer import noise
 from tests.tolerance import EPS64, largest, measured, rounding, token_error
+from training import remask_sft
+from training.data.rows import Example, collate_answers
+from training.loop import objectives
+from training.loop.objectives import IGNORED
+from training.loop.trainer import noise
+from training.runs import policy
+from training.runs.launch import TOKENIZER_FILES, Job
+from training.runs.lora import PROJECTIONS, LoRA
+from training.runs.policy import PolicyModel, merged, policy_model
 
 pytestmark = pytest.mark.floats
 

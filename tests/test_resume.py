@@ -16,13 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llada_plugins import checkpoint
-from llada_plugins.checkpoint import load_model, save_model
-from llada_plugins.config import names
+from llada_plugins.models import loading as checkpoint
+from llada_plugins.models.loading import load_model, save_model
+from llada_plugins.options.fields import names
 from llada_plugins.tasks import sudoku
-from training import checkpoints, sft, trainer
+from training import sft
 from training.create_configs import COMMANDS
-from training.launch import RunArguments
+from training.loop import resuming as checkpoints
+from training.loop import trainer
+from training.runs.launch import RunArguments
 
 pytestmark = pytest.mark.floats
 

@@ -8,14 +8,20 @@ from collections import Counter
 import pytest
 import torch
 
-from llada_plugins.denoiser import Canvas, Denoiser, Prediction
-from llada_plugins.generation import generate, with_options
-from llada_plugins.model import SpecialTokens
-from llada_plugins.noise import request_key
-from llada_plugins.review import BlockReview, ReviewConfig, Scores, masked_shares, summary
-from llada_plugins.sampler import Sample, Step, decode
-from llada_plugins.sampler_config import SamplerConfig
-from llada_plugins.solution import block_ends, block_scorer, split_steps
+from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
+from llada_plugins.diffusion.random_streams import request_key
+from llada_plugins.models.llada import SpecialTokens
+from llada_plugins.rewards.block_review import (
+    BlockReview,
+    ReviewConfig,
+    Scores,
+    masked_shares,
+    summary,
+)
+from llada_plugins.rewards.steps import block_ends, block_scorer, split_steps
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.generate import generate, with_options
+from llada_plugins.sampling.sampler import Sample, Step, decode
 from tests.test_sampler import EOS, MASK, PROMPTS, SPECIAL, VOCAB, record, toy_denoiser
 
 pytestmark = pytest.mark.floats

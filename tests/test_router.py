@@ -8,14 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada_plugins.confidence import CONFIDENCE
-from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, align, guided, model_denoiser
-from llada_plugins.generation import generate
-from llada_plugins.likelihood import log_likelihood
-from llada_plugins.model import LLaDA
-from llada_plugins.policy_stream import PolicyHead, policy_denoiser
-from llada_plugins.router import RoutedLLaDA, Router, RouterConfig, route, route_blocks, routed
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.diffusion.denoiser import (
+    PADDING,
+    Canvas,
+    Denoiser,
+    Prediction,
+    align,
+    guided,
+    model_denoiser,
+)
+from llada_plugins.likelihood.estimate import log_likelihood
+from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
+from llada_plugins.methods.router import (
+    RoutedLLaDA,
+    Router,
+    RouterConfig,
+    route,
+    route_blocks,
+    routed,
+)
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.sampling.confidence import CONFIDENCE
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.generate import generate
 from tests.tolerance import measured
 
 pytestmark = pytest.mark.floats

@@ -9,9 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llada_plugins.model import LLaDA
-from llada_plugins.part import backbone_fingerprint
-from llada_plugins.router import CONFIG, WEIGHTS, Router, RouterConfig, load_router, save_router
+from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.methods.router import (
+    CONFIG,
+    WEIGHTS,
+    Router,
+    RouterConfig,
+    load_router,
+    save_router,
+)
+from llada_plugins.models.llada import LLaDA
 
 
 def random_router(**fields) -> Router:

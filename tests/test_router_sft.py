@@ -13,14 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from llada_plugins.checkpoint import load_model
-from llada_plugins.engine import Engine, Request
-from llada_plugins.router import RouterConfig, load_router, route
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.methods.router import RouterConfig, load_router, route
+from llada_plugins.models.loading import load_model
 from llada_plugins.tasks import nim
-from training import launch, objectives, router_sft, routing
-from training.data import collate_answers, encode, vocabulary
-from training.launch import Job, RunArguments, run
-from training.trainer import noise
+from training import router_sft
+from training.data.rows import collate_answers, encode, vocabulary
+from training.loop import objectives
+from training.loop.trainer import noise
+from training.runs import launch, routing
+from training.runs.launch import Job, RunArguments, run
 
 pytestmark = pytest.mark.floats
 

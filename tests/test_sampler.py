@@ -10,16 +10,32 @@ import pytest
 import torch
 from scipy import stats
 
-from llada_plugins import sampler
-from llada_plugins.checkpoint import load_model
-from llada_plugins.confidence import CONFIDENCE, PROBABILITIES, Candidates, log_total
-from llada_plugins.denoiser import PADDING, Canvas, Denoiser, Prediction, guided, suppressed
-from llada_plugins.generation import generate, with_options
-from llada_plugins.model import SpecialTokens
-from llada_plugins.noise import uniform
-from llada_plugins.sampler import Draft, Filled, Sample, Step, decode, once, propose, sample
-from llada_plugins.sampler_config import ADAPTIVE_RULES, SamplerConfig
-from llada_plugins.schedule import PASSING, keep_top, num_passing, quota
+from llada_plugins.diffusion.denoiser import (
+    PADDING,
+    Canvas,
+    Denoiser,
+    Prediction,
+    guided,
+    suppressed,
+)
+from llada_plugins.diffusion.random_streams import uniform
+from llada_plugins.models.llada import SpecialTokens
+from llada_plugins.models.loading import load_model
+from llada_plugins.sampling import sampler
+from llada_plugins.sampling.confidence import CONFIDENCE, PROBABILITIES, Candidates, log_total
+from llada_plugins.sampling.config import ADAPTIVE_RULES, SamplerConfig
+from llada_plugins.sampling.generate import generate, with_options
+from llada_plugins.sampling.sampler import (
+    Draft,
+    Filled,
+    Sample,
+    Step,
+    decode,
+    once,
+    propose,
+    sample,
+)
+from llada_plugins.sampling.unmask_schedule import PASSING, keep_top, num_passing, quota
 from tests.tolerance import rounding
 
 pytestmark = pytest.mark.floats

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from llada_plugins.bitower import BiTowerLLaDA
-from llada_plugins.checkpoint import load_model, save_model
-from llada_plugins.engine import Engine, Request
-from llada_plugins.model import LLaDA, empty_like
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.models.bitower import BiTowerLLaDA
+from llada_plugins.models.llada import LLaDA, empty_like
+from llada_plugins.models.loading import load_model, save_model
 from training import merge, pretrain, prm_sft, remask_sft, router_sft, sft
 
 pytestmark = pytest.mark.floats

@@ -12,8 +12,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from llada_plugins import startup_noise, text
-from training.launch import RunArguments
+from llada_plugins.models import text
+from llada_plugins.options import startup_messages as startup_noise
+from training.runs.launch import RunArguments
 
 SAID = [        # as the tested versions say it
     ("torchao", "Failed to load /site-packages/torchao/_C_cutlass_90a.abi3.so: Could not load it"),

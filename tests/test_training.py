@@ -9,17 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llada_plugins.checkpoint import load_model
-from llada_plugins.diffusion import EPS, mask_tokens
-from llada_plugins.model import LLaDA, LLaDAConfig, initialise
+from llada_plugins.diffusion.forward_process import EPS, mask_tokens
+from llada_plugins.models.llada import LLaDA, LLaDAConfig, initialise
+from llada_plugins.models.loading import load_model
 from llada_plugins.tasks import sudoku
-from training import launch, objectives, remask_sft, router_sft, sft
-from training.data import Example, Vocabulary, collate_answers, encode, read_jsonl
-from training.launch import TOKENIZER_FILES, RunArguments, save_checkpoint
-from training.objectives import Loss
-from training.tokenizer import EOS, MASK, byte_tokenizer
-from training.trainer import DiffusionTrainer, noise
 from tests.tolerance import measured, rounding, token_error
+from training import remask_sft, router_sft, sft
+from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
+from training.data.rows import Example, Vocabulary, collate_answers, encode, read_jsonl
+from training.loop import objectives
+from training.loop.objectives import Loss
+from training.loop.trainer import DiffusionTrainer, noise
+from training.runs import launch
+from training.runs.launch import TOKENIZER_FILES, RunArguments, save_checkpoint
 
 pytestmark = pytest.mark.floats
 

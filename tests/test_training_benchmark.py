@@ -8,8 +8,8 @@ import torch
 
 from benchmarks import training
 from benchmarks.training import Options, activation_bytes, training_model
-from training import objectives
-from training.corpus import collate_rows
+from training.data.corpus import collate_rows
+from training.loop import objectives
 
 SMALL = ["--shape", "tiny", "--batch_size", "4", "--seq_len", "16", "--updates", "3"]
 

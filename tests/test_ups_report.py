@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from llada_plugins import SamplerConfig, SpecialTokens, ups_report
-from llada_plugins.checkpoint import load_model
-from llada_plugins.denoiser import PADDING, Canvas, Prediction
-from llada_plugins.diffusion import another_of
-from llada_plugins.engine import Engine
-from llada_plugins.part import backbone_fingerprint
-from llada_plugins.policy_stream import PolicyHead, save_policy
-from llada_plugins.report_files import PLOTS, markdown, whole_folder
-from llada_plugins.trajectory import MASKED, Change, corrections, expected_masks, record
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, Prediction
+from llada_plugins.diffusion.forward_process import another_of
+from llada_plugins.engine.engine import Engine
+from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.methods.policy_head import PolicyHead, save_policy
+from llada_plugins.models.loading import load_model
+from llada_plugins.reports.render import PLOTS, markdown, whole_folder
+from llada_plugins.reports.trajectory import MASKED, Change, corrections, expected_masks, record
 from llada_plugins.ups_report import Noise, Problem, ReportOptions, Visible, detect, detection_report, model_samples, reliability
 from tests.tolerance import rounding
 

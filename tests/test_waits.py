@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llada_plugins.confidence import CONFIDENCE
-from llada_plugins.denoiser import Canvas, Denoiser, Prediction
-from llada_plugins.generation import generate
-from llada_plugins.model import LLaDA, SpecialTokens
-from llada_plugins.noise import uniform
-from llada_plugins.policy_stream import PolicyHead, policy_denoiser
-from llada_plugins.router import Router, RouterConfig, routed
-from llada_plugins.sampler_config import SamplerConfig
+from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
+from llada_plugins.diffusion.random_streams import uniform
+from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
+from llada_plugins.methods.router import Router, RouterConfig, routed
+from llada_plugins.models.llada import LLaDA, SpecialTokens
+from llada_plugins.sampling.confidence import CONFIDENCE
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.generate import generate
 
 MASK, EOS, EOT, D = 39, 38, 37, 32        # of make_model's models
 SPECIAL = SpecialTokens(MASK, EOS, EOT)

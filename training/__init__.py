@@ -1,5 +1,5 @@
 """Training of LLaDA models and of the parts that evaluations load: one trainer, objectives as functions, short entry points."""
 
-from llada_plugins.startup_noise import silence
+from llada_plugins.options.startup_messages import silence
 
 silence()        # the commands import transformers' Trainer, and with it whatever it finds installed

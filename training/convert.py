@@ -30,11 +30,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llada_plugins.config import FlagParser
-
-from . import dialogue
-from .jsonl import TEXT, check_text, parse, reason, write_rows
-from .row_keys import check_row
+from llada_plugins.files.jsonl import TEXT, check_text, parse, reason, write_rows
+from llada_plugins.options.fields import FlagParser
+from training.data import dialogue
+from training.data.row_keys import check_row
 
 
 class Row(NamedTuple):

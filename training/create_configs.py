@@ -13,14 +13,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from llada_plugins.config import arg
-from llada_plugins.report_files import run_command, whole_folder
+from llada_plugins.options.fields import arg
+from llada_plugins.reports.render import run_command, whole_folder
+from training.runs import presets
+from training.runs.launch import RunArguments
+from training.runs.policy import RemaskOptions
+from training.runs.pretraining import PretrainOptions
+from training.runs.reward import PRMOptions
 
-from . import presets
-from .launch import RunArguments
-from .policy import RemaskOptions
-from .pretraining import PretrainOptions
-from .reward import PRMOptions
 from .router_sft import RouterOptions
 from .sft import FineTuningOptions
 

@@ -14,12 +14,11 @@ from typing import Literal
 
 from safetensors import SafetensorError
 
-from llada_plugins.adapters import CONFIG
-from llada_plugins.checkpoint import DTYPES, load_model, resolve, save_model, stored_dtype
-from llada_plugins.config import arg
-from llada_plugins.report_files import check_empty, run_command, whole_folder
-
-from .launch import copy_tokenizer
+from llada_plugins.models.loading import DTYPES, load_model, resolve, save_model, stored_dtype
+from llada_plugins.models.lora import CONFIG
+from llada_plugins.options.fields import arg
+from llada_plugins.reports.render import check_empty, run_command, whole_folder
+from training.runs.launch import copy_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import launch, objectives
-from .presets import PRETRAIN_PRESETS
-from .pretraining import Evaluations, PretrainOptions, pretrain_job
-from .throughput import measured
+from training.loop import objectives
+from training.loop.throughput import measured
+from training.runs import launch
+from training.runs.presets import PRETRAIN_PRESETS
+from training.runs.pretraining import Evaluations, PretrainOptions, pretrain_job
 
 USAGE = "python -m training.pretrain (--preset NAME | --dataset DATA [--model DIR]) --output_dir DIR [flags; --help lists them]"
 

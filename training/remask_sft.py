@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from . import launch, objectives, policy
-from .presets import UPS_PRESETS
-from .trainer import noise
+from training.loop import objectives
+from training.loop.trainer import noise
+from training.runs import launch, policy
+from training.runs.presets import UPS_PRESETS
 
 USAGE = "python -m training.remask_sft (--preset NAME | --model DIR --data FILE.jsonl) --output_dir DIR [flags; --help lists them]"
 

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llada_plugins.config import arg
+from llada_plugins.options.fields import arg
+from training.loop import objectives
+from training.loop.trainer import noise
+from training.runs import launch, routing
+from training.runs.presets import ROUTER_PRESETS
 
-from . import launch, objectives, routing
-from .presets import ROUTER_PRESETS
 from .sft import SFTOptions
-from .trainer import noise
 
 USAGE = "python -m training.router_sft (--preset NAME | --model DIR --data FILE.jsonl) --output_dir DIR [flags; --help lists them]"
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llada_plugins.config import arg
-
-from . import launch, lora, objectives
-from .throughput import measured
-from .trainer import noise
+from llada_plugins.options.fields import arg
+from training.loop import objectives
+from training.loop.throughput import measured
+from training.loop.trainer import noise
+from training.runs import launch, lora
 
 USAGE = "python -m training.sft (--preset NAME | --model DIR --data FILE.jsonl) --output_dir DIR [flags; --help lists them]"
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llada_plugins.config import FlagParser
-from llada_plugins.prm_families import token_class_ids
+from llada_plugins.files.jsonl import check_text, parse, read_lines, write_rows
+from llada_plugins.options.fields import FlagParser
+from llada_plugins.rewards.families import token_class_ids
 from llada_plugins.tasks.sudoku import DEFAULT_NUM_TEST
-
-from .jsonl import check_text, parse, read_lines, write_rows
-from .objectives import IGNORED
+from training.loop.objectives import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,7 +106,7 @@ def _list_of(kind: type, values: Any) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    from .sudoku_steps import solutions_in_steps
+    from training.data.sudoku_steps import solutions_in_steps
 
     parser = FlagParser(prog="python -m training.step_data", description="Step-labelled sudoku solutions as TRL's JSONL.",
                         allow_abbrev=False)

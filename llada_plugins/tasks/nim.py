@@ -13,7 +13,7 @@ In text a heap is a hexadecimal digit. Six places for heaps, '.' where there is 
 
 The model in the package was first trained on answers with any of the winning moves, then on the first winning heap's: with the former
 alone most errors (177 of 268) combined the heap of one winning move with the size of another, with the latter alone it learned the 1,757
-positions by heart (training/presets.py has the numbers).
+positions by heart (training/runs/presets.py has the numbers).
 """
 from __future__ import annotations
 

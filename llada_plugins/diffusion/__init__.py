@@ -1,0 +1,1 @@
+"""Masked diffusion itself: forward process, the Denoiser seam, guidance, caches, random streams."""

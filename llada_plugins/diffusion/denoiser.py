@@ -1,0 +1,135 @@
+"""The seam between models and samplers: a Denoiser predicts the clean tokens of a window; wrappers have the same signature.
+
+Guidance, suppressed tokens and, in other files, routers and caches are Denoisers made from Denoisers. The sampler never
+learns which. Logits are computed on demand: a step asks for the positions that it has to decide on, and no others.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from llada_plugins.models.llada import LLaDA, Past
+
+PADDING = -1        # a place without a token; no vocabulary id will do, since published checkpoints pad with their EOS
+
+
+class Canvas(NamedTuple):
+    """A batch of token rows, aligned so that one column slice is the active window of every row."""
+
+    tokens: Tensor          # (B, L) ids; PADDING left or right of a shorter row
+    answer_start: Tensor    # (B,) column of the row's first answer token
+    padded: bool = True     # False promises that no PADDING occurs, which spares a device synchronisation
+    embeds: Tensor | None = None    # (B, L, D) to read in place of the tokens' own embeddings; set by wrappers such as routed()
+    memory: dict[str, Any] | None = None    # wrappers' own, from step to step while only the window's tokens change; None = just one step
+    columns: slice = slice(None)    # what to compute, the window included; keys and values of the rest are in past; set by cached()
+    past: Past | None = None
+
+    def take(self, rows: Tensor) -> Canvas:
+        """Some of the rows, (N,) numbers, and what wrappers remember of them; the memory is cut in place."""
+        return self._replace(tokens=self.tokens[rows], answer_start=self.answer_start[rows], memory=_of_rows(self.memory, rows, len(self.tokens)))
+
+
+class LogitsAt(Protocol):
+    """Logits at window columns (B, M) as (B, M, V); given rows (P,), at columns (P,) of those rows as (P, V)."""
+
+    def __call__(self, at: Tensor, rows: Tensor | None = None) -> Tensor: ...
+
+
+class Prediction(NamedTuple):
+    """What a Denoiser says of a window of W columns."""
+
+    logits_at: LogitsAt
+    confidence: Tensor | None = None         # (B, W) unmasking-policy score h, higher = keep; None without such a stream
+    ranks_masked: bool = False               # was that stream trained to rank masked positions as well?
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, confidence: Tensor | None = None) -> Prediction:
+        """A prediction whose logits (B, W, V) exist already."""
+        return cls(lambda at, rows=None: gather(logits, at, rows), confidence)
+
+
+class Denoiser(Protocol):
+    """Predict the clean tokens of canvas.tokens[:, window]; everything outside the window is context."""
+
+    def __call__(self, canvas: Canvas, window: slice) -> Prediction: ...
+
+
+def _of_rows(value: Any, rows: Tensor, batch: int) -> Any:
+    """Of all tensors in dicts and tuples, these rows; tensors have `batch` rows, or several times as many, as under guidance."""
+    if isinstance(value, Tensor):
+        return value.unflatten(0, (-1, batch))[:, rows].flatten(0, 1)
+    if isinstance(value, dict):
+        for name in value:
+            value[name] = _of_rows(value[name], rows, batch)        # one by one, so that old and new keys are not all held at once
+        return value
+    return tuple(_of_rows(each, rows, batch) for each in value) if isinstance(value, tuple) else value
+
+
+def gather(values: Tensor, at: Tensor, rows: Tensor | None = None) -> Tensor:
+    """values (B, W, D) at columns (B, M) -> (B, M, D); given rows (P,), at columns (P,) of those rows -> (P, D)."""
+    return values[torch.arange(len(values), device=at.device)[:, None] if rows is None else rows, at]
+
+
+def model_denoiser(model: LLaDA, head: Callable[[Tensor], Tensor] | None = None) -> Denoiser:
+    """The plain denoiser: one forward of the whole canvas, the vocabulary's head only where logits are asked for.
+
+    head: hidden states (B, W, D) -> confidence (B, W), a policy stream in place of the model's own, if it has one.
+    """
+    def denoise(canvas: Canvas, window: slice) -> Prediction:
+        real = canvas.tokens != PADDING if canvas.padded else None
+        hidden, own = model.streams(canvas.tokens.clamp(min=0), real, inputs_embeds=canvas.embeds,
+                                    columns=canvas.columns, past=canvas.past)                # (B, L, D), (B, L) or None
+        first = canvas.columns.start or 0
+        shown = slice(window.start - first, window.stop - first)
+        hidden = hidden[:, shown]
+
+        def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
+            return model.head(gather(hidden, at, rows))
+        if head is not None:
+            return Prediction(logits_at, head(hidden))
+        return Prediction(logits_at, None if own is None else own[:, shown], own is not None)
+    return denoise
+
+
+def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
+    """Classifier-free guidance u + (scale + 1)(c - u), where u sees a masked prompt (LLaDA, arXiv 2502.09992, appendix A)."""
+    def denoise_guided(canvas: Canvas, window: slice) -> Prediction:
+        tokens, start = canvas.tokens, canvas.answer_start
+        assert canvas.embeds is None and canvas.past is None        # wrappers that set them go inside: the blank prompt needs its own
+        column = torch.arange(tokens.shape[1], device=tokens.device)
+        prompt = (column < start[:, None]) & (tokens != PADDING)
+        blank = tokens.masked_fill(prompt, mask_id)
+        both = denoise(canvas._replace(tokens=torch.cat([tokens, blank]), answer_start=start.repeat(2)), window)
+
+        def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
+            of_both = None if rows is None else torch.cat([rows, rows + len(tokens)])
+            conditional, unconditional = both.logits_at(torch.cat([at, at]), of_both).chunk(2)
+            return unconditional + (scale + 1) * (conditional - unconditional)
+        return Prediction(logits_at, None if both.confidence is None else both.confidence.chunk(2)[0], both.ranks_masked)
+    return denoise_guided
+
+
+def suppressed(denoise: Denoiser, ids: Sequence[int]) -> Denoiser:
+    """The same prediction with some ids at probability zero (LLaDA's logits_eos_inf)."""
+    def denoise_suppressed(canvas: Canvas, window: slice) -> Prediction:
+        prediction = denoise(canvas, window)
+        return prediction._replace(logits_at=lambda at, rows=None: without(prediction.logits_at(at, rows), ids))
+    return denoise_suppressed
+
+
+def without(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """A copy of logits (..., V) with a few ids at probability zero; one by one, since a tensor of ids would go to the device at every step."""
+    logits = logits.clone()
+    for token in ids:
+        logits[..., token] = -torch.inf
+    return logits
+
+
+def align(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, bool]:
+    """Token rows as (B, L) with PADDING on the left of shorter ones, and whether any was needed."""
+    longest = max(len(row) for row in rows)
+    padded = any(len(row) < longest for row in rows)
+    return torch.tensor([[PADDING] * (longest - len(row)) + list(row) for row in rows], device=device), padded

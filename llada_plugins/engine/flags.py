@@ -1,0 +1,38 @@
+"""Command lines of programs that ask a model: their own options, and every option of the chosen method as a flag of the same name."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+from llada_plugins.methods.table import METHODS
+from llada_plugins.options.fields import FlagParser, OneLineParser, build, names
+
+from .engine import option_classes
+
+
+def read_flags(own: type, argv: Sequence[str] | None, *, usage: str, description: str | None,
+               defaults: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, str]]:
+    """An instance of `own`, whose field `model` names the method, and the method's options as given; ValueError on what neither has.
+
+    defaults: the program's own, of options of the method, for --help.
+    """
+    first = OneLineParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--model", default="llada")
+    model = first.parse_known_args(argv)[0].model
+    if model not in METHODS:
+        raise ValueError(f"model must be one of {', '.join(METHODS)}, got {model!r}")
+    parser = FlagParser(usage=usage, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+                        argument_default=argparse.SUPPRESS)
+    parser.what = f"{model} option"
+    for options in (own, *option_classes(model)):
+        group = parser.add_argument_group(options.__name__, (options.__doc__ or "").split("\n")[0])
+        for field in fields(options):
+            default = (defaults or {}).get(field.name, field.default)
+            shown = field.metadata["help"] + ("" if default in (None, MISSING) else f" (default: {default})")
+            switch = {"action": argparse.BooleanOptionalAction} if options is own and isinstance(default, bool) else {"metavar": "VALUE"}
+            group.add_argument(f"--{field.name}", required=default is MISSING, help=shown.replace("%", "%%"), **switch)
+    given = parser.parse_args(argv)
+    mine = {name: value for name, value in vars(given).items() if name in names(own)}
+    return build(own, mine), {name: value for name, value in vars(given).items() if name not in mine}

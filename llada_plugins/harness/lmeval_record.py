@@ -1,0 +1,43 @@
+"""What the answers of each task were decoded with, for lm-eval's results file."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from llada_plugins.sampling.config import SamplerConfig
+
+DIFFERS = "see samplers"        # stands where answers do not agree on an option
+
+
+class Samplers:
+    """The different samplers of each task, in the order of their first requests."""
+
+    def __init__(self) -> None:
+        self.by_task: dict[str, dict[SamplerConfig, None]] = {}
+
+    def note(self, task: str | None, samplers: Iterable[SamplerConfig]) -> None:
+        """A task's requests; lm-eval names the task of each request, callers from Python none."""
+        self.by_task.setdefault(task or "requests", {}).update(dict.fromkeys(samplers))
+
+    def read(self, kept: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Add what `as_dict` gave in an earlier run, whose answers stand in a cache."""
+        for task, samplers in kept.items():
+            self.note(task, [SamplerConfig(**each) for each in samplers])
+
+    def as_dict(self) -> dict[str, list[dict[str, Any]]]:
+        return {task: [asdict(sampler) for sampler in samplers] for task, samplers in self.by_task.items()}
+
+    def info(self) -> dict[str, Any]:
+        """For the `config` of the results: `sampler`, where all answers agree, and `samplers` by task.
+
+        Empty where nothing was decoded: then the model's own options are all that there is to say.
+        """
+        used = list(dict.fromkeys(sampler for samplers in self.by_task.values() for sampler in samplers))
+        if not used:
+            return {}
+        agreed = {name: value if all(getattr(each, name) == value for each in used) else DIFFERS
+                  for name, value in asdict(used[0]).items()}
+        sources = {sampler.source for sampler in used}
+        return {"sampler": agreed, "samplers": self.as_dict(),
+                "confidence_source": sources.pop() if len(sources) == 1 else DIFFERS}

@@ -1,0 +1,1 @@
+"""Networks, families of checkpoints, loading, quantisation, LoRA, tokenizers."""

@@ -1,0 +1,1 @@
+"""Options as frozen dataclasses, and the command lines made of them. Standard library only."""

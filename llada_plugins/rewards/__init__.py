@@ -1,0 +1,1 @@
+"""Process reward models, and the review of blocks that uses them."""

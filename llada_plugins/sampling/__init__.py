@@ -1,0 +1,1 @@
+"""The decode loop: what it trusts, and how many tokens it keeps."""

@@ -1,0 +1,72 @@
+"""Answers from a model: its denoiser, wrapped as the sampler's options ask, in the one decode loop."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llada_plugins.diffusion.cache import cached
+from llada_plugins.diffusion.denoiser import Denoiser, guided, model_denoiser, suppressed
+from llada_plugins.models.llada import LLaDA, SpecialTokens
+
+from .config import SamplerConfig
+from .sampler import Review, Sample, Step, decode, once
+
+
+def generate(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerConfig | None = None, *,
+             special: SpecialTokens | None = None, denoise: Denoiser | None = None, keys: Sequence[int] | None = None,
+             stop: Callable[[list[int]], bool] | None = None, on_step: Callable[[Step], None] | None = None,
+             review: Review = once) -> list[Sample]:
+    """Decode one answer to each token prompt, all in one batch; an answer does not depend on the others.
+
+    special: mask, EOS and EoT ids, by default those of the checkpoint. denoise: a denoiser to use in place of the model's plain
+    one. keys, stop, on_step, review: see `decode`. Raises ValueError on a prompt that is empty or does not fit the model's context.
+    """
+    config = config or SamplerConfig()
+    special = special or known_special_tokens(model)
+    check_unmasked(prompts, special.mask)
+    check_fits(model, prompts, config)
+    config.check_budget(reviewed=review is not once)
+    denoise = with_options(denoise or model_denoiser(model), config, special)
+    return decode(denoise, prompts, config, special, device=model.device, keys=keys, stop=stop, on_step=on_step, review=review)
+
+
+def with_options(denoise: Denoiser, config: SamplerConfig, special: SpecialTokens) -> Denoiser:
+    """The denoiser under the sampler's options that concern it: a cache, guidance of which each branch has its own, suppression."""
+    if config.cache != "none":
+        denoise = cached(denoise, config.cache, config.cache_refresh)
+    if config.cfg_scale > 0:
+        denoise = guided(denoise, config.cfg_scale, special.mask)
+    if config.logits_eos_inf:
+        if special.eos is None:
+            raise ValueError("logits_eos_inf needs an EOS token: this checkpoint's config.json states no eos_token_id")
+        denoise = suppressed(denoise, [special.eos, *special.more_eos])
+    if config.confidence_eos_eot_inf and not special.ends:
+        raise ValueError("confidence_eos_eot_inf needs an EOS or EoT token: this checkpoint names neither")
+    return denoise
+
+
+def known_special_tokens(model: LLaDA) -> SpecialTokens:
+    """The checkpoint's special ids, or an error that says how to give the mask's."""
+    if model.special_tokens is not None:
+        return model.special_tokens
+    if model.config.mask_token_id is None:
+        raise ValueError("the checkpoint names no mask token: config.json has no mask_token_id; pass special=SpecialTokens(mask=…)")
+    return SpecialTokens(model.config.mask_token_id, model.config.eos_token_id, more_eos=model.config.more_eos_token_ids)
+
+
+def check_unmasked(prompts: Sequence[Sequence[int]], mask_id: int) -> None:
+    """Raise ValueError on a prompt with the mask token: only the answer behind it is filled in."""
+    for number, prompt in enumerate(prompts):
+        if mask_id in prompt:
+            place = list(prompt).index(mask_id)
+            raise ValueError(f"prompt {number} holds the mask token (id {mask_id}) at position {place}: "
+                             "it would never be filled in, take it out")
+
+
+def check_fits(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerConfig) -> None:
+    """Raise ValueError if a prompt and its answer exceed the model's context."""
+    limit = model.config.max_sequence_length
+    for number, prompt in enumerate(prompts):
+        if len(prompt) + config.decoded_length > limit:
+            raise ValueError(f"prompt {number} of {len(prompt)} tokens and {config.answer_in_words} "
+                             f"exceed the model's context of {limit} tokens: "
+                             "shorten the prompt or lower gen_length")

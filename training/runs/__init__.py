@@ -1,0 +1,1 @@
+"""What each kind of training trains and writes; arguments and launching."""
