@@ -35,13 +35,16 @@ import torch
 
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
 from llada_plugins.engine.engine import Engine
+from llada_plugins.files.atomic import check_empty, whole_folder
 from llada_plugins.methods.table import check_policy
+from llada_plugins.options.command_line import run_command
 from llada_plugins.options.fields import arg
-from llada_plugins.reports.render import check_empty, markdown, pyplot, run_command, whole_folder
+from llada_plugins.reports.render import markdown, pyplot
+from llada_plugins.reports.ups import compared
+from llada_plugins.reports.ups_problems import SOURCES
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
 from llada_plugins.tasks import sudoku
-from llada_plugins.ups_report import SOURCES, compared
 
 GEN_LENGTH = 16
 THRESHOLDS = (0.8, 0.85, 0.9, 0.95, 0.99)

@@ -23,8 +23,10 @@ import torch
 
 from benchmarks.ablation import paired_interval
 from llada_plugins.engine.engine import Completion, Engine, Request
+from llada_plugins.files.atomic import check_empty, whole_folder
+from llada_plugins.options.command_line import run_command
 from llada_plugins.options.fields import arg
-from llada_plugins.reports.render import check_empty, markdown, run_command, whole_folder
+from llada_plugins.reports.render import markdown
 from llada_plugins.rewards.block_review import summary
 from llada_plugins.tasks import sudoku
 

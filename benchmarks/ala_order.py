@@ -24,8 +24,9 @@ from typing import NamedTuple
 from llada_plugins.options.fields import arg
 from training.loop import objectives
 from training.runs import launch
+from training.runs.jobs import preset_job
+from training.runs.options import SFTOptions
 from training.runs.presets import ROUTER_PRESETS, TINY_SHAPE, Preset
-from training.sft import SFTOptions
 
 from .ala_report import Options, Task, command_line
 
@@ -92,7 +93,7 @@ def train_backbone(folder: Path, updates: int) -> None:
                                    save_strategy="no"))
     presets = {"order": preset}
     _, arguments = launch.parse(SFTOptions, "", ["--preset", "order", "--output_dir", str(folder)], presets)
-    job = launch.preset_job("order", arguments, presets)
+    job = preset_job("order", arguments, presets)
     launch.run(job, objectives.sft(job.model.config.mask_token_id), arguments, command)
 
 

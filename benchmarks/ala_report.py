@@ -29,8 +29,8 @@ from torch import Tensor
 
 from llada_plugins.diffusion.denoiser import Canvas
 from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.options.command_line import dataclass_parser
 from llada_plugins.options.fields import arg
-from llada_plugins.reports.render import dataclass_parser
 from llada_plugins.tasks import nim, sudoku
 from training import router_sft
 from training.loop.trainer import noise

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llada_plugins.reports.render import run_command
+from llada_plugins.options.command_line import run_command
 
 
 def check_folder(name: str, file: str | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from llada_plugins.models.llada import LLaDA, LLaDAConfig
+from llada_plugins.models.llada_config import LLaDAConfig
 
 
 class Growth(NamedTuple):

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from llada_plugins.models.llada import LLaDA, LLaDAConfig
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.llada_config import LLaDAConfig
 
 from .clock import timed
 

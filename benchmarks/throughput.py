@@ -20,12 +20,11 @@ from typing import Any, Literal
 import torch
 
 from llada_plugins import SamplerConfig
-from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model_denoiser
+from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, capacity, model_denoiser
 from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
-from llada_plugins.sampling.batching import capacity
 from llada_plugins.sampling.generate import with_options
 from llada_plugins.sampling.sampler import Sample, decode
 

@@ -39,7 +39,7 @@ from training.loop import objectives
 from training.loop.objectives import Loss, Objective
 from training.loop.throughput import training_flops
 from training.loop.trainer import DiffusionTrainer
-from training.runs.launch import RunArguments
+from training.runs.arguments import RunArguments
 
 from .command import check_folder, run_benchmark
 from .generation import SHAPES, model_config, random_model

@@ -21,10 +21,12 @@ from typing import Any
 
 import torch
 
+from llada_plugins.files.atomic import check_empty, whole_folder
+from llada_plugins.options.command_line import run_command
 from llada_plugins.options.fields import arg
-from llada_plugins.reports.render import check_empty, markdown, run_command, whole_folder
+from llada_plugins.reports.render import markdown
+from llada_plugins.reports.ups import compared
 from llada_plugins.tasks import sudoku
-from llada_plugins.ups_report import compared
 from training import remask_sft
 
 from .ablation import GEN_LENGTH, Interval, load, measure, paired_interval

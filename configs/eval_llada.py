@@ -10,7 +10,6 @@ from mmengine.config import read_base
 
 with read_base():
     from .opencompass.datasets.sudoku4 import sudoku4_datasets
-    from .opencompass.infer import infer
     from .opencompass.models.llada_tiny import models as tiny
 
 datasets = sudoku4_datasets

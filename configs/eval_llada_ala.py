@@ -12,7 +12,6 @@ from mmengine.config import read_base
 with read_base():
     from .opencompass.datasets.nim import nim_datasets
     from .opencompass.datasets.sudoku4 import sudoku4_datasets
-    from .opencompass.infer import infer
     from .opencompass.models.llada_ala_tiny import models as ala
     from .opencompass.models.llada_nim import models as nim
     from .opencompass.models.llada_tiny import models as tiny

@@ -21,7 +21,6 @@ with read_base():
     from opencompass.configs.datasets.piqa.piqa_ppl_1cf9f0 import piqa_datasets
     from opencompass.configs.datasets.winogrande.winogrande_ll_c5cf57 import winogrande_datasets
 
-    from .opencompass.infer import infer
     from .opencompass.models.llada_8b_base import models as base
     from .opencompass.models.llada_tiny import models as tiny
 

@@ -17,7 +17,6 @@ with read_base():
     from opencompass.configs.datasets.gsm8k.gsm8k_0shot_v2_gen_a58960 import gsm8k_datasets as zero_shot
     from opencompass.configs.datasets.gsm8k.gsm8k_gen_1d7fe4 import gsm8k_datasets
 
-    from .opencompass.infer import infer
     from .opencompass.models.llada_8b_instruct import models as instruct
     from .opencompass.models.llada_tiny import models as tiny
 

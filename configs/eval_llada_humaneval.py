@@ -16,7 +16,6 @@ from mmengine.config import read_base
 with read_base():
     from opencompass.configs.datasets.humaneval.humaneval_gen_8e312c import humaneval_datasets
 
-    from .opencompass.infer import infer
     from .opencompass.models.llada_8b_instruct import models as instruct
     from .opencompass.models.llada_tiny import models as tiny
 

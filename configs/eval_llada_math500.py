@@ -18,7 +18,6 @@ from mmengine.config import read_base
 with read_base():
     from opencompass.configs.datasets.math.math_500_gen import math_datasets
 
-    from .opencompass.infer import infer
     from .opencompass.models.llada_8b_instruct import models as instruct
     from .opencompass.models.llada_tiny import models as tiny
 

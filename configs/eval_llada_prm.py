@@ -11,7 +11,6 @@ from mmengine.config import read_base
 
 with read_base():
     from .opencompass.datasets.sudoku4 import sudoku4_datasets
-    from .opencompass.infer import infer
     from .opencompass.models.llada_prm_tiny import models as prm
     from .opencompass.models.llada_tiny import models as tiny
 

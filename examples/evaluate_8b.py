@@ -12,7 +12,7 @@ import time
 import lm_eval
 from lm_eval.tasks import TaskManager
 
-from llada_plugins.configs import shipped
+from llada_plugins.files.installation import shipped
 
 EXACT = {"gen_length": 256, "steps": 256, "block_length": 8}
 FAST = {"gen_length": 256, "block_length": 32, "threshold": 0.9, "cache": "dual"}

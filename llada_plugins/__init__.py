@@ -9,7 +9,7 @@ from typing import Any
 
 _HOMES = {
     "load_model": "models.loading",
-    "SpecialTokens": "models.llada",
+    "SpecialTokens": "models.special_tokens",
     "SamplerConfig": "sampling.config",
     "Sample": "sampling.sampler",
     "Step": "sampling.sampler",
@@ -19,10 +19,10 @@ _HOMES = {
     "Canvas": "diffusion.denoiser",
     "Denoiser": "diffusion.denoiser",
     "Prediction": "diffusion.denoiser",
-    "guided": "diffusion.denoiser",
+    "guided": "diffusion.guidance",
     "routed": "methods.router",
     "Engine": "engine.engine",
-    "EngineConfig": "engine.engine",
+    "EngineConfig": "engine.config",
 }
 __all__ = list(_HOMES)
 

@@ -9,18 +9,18 @@ Every option of the model is a flag of the same name: --model NAME --help lists 
 from __future__ import annotations
 
 import io
-import shutil
 import sys
-import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, TextIO
+from typing import Literal
 
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
-from llada_plugins.engine.engine import Completion, Engine, Request
+from llada_plugins.engine.conversation import Conversation
+from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.flags import read_flags
+from llada_plugins.engine.terminal import Screen
 from llada_plugins.methods.table import METHODS
 from llada_plugins.models import text
 from llada_plugins.options.fields import arg
@@ -47,67 +47,6 @@ class ChatConfig:
             raise ValueError("prompt is empty: give some text, or leave --prompt out for a conversation")
         if self.system is not None and self.chat == "false":
             raise ValueError("system has no effect with chat=false: leave one of them out")
-
-
-class Conversation:
-    """Turns with one engine. Without a chat template each stands alone."""
-
-    def __init__(self, engine: Engine, chat: bool, system: str | None = None) -> None:
-        self.engine = engine
-        self.chat = chat
-        self.beginning = [{"role": "system", "content": system}] if system is not None else []
-        self.messages = list(self.beginning)
-
-    def reset(self) -> None:
-        """Forget all turns."""
-        self.messages = list(self.beginning)
-
-    def ask(self, line: str) -> Completion:
-        """The answer. A turn that does not fit the context (ValueError) or is interrupted is forgotten."""
-        turns = [*self.messages, {"role": "user", "content": line}]
-        prompt = self.engine.render_chat(turns) if self.chat else line
-        (_, completion), = self.engine.generate([Request(prompt, self.engine.sampler)])
-        self.messages = [*turns, {"role": "assistant", "content": completion.text}]
-        return completion
-
-
-class Screen:
-    """The last lines of an answer in work, each drawing in place of the one before."""
-
-    def __init__(self, out: TextIO) -> None:
-        self.out = out
-        self.num_lines = 0
-
-    def draw(self, string: str) -> None:
-        """Show as much of the string's end as the terminal has room for; control characters as spaces."""
-        columns, rows = shutil.get_terminal_size()
-        lines = wrap("".join(each if each.isprintable() or each == "\n" else " " for each in string), columns - 1)[-max(rows - 1, 1):]
-        self.out.write(self._home() + "\n".join(lines))
-        self.out.flush()
-        self.num_lines = len(lines)
-
-    def clear(self) -> None:
-        """Take the drawing away."""
-        self.out.write(self._home())
-        self.num_lines = 0
-
-    def _home(self) -> str:
-        up = f"\x1b[{self.num_lines - 1}A" if self.num_lines > 1 else ""
-        return f"\r{up}\x1b[J" if self.num_lines else ""
-
-
-def wrap(string: str, columns: int) -> list[str]:
-    """Lines that fill no more than `columns` cells of a terminal."""
-    lines, used = [""], 0
-    for symbol in string:
-        cells = 2 if unicodedata.east_asian_width(symbol) in "WF" else 0 if unicodedata.combining(symbol) else 1
-        if symbol == "\n" or used + cells > columns:
-            lines.append("")
-            used = 0
-        if symbol != "\n":
-            lines[-1] += symbol
-            used += cells
-    return lines
 
 
 def picture(engine: Engine, answer: Sequence[int]) -> str:

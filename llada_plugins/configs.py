@@ -15,30 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llada_plugins.options.fields import OneLineParser, reject_unknown
-from llada_plugins.reports.render import whole_folder
+from llada_plugins.files.atomic import whole_folder
+from llada_plugins.files.installation import shipped
+from llada_plugins.options.command_line import OneLineParser
+from llada_plugins.options.fields import reject_unknown
 
-PACKAGE = Path(__file__).parent
 COPY = "copy"
 COMPILED = "__pycache__"
-
-
-def shipped(name: str) -> Path:
-    """A file or folder of the repository's root that the wheel carries too.
-
-    name: `configs` or `constraints.txt`. A wheel has it in `_shipped`, put there by the build step
-    (_ship.py); a clone and an editable install have it beside the package. Raises FileNotFoundError
-    where an installation has neither.
-    """
-    clone = PACKAGE.resolve().parent        # a strict editable install is links into the clone
-    places = [PACKAGE / "_shipped" / name]
-    if (clone / "_ship.py").is_file():        # else it is site-packages, and not ours alone
-        places.append(clone / name)
-    for place in places:
-        if place.exists():
-            return place
-    raise FileNotFoundError(f"{places[0]}: no such file or folder, so this installation is not "
-                            "whole: pip install --force-reinstall --no-deps llada-plugins")
 
 
 def folders() -> dict[str, Path]:

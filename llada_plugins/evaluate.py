@@ -8,138 +8,14 @@ questions through configs/; this command is for what they do not write: forwards
 """
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
-from llada_plugins.engine.engine import Completion, Engine, Request
 from llada_plugins.engine.flags import read_flags
-from llada_plugins.engine.progress import progress
-from llada_plugins.files.csv_journal import MetricsFile
-from llada_plugins.methods.table import METHODS
-from llada_plugins.options.fields import arg
+from llada_plugins.engine.question_files import ANSWER_LENGTH, EvaluateConfig, evaluate
 from llada_plugins.rewards.process_reward_model import ScoreError
 
-from .tasks import mathematics
-from .tasks.mathematics import Question
-
 USAGE = "python -m llada_plugins.evaluate --data FILE --output FILE.csv [--model NAME] [--OPTION VALUE ...]"
-ANSWER_LENGTH = 512        # tokens, unless gen_length says otherwise: LLaDA's published length for MATH, and LLaDA-R3's
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """What is asked, and where the metrics go."""
-
-    data: str = arg(help=".csv, .jsonl or .json file with the columns question (or problem) and answer")
-    output: str = arg(help="metrics .csv; where it holds rows of the same run, that run goes on")
-    model: Literal[tuple(METHODS)] = arg("llada", f"one of {', '.join(METHODS)}")
-    limit: int | None = arg(None, "ask the first so many questions only; may be raised when a run goes on")
-    instruction: str = arg(mathematics.INSTRUCTION, "stands behind every question, on a line of its own; may be empty")
-    chat: Literal["auto", "true", "false"] = arg("auto", "render the tokenizer's chat template (auto: where it has one)")
-    until: str | None = arg(None, "a string that ends an answer, such as Problem: for base models")
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1, got {self.limit}")
-
-
-class Row(NamedTuple):
-    """A row of the metrics file."""
-
-    index: int             # of the question in the data, from 0
-    id: str                # digest of question and reference
-    correct: int           # 1 or 0
-    answer: str            # as extracted from the response, "" where it has none
-    reference: str
-    forwards: int
-    prm_calls: int
-    seconds: float         # wall time of its batch, shared equally
-    prm_seconds: float     # of them, spent in the PRM
-    tokens: int            # before the end token
-    overlong: str          # truncated or skipped, where the question did not fit
-    response: str
-
-
-def evaluate(config: EvaluateConfig, options: dict[str, Any]) -> str:
-    """Ask what the metrics file lacks; returns the summary of all its rows. options: of Engine, by name."""
-    mathematics.check_grader()
-    questions = mathematics.read(Path(config.data))
-    mathematics.check_references(questions)
-    with MetricsFile(Path(config.output), Row._fields) as metrics:
-        metrics.expect(data=_digest(questions), instruction=config.instruction, until=config.until)
-        engine = Engine(config.model, **{"gen_length": ANSWER_LENGTH, **options})
-        chat = bool(engine.tokenizer.chat_template) if config.chat == "auto" else config.chat == "true"
-        metrics.expect(chat=chat, engine=json.loads(engine.fingerprint()))
-        rows = metrics.begin(data_file=config.data, model=engine.info())
-        _check_rows(metrics.path, rows, questions)
-        rows += _answer_missing(engine, metrics, questions[:config.limit], {int(row["index"]) for row in rows}, config, chat)
-    return summary(config.output, [row for row in rows if config.limit is None or int(row["index"]) < config.limit])
-
-
-def _answer_missing(engine: Engine, metrics: MetricsFile, questions: Sequence[Question], done: set[int], config: EvaluateConfig,
-                    chat: bool) -> list[dict[str, str]]:
-    missing = {question.question for index, question in enumerate(questions) if index not in done}
-    # repeats of a question are decoded together: the n-th has its own random numbers, whether or not the run was interrupted
-    order = [index for index, question in enumerate(questions) if question.question in missing]
-    requests = [_request(engine, questions[index].question, config, chat) for index in order]
-    added = []
-    with progress(len(questions), f"{engine.method} evaluate") as bar:
-        for _ in done & set(range(len(questions))):
-            bar.add()
-        for place, completion in engine.generate(requests):
-            if order[place] not in done:
-                row = _row(order[place], questions[order[place]], completion)
-                metrics.append(row)
-                added.append({name: str(value) for name, value in row._asdict().items()})
-                bar.add(completion.num_tokens)
-    return added
-
-
-def _request(engine: Engine, question: str, config: EvaluateConfig, chat: bool) -> Request:
-    prompt = mathematics.asked(question, config.instruction)
-    if chat:
-        prompt = engine.render_chat([{"role": "user", "content": prompt}])
-    return Request(prompt, engine.sampler, (config.until,) if config.until else (), question)
-
-
-def _row(index: int, question: Question, completion: Completion) -> Row:
-    correct, answer = mathematics.grade(question.answer, completion.text)
-    return Row(index, _digest([question]), int(correct), answer, question.answer, completion.num_forwards, completion.num_prm_calls,
-               round(completion.seconds, 6), round(completion.prm_seconds, 6), completion.num_tokens,
-               completion.overlong or "", completion.text)
-
-
-def _check_rows(path: Path, rows: Sequence[dict[str, str]], questions: Sequence[Question]) -> None:
-    ids = {str(index): _digest([question]) for index, question in enumerate(questions)}
-    for row in rows:
-        if ids.pop(row["index"], None) != row["id"]:
-            raise ValueError(f"{path} was changed: its row with index {row['index']} is there twice or of another question: "
-                             "give another file")
-
-
-def summary(name: str, rows: Sequence[dict[str, str]]) -> str:
-    """Accuracy with its 95 % interval (Wilson's, which is right near 0 and 1 as well), and the cost per question."""
-    def mean(column: str) -> float:
-        return sum(float(row[column]) for row in rows) / len(rows)
-
-    accuracy, seconds, share = mean("correct"), mean("seconds"), 1.959964 ** 2 / len(rows)
-    middle = (accuracy + share / 2) / (1 + share)
-    half = math.sqrt(share * (accuracy * (1 - accuracy) + share / 4)) / (1 + share)
-    overlong = sum(bool(row["overlong"]) for row in rows)
-    told = f"; {overlong} did not fit the context, see the column overlong" if overlong else ""
-    return (f"{name}: {len(rows)} questions, accuracy {accuracy:.3f}, 95 % interval {middle - half:.3f} to {middle + half:.3f}{told}\n"
-            f"a question: {mean('forwards'):.1f} forwards, {mean('prm_calls'):.1f} PRM calls, {mean('tokens'):.1f} tokens, "
-            f"{seconds:.3f} s, of which {100 * mean('prm_seconds') / seconds:.1f} % in the PRM")
-
-
-def _digest(questions: Sequence[Question]) -> str:
-    return hashlib.sha256(json.dumps(questions).encode()).hexdigest()[:16]
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> tuple[EvaluateConfig, dict[str, str]]:

@@ -23,7 +23,7 @@ from llada_plugins.engine.progress import progress
 from llada_plugins.harness.lmeval_cache import RepeatHook
 from llada_plugins.harness.lmeval_record import Samplers
 from llada_plugins.likelihood.estimate import LogLikelihood, total
-from llada_plugins.models.loading import DEFAULT
+from llada_plugins.models.folder import DEFAULT
 from llada_plugins.options.fields import names, reject_unknown
 from llada_plugins.sampling.config import SamplerConfig
 

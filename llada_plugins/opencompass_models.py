@@ -9,7 +9,7 @@ import inspect
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -71,8 +71,8 @@ class LLaDA(BaseModel):
                  max_seq_len: int | None = None, meta_template: Mapping[str, Any] | None = None,
                  generation_kwargs: Mapping[str, Any] | None = None, tokenizer_only: bool = False, **options: Any) -> None:
         from llada_plugins.engine.engine import Engine, option_classes
-        from llada_plugins.models import loading as checkpoint
         from llada_plugins.models import text
+        from llada_plugins.models.folder import resolve
 
         own = [name for name in inspect.signature(LLaDA.__init__).parameters if name not in ("self", "options")]
         reject_unknown(options, own + [name for name in names(*option_classes(self.method)) if name not in RENAMED],
@@ -89,7 +89,7 @@ class LLaDA(BaseModel):
             options["max_length"] = max_seq_len
         if tokenizer_only:
             self.engine = None
-            self.tokenizer = text.load_tokenizer(checkpoint.resolve(options.get("tokenizer") or path), options.get("chat_template"))
+            self.tokenizer = text.load_tokenizer(resolve(options.get("tokenizer") or path), options.get("chat_template"))
         else:
             self.engine = Engine(self.method, pretrained=path, **options)
             self.tokenizer = self.engine.tokenizer

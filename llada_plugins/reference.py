@@ -14,8 +14,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import MISSING, Field, fields
 from typing import Any, NamedTuple
 
-from llada_plugins.engine.engine import EngineConfig
-from llada_plugins.methods.table import ALAOptions, PRMOptions, UPSOptions
+from llada_plugins.engine.config import EngineConfig
+from llada_plugins.methods.ala import ALAOptions
+from llada_plugins.methods.prm import PRMOptions
+from llada_plugins.methods.ups import UPSOptions
 from llada_plugins.options.fields import PUBLISHED, names
 from llada_plugins.rewards.block_review import ReviewConfig
 from llada_plugins.sampling.config import SamplerConfig

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from llada_plugins.likelihood.estimate import LogLikelihood, log_likelihood
 from llada_plugins.models.gptq import PackedLinear
-from llada_plugins.models.llada import LLaDA, SpecialTokens
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
+from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.options.fields import split
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from llada_plugins.models.bitower import BiTowerLLaDA
-from llada_plugins.models.llada import LLaDA, LLaDAConfig, initialise
+from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import save_model
 from llada_plugins.tasks import sudoku
 

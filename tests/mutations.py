@@ -24,12 +24,14 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada_plugins.methods.addon import backbone_fingerprint
 from llada_plugins.methods.policy_head import PolicyHead, load_policy, save_policy
 from llada_plugins.methods.router import Router, RouterConfig, load_router, save_router
 from llada_plugins.models import text
-from llada_plugins.models.llada import LLaDA, LLaDAConfig, initialise
-from llada_plugins.models.loading import load_model, read_config, save_model, special_tokens
+from llada_plugins.models.fingerprint import backbone_fingerprint
+from llada_plugins.models.folder import read_config, special_tokens
+from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.llada_config import LLaDAConfig
+from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 

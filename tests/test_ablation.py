@@ -13,11 +13,12 @@ from benchmarks.ablation import Interval, Outcome, cell, frontier_rows, measure,
 from llada_plugins import SamplerConfig
 from llada_plugins.diffusion.denoiser import Canvas, Prediction
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.methods.addon import backbone_fingerprint
 from llada_plugins.methods.policy_head import PolicyHead, save_policy
-from llada_plugins.models.loading import TINY, load_model
+from llada_plugins.models.fingerprint import backbone_fingerprint
+from llada_plugins.models.folder import TINY
+from llada_plugins.models.loading import load_model
+from llada_plugins.reports.ups_problems import SOURCES
 from llada_plugins.tasks import sudoku
-from llada_plugins.ups_report import SOURCES
 
 pytestmark = pytest.mark.floats
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.methods.addon import backbone_fingerprint
 from llada_plugins.methods.router import Router, RouterConfig, save_router
+from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.loading import load_model
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks import nim, sudoku

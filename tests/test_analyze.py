@@ -3,16 +3,16 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from llada_plugins import analyze
-from llada_plugins.analyze import agreement, default_settings, each_attention, looks, settings, summarise
 from llada_plugins.engine.engine import Engine
 from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
 from llada_plugins.models.llada import LLaDA, initialise, rotary_table
+from llada_plugins.reports.attention import each_attention, looks, summarise
+from llada_plugins.reports.compare_samplers import agreement, default_settings, settings
 from tests.tolerance import measured
 
 pytestmark = pytest.mark.floats

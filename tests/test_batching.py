@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from llada_plugins.sampling.batching import Queue, capacity
+from llada_plugins.diffusion.denoiser import capacity
+from llada_plugins.sampling.batching import Queue
 
 
 def simulate(lengths: list[int], blocks: list[int], num_blocks: int, at_once) -> list[tuple[int, list[int]]]:

@@ -215,13 +215,13 @@ def loop(cache):
 generate, generate_with_prefix_cache, generate_with_dual_cache = loop("none"), loop("prefix"), loop("dual")
 """
 MODELLING = """
-from llada_plugins.model import LLaDA
+from llada_plugins.models.llada import LLaDA
 
 class LLaDAModelLM(LLaDA):
     pass
 """
 CONFIGURATION = """
-from llada_plugins.model import LLaDAConfig as Ours
+from llada_plugins.models.llada_config import LLaDAConfig as Ours
 
 class LLaDAConfig(Ours):
     def __init__(self, init_device, **fields):

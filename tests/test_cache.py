@@ -10,19 +10,14 @@ import pytest
 import torch
 
 from llada_plugins.diffusion.cache import cached
-from llada_plugins.diffusion.denoiser import (
-    PADDING,
-    Canvas,
-    Denoiser,
-    Prediction,
-    guided,
-    model_denoiser,
-)
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction, model_denoiser
+from llada_plugins.diffusion.guidance import guided
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import Router, RouterConfig, routed
 from llada_plugins.models.bitower import BiTowerLLaDA
-from llada_plugins.models.llada import Block, LLaDA, SpecialTokens, initialise
+from llada_plugins.models.llada import Block, LLaDA, initialise
+from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.options.fields import build
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate, with_options

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from llada_plugins import chat
+from llada_plugins.engine.conversation import Conversation
 from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.engine.terminal import Screen, wrap
 from llada_plugins.tasks import sudoku
 
 PUZZLES = [problem.puzzle for problem in sudoku.problems("test", 2)]
@@ -90,7 +92,7 @@ def test_a_conversation_is_rendered_with_all_its_turns_until_reset(engine, monke
     asked: list[str] = []
     generate = engine.generate
     monkeypatch.setattr(engine, "generate", lambda requests: asked.append(requests[0].prompt) or generate(requests))
-    talk = chat.Conversation(engine, chat=True, system="be brief")
+    talk = Conversation(engine, chat=True, system="be brief")
     first = talk.ask("one").text
     talk.ask("two")
     talk.reset()
@@ -105,7 +107,7 @@ def test_a_conversation_is_rendered_with_all_its_turns_until_reset(engine, monke
 def test_a_turn_that_does_not_end_is_forgotten(engine, monkeypatch, failure):
     def fail(canvas, window):
         raise failure
-    talk = chat.Conversation(engine, chat=True)
+    talk = Conversation(engine, chat=True)
     talk.ask("one")
     before = list(talk.messages)
     with monkeypatch.context() as patch, pytest.raises(type(failure)):
@@ -163,7 +165,7 @@ def test_a_drawing_takes_the_place_of_the_one_before_and_leaves_nothing(monkeypa
     monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((11, 4)))
     out = Terminal("$ chat\n")
     out.seek(0, io.SEEK_END)
-    screen = chat.Screen(out)
+    screen = Screen(out)
     screen.draw("░" * 25)
     assert displayed(out.getvalue()) == ["$ chat", "░" * 10, "░" * 10, "░" * 5]
     screen.draw("ab\n\x1b[Acd\te")
@@ -179,7 +181,7 @@ def test_a_drawing_takes_the_place_of_the_one_before_and_leaves_nothing(monkeypa
     ("e\u0301" * 3, 3, ["e\u0301" * 3]),
 ])
 def test_lines_never_exceed_the_terminal(string, columns, lines):
-    assert chat.wrap(string, columns) == lines
+    assert wrap(string, columns) == lines
 
 
 def test_masks_are_drawn_as_symbols_and_nothing_behind_the_end_token(engine):
@@ -198,8 +200,8 @@ def test_the_stream_shows_every_state_and_changes_no_answer(capsys, monkeypatch,
     chat.main(["--prompt", PUZZLES[0], *PLAIN, *flags])
     expected = capsys.readouterr().out
     frames: list[str] = []
-    draw = chat.Screen.draw
-    monkeypatch.setattr(chat.Screen, "draw", lambda self, string: frames.append(string) or draw(self, string))
+    draw = Screen.draw
+    monkeypatch.setattr(Screen, "draw", lambda self, string: frames.append(string) or draw(self, string))
     for extra, streams in (([], True), (["--no-stream"], False)):
         out = Terminal()
         monkeypatch.setattr(sys, "stdout", out)

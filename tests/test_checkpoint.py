@@ -9,15 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada_plugins.models.llada import LLaDA, SpecialTokens
-from llada_plugins.models.loading import (
-    load_model,
-    load_tensors,
-    read_config,
-    save_model,
-    special_tokens,
-    tensor_files,
-)
+from llada_plugins.models.folder import read_config, special_tokens, tensor_files
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.loading import load_model, load_tensors, save_model
+from llada_plugins.models.special_tokens import SpecialTokens
 from tests.tolerance import measured
 
 pytestmark = pytest.mark.floats

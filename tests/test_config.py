@@ -121,7 +121,7 @@ def test_rules_of_the_class_hold_for_built_values():
 
 
 def test_every_option_states_its_help():
-    from llada_plugins.engine.engine import EngineConfig
+    from llada_plugins.engine.config import EngineConfig
 
     for cls in (SamplerConfig, EngineConfig):
         for field in cls.__dataclass_fields__.values():

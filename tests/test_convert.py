@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from training import convert
+from llada_plugins.files import jsonl
+from training import convert as command
+from training.data.formats import Row, convert, read_rows
 from training.data.rows import Vocabulary, read_jsonl
 
 BYTES = Vocabulary(lambda text: list(text.encode()), 258, 1 << 20, 257)
@@ -40,8 +42,8 @@ def num_rows(source: Path) -> int:
 def test_a_public_file_is_converted_row_by_row(tmp_path, capsys, public, case):
     name, file, prompt, completion = FILES[case]
     source = public(file)
-    convert.main(["--format", name, "--input", str(source), "--output", str(tmp_path / "rows.jsonl")])
-    raw = [row for _, row in convert.read_rows(source)]
+    command.main(["--format", name, "--input", str(source), "--output", str(tmp_path / "rows.jsonl")])
+    raw = [row for _, row in read_rows(source)]
     rows = read(tmp_path / "rows.jsonl")
     reported = capsys.readouterr()
     num_skipped = reported.err.count("skipped ")
@@ -56,7 +58,7 @@ def test_a_public_file_is_converted_row_by_row(tmp_path, capsys, public, case):
 def test_dialogues_keep_every_turn_and_each_answer_becomes_an_example(tmp_path, public, case):
     source = public(DIALOGUES[case])
     raw = json.loads(source.read_text(encoding="utf-8"))
-    convert.main(["--format", "sharegpt", "--input", str(source), "--output", str(tmp_path / "rows.jsonl")])
+    command.main(["--format", "sharegpt", "--input", str(source), "--output", str(tmp_path / "rows.jsonl")])
     turns = [row["conversations"] + ([row["chosen"]] if "chosen" in row else []) for row in raw]
     names = {"human": "user", "gpt": "assistant", "system": "system"}
     assert read(tmp_path / "rows.jsonl") == [
@@ -70,7 +72,7 @@ def test_dialogues_keep_every_turn_and_each_answer_becomes_an_example(tmp_path, 
 def test_an_alpaca_prompt_is_the_instruction_and_below_it_the_input(public, case):
     source = public(ALPACA[case])
     raw = json.loads(source.read_text(encoding="utf-8"))
-    rows, skipped = convert.convert(source, "alpaca")
+    rows, skipped = convert(source, "alpaca")
     assert len(rows) + len(skipped) == len(raw) and not skipped
     for row, converted in zip(raw, rows):
         assert converted.prompt == (row["instruction"] + "\n\n" + row["input"] if row["input"] else row["instruction"])
@@ -93,7 +95,7 @@ def test_an_alpaca_prompt_is_the_instruction_and_below_it_the_input(public, case
 ])
 def test_dialogues_in_every_form_become_messages(tmp_path, name, row, messages):
     (tmp_path / "in.jsonl").write_text(json.dumps(row))
-    assert convert.convert(tmp_path / "in.jsonl", name) == ([(messages,)], [])
+    assert convert(tmp_path / "in.jsonl", name) == ([(messages,)], [])
 
 
 @pytest.mark.parametrize("name, row, reason", [
@@ -119,18 +121,18 @@ def test_dialogues_in_every_form_become_messages(tmp_path, name, row, messages):
 def test_a_row_without_a_learnable_answer_is_skipped_with_the_reason(tmp_path, name, row, reason):
     good = {"conversations": [ASK, SAY], "messages": [ASKED, SAID], "instruction": "i", "output": "o"}
     (tmp_path / "in.json").write_text(json.dumps([good, row]))
-    rows, skipped = convert.convert(tmp_path / "in.json", name)
+    rows, skipped = convert(tmp_path / "in.json", name)
     assert len(rows) == 1 and len(skipped) == 1
     assert skipped[0].place == f"{tmp_path / 'in.json'}: row 2" and skipped[0].reason.startswith(reason)
     with pytest.raises(ValueError, match="in.json: row 2: "):
-        convert.convert(tmp_path / "in.json", name, strict=True)
+        convert(tmp_path / "in.json", name, strict=True)
 
 
 def test_what_is_written_is_learned_as_the_input_says(tmp_path):
     """Of a public report: the answers of weight 1 and of train true, and no other."""
     row = {"conversations": [ASK, {"from": "gpt", "value": "Table.", "train": False}, ASK, {"from": "gpt", "value": "Blue.", "train": True}]}
     (tmp_path / "in.jsonl").write_text(json.dumps(row))
-    convert.main(["--format", "sharegpt", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")])
+    command.main(["--format", "sharegpt", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")])
     words = BYTES._replace(render=lambda messages: "".join(message["content"] for message in messages))
     example, = read_jsonl(tmp_path / "out.jsonl", words, append_eos=False)
     assert (example.input_ids, example.prompt_length) == (list(b"qTable.qBlue."), len("qTable.q"))
@@ -138,7 +140,7 @@ def test_what_is_written_is_learned_as_the_input_says(tmp_path):
 
 def test_with_chat_a_question_and_its_answer_become_a_dialogue(tmp_path):
     (tmp_path / "in.jsonl").write_text(json.dumps({"question": "q", "answer": "a"}))
-    convert.main(["--format", "gsm8k", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), "--chat"])
+    command.main(["--format", "gsm8k", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), "--chat"])
     assert read(tmp_path / "out.jsonl") == [{"messages": [ASKED, SAID]}]
 
 
@@ -147,12 +149,12 @@ def test_a_folder_of_single_objects_is_read_file_by_file(tmp_path):
     for name, row in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(row, indent=2))        # as MATH is published
-    rows, skipped = convert.convert(tmp_path, "math")
+    rows, skipped = convert(tmp_path, "math")
     assert [row.prompt for row in rows] == ["p1", "p2"]
     assert [skip.place for skip in skipped] == [f"{tmp_path / 'b/1.json'}:1"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no .json or .jsonl file in this folder"):
-        convert.convert(tmp_path / "empty", "math")
+        convert(tmp_path / "empty", "math")
 
 
 @pytest.mark.parametrize("name, row", [
@@ -164,13 +166,13 @@ def test_a_folder_of_single_objects_is_read_file_by_file(tmp_path):
 def test_every_format_makes_prompt_and_completion(tmp_path, name, row):
     for text in (json.dumps([row, row]), json.dumps(row) + "\n\n" + json.dumps(row) + "\n"):
         (tmp_path / "in").write_text(text)
-        assert convert.convert(tmp_path / "in", name) == ([("p", "s"), ("p", "s")], [])
+        assert convert(tmp_path / "in", name) == ([("p", "s"), ("p", "s")], [])
 
 
 def test_text_is_kept_as_it_is(tmp_path):
     text = " é \u2028 \\frac{1}{2} <<1+1=2>> \n"
     (tmp_path / "in.jsonl").write_text(json.dumps({"question": text, "answer": text}, ensure_ascii=False), encoding="utf-8")
-    convert.main(["--format", "gsm8k", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")])
+    command.main(["--format", "gsm8k", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")])
     assert read(tmp_path / "out.jsonl") == [{"prompt": text, "completion": text}]
 
 
@@ -191,7 +193,7 @@ BAD = {
 def test_bad_rows_are_skipped_with_file_line_and_reason_and_the_rest_is_kept(tmp_path, capsys):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("\n".join([json.dumps(GOOD), *BAD, json.dumps(GOOD)]) + "\n", encoding="utf-8", errors="surrogateescape")
-    convert.main(["--format", "gsm8k", "--input", str(source), "--output", str(out)])
+    command.main(["--format", "gsm8k", "--input", str(source), "--output", str(out)])
     reported = capsys.readouterr()
     for number, reason in enumerate(BAD.values(), 2):
         assert f"skipped {source}:{number}: {reason}" in reported.err
@@ -201,14 +203,14 @@ def test_bad_rows_are_skipped_with_file_line_and_reason_and_the_rest_is_kept(tmp
 @pytest.mark.parametrize("line", ["[1, 2]", DEEP, "[" * 100000 + "]" * 100000, '{"question": "a'], ids=["array", "deep", "deeper", "torn"])
 def test_a_bad_first_row_does_not_stop_the_others(tmp_path, line):
     (tmp_path / "in.jsonl").write_text(line + "\n" + json.dumps(GOOD) + "\n")
-    rows, skipped = convert.convert(tmp_path / "in.jsonl", "gsm8k")
+    rows, skipped = convert(tmp_path / "in.jsonl", "gsm8k")
     assert len(rows) == 1 and [skip.place for skip in skipped] == [f"{tmp_path / 'in.jsonl'}:1"]
 
 
 @pytest.mark.parametrize("text", [json.dumps(GOOD) + "\n" + json.dumps(GOOD), json.dumps([GOOD, GOOD], indent=1)])
 def test_a_byte_order_mark_costs_no_row(tmp_path, text):
     (tmp_path / "in.json").write_text(text, encoding="utf-8-sig")
-    rows, skipped = convert.convert(tmp_path / "in.json", "gsm8k")
+    rows, skipped = convert(tmp_path / "in.json", "gsm8k")
     assert len(rows) == 2 and not skipped
 
 
@@ -216,7 +218,7 @@ def test_text_of_an_array_that_is_not_unicode_costs_its_row_alone(tmp_path):
     text = json.dumps([{"conversations": [ASK, SAY]}, {"conversations": [ASK, {"from": "gpt", "value": "\ud800"}]}])
     third = json.dumps({"conversations": [ASK, {"from": "gpt", "value": "BYTE"}]}).encode().replace(b"BYTE", b"\xff")
     (tmp_path / "in.json").write_bytes(text.encode()[:-1] + b", " + third + b"]")
-    rows, skipped = convert.convert(tmp_path / "in.json", "sharegpt")
+    rows, skipped = convert(tmp_path / "in.json", "sharegpt")
     assert len(rows) == 1 and [skip.place.split(": ")[1] for skip in skipped] == ["row 2", "row 3"]
     assert all(skip.reason.startswith("not UTF-8 text: ") for skip in skipped)
 
@@ -225,7 +227,7 @@ def test_a_broken_object_on_many_lines_is_one_row(tmp_path):
     for name, text in {"1": '{\n "problem": "p",\n "solution": "s"\n}\n', "2": '{\n "problem": "p",\n "solution": \n}\n',
                        "3": '{"problem": "p",\n "solution": "s'}.items():
         (tmp_path / f"{name}.json").write_text(text)
-    rows, skipped = convert.convert(tmp_path, "math")
+    rows, skipped = convert(tmp_path, "math")
     assert len(rows) == 1 and [skip.place for skip in skipped] == [f"{tmp_path / '2.json'}:4", f"{tmp_path / '3.json'}:2"]
 
 
@@ -234,7 +236,7 @@ def test_strict_ends_at_the_first_bad_row_and_writes_nothing(tmp_path, line):
     source, out = tmp_path / "in.jsonl", tmp_path / "sub" / "out.jsonl"
     source.write_text(json.dumps(GOOD) + "\n" + line + "\n", encoding="utf-8", errors="surrogateescape")
     with pytest.raises(SystemExit) as exit_info:
-        convert.main(["--format", "gsm8k", "--input", str(source), "--output", str(out), "--strict"])
+        command.main(["--format", "gsm8k", "--input", str(source), "--output", str(out), "--strict"])
     assert str(exit_info.value.code).startswith(f"error: {source}:2: {BAD[line]}") and "\n" not in str(exit_info.value.code)
     assert not out.parent.exists()
 
@@ -252,7 +254,7 @@ def test_a_file_that_cannot_be_converted_is_refused_in_one_line(tmp_path, conten
     if content is not None:
         source.write_bytes(content)
     with pytest.raises(SystemExit) as exit_info:
-        convert.main(["--format", "gsm8k", "--input", str(source), "--output", str(out)])
+        command.main(["--format", "gsm8k", "--input", str(source), "--output", str(out)])
     text = str(exit_info.value.code)
     assert text.startswith("error: ") and message in text and "\n" not in text
     assert not out.exists()
@@ -262,13 +264,13 @@ def test_an_existing_output_is_not_overwritten(tmp_path):
     (tmp_path / "in.jsonl").write_text(json.dumps(GOOD))
     (tmp_path / "out.jsonl").write_text("mine")
     with pytest.raises(SystemExit, match="exists"):
-        convert.main(["--format", "gsm8k", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")])
+        command.main(["--format", "gsm8k", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")])
     assert (tmp_path / "out.jsonl").read_text() == "mine"
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(UnicodeEncodeError):
-        convert.write_rows([convert.Row("a", "b"), convert.Row("\ud800", "b")], tmp_path / "out.jsonl")
+        jsonl.write_rows([Row("a", "b"), Row("\ud800", "b")], tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError, match="^/proc/x/y could not be written"):
-        convert.write_rows([convert.Row("a", "b")], Path("/proc/x/y"))
+        jsonl.write_rows([Row("a", "b")], Path("/proc/x/y"))

@@ -12,7 +12,7 @@ from llada_plugins.options.fields import names
 from training import create_configs, sft
 from training.create_configs import COMMANDS, config_text
 from training.runs import launch
-from training.runs.launch import RunArguments
+from training.runs.arguments import RunArguments
 
 
 def model_flags(name: str) -> list[str]:

@@ -25,7 +25,7 @@ from llada_plugins.tasks import sudoku
 from tests.tolerance import float64_casts, rounding, token_error, twice_naive
 from training import remask_sft, sft
 from training.loop import trainer
-from training.runs.launch import RunArguments
+from training.runs.arguments import RunArguments
 
 pytestmark = pytest.mark.floats
 

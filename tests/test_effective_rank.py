@@ -11,10 +11,16 @@ import pytest
 import torch
 
 from llada_plugins import effective_rank as command
-from llada_plugins.effective_rank import RankOptions, compare, effective_rank, mask_ranks, random_router
-from llada_plugins.methods.addon import backbone_fingerprint
 from llada_plugins.methods.router import Router, RouterConfig, save_router
+from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.loading import load_model
+from llada_plugins.reports.effective_rank import (
+    RankOptions,
+    compare,
+    effective_rank,
+    mask_ranks,
+    random_router,
+)
 from tests.tolerance import EPS64, rounding
 
 pytestmark = pytest.mark.floats
@@ -199,7 +205,7 @@ def test_without_tokenizer_the_remedy_is_named(golden, tmp_path):
 
 def test_without_matplotlib_nothing_is_computed_and_the_install_line_is_shown(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(command, "load_model", None)
+    monkeypatch.setattr("llada_plugins.reports.effective_rank.load_model", None)
     with pytest.raises(SystemExit, match="plots need matplotlib: pip install matplotlib"):
         command.main(["--output", str(tmp_path / "report")])
     assert not (tmp_path / "report").exists()

@@ -17,10 +17,11 @@ import pytest
 pytest.importorskip("math_verify")
 
 from llada_plugins.engine.engine import Engine, Request, option_classes
-from llada_plugins.evaluate import EvaluateConfig, Row, main, read_command_line, summary
+from llada_plugins.engine.question_files import EvaluateConfig, Row, summary
+from llada_plugins.evaluate import main, read_command_line
 from llada_plugins.files.csv_journal import MetricsFile
 from llada_plugins.methods.table import METHODS
-from llada_plugins.models import loading as checkpoint
+from llada_plugins.models.folder import TINY
 from llada_plugins.options.fields import names
 from llada_plugins.rewards.process_reward_model import ScoreError
 from llada_plugins.tasks import mathematics, sudoku
@@ -271,7 +272,7 @@ def test_a_process_reward_model_reads_the_bare_question_unless_told_otherwise(tm
     flags = dict(model="llada_prm", gen_length="16", method="vanilla", instruction="4321...2.......=", chat="false")
 
     def written(**flags: str) -> list[tuple[str, str, str]]:
-        rows = sorted(run(tmp_path, checkpoint.TINY, **flags), key=lambda row: row["index"])
+        rows = sorted(run(tmp_path, TINY, **flags), key=lambda row: row["index"])
         return [(row["response"], row["forwards"], row["prm_calls"]) for row in rows]
 
     def expected(**options: str) -> list[tuple[str, str, str]]:

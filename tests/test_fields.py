@@ -14,7 +14,8 @@ from llada_plugins import SamplerConfig, SpecialTokens, generate
 from llada_plugins.diffusion.denoiser import Canvas, Prediction
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.models import text
-from llada_plugins.models.loading import load_model, read_config, save_model, special_tokens
+from llada_plugins.models.folder import read_config, special_tokens
+from llada_plugins.models.loading import load_model, save_model
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
 Change = Callable[[Path], object]

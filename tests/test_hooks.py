@@ -13,12 +13,13 @@ from torch.nn.utils import parametrize, prune
 
 from llada_plugins.diffusion.denoiser import model_denoiser
 from llada_plugins.likelihood.estimate import log_likelihood
-from llada_plugins.methods.addon import backbone_fingerprint
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import RoutedLLaDA, Router, RouterConfig, routed
 from llada_plugins.models.bitower import BiTowerLLaDA
+from llada_plugins.models.fingerprint import backbone_fingerprint
+from llada_plugins.models.folder import TINY
 from llada_plugins.models.llada import LLaDA, empty_like, initialise
-from llada_plugins.models.loading import TINY, save_model
+from llada_plugins.models.loading import save_model
 from llada_plugins.models.submodules import is_plain_linear
 from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
 from llada_plugins.sampling.config import SamplerConfig

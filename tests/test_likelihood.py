@@ -10,7 +10,8 @@ import torch
 
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model_denoiser
 from llada_plugins.likelihood.estimate import LogLikelihood, log_likelihood
-from llada_plugins.models.llada import LLaDA, SpecialTokens
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
 from tests.tolerance import likelihood_error, token_error

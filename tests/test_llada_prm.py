@@ -13,13 +13,14 @@ from benchmarks import ablation_prm
 from llada_plugins.engine.engine import Completion, Engine, Request
 from llada_plugins.lmeval_models import LLaDAPRM
 from llada_plugins.models import loading as checkpoint
+from llada_plugins.models.folder import TINY
 from llada_plugins.tasks import sudoku
 from tests.test_lmeval import ROOT, TASKS, generation, run_lm_eval
 from tests.test_opencompass import predictions_of, run_opencompass
 
 pytestmark = pytest.mark.floats
 
-PRM = checkpoint.TINY / "prm"
+PRM = TINY / "prm"
 PROBLEMS = sudoku.problems("test", 80)
 ROWS = dict(gen_length=16, steps=4, device="cpu")
 
@@ -55,7 +56,7 @@ def test_budgets_are_options_of_the_engine():
 
 
 def test_results_say_who_judged_and_the_fingerprint_follows_the_judges_weights(tmp_path):
-    folder = shutil.copytree(checkpoint.TINY, tmp_path / "model")
+    folder = shutil.copytree(TINY, tmp_path / "model")
     engine = Engine("llada_prm", pretrained=str(folder), **ROWS)
     info, before = engine.info(), engine.fingerprint()
     assert (info["method"], info["method_options"]["method"], engine.sampler.block_length) == ("llada_prm", "backmask", 4)

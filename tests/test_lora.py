@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.methods.addon import backbone_fingerprint
 from llada_plugins.models import loading as checkpoint
+from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.lora import CONFIG, PREFIX, WEIGHTS, targeted

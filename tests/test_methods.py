@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.methods.addon import backbone_fingerprint
 from llada_plugins.methods.policy_head import PolicyHead, save_policy
+from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks import sudoku

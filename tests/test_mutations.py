@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llada_plugins.files.json_files import Kind
-from llada_plugins.models import llada as model
+from llada_plugins.models.llada_config import OPTIONAL, REQUIRED
 from llada_plugins.models.loading import load_model
 from tests.mutations import JSON, KINDS, PLACES, Fault, make_model, outcome, trials
 from tests.mutations import Kind as Checkpoint
@@ -32,11 +32,11 @@ def test_every_file_meets_every_kind_of_damage_in_the_long_run():
     assert met >= {*PLACES, *(f"header: {damage}" for damage in JSON), *JSON, "flipped bit", "truncated", "key twice", "other tensor"}
 
 
-@pytest.mark.parametrize("field", [*model.REQUIRED, *model.OPTIONAL])
+@pytest.mark.parametrize("field", [*REQUIRED, *OPTIONAL])
 def test_no_field_of_a_config_takes_a_value_of_another_type(tmp_path, field):
     make_model(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
-    declared: Kind = {**model.REQUIRED, **model.OPTIONAL}[field]
+    declared: Kind = {**REQUIRED, **OPTIONAL}[field]
     for value in WRONG:
         if declared.holds(value):
             continue

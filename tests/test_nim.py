@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.models import loading as checkpoint
+from llada_plugins.models.folder import TINY, resolve
 from llada_plugins.tasks import nim
 from llada_plugins.tasks.nim import Problem, is_winning, num_positions, problems, split_of
 
@@ -116,10 +116,10 @@ def test_an_unknown_split_is_refused_by_name():
 
 
 def test_shipped_models_have_names_and_an_unknown_one_is_told_them():
-    assert checkpoint.resolve(None) == checkpoint.resolve("tiny") == checkpoint.resolve("sudoku4") == checkpoint.TINY
-    assert checkpoint.resolve("nim").name == "nim"
+    assert resolve(None) == resolve("tiny") == resolve("sudoku4") == TINY
+    assert resolve("nim").name == "nim"
     with pytest.raises(FileNotFoundError, match="or a model shipped in the package: tiny, sudoku4, nim"):
-        checkpoint.resolve("nimm")
+        resolve("nimm")
 
 
 # --- the model in the package, and both harnesses --------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_the_model_in_the_package_wins_from_held_out_positions(engine):
 
 
 def test_the_model_in_the_package_is_small():
-    assert sum(path.stat().st_size for path in checkpoint.resolve("nim").rglob("*")) < 5e6
+    assert sum(path.stat().st_size for path in resolve("nim").rglob("*")) < 5e6
 
 
 def test_lm_eval_scores_both_tasks_by_the_rule(engine):

@@ -24,7 +24,7 @@ from opencompass.registry import MODELS
 from opencompass.utils.prompt import PromptList
 
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.methods.table import Judge
+from llada_plugins.methods.prepared import Judge
 from llada_plugins.models.text import without_special_tokens
 from llada_plugins.opencompass_inferencers import LLInferencer, PPLInferencer
 from llada_plugins.opencompass_models import LLaDA, unwrap_prediction

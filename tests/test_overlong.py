@@ -17,7 +17,7 @@ from llada_plugins.engine.engine import Completion, Engine, Request
 from llada_plugins.evaluate import main as evaluate
 from llada_plugins.likelihood.estimate import LogLikelihood
 from llada_plugins.lmeval_models import LLaDA
-from llada_plugins.models.loading import TINY
+from llada_plugins.models.folder import TINY
 from llada_plugins.opencompass_models import LLaDA as OpenCompassLLaDA
 from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
 from llada_plugins.rewards.steps import block_scorer

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 
 from llada_plugins import configs
 from llada_plugins._lm_eval_hook import register
+from llada_plugins.files.installation import shipped
 
 ROOT = Path(__file__).parents[1]
 PTH = "llada_plugins_lm_eval.pth"
@@ -274,9 +275,9 @@ def test_the_configs_command_refuses_in_one_line_and_writes_nothing(words, messa
 
 def test_an_installation_without_its_configs_says_so(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()        # another package's, in site-packages
-    monkeypatch.setattr(configs, "PACKAGE", tmp_path / "llada_plugins")
+    monkeypatch.setattr("llada_plugins.files.installation.PACKAGE", tmp_path / "llada_plugins")
     with pytest.raises(FileNotFoundError, match="this installation is not whole"):
-        configs.shipped("configs")
+        shipped("configs")
 
 
 # -- real installs into a fresh environment

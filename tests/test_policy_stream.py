@@ -10,15 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada_plugins.diffusion.denoiser import (
-    PADDING,
-    Canvas,
-    Denoiser,
-    guided,
-    model_denoiser,
-    suppressed,
-)
-from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, model_denoiser
+from llada_plugins.diffusion.guidance import guided, suppressed
 from llada_plugins.methods.policy_head import (
     CONFIG,
     WEIGHTS,
@@ -28,8 +21,11 @@ from llada_plugins.methods.policy_head import (
     save_policy,
 )
 from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
-from llada_plugins.models.llada import LLaDA, SpecialTokens
-from llada_plugins.models.loading import FINGERPRINT_VALUES, is_bitower, load_model, save_model
+from llada_plugins.models.fingerprint import FINGERPRINT_VALUES, backbone_fingerprint
+from llada_plugins.models.folder import is_bitower
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.loading import load_model, save_model
+from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
 from llada_plugins.sampling.sampler import Sample, Step

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llada_plugins.diffusion.forward_process import EPS, mask_tokens
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.models.llada import LLaDA, LLaDAConfig, initialise
+from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import load_model
 from tests.tolerance import forward_error, rounding, token_error
 from training import pretrain
@@ -408,7 +409,7 @@ def test_every_line_is_shown_once_and_by_itself(tmp_path, data, capsys, monkeypa
     (["tensorbord"], "unknown --report_to 'tensorbord' (did you mean 'tensorboard'?)"),
 ])
 def test_a_tracker_that_cannot_be_had_ends_the_run_before_it_begins(tmp_path, data, monkeypatch, names, message):
-    monkeypatch.setattr(launch, "get_available_reporting_integrations", lambda: ["mlflow"])
+    monkeypatch.setattr("training.runs.arguments.get_available_reporting_integrations", lambda: ["mlflow"])
     with pytest.raises(SystemExit) as exit_info:
         train(tmp_path / "out", "--dataset", str(data), *FLAGS, "--report_to", *names)
     assert str(exit_info.value.code).startswith(f"error: {message}") and not (tmp_path / "out").exists()

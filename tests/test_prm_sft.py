@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from llada_plugins.files.jsonl import write_rows
-from llada_plugins.models.loading import TINY
+from llada_plugins.models.folder import TINY
 from llada_plugins.models.text import load_tokenizer
 from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
 from llada_plugins.tasks import sudoku
@@ -21,11 +21,11 @@ from tests.tolerance import measured
 from training import prm_sft, step_data
 from training.data import sudoku_steps
 from training.data.byte_tokenizer import byte_tokenizer
+from training.data.steps import StepRow, collate_steps, read_steps, step_encoder
 from training.data.sudoku_steps import solutions_in_steps
 from training.loop.objectives import IGNORED
 from training.runs import reward
 from training.runs.reward import PRMOptions
-from training.step_data import StepRow, collate_steps, read_steps, step_encoder
 
 pytestmark = pytest.mark.floats
 

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llada_plugins import SamplerConfig, generate
-from llada_plugins.methods.addon import backbone_fingerprint
 from llada_plugins.methods.policy_head import PolicyHead, load_policy, save_policy
+from llada_plugins.models.fingerprint import backbone_fingerprint
+from llada_plugins.models.folder import TINY
 from llada_plugins.models.gptq import PackedLinear
 from llada_plugins.models.llada import LLaDA
-from llada_plugins.models.loading import BLOCKS, TINY, load_model, load_quantised, save_model
+from llada_plugins.models.loading import BLOCKS, load_model, load_quantised, save_model
 from llada_plugins.models.quantization import (
     METHODS,
     NF4Linear,

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from llada_plugins.diffusion.forward_process import Replace, another_of, mask_tokens, remask_noise
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.methods.addon import backbone_fingerprint
 from llada_plugins.methods.policy_head import load_policy
-from llada_plugins.models.llada import LLaDA, LLaDAConfig, initialise
-from llada_plugins.models.loading import TINY, load_model
+from llada_plugins.models.fingerprint import backbone_fingerprint
+from llada_plugins.models.folder import TINY
+from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.llada_config import LLaDAConfig
+from llada_plugins.models.loading import load_model
 from llada_plugins.reports.metrics import auc, confusion, expected_calibration_error
 from llada_plugins.tasks import sudoku
 from tests.tolerance import EPS64, largest, measured, rounding, token_error
@@ -29,7 +31,7 @@ from training.loop import objectives
 from training.loop.objectives import IGNORED
 from training.loop.trainer import noise
 from training.runs import policy
-from training.runs.launch import TOKENIZER_FILES, Job
+from training.runs.jobs import TOKENIZER_FILES, Job
 from training.runs.lora import PROJECTIONS, LoRA
 from training.runs.policy import PolicyModel, merged, policy_model
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llada_plugins.models import loading as checkpoint
+from llada_plugins.files import tensors
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.options.fields import names
 from llada_plugins.tasks import sudoku
@@ -24,7 +24,7 @@ from training import sft
 from training.create_configs import COMMANDS
 from training.loop import resuming as checkpoints
 from training.loop import trainer
-from training.runs.launch import RunArguments
+from training.runs.arguments import RunArguments
 
 pytestmark = pytest.mark.floats
 
@@ -115,7 +115,7 @@ def killed_inside_a_file(number: int) -> Callable[[], None]:
                 Path(path).write_bytes(b"\x80\0\0\0\0\0\0\0{torn")
                 os.kill(os.getpid(), signal.SIGKILL)
             plain(state, path, metadata)
-        plain, checkpoint.save_file = checkpoint.save_file, save_file
+        plain, tensors.save_file = tensors.save_file, save_file
     return prepare
 
 
@@ -257,7 +257,7 @@ def test_an_error_while_writing_leaves_the_file_as_it_was(tmp_path, make_model, 
     def save_file(state, path, metadata=None) -> None:
         Path(path).write_bytes(b"torn")
         raise OSError("No space left on device")
-    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    monkeypatch.setattr("llada_plugins.files.tensors.save_file", save_file)
     with pytest.raises(OSError, match="No space left"):
         save_model(make_model(seed=1), tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before

@@ -10,7 +10,7 @@ import torch
 
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
 from llada_plugins.diffusion.random_streams import request_key
-from llada_plugins.models.llada import SpecialTokens
+from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.rewards.block_review import (
     BlockReview,
     ReviewConfig,

@@ -14,9 +14,9 @@ from llada_plugins.diffusion.denoiser import (
     Denoiser,
     Prediction,
     align,
-    guided,
     model_denoiser,
 )
+from llada_plugins.diffusion.guidance import guided
 from llada_plugins.likelihood.estimate import log_likelihood
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import (

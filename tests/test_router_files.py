@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llada_plugins.methods.addon import backbone_fingerprint
 from llada_plugins.methods.router import (
     CONFIG,
     WEIGHTS,
@@ -18,6 +17,7 @@ from llada_plugins.methods.router import (
     load_router,
     save_router,
 )
+from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 
 

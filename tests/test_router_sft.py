@@ -22,7 +22,10 @@ from training.data.rows import collate_answers, encode, vocabulary
 from training.loop import objectives
 from training.loop.trainer import noise
 from training.runs import launch, routing
-from training.runs.launch import Job, RunArguments, run
+from training.runs.arguments import RunArguments
+from training.runs.jobs import Job
+from training.runs.launch import run
+from training.runs.options import RouterOptions
 
 pytestmark = pytest.mark.floats
 
@@ -141,7 +144,7 @@ def test_a_run_by_command_lowers_the_held_out_loss_and_leaves_what_the_engine_lo
 def test_scaled_seeds_are_in_units_of_the_mask_embedding(job):
     scales = []
     for flags in ([], ["--router_scaled"]):
-        options, _ = launch.parse(router_sft.RouterOptions, "", ["--model", "x", "--output_dir", "x", *flags])
+        options, _ = launch.parse(RouterOptions, "", ["--model", "x", "--output_dir", "x", *flags])
         scales.append(routing.router_config(options, job.model).scale)
     mask = job.model.embedding.weight[job.model.config.mask_token_id].tolist()
     assert scales == [1.0, pytest.approx(math.sqrt(sum(value ** 2 for value in mask) / len(mask)))]

@@ -10,31 +10,17 @@ import pytest
 import torch
 from scipy import stats
 
-from llada_plugins.diffusion.denoiser import (
-    PADDING,
-    Canvas,
-    Denoiser,
-    Prediction,
-    guided,
-    suppressed,
-)
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction, log_total
+from llada_plugins.diffusion.guidance import guided, suppressed
 from llada_plugins.diffusion.random_streams import uniform
-from llada_plugins.models.llada import SpecialTokens
 from llada_plugins.models.loading import load_model
+from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling import sampler
-from llada_plugins.sampling.confidence import CONFIDENCE, PROBABILITIES, Candidates, log_total
+from llada_plugins.sampling.confidence import CONFIDENCE, PROBABILITIES, Candidates
 from llada_plugins.sampling.config import ADAPTIVE_RULES, SamplerConfig
 from llada_plugins.sampling.generate import generate, with_options
-from llada_plugins.sampling.sampler import (
-    Draft,
-    Filled,
-    Sample,
-    Step,
-    decode,
-    once,
-    propose,
-    sample,
-)
+from llada_plugins.sampling.propose import propose, sample
+from llada_plugins.sampling.sampler import Draft, Filled, Sample, Step, decode, once
 from llada_plugins.sampling.unmask_schedule import PASSING, keep_top, num_passing, quota
 from tests.tolerance import rounding
 
@@ -228,7 +214,7 @@ def test_an_answer_does_not_depend_on_who_takes_whose_place(options):
 def test_an_answer_does_not_depend_on_how_many_positions_are_judged_at_once(options, monkeypatch):
     steps, whole = steps_of(options)
     for num in (1, 17):        # one column of all rows, three columns
-        monkeypatch.setattr(sampler, "positions_at_once", lambda device: num)
+        monkeypatch.setattr("llada_plugins.sampling.propose.positions_at_once", lambda device: num)
         parts, samples = steps_of(options)
         assert samples == whole
         for part, step in zip(parts, steps, strict=True):
@@ -244,7 +230,7 @@ def test_logits_are_asked_for_at_few_positions_at_once_and_only_where_needed(mor
         prediction = toy_denoiser()(canvas, window)
         return prediction._replace(logits_at=lambda at: asked.append(tuple(at.shape)) or prediction.logits_at(at))
 
-    monkeypatch.setattr(sampler, "positions_at_once", lambda device: 4)
+    monkeypatch.setattr("llada_plugins.sampling.propose.positions_at_once", lambda device: 4)
     run(dict(gen_length=12, **more), PROMPTS[:2], watched)
     assert all(rows == 2 and columns <= 2 for rows, columns in asked)
     assert sum(columns for _, columns in asked) == (12 * 12 if "revise" in more else sum(range(13)))

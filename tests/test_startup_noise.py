@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from llada_plugins.models import text
 from llada_plugins.options import startup_messages as startup_noise
-from training.runs.launch import RunArguments
+from training.runs.arguments import RunArguments
 
 SAID = [        # as the tested versions say it
     ("torchao", "Failed to load /site-packages/torchao/_C_cutlass_90a.abi3.so: Could not load it"),

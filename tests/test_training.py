@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from llada_plugins.diffusion.forward_process import EPS, mask_tokens
-from llada_plugins.models.llada import LLaDA, LLaDAConfig, initialise
+from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import load_model
 from llada_plugins.tasks import sudoku
 from tests.tolerance import measured, rounding, token_error
@@ -21,7 +22,8 @@ from training.loop import objectives
 from training.loop.objectives import Loss
 from training.loop.trainer import DiffusionTrainer, noise
 from training.runs import launch
-from training.runs.launch import TOKENIZER_FILES, RunArguments, save_checkpoint
+from training.runs.arguments import RunArguments
+from training.runs.jobs import TOKENIZER_FILES, save_checkpoint
 
 pytestmark = pytest.mark.floats
 

@@ -13,12 +13,22 @@ from llada_plugins import SamplerConfig, SpecialTokens, ups_report
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Prediction
 from llada_plugins.diffusion.forward_process import another_of
 from llada_plugins.engine.engine import Engine
-from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.files.atomic import whole_folder
 from llada_plugins.methods.policy_head import PolicyHead, save_policy
+from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.loading import load_model
-from llada_plugins.reports.render import PLOTS, markdown, whole_folder
+from llada_plugins.reports.render import markdown
 from llada_plugins.reports.trajectory import MASKED, Change, corrections, expected_masks, record
-from llada_plugins.ups_report import Noise, Problem, ReportOptions, Visible, detect, detection_report, model_samples, reliability
+from llada_plugins.reports.ups_detection import (
+    Noise,
+    Visible,
+    detect,
+    detection_report,
+    model_samples,
+    reliability,
+)
+from llada_plugins.reports.ups_plots import PLOTS
+from llada_plugins.reports.ups_problems import Problem, ReportOptions
 from tests.tolerance import rounding
 
 pytestmark = pytest.mark.floats

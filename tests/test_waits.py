@@ -20,7 +20,8 @@ from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
 from llada_plugins.diffusion.random_streams import uniform
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import Router, RouterConfig, routed
-from llada_plugins.models.llada import LLaDA, SpecialTokens
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.confidence import CONFIDENCE
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate

@@ -13,16 +13,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from llada_plugins.files.atomic import whole_folder
+from llada_plugins.options.command_line import run_command
 from llada_plugins.options.fields import arg
-from llada_plugins.reports.render import run_command, whole_folder
 from training.runs import presets
-from training.runs.launch import RunArguments
+from training.runs.arguments import RunArguments
+from training.runs.options import FineTuningOptions, RouterOptions
 from training.runs.policy import RemaskOptions
 from training.runs.pretraining import PretrainOptions
 from training.runs.reward import PRMOptions
-
-from .router_sft import RouterOptions
-from .sft import FineTuningOptions
 
 COMMANDS: dict[str, tuple[type, Mapping[str, Any]]] = {
     "pretrain": (PretrainOptions, presets.PRETRAIN_PRESETS),

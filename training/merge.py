@@ -14,11 +14,13 @@ from typing import Literal
 
 from safetensors import SafetensorError
 
-from llada_plugins.models.loading import DTYPES, load_model, resolve, save_model, stored_dtype
+from llada_plugins.files.atomic import check_empty, whole_folder
+from llada_plugins.models.folder import resolve, stored_dtype
+from llada_plugins.models.loading import DTYPES, load_model, save_model
 from llada_plugins.models.lora import CONFIG
+from llada_plugins.options.command_line import run_command
 from llada_plugins.options.fields import arg
-from llada_plugins.reports.render import check_empty, run_command, whole_folder
-from training.runs.launch import copy_tokenizer
+from training.runs.jobs import copy_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from training.loop import objectives
 from training.loop.trainer import noise
 from training.runs import launch, policy
+from training.runs.jobs import checkpoint_job, preset_job
 from training.runs.presets import UPS_PRESETS
 
 USAGE = "python -m training.remask_sft (--preset NAME | --model DIR --data FILE.jsonl) --output_dir DIR [flags; --help lists them]"
@@ -28,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         launch.check_output(arguments)
         if options.preset:
-            job = launch.preset_job(options.preset, arguments, UPS_PRESETS)
+            job = preset_job(options.preset, arguments, UPS_PRESETS)
         else:
-            job = launch.checkpoint_job(options, arguments)
+            job = checkpoint_job(options, arguments)
         incorrect = policy.INCORRECT_FROM[options.incorrect_from](job)
         start = options.model or UPS_PRESETS[options.preset].model
         description = {"backbone": start, "command": shlex.join(command), "options": asdict(options)}

@@ -8,33 +8,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from llada_plugins.options.fields import arg
 from training.loop import objectives
 from training.loop.trainer import noise
 from training.runs import launch, routing
+from training.runs.jobs import checkpoint_job, preset_job
+from training.runs.options import RouterOptions
 from training.runs.presets import ROUTER_PRESETS
 
-from .sft import SFTOptions
-
 USAGE = "python -m training.router_sft (--preset NAME | --model DIR --data FILE.jsonl) --output_dir DIR [flags; --help lists them]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RouterOptions(SFTOptions):
-    """What is trained on what, and the router's shape."""
-
-    preset: str | None = arg(None, f"a router with its backbone and data: {', '.join(ROUTER_PRESETS)}; it sets the other flags' defaults")
-    router_mode: str = arg("residual", "residual: mask embedding + output, the identity before training; replace: the output alone")
-    router_layers: int = arg(1, "cross-attention layers")
-    router_heads: int = arg(4, "attention heads")
-    router_mlp: int = arg(0, "hidden units of the MLP after each attention; 0 = none")
-    router_blocks: int = arg(1, "transformer blocks that get seeds, each its own, the first ones; 1 = only the input")
-    router_scaled: bool = arg(False, "seeds in units of the mask embedding's RMS, so that a learning rate suits embeddings of any size")
-    max_positions: int = arg(1024, "longest answer, and reach into the prompt from its end, in tokens")
-    no_prompt: bool = arg(False, "the control: a static bias for each answer position, learned without any prompt")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         options, arguments = launch.parse(RouterOptions, USAGE, argv, ROUTER_PRESETS)
         launch.check_output(arguments)
         if options.preset:
-            job = launch.preset_job(options.preset, arguments, ROUTER_PRESETS)
+            job = preset_job(options.preset, arguments, ROUTER_PRESETS)
         else:
-            job = launch.checkpoint_job(options, arguments)
+            job = checkpoint_job(options, arguments)
         model = routing.routed_model(job, routing.router_config(options, job.model), noise("router", arguments.seed))
     except (ValueError, OSError) as error:
         launch.refuse(error)

@@ -9,74 +9,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from llada_plugins.options.fields import arg
 from training.loop import objectives
 from training.loop.throughput import measured
 from training.loop.trainer import noise
 from training.runs import launch, lora
+from training.runs.jobs import checkpoint_job, mean_length, preset_job
+from training.runs.options import FineTuningOptions
 
 USAGE = "python -m training.sft (--preset NAME | --model DIR --data FILE.jsonl) --output_dir DIR [flags; --help lists them]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SFTOptions:
-    """What is trained on what."""
-
-    preset: str | None = arg(None, f"a model from scratch with its data: {', '.join(launch.PRESETS)}; it sets the other flags' defaults")
-    model: str | None = arg(None, "checkpoint folder or hub id to start from; 'tiny' is the model in the package")
-    data: str | None = arg(None, 'JSONL file of rows {"prompt", "completion"}, {"messages"}, {"conversations"} or {"input_ids", '
-                                 '"prompt_length"}, or a hub name, or a folder that `datasets` loads, with such columns')
-    dataset_config: str | None = arg(None, "configuration of a hub data set")
-    train_split: str = arg("train", "split to train on; a file has none")
-    eval_split: str | None = arg(None, "split for the evaluation loss; a file has none: see --eval_data")
-    eval_data: str | None = arg(None, "JSONL file of the same form for the evaluation loss (see --eval_strategy)")
-    dtype: Literal["float32", "bfloat16"] = arg(
-        "float32", "of weights that do not train, as under --lora, a light policy head or a router: bfloat16 halves their memory; what "
-                   "trains is float32, see --bf16 for mixed precision")
-    append_eos: bool = arg(True, "end every text completion with EOS; rows of ids are taken as they are")
-    seq_len: int | None = arg(
-        None, "tokens after which rows lose the end of their answer; those whose prompt leaves it no room are left out and counted "
-              "(default: rows too long for the model are an error)")
-    token_cache: str | None = arg(None, "folder for tokenised rows, which any run may share: found again by content of data and tokenizer, and "
-                                        "options (default: a temporary file, made at every start)")
-
-    def __post_init__(self) -> None:
-        if (self.preset is None) == (self.model is None):
-            raise ValueError("give --preset NAME, or --model DIR with --data FILE.jsonl")
-        names = ("data", "dataset_config", "eval_split", "eval_data", "seq_len", "token_cache")
-        of_data = [name for name in names if getattr(self, name) is not None]
-        if self.preset is not None and of_data:
-            raise ValueError(f"a preset brings its own data: leave --{of_data[0]} out")
-        if self.eval_data is not None and self.eval_split is not None:
-            raise ValueError("--eval_data and --eval_split are alternatives: give one")
-        if self.dtype != "float32" and self.preset is not None:
-            raise ValueError(f"a preset's model is float32: leave --dtype {self.dtype} out")
-        if self.dtype != "float32" and not self.freezes:
-            raise ValueError(f"--dtype {self.dtype} is for weights that do not train, and here all do: leave it out, or add --lora; --bf16 is mixed "
-                             "precision")
-
-    @property
-    def freezes(self) -> bool:
-        """Do the checkpoint's own weights stay as they are?"""
-        return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuningOptions(lora.LoRAOptions, SFTOptions):
-    """What is trained on what, all weights or adapters."""
-
-    def __post_init__(self) -> None:
-        SFTOptions.__post_init__(self)
-        lora.LoRAOptions.__post_init__(self)
-        if self.lora and self.preset is not None:
-            raise ValueError("--lora adapts a checkpoint: give --model DIR with --data FILE.jsonl in place of --preset")
-
-    @property
-    def freezes(self) -> bool:
-        return self.lora
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         launch.check_output(arguments)
         if options.preset:
-            job = launch.preset_job(options.preset, arguments)
+            job = preset_job(options.preset, arguments)
         else:
-            job = launch.checkpoint_job(options, arguments)
+            job = checkpoint_job(options, arguments)
         if options.adapters:
             save, load = lora.save_lora(job.model, options.adapters, options.model), lora.load_lora
             lora.add_lora(job.model, options.adapters, noise("lora", arguments.seed))
@@ -97,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             launch.train_logits_alone(job.model)
     except (ValueError, OSError, ImportError) as error:
         launch.refuse(error)
-    throughput = None if options.adapters else measured(job.model, launch.mean_length(job.train), arguments)
+    throughput = None if options.adapters else measured(job.model, mean_length(job.train), arguments)
     launch.run(job, objectives.sft(job.model.config.mask_token_id), arguments, ["python", "-m", "training.sft", *argv], options=options,
                save=save, load=load, throughput=throughput)
 

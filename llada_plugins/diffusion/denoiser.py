@@ -94,42 +94,33 @@ def model_denoiser(model: LLaDA, head: Callable[[Tensor], Tensor] | None = None)
     return denoise
 
 
-def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
-    """Classifier-free guidance u + (scale + 1)(c - u), where u sees a masked prompt (LLaDA, arXiv 2502.09992, appendix A)."""
-    def denoise_guided(canvas: Canvas, window: slice) -> Prediction:
-        tokens, start = canvas.tokens, canvas.answer_start
-        assert canvas.embeds is None and canvas.past is None        # wrappers that set them go inside: the blank prompt needs its own
-        column = torch.arange(tokens.shape[1], device=tokens.device)
-        prompt = (column < start[:, None]) & (tokens != PADDING)
-        blank = tokens.masked_fill(prompt, mask_id)
-        both = denoise(canvas._replace(tokens=torch.cat([tokens, blank]), answer_start=start.repeat(2)), window)
-
-        def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
-            of_both = None if rows is None else torch.cat([rows, rows + len(tokens)])
-            conditional, unconditional = both.logits_at(torch.cat([at, at]), of_both).chunk(2)
-            return unconditional + (scale + 1) * (conditional - unconditional)
-        return Prediction(logits_at, None if both.confidence is None else both.confidence.chunk(2)[0], both.ranks_masked)
-    return denoise_guided
-
-
-def suppressed(denoise: Denoiser, ids: Sequence[int]) -> Denoiser:
-    """The same prediction with some ids at probability zero (LLaDA's logits_eos_inf)."""
-    def denoise_suppressed(canvas: Canvas, window: slice) -> Prediction:
-        prediction = denoise(canvas, window)
-        return prediction._replace(logits_at=lambda at, rows=None: without(prediction.logits_at(at, rows), ids))
-    return denoise_suppressed
-
-
-def without(logits: Tensor, ids: Sequence[int]) -> Tensor:
-    """A copy of logits (..., V) with a few ids at probability zero; one by one, since a tensor of ids would go to the device at every step."""
-    logits = logits.clone()
-    for token in ids:
-        logits[..., token] = -torch.inf
-    return logits
-
-
 def align(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, bool]:
     """Token rows as (B, L) with PADDING on the left of shorter ones, and whether any was needed."""
     longest = max(len(row) for row in rows)
     padded = any(len(row) < longest for row in rows)
     return torch.tensor([[PADDING] * (longest - len(row)) + list(row) for row in rows], device=device), padded
+
+
+def log_total(logits: Tensor) -> Tensor:
+    """Log of the summed exponentials of logits (..., V).
+
+    On a CPU eight positions at a time: a temporary of all of 64 has to be cleared anew by the system every time, which takes longer
+    than the sum (19.6 ms against 7.6 for 126,464 tokens).
+    """
+    if logits.device.type != "cpu":
+        return logits.logsumexp(-1)
+    return torch.cat([part.logsumexp(-1) for part in logits.flatten(0, -2).split(8)]).view(logits.shape[:-1])
+
+
+def capacity(batch_size: int, batch_tokens: int | None = None) -> Callable[[int], int]:
+    """How many rows of so many tokens make a batch: batch_size, or what fits into batch_tokens, padding included, and at least one."""
+    return lambda longest: batch_size if batch_tokens is None else max(1, batch_tokens // longest)
+
+
+def check_unmasked(prompts: Sequence[Sequence[int]], mask_id: int) -> None:
+    """Raise ValueError on a prompt with the mask token: only the answer behind it is filled in."""
+    for number, prompt in enumerate(prompts):
+        if mask_id in prompt:
+            place = list(prompt).index(mask_id)
+            raise ValueError(f"prompt {number} holds the mask token (id {mask_id}) at position {place}: "
+                             "it would never be filled in, take it out")

@@ -1,4 +1,5 @@
 """Text in, text and likelihoods out: what the doors and the commands call."""
-from .engine import Completion, Engine, EngineConfig, Request
+from .config import EngineConfig
+from .engine import Completion, Engine, Request
 
 __all__ = ["Completion", "Engine", "EngineConfig", "Request"]

@@ -13,85 +13,29 @@ import math
 import time
 from collections import ChainMap, Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from llada_plugins.diffusion.denoiser import capacity, check_unmasked
 from llada_plugins.diffusion.random_streams import request_key
-from llada_plugins.likelihood.estimate import LogLikelihood, iterate
-from llada_plugins.likelihood.estimators import ESTIMATORS, Budget, budget
+from llada_plugins.likelihood.estimate import LogLikelihood, Mark, iterate
 from llada_plugins.methods.table import METHODS, check_policy
 from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
-from llada_plugins.models.quantization import QUANTIZE, num_parameters, quantization_of
-from llada_plugins.options.fields import arg, build, coerce, names, reject_unknown, with_origins
+from llada_plugins.models.folder import read_config, resolve, special_tokens
+from llada_plugins.models.quantization import num_parameters, quantization_of
+from llada_plugins.options.fields import build, coerce, names, reject_unknown, with_origins
 from llada_plugins.rewards.block_review import BlockReview
 from llada_plugins.rewards.steps import block_scorer
-from llada_plugins.sampling.batching import capacity
 from llada_plugins.sampling.config import SamplerConfig, judged
-from llada_plugins.sampling.generate import check_unmasked, with_options
+from llada_plugins.sampling.generate import with_options
 from llada_plugins.sampling.sampler import Draft, Filled, Review, Sample, decode_each, once
 
-from .overlong import OVERLONG, PRM_REMEDY, Mark, Overlong
+from .config import HARNESS_DEFAULTS, LIKELIHOOD, NOT_IDENTITY, EngineConfig
+from .overlong import PRM_REMEDY, Overlong
 
 logger = logging.getLogger(__name__)
-
-HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
-LIKELIHOOD = ("estimator", "mc_num", "mc_max", "mc_confidence", "mc_batch", "mc_seed", "greedy_check")
-NOT_IDENTITY = ("pretrained", "revision", "peft", "batch_size", "batch_tokens", "device", "likelihood_log")        # none changes an answer by itself, but for rounding
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Which model, where it runs, and how likelihoods are estimated."""
-
-    pretrained: str | None = arg(None, "checkpoint folder or hub id (default: the tiny model shipped in the package)")
-    revision: str | None = arg(None, "branch, tag or commit of a hub id")
-    peft: str | None = arg(None, "folder or hub id of a LoRA adapter of that checkpoint, made by training.sft --lora or by peft; merged at load")
-    tokenizer: str | None = arg(None, "folder or hub id of the tokenizer, where it is not beside the checkpoint")
-    chat_template: str | None = arg(None, "name of the chat template, where the tokenizer has several (default: the one called default)")
-    device: str = arg("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
-    dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
-    quantize: Literal[QUANTIZE] | None = arg(
-        None, "int8 (torchao) or nf4 (bitsandbytes): the blocks' Linears in 8 or 4 bits; packed: a GPTQ checkpoint stays in 4 bits "
-              "(default: weights in dtype, a GPTQ checkpoint is dequantised)")
-    batch_size: int = arg(1, "requests decoded together, and masked rows per forward of a likelihood; does not change any answer in float32")
-    max_length: int | None = arg(None, "context in tokens, prompt and answer (default: the model's; lower it to save memory)")
-    overlong: Literal[OVERLONG] = arg(
-        "truncate",
-        "what does not fit the context: truncate (as lm-eval: a prompt or context loses its "
-        "beginning, as does a longer answer that is to be scored), skip (answered by nothing, "
-        "scored -inf) or error; counted, and marked in result files",
-    )
-    mask_id: int | None = arg(None, "id of the mask token, where neither config.json nor the tokenizer names it")
-    estimator: Literal[tuple(ESTIMATORS)] = arg(
-        "count", "likelihood: count (LLaDA's bound; enumerated where that takes no more than mc_num rows), published (its authors' code), "
-                 "bernoulli (SMDM), chain (left to right) or exact (enumeration)")
-    mc_num: int | str = arg(128, "masked rows drawn per likelihood request; auto:0.1 draws until the standard error is at most 0.1 nats "
-                                 "or the best choice of a question is settled")
-    mc_max: int | None = arg(None, "with mc_num=auto, rows drawn at most (default 1024)")
-    mc_confidence: float | None = arg(None, "with mc_num=auto, probability (0.5-1) with which a settled choice is the best (default 0.99; "
-                                            "1: only the standard error counts)")
-    mc_batch: int | None = arg(None, "with estimator=published, rows of one sweep over the numbers of masks (default 8)")
-    mc_seed: int = arg(0, "with the request's context, determines its masks")
-    batch_tokens: int | None = arg(None, "tokens of one batch, prompts, answers and padding included, in place of batch_size rows; guidance "
-                                           "runs twice as many, a process reward model's candidates as many each")
-    greedy_check: bool = arg(False, "does greedy decoding give the answer? up to one forward more per answer token of a likelihood")
-    likelihood_log: str | None = arg(None, "file that gets a line of JSON for each likelihood: texts, value, standard error, rows")
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "batch_tokens", "max_length"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.budget()
-        if self.likelihood_log is not None and not Path(self.likelihood_log).absolute().parent.is_dir():
-            raise ValueError(f"likelihood_log={self.likelihood_log!r}: its folder does not exist: create it first")
-        if self.likelihood_log is not None and Path(self.likelihood_log).is_dir():
-            raise ValueError(f"likelihood_log={self.likelihood_log!r} is a folder: give a file")
-
-    def budget(self) -> Budget:
-        """Rows drawn per likelihood request."""
-        return budget(self.estimator, self.mc_num, self.mc_max, self.mc_confidence, self.mc_batch)
 
 
 def option_classes(method: str) -> tuple[type, ...]:
@@ -137,13 +81,13 @@ class Engine:
         self.config = build(EngineConfig, options)
         self.given = coerce(SamplerConfig, options)
         judged(self.given, HARNESS_DEFAULTS)        # bad values fail before files are looked at
-        self.folder = checkpoint.resolve(self.config.pretrained, self.config.revision)
-        self.adapter = checkpoint.resolve(self.config.peft, option="peft") if self.config.peft else None
-        config = checkpoint.read_config(self.folder)
-        tokenizer_folder = checkpoint.resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
+        self.folder = resolve(self.config.pretrained, self.config.revision)
+        self.adapter = resolve(self.config.peft, option="peft") if self.config.peft else None
+        config = read_config(self.folder)
+        tokenizer_folder = resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
         self.tokenizer = text.load_tokenizer(tokenizer_folder, self.config.chat_template)
         self.chat_template = self.config.chat_template        # its name, None for the only one or the default
-        self.special = checkpoint.special_tokens(tokenizer_folder, config, self.config.mask_id)
+        self.special = special_tokens(tokenizer_folder, config, self.config.mask_id)
         if self.special is None:
             raise ValueError(f"{self.folder}: neither config.json (mask_token_id) nor the tokenizer names a mask token: pass mask_id=…")
         self.max_length = self.config.max_length or config.max_sequence_length

@@ -7,7 +7,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from llada_plugins.methods.table import METHODS
-from llada_plugins.options.fields import FlagParser, OneLineParser, build, names
+from llada_plugins.options.command_line import FlagParser, OneLineParser
+from llada_plugins.options.fields import build, names
 
 from .engine import option_classes
 

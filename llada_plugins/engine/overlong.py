@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from llada_plugins.likelihood.estimate import Mark
 
 if TYPE_CHECKING:
     from llada_plugins.rewards.process_reward_model import StepScorer
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Mark = Literal["truncated", "skipped"]
+
 MARKS: dict[str, Mark] = {"truncate": "truncated", "skip": "skipped"}
 OVERLONG = (*MARKS, "error")  # values of the option
 PRM_REMEDY = "give a smaller gen_length, or raise prm_max_length if it is below the PRM's context"

@@ -7,10 +7,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
 
 from llada_plugins._lm_eval_hook import DISTRIBUTION
-from llada_plugins.configs import shipped
+
+PACKAGE = Path(__file__).parents[1]
 
 COLLECTING = ("all", "dev")        # extras that are made of others
 
@@ -83,3 +85,21 @@ def tested() -> dict[str, str]:
 def key(name: str) -> str:
     """A distribution's name as pip compares it."""
     return name.lower().replace("_", "-").replace(".", "-")
+
+
+def shipped(name: str) -> Path:
+    """A file or folder of the repository's root that the wheel carries too.
+
+    name: `configs` or `constraints.txt`. A wheel has it in `_shipped`, put there by the build step
+    (_ship.py); a clone and an editable install have it beside the package. Raises FileNotFoundError
+    where an installation has neither.
+    """
+    clone = PACKAGE.resolve().parent        # a strict editable install is links into the clone
+    places = [PACKAGE / "_shipped" / name]
+    if (clone / "_ship.py").is_file():        # else it is site-packages, and not ours alone
+        places.append(clone / name)
+    for place in places:
+        if place.exists():
+            return place
+    raise FileNotFoundError(f"{places[0]}: no such file or folder, so this installation is not "
+                            "whole: pip install --force-reinstall --no-deps llada-plugins")

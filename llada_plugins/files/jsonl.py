@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+FORM = '{"prompt": text, …}'
+
 TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}        # how files are read: bytes that are not UTF-8 stay, for check_text
 
 
@@ -55,3 +57,59 @@ def write_rows(rows: Iterable[NamedTuple], path: Path) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"{path} could not be written ({error})") from error
+
+
+def check_unicode(string: str) -> None:
+    r"""Raise ValueError on what no tokenizer takes: a lone surrogate, which JSON can spell (\ud800) and bytes that are not UTF-8 turn into."""
+    try:
+        string.encode()
+    except UnicodeEncodeError as error:
+        before, found = string[max(0, error.start - 16):error.start], string[error.start]
+        raise ValueError(f"text is not Unicode: behind {before!r} stands {found!r}, half a character or a byte that is not UTF-8: give UTF-8 "
+                         "text") from None
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a JSONL file; raises FileNotFoundError, or ValueError naming file and line."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORM}")
+    prompts = []
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"]):
+                raise ValueError(f"{path}:{number}: expected {FORM}, the prompt not empty")
+            try:
+                check_unicode(row["prompt"])
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: {error}") from None
+            prompts.append(row["prompt"])
+    if not prompts:
+        raise ValueError(f"{path}: no rows; give a JSONL file with rows {FORM}")
+    return prompts
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """(prompt, completion) of every row of a JSONL file; raises FileNotFoundError, or ValueError naming file and line."""
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such data file; give a JSONL file of rows {{"prompt": text, "completion": text}}')
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            pair = (row["prompt"], row["completion"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            pair = (None, None)
+        if not all(isinstance(string, str) and string for string in pair):
+            raise ValueError(f'{path}:{number}: expected {{"prompt": text, "completion": text}}, both not empty')
+        pairs.append(pair)
+    if not pairs:
+        raise ValueError(f"{path}: no rows")
+    return pairs

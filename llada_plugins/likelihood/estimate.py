@@ -12,18 +12,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from llada_plugins.diffusion.denoiser import Canvas, Denoiser, align, guided, model_denoiser
+from llada_plugins.diffusion.denoiser import Canvas, Denoiser, align, capacity, check_unmasked, log_total, model_denoiser
+from llada_plugins.diffusion.guidance import guided
 from llada_plugins.diffusion.random_streams import request_key
-from llada_plugins.engine.overlong import Mark
-from llada_plugins.models.llada import LLaDA, SpecialTokens
-from llada_plugins.sampling.batching import capacity
-from llada_plugins.sampling.confidence import log_total
-from llada_plugins.sampling.generate import check_unmasked, known_special_tokens
+from llada_plugins.models.folder import known_special_tokens
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.special_tokens import SpecialTokens
 
 from .estimators import (
     ESTIMATORS,
@@ -36,6 +35,8 @@ from .estimators import (
     mean_and_error,
     terms,
 )
+
+Mark = Literal["truncated", "skipped"]
 
 logger = logging.getLogger(__name__)
 

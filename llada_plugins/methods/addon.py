@@ -10,16 +10,12 @@ import torch
 from torch import nn
 
 from llada_plugins.files.json_files import TEXT, Kind, is_there, read_json, record
+from llada_plugins.files.tensors import save_tensors
+from llada_plugins.models.fingerprint import backbone_fingerprint
+from llada_plugins.models.folder import tensor_names
 from llada_plugins.models.llada import LLaDA
-from llada_plugins.models.loading import (
-    fingerprint,
-    load_tensors,
-    save_tensors,
-    signature,
-    tensor_names,
-)
+from llada_plugins.models.loading import load_tensors
 from llada_plugins.models.quantization import quantization_of
-from llada_plugins.models.submodules import check_present
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -35,15 +31,6 @@ class Part(NamedTuple):
     command: str       # what makes it
     fields: Mapping[str, Kind]        # of its description; d_model among them, backbone beside them
     may_have: Mapping[str, Kind] = {}
-
-
-def backbone_fingerprint(model: LLaDA) -> str:
-    """Identifies the backbone's weights, whatever dtype they are loaded in and however they were quantised at load."""
-    record = quantization_of(model)
-    if record and record.fingerprint:
-        return record.fingerprint
-    check_present(model, "the fingerprint that ties a part to its backbone")
-    return fingerprint({name: signature(name, tensor) for name, tensor in model.state_dict().items()})
 
 
 def write_part(part: Part, module: nn.Module, folder: Path, description: Mapping[str, Any]) -> None:

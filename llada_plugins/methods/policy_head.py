@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from llada_plugins.diffusion.denoiser import Denoiser, model_denoiser
 from llada_plugins.files.json_files import one_of, whole
-from llada_plugins.models.llada import WIDTH, LLaDA
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.llada_config import WIDTH
 
 from .addon import Part, check_part, fill_part, read_part, write_part
 

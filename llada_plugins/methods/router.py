@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction
 from llada_plugins.files.json_files import FLAG, TEXT, number, whole
-from llada_plugins.models.llada import WIDTH, LLaDA, Recomputing
+from llada_plugins.models.llada import LLaDA, Recomputing
+from llada_plugins.models.llada_config import WIDTH
 from llada_plugins.options.fields import arg, build, names, reject_unknown
 
 from .addon import Part, check_part, fill_part, read_part, write_part

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .llada import Block, LLaDA, LLaDAConfig, RMSNorm, View
+from .llada import Block, LLaDA, RMSNorm, View
+from .llada_config import LLaDAConfig
 
 AFTER_LAYERS = (0, 10, 20, 30)        # constants of the published code, not in its config
 MARK = "model.blocks_upm."            # tensors that tell such a checkpoint; its config names it in several ways

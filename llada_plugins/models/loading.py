@@ -5,38 +5,37 @@ is an error that names it, raised from the headers of the files before any weigh
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import replace as with_fields
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llada_plugins.files.json_files import (
-    TEXT,
-    Kind,
-    first_line,
-    is_there,
-    list_of,
-    nullable,
     one_line,
     read_json,
-    record,
-    short,
-    table_of,
 )
+from llada_plugins.files.tensors import _open, save_tensors
 
-from .bitower import MARK, BiTowerLLaDA
+from .bitower import BiTowerLLaDA
+from .fingerprint import fingerprint, signature
+from .folder import (
+    _quantization_config,
+    _raise_problems,
+    is_bitower,
+    read_config,
+    resolve,
+    special_tokens,
+    tensor_files,
+    tensor_names,
+)
 from .gptq import PackedLinear, pack_linears, read_packing, replace
-from .llada import ENDS, LLaDA, LLaDAConfig, SpecialTokens, token_ids, unknown_fields
+from .llada import LLaDA
 from .lora import Adapter
 from .origin import config_of, read_origin, write_files
 from .quantization import (
@@ -48,112 +47,15 @@ from .quantization import (
     quantization_of,
 )
 from .submodules import check_present
-from .text import read_tokenizer_files
 
 logger = logging.getLogger(__name__)
 
-TINY = Path(__file__).parents[1] / "tiny" / "sudoku4"        # the model shipped in the package that is taken where none is named
-DEFAULT = "tiny"
-SHIPPED = {DEFAULT: TINY, "sudoku4": TINY, "nim": TINY.parent / "nim"}
-ARCHITECTURES = {"LLaDAModelLM"}                          # by architecture, not model_type: LLaDA-MoE says "llada" too
-MASK_NAMES = ("<|mdm_mask|>", "<[MASK]>", "[MASK]", "<mask>")
-EOT_NAMES = ("<|eot_id|>",)
+
 BLOCKS = "model.transformer.blocks."                      # where the Linears are that quantize= changes
-FINGERPRINT_VALUES = 64        # of each tensor: enough to tell two trained models apart, and 20 kB to read of an 8B model
+
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOATING = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}        # as safetensors name them
-
-CONFIG = record(optional={"architectures": nullable(list_of(TEXT)), "quantization_config": nullable(record())})
-INDEX = record({"weight_map": table_of(Kind("a .safetensors file in the folder", lambda name: _stays_inside(name)))})
-# Of generation_config.json the ends of answers are read. Options of sampling (temperature, top_p, max_length …) belong to a run and
-# have no effect; what processes logits or ends answers in a way that no option here has is refused unless it asks for nothing.
-GENERATION = record(optional={"eos_token_id": ENDS})
-NOT_GENERATED = {
-    **dict.fromkeys((
-        "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids", "constraints", "sequence_bias",
-        "forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids", "stop_strings", "exponential_decay_length_penalty",
-        "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens", "watermarking_config"), 0),
-    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), 1),
-}
-
-
-def resolve(pretrained: str | Path | None, revision: str | None = None, option: str = "pretrained") -> Path:
-    """The local folder of a checkpoint: a shipped model by name ("tiny" for None), a folder, or a hub id (downloaded or from the cache).
-
-    option: what messages call it.
-    """
-    if pretrained is None or str(pretrained) in SHIPPED:
-        return SHIPPED[str(pretrained or DEFAULT)]
-    folder = Path(pretrained).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"revision={revision!r} has no effect on a folder ({folder}): leave it out, or give a hub id")
-        return folder
-    text = str(pretrained)
-    if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise FileNotFoundError(f"{option}={text!r}: no such folder; give a checkpoint folder, a hub id such as GSAI-ML/LLaDA-8B-Instruct, "
-                                f"or a model shipped in the package: {', '.join(SHIPPED)}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
-    except Exception as error:        # offline, unknown id, gated: many types, one remedy
-        raise FileNotFoundError(
-            f"{option}={text!r}: no such folder, and the hub did not deliver it ({type(error).__name__}: {first_line(error)}); "
-            "download it where there is a network and pass the folder") from error
-
-
-def read_config(folder: Path) -> LLaDAConfig:
-    """The model's config; refuses foreign architectures and switches that the module does not implement.
-
-    Ids that generation_config.json names as ends stand behind those of config.json.
-    """
-    path = folder / "config.json"
-    raw = read_json(path, CONFIG)
-    architectures = raw.get("architectures") or []
-    if not ARCHITECTURES & set(architectures) and not is_bitower(folder):
-        raise ValueError(f"{path}: architectures is {short(architectures)}, expected one of {sorted(ARCHITECTURES)}: not a LLaDA checkpoint")
-    config = LLaDAConfig.from_dict(raw, str(path))
-    if unknown := unknown_fields(raw):
-        logger.warning("%s has fields that published LLaDA configs do not have, and they are not read: %s", path, ", ".join(map(one_line, unknown)))
-    path = folder / "generation_config.json"
-    if is_there(path):
-        ends = token_ids([*config.ends, *_generation_ends(path)])
-        config = with_fields(config, eos_token_id=ends[0] if ends else None, more_eos_token_ids=ends[1:])
-        config.check(str(path))
-    return config
-
-
-def _generation_ends(path: Path) -> tuple[int, ...]:
-    """The ids after which generation_config.json ends an answer."""
-    raw = read_json(path, GENERATION)
-    for name, nothing in NOT_GENERATED.items():
-        if raw.get(name) not in (None, nothing, 0, [], {}):
-            raise ValueError(f"{path}: {name} is {short(raw[name])}, which has no effect here: remove it there, and use the options of "
-                             "a run instead (logits_eos_inf, stop strings of the task)")
-    return token_ids(raw.get("eos_token_id"))
-
-
-def _stays_inside(name: Any) -> bool:
-    """Is it the name of a shard that lies in the folder? By the name alone: where a hub cache links to is its own business."""
-    if not isinstance(name, str) or not name.endswith(".safetensors") or "\0" in name or PureWindowsPath(name).anchor:
-        return False
-    return not PurePosixPath(name).is_absolute() and ".." not in PureWindowsPath(name).parts
-
-
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file, from the index of a sharded checkpoint or the header of model.safetensors."""
-    index = folder / "model.safetensors.index.json"
-    if is_there(index):
-        weight_map = read_json(index, INDEX)["weight_map"]
-        absent = sorted({name for name in weight_map.values() if not is_there(folder / name)})
-        if absent:
-            raise FileNotFoundError(f"{folder}: the index names {', '.join(map(one_line, absent[:8]))}, not in the folder: the download is incomplete")
-        return {tensor: folder / name for tensor, name in weight_map.items()}
-    single = folder / "model.safetensors"
-    if not is_there(single):
-        raise FileNotFoundError(f"{folder} has neither model.safetensors nor model.safetensors.index.json; only safetensors are read, never pickles")
-    return {name: single for name in tensor_names(single)}
 
 
 def _check_shards(files: Mapping[str, Path], unread: Collection[str]) -> None:
@@ -165,28 +67,6 @@ def _check_shards(files: Mapping[str, Path], unread: Collection[str]) -> None:
     problems += [f"left over {one_line(tensor)} in {path.name} (the index does not name it there)"
                  for tensor, path in sorted(stored - files.items())]
     _raise_problems(f"{next(iter(files.values())).parent}: its files do not hold what its index says", problems)
-
-
-def _raise_problems(beginning: str, problems: Sequence[str]) -> None:
-    if problems:
-        more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"{beginning}: {'; '.join(problems[:8])}{more}")
-
-
-def tensor_names(path: Path) -> list[str]:
-    """The tensors of one safetensors file, from its header."""
-    if not is_there(path):
-        raise FileNotFoundError(f"{path.parent} has no {path.name}")
-    with _open(path) as file:
-        return list(file.keys())
-
-
-def is_bitower(folder: Path) -> bool:
-    """Does the checkpoint hold RemeDi's policy tower? By its tensors: its uploads disagree on model_type and architectures."""
-    try:
-        return any(name.startswith(MARK) for name in tensor_files(folder))
-    except FileNotFoundError:        # reported where the tensors are needed
-        return False
 
 
 def load_tensors(module: nn.Module, files: Mapping[str, Path], *, device: torch.device, dtype: torch.dtype, source: Path,
@@ -317,23 +197,6 @@ def load_quantised(module: nn.Module, files: Mapping[str, Path], *, device: torc
     return Quantization(method, num_parameters, fingerprint(signatures) if quantize else None)
 
 
-def signature(name: str, tensor: Tensor) -> bytes:
-    """What a tensor contributes to a fingerprint: name, shape, and first values in bfloat16, whatever dtype it is loaded in."""
-    values = tensor.detach().flatten()[:FINGERPRINT_VALUES].to(torch.bfloat16).float().cpu()
-    return f"{name}{tuple(tensor.shape)}".encode() + values.numpy().tobytes()
-
-
-def fingerprint(signatures: Mapping[str, bytes]) -> str:
-    """Identifies weights by the signatures of all tensors."""
-    return hashlib.sha256(b"".join(signatures[name] for name in sorted(signatures))).hexdigest()[:16]
-
-
-def _quantization_config(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint says of its quantisation: in config.json, or in the file of its own that AutoGPTQ writes."""
-    path = folder / "quantize_config.json"
-    return read_json(folder / "config.json", CONFIG).get("quantization_config") or (read_json(path) if is_there(path) else None)
-
-
 def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | None = None) -> None:
     """Write config.json and model.safetensors in the published layout; extra_config: further keys of config.json.
 
@@ -349,35 +212,6 @@ def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | Non
     write_files(model, folder)
     text = json.dumps({**config_of(model), **(extra_config or {})}, indent=1, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file that others may read: the library gives it mode 0600, whatever the umask."""
-    part = path.with_name(f".{path.name}")        # a process that is killed leaves the file as it was
-    try:
-        save_file(dict(state), part, metadata={"format": "pt", **(metadata or {})})
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def special_tokens(folder: Path, config: LLaDAConfig, mask_id: int | None = None) -> SpecialTokens | None:
-    """Mask, EOS and EoT ids: from config, what it lacks by name from the tokenizer's files; None if no mask is known.
-
-    An eos_token of the tokenizer that config does not name ends answers as well.
-    """
-    files = read_tokenizer_files(folder)
-    ids, named = files.added, files.id_of("eos_token")
-    mask = next((token for token in (mask_id, config.mask_token_id, *(ids.get(name) for name in MASK_NAMES)) if token is not None), None)
-    if mask is None:
-        return None
-    eos, *more = token_ids([*config.ends, named]) or [None]
-    for name, token in (("mask token", mask), ("eos_token", named or 0)):
-        if not 0 <= token < config.num_embeddings:
-            raise ValueError(f"{folder}: the {name}'s id {token} is outside the vocabulary of {config.num_embeddings}")
-    eot = next((ids[name] for name in EOT_NAMES if name in ids), None)
-    return SpecialTokens(mask, eos, eot, tuple(more))
 
 
 def pick_device(name: str) -> torch.device:
@@ -402,18 +236,3 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
-
-
-def stored_dtype(folder: Path) -> str:
-    """The dtype of a checkpoint's first tensor, by its name in DTYPES; float32 for what has none of these."""
-    name, path = next(iter(tensor_files(folder).items()))
-    with _open(path) as file:
-        return {"BF16": "bfloat16", "F16": "float16"}.get(file.get_slice(name).get_dtype(), "float32")
-
-
-def _open(path: Path, device: torch.device | str = "cpu") -> Any:
-    try:
-        return safe_open(path, "pt", device=str(device))
-    except Exception as error:        # safetensors raises its own type for a torn or foreign file
-        raise ValueError(f"{path} is not a readable safetensors file: {first_line(error)}") from None
-

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from .llada import LLaDA, LLaDAConfig
+    from .llada import LLaDA
+    from .llada_config import LLaDAConfig
 
 NOT_KEPT = ("quantization_config",)        # weights are saved plain, whatever they were
 DTYPES = ("torch_dtype", "dtype")          # what transformers has called the dtype of the weights

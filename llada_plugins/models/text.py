@@ -21,6 +21,7 @@ from llada_plugins.files.json_files import (
     table_of,
     whole,
 )
+from llada_plugins.files.jsonl import check_unicode
 from llada_plugins.options.startup_messages import silenced
 
 if TYPE_CHECKING:
@@ -144,16 +145,6 @@ def check_vocabulary(ids: Sequence[int], vocabulary: int, source: str) -> None:
     if max(ids, default=0) >= vocabulary:
         raise ValueError(f"{source}: its tokenizer makes token {max(ids)}, its model's vocabulary ends at {vocabulary - 1}: they do not "
                          "belong together")
-
-
-def check_unicode(string: str) -> None:
-    r"""Raise ValueError on what no tokenizer takes: a lone surrogate, which JSON can spell (\ud800) and bytes that are not UTF-8 turn into."""
-    try:
-        string.encode()
-    except UnicodeEncodeError as error:
-        before, found = string[max(0, error.start - 16):error.start], string[error.start]
-        raise ValueError(f"text is not Unicode: behind {before!r} stands {found!r}, half a character or a byte that is not UTF-8: give UTF-8 "
-                         "text") from None
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:

@@ -5,19 +5,17 @@ refused with one line that says what was given, what is allowed and what to do.
 """
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import math
 import re
-import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 Config = TypeVar("Config")
-HELP = "--help lists them"
+
 
 # options of other wrappers, and what they are called here or, in OpenCompass, there
 PUBLISHED: dict[str, str] = {
@@ -91,30 +89,6 @@ def with_origins(error: ValueError, origins: Mapping[str, Mapping[str, Any]]) ->
         told += [f"{name}={value!r} from {where}" for name, value in values.items() if name in named]
         named -= set(values)
     return ValueError(f"{message} [{'; '.join(told)}]" if told else message)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """What is wrong with a command line is a ValueError of one line, not an exit below the usage of a hundred flags."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see --help")
-
-
-class FlagParser(OneLineParser):
-    """A misspelt flag is told with the nearest known one, before argparse misses the one that it was meant for."""
-
-    what = "flag"        # what is unknown, in the message
-
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's, but nothing is left over."""
-        words = sys.argv[1:] if args is None else list(args)
-        known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
-        flags = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
-        reject_unknown(dict.fromkeys(flag for flag in flags if flag and " " not in flag), known, self.what, HELP)
-        parsed, rest = super().parse_known_args(words, namespace)
-        if rest:
-            raise ValueError(f"{rest[0]!r} belongs to no flag: flags begin with --, values with spaces need quotes")
-        return parsed, rest
 
 
 def build(cls: type[Config], given: Mapping[str, Any], base: Config | None = None) -> Config:

@@ -37,7 +37,8 @@ from llada_plugins.files.json_files import (
 )
 from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
-from llada_plugins.models.llada import LAYERS, TOKENS, WIDTH
+from llada_plugins.models.folder import resolve, tensor_files
+from llada_plugins.models.llada_config import LAYERS, TOKENS, WIDTH
 from llada_plugins.models.quantization import QUANTIZE, check_quantize
 from llada_plugins.models.submodules import home
 from llada_plugins.options.fields import arg
@@ -253,7 +254,7 @@ def open_prm(config: PRMConfig) -> OpenPRM:
         raise ValueError("llada_prm needs a process reward model: pass prm=FOLDER or prm=HUB_ID, such as prm=Qwen/Qwen2.5-Math-PRM-7B")
     folder = _resolve(config.prm)
     raw = read_json(folder / "config.json", CONFIG)
-    files = checkpoint.tensor_files(folder)
+    files = tensor_files(folder)
     name = find_family(folder, config.prm_family, raw.get("architectures") or [], list(files))
     family, options = FAMILIES[name], family_options(config, name, raw, folder)
     body = _body_config(folder, raw)
@@ -299,7 +300,7 @@ def _resolve(prm: str) -> Path:
     folder = Path(prm).expanduser()
     if not folder.is_dir() and (prm.startswith((".", "/", "~")) or prm.count("/") != 1):
         raise FileNotFoundError(f"prm={prm!r}: no such folder; give a PRM's folder or a hub id such as Qwen/Qwen2.5-Math-PRM-7B")
-    return checkpoint.resolve(prm, option="prm")
+    return resolve(prm, option="prm")
 
 
 def _body_config(folder: Path, raw: Mapping[str, Any]) -> PretrainedConfig:

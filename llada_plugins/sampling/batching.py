@@ -8,11 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 
-def capacity(batch_size: int, batch_tokens: int | None = None) -> Callable[[int], int]:
-    """How many rows of so many tokens make a batch: batch_size, or what fits into batch_tokens, padding included, and at least one."""
-    return lambda longest: batch_size if batch_tokens is None else max(1, batch_tokens // longest)
-
-
 class Queue:
     """Rows that wait, by the block that each fills next. True while there are any.
 

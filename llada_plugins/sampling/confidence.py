@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llada_plugins.diffusion.denoiser import log_total
+
 
 class Candidates(NamedTuple):
     """The positions that a step decides on: M of each row."""
@@ -20,17 +22,6 @@ class Candidates(NamedTuple):
     policy: Tensor | None             # (B, M) raw score h of the unmasking-policy stream, if the model has one
     policy_ranks_masked: bool         # was the stream trained to rank masked positions too (RemeDi's bi-tower)?
     uniform: Callable[[], Tensor]     # draws (B, M) U(0, 1)
-
-
-def log_total(logits: Tensor) -> Tensor:
-    """Log of the summed exponentials of logits (..., V).
-
-    On a CPU eight positions at a time: a temporary of all of 64 has to be cleared anew by the system every time, which takes longer
-    than the sum (19.6 ms against 7.6 for 126,464 tokens).
-    """
-    if logits.device.type != "cpu":
-        return logits.logsumexp(-1)
-    return torch.cat([part.logsumexp(-1) for part in logits.flatten(0, -2).split(8)]).view(logits.shape[:-1])
 
 
 def token_probability(candidates: Candidates) -> Tensor:

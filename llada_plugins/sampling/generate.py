@@ -4,8 +4,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from llada_plugins.diffusion.cache import cached
-from llada_plugins.diffusion.denoiser import Denoiser, guided, model_denoiser, suppressed
-from llada_plugins.models.llada import LLaDA, SpecialTokens
+from llada_plugins.diffusion.denoiser import Denoiser, check_unmasked, model_denoiser
+from llada_plugins.diffusion.guidance import guided, suppressed
+from llada_plugins.models.folder import known_special_tokens
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.special_tokens import SpecialTokens
 
 from .config import SamplerConfig
 from .sampler import Review, Sample, Step, decode, once
@@ -42,24 +45,6 @@ def with_options(denoise: Denoiser, config: SamplerConfig, special: SpecialToken
     if config.confidence_eos_eot_inf and not special.ends:
         raise ValueError("confidence_eos_eot_inf needs an EOS or EoT token: this checkpoint names neither")
     return denoise
-
-
-def known_special_tokens(model: LLaDA) -> SpecialTokens:
-    """The checkpoint's special ids, or an error that says how to give the mask's."""
-    if model.special_tokens is not None:
-        return model.special_tokens
-    if model.config.mask_token_id is None:
-        raise ValueError("the checkpoint names no mask token: config.json has no mask_token_id; pass special=SpecialTokens(mask=…)")
-    return SpecialTokens(model.config.mask_token_id, model.config.eos_token_id, more_eos=model.config.more_eos_token_ids)
-
-
-def check_unmasked(prompts: Sequence[Sequence[int]], mask_id: int) -> None:
-    """Raise ValueError on a prompt with the mask token: only the answer behind it is filled in."""
-    for number, prompt in enumerate(prompts):
-        if mask_id in prompt:
-            place = list(prompt).index(mask_id)
-            raise ValueError(f"prompt {number} holds the mask token (id {mask_id}) at position {place}: "
-                             "it would never be filled in, take it out")
 
 
 def check_fits(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerConfig) -> None:

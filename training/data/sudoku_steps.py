@@ -11,13 +11,15 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from llada_plugins.models.loading import SHIPPED, load_model
+from llada_plugins.models.folder import SHIPPED
+from llada_plugins.models.loading import load_model
 from llada_plugins.models.text import load_tokenizer
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
 from llada_plugins.sampling.sampler import Step
 from llada_plugins.tasks import sudoku
-from training.step_data import StepRow
+
+from .steps import StepRow
 
 RIGHT_SHARE = 0.75                 # of rows drawn without a mistake: two thirds of all labels are then True
 DECODED_TOGETHER = 100             # puzzles

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llada_plugins.reports.render import whole_folder
+from llada_plugins.files.atomic import whole_folder
 
 
 def kept(cache: Path, made_of: Sequence[Any], write: Callable[[Path], None]) -> Path:

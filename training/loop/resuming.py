@@ -18,7 +18,8 @@ from transformers import Trainer, trainer_utils
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from llada_plugins.models.loading import fingerprint, signature
+from llada_plugins.files.atomic import write_whole
+from llada_plugins.models.fingerprint import fingerprint, signature
 
 RUN = "run.json"
 STATE = "trainer_state.json"
@@ -218,10 +219,3 @@ def _settings(description: Mapping[str, Any]) -> dict[str, Any]:
     arguments, options = description.get("arguments", {}), description.get("options", {})
     return {**{name: arguments[name] for name in SAME if name in arguments},
             **{name: value for name, value in options.items() if name not in FREE}}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    part = path.with_name(f".{path.name}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llada_plugins.files.atomic import write_whole
+
 from .objectives import Loss, Objective
-from .resuming import WholeCheckpoints, write_whole
+from .resuming import WholeCheckpoints
 from .throughput import Throughput
 
 logger = logging.getLogger(__name__)

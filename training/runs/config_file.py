@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llada_plugins.options.fields import HELP, OneLineParser, reject_unknown
+from llada_plugins.options.command_line import HELP, OneLineParser
+from llada_plugins.options.fields import reject_unknown
 
 OWN = ("help", "config")        # flags that a file cannot hold
 UNSET = (None, "null", "~", "", [])

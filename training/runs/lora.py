@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.files.tensors import save_tensors
+from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
-from llada_plugins.models.loading import save_tensors
 from llada_plugins.models.lora import BACKBONE, PREFIX, WEIGHTS, targeted
 from llada_plugins.options.fields import arg
 from training.loop.trainer import Save

@@ -20,20 +20,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llada_plugins.diffusion.forward_process import Replace, another_of
-from llada_plugins.methods.addon import backbone_fingerprint
+from llada_plugins.files.tensors import save_tensors
 from llada_plugins.methods.policy_head import CONFIG, WEIGHTS, PolicyHead, save_policy
+from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA, Recomputing, empty_like
-from llada_plugins.models.loading import save_model, save_tensors
+from llada_plugins.models.loading import save_model
 from llada_plugins.models.lora import merged_weight
 from llada_plugins.models.text import load_tokenizer
 from llada_plugins.options.fields import arg
 from llada_plugins.reports.metrics import auc, expected_calibration_error
 from training.loop.objectives import IGNORED
 from training.loop.trainer import Save
-from training.sft import SFTOptions
 
-from .launch import Job, copy_tokenizer
+from .jobs import Job, copy_tokenizer
 from .lora import LoRA, LoRAOptions, add_lora
+from .options import SFTOptions
 from .presets import UPS_PRESETS
 
 ADAPTER = "adapter.safetensors"                   # LoRA's own tensors: what resuming needs beside the merged model

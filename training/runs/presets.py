@@ -75,8 +75,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llada_plugins.tasks import nim, sudoku
+from training.data.steps import StepRow
 from training.data.sudoku_steps import solutions_in_steps
-from training.step_data import StepRow
 
 Pairs = list[tuple[str, str]]
 

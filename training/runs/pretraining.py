@@ -11,8 +11,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llada_plugins.models import text
-from llada_plugins.models.llada import LLaDA, LLaDAConfig, SpecialTokens, initialise
-from llada_plugins.models.loading import MASK_NAMES, resolve
+from llada_plugins.models.folder import MASK_NAMES, resolve
+from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.llada_config import LLaDAConfig
+from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.options.fields import arg
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
@@ -21,6 +23,8 @@ from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 from training.loop.trainer import noise
 
 from . import launch
+from .arguments import RunArguments
+from .jobs import Job, _checkpoint, _trainable
 from .presets import PRETRAIN_PRESETS, TINY_SHAPE
 
 SHAPE = {"d_model": 128, "n_layers": 4, "n_heads": 4}        # of a model from scratch where no flag says otherwise
@@ -83,7 +87,7 @@ class PretrainOptions:
                              temperature=self.temperature, top_k=self.top_k or None, top_p=self.top_p or None)
 
 
-def pretrain_job(options: PretrainOptions, arguments: launch.RunArguments) -> launch.Job:
+def pretrain_job(options: PretrainOptions, arguments: RunArguments) -> Job:
     """Model, rows and tokenizer. A tokenizer made here and, by default, the tokenised data are written into the output folder."""
     sources = [corpus.find(options.dataset, options.dataset_config, options.train_split)]
     if options.eval_data is not None:
@@ -94,8 +98,8 @@ def pretrain_job(options: PretrainOptions, arguments: launch.RunArguments) -> la
         raise ValueError(f"--eval_split has no effect on a file ({options.dataset}): give --eval_data FILE")
     output = Path(arguments.output_dir)
     if options.model is not None:
-        folder, words = launch._checkpoint(options.model)
-        model, seq_len = launch._trainable(folder), options.seq_len or words.max_length
+        folder, words = _checkpoint(options.model)
+        model, seq_len = _trainable(folder), options.seq_len or words.max_length
         launch.train_logits_alone(model)
         if seq_len > words.max_length:
             raise ValueError(f"--seq_len must be between 1 and the model's {words.max_length} tokens, got {seq_len}")
@@ -109,10 +113,10 @@ def pretrain_job(options: PretrainOptions, arguments: launch.RunArguments) -> la
         tokens = [corpus.tokenise(source, tokenizer, config.vocab_size, config.eos_token_id, cache) for source in sources]
     train, *evaluation = (corpus.Rows(found, seq_len, limit) for found, limit in zip(tokens, (None, options.eval_rows or None)))
     collate = corpus.collate_rows(config.eos_token_id, options.pack_boundaries)
-    return launch.Job(model, train, evaluation[0] if evaluation else None, collate, folder)
+    return Job(model, train, evaluation[0] if evaluation else None, collate, folder)
 
 
-def _from_scratch(options: PretrainOptions, output: Path, seq_len: int, arguments: launch.RunArguments) -> tuple[Path, LLaDA]:
+def _from_scratch(options: PretrainOptions, output: Path, seq_len: int, arguments: RunArguments) -> tuple[Path, LLaDA]:
     shape = {name: getattr(options, name) or default for name, default in SHAPE.items()}
     mlp_hidden_size = options.mlp_hidden_size or -(-8 * shape["d_model"] // 48) * 16
     if shape["d_model"] % (2 * shape["n_heads"]):
@@ -153,7 +157,7 @@ class Evaluations(TrainerCallback):
     The loss bounds the negative log-likelihood of a token (nats) from above, so the perplexity is an upper bound as well.
     """
 
-    def __init__(self, job: launch.Job, options: PretrainOptions) -> None:
+    def __init__(self, job: Job, options: PretrainOptions) -> None:
         self.bytes_per_token = job.evaluation.bytes_per_token if job.evaluation else None
         self.config, self.options = job.model.config, options
         self.tokenizer = text.load_tokenizer(job.tokenizer_folder)

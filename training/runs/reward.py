@@ -18,16 +18,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel, Qwen2Config, Qwen2ForTokenClassification
 
 from llada_plugins.files.json_files import first_line, read_json
-from llada_plugins.models.loading import SHIPPED, resolve, tensor_files
+from llada_plugins.models.folder import SHIPPED, resolve, tensor_files
 from llada_plugins.models.text import load_tokenizer
 from llada_plugins.options.fields import arg
 from llada_plugins.reports.metrics import auc
 from llada_plugins.rewards.process_reward_model import CAUSAL, CONFIG, PRMConfig, load_prm
 from llada_plugins.tasks import sudoku
 from training.data import sudoku_steps
-from training.loop.objectives import IGNORED, Loss
-from training.loop.trainer import Save
-from training.step_data import (
+from training.data.steps import (
     FORM,
     Encode,
     StepExample,
@@ -36,8 +34,10 @@ from training.step_data import (
     read_steps,
     step_encoder,
 )
+from training.loop.objectives import IGNORED, Loss
+from training.loop.trainer import Save
 
-from .launch import Job, copy_tokenizer
+from .jobs import Job, copy_tokenizer
 from .presets import PRM_PRESETS
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from llada_plugins.methods.addon import backbone_fingerprint
 from llada_plugins.methods.router import (
     CONFIG,
     WEIGHTS,
@@ -21,11 +20,12 @@ from llada_plugins.methods.router import (
     RouterConfig,
     save_router,
 )
+from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import build
 from training.loop.trainer import METRICS, Save
 
-from .launch import Job
+from .jobs import Job
 
 
 def router_config(options: Any, model: LLaDA) -> RouterConfig:

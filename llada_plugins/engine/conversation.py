@@ -1,0 +1,26 @@
+"""A conversation with a model: turns, the answer as it is decoded, commands."""
+from __future__ import annotations
+
+from .engine import Completion, Engine, Request
+
+
+class Conversation:
+    """Turns with one engine. Without a chat template each stands alone."""
+
+    def __init__(self, engine: Engine, chat: bool, system: str | None = None) -> None:
+        self.engine = engine
+        self.chat = chat
+        self.beginning = [{"role": "system", "content": system}] if system is not None else []
+        self.messages = list(self.beginning)
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self.messages = list(self.beginning)
+
+    def ask(self, line: str) -> Completion:
+        """The answer. A turn that does not fit the context (ValueError) or is interrupted is forgotten."""
+        turns = [*self.messages, {"role": "user", "content": line}]
+        prompt = self.engine.render_chat(turns) if self.chat else line
+        (_, completion), = self.engine.generate([Request(prompt, self.engine.sampler)])
+        self.messages = [*turns, {"role": "assistant", "content": completion.text}]
+        return completion
