@@ -33,7 +33,7 @@ class build_py(_build_py):
 
     def run(self) -> None:
         super().run()
-        if self.editable_mode:        # install_lib is the unpacked editable wheel
+        if self.editable_mode:  # install_lib is the unpacked editable wheel
             self._copy(PTH, os.path.join(self.get_finalized_command("install").install_lib, PTH))
             return
         for target, source in {os.path.join(self.build_lib, PTH): PTH, **self._shipped()}.items():
@@ -41,7 +41,7 @@ class build_py(_build_py):
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         outputs = super().get_outputs(include_bytecode)
-        if self.editable_mode:        # then they are the keys of get_output_mapping
+        if self.editable_mode:  # then they are the keys of get_output_mapping
             return outputs
         return [*outputs, os.path.join(self.build_lib, PTH), *self._shipped()]
 

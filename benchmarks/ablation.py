@@ -1,4 +1,5 @@
-"""Which confidence source, and how many tokens a step? Accuracy on the tiny model, everything else fixed.
+"""Which confidence source, and how many tokens a step? Accuracy on the tiny model,
+everything else fixed.
 
     make ablation                                                     both tables at their defaults; 1000 problems, one CPU thread
     python -m benchmarks.ablation --num 300 --steps 8 --output DIR    a quick look
@@ -10,7 +11,8 @@
 2. Accuracy per forward: fixed K_n beside threshold and factor decoding, without revision and with it (tokens with sigmoid(h) below
    revise_below are masked again). A row of problems is at the cap when its last forward had to keep every token.
 
-The same through the stock harnesses, answer by answer (but under `random`, where they give a repeated puzzle other random numbers):
+The same through the stock harnesses, answer by answer (but under `random`, where they
+give a repeated puzzle other random numbers):
     for source in tps_prob ups ups_all random entropy margin; do
       lm_eval --model llada_ups --model_args confidence_source=$source,steps=8 --tasks sudoku4 --include_path configs/lmeval \\
               --metadata '{"num": 1000}' --batch_size 50
@@ -19,6 +21,7 @@ The same through the stock harnesses, answer by answer (but under `random`, wher
     opencompass configs/eval_llada_ups_ablation.py
 Writes ablation.json, tables.md and frontier.png into --output, all or nothing.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -49,21 +52,34 @@ from llada_plugins.tasks import sudoku
 GEN_LENGTH = 16
 THRESHOLDS = (0.8, 0.85, 0.9, 0.95, 0.99)
 FACTORS = (1.2, 0.8, 0.1)
-DIFFERENCES = (("ups", "plain", 0.05), ("ups", "tps_prob", 0.02), ("tps_prob", "random", 0.10))        # the targets, at 8 steps
+# the targets, at 8 steps
+DIFFERENCES = (("ups", "plain", 0.05), ("ups", "tps_prob", 0.02), ("tps_prob", "random", 0.10))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What is compared, on how many problems."""
 
-    pretrained: str | None = arg(None, "checkpoint folder that answers 4x4 sudoku (default: the tiny model shipped in the package)")
-    ups: str | None = arg(None, "folder of the policy head (default: 'ups' in the checkpoint's folder)")
+    pretrained: str | None = arg(
+        None,
+        "checkpoint folder that answers 4x4 sudoku (default: the tiny model shipped in the "
+        "package)",
+    )
+    ups: str | None = arg(
+        None, "folder of the policy head (default: 'ups' in the checkpoint's folder)"
+    )
     output: str = arg("outputs/ablation", "folder for the results; must be empty or absent")
     num: int = arg(1000, "test problems")
-    steps: list[int] = dataclasses.field(default_factory=lambda: [4, 8, 16],
-                                         metadata={"help": "denoising steps of the first table, each 1 to 16"})
-    revise_below: float = arg(0.5, "the second table's revision: visible tokens scored below this (0-1) are masked again")
-    max_forwards: int = arg(16, "the second table's cap on forward passes; the last one keeps every token")
+    steps: list[int] = dataclasses.field(
+        default_factory=lambda: [4, 8, 16],
+        metadata={"help": "denoising steps of the first table, each 1 to 16"},
+    )
+    revise_below: float = arg(
+        0.5, "the second table's revision: visible tokens scored below this (0-1) are masked again"
+    )
+    max_forwards: int = arg(
+        16, "the second table's cap on forward passes; the last one keeps every token"
+    )
     num_draws: int = arg(2000, "bootstrap draws")
     batch_size: int = arg(50, "problems decoded together; does not change any answer")
     threads: int = arg(1, "CPU threads; one is fastest for a model this small")
@@ -76,22 +92,32 @@ class Options:
         self.settings()
 
     def settings(self) -> dict[str, SamplerConfig]:
-        """Every sampler, by the name of its row; raises ValueError on a value that SamplerConfig refuses."""
+        """Every sampler, by the name of its row; raises ValueError on a value that
+        SamplerConfig refuses.
+        """
         common = dict(gen_length=GEN_LENGTH, seed=self.seed)
-        found = {cell(source, steps): compared(source, steps=steps, **common) for steps in self.steps for source in SOURCES}
-        for rule in [dict(threshold=value) for value in THRESHOLDS] + [dict(factor=value) for value in FACTORS]:
-            (name, value), = rule.items()
+        found = {
+            cell(source, steps): compared(source, steps=steps, **common)
+            for steps in self.steps
+            for source in SOURCES
+        }
+        for rule in [dict(threshold=value) for value in THRESHOLDS] + [
+            dict(factor=value) for value in FACTORS
+        ]:
+            ((name, value),) = rule.items()
             adaptive = dict(max_forwards=self.max_forwards, **rule, **common)
             found[f"{name} {value}"] = SamplerConfig(**adaptive)
-            found[f"{name} {value} revised"] = SamplerConfig(confidence_source="ups", revise_below=self.revise_below, **adaptive)
+            found[f"{name} {value} revised"] = SamplerConfig(
+                confidence_source="ups", revise_below=self.revise_below, **adaptive
+            )
         return found
 
 
 class Outcome(NamedTuple):
     """What one sampler did with n problems."""
 
-    correct: numpy.ndarray         # (n,) bool
-    forwards: numpy.ndarray        # (n,) forward passes
+    correct: numpy.ndarray  # (n,) bool
+    forwards: numpy.ndarray  # (n,) forward passes
 
 
 class Interval(NamedTuple):
@@ -105,10 +131,16 @@ class Interval(NamedTuple):
         return f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def paired_interval(first: numpy.ndarray, second: numpy.ndarray, num_draws: int = 2000, seed: int = 0) -> Interval:
-    """mean(first - second) over the same n items, with the percentile interval of num_draws resamples of the items."""
+def paired_interval(
+    first: numpy.ndarray, second: numpy.ndarray, num_draws: int = 2000, seed: int = 0
+) -> Interval:
+    """mean(first - second) over the same n items, with the percentile interval of
+    num_draws resamples of the items.
+    """
     difference = numpy.asarray(first, float) - numpy.asarray(second, float)
-    items = numpy.random.default_rng(seed).integers(len(difference), size=(num_draws, len(difference)))
+    items = numpy.random.default_rng(seed).integers(
+        len(difference), size=(num_draws, len(difference))
+    )
     low, high = numpy.quantile(difference[items].mean(1), (0.025, 0.975))
     return Interval(float(difference.mean()), float(low), float(high))
 
@@ -119,7 +151,9 @@ def cell(source: str, steps: int) -> str:
 
 
 def remembered(denoise: Denoiser) -> Denoiser:
-    """The same predictions, but every canvas row is evaluated once: sources and rules share what they agree on."""
+    """The same predictions, but every canvas row is evaluated once: sources and rules
+    share what they agree on.
+    """
     known: dict[tuple[int, bytes], tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     def denoise_remembered(canvas: Canvas, window: slice) -> Prediction:
@@ -127,13 +161,20 @@ def remembered(denoise: Denoiser) -> Denoiser:
         fresh = {key: row for row, key in enumerate(keys) if key not in known}
         if fresh:
             rows = torch.tensor(list(fresh.values()), device=canvas.tokens.device)
-            prediction = denoise(Canvas(canvas.tokens[rows], canvas.answer_start[rows], canvas.padded), window)
-            every = torch.arange(window.stop - window.start, device=rows.device).expand(len(rows), -1)
+            prediction = denoise(
+                Canvas(canvas.tokens[rows], canvas.answer_start[rows], canvas.padded), window
+            )
+            every = torch.arange(window.stop - window.start, device=rows.device).expand(
+                len(rows), -1
+            )
             policy = [None] * len(rows) if prediction.confidence is None else prediction.confidence
             known.update(zip(fresh, zip(prediction.logits_at(every), policy)))
         logits, confidence = zip(*(known[key] for key in keys))
-        stacked = torch.stack(logits)                                                          # (B, W, V)
-        return Prediction.from_logits(stacked, None if confidence[0] is None else torch.stack(confidence))
+        stacked = torch.stack(logits)  # (B, W, V)
+        return Prediction.from_logits(
+            stacked, None if confidence[0] is None else torch.stack(confidence)
+        )
+
     return denoise_remembered
 
 
@@ -141,34 +182,51 @@ def load(pretrained: str | None, ups: str | None) -> Engine:
     """The model with its policy head, on the CPU; raises ValueError where there is none."""
     engine = Engine("llada_ups", pretrained=pretrained, ups=ups, device="cpu")
     if engine.prepared.policy is None:
-        raise ValueError(f"{engine.folder} has no policy head beside it: pass --ups FOLDER of one that training.remask_sft made")
+        raise ValueError(
+            f"{engine.folder} has no policy head beside it: pass --ups FOLDER of one that "
+            "training.remask_sft made"
+        )
     return engine
 
 
-def measure(engine: Engine, problems: Sequence[sudoku.Problem], settings: Mapping[str, SamplerConfig],
-            batch_size: int = 50) -> dict[str, Outcome]:
+def measure(
+    engine: Engine,
+    problems: Sequence[sudoku.Problem],
+    settings: Mapping[str, SamplerConfig],
+    batch_size: int = 50,
+) -> dict[str, Outcome]:
     """Decode every problem under every setting, batch by batch."""
     for config in settings.values():
         check_policy(config, engine.prepared)
     correct: dict[str, list[bool]] = {name: [] for name in settings}
     forwards: dict[str, list[int]] = {name: [] for name in settings}
     for first in range(0, len(problems), batch_size):
-        batch = problems[first:first + batch_size]
+        batch = problems[first : first + batch_size]
         prompts = [engine.encode(problem.puzzle) for problem in batch]
-        denoise = remembered(engine.denoise)        # anew for each batch: 17 kB a row
+        denoise = remembered(engine.denoise)  # anew for each batch: 17 kB a row
         for name, config in settings.items():
-            samples = generate(engine.model, prompts, config, special=engine.special, denoise=denoise)
+            samples = generate(
+                engine.model, prompts, config, special=engine.special, denoise=denoise
+            )
             answers = engine.tokenizer.batch_decode([sample.answer for sample in samples])
-            correct[name] += [sudoku.is_valid(problem.puzzle, answer) for problem, answer in zip(batch, answers)]
+            correct[name] += [
+                sudoku.is_valid(problem.puzzle, answer) for problem, answer in zip(batch, answers)
+            ]
             forwards[name] += [sample.num_forwards for sample in samples]
-    return {name: Outcome(numpy.array(correct[name]), numpy.array(forwards[name])) for name in settings}
+    return {
+        name: Outcome(numpy.array(correct[name]), numpy.array(forwards[name])) for name in settings
+    }
 
 
 def describe(outcome: Outcome, options: Options) -> dict[str, Any]:
     """An outcome's numbers; half: of the accuracy's 95 % interval."""
     accuracy = float(outcome.correct.mean())
-    return {"accuracy": accuracy, "half": 1.96 * (accuracy * (1 - accuracy) / len(outcome.correct)) ** 0.5,
-            "mean_forwards": float(outcome.forwards.mean()), "at_cap": float((outcome.forwards == options.max_forwards).mean())}
+    return {
+        "accuracy": accuracy,
+        "half": 1.96 * (accuracy * (1 - accuracy) / len(outcome.correct)) ** 0.5,
+        "mean_forwards": float(outcome.forwards.mean()),
+        "at_cap": float((outcome.forwards == options.max_forwards).mean()),
+    }
 
 
 def compare(first: Outcome, second: Outcome, options: Options) -> dict[str, float]:
@@ -178,37 +236,77 @@ def compare(first: Outcome, second: Outcome, options: Options) -> dict[str, floa
 
 def source_rows(outcomes: Mapping[str, Outcome], options: Options) -> list[dict[str, Any]]:
     """The first table: one row a cell."""
-    return [{"steps": steps, "source": source, **describe(outcomes[cell(source, steps)], options),
-             "ups_less_this": compare(outcomes[cell("ups", steps)], outcomes[cell(source, steps)], options)}
-            for steps in options.steps for source in SOURCES]
+    return [
+        {
+            "steps": steps,
+            "source": source,
+            **describe(outcomes[cell(source, steps)], options),
+            "ups_less_this": compare(
+                outcomes[cell("ups", steps)], outcomes[cell(source, steps)], options
+            ),
+        }
+        for steps in options.steps
+        for source in SOURCES
+    ]
 
 
 def frontier_rows(outcomes: Mapping[str, Outcome], options: Options) -> list[dict[str, Any]]:
-    """The second table, by mean forwards; on_frontier: no other row is as accurate with fewer forwards, or better with as many."""
+    """The second table, by mean forwards; on_frontier: no other row is as accurate with
+    fewer forwards, or better with as many.
+    """
     rows = []
     for name, config in options.settings().items():
-        row = {"name": name, "cap": config.max_forwards, "revise_below": config.revise_below, **describe(outcomes[name], options)}
+        row = {
+            "name": name,
+            "cap": config.max_forwards,
+            "revise_below": config.revise_below,
+            **describe(outcomes[name], options),
+        }
         if config.revise_below is not None:
-            row["less_unrevised"] = compare(outcomes[name], outcomes[name.removesuffix(" revised")], options)
+            row["less_unrevised"] = compare(
+                outcomes[name], outcomes[name.removesuffix(" revised")], options
+            )
         rows.append(row)
     for row in rows:
         row["on_frontier"] = not any(
-            other["mean_forwards"] <= row["mean_forwards"] and other["accuracy"] >= row["accuracy"]
-            and (other["mean_forwards"], other["accuracy"]) != (row["mean_forwards"], row["accuracy"]) for other in rows)
+            other["mean_forwards"] <= row["mean_forwards"]
+            and other["accuracy"] >= row["accuracy"]
+            and (other["mean_forwards"], other["accuracy"])
+            != (row["mean_forwards"], row["accuracy"])
+            for other in rows
+        )
     return sorted(rows, key=lambda row: row["mean_forwards"])
 
 
-def verdicts(outcomes: Mapping[str, Outcome], frontier: Sequence[Mapping[str, Any]], options: Options) -> list[dict[str, Any]]:
-    """What the project set out to reach: three differences at 8 steps, and an accuracy at a number of forwards."""
+def verdicts(
+    outcomes: Mapping[str, Outcome], frontier: Sequence[Mapping[str, Any]], options: Options
+) -> list[dict[str, Any]]:
+    """What the project set out to reach: three differences at 8 steps, and an accuracy
+    at a number of forwards.
+    """
     found = []
     for first, second, target in DIFFERENCES if 8 in options.steps else ():
         interval = compare(outcomes[cell(first, 8)], outcomes[cell(second, 8)], options)
-        found.append({"target": f"{first} less {second} at 8 steps >= {target:+.2f}", "value": interval["difference"], "interval": interval,
-                      "met": interval["difference"] >= target})
-    cheap = [row for row in frontier if row["revise_below"] is not None and row["mean_forwards"] <= 6]
+        found.append(
+            {
+                "target": f"{first} less {second} at 8 steps >= {target:+.2f}",
+                "value": interval["difference"],
+                "interval": interval,
+                "met": interval["difference"] >= target,
+            }
+        )
+    cheap = [
+        row for row in frontier if row["revise_below"] is not None and row["mean_forwards"] <= 6
+    ]
     best = max(cheap, key=lambda row: row["accuracy"], default=None)
-    found.append({"target": "adaptive with revision >= .95 at <= 6 mean forwards", "value": best and best["accuracy"],
-                  "row": best and f"{best['name']} at {best['mean_forwards']:.2f}", "met": best is not None and best["accuracy"] >= 0.95})
+    found.append(
+        {
+            "target": "adaptive with revision >= .95 at <= 6 mean forwards",
+            "value": best and best["accuracy"],
+            "row": best and f"{best['name']} at {best['mean_forwards']:.2f}",
+            "met": best is not None and best["accuracy"] >= 0.95,
+        }
+    )
     return found
 
 
@@ -216,30 +314,74 @@ def run(options: Options) -> dict[str, Any]:
     """Measure both tables; the result can be written as JSON."""
     engine = load(options.pretrained, options.ups)
     began = time.process_time()
-    outcomes = measure(engine, sudoku.problems("test", options.num), options.settings(), options.batch_size)
+    outcomes = measure(
+        engine, sudoku.problems("test", options.num), options.settings(), options.batch_size
+    )
     frontier = frontier_rows(outcomes, options)
-    return {"sources": source_rows(outcomes, options), "frontier": frontier, "targets": verdicts(outcomes, frontier, options),
-            "model": engine.info(), "torch": torch.__version__, "cpu_seconds": time.process_time() - began, "options": asdict(options)}
+    return {
+        "sources": source_rows(outcomes, options),
+        "frontier": frontier,
+        "targets": verdicts(outcomes, frontier, options),
+        "model": engine.info(),
+        "torch": torch.__version__,
+        "cpu_seconds": time.process_time() - began,
+        "options": asdict(options),
+    }
 
 
 def tables(result: Mapping[str, Any]) -> str:
     """Both tables and the verdicts as Markdown."""
     options = result["options"]
     cells = {(row["source"], row["steps"]): row for row in result["sources"]}
-    rows = [[source, *(text for steps in options["steps"] for text in _source_cells(cells[source, steps]))] for source in SOURCES]
-    header = ["source", *(text for steps in options["steps"] for text in (f"{steps} steps", "ups less this"))]
-    frontier = [[row["name"], f"{row['accuracy']:.3f} ± {row['half']:.3f}", f"{row['mean_forwards']:.2f}",
-                 "–" if row["cap"] is None else f"{100 * row['at_cap']:.1f} %",
-                 Interval(**row["less_unrevised"]) if "less_unrevised" in row else "", "yes" if row["on_frontier"] else ""]
-                for row in result["frontier"]]
-    targets = [[each["target"], "–" if each["value"] is None else f"{each['value']:.3f}",
-                Interval(**each["interval"]) if "interval" in each else each["row"] or "", "met" if each["met"] else "MISSED"]
-               for each in result["targets"]]
-    return "\n\n".join([
-        f"{options['num']} problems, greedy; ± and [] are 95 % intervals, the latter paired", markdown(header, rows),
-        markdown(["rule", "accuracy", "mean forwards", f"at the cap of {options['max_forwards']}", "less the same without revision",
-                  "frontier"], frontier),
-        markdown(["target", "measured", "interval or row", ""], targets)])
+    rows = [
+        [
+            source,
+            *(text for steps in options["steps"] for text in _source_cells(cells[source, steps])),
+        ]
+        for source in SOURCES
+    ]
+    header = [
+        "source",
+        *(text for steps in options["steps"] for text in (f"{steps} steps", "ups less this")),
+    ]
+    frontier = [
+        [
+            row["name"],
+            f"{row['accuracy']:.3f} ± {row['half']:.3f}",
+            f"{row['mean_forwards']:.2f}",
+            "–" if row["cap"] is None else f"{100 * row['at_cap']:.1f} %",
+            Interval(**row["less_unrevised"]) if "less_unrevised" in row else "",
+            "yes" if row["on_frontier"] else "",
+        ]
+        for row in result["frontier"]
+    ]
+    targets = [
+        [
+            each["target"],
+            "–" if each["value"] is None else f"{each['value']:.3f}",
+            Interval(**each["interval"]) if "interval" in each else each["row"] or "",
+            "met" if each["met"] else "MISSED",
+        ]
+        for each in result["targets"]
+    ]
+    return "\n\n".join(
+        [
+            f"{options['num']} problems, greedy; ± and [] are 95 % intervals, the latter paired",
+            markdown(header, rows),
+            markdown(
+                [
+                    "rule",
+                    "accuracy",
+                    "mean forwards",
+                    f"at the cap of {options['max_forwards']}",
+                    "less the same without revision",
+                    "frontier",
+                ],
+                frontier,
+            ),
+            markdown(["target", "measured", "interval or row", ""], targets),
+        ]
+    )
 
 
 def _source_cells(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -248,18 +390,36 @@ def _source_cells(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Accuracy over mean forwards: one line a source under fixed K_n, one each for adaptive rules with and without revision."""
+    """Accuracy over mean forwards: one line a source under fixed K_n, one each for
+    adaptive rules with and without revision.
+    """
     plot = pyplot()
     figure, axes = plot.subplots(figsize=(7, 5))
     for source in SOURCES:
         rows = [row for row in result["sources"] if row["source"] == source]
-        axes.plot([row["mean_forwards"] for row in rows], [row["accuracy"] for row in rows], marker=".", alpha=0.7, label=f"K_n, {source}")
+        axes.plot(
+            [row["mean_forwards"] for row in rows],
+            [row["accuracy"] for row in rows],
+            marker=".",
+            alpha=0.7,
+            label=f"K_n, {source}",
+        )
     adaptive = [row for row in result["frontier"] if row["cap"] is not None]
     for revised, style in ((False, "o--"), (True, "s-")):
         rows = [row for row in adaptive if (row["revise_below"] is not None) == revised]
-        axes.plot([row["mean_forwards"] for row in rows], [row["accuracy"] for row in rows], style, color="black", markersize=4,
-                  label=f"threshold and factor, {'ups revision' if revised else 'no revision'}")
-    axes.set(xlabel="mean forward passes", ylabel="accuracy", title=f"4x4 sudoku, {result['options']['num']} problems")
+        axes.plot(
+            [row["mean_forwards"] for row in rows],
+            [row["accuracy"] for row in rows],
+            style,
+            color="black",
+            markersize=4,
+            label=f"threshold and factor, {'ups revision' if revised else 'no revision'}",
+        )
+    axes.set(
+        xlabel="mean forward passes",
+        ylabel="accuracy",
+        title=f"4x4 sudoku, {result['options']['num']} problems",
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120, bbox_inches="tight")
@@ -269,7 +429,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 def work(options: Options) -> str:
     """Run, write the output folder, return the tables."""
     torch.set_num_threads(options.threads)
-    pyplot()        # what is missing is said before the work
+    pyplot()  # what is missing is said before the work
     check_empty(Path(options.output))
     result = run(options)
     with whole_folder(Path(options.output)) as folder:

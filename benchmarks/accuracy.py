@@ -1,4 +1,7 @@
-"""What each approximate way of decoding costs in accuracy on the shipped sudoku and Nim models; random weights cannot tell."""
+"""What each approximate way of decoding costs in accuracy on the shipped sudoku and Nim
+models; random weights cannot tell.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -13,7 +16,8 @@ from llada_plugins.tasks import nim
 
 from .parallel import TASKS, Task
 
-BLOCK_LENGTHS = {"sudoku4": 8, "nim": 4}        # two blocks each: one behind, one ahead, and several steps that a cache can shorten
+# two blocks each: one behind, one ahead, and several steps that a cache can shorten
+BLOCK_LENGTHS = {"sudoku4": 8, "nim": 4}
 BATCH = 50
 
 
@@ -21,16 +25,16 @@ class Accuracy(NamedTuple):
     """Of one way of decoding."""
 
     accuracy: float
-    same_answers: float        # share of answers that are those of exact decoding
+    same_answers: float  # share of answers that are those of exact decoding
     mean_forwards: float
 
 
 class Way(NamedTuple):
     """A way of decoding."""
 
-    step: str                  # form of benchmarks.generation whose steps it takes
-    weights: str               # a row of WEIGHTS
-    options: dict[str, Any]    # of the sampler
+    step: str  # form of benchmarks.generation whose steps it takes
+    weights: str  # a row of WEIGHTS
+    options: dict[str, Any]  # of the sampler
 
 
 WAYS = {
@@ -46,14 +50,16 @@ WAYS = {
     "factor_0.1": Way("exact", "float32", dict(factor=0.1)),
     "error_budget_0.05": Way("exact", "float32", dict(error_budget=0.05)),
     "dual_threshold_0.95": Way("dual", "float32", dict(cache="dual", threshold=0.95)),
-    "dual_threshold_0.9": Way("dual", "float32", dict(cache="dual", threshold=0.9)),        # Fast-dLLM's setting
+    # Fast-dLLM's setting
+    "dual_threshold_0.9": Way("dual", "float32", dict(cache="dual", threshold=0.9)),
 }
-WEIGHTS: dict[str, dict[str, Any]] = {        # options of the engine
+WEIGHTS: dict[str, dict[str, Any]] = {  # options of the engine
     "float32": dict(dtype="float32"),
     "bfloat16": dict(dtype="bfloat16"),
     "int8": dict(dtype="float32", quantize="int8"),
 }
-if not importlib.util.find_spec("torchao"):        # an optional package; the speed of int8 is not measured without it either
+# an optional package; the speed of int8 is not measured without it either
+if not importlib.util.find_spec("torchao"):
     WAYS = {name: way for name, way in WAYS.items() if way.weights != "int8"}
 
 
@@ -63,34 +69,60 @@ def most_problems() -> int:
 
 
 def measure(num: int) -> dict[str, dict[str, Accuracy]]:
-    """Every way on `num` test problems of each task, greedy, one token a step but for the adaptive rules; nothing for none."""
-    return {name: _ways(task, BLOCK_LENGTHS[name], num) for name, task in TASKS.items()} if num else {}
+    """Every way on `num` test problems of each task, greedy, one token a step but for
+    the adaptive rules; nothing for none.
+    """
+    return (
+        {name: _ways(task, BLOCK_LENGTHS[name], num) for name, task in TASKS.items()} if num else {}
+    )
 
 
 def _ways(task: Task, block_length: int, num: int) -> dict[str, Accuracy]:
     problems, found = task.problems("test", num), {}
-    load = functools.cache(lambda weights: Engine("llada", pretrained=task.pretrained, device="cpu", **WEIGHTS[weights]))
+    load = functools.cache(
+        lambda weights: Engine(
+            "llada", pretrained=task.pretrained, device="cpu", **WEIGHTS[weights]
+        )
+    )
     exact: list[list[int]] = []
     for name, way in WAYS.items():
-        engine, config = load(way.weights), SamplerConfig(gen_length=task.gen_length, block_length=block_length, **way.options)
+        engine, config = (
+            load(way.weights),
+            SamplerConfig(gen_length=task.gen_length, block_length=block_length, **way.options),
+        )
         prompts = [engine.encode(prompt) for prompt, _ in problems]
-        samples = [sample for first in range(0, num, BATCH)
-                   for sample in generate(engine.model, prompts[first:first + BATCH], config, special=engine.special)]
+        samples = [
+            sample
+            for first in range(0, num, BATCH)
+            for sample in generate(
+                engine.model, prompts[first : first + BATCH], config, special=engine.special
+            )
+        ]
         answers = [sample.answer for sample in samples]
         exact = exact or answers
         texts = engine.tokenizer.batch_decode(answers)
-        found[name] = Accuracy(sum(task.right(prompt, text) for (prompt, _), text in zip(problems, texts)) / num,
-                               sum(answer == other for answer, other in zip(answers, exact)) / num,
-                               sum(sample.num_forwards for sample in samples) / num)
+        found[name] = Accuracy(
+            sum(task.right(prompt, text) for (prompt, _), text in zip(problems, texts)) / num,
+            sum(answer == other for answer, other in zip(answers, exact)) / num,
+            sum(sample.num_forwards for sample in samples) / num,
+        )
     return found
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, float]]], num: int) -> str:
-    """For each task the accuracies, and beside each how many times faster than the published loop's an answer of as many forwards is."""
+    """For each task the accuracies, and beside each how many times faster than the
+    published loop's an answer of as many forwards is.
+    """
     lines = []
     for task, rows in found.items():
-        lines += [f"{task}, {num} problems, greedy, block_length {BLOCK_LENGTHS[task]}; speed: of an answer, over the published loop's",
-                  f"{'form':<32}{'accuracy':>10}{'as exact':>10}{'forwards':>10}{'answer x faster':>17}{'sampled':>10}"]
-        lines += [f"{name:<32}{row['accuracy']:>10.3f}{row['same_answers']:>10.3f}{row['mean_forwards']:>10.2f}"
-                  f"{row['times_faster_greedy']:>17.2f}{row['times_faster']:>10.2f}" for name, row in rows.items()]
+        lines += [
+            f"{task}, {num} problems, greedy, block_length {BLOCK_LENGTHS[task]}; speed: of an "
+            "answer, over the published loop's",
+            f"{'form':<32}{'accuracy':>10}{'as exact':>10}{'forwards':>10}{'answer x faster':>17}{'sampled':>10}",
+        ]
+        lines += [
+            f"{name:<32}{row['accuracy']:>10.3f}{row['same_answers']:>10.3f}{row['mean_forwards']:>10.2f}"
+            f"{row['times_faster_greedy']:>17.2f}{row['times_faster']:>10.2f}"
+            for name, row in rows.items()
+        ]
     return "\n".join(lines)

@@ -1,16 +1,21 @@
-"""Does a router help where the prompt decides in which order an answer can be filled? The report of `ala_report` on chained sums.
+"""Does a router help where the prompt decides in which order an answer can be filled?
+The report of `ala_report` on chained sums.
 
     python -m benchmarks.ala_order          one backbone (190 CPU-seconds), then 3 seeds of 6 variants of 30 each
 
-The answer is a ring of 8 digits. The prompt says at which place its sum begins, in which direction it runs, and what every place adds:
+The answer is a ring of 8 digits. The prompt says at which place its sum begins, in
+which direction it runs, and what every place adds:
 
     prompt    "<301c2213="     from place 3 (a letter: it adds 2) to the left: 2, 2+1, 2+1+0, … modulo 4
     answer    what the sum is at each place
 
-Each digit follows from its neighbour in one small step, and without it only from the whole chain before it: a model is sure first of
-the place where the chain begins, wherever that is, and then of the next. One answer is right. The backbone, of the shipped models'
-shape, is trained here and frozen; no prompt that routers are measured on is among those that it or they are trained on.
+Each digit follows from its neighbour in one small step, and without it only from the
+whole chain before it: a model is sure first of the place where the chain begins,
+wherever that is, and then of the next. One answer is right. The backbone, of the
+shipped models' shape, is trained here and frozen; no prompt that routers are measured
+on is among those that it or they are trained on.
 """
+
 from __future__ import annotations
 
 import json
@@ -32,11 +37,17 @@ from .ala_report import Options, Task, command_line
 
 LENGTH = 8
 MODULUS = 4
-TEST_SHARE = 16        # one prompt of so many is for tests, whichever split or seed draws it
+TEST_SHARE = 16  # one prompt of so many is for tests, whichever split or seed draws it
 STEP = {">": 1, "<": -1}
-# of the routers: the presets', without evaluations and with half their batch; scaled as ala_report's DEEP
-RECIPE = {**ROUTER_PRESETS["nim_router"].arguments, "router_scaled": True, "learning_rate": 1e-3, "per_device_train_batch_size": 64,
-          "eval_strategy": "no"}
+# of the routers: the presets', without evaluations and with half their batch; scaled as
+# ala_report's DEEP
+RECIPE = {
+    **ROUTER_PRESETS["nim_router"].arguments,
+    "router_scaled": True,
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 64,
+    "eval_strategy": "no",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +55,9 @@ class OrderOptions(Options):
     """What is trained and measured."""
 
     backbone_steps: int = arg(4000, "updates of 64 for the backbone")
-    output_dir: str = arg("outputs/ala_order", "folder for the backbone, the routers and the report")
+    output_dir: str = arg(
+        "outputs/ala_order", "folder for the backbone, the routers and the report"
+    )
 
 
 class Problem(NamedTuple):
@@ -73,26 +86,51 @@ def solve(prompt: str) -> str:
     digits, total = [""] * LENGTH, 0
     for number in range(LENGTH):
         place = (root + number * STEP[prompt[0]]) % LENGTH
-        total += int(prompt[1 + place], 16) % 10        # a letter from a to d is 10 to 13
+        total += int(prompt[1 + place], 16) % 10  # a letter from a to d is 10 to 13
         digits[place] = str(total % MODULUS)
     return "".join(digits)
 
 
 def train_backbone(folder: Path, updates: int) -> None:
-    """A model of the package's tiny shape in `folder`; one that is there already is taken if the same command made it."""
+    """A model of the package's tiny shape in `folder`; one that is there already is
+    taken if the same command made it.
+    """
     command = ["python", "-m", "benchmarks.ala_order", "--backbone_steps", str(updates)]
     if (folder / "config.json").is_file():
-        made_by = json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]["command"]
+        made_by = json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"][
+            "command"
+        ]
         if made_by != " ".join(command):
-            raise ValueError(f"{folder} holds a backbone of another run ({made_by}): give another --output_dir")
+            raise ValueError(
+                f"{folder} holds a backbone of another run ({made_by}): give another --output_dir"
+            )
         return
-    preset = Preset(model=TINY_SHAPE, pairs=lambda: (problems("train", 64 * updates), problems("test", 1000, seed=1)), append_eos=False,
-                    arguments=dict(max_steps=updates, per_device_train_batch_size=64, learning_rate=2e-3, warmup_steps=min(100, updates),
-                                   weight_decay=0.01, adam_beta2=0.98, bf16=True, use_cpu=True, num_threads=1, seed=0,
-                                   per_device_eval_batch_size=500, logging_steps=100, eval_strategy="steps", eval_steps=500,
-                                   save_strategy="no"))
+    preset = Preset(
+        model=TINY_SHAPE,
+        pairs=lambda: (problems("train", 64 * updates), problems("test", 1000, seed=1)),
+        append_eos=False,
+        arguments=dict(
+            max_steps=updates,
+            per_device_train_batch_size=64,
+            learning_rate=2e-3,
+            warmup_steps=min(100, updates),
+            weight_decay=0.01,
+            adam_beta2=0.98,
+            bf16=True,
+            use_cpu=True,
+            num_threads=1,
+            seed=0,
+            per_device_eval_batch_size=500,
+            logging_steps=100,
+            eval_strategy="steps",
+            eval_steps=500,
+            save_strategy="no",
+        ),
+    )
     presets = {"order": preset}
-    _, arguments = launch.parse(SFTOptions, "", ["--preset", "order", "--output_dir", str(folder)], presets)
+    _, arguments = launch.parse(
+        SFTOptions, "", ["--preset", "order", "--output_dir", str(folder)], presets
+    )
     job = preset_job("order", arguments, presets)
     launch.run(job, objectives.sft(job.model.config.mask_token_id), arguments, command)
 
@@ -102,12 +140,30 @@ def prepare(options: OrderOptions) -> Task:
     folder = Path(options.output_dir)
     train_backbone(folder / "backbone", options.backbone_steps)
     data = folder / "data.jsonl"
-    rows = [json.dumps({"prompt": prompt, "completion": answer}) for prompt, answer in problems("train", 9_600, seed=1)]
+    rows = [
+        json.dumps({"prompt": prompt, "completion": answer})
+        for prompt, answer in problems("train", 9_600, seed=1)
+    ]
     data.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    source = ["--model", str(folder / "backbone"), "--data", str(data), "--append_eos", "False",
-              *(f"--{name}={value}" for name, value in RECIPE.items() if name != "seed")]
-    return Task("order", str(folder / "backbone"), source, LENGTH, (2, 4, 8), problems,
-                lambda prompt, answer: answer == solve(prompt), {"test": 1.0})
+    source = [
+        "--model",
+        str(folder / "backbone"),
+        "--data",
+        str(data),
+        "--append_eos",
+        "False",
+        *(f"--{name}={value}" for name, value in RECIPE.items() if name != "seed"),
+    ]
+    return Task(
+        "order",
+        str(folder / "backbone"),
+        source,
+        LENGTH,
+        (2, 4, 8),
+        problems,
+        lambda prompt, answer: answer == solve(prompt),
+        {"test": 1.0},
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

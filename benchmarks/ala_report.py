@@ -1,17 +1,22 @@
-"""What an ALA router adds to a frozen backbone, beside its control: the same training without any prompt.
+"""What an ALA router adds to a frozen backbone, beside its control: the same training
+without any prompt.
 
     python -m benchmarks.ala_report                         Nim, 3 seeds of 4 variants: 10 CPU-minutes
     python -m benchmarks.ala_report --task sudoku4 --variants router,bias
 
 `benchmarks.ala_order` makes the same report of a task of its own.
 
-Every variant is trained by `training.router_sft` from the task's preset, once per seed, into --output_dir (a router that is there
-already, made by the same command, is taken as it is). On problems that were not trained on, the same for all: the masked
-cross-entropy (nats per masked token, mean over all numbers of masks, one fixed draw of positions for each number), and the accuracy
-of greedy low-confidence decoding at each number of steps. Differences are paired by problem and carry 95 % normal intervals over
-problems; pooled over seeds, a problem counts once, with its mean over seeds. The static bias learns a vector per answer position and
-never sees a prompt: only what a router gains over *it* is owed to the prompt. Writes report.json and report.md into --output_dir.
+Every variant is trained by `training.router_sft` from the task's preset, once per seed,
+into --output_dir (a router that is there already, made by the same command, is taken as
+it is). On problems that were not trained on, the same for all: the masked cross-entropy
+(nats per masked token, mean over all numbers of masks, one fixed draw of positions for
+each number), and the accuracy of greedy low-confidence decoding at each number of
+steps. Differences are paired by problem and carry 95 % normal intervals over problems;
+pooled over seeds, a problem counts once, with its mean over seeds. The static bias
+learns a vector per answer position and never sees a prompt: only what a router gains
+over *it* is owed to the prompt. Writes report.json and report.md into --output_dir.
 """
+
 from __future__ import annotations
 
 import json
@@ -35,9 +40,10 @@ from llada_plugins.tasks import nim, sudoku
 from training import router_sft
 from training.loop.trainer import noise
 
-# with the presets' max_grad_norm of 1, warm-up of some seeds ends in seeds that the backbone cannot read (see training/runs/presets.py)
+# with the presets' max_grad_norm of 1, warm-up of some seeds ends in seeds that the
+# backbone cannot read (see training/runs/presets.py)
 DEEP = ["--router_layers", "2", "--router_mlp", "256", "--router_scaled", "--learning_rate", "1e-3"]
-VARIANTS = {        # flags of training.router_sft
+VARIANTS = {  # flags of training.router_sft
     "router": [],
     "bias": ["--no_prompt"],
     "deep_router": DEEP,
@@ -46,7 +52,7 @@ VARIANTS = {        # flags of training.router_sft
     "block_bias": [*DEEP, "--router_blocks", "4", "--no_prompt"],
 }
 CONTROL = {"router": "bias", "deep_router": "deep_bias", "block_router": "block_bias"}
-BATCH = 250        # problems a forward
+BATCH = 250  # problems a forward
 
 
 class Task(NamedTuple):
@@ -54,20 +60,40 @@ class Task(NamedTuple):
 
     name: str
     pretrained: str
-    source: Sequence[str]                                                  # flags of training.router_sft: backbone, data, recipe
-    length: int                                                            # of every answer, in tokens
-    steps: tuple[int, ...]                                                 # numbers of decoding steps
-    problems: Callable[[str, int], Sequence[tuple[str, str]]]              # split, number -> (prompt, answer)
+    source: Sequence[str]  # flags of training.router_sft: backbone, data, recipe
+    length: int  # of every answer, in tokens
+    steps: tuple[int, ...]  # numbers of decoding steps
+    problems: Callable[[str, int], Sequence[tuple[str, str]]]  # split, number -> (prompt, answer)
     judge: Callable[[str, str], bool]
-    splits: dict[str, float]                                               # the first is in distribution; share of --num
+    splits: dict[str, float]  # the first is in distribution; share of --num
 
 
-TASKS = {task.name: task for task in (
-    Task("nim", "nim", ["--preset", "nim_router"], 8, (4, 8), nim.problems, nim.is_winning,
-         {"test": 1.0, "ood_heaps": 0.5, "ood_sizes": 0.5}),
-    # which cell can be filled first depends on the clues
-    Task("sudoku4", "sudoku4", ["--preset", "sudoku4_router"], 16, (8, 16), sudoku.problems, sudoku.is_valid, {"test": 1.0}),
-)}
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "nim",
+            "nim",
+            ["--preset", "nim_router"],
+            8,
+            (4, 8),
+            nim.problems,
+            nim.is_winning,
+            {"test": 1.0, "ood_heaps": 0.5, "ood_sizes": 0.5},
+        ),
+        # which cell can be filled first depends on the clues
+        Task(
+            "sudoku4",
+            "sudoku4",
+            ["--preset", "sudoku4_router"],
+            16,
+            (8, 16),
+            sudoku.problems,
+            sudoku.is_valid,
+            {"test": 1.0},
+        ),
+    )
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +102,21 @@ class Options:
 
     variants: str = arg(",".join(VARIANTS), f"of {', '.join(VARIANTS)}")
     seeds: str = arg("0,1,2", "of training: weights, batches and noise")
-    num: int = arg(1000, "problems in distribution; out of distribution, half as many of each split")
+    num: int = arg(
+        1000, "problems in distribution; out of distribution, half as many of each split"
+    )
     max_steps: int | None = arg(None, "updates (default: the preset's)")
     output_dir: str = arg("outputs/ala_report", "folder for the routers and the report")
 
     def __post_init__(self) -> None:
         if unknown := set(self.variants.split(",")) - set(VARIANTS):
-            raise ValueError(f"--variants must be of {', '.join(VARIANTS)}, got {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"--variants must be of {', '.join(VARIANTS)}, got {', '.join(sorted(unknown))}"
+            )
         if not all(seed.isdecimal() for seed in self.seeds.split(",")):
-            raise ValueError(f"--seeds must be whole numbers with commas between them, got {self.seeds!r}")
+            raise ValueError(
+                f"--seeds must be whole numbers with commas between them, got {self.seeds!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +129,14 @@ class TaskOptions(Options):
 class Measured(NamedTuple):
     """One model on the task."""
 
-    cross_entropy: Tensor              # (N,) nats per masked token of each problem in distribution, float64
-    correct: dict[str, Tensor]         # "split@steps" -> (problems,) 1 or 0, float64
+    cross_entropy: Tensor  # (N,) nats per masked token of each problem in distribution, float64
+    correct: dict[str, Tensor]  # "split@steps" -> (problems,) 1 or 0, float64
 
 
 def train(task: Task, options: Options, variant: str, seed: int) -> Path:
-    """The folder of a variant's router; raises ValueError where it holds one made by another command."""
+    """The folder of a variant's router; raises ValueError where it holds one made by
+    another command.
+    """
     folder = Path(options.output_dir) / task.name / f"{variant}-{seed}"
     command = [*task.source, "--output_dir", str(folder), "--seed", str(seed), *VARIANTS[variant]]
     command += [] if options.max_steps is None else ["--max_steps", str(options.max_steps)]
@@ -111,7 +145,9 @@ def train(task: Task, options: Options, variant: str, seed: int) -> Path:
         router_sft.main(command)
     made_by = json.loads(config.read_text(encoding="utf-8"))["training"]["command"]
     if made_by != shlex.join(["python", "-m", "training.router_sft", *command]):
-        raise ValueError(f"{folder} holds a router of another run ({made_by}): give another --output_dir")
+        raise ValueError(
+            f"{folder} holds a router of another run ({made_by}): give another --output_dir"
+        )
     return folder
 
 
@@ -119,44 +155,79 @@ def measure(task: Task, num: int, router: Path | None) -> Measured:
     """The task's backbone, behind a router if one is given."""
     options = {} if router is None else {"router": str(router)}
     method = "llada" if router is None else "llada_ala"
-    engine = Engine(method, pretrained=task.pretrained, batch_size=BATCH, gen_length=task.length, **options)
+    engine = Engine(
+        method, pretrained=task.pretrained, batch_size=BATCH, gen_length=task.length, **options
+    )
     correct = {}
     for split, share in task.splits.items():
         problems = task.problems(split, round(share * num))
         for steps in task.steps:
             sampler = engine.sampler_for({"steps": steps})
             answers = dict(engine.generate([Request(prompt, sampler) for prompt, _ in problems]))
-            correct[f"{split}@{steps}"] = torch.tensor([float(task.judge(prompt, answers[number].text))
-                                                        for number, (prompt, _) in enumerate(problems)], dtype=torch.float64)
-    return Measured(masked_cross_entropy(engine, task.problems(next(iter(task.splits)), num)), correct)
+            correct[f"{split}@{steps}"] = torch.tensor(
+                [
+                    float(task.judge(prompt, answers[number].text))
+                    for number, (prompt, _) in enumerate(problems)
+                ],
+                dtype=torch.float64,
+            )
+    return Measured(
+        masked_cross_entropy(engine, task.problems(next(iter(task.splits)), num)), correct
+    )
 
 
 @torch.inference_mode()
 def masked_cross_entropy(engine: Engine, problems: Sequence[tuple[str, str]]) -> Tensor:
-    """Nats per masked token of each problem (N,), mean over 1 to L masks: LLaDA's SFT loss with the share of masks enumerated.
+    """Nats per masked token of each problem (N,), mean over 1 to L masks: LLaDA's SFT
+    loss with the share of masks enumerated.
 
-    The problems' prompts have one length, and so have their answers. Each number of masks has one fixed draw of positions.
+    The problems' prompts have one length, and so have their answers. Each number of
+    masks has one fixed draw of positions.
     """
-    rows = torch.tensor([engine.tokenizer(prompt + answer, add_special_tokens=False)["input_ids"] for prompt, answer in problems])
+    rows = torch.tensor(
+        [
+            engine.tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
+            for prompt, answer in problems
+        ]
+    )
     length = len(problems[0][1])
     start = rows.shape[1] - length
     total = torch.zeros(len(rows), dtype=torch.float64)
     for num_masked in range(1, length + 1):
-        rank = torch.rand(len(rows), length, generator=noise("report", num_masked)).argsort(-1).argsort(-1)
-        masked = rank < num_masked                                                                                # (N, L)
+        rank = (
+            torch.rand(len(rows), length, generator=noise("report", num_masked))
+            .argsort(-1)
+            .argsort(-1)
+        )
+        masked = rank < num_masked  # (N, L)
         for first in range(0, len(rows), BATCH):
-            clean, hidden = rows[first:first + BATCH], masked[first:first + BATCH]
-            tokens = torch.cat([clean[:, :start], clean[:, start:].masked_fill(hidden, engine.special.mask)], -1).to(engine.model.device)
-            prediction = engine.denoise(Canvas(tokens, tokens.new_full((len(tokens),), start), padded=False), slice(start, start + length))
-            logits = prediction.logits_at(torch.arange(length, device=tokens.device).expand(len(tokens), -1)).float().cpu()
-            cost = F.cross_entropy(logits.transpose(1, 2), clean[:, start:], reduction="none")                    # (B, L)
-            total[first:first + BATCH] += (cost * hidden).sum(-1).double() / num_masked
+            clean, hidden = rows[first : first + BATCH], masked[first : first + BATCH]
+            tokens = torch.cat(
+                [clean[:, :start], clean[:, start:].masked_fill(hidden, engine.special.mask)], -1
+            ).to(engine.model.device)
+            prediction = engine.denoise(
+                Canvas(tokens, tokens.new_full((len(tokens),), start), padded=False),
+                slice(start, start + length),
+            )
+            logits = (
+                prediction.logits_at(
+                    torch.arange(length, device=tokens.device).expand(len(tokens), -1)
+                )
+                .float()
+                .cpu()
+            )
+            # (B, L)
+            cost = F.cross_entropy(logits.transpose(1, 2), clean[:, start:], reduction="none")
+            total[first : first + BATCH] += (cost * hidden).sum(-1).double() / num_masked
     return total / length
 
 
 def mean(values: Tensor) -> dict[str, float]:
     """The mean over problems and half the width of its 95 % normal interval."""
-    return {"mean": float(values.mean()), "half_width": 1.96 * float(values.std()) / math.sqrt(len(values))}
+    return {
+        "mean": float(values.mean()),
+        "half_width": 1.96 * float(values.std()) / math.sqrt(len(values)),
+    }
 
 
 def metrics(measured: Measured) -> dict[str, Tensor]:
@@ -169,18 +240,42 @@ def run(task: Task, options: Options) -> dict[str, Any]:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     variants = [name for name in VARIANTS if name in options.variants.split(",")]
     plain = metrics(measure(task, options.num, None))
-    found = {name: [metrics(measure(task, options.num, train(task, options, name, seed))) for seed in seeds] for name in variants}
-    pairs = [(name, None) for name in variants] + [(name, CONTROL[name]) for name in variants if CONTROL.get(name) in variants]
+    found = {
+        name: [
+            metrics(measure(task, options.num, train(task, options, name, seed))) for seed in seeds
+        ]
+        for name in variants
+    }
+    pairs = [(name, None) for name in variants] + [
+        (name, CONTROL[name]) for name in variants if CONTROL.get(name) in variants
+    ]
 
     def less(name: str, other: str | None, metric: str) -> dict[str, Any]:
         others = [plain] * len(seeds) if other is None else found[other]
-        differences = [each[metric] - its_other[metric] for each, its_other in zip(found[name], others)]
-        return {"seeds": [mean(difference) for difference in differences], "pooled": mean(torch.stack(differences).mean(0))}
+        differences = [
+            each[metric] - its_other[metric] for each, its_other in zip(found[name], others)
+        ]
+        return {
+            "seeds": [mean(difference) for difference in differences],
+            "pooled": mean(torch.stack(differences).mean(0)),
+        }
+
     return {
         "plain": {metric: mean(values) for metric, values in plain.items()},
-        "variants": {name: [{metric: mean(values) for metric, values in each.items()} for each in found[name]] for name in variants},
-        "differences": [{"of": name, "less": other or "plain", **{metric: less(name, other, metric) for metric in plain}}
-                        for name, other in pairs],
+        "variants": {
+            name: [
+                {metric: mean(values) for metric, values in each.items()} for each in found[name]
+            ]
+            for name in variants
+        },
+        "differences": [
+            {
+                "of": name,
+                "less": other or "plain",
+                **{metric: less(name, other, metric) for metric in plain},
+            }
+            for name, other in pairs
+        ],
         "problems": {metric: len(values) for metric, values in plain.items()},
         "seeds": seeds,
         "options": asdict(options),
@@ -194,26 +289,47 @@ def tables(result: dict[str, Any]) -> str:
 
     def row(*cells: str) -> str:
         return f"| {' | '.join(cells)} |"
+
     lines = [row("model", "seed", *head), row(*["---"] * (len(head) + 2))]
     models = [("plain", "", result["plain"])] + [
-        (name, str(seed), each) for name, runs in result["variants"].items() for seed, each in zip(result["seeds"], runs)]
+        (name, str(seed), each)
+        for name, runs in result["variants"].items()
+        for seed, each in zip(result["seeds"], runs)
+    ]
     for name, seed, each in models:
-        lines.append(row(name, seed, *(f"{each[metric]['mean']:.4f}" if metric == "cross_entropy" else
-                                       f"{each[metric]['mean']:.3f} ±{each[metric]['half_width']:.3f}" for metric in columns)))
+        lines.append(
+            row(
+                name,
+                seed,
+                *(
+                    f"{each[metric]['mean']:.4f}"
+                    if metric == "cross_entropy"
+                    else f"{each[metric]['mean']:.3f} ±{each[metric]['half_width']:.3f}"
+                    for metric in columns
+                ),
+            )
+        )
     lines += ["", row("difference", "seed", *head), row(*["---"] * (len(head) + 2))]
     for each in result["differences"]:
         for number, seed in enumerate([*map(str, result["seeds"]), "all"]):
-            cells = [each[metric]["pooled"] if seed == "all" else each[metric]["seeds"][number] for metric in columns]
+            cells = [
+                each[metric]["pooled"] if seed == "all" else each[metric]["seeds"][number]
+                for metric in columns
+            ]
             texts = (f"{cell['mean']:+.4f} ±{cell['half_width']:.4f}" for cell in cells)
             lines.append(row(f"{each['of']} - {each['less']}", seed, *texts))
     return "\n".join(lines)
 
 
-def command_line(kind: type[Options], program: str, task_of: Callable[[Any], Task], argv: Sequence[str] | None) -> None:
-    """Parse the options, run, write and print the report; a mistake ends the program with one line."""
+def command_line(
+    kind: type[Options], program: str, task_of: Callable[[Any], Task], argv: Sequence[str] | None
+) -> None:
+    """Parse the options, run, write and print the report; a mistake ends the program
+    with one line.
+    """
     parser = dataclass_parser(kind, prog=f"python -m {program}")
     try:
-        options, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        (options,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
         task = task_of(options)
         result = run(task, options)
     except (ValueError, OSError) as error:

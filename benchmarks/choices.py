@@ -1,10 +1,13 @@
-"""What mc_num=auto saves on questions with choices, and what it costs in accuracy, on the shipped Nim model; random weights cannot tell.
+"""What mc_num=auto saves on questions with choices, and what it costs in accuracy, on
+the shipped Nim model; random weights cannot tell.
 
     python -m benchmarks.choices        500 questions, a minute of one CPU thread
 
-A question is a test position; its choices are the right answer and others that end in a move which does not win. The choice of the highest
-log-likelihood is the answer. `rows` are masked sequences run for a question, all choices together.
+A question is a test position; its choices are the right answer and others that end in a
+move which does not win. The choice of the highest log-likelihood is the answer. `rows`
+are masked sequences run for a question, all choices together.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -45,37 +48,82 @@ class Options:
 
 
 def choices(problem: nim.Problem, num: int, stream: random.Random) -> list[str]:
-    """The right answer and num - 1 answers with its running xors and a losing move, where there are as many."""
+    """The right answer and num - 1 answers with its running xors and a losing move,
+    where there are as many.
+    """
     heaps = [int(size) for size in problem.position.removesuffix("=").rstrip(".")]
     moves = [f"{name}{left}" for name, size in zip(nim.HEAP_NAMES, heaps) for left in range(size)]
-    wrong = [move for move in [*moves, nim.LOST] if not nim.is_winning(problem.position, problem.answer[:-2] + move)]
-    return [problem.answer, *(problem.answer[:-2] + move for move in stream.sample(wrong, min(num - 1, len(wrong))))]
+    wrong = [
+        move
+        for move in [*moves, nim.LOST]
+        if not nim.is_winning(problem.position, problem.answer[:-2] + move)
+    ]
+    return [
+        problem.answer,
+        *(problem.answer[:-2] + move for move in stream.sample(wrong, min(num - 1, len(wrong)))),
+    ]
 
 
 def run(options: Options) -> dict[str, Any]:
     """The whole benchmark; its result can be written as JSON."""
-    engine, stream = Engine("llada", pretrained="nim", device="cpu", dtype="float32"), random.Random(options.seed)
-    sets = [[(engine.encode(problem.position), engine.encode(answer)) for answer in choices(problem, options.num_choices, stream)]
-            for problem in nim.problems("test", options.num)]
-    ways: dict[str, dict[str, Any]] = {"fixed": dict(mc_num=options.mc_num), "auto": dict(mc_num=f"auto:{options.target}")}
+    engine, stream = (
+        Engine("llada", pretrained="nim", device="cpu", dtype="float32"),
+        random.Random(options.seed),
+    )
+    sets = [
+        [
+            (engine.encode(problem.position), engine.encode(answer))
+            for answer in choices(problem, options.num_choices, stream)
+        ]
+        for problem in nim.problems("test", options.num)
+    ]
+    ways: dict[str, dict[str, Any]] = {
+        "fixed": dict(mc_num=options.mc_num),
+        "auto": dict(mc_num=f"auto:{options.target}"),
+    }
     found: dict[str, dict[str, float]] = {}
     answers: dict[str, list[int]] = {}
     for name, way in ways.items():
-        values = iter(log_likelihood(engine.model, list(itertools.chain(*sets)), seed=options.seed, batch_size=512, special=engine.special, **way))
+        values = iter(
+            log_likelihood(
+                engine.model,
+                list(itertools.chain(*sets)),
+                seed=options.seed,
+                batch_size=512,
+                special=engine.special,
+                **way,
+            )
+        )
         questions = [[next(values) for _ in choice] for choice in sets]
-        answers[name] = [max(range(len(question)), key=lambda n: question[n].value) for question in questions]
-        found[name] = {"accuracy": answers[name].count(0) / options.num,
-                       "same_answers": sum(a == b for a, b in zip(answers[name], answers["fixed"])) / options.num,
-                       "rows": statistics.mean(sum(value.num_forwards for value in question) for question in questions),
-                       "stderr": statistics.mean(value.stderr ** 2 for question in questions for value in question) ** 0.5}
-    return {"ways": found, "rows_saved": 1 - found["auto"]["rows"] / found["fixed"]["rows"], "options": asdict(options)}
+        answers[name] = [
+            max(range(len(question)), key=lambda n: question[n].value) for question in questions
+        ]
+        found[name] = {
+            "accuracy": answers[name].count(0) / options.num,
+            "same_answers": sum(a == b for a, b in zip(answers[name], answers["fixed"]))
+            / options.num,
+            "rows": statistics.mean(
+                sum(value.num_forwards for value in question) for question in questions
+            ),
+            "stderr": statistics.mean(
+                value.stderr**2 for question in questions for value in question
+            )
+            ** 0.5,
+        }
+    return {
+        "ways": found,
+        "rows_saved": 1 - found["auto"]["rows"] / found["fixed"]["rows"],
+        "options": asdict(options),
+    }
 
 
 def table(result: dict[str, Any]) -> str:
     """Both ways as text."""
     lines = [f"{'':<24}{'accuracy':>10}{'as fixed':>10}{'rows':>10}{'std. error':>12}"]
     for name, each in result["ways"].items():
-        lines.append(f"{name:<24}{each['accuracy']:>10.3f}{each['same_answers']:>10.3f}{each['rows']:>10.1f}{each['stderr']:>12.3f}")
+        lines.append(
+            f"{name:<24}{each['accuracy']:>10.3f}{each['same_answers']:>10.3f}{each['rows']:>10.1f}{each['stderr']:>12.3f}"
+        )
     return "\n".join([*lines, f"rows saved by auto: {100 * result['rows_saved']:.0f} %"])
 
 

@@ -1,4 +1,5 @@
 """Time of a piece of work on a CPU or a GPU."""
+
 from __future__ import annotations
 
 import time
@@ -12,7 +13,7 @@ class Seconds(NamedTuple):
     """What one step took."""
 
     wall: float
-    cpu: float        # of all threads
+    cpu: float  # of all threads
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> Seconds:

@@ -1,21 +1,28 @@
-"""Seconds and memory of likelihoods at equal standard error, ours against the published loop (benchmarks/reference.py).
+"""Seconds and memory of likelihoods at equal standard error, ours against the published
+loop (benchmarks/reference.py).
 
     python -m benchmarks.likelihood                              100M shape, random weights, one CPU thread; 4 minutes
     python -m benchmarks.likelihood --fit_steps 60               weights fitted to a synthetic language; 3 minutes more, 7 GB
     python -m benchmarks.likelihood --shape 8b --device cuda     LLaDA-8B's shape in bfloat16
 
-Requests are questions with four choices, prompts and answers of different lengths. The published loop takes mc_num masked rows of
-each, mc_batch at a time; its squared standard error is the spread of its batches. Ours takes 8, 10, 12, 14, 16, 20, … rows until its
-mean squared standard error is not above that: `equal_error` is the ratio of the seconds. `equal_rows` is the ratio where both take
-mc_num rows, what sharing batches and the head at scored positions alone save. Seconds are CPU time on a CPU and wall time on a GPU.
-Memory is the peak above what was held before, of the process (Linux) or of the GPU. Before that both score answers of one token,
-which leave nothing to chance: the exit status is 1 if values differ.
+Requests are questions with four choices, prompts and answers of different lengths. The
+published loop takes mc_num masked rows of each, mc_batch at a time; its squared
+standard error is the spread of its batches. Ours takes 8, 10, 12, 14, 16, 20, … rows
+until its mean squared standard error is not above that: `equal_error` is the ratio of
+the seconds. `equal_rows` is the ratio where both take mc_num rows, what sharing batches
+and the head at scored positions alone save. Seconds are CPU time on a CPU and wall time
+on a GPU. Memory is the peak above what was held before, of the process (Linux) or of
+the GPU. Before that both score answers of one token, which leave nothing to chance: the
+exit status is 1 if values differ.
 
-How much variance `count` removes depends on the weights. Random ones scatter by row more than by token, the harder case. Weights fitted
-to a synthetic language (language.py) differ by token and hardly by mask, the easier one: in 60 updates a model learns how frequent words
-are (6.0 nats a token, where frequencies alone give 5.9) and next to nothing of context. A trained model has both kinds, and where it is
-nearly certain of an answer, what is left are rare masks that no regression foresees.
+How much variance `count` removes depends on the weights. Random ones scatter by row
+more than by token, the harder case. Weights fitted to a synthetic language
+(language.py) differ by token and hardly by mask, the easier one: in 60 updates a model
+learns how frequent words are (6.0 nats a token, where frequencies alone give 5.9) and
+next to nothing of context. A trained model has both kinds, and where it is nearly
+certain of an answer, what is left are rare masks that no regression foresees.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -51,9 +58,16 @@ class Options:
     """What is measured, and where."""
 
     shape: Literal["tiny", "100m", "8b"] = arg(
-        "100m", "width and depth of the model: tiny (to try the command), 100m (279 M parameters with embeddings) or 8b (LLaDA-8B)")
+        "100m",
+        "width and depth of the model: tiny (to try the command), 100m (279 M parameters with "
+        "embeddings) or 8b (LLaDA-8B)",
+    )
     device: str = arg("cpu", "auto (a GPU if there is one), cpu, cuda or cuda:N")
-    dtype: str = arg("auto", "of the measured forwards: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
+    dtype: str = arg(
+        "auto",
+        "of the measured forwards: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or "
+        "float16",
+    )
     threads: int = arg(1, "CPU threads; one is steadiest on a shared machine")
     num_questions: int = arg(4, "questions")
     num_choices: int = arg(4, "choices of a question")
@@ -62,19 +76,36 @@ class Options:
     mc_num: int = arg(32, "masked rows of the published loop for each request")
     mc_batch: int = arg(8, "rows that the published loop runs at a time")
     batch_tokens: int = arg(512, "tokens of one of our forwards")
-    fit_steps: int = arg(0, "updates that fit the weights to a synthetic language, from which the requests are drawn too; 0: random weights "
-                             "and tokens")
+    fit_steps: int = arg(
+        0,
+        "updates that fit the weights to a synthetic language, from which the requests are drawn "
+        "too; 0: random weights "
+        "and tokens",
+    )
     seed: int = arg(0, "of weights, tokens and masks")
     json: str | None = arg(None, "file for the results as JSON")
 
     def __post_init__(self) -> None:
-        for name in ("threads", "num_questions", "num_choices", "prompt_length", "answer_length", "batch_tokens"):
+        for name in (
+            "threads",
+            "num_questions",
+            "num_choices",
+            "prompt_length",
+            "answer_length",
+            "batch_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.fit_steps < 0 or (self.fit_steps and self.shape == "8b"):
-            raise ValueError(f"fit_steps must not be negative, and 0 for shape 8b, whose optimizer needs 128 GB; got {self.fit_steps}")
+            raise ValueError(
+                "fit_steps must not be negative, and 0 for shape 8b, whose optimizer needs 128 "
+                f"GB; got {self.fit_steps}"
+            )
         if self.mc_batch < 1 or self.mc_num % self.mc_batch or self.mc_num < 2 * self.mc_batch:
-            raise ValueError(f"mc_num must be a multiple of mc_batch ({self.mc_batch}), twice it at least, got {self.mc_num}")
+            raise ValueError(
+                f"mc_num must be a multiple of mc_batch ({self.mc_batch}), twice it at least, got "
+                f"{self.mc_num}"
+            )
         check_folder("json", self.json)
         pick_dtype(self.dtype, pick_device(self.device))
 
@@ -82,25 +113,39 @@ class Options:
 class Run(NamedTuple):
     """What scoring all requests took and gave."""
 
-    rows: int                   # masked sequences run
+    rows: int  # masked sequences run
     seconds: Seconds
-    peak_bytes: int | None      # above what was held before; None where the system does not tell
-    variance: float             # mean squared standard error of a request, nats²
+    peak_bytes: int | None  # above what was held before; None where the system does not tell
+    variance: float  # mean squared standard error of a request, nats²
 
 
 def questions(model: LLaDA, options: Options, spoken: Language | None = None) -> list[Pair]:
-    """Choices of questions as (prompt, answer) ids without the mask: random ids, or text whose first choice goes on where the prompt ends."""
+    """Choices of questions as (prompt, answer) ids without the mask: random ids, or
+    text whose first choice goes on where the prompt ends.
+    """
     generator = torch.Generator().manual_seed(options.seed)
 
     def length(longest: int, share: int) -> int:
         return int(torch.randint(max(1, longest // share), longest + 1, (), generator=generator))
+
     pairs: list[Pair] = []
     for _ in range(options.num_questions):
         size = options.num_choices, options.prompt_length + options.answer_length
-        text = torch.randint(model.config.mask_token_id, size, generator=generator) if spoken is None else texts(spoken, *size, generator)
-        prompt = text[0, options.prompt_length - length(options.prompt_length, 3):options.prompt_length].tolist()
-        pairs += [(prompt, text[choice, options.prompt_length:][:length(options.answer_length, 6)].tolist())
-                  for choice in range(options.num_choices)]
+        text = (
+            torch.randint(model.config.mask_token_id, size, generator=generator)
+            if spoken is None
+            else texts(spoken, *size, generator)
+        )
+        prompt = text[
+            0, options.prompt_length - length(options.prompt_length, 3) : options.prompt_length
+        ].tolist()
+        pairs += [
+            (
+                prompt,
+                text[choice, options.prompt_length :][: length(options.answer_length, 6)].tolist(),
+            )
+            for choice in range(options.num_choices)
+        ]
     return pairs
 
 
@@ -112,10 +157,25 @@ def published(model: LLaDA, pairs: Sequence[Pair], options: Options) -> Run:
     def work() -> None:
         for pair in pairs:
             prompt, answer = (torch.tensor(ids, device=model.device) for ids in pair)
-            batches.append(reference.log_likelihood(model, prompt, answer, model.special_tokens.mask, options.mc_num, options.mc_batch,
-                                                    generator))
+            batches.append(
+                reference.log_likelihood(
+                    model,
+                    prompt,
+                    answer,
+                    model.special_tokens.mask,
+                    options.mc_num,
+                    options.mc_batch,
+                    generator,
+                )
+            )
+
     seconds, peak = measured(work, model.device)
-    return Run(len(pairs) * options.mc_num, seconds, peak, statistics.mean(statistics.variance(each) / len(each) for each in batches))
+    return Run(
+        len(pairs) * options.mc_num,
+        seconds,
+        peak,
+        statistics.mean(statistics.variance(each) / len(each) for each in batches),
+    )
 
 
 def ours(model: LLaDA, pairs: Sequence[Pair], options: Options, mc_num: int) -> Run:
@@ -123,9 +183,19 @@ def ours(model: LLaDA, pairs: Sequence[Pair], options: Options, mc_num: int) -> 
     values: list[LogLikelihood] = []
 
     def work() -> None:
-        values.extend(log_likelihood(model, pairs, mc_num=mc_num, seed=options.seed, batch_tokens=options.batch_tokens))
+        values.extend(
+            log_likelihood(
+                model, pairs, mc_num=mc_num, seed=options.seed, batch_tokens=options.batch_tokens
+            )
+        )
+
     seconds, peak = measured(work, model.device)
-    return Run(sum(value.num_forwards for value in values), seconds, peak, statistics.mean(value.stderr ** 2 for value in values))
+    return Run(
+        sum(value.num_forwards for value in values),
+        seconds,
+        peak,
+        statistics.mean(value.stderr**2 for value in values),
+    )
 
 
 def measured(work: Callable[[], None], device: torch.device) -> tuple[Seconds, int | None]:
@@ -139,19 +209,27 @@ def measured(work: Callable[[], None], device: torch.device) -> tuple[Seconds, i
         return timed(work, device), None
 
     def resident(name: str) -> int:
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
-    with suppress(OSError, AttributeError):        # of glibc: what work before has freed is given back, else this could take it unseen
+        return next(
+            int(line.split()[1]) * 1024
+            for line in status.read_text().splitlines()
+            if line.startswith(name)
+        )
+
+    # of glibc: what work before has freed is given back, else this could take it unseen
+    with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    clear.write_text("5")        # the peak starts anew (Linux)
+    clear.write_text("5")  # the peak starts anew (Linux)
     before = resident("VmRSS:")
     return timed(work, device), resident("VmHWM:") - before
 
 
 def rounding(config: LLaDAConfig) -> float:
-    """How far float32 log-probabilities may differ, relatively, where batches of other shapes add in another order.
+    """How far float32 log-probabilities may differ, relatively, where batches of other
+    shapes add in another order.
 
-    n roundings in a row err by at most 4 sqrt(n) eps but once in 16,000 (Higham & Mary, SIAM J. Sci. Comput. 41,
-    A2815): n terms of the sums through all layers and the head, of either side.
+    n roundings in a row err by at most 4 sqrt(n) eps but once in 16,000 (Higham & Mary,
+    SIAM J. Sci. Comput. 41, A2815): n terms of the sums through all layers and the
+    head, of either side.
     """
     terms = config.n_layers * (3 * config.d_model + config.mlp_hidden_size) + config.d_model
     return 2 * 4 * math.sqrt(terms) * torch.finfo(torch.float32).eps
@@ -161,50 +239,87 @@ def same_values(model: LLaDA, pairs: Sequence[Pair], options: Options) -> bool:
     """Do both give the same log-probability of the first token of each answer?"""
     first = [(prompt, answer[:1]) for prompt, answer in pairs]
     values = log_likelihood(model, first, batch_tokens=options.batch_tokens)
-    expected = [reference.log_likelihood(model, torch.tensor(prompt, device=model.device), torch.tensor(answer, device=model.device),
-                                         model.special_tokens.mask, 1, 1)[0] for prompt, answer in first]
+    expected = [
+        reference.log_likelihood(
+            model,
+            torch.tensor(prompt, device=model.device),
+            torch.tensor(answer, device=model.device),
+            model.special_tokens.mask,
+            1,
+            1,
+        )[0]
+        for prompt, answer in first
+    ]
     allowed = rounding(model.config)
-    return all(abs(value.value - other) <= allowed * max(1, abs(other)) for value, other in zip(values, expected))
+    return all(
+        abs(value.value - other) <= allowed * max(1, abs(other))
+        for value, other in zip(values, expected)
+    )
 
 
 def numbers() -> Iterator[int]:
     """8, 10, 12, 14, 16, 20, 24, …: rows to try."""
-    for step in (2 ** power for power in itertools.count(1)):
+    for step in (2**power for power in itertools.count(1)):
         yield from range(4 * step, 8 * step, step)
 
 
 def run(options: Options) -> dict[str, Any]:
     """The whole benchmark; its result can be written as JSON."""
     device = pick_device(options.device)
-    model = random_model(model_config(options.shape, options.prompt_length + options.answer_length), device, options.seed)
+    model = random_model(
+        model_config(options.shape, options.prompt_length + options.answer_length),
+        device,
+        options.seed,
+    )
     spoken = language(model.config.mask_token_id, options.seed) if options.fit_steps else None
-    fitted = spoken and fit(model, spoken, steps=options.fit_steps, length=options.prompt_length + options.answer_length,
-                            generator=torch.Generator().manual_seed(options.seed + 1))
+    fitted = spoken and fit(
+        model,
+        spoken,
+        steps=options.fit_steps,
+        length=options.prompt_length + options.answer_length,
+        generator=torch.Generator().manual_seed(options.seed + 1),
+    )
     pairs = questions(model, options, spoken)
-    same = same_values(model, pairs[::options.num_choices], options)
+    same = same_values(model, pairs[:: options.num_choices], options)
     model.to(pick_dtype(options.dtype, device))
-    ours(model, pairs[:1], options, 2)        # the first forward is slower
+    ours(model, pairs[:1], options, 2)  # the first forward is slower
     theirs, runs = published(model, pairs, options), {}
     for mc_num in numbers():
         runs[mc_num] = ours(model, pairs, options, mc_num)
         if runs[mc_num].variance <= theirs.variance:
             break
-    equal_rows = runs[options.mc_num] if options.mc_num in runs else ours(model, pairs, options, options.mc_num)
+    equal_rows = (
+        runs[options.mc_num]
+        if options.mc_num in runs
+        else ours(model, pairs, options, options.mc_num)
+    )
     equal_error, clock = runs[mc_num], "wall" if device.type == "cuda" else "cpu"
     seconds = getattr(theirs.seconds, clock)
     return {
-        "ratios": {"equal_error": seconds / getattr(equal_error.seconds, clock),
-                   "equal_rows": seconds / getattr(equal_rows.seconds, clock)},
-        "variance_ratio_at_equal_rows": theirs.variance / equal_rows.variance if equal_rows.variance else None,
+        "ratios": {
+            "equal_error": seconds / getattr(equal_error.seconds, clock),
+            "equal_rows": seconds / getattr(equal_rows.seconds, clock),
+        },
+        "variance_ratio_at_equal_rows": theirs.variance / equal_rows.variance
+        if equal_rows.variance
+        else None,
         "same_values": same,
         "clock": clock,
-        "runs": {name: {**each._asdict(), "seconds": each.seconds._asdict(), "mc_num": number}
-                 for name, each, number in (("published", theirs, options.mc_num), ("equal_error", equal_error, mc_num),
-                                            ("equal_rows", equal_rows, options.mc_num))},
+        "runs": {
+            name: {**each._asdict(), "seconds": each.seconds._asdict(), "mc_num": number}
+            for name, each, number in (
+                ("published", theirs, options.mc_num),
+                ("equal_error", equal_error, mc_num),
+                ("equal_rows", equal_rows, options.mc_num),
+            )
+        },
         "nats_per_token": fitted and dict(zip(("before", "after"), fitted)),
         "shape": {"name": options.shape, **SHAPES[options.shape]},
-        "machine": {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-                    "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__},
+        "machine": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "torch": torch.__version__,
+        },
         "options": asdict(options),
     }
 
@@ -213,20 +328,33 @@ def table(result: dict[str, Any]) -> str:
     """The runs and ratios as text."""
     machine, clock = result["machine"], result["clock"]
     fitted, updates = result["nats_per_token"], result["options"]["fit_steps"]
-    weights = f"{updates} updates, {fitted['before']:.2f} to {fitted['after']:.2f} nats a token" if fitted else "random weights"
-    lines = [f"{result['shape']['name']}, {weights}, {machine['dtype']}, {machine['device']}: {clock} time",
-             f"{'':<14}{'mc_num':>8}{'rows':>8}{'seconds':>10}{'peak MB':>10}{'std. error':>12}{'x faster':>10}"]
+    weights = (
+        f"{updates} updates, {fitted['before']:.2f} to {fitted['after']:.2f} nats a token"
+        if fitted
+        else "random weights"
+    )
+    lines = [
+        f"{result['shape']['name']}, {weights}, {machine['dtype']}, {machine['device']}: {clock} "
+        "time",
+        f"{'':<14}{'mc_num':>8}{'rows':>8}{'seconds':>10}{'peak MB':>10}{'std. error':>12}{'x faster':>10}",
+    ]
     for name, each in result["runs"].items():
         peak = "" if each["peak_bytes"] is None else f"{each['peak_bytes'] / 1e6:.0f}"
         ratio = f"{result['ratios'][name]:.2f}" if name in result["ratios"] else ""
-        lines.append(f"{name:<14}{each['mc_num']:>8}{each['rows']:>8}{each['seconds'][clock]:>10.2f}{peak:>10}"
-                     f"{each['variance'] ** 0.5:>12.3f}{ratio:>10}")
-    return "\n".join([*lines, f"same values of single tokens: {'yes' if result['same_values'] else 'NO'}"])
+        lines.append(
+            f"{name:<14}{each['mc_num']:>8}{each['rows']:>8}{each['seconds'][clock]:>10.2f}{peak:>10}"
+            f"{each['variance'] ** 0.5:>12.3f}{ratio:>10}"
+        )
+    return "\n".join(
+        [*lines, f"same values of single tokens: {'yes' if result['same_values'] else 'NO'}"]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    return run_benchmark(Options, "likelihood", run, table, lambda result: result["same_values"], argv)
+    return run_benchmark(
+        Options, "likelihood", run, table, lambda result: result["same_values"], argv
+    )
 
 
 if __name__ == "__main__":

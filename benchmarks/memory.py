@@ -1,4 +1,7 @@
-"""Memory of a decoding step beyond the model's, as the canvas grows: counted at every allocation, not read off the process."""
+"""Memory of a decoding step beyond the model's, as the canvas grows: counted at every
+allocation, not read off the process.
+"""
+
 from __future__ import annotations
 
 import json
@@ -15,8 +18,8 @@ from llada_plugins.models.llada_config import LLaDAConfig
 class Growth(NamedTuple):
     """Peaks of steps that differ in the canvas's length alone."""
 
-    peaks: dict[int, int]        # length -> bytes
-    per_column: float            # bytes that a further column adds, between the two longest
+    peaks: dict[int, int]  # length -> bytes
+    per_column: float  # bytes that a further column adds, between the two longest
 
 
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
@@ -32,15 +35,21 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
         work()
     with tempfile.TemporaryDirectory() as folder:
         profiled.export_chrome_trace(str(Path(folder) / "trace.json"))
-        events = json.loads((Path(folder) / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+        events = json.loads((Path(folder) / "trace.json").read_text(encoding="utf-8"))[
+            "traceEvents"
+        ]
     held = most = 0
-    for event in sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"]):
+    for event in sorted(
+        (event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"]
+    ):
         held += event["args"]["Bytes"]
         most = max(most, held)
     return most
 
 
-def growth(step: Callable[[int], Callable[[], Any]], lengths: Sequence[int], device: torch.device) -> Growth:
+def growth(
+    step: Callable[[int], Callable[[], Any]], lengths: Sequence[int], device: torch.device
+) -> Growth:
     """Peaks of step(length)() for every length, in ascending order; two at least."""
     peaks = {length: peak_bytes(step(length), device) for length in lengths}
     first, last = list(peaks)[-2:]
@@ -53,9 +62,15 @@ def table(found: Growth, config: LLaDAConfig, num_masked: int, itemsize: int) ->
     lines = [f"{'columns of the canvas':<32}{'peak MB beyond the model':>26}"]
     lines += [f"{length:<32}{peak / 1e6:>26.1f}" for length, peak in found.peaks.items()]
     column = found.per_column / itemsize
-    lines.append(f"a further column: {found.per_column / 1e3:.1f} kB, {column / config.d_model:.1f} times its hidden state"
-                 f" and {column / config.vocab_size:.3f} times its logits")
+    lines.append(
+        f"a further column: {found.per_column / 1e3:.1f} kB, {column / config.d_model:.1f} times "
+        "its hidden state"
+        f" and {column / config.vocab_size:.3f} times its logits"
+    )
     shortest = min(found.peaks)
-    lines.append(f"{shortest} columns: {found.peaks[shortest] / logits:.1f} times the logits of {num_masked} masked positions, "
-                 f"which are {logits / 1e6:.1f} MB")
+    lines.append(
+        f"{shortest} columns: {found.peaks[shortest] / logits:.1f} times the logits of "
+        f"{num_masked} masked positions, "
+        f"which are {logits / 1e6:.1f} MB"
+    )
     return "\n".join(lines)

@@ -1,8 +1,11 @@
-"""Checkouts of other decoders of LLaDA, run beside ours on the same weights and prompt: LLaDA's own, Fast-dLLM and dllm.
+"""Checkouts of other decoders of LLaDA, run beside ours on the same weights and prompt:
+LLaDA's own, Fast-dLLM and dllm.
 
-A checkout is recognised by its files and imported as it is. Loops without a cache get our model behind the interface that they call;
-caches need the checkout's own modelling code, whose parameters become our tensors, by name. Nothing of a checkout is kept here.
+A checkout is recognised by its files and imported as it is. Loops without a cache get
+our model behind the interface that they call; caches need the checkout's own modelling
+code, whose parameters become our tensors, by name. Nothing of a checkout is kept here.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -23,12 +26,13 @@ from llada_plugins.models.llada import LLaDA
 
 from .clock import timed
 
-NUM_BLOCKS = 2              # of a measured answer: one with masks behind it, one without
-STEPS_WITHOUT_CACHE = 2     # of each block; every step of a loop without a cache costs the same
+NUM_BLOCKS = 2  # of a measured answer: one with masks behind it, one without
+STEPS_WITHOUT_CACHE = 2  # of each block; every step of a loop without a cache costs the same
 
-BROKEN = (ImportError, AttributeError, TypeError, RuntimeError)        # what code for other versions of its packages raises
+# what code for other versions of its packages raises
+BROKEN = (ImportError, AttributeError, TypeError, RuntimeError)
 
-Decode = Callable[[Tensor, SamplerConfig], Tensor]        # prompt (1, P) -> prompt and answer (1, L)
+Decode = Callable[[Tensor, SamplerConfig], Tensor]  # prompt (1, P) -> prompt and answer (1, L)
 
 
 class Peer(NamedTuple):
@@ -45,12 +49,14 @@ class OurModel:
         self.model, self.device = model, model.device
 
     def __call__(self, tokens: Tensor, attention_mask: Tensor | None = None) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.model(tokens))        # attention_mask is of ones here: one row, no padding
+        # attention_mask is of ones here: one row, no padding
+        return SimpleNamespace(logits=self.model(tokens))
 
 
 @contextmanager
 def importing(folder: Path, bare: Sequence[str] = ()) -> Iterator[None]:
-    """Imports look into `folder` first; what came from there is forgotten afterwards, so that two checkouts do not mix.
+    """Imports look into `folder` first; what came from there is forgotten afterwards,
+    so that two checkouts do not mix.
 
     bare: packages whose __init__ is not run, for those that import trainers or data sets.
     """
@@ -65,24 +71,37 @@ def importing(folder: Path, bare: Sequence[str] = ()) -> Iterator[None]:
         sys.path.remove(str(folder))
         for name in set(sys.modules) - before:
             module = sys.modules[name]
-            if name in bare or str(getattr(module, "__file__", None) or "").startswith(f"{folder}/"):
+            if name in bare or str(getattr(module, "__file__", None) or "").startswith(
+                f"{folder}/"
+            ):
                 del sys.modules[name]
 
 
 def with_our_weights(model_class: type, config_class: type, model: LLaDA) -> Any:
     """A checkout's own model whose parameters are our tensors."""
-    config = {name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "architectures")}
+    config = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if name not in ("model_type", "architectures")
+    }
     theirs_config = config_class(**config, init_device="meta")
-    theirs_config.use_cache = False        # transformers 5 drops it from the arguments, and their forward reads it
+    # transformers 5 drops it from the arguments, and their forward reads it
+    theirs_config.use_cache = False
     theirs = model_class(theirs_config)
-    theirs.load_state_dict(model.state_dict(), assign=True)        # strict: every name must be known on both sides
+    # strict: every name must be known on both sides
+    theirs.load_state_dict(model.state_dict(), assign=True)
     return theirs.eval()
 
 
 def lengths(config: SamplerConfig, mask_id: int) -> dict[str, Any]:
     """The options as LLaDA's and Fast-dLLM's functions name them."""
-    return dict(steps=config.steps, gen_length=config.gen_length, block_length=config.block, temperature=config.temperature,
-                mask_id=mask_id)
+    return dict(
+        steps=config.steps,
+        gen_length=config.gen_length,
+        block_length=config.block,
+        temperature=config.temperature,
+        mask_id=mask_id,
+    )
 
 
 def llada(folder: Path, model: LLaDA) -> Peer:
@@ -90,7 +109,10 @@ def llada(folder: Path, model: LLaDA) -> Peer:
     with importing(folder):
         module = importlib.import_module("generate")
     ours, mask_id = OurModel(model), model.special_tokens.mask
-    return Peer("LLaDA", {"none": lambda prompt, config: module.generate(ours, prompt, **lengths(config, mask_id))})
+    return Peer(
+        "LLaDA",
+        {"none": lambda prompt, config: module.generate(ours, prompt, **lengths(config, mask_id))},
+    )
 
 
 def fast_dllm(folder: Path, model: LLaDA) -> Peer:
@@ -98,33 +120,66 @@ def fast_dllm(folder: Path, model: LLaDA) -> Peer:
     with importing(folder / "llada"):
         module = importlib.import_module("generate")
         modelling = importlib.import_module("model.modeling_llada")
-        theirs = with_our_weights(modelling.LLaDAModelLM, importlib.import_module("model.configuration_llada").LLaDAConfig, model)
-    functions = {"none": module.generate, "prefix": module.generate_with_prefix_cache, "dual": module.generate_with_dual_cache}
+        theirs = with_our_weights(
+            modelling.LLaDAModelLM,
+            importlib.import_module("model.configuration_llada").LLaDAConfig,
+            model,
+        )
+    functions = {
+        "none": module.generate,
+        "prefix": module.generate_with_prefix_cache,
+        "dual": module.generate_with_dual_cache,
+    }
 
     def loop(decode: Callable[..., Any]) -> Decode:
-        return lambda prompt, config: decode(theirs, prompt, **lengths(config, model.special_tokens.mask))[0]
+        return lambda prompt, config: decode(
+            theirs, prompt, **lengths(config, model.special_tokens.mask)
+        )[0]
+
     return Peer("Fast-dLLM", {cache: loop(decode) for cache, decode in functions.items()})
 
 
 def dllm(folder: Path, model: LLaDA) -> Peer:
     """The samplers of dllm; with a cache, its port of Fast-dLLM on its own modelling code."""
     fast = "dllm.pipelines.fastdllm.llada"
-    with importing(folder, bare=("dllm", "dllm.core", "dllm.pipelines", "dllm.pipelines.fastdllm", fast)):
+    with importing(
+        folder, bare=("dllm", "dllm.core", "dllm.pipelines", "dllm.pipelines.fastdllm", fast)
+    ):
         plain = importlib.import_module("dllm.core.samplers.mdlm").MDLMSampler
         cached = importlib.import_module(f"{fast}.sampler").FastdLLMLLaDASampler
         modelling = importlib.import_module(f"{fast}.models.modeling_llada").FastdLLMLLaDAModelLM
-        configuration = importlib.import_module(f"{fast}.models.configuration_llada").FastdLLMLLaDAConfig
+        configuration = importlib.import_module(
+            f"{fast}.models.configuration_llada"
+        ).FastdLLMLLaDAConfig
         theirs = with_our_weights(modelling, configuration, model)
-    tokenizer = SimpleNamespace(mask_token_id=model.special_tokens.mask, bos_token_id=0, eos_token_id=0)
+    tokenizer = SimpleNamespace(
+        mask_token_id=model.special_tokens.mask, bos_token_id=0, eos_token_id=0
+    )
 
     def loop(sampler: Any, **options: Any) -> Decode:
-        return lambda prompt, config: sampler.sample(list(prompt), max_new_tokens=config.gen_length, block_size=config.block,
-                                                     steps=config.steps, temperature=config.temperature, **options)
-    return Peer("dllm", {"none": loop(plain(OurModel(model), tokenizer)),
-                         **{cache: loop(cached(theirs, tokenizer), use_cache=cache) for cache in ("prefix", "dual")}})
+        return lambda prompt, config: sampler.sample(
+            list(prompt),
+            max_new_tokens=config.gen_length,
+            block_size=config.block,
+            steps=config.steps,
+            temperature=config.temperature,
+            **options,
+        )
+
+    return Peer(
+        "dllm",
+        {
+            "none": loop(plain(OurModel(model), tokenizer)),
+            **{
+                cache: loop(cached(theirs, tokenizer), use_cache=cache)
+                for cache in ("prefix", "dual")
+            },
+        },
+    )
 
 
-CHECKOUTS: dict[str, Callable[[Path, LLaDA], Peer]] = {        # a file that tells the checkout, and how it is loaded; the first that fits
+# a file that tells the checkout, and how it is loaded; the first that fits
+CHECKOUTS: dict[str, Callable[[Path, LLaDA], Peer]] = {
     "llada/generate.py": fast_dllm,
     "dllm/core/samplers/mdlm.py": dllm,
     "generate.py": llada,
@@ -136,35 +191,61 @@ def kind(folder: Path) -> Callable[[Path, LLaDA], Peer]:
     for file, load in CHECKOUTS.items():
         if (folder / file).is_file():
             return load
-    raise ValueError(f"peer={str(folder)!r} is no checkout of LLaDA, Fast-dLLM or dllm: give a folder that has {', '.join(CHECKOUTS)}")
+    raise ValueError(
+        f"peer={str(folder)!r} is no checkout of LLaDA, Fast-dLLM or dllm: give a folder that has "
+        f"{', '.join(CHECKOUTS)}"
+    )
 
 
 def load_peer(folder: Path, model: LLaDA) -> Peer:
-    """The checkout in `folder`; raises ValueError with the reason where its code does not run in this environment."""
+    """The checkout in `folder`; raises ValueError with the reason where its code does
+    not run in this environment.
+    """
     try:
         return kind(folder)(folder.absolute(), model)
     except BROKEN as error:
-        raise ValueError(f"peer={str(folder)!r} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"peer={str(folder)!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def settings(cache: str, block_length: int, temperature: float) -> dict[str, SamplerConfig]:
-    """What is measured of a loop, by the name of our form: greedy, and sampled where there is no cache."""
+    """What is measured of a loop, by the name of our form: greedy, and sampled where
+    there is no cache.
+    """
     common = dict(gen_length=NUM_BLOCKS * block_length, block_length=block_length)
     if cache != "none":
-        return {f"{cache}_greedy": SamplerConfig(**common, steps=NUM_BLOCKS * block_length, cache=cache)}
+        return {
+            f"{cache}_greedy": SamplerConfig(**common, steps=NUM_BLOCKS * block_length, cache=cache)
+        }
     steps = NUM_BLOCKS * min(STEPS_WITHOUT_CACHE, block_length)
-    return {"exact_greedy": SamplerConfig(**common, steps=steps), "exact": SamplerConfig(**common, steps=steps, temperature=temperature)}
+    return {
+        "exact_greedy": SamplerConfig(**common, steps=steps),
+        "exact": SamplerConfig(**common, steps=steps, temperature=temperature),
+    }
 
 
-def compare(peers: Sequence[Peer], model: LLaDA, prompt: Tensor, block_length: int, temperature: float, repetitions: int,
-            clock: str) -> dict[str, dict[str, Any]]:
-    """Every loop beside ours: {"NAME form": seconds of both, their ratio, "same_tokens": yes or no, None where both sample}.
+def compare(
+    peers: Sequence[Peer],
+    model: LLaDA,
+    prompt: Tensor,
+    block_length: int,
+    temperature: float,
+    repetitions: int,
+    clock: str,
+) -> dict[str, dict[str, Any]]:
+    """Every loop beside ours: {"NAME form": seconds of both, their ratio,
+    "same_tokens": yes or no, None where both sample}.
 
     A loop that fails has an "error" in place of these.
     """
     found: dict[str, dict[str, Any]] = {}
-    cases = [(f"{peer.name} {form}", decode, config) for peer in peers for cache, decode in peer.loops.items()
-             for form, config in settings(cache, block_length, temperature).items()]
+    cases = [
+        (f"{peer.name} {form}", decode, config)
+        for peer in peers
+        for cache, decode in peer.loops.items()
+        for form, config in settings(cache, block_length, temperature).items()
+    ]
     for _ in range(repetitions):
         for name, decode, config in cases:
             if "error" in found.get(name, {}):
@@ -172,14 +253,22 @@ def compare(peers: Sequence[Peer], model: LLaDA, prompt: Tensor, block_length: i
             answers: dict[str, list[int]] = {}
 
             def theirs() -> None:
-                answers["theirs"] = decode(prompt, config)[0, prompt.shape[1]:].tolist()
+                answers["theirs"] = decode(prompt, config)[0, prompt.shape[1] :].tolist()
 
             def ours() -> None:
                 answers["ours"] = generate(model, prompt.tolist(), config)[0].answer
+
             try:
-                if name not in found:        # the first call is slower: a few steps, not measured
+                if name not in found:  # the first call is slower: a few steps, not measured
                     decode(prompt, replace(config, steps=2 * NUM_BLOCKS))
-                result = found.setdefault(name, {"theirs": [], "ours": [], "same_tokens": True if config.temperature == 0 else None})
+                result = found.setdefault(
+                    name,
+                    {
+                        "theirs": [],
+                        "ours": [],
+                        "same_tokens": True if config.temperature == 0 else None,
+                    },
+                )
                 for side, work in (("theirs", theirs), ("ours", ours)):
                     result[side].append(getattr(timed(work, model.device), clock))
             except BROKEN as error:
@@ -195,11 +284,16 @@ def compare(peers: Sequence[Peer], model: LLaDA, prompt: Tensor, block_length: i
 def table(found: dict[str, dict[str, Any]]) -> str:
     """The comparison as text."""
     words = {True: "yes", False: "NO", None: "both sample"}
-    lines = [f"{'peer and form, an answer of two blocks':<40}{'theirs s':>10}{'ours s':>10}{'x faster':>10}  same tokens"]
+    lines = [
+        f"{'peer and form, an answer of two blocks':<40}{'theirs s':>10}{'ours s':>10}{'x faster':>10}  same tokens"
+    ]
     for name, each in found.items():
         if "error" in each:
             lines.append(f"{name:<40}failed: {each['error']}")
             continue
         theirs, ours = (statistics.median(each[side]) for side in ("theirs", "ours"))
-        lines.append(f"{name:<40}{theirs:>10.2f}{ours:>10.2f}{each['ratio']:>10.2f}  {words[each['same_tokens']]}")
+        lines.append(
+            f"{name:<40}{theirs:>10.2f}{ours:>10.2f}{each['ratio']:>10.2f}  "
+            f"{words[each['same_tokens']]}"
+        )
     return "\n".join(lines)

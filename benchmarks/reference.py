@@ -1,9 +1,12 @@
-"""The published loops (LLaDA, arXiv 2502.09992, Algorithms 3 and 5), written plainly: what our own are held against.
+"""The published loops (LLaDA, arXiv 2502.09992, Algorithms 3 and 5), written plainly:
+what our own are held against.
 
-Every decoding step takes logits at all positions, perturbs them in float64 over (B, L, V), takes a softmax over all of it and one
-top-k a row; a likelihood masks one request at a time and takes logits at all positions too. Not for use: `llada_plugins.generate`
+Every decoding step takes logits at all positions, perturbs them in float64 over (B, L,
+V), takes a softmax over all of it and one top-k a row; a likelihood masks one request
+at a time and takes logits at all positions too. Not for use: `llada_plugins.generate`
 decodes the same tokens and `log_likelihood` estimates the same bound with less work.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -24,21 +27,34 @@ class Decoded(NamedTuple):
 
 
 def gumbel(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
-    """exp(l) / (-log u)^T in float64: its argmax is a sample at temperature T; the logits themselves at 0."""
+    """exp(l) / (-log u)^T in float64: its argmax is a sample at temperature T; the
+    logits themselves at 0.
+    """
     if temperature == 0:
         return logits
     logits = logits.double()
-    uniform = torch.rand(logits.shape, dtype=torch.float64, device=logits.device, generator=generator)
+    uniform = torch.rand(
+        logits.shape, dtype=torch.float64, device=logits.device, generator=generator
+    )
     return logits.exp() / (-uniform.log()) ** temperature
 
 
 @torch.inference_mode()
-def unmask_step(model: LLaDA, tokens: Tensor, end: int, counts: list[int], mask_id: int, temperature: float,
-                generator: torch.Generator | None = None) -> None:
-    """Unmask in place the counts[row] most probable proposals of each row of tokens (B, L) before column `end`."""
-    logits = model(tokens)                                                              # (B, L, V)
-    proposal = gumbel(logits, temperature, generator).argmax(-1)                        # (B, L)
-    confidence = logits.softmax(-1).gather(-1, proposal[..., None])[..., 0]             # (B, L)
+def unmask_step(
+    model: LLaDA,
+    tokens: Tensor,
+    end: int,
+    counts: list[int],
+    mask_id: int,
+    temperature: float,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Unmask in place the counts[row] most probable proposals of each row of tokens (B,
+    L) before column `end`.
+    """
+    logits = model(tokens)  # (B, L, V)
+    proposal = gumbel(logits, temperature, generator).argmax(-1)  # (B, L)
+    confidence = logits.softmax(-1).gather(-1, proposal[..., None])[..., 0]  # (B, L)
     confidence = confidence.masked_fill(tokens != mask_id, -torch.inf)
     confidence[:, end:] = -torch.inf
     for row, count in enumerate(counts):
@@ -46,32 +62,61 @@ def unmask_step(model: LLaDA, tokens: Tensor, end: int, counts: list[int], mask_
         tokens[row, chosen] = proposal[row, chosen]
 
 
-def generate(model: LLaDA, prompts: Tensor, config: SamplerConfig, mask_id: int, generator: torch.Generator | None = None) -> Decoded:
-    """Decode prompts (B, P) of one length under config's lengths, steps and temperature; other options are not looked at."""
+def generate(
+    model: LLaDA,
+    prompts: Tensor,
+    config: SamplerConfig,
+    mask_id: int,
+    generator: torch.Generator | None = None,
+) -> Decoded:
+    """Decode prompts (B, P) of one length under config's lengths, steps and
+    temperature; other options are not looked at.
+    """
     batch, start = prompts.shape
     tokens = torch.cat([prompts, prompts.new_full((batch, config.gen_length), mask_id)], 1)
     share, remainder = divmod(config.block, config.steps_per_block)
     for end in range(start + config.block, tokens.shape[1] + 1, config.block):
         for step in range(config.steps_per_block):
-            unmask_step(model, tokens, end, [share + (step < remainder)] * batch, mask_id, config.temperature, generator)
+            unmask_step(
+                model,
+                tokens,
+                end,
+                [share + (step < remainder)] * batch,
+                mask_id,
+                config.temperature,
+                generator,
+            )
     return Decoded(tokens, config.num_blocks * config.steps_per_block)
 
 
 @torch.inference_mode()
-def log_likelihood(model: LLaDA, prompt: Tensor, answer: Tensor, mask_id: int, mc_num: int, batch: int,
-                   generator: torch.Generator | None = None) -> list[float]:
-    """An estimate of log p(answer | prompt) from each of mc_num / batch batches, in nats; their mean is the published value."""
+def log_likelihood(
+    model: LLaDA,
+    prompt: Tensor,
+    answer: Tensor,
+    mask_id: int,
+    mc_num: int,
+    batch: int,
+    generator: torch.Generator | None = None,
+) -> list[float]:
+    """An estimate of log p(answer | prompt) from each of mc_num / batch batches, in
+    nats; their mean is the published value.
+    """
     length, values = len(answer), []
-    clean = torch.cat([prompt, answer]).repeat(batch, 1)                                # (B, L)
+    clean = torch.cat([prompt, answer]).repeat(batch, 1)  # (B, L)
     for _ in range(mc_num // batch):
         first = int(torch.randint(1, length + 1, (), generator=generator))
-        count = torch.linspace(float(first), first + (batch - 1) * (length / batch), batch).round().long()
-        count = (count - 1) % length + 1                                                # (B,)
+        count = (
+            torch.linspace(float(first), first + (batch - 1) * (length / batch), batch)
+            .round()
+            .long()
+        )
+        count = (count - 1) % length + 1  # (B,)
         masked = torch.zeros(clean.shape, dtype=torch.bool)
         for row, number in enumerate(count.tolist()):
             masked[row, len(prompt) + torch.randperm(length, generator=generator)[:number]] = True
         masked = masked.to(clean.device)
-        logits = model(clean.masked_fill(masked, mask_id))                              # (B, L, V)
+        logits = model(clean.masked_fill(masked, mask_id))  # (B, L, V)
         loss = F.cross_entropy(logits[masked].float(), clean[masked], reduction="none")
         weight = (length / count).repeat_interleave(count).to(clean.device)
         values.append(-float((loss * weight).sum()) / batch)

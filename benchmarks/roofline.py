@@ -1,12 +1,17 @@
-"""What a decoding step has to do, and how fast the machine can: FLOPs and bytes from shapes, ceilings measured, floors from both.
+"""What a decoding step has to do, and how fast the machine can: FLOPs and bytes from
+shapes, ceilings measured, floors from both.
 
-A floor counts what the form cannot do without: the blocks at the columns that it computes, the head at the positions that it decides
-on (the published loop: at all), attention of those columns to all, every weight read once, keys and values that a cache keeps, and
-the logits written and read once. It is the larger of FLOPs over the matmul ceiling and bytes over the memory bandwidth.
+A floor counts what the form cannot do without: the blocks at the columns that it
+computes, the head at the positions that it decides on (the published loop: at all),
+attention of those columns to all, every weight read once, keys and values that a cache
+keeps, and the logits written and read once. It is the larger of FLOPs over the matmul
+ceiling and bytes over the memory bandwidth.
 
-The int8 forms have none: torchao converts a weight to the activations' dtype at every product, so what its bytes and its products can
-do is another kernel's ceiling, which is not measured.
+The int8 forms have none: torchao converts a weight to the activations' dtype at every
+product, so what its bytes and its products can do is another kernel's ceiling, which is
+not measured.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,39 +25,44 @@ from llada_plugins.models.llada_config import LLaDAConfig
 
 from .clock import timed
 
-MATMULS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "attention")        # in names of operators that are matrix products
+# in names of operators that are matrix products
+MATMULS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "attention")
 
 
 class Work(NamedTuple):
     """What one step of some rows computes."""
 
-    columns: int        # at which the blocks are computed, of all rows
-    attended: int       # pairs of a computed column and one that it attends to
-    positions: int      # at which logits are computed
-    kept: int = 0       # columns whose keys and values come from a cache
+    columns: int  # at which the blocks are computed, of all rows
+    attended: int  # pairs of a computed column and one that it attends to
+    positions: int  # at which logits are computed
+    kept: int = 0  # columns whose keys and values come from a cache
 
 
 class Place(NamedTuple):
     """The measured step."""
 
-    length: int             # columns of the canvas
-    start: int              # first column of the active block
+    length: int  # columns of the canvas
+    start: int  # first column of the active block
     block_length: int
-    num_masked: int         # masked tokens left in it
+    num_masked: int  # masked tokens left in it
 
 
 class Ceiling(NamedTuple):
     """What the machine reaches."""
 
-    flops: float        # a second, in matrix products
-    bandwidth: float    # bytes a second, read
+    flops: float  # a second, in matrix products
+    bandwidth: float  # bytes a second, read
 
 
 def row_work(form: str, length: int, start: int, block_length: int, num_masked: int) -> Work:
-    """The work of a form in benchmarks.steps on one row of `length` columns, whose active block begins at column `start`."""
+    """The work of a form in benchmarks.steps on one row of `length` columns, whose
+    active block begins at column `start`.
+    """
     if form.startswith("reference"):
         return Work(length, length * length, length)
-    columns = {"prefix_later": length - start, "dual_later": block_length}.get("_".join(form.split("_")[:2]), length)
+    columns = {"prefix_later": length - start, "dual_later": block_length}.get(
+        "_".join(form.split("_")[:2]), length
+    )
     return Work(columns, columns * length, num_masked, length - columns)
 
 
@@ -67,75 +77,124 @@ def flops(config: LLaDAConfig, work: Work) -> float:
 def num_bytes(config: LLaDAConfig, work: Work, itemsize: int) -> float:
     """Bytes that have to move between memory and processor."""
     kv_width = config.num_kv_heads * config.head_dim
-    layer = config.d_model * (2 * config.d_model + 2 * kv_width + 3 * config.mlp_hidden_size) + 2 * kv_width * work.kept
+    layer = (
+        config.d_model * (2 * config.d_model + 2 * kv_width + 3 * config.mlp_hidden_size)
+        + 2 * kv_width * work.kept
+    )
     head = config.d_model * config.vocab_size + 2 * work.positions * config.vocab_size
     return itemsize * float(config.n_layers * layer + head)
 
 
-def floor_seconds(config: LLaDAConfig, work: Iterable[Work], itemsize: int, ceiling: Ceiling) -> float:
+def floor_seconds(
+    config: LLaDAConfig, work: Iterable[Work], itemsize: int, ceiling: Ceiling
+) -> float:
     """The least time of this work in one pass."""
     total = Work(*map(sum, zip(*work)))
-    return max(flops(config, total) / ceiling.flops, num_bytes(config, total, itemsize) / ceiling.bandwidth)
+    return max(
+        flops(config, total) / ceiling.flops, num_bytes(config, total, itemsize) / ceiling.bandwidth
+    )
 
 
-def step_floors(config: LLaDAConfig, names: Iterable[str], place: Place, ragged: Sequence[int], itemsize: int,
-                ceilings: dict[int, Ceiling]) -> dict[str, float]:
+def step_floors(
+    config: LLaDAConfig,
+    names: Iterable[str],
+    place: Place,
+    ragged: Sequence[int],
+    itemsize: int,
+    ceilings: dict[int, Ceiling],
+) -> dict[str, float]:
     """Floors of those of the named forms whose work is known, in seconds.
 
-    ragged: columns that the rows of a batch lack at the left. itemsize: bytes of a weight, but for `low_precision`, which has 2;
-    ceilings: by that number.
+    ragged: columns that the rows of a batch lack at the left. itemsize: bytes of a
+    weight, but for `low_precision`, which has 2; ceilings: by that number.
     """
     found = {}
     for name in names:
-        if not name.startswith(("reference", "exact", "first", "prefix_later", "dual_later")) or "int8" in name:
+        if (
+            not name.startswith(("reference", "exact", "first", "prefix_later", "dual_later"))
+            or "int8" in name
+        ):
             continue
         size = 2 if "low_precision" in name else itemsize
         cuts = ragged if "batch8" in name or "alone" in name else (0,)
-        rows = [row_work(name, place.length - cut, place.start - cut, place.block_length, place.num_masked) for cut in cuts]
+        rows = [
+            row_work(
+                name, place.length - cut, place.start - cut, place.block_length, place.num_masked
+            )
+            for cut in cuts
+        ]
         passes = [[row] for row in rows] if "alone" in name else [rows]
         found[name] = sum(floor_seconds(config, each, size, ceilings[size]) for each in passes)
     return found
 
 
 @torch.inference_mode()
-def measured_ceiling(device: torch.device, dtype: torch.dtype, clock: str, megabytes: int = 64, repetitions: int = 3) -> Ceiling:
-    """The best of a few matrix products of a model's sizes, and of reading `megabytes` once in a matrix-vector product or a sum."""
-    width = 256 * max(1, int(megabytes ** 0.5))
+def measured_ceiling(
+    device: torch.device, dtype: torch.dtype, clock: str, megabytes: int = 64, repetitions: int = 3
+) -> Ceiling:
+    """The best of a few matrix products of a model's sizes, and of reading `megabytes`
+    once in a matrix-vector product or a sum.
+    """
+    width = 256 * max(1, int(megabytes**0.5))
     weight = torch.ones(width, width, device=device, dtype=dtype)
 
     def best(work: Callable[[], Any]) -> float:
-        work()        # the first call is slower
+        work()  # the first call is slower
         return min(getattr(timed(work, device), clock) for _ in range(repetitions))
 
     rates = []
     for rows in (512, 4096 if device.type == "cuda" else 1024):
         x = torch.ones(rows, width, device=device, dtype=dtype)
         rates.append(2.0 * rows * width * width / best(lambda: F.linear(x, weight)))
-    stream = torch.ones(megabytes * 2 ** 20 // weight.itemsize, device=device, dtype=dtype).view(-1, 1024)
+    stream = torch.ones(megabytes * 2**20 // weight.itemsize, device=device, dtype=dtype).view(
+        -1, 1024
+    )
     vector = torch.ones(1024, device=device, dtype=dtype)
     seconds = min(best(lambda: stream @ vector), best(lambda: stream.sum()))
     return Ceiling(max(rates), stream.nbytes / seconds)
 
 
 def matmul_share(model: LLaDA, step: Callable[[], Any]) -> float:
-    """The part of a step's time, on the processor that computes, that its matrix products and attention take."""
+    """The part of a step's time, on the processor that computes, that its matrix
+    products and attention take.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = model.device.type == "cuda"
-    step()        # the first call is slower
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
+    step()  # the first call is slower
+    with profile(
+        activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
+    ) as profiled:
         step()
-    spent = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in profiled.key_averages()}
-    products = ("gemm", "cutlass", "flash", "fmha", "nvjet", "xmma") if on_gpu else MATMULS        # names of kernels; of operators
-    return sum(time for name, time in spent.items() if any(part in name.lower() for part in products)) / sum(spent.values())
+    spent = {
+        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        for event in profiled.key_averages()
+    }
+    # names of kernels; of operators
+    products = ("gemm", "cutlass", "flash", "fmha", "nvjet", "xmma") if on_gpu else MATMULS
+    return sum(
+        time for name, time in spent.items() if any(part in name.lower() for part in products)
+    ) / sum(spent.values())
 
 
-def table(floors: dict[str, float], seconds: dict[str, float], ceilings: dict[int, Ceiling], overhead: dict[str, float]) -> str:
+def table(
+    floors: dict[str, float],
+    seconds: dict[str, float],
+    ceilings: dict[int, Ceiling],
+    overhead: dict[str, float],
+) -> str:
     """Floors beside what was measured."""
-    lines = [f"ceiling, {8 * size} bits: {each.flops / 1e9:.0f} GFLOP/s, {each.bandwidth / 1e9:.1f} GB/s"
-             for size, each in ceilings.items()]
+    lines = [
+        f"ceiling, {8 * size} bits: {each.flops / 1e9:.0f} GFLOP/s, {each.bandwidth / 1e9:.1f} GB/s"
+        for size, each in ceilings.items()
+    ]
     lines.append(f"{'form':<32}{'floor ms':>12}{'median ms':>12}{'achieved':>10}")
-    lines += [f"{name:<32}{1000 * floor:>12.1f}{1000 * seconds[name]:>12.1f}{floor / seconds[name]:>10.2f}"
-              for name, floor in floors.items()]
-    lines += [f"outside matrix products and attention, {name}: {100 * share:.1f} % of a step" for name, share in overhead.items()]
+    lines += [
+        f"{name:<32}{1000 * floor:>12.1f}{1000 * seconds[name]:>12.1f}{floor / seconds[name]:>10.2f}"
+        for name, floor in floors.items()
+    ]
+    lines += [
+        f"outside matrix products and attention, {name}: {100 * share:.1f} % of a step"
+        for name, share in overhead.items()
+    ]
     return "\n".join(lines)

@@ -1,4 +1,7 @@
-"""The plot of benchmarks.generation: a step's time over its floor, speeds over the published loop and over peers, memory."""
+"""The plot of benchmarks.generation: a step's time over its floor, speeds over the
+published loop and over peers, memory.
+"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,12 +14,18 @@ SUFFIXES = (".png", ".pdf", ".svg")
 
 def draw(result: dict[str, Any], file: Path) -> None:
     """Up to four panels, as far as they were measured."""
-    panels = [_floors, _ratios] + [_memory] * bool(result["memory"]) + [_peers] * bool(result["peers"])
+    panels = (
+        [_floors, _ratios] + [_memory] * bool(result["memory"]) + [_peers] * bool(result["peers"])
+    )
     plot = pyplot()
-    figure, axes = plot.subplots(1, len(panels), figsize=(7 * len(panels), 8), squeeze=False, layout="constrained")
+    figure, axes = plot.subplots(
+        1, len(panels), figsize=(7 * len(panels), 8), squeeze=False, layout="constrained"
+    )
     for panel, paint in zip(axes[0], panels):
         paint(result, panel)
-    figure.suptitle(f"{result['shape']['name']}, {result['machine']['dtype']}, {result['machine']['device']}")
+    figure.suptitle(
+        f"{result['shape']['name']}, {result['machine']['dtype']}, {result['machine']['device']}"
+    )
     figure.savefig(file, dpi=120)
     plot.close(figure)
 
@@ -45,7 +54,12 @@ def _ratios(result: dict[str, Any], panel: Any) -> None:
 def _memory(result: dict[str, Any], panel: Any) -> None:
     peaks = result["memory"]["peaks"]
     panel.plot(list(peaks), [peak / 1e6 for peak in peaks.values()], marker="o")
-    panel.set(xlabel="columns of the canvas", ylabel="peak MB beyond the model", title="Memory of the exact step", ylim=(0, None))
+    panel.set(
+        xlabel="columns of the canvas",
+        ylabel="peak MB beyond the model",
+        title="Memory of the exact step",
+        ylim=(0, None),
+    )
 
 
 def _peers(result: dict[str, Any], panel: Any) -> None:

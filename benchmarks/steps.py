@@ -1,4 +1,7 @@
-"""The forms of a decoding step that benchmarks.generation measures: the published one, ours, and ours with what can be put around it."""
+"""The forms of a decoding step that benchmarks.generation measures: the published one,
+ours, and ours with what can be put around it.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -24,24 +27,43 @@ from llada_plugins.sampling.sampler import unmask
 
 from . import reference
 
-NUM_ROWS = 8        # of a batch
+NUM_ROWS = 8  # of a batch
 
 
-def reference_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int) -> None:
-    reference.unmask_step(model, tokens, window.stop, [num_masked], model.special_tokens.mask, config.temperature)
+def reference_step(
+    model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int
+) -> None:
+    reference.unmask_step(
+        model, tokens, window.stop, [num_masked], model.special_tokens.mask, config.temperature
+    )
 
 
-def exact_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int) -> None:
+def exact_step(
+    model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int
+) -> None:
     our_step(model_denoiser(model), model, tokens, window, config)
 
 
 @torch.inference_mode()
-def our_step(denoise: Denoiser, model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig) -> None:
-    unmask(denoise, canvas_of(tokens, config), window, tokens.new_zeros(len(tokens)), config, model.special_tokens)
+def our_step(
+    denoise: Denoiser, model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig
+) -> None:
+    unmask(
+        denoise,
+        canvas_of(tokens, config),
+        window,
+        tokens.new_zeros(len(tokens)),
+        config,
+        model.special_tokens,
+    )
 
 
 def canvas_of(tokens: Tensor, config: SamplerConfig) -> Canvas:
-    return Canvas(tokens, tokens.new_full((len(tokens),), tokens.shape[1] - config.gen_length), padded=len(tokens) > 1)
+    return Canvas(
+        tokens,
+        tokens.new_full((len(tokens),), tokens.shape[1] - config.gen_length),
+        padded=len(tokens) > 1,
+    )
 
 
 @functools.cache
@@ -50,8 +72,19 @@ def random_head(d_model: int, width: int, device: torch.device) -> PolicyHead:
     return PolicyHead(d_model, width).to(device).eval().requires_grad_(False)
 
 
-def ups_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int, *, width: int, ranks: bool) -> None:
-    """One step with a policy head of `width` hidden units; ranks: in RemeDi's sampler, else the head's score is not used."""
+def ups_step(
+    model: LLaDA,
+    tokens: Tensor,
+    window: slice,
+    config: SamplerConfig,
+    num_masked: int,
+    *,
+    width: int,
+    ranks: bool,
+) -> None:
+    """One step with a policy head of `width` hidden units; ranks: in RemeDi's sampler,
+    else the head's score is not used.
+    """
     if ranks:
         config = replace(config, revise=True, confidence_source="ups")
     head = random_head(model.config.d_model, width, model.device)
@@ -61,15 +94,25 @@ def ups_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig,
 @functools.cache
 def random_router(d_model: int, heads: int, device: torch.device) -> Router:
     """A router with random weights, in float32 as `load_router` loads it."""
-    return Router(RouterConfig(d_model=d_model, heads=heads)).to(device).eval().requires_grad_(False)
+    return (
+        Router(RouterConfig(d_model=d_model, heads=heads)).to(device).eval().requires_grad_(False)
+    )
 
 
-def ala_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int) -> None:
+def ala_step(
+    model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int
+) -> None:
     router = random_router(model.config.d_model, model.config.n_heads, model.device)
-    our_step(routed(model_denoiser(model), router, model.embedding, model.special_tokens.mask), model, tokens, window, config)
+    our_step(
+        routed(model_denoiser(model), router, model.embedding, model.special_tokens.mask),
+        model,
+        tokens,
+        window,
+        config,
+    )
 
 
-Variant = Callable[[LLaDA], LLaDA]        # the same model with other weights
+Variant = Callable[[LLaDA], LLaDA]  # the same model with other weights
 
 
 def as_it_is(model: LLaDA) -> LLaDA:
@@ -83,7 +126,9 @@ def low_precision(model: LLaDA) -> LLaDA:
 
 @functools.cache
 def int8(model: LLaDA) -> LLaDA:
-    """The Linears of the blocks in 8 bits, by torchao; whatever else has parameters shares the model's."""
+    """The Linears of the blocks in 8 bits, by torchao; whatever else has parameters
+    shares the model's.
+    """
     quantised = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for name, linear in list(quantised.named_modules()):
         if name.startswith(BLOCKS) and isinstance(linear, nn.Linear):
@@ -91,14 +136,28 @@ def int8(model: LLaDA) -> LLaDA:
     return quantised
 
 
-def first_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int, *, variant: Variant = as_it_is) -> None:
+def first_step(
+    model: LLaDA,
+    tokens: Tensor,
+    window: slice,
+    config: SamplerConfig,
+    num_masked: int,
+    *,
+    variant: Variant = as_it_is,
+) -> None:
     """The first step of a block, which fills the cache."""
     model = variant(model)
     our_step(cached(model_denoiser(model), "dual"), model, tokens, window, config)
 
 
 @functools.cache
-def filled(model: LLaDA, mode: str, rows: tuple[tuple[int, ...], ...], window: tuple[int, int], config: SamplerConfig) -> dict[str, Any]:
+def filled(
+    model: LLaDA,
+    mode: str,
+    rows: tuple[tuple[int, ...], ...],
+    window: tuple[int, int],
+    config: SamplerConfig,
+) -> dict[str, Any]:
     """What a cache remembers after the first step: made in the repetition that is not measured."""
     memory: dict[str, Any] = {}
     canvas = canvas_of(torch.tensor(rows, device=model.device), config)
@@ -107,34 +166,74 @@ def filled(model: LLaDA, mode: str, rows: tuple[tuple[int, ...], ...], window: t
     return memory
 
 
-def later_step(model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int, *,
-               mode: str, variant: Variant = as_it_is) -> None:
+def later_step(
+    model: LLaDA,
+    tokens: Tensor,
+    window: slice,
+    config: SamplerConfig,
+    num_masked: int,
+    *,
+    mode: str,
+    variant: Variant = as_it_is,
+) -> None:
     """A step of a block after its first."""
     model = variant(model)
-    memory = filled(model, mode, tuple(map(tuple, tokens.tolist())), (window.start, window.stop), config)
+    memory = filled(
+        model, mode, tuple(map(tuple, tokens.tolist())), (window.start, window.stop), config
+    )
     denoise = cached(model_denoiser(model), mode)
-    our_step(lambda canvas, at: denoise(canvas._replace(memory=memory), at), model, tokens, window, config)
+    our_step(
+        lambda canvas, at: denoise(canvas._replace(memory=memory), at),
+        model,
+        tokens,
+        window,
+        config,
+    )
 
 
 def ragged(tokens: Tensor, config: SamplerConfig) -> list[int]:
     """First columns of the rows of a batch: prompts of half the length to all of it."""
-    return [number * (tokens.shape[1] - config.gen_length) // (2 * NUM_ROWS) for number in range(NUM_ROWS)]
+    return [
+        number * (tokens.shape[1] - config.gen_length) // (2 * NUM_ROWS)
+        for number in range(NUM_ROWS)
+    ]
 
 
-def together(step: Callable[..., None], model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int) -> None:
+def together(
+    step: Callable[..., None],
+    model: LLaDA,
+    tokens: Tensor,
+    window: slice,
+    config: SamplerConfig,
+    num_masked: int,
+) -> None:
     """The step on a batch of rows with prompts of several lengths."""
     first = torch.tensor(ragged(tokens, config), device=tokens.device)
     column = torch.arange(tokens.shape[1], device=tokens.device)
     step(model, torch.where(column < first[:, None], PADDING, tokens), window, config, num_masked)
 
 
-def alone(step: Callable[..., None], model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int) -> None:
+def alone(
+    step: Callable[..., None],
+    model: LLaDA,
+    tokens: Tensor,
+    window: slice,
+    config: SamplerConfig,
+    num_masked: int,
+) -> None:
     """The step on each row of that batch, one by one."""
     for first in ragged(tokens, config):
-        step(model, tokens[:, first:].clone(), slice(window.start - first, window.stop - first), config, num_masked)
+        step(
+            model,
+            tokens[:, first:].clone(),
+            slice(window.start - first, window.stop - first),
+            config,
+            num_masked,
+        )
 
 
-Form = Callable[[LLaDA, Tensor, slice, SamplerConfig, int], None]        # model, tokens (1, L), window, config, masked tokens of the window
+# model, tokens (1, L), window, config, masked tokens of the window
+Form = Callable[[LLaDA, Tensor, slice, SamplerConfig, int], None]
 dual_later = functools.partial(later_step, mode="dual")
 FORMS: dict[str, Form] = {
     "reference": reference_step,
@@ -149,23 +248,28 @@ FORMS: dict[str, Form] = {
     "ups": functools.partial(ups_step, width=128, ranks=True),
     "ala": ala_step,
 }
-if importlib.util.find_spec("torchao"):        # an optional package
-    FORMS |= {"first_int8": functools.partial(first_step, variant=int8),
-              "dual_later_int8": functools.partial(later_step, mode="dual", variant=int8)}
-BATCHES: dict[str, Form] = {        # of NUM_ROWS rows; they leave the tokens that they are given
+if importlib.util.find_spec("torchao"):  # an optional package
+    FORMS |= {
+        "first_int8": functools.partial(first_step, variant=int8),
+        "dual_later_int8": functools.partial(later_step, mode="dual", variant=int8),
+    }
+BATCHES: dict[str, Form] = {  # of NUM_ROWS rows; they leave the tokens that they are given
     "first_batch8": functools.partial(together, first_step),
     "dual_later_batch8": functools.partial(together, dual_later),
     "first_alone": functools.partial(alone, first_step),
     "dual_later_alone": functools.partial(alone, dual_later),
     "first_batch8_low_precision": functools.partial(together, FORMS["first_low_precision"]),
-    "dual_later_batch8_low_precision": functools.partial(together, FORMS["dual_later_low_precision"]),
+    "dual_later_batch8_low_precision": functools.partial(
+        together, FORMS["dual_later_low_precision"]
+    ),
     "first_alone_low_precision": functools.partial(alone, FORMS["first_low_precision"]),
     "dual_later_alone_low_precision": functools.partial(alone, FORMS["dual_later_low_precision"]),
 }
-COMPOSED = {        # name -> first step of a block, later ones
+COMPOSED = {  # name -> first step of a block, later ones
     "prefix": ("first", "prefix_later"),
     "dual": ("first", "dual_later"),
-    "low_precision": ("first_low_precision", "first_low_precision"),        # keeping its keys and values costs a step nothing
+    # keeping its keys and values costs a step nothing
+    "low_precision": ("first_low_precision", "first_low_precision"),
     "dual_low_precision": ("first_low_precision", "dual_later_low_precision"),
     "int8": ("first_int8", "first_int8"),
     "dual_int8": ("first_int8", "dual_later_int8"),

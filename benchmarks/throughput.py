@@ -1,14 +1,18 @@
-"""Tokens a second of many requests: one by one, batch after batch, and in batches that stay full (llada_plugins/sampling/batching.py).
+"""Tokens a second of many requests: one by one, batch after batch, and in batches that
+stay full (llada_plugins/sampling/batching.py).
 
     python -m benchmarks.throughput                             100M shape, dual cache, one CPU thread; 4 minutes, 3 GB
     python -m benchmarks.throughput --shape tiny                a model whose steps cost more in calls than in arithmetic
     python -m benchmarks.throughput --shape 8b --device cuda    LLaDA-8B's shape in bfloat16
 
-Prompts have from half of prompt_length to all of it. After every block an answer ends by chance, decided by its tokens, so that the
-three ways decode the same answers; the exit status is 1 if they do not (in float32). `batches` decodes batch_size prompts of like length
-until all have ended; `full` gives the place of each that ends to one that waits. `rows` is the mean number of rows of a forward.
-Seconds are CPU time on a CPU and wall time on a GPU; the ways take turns, and a ratio is one of medians.
+Prompts have from half of prompt_length to all of it. After every block an answer ends
+by chance, decided by its tokens, so that the three ways decode the same answers; the
+exit status is 1 if they do not (in float32). `batches` decodes batch_size prompts of
+like length until all have ended; `full` gives the place of each that ends to one that
+waits. `rows` is the mean number of rows of a forward. Seconds are CPU time on a CPU and
+wall time on a GPU; the ways take turns, and a ratio is one of medians.
 """
+
 from __future__ import annotations
 
 import statistics
@@ -38,9 +42,15 @@ class Options:
     """What is measured, and where."""
 
     shape: Literal["tiny", "100m", "8b"] = arg(
-        "100m", "width and depth of the model: tiny, 100m (279 M parameters with embeddings) or 8b (LLaDA-8B)")
+        "100m",
+        "width and depth of the model: tiny, 100m (279 M parameters with embeddings) or 8b "
+        "(LLaDA-8B)",
+    )
     device: str = arg("cpu", "auto (a GPU if there is one), cpu, cuda or cuda:N")
-    dtype: str = arg("auto", "of the forwards: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
+    dtype: str = arg(
+        "auto",
+        "of the forwards: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16",
+    )
     threads: int = arg(1, "CPU threads; one is steadiest on a shared machine")
     num_prompts: int = arg(16, "requests")
     batch_size: int = arg(8, "rows decoded together")
@@ -64,61 +74,107 @@ class Options:
     def sampler(self) -> SamplerConfig:
         """How every request is decoded."""
         num_blocks = max(1, self.gen_length // self.block_length)
-        return SamplerConfig(gen_length=self.gen_length, block_length=self.block_length, steps=num_blocks * self.steps_per_block, cache=self.cache)
+        return SamplerConfig(
+            gen_length=self.gen_length,
+            block_length=self.block_length,
+            steps=num_blocks * self.steps_per_block,
+            cache=self.cache,
+        )
 
 
 def prompts_of(model: LLaDA, options: Options) -> list[list[int]]:
     """Random prompts, the longest first: from prompt_length down to half of it."""
-    lengths = [options.prompt_length - n * options.prompt_length // (2 * options.num_prompts) for n in range(options.num_prompts)]
-    return [random_tokens(model, length, options.seed + n)[0].tolist() for n, length in enumerate(lengths)]
+    lengths = [
+        options.prompt_length - n * options.prompt_length // (2 * options.num_prompts)
+        for n in range(options.num_prompts)
+    ]
+    return [
+        random_tokens(model, length, options.seed + n)[0].tolist()
+        for n, length in enumerate(lengths)
+    ]
 
 
 def counted(denoise: Denoiser, sizes: list[int]) -> Denoiser:
     """The same denoiser; sizes collects the rows of each forward."""
+
     def denoise_counted(canvas: Canvas, window: slice) -> Prediction:
         sizes.append(len(canvas.tokens))
         return denoise(canvas, window)
+
     return denoise_counted
 
 
-def ways(denoise: Denoiser, model: LLaDA, prompts: Sequence[list[int]], options: Options) -> dict[str, Callable[[], list[Sample]]]:
+def ways(
+    denoise: Denoiser, model: LLaDA, prompts: Sequence[list[int]], options: Options
+) -> dict[str, Callable[[], list[Sample]]]:
     """What is compared: each decodes all prompts."""
     config = options.sampler()
 
     def work(some: Sequence[list[int]], size: int) -> list[Sample]:
-        return decode(with_options(denoise, config, model.special_tokens), some, config, model.special_tokens, device=model.device,
-                      stop=lambda answer: request_key(options.seed, answer) % config.num_blocks == 0, at_once=capacity(size))
+        return decode(
+            with_options(denoise, config, model.special_tokens),
+            some,
+            config,
+            model.special_tokens,
+            device=model.device,
+            stop=lambda answer: request_key(options.seed, answer) % config.num_blocks == 0,
+            at_once=capacity(size),
+        )
 
     def batches() -> Iterator[Sample]:
         for first in range(0, len(prompts), options.batch_size):
-            yield from work(prompts[first:first + options.batch_size], options.batch_size)
-    return {"one_by_one": lambda: work(prompts, 1), "batches": lambda: list(batches()), "full": lambda: work(prompts, options.batch_size)}
+            yield from work(prompts[first : first + options.batch_size], options.batch_size)
+
+    return {
+        "one_by_one": lambda: work(prompts, 1),
+        "batches": lambda: list(batches()),
+        "full": lambda: work(prompts, options.batch_size),
+    }
 
 
 def run(options: Options) -> dict[str, Any]:
     """The whole benchmark; its result can be written as JSON."""
     device = pick_device(options.device)
-    model = random_model(model_config(options.shape, options.prompt_length + options.gen_length), device, options.seed)
+    model = random_model(
+        model_config(options.shape, options.prompt_length + options.gen_length),
+        device,
+        options.seed,
+    )
     model.to(pick_dtype(options.dtype, device))
-    prompts, clock, sizes = prompts_of(model, options), "wall" if device.type == "cuda" else "cpu", []
+    prompts, clock, sizes = (
+        prompts_of(model, options),
+        "wall" if device.type == "cuda" else "cpu",
+        [],
+    )
     each = ways(counted(model_denoiser(model), sizes), model, prompts, options)
-    each["full"]()        # the first forwards are slower
+    each["full"]()  # the first forwards are slower
     seconds: dict[str, list[float]] = {name: [] for name in each}
     rows, answers = {}, {}
     for _ in range(options.repetitions):
         for name, work in each.items():
             sizes.clear()
-            seconds[name].append(getattr(timed(lambda: answers.update({name: work()}), device), clock))
+            seconds[name].append(
+                getattr(timed(lambda: answers.update({name: work()}), device), clock)
+            )
             rows[name] = statistics.mean(sizes)
     num_tokens = sum(len(sample.answer) for sample in answers["full"])
     rates = {name: num_tokens / statistics.median(taken) for name, taken in seconds.items()}
     return {
         "ratios": {name: rate / rates["one_by_one"] for name, rate in rates.items()},
-        "tokens_per_second": rates, "rows": rows, "num_tokens": num_tokens, "seconds": seconds, "clock": clock,
-        "same_answers": all(found == answers["full"] for found in answers.values()) if model.dtype == torch.float32 else None,
+        "tokens_per_second": rates,
+        "rows": rows,
+        "num_tokens": num_tokens,
+        "seconds": seconds,
+        "clock": clock,
+        "same_answers": all(found == answers["full"] for found in answers.values())
+        if model.dtype == torch.float32
+        else None,
         "shape": {"name": options.shape, **SHAPES[options.shape]},
-        "machine": {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-                    "dtype": str(model.dtype).removeprefix("torch."), "torch": torch.__version__},
+        "machine": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "torch": torch.__version__,
+        },
         "options": asdict(options),
     }
 
@@ -126,16 +182,29 @@ def run(options: Options) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """Rates and ratios as text."""
     machine = result["machine"]
-    lines = [f"{result['shape']['name']}, {machine['dtype']}, {machine['device']}: {result['num_tokens']} tokens, {result['clock']} time",
-             f"{'':<14}{'tokens/s':>10}{'rows':>8}{'x one by one':>14}"]
+    lines = [
+        f"{result['shape']['name']}, {machine['dtype']}, {machine['device']}: "
+        f"{result['num_tokens']} tokens, {result['clock']} time",
+        f"{'':<14}{'tokens/s':>10}{'rows':>8}{'x one by one':>14}",
+    ]
     for name, rate in result["tokens_per_second"].items():
-        lines.append(f"{name:<14}{rate:>10.1f}{result['rows'][name]:>8.2f}{result['ratios'][name]:>14.2f}")
-    return "\n".join([*lines, f"same answers: {'yes' if result['same_answers'] else 'not compared' if result['same_answers'] is None else 'NO'}"])
+        lines.append(
+            f"{name:<14}{rate:>10.1f}{result['rows'][name]:>8.2f}{result['ratios'][name]:>14.2f}"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "same answers: "
+            f"{'yes' if result['same_answers'] else 'not compared' if result['same_answers'] is None else 'NO'}",
+        ]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    return run_benchmark(Options, "throughput", run, table, lambda result: result["same_answers"] is not False, argv)
+    return run_benchmark(
+        Options, "throughput", run, table, lambda result: result["same_answers"] is not False, argv
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ cost        two CPU minutes with OpenCompass' start of five processes (200 s on 
 published   -
 ours        99.2 at 16 steps, 77.2 at 8 (500 problems: +-0.8 and +-3.7 at 95 %)
 """
+
 from mmengine.config import read_base
 
 with read_base():
@@ -14,6 +15,12 @@ with read_base():
 
 datasets = sudoku4_datasets
 variants = [dict(gen_length=16, steps=16), dict(gen_length=16, steps=8)]
-models = [dict(tiny[0], abbr='LLaDA-tiny-' + '-'.join(f'{option}={value}' for option, value in variant.items()), **variant)
-          for variant in variants]
-work_dir = 'outputs/opencompass'
+models = [
+    dict(
+        tiny[0],
+        abbr="LLaDA-tiny-" + "-".join(f"{option}={value}" for option, value in variant.items()),
+        **variant,
+    )
+    for variant in variants
+]
+work_dir = "outputs/opencompass"

@@ -1,4 +1,5 @@
-"""Base models by likelihood: ARC-Challenge and PIQA as perplexities, WinoGrande as log-likelihoods, with stock OpenCompass' own data sets.
+"""Base models by likelihood: ARC-Challenge and PIQA as perplexities, WinoGrande as
+log-likelihoods, with stock OpenCompass' own data sets.
 
 reproduces  no published number: LLaDA's likelihood tasks were run in lm-eval (configs/lmeval/llada_base_local.yaml), with other prompts
 command     LLADA_PRETRAINED=GSAI-ML/LLaDA-8B-Base opencompass configs/eval_llada_base_local.py
@@ -10,6 +11,7 @@ cost        tiny: a minute on one CPU core; 8B: 295 ARC rows x 4, 1838 PIQA rows
 published   -
 ours        not run
 """
+
 from os import environ
 
 from mmengine.config import read_base
@@ -24,18 +26,25 @@ with read_base():
     from .opencompass.models.llada_8b_base import models as base
     from .opencompass.models.llada_tiny import models as tiny
 
-checkpoint = environ.get('LLADA_PRETRAINED')
-limit = environ.get('LLADA_LIMIT', '' if checkpoint else '3')
+checkpoint = environ.get("LLADA_PRETRAINED")
+limit = environ.get("LLADA_LIMIT", "" if checkpoint else "3")
 mc_num = 128 if checkpoint else 4
 for dataset in [*ARC_c_datasets, *piqa_datasets]:
-    dataset['infer_cfg']['inferencer']['type'] = PPLInferencer
+    dataset["infer_cfg"]["inferencer"]["type"] = PPLInferencer
 for dataset in winogrande_datasets:
-    dataset['infer_cfg']['inferencer']['type'] = LLInferencer
+    dataset["infer_cfg"]["inferencer"]["type"] = LLInferencer
 datasets = [*ARC_c_datasets, *piqa_datasets, *winogrande_datasets]
 if limit:
     for dataset in datasets:
-        dataset['abbr'] += f'-first{limit}'
-        dataset['reader_cfg']['test_range'] = f'[:{limit}]'
-name = checkpoint.rstrip('/').split('/')[-1] if checkpoint else 'LLaDA-tiny'
-models = [dict((base if checkpoint else tiny)[0], path=checkpoint, abbr=f'{name}-mc_num={mc_num}', mc_num=mc_num)]
-work_dir = 'outputs/opencompass'
+        dataset["abbr"] += f"-first{limit}"
+        dataset["reader_cfg"]["test_range"] = f"[:{limit}]"
+name = checkpoint.rstrip("/").split("/")[-1] if checkpoint else "LLaDA-tiny"
+models = [
+    dict(
+        (base if checkpoint else tiny)[0],
+        path=checkpoint,
+        abbr=f"{name}-mc_num={mc_num}",
+        mc_num=mc_num,
+    )
+]
+work_dir = "outputs/opencompass"

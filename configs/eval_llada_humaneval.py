@@ -1,4 +1,5 @@
-"""HumanEval, 0-shot, EOS never produced, with stock OpenCompass' own data set, prompts and grading. Grading executes the model's code.
+"""HumanEval, 0-shot, EOS never produced, with stock OpenCompass' own data set, prompts
+and grading. Grading executes the model's code.
 
 reproduces  ML-GSAI/LLaDA EVAL.md, HumanEval of LLaDA-8B-Instruct
 command     LLADA_PRETRAINED=GSAI-ML/LLaDA-8B-Instruct opencompass configs/eval_llada_humaneval.py
@@ -9,6 +10,7 @@ cost        tiny: two minutes on one CPU core; 8B: 164 problems of 512 forward p
 published   47.0 (authors' OpenCompass)
 ours        not run
 """
+
 from os import environ
 
 from mmengine.config import read_base
@@ -19,11 +21,22 @@ with read_base():
     from .opencompass.models.llada_8b_instruct import models as instruct
     from .opencompass.models.llada_tiny import models as tiny
 
-checkpoint = environ.get('LLADA_PRETRAINED')
-sampler = dict(gen_length=512, steps=512, block_length=512, confidence_eos_eot_inf=False) if checkpoint else dict(gen_length=32, steps=4)
+checkpoint = environ.get("LLADA_PRETRAINED")
+sampler = (
+    dict(gen_length=512, steps=512, block_length=512, confidence_eos_eot_inf=False)
+    if checkpoint
+    else dict(gen_length=32, steps=4)
+)
 sampler.update(logits_eos_inf=True)
 datasets = humaneval_datasets
-name = checkpoint.rstrip('/').split('/')[-1] if checkpoint else 'LLaDA-tiny'
-models = [dict((instruct if checkpoint else tiny)[0], path=checkpoint, batch_size=8,
-               abbr=name + '-' + '-'.join(f'{option}={value}' for option, value in sampler.items()), **sampler)]
-work_dir = 'outputs/opencompass'
+name = checkpoint.rstrip("/").split("/")[-1] if checkpoint else "LLaDA-tiny"
+models = [
+    dict(
+        (instruct if checkpoint else tiny)[0],
+        path=checkpoint,
+        batch_size=8,
+        abbr=name + "-" + "-".join(f"{option}={value}" for option, value in sampler.items()),
+        **sampler,
+    )
+]
+work_dir = "outputs/opencompass"

@@ -1,4 +1,5 @@
-"""Learned remasking on 4x4 sudoku: the tiny model and its UPS head, 8 steps, nothing varied but the confidence source.
+"""Learned remasking on 4x4 sudoku: the tiny model and its UPS head, 8 steps, nothing
+varied but the confidence source.
 
 reproduces  the comparison of RemeDi's paper (arXiv 2509.23653), not its numbers: under each source 2n of 16 tokens stand after step n,
             so forwards and mask counts are equal; LLaDA-tiny, which never takes a token back, is the baseline at the same 8 forwards
@@ -8,6 +9,7 @@ published   -
 ours        ups 84.6, tps_prob 77.2, random 57.6, never-remask 77.2 (500 problems); paired, at 95 %: ups above tps_prob by 7.4 +-4.4,
             above never-remask by 7.4 +-3.6
 """
+
 from mmengine.config import read_base
 
 with read_base():
@@ -17,7 +19,14 @@ with read_base():
 
 datasets = sudoku4_datasets
 steps = 8
-models = [dict(never_remask[0], abbr=f'LLaDA-tiny-gen_length=16-steps={steps}', steps=steps)]
-models += [dict(remask[0], abbr=f'LLaDA-UPS-tiny-gen_length=16-steps={steps}-confidence_source={source}', steps=steps,
-                confidence_source=source) for source in ('ups', 'tps_prob', 'random')]
-work_dir = 'outputs/opencompass'
+models = [dict(never_remask[0], abbr=f"LLaDA-tiny-gen_length=16-steps={steps}", steps=steps)]
+models += [
+    dict(
+        remask[0],
+        abbr=f"LLaDA-UPS-tiny-gen_length=16-steps={steps}-confidence_source={source}",
+        steps=steps,
+        confidence_source=source,
+    )
+    for source in ("ups", "tps_prob", "random")
+]
+work_dir = "outputs/opencompass"

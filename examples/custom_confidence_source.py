@@ -1,16 +1,18 @@
-"""A confidence source of your own: a function, and a row of CONFIDENCE. The decode loop stays as it is.
+"""A confidence source of your own: a function, and a row of CONFIDENCE. The decode loop
+stays as it is.
 
     python examples/custom_confidence_source.py
 
-A confidence source says which proposals a step trusts. `collision` is the probability that two
-draws from the model's distribution agree, the sum of p^2: near 1 where the model is sure, small
-where it hesitates among many tokens.
+A confidence source says which proposals a step trusts. `collision` is the probability
+that two draws from the model's distribution agree, the sum of p^2: near 1 where the
+model is sure, small where it hesitates among many tokens.
 """
+
 from torch import Tensor
 
 from llada_plugins import Engine
-from llada_plugins.sampling.confidence import Candidates, CONFIDENCE
 from llada_plugins.engine.engine import Request
+from llada_plugins.sampling.confidence import CONFIDENCE, Candidates
 from llada_plugins.tasks import sudoku
 
 NUM_PUZZLES = 50
@@ -26,7 +28,9 @@ CONFIDENCE["collision"] = collision
 
 def accuracy(source: str) -> float:
     """Of the tiny model on 4x4 sudoku, two tokens a step."""
-    engine = Engine("llada", gen_length=16, steps=8, batch_size=NUM_PUZZLES, confidence_source=source)
+    engine = Engine(
+        "llada", gen_length=16, steps=8, batch_size=NUM_PUZZLES, confidence_source=source
+    )
     puzzles = [problem.puzzle for problem in sudoku.problems("test", NUM_PUZZLES)]
     requests = [Request(puzzle, engine.sampler) for puzzle in puzzles]
     answers = dict(engine.generate(requests))

@@ -3,9 +3,11 @@
     python examples/evaluate_8b.py                                               tiny model, 4x4 sudoku
     python examples/evaluate_8b.py GSAI-ML/LLaDA-8B-Instruct --task gsm8k        a GPU, and the hub
 
-The exact setting is the one with which LLaDA's authors report 78.9 on GSM8K (one token a step).
-The fast one keeps every token that is at least 0.9 probable, and freezes keys and values.
+The exact setting is the one with which LLaDA's authors report 78.9 on GSM8K (one token
+a step). The fast one keeps every token that is at least 0.9 probable, and freezes keys
+and values.
 """
+
 import argparse
 import time
 
@@ -24,9 +26,14 @@ def evaluate(checkpoint: str | None, task: str, options: dict, limit: int | None
     """Run the task once and print its metrics and time."""
     started = time.perf_counter()
     results = lm_eval.simple_evaluate(
-        model="llada", model_args={"pretrained": checkpoint, **options}, tasks=[task],
+        model="llada",
+        model_args={"pretrained": checkpoint, **options},
+        tasks=[task],
         task_manager=TaskManager(include_path=str(shipped("configs") / "lmeval")),
-        apply_chat_template=checkpoint is not None, batch_size=8, limit=limit)
+        apply_chat_template=checkpoint is not None,
+        batch_size=8,
+        limit=limit,
+    )
     seconds = time.perf_counter() - started
     scores = {name: value for name, value in results["results"][task].items() if "," in name}
     print(f"{options}\n  {scores}\n  {seconds:.0f} s, loading included")

@@ -1,14 +1,15 @@
 """Text in, text out: two questions in one batch.
 
-    python examples/generate.py                                          the tiny model in the package
-    python examples/generate.py GSAI-ML/LLaDA-8B-Instruct "What is 17 times 3?"       needs a GPU
+python examples/generate.py                                          the tiny model in the package
+python examples/generate.py GSAI-ML/LLaDA-8B-Instruct "What is 17 times 3?"       needs a GPU
 """
+
 import sys
 
 from llada_plugins import Engine
 from llada_plugins.engine.engine import Request
 
-PUZZLES = ["12.3.3.23..1..3.=", "..313.4...23.3.4="]        # 4x4 sudokus, row by row
+PUZZLES = ["12.3.3.23..1..3.=", "..313.4...23.3.4="]  # 4x4 sudokus, row by row
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
         engine = Engine("llada", gen_length=16, steps=8, batch_size=2)
         prompts = PUZZLES
     requests = [Request(prompt, engine.sampler) for prompt in prompts]
-    for number, completion in engine.generate(requests):        # as they finish
+    for number, completion in engine.generate(requests):  # as they finish
         print(f"{prompts[number]} {completion.text}   ({completion.num_forwards} forward passes)")
 
 

@@ -1,7 +1,10 @@
-"""llada-plugins: evaluate and train LLaDA-family masked-diffusion language models in stock lm-eval and OpenCompass.
+"""llada-plugins: evaluate and train LLaDA-family masked-diffusion language models in
+stock lm-eval and OpenCompass.
 
-Importing this package imports neither harness nor transformers; what `__all__` lists is the public API.
+Importing this package imports neither harness nor transformers; what `__all__` lists is
+the public API.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -28,7 +31,9 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when asked for, so that the lm-eval hook and `--help` do not pay for torch."""
+    """Public names are imported when asked for, so that the lm-eval hook and `--help`
+    do not pay for torch.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

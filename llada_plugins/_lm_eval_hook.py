@@ -1,12 +1,16 @@
 """Make lm-eval 0.4.10 to 0.4.13 find this package's models by name.
 
-Later versions read the `lm_eval.models` entry points of setup.cfg themselves (lm-evaluation-harness PR #4013); on those nothing here
-does anything. On the earlier ones `llada_plugins_lm_eval.pth`, a line that Python runs at start-up, puts a finder in front of
-`sys.meta_path`; it answers for one module only, `lm_eval.models`, and asks `find` here to have `register` run right after that module:
-lm-eval fills its registry there only while it is empty, so a name registered earlier would hide all of lm-eval's own.
+Later versions read the `lm_eval.models` entry points of setup.cfg themselves
+(lm-evaluation-harness PR #4013); on those nothing here does anything. On the earlier
+ones `llada_plugins_lm_eval.pth`, a line that Python runs at start-up, puts a finder in
+front of `sys.meta_path`; it answers for one module only, `lm_eval.models`, and asks
+`find` here to have `register` run right after that module: lm-eval fills its registry
+there only while it is empty, so a name registered earlier would hide all of lm-eval's
+own.
 
 Standard library only: this runs inside other programs' imports.
 """
+
 from __future__ import annotations
 
 import logging
@@ -23,9 +27,11 @@ GROUP = "lm_eval.models"
 
 
 class Placeholder(str):
-    """A "module:Class" string that gives way when another package registers a class under the same name.
+    """A "module:Class" string that gives way when another package registers a class
+    under the same name.
 
-    lm-eval compares what it holds with what is registered by !=, and would refuse that package's class as "already registered".
+    lm-eval compares what it holds with what is registered by !=, and would refuse that
+    package's class as "already registered".
     """
 
     __hash__ = str.__hash__
@@ -35,24 +41,36 @@ class Placeholder(str):
 
 
 def register() -> None:
-    """Add this package's model names to lm-eval's registry, unimported; a name that is taken stays as it is."""
+    """Add this package's model names to lm-eval's registry, unimported; a name that is
+    taken stays as it is.
+    """
     from lm_eval.api import registry
 
-    if hasattr(registry, "load_plugins"):        # lm-eval reads the entry points itself
+    if hasattr(registry, "load_plugins"):  # lm-eval reads the entry points itself
         return
     from importlib.metadata import distributions
 
-    for distribution in distributions(name=DISTRIBUTION):        # another package's broken metadata is never read
+    # another package's broken metadata is never read
+    for distribution in distributions(name=DISTRIBUTION):
         for entry_point in distribution.entry_points.select(group=GROUP):
             if entry_point.name not in registry.model_registry:
-                registry.model_registry.register(entry_point.name, target=Placeholder(entry_point.value))
+                registry.model_registry.register(
+                    entry_point.name, target=Placeholder(entry_point.value)
+                )
 
 
-def find(caller: MetaPathFinder, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-    """The spec of module `fullname` as the other finders give it, made to call `register` once the module has run.
+def find(
+    caller: MetaPathFinder,
+    fullname: str,
+    path: Sequence[str] | None = None,
+    target: ModuleType | None = None,
+) -> ModuleSpec | None:
+    """The spec of module `fullname` as the other finders give it, made to call
+    `register` once the module has run.
 
-    caller: the .pth file's finder. A virtual environment runs the line of a .pth file twice, so every object of its class is
-    passed over: two that asked each other would never end.
+    caller: the .pth file's finder. A virtual environment runs the line of a .pth file
+    twice, so every object of its class is passed over: two that asked each other would
+    never end.
     """
     for finder in list(sys.meta_path):
         if type(finder).__name__ == type(caller).__name__ or not hasattr(finder, "find_spec"):
@@ -68,7 +86,8 @@ def find(caller: MetaPathFinder, fullname: str, path: Sequence[str] | None = Non
         execute(module)
         try:
             register()
-        except Exception as error:        # lm-eval with its own models must go on working, whatever is wrong with us
+        except Exception as error:
+            # lm-eval with its own models must go on working, whatever is wrong with us
             logger.warning("llada_plugins: lm-eval models not registered: %r", error)
 
     spec.loader.exec_module = execute_and_register

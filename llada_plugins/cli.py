@@ -1,8 +1,10 @@
-"""The stock lm_eval command with this package's model names, also where start-up files are not read.
+"""The stock lm_eval command with this package's model names, also where start-up files
+are not read.
 
-    llada-eval --model llada --tasks gsm8k …
-    python -m llada_plugins.cli --model llada --tasks gsm8k …        (after `pip install --target`)
+llada-eval --model llada --tasks gsm8k …
+python -m llada_plugins.cli --model llada --tasks gsm8k …        (after `pip install --target`)
 """
+
 from __future__ import annotations
 
 import sys
@@ -14,12 +16,16 @@ DOCTOR = "python -m llada_plugins.doctor says what else is wrong, and what to do
 
 
 def main() -> None:
-    """Register the names and hand the command line to lm_eval; without either, one line and status 1."""
+    """Register the names and hand the command line to lm_eval; without either, one line
+    and status 1.
+    """
     try:
-        distribution(DISTRIBUTION)        # whose entry points are the names
+        distribution(DISTRIBUTION)  # whose entry points are the names
     except PackageNotFoundError:
-        sys.exit("error: llada-plugins is imported, but not installed, so lm_eval cannot know its "
-                 f"models: pip install it; {DOCTOR}")
+        sys.exit(
+            "error: llada-plugins is imported, but not installed, so lm_eval cannot know its "
+            f"models: pip install it; {DOCTOR}"
+        )
     try:
         import lm_eval.models  # noqa: F401  (fills the registry with lm-eval's own models, which must come first)
         from lm_eval.__main__ import cli_evaluate

@@ -1,8 +1,11 @@
-"""Do two result folders hold the same answers? `python -m llada_plugins.compare LMEVAL_FOLDER OPENCOMPASS_FOLDER`
+"""Do two result folders hold the same answers? `python -m llada_plugins.compare
+LMEVAL_FOLDER OPENCOMPASS_FOLDER`
 
-Each argument is a folder written by `lm_eval --output_path … --log_samples` or by `opencompass -w …` (the newest sample or
-prediction file below it is read), or such a file itself. Answers are matched by prompt. Exit status 1 where they differ.
+Each argument is a folder written by `lm_eval --output_path … --log_samples` or by
+`opencompass -w …` (the newest sample or prediction file below it is read), or such a
+file itself. Answers are matched by prompt. Exit status 1 where they differ.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -16,18 +19,33 @@ class Answers(NamedTuple):
     """The decoded texts of one run."""
 
     path: Path
-    texts: dict[str, str]         # prompt -> answer
-    accuracy: float | None        # 0-1, as the harness computed it
+    texts: dict[str, str]  # prompt -> answer
+    accuracy: float | None  # 0-1, as the harness computed it
 
 
 def read_answers(place: Path) -> Answers:
-    """The newest run at or below `place`; raises FileNotFoundError or ValueError saying what is missing."""
+    """The newest run at or below `place`; raises FileNotFoundError or ValueError saying
+    what is missing.
+    """
     if not place.exists():
         raise FileNotFoundError(f"{place}: no such file or folder")
-    found = [place] if place.is_file() else [
-        *place.rglob("samples_*.jsonl"), *(file for file in place.rglob("*.json") if file.absolute().parent.parent.name == "predictions")]
+    found = (
+        [place]
+        if place.is_file()
+        else [
+            *place.rglob("samples_*.jsonl"),
+            *(
+                file
+                for file in place.rglob("*.json")
+                if file.absolute().parent.parent.name == "predictions"
+            ),
+        ]
+    )
     if not found:
-        raise FileNotFoundError(f"{place}: holds neither samples_*.jsonl (lm_eval --log_samples) nor predictions/ (opencompass)")
+        raise FileNotFoundError(
+            f"{place}: holds neither samples_*.jsonl (lm_eval --log_samples) nor predictions/ "
+            "(opencompass)"
+        )
     path = max(found, key=lambda file: file.stat().st_mtime)
     return _read_lmeval(path) if path.suffix == ".jsonl" else _read_opencompass(path)
 
@@ -41,14 +59,25 @@ def _read_lmeval(path: Path) -> Answers:
 
 def _read_opencompass(path: Path) -> Answers:
     rows = json.loads(path.read_text(encoding="utf-8")).values()
-    texts = {row["origin_prompt"]: row["prediction"]["prediction"] if isinstance(row["prediction"], dict) else row["prediction"] for row in rows}
+    texts = {
+        row["origin_prompt"]: row["prediction"]["prediction"]
+        if isinstance(row["prediction"], dict)
+        else row["prediction"]
+        for row in rows
+    }
     results = path.parents[2] / "results" / path.parent.name / path.name
-    accuracy = json.loads(results.read_text(encoding="utf-8")).get("accuracy") if results.is_file() else None
+    accuracy = (
+        json.loads(results.read_text(encoding="utf-8")).get("accuracy")
+        if results.is_file()
+        else None
+    )
     return Answers(path, texts, None if accuracy is None else accuracy / 100)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llada_plugins.compare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m llada_plugins.compare", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("first", type=Path, help="result folder or file of either harness")
     parser.add_argument("second", type=Path, help="result folder or file of either harness")
     parsed = parser.parse_args(arguments)
@@ -60,11 +89,20 @@ def main(arguments: list[str] | None = None) -> int:
     differing = [prompt for prompt in shared if first.texts[prompt] != second.texts[prompt]]
     alone = len(first.texts.keys() ^ second.texts.keys())
     for run in (first, second):
-        print(f"{run.path}: {len(run.texts)} answers, accuracy {'unknown' if run.accuracy is None else f'{run.accuracy:.4f}'}")
-    print(f"{len(shared) - len(differing)} answers identical, {len(differing)} different, {alone} prompts in one run only")
+        print(
+            f"{run.path}: {len(run.texts)} answers, accuracy "
+            f"{'unknown' if run.accuracy is None else f'{run.accuracy:.4f}'}"
+        )
+    print(
+        f"{len(shared) - len(differing)} answers identical, {len(differing)} different, {alone} "
+        "prompts in one run only"
+    )
     for prompt in differing[:5]:
         print(f"  {prompt!r}: {first.texts[prompt]!r} / {second.texts[prompt]!r}")
-    same_accuracy = None in (first.accuracy, second.accuracy) or abs(first.accuracy - second.accuracy) < 5e-5      # OpenCompass keeps 2 decimals of percent
+    # OpenCompass keeps 2 decimals of percent
+    same_accuracy = (
+        None in (first.accuracy, second.accuracy) or abs(first.accuracy - second.accuracy) < 5e-5
+    )
     return 0 if shared and not differing and not alone and same_accuracy else 1
 
 

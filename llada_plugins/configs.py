@@ -8,6 +8,7 @@ This prints their folder, a folder in it, or copies them, to be changed:
     lm_eval --include_path "$(python -m llada_plugins.configs lmeval)" …
     opencompass "$(python -m llada_plugins.configs)/eval_llada.py"
 """
+
 from __future__ import annotations
 
 import shutil
@@ -33,12 +34,14 @@ def folders() -> dict[str, Path]:
 def copy(destination: Path) -> None:
     """Copy the configs into a new or empty folder, which appears whole or not at all.
 
-    Raises ValueError on a file, on a folder that holds something, and on one within the configs.
+    Raises ValueError on a file, on a folder that holds something, and on one within the
+    configs.
     """
     source = shipped("configs")
     if destination.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"{destination} lies in {source}, which is to be copied: give a folder "
-                         "elsewhere")
+        raise ValueError(
+            f"{destination} lies in {source}, which is to be copied: give a folder elsewhere"
+        )
     with whole_folder(destination) as partial:
         ignore = shutil.ignore_patterns(COMPILED)
         shutil.copytree(source, partial, ignore=ignore, dirs_exist_ok=True)
@@ -52,8 +55,9 @@ def answer(what: str | None, destination: Path | None) -> Path:
         copy(destination)
         return destination
     if destination is not None:
-        raise ValueError(f"{str(destination)!r} has no meaning here: only {COPY} takes a second "
-                         "word")
+        raise ValueError(
+            f"{str(destination)!r} has no meaning here: only {COPY} takes a second word"
+        )
     if what is None:
         return shipped("configs")
     reject_unknown([what], [*folders(), COPY], "word")
@@ -64,10 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the folder; the user's mistakes end in one line and status 1."""
     program, about = "python -m llada_plugins.configs", __doc__.splitlines()[0]
     parser = OneLineParser(prog=program, description=about)
-    parser.add_argument("what", nargs="?", help="lmeval, opencompass or accelerate: print that "
-                        f"folder (default: the one above them); {COPY}: copy all to DEST")
-    parser.add_argument("destination", nargs="?", type=Path, metavar="DEST",
-                        help="new or empty folder")
+    parser.add_argument(
+        "what",
+        nargs="?",
+        help="lmeval, opencompass or accelerate: print that "
+        f"folder (default: the one above them); {COPY}: copy all to DEST",
+    )
+    parser.add_argument(
+        "destination", nargs="?", type=Path, metavar="DEST", help="new or empty folder"
+    )
     try:
         given = parser.parse_args(arguments)
         print(answer(given.what, given.destination))

@@ -2,9 +2,11 @@
 
     python -m llada_plugins.doctor
 
-What is broken is marked FAIL, with what to do about it in the line below; then the exit status
-is 1. Both harnesses are asked for real, each in a Python of its own, as their commands look us up.
+What is broken is marked FAIL, with what to do about it in the line below; then the exit
+status is 1. Both harnesses are asked for real, each in a Python of its own, as their
+commands look us up.
 """
+
 from __future__ import annotations
 
 import sys

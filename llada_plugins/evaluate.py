@@ -1,11 +1,15 @@
-"""Answer the questions of a file and grade them with math-verify, as LLaDA-R3's command does: one row of metrics per question.
+"""Answer the questions of a file and grade them with math-verify, as LLaDA-R3's command
+does: one row of metrics per question.
 
     python -m llada_plugins.evaluate --data FILE.csv --output metrics.csv --model llada_prm --pretrained DIR --prm DIR --steps 128
 
-FILE is a .csv, .jsonl or .json with the columns question (or problem) and answer. Every option of the model is a flag of the same
-name: --model NAME --help lists them. The same command goes on where a killed run stopped. lm-eval and OpenCompass run the same
-questions through configs/; this command is for what they do not write: forwards, calls of the process reward model (PRM), seconds.
+FILE is a .csv, .jsonl or .json with the columns question (or problem) and answer. Every
+option of the model is a flag of the same name: --model NAME --help lists them. The same
+command goes on where a killed run stopped. lm-eval and OpenCompass run the same
+questions through configs/; this command is for what they do not write: forwards, calls
+of the process reward model (PRM), seconds.
 """
+
 from __future__ import annotations
 
 import sys
@@ -19,18 +23,30 @@ USAGE = "python -m llada_plugins.evaluate --data FILE --output FILE.csv [--model
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> tuple[EvaluateConfig, dict[str, str]]:
-    """The command's own configuration, and the model's options as given; raises ValueError on a flag that the model lacks."""
-    return read_flags(EvaluateConfig, argv, usage=USAGE, description=__doc__, defaults={"gen_length": ANSWER_LENGTH})
+    """The command's own configuration, and the model's options as given; raises
+    ValueError on a flag that the model lacks.
+    """
+    return read_flags(
+        EvaluateConfig,
+        argv,
+        usage=USAGE,
+        description=__doc__,
+        defaults={"gen_length": ANSWER_LENGTH},
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The user's mistakes end it with one line and status 1; finished rows are kept whatever happens."""
+    """The user's mistakes end it with one line and status 1; finished rows are kept
+    whatever happens.
+    """
     try:
         print(evaluate(*read_command_line(argv)))
     except (ValueError, OSError, ImportError, ScoreError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("stopped; finished questions are kept: run the same command to go on", file=sys.stderr)
+        print(
+            "stopped; finished questions are kept: run the same command to go on", file=sys.stderr
+        )
         return 130
     return 0
 

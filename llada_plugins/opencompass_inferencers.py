@@ -1,9 +1,14 @@
-"""OpenCompass' own PPL and LL inferencers, which ask for all labels together and file the standard error of every likelihood as well.
+"""OpenCompass' own PPL and LL inferencers, which ask for all labels together and file
+the standard error of every likelihood as well.
 
-In a config, for a model of opencompass_models.py: `from llada_plugins.opencompass_inferencers import PPLInferencer`, then
-`dataset['infer_cfg']['inferencer']['type'] = PPLInferencer`. Values, predictions and scores are those of the stock inferencers, after
-which the classes are named because the summary's column `mode` goes by the name. Its column `version` differs: it hashes the whole path.
+In a config, for a model of opencompass_models.py: `from
+llada_plugins.opencompass_inferencers import PPLInferencer`, then
+`dataset['infer_cfg']['inferencer']['type'] = PPLInferencer`. Values, predictions and
+scores are those of the stock inferencers, after which the classes are named because the
+summary's column `mode` goes by the name. Its column `version` differs: it hashes the
+whole path.
 """
+
 from __future__ import annotations
 
 import functools
@@ -23,17 +28,29 @@ from .opencompass_models import LLaDA, Pair
 
 
 class _WithErrors:
-    """Adds `stderr`, in the unit of the value beside it, and `num_forwards` to every label of the file that the stock class writes.
+    """Adds `stderr`, in the unit of the value beside it, and `num_forwards` to every
+    label of the file that the stock class writes.
 
-    The stock class asks label by label, batch by batch. So it runs twice: once to hear what it asks, answered with zeros; then all
-    of that is estimated together, so that labels share batches and equal rows, and mc_num=auto sees all choices of a question; and
-    once more, answered with the estimates.
+    The stock class asks label by label, batch by batch. So it runs twice: once to hear
+    what it asks, answered with zeros; then all of that is estimated together, so that
+    labels share batches and equal rows, and mc_num=auto sees all choices of a question;
+    and once more, answered with the estimates.
     """
 
-    def inference(self, retriever: BaseRetriever, *, output_json_filepath: str, output_json_filename: str, **arguments: Any) -> list:
+    def inference(
+        self,
+        retriever: BaseRetriever,
+        *,
+        output_json_filepath: str,
+        output_json_filename: str,
+        **arguments: Any,
+    ) -> list:
         if not isinstance(self.model, LLaDA):
-            raise ValueError(f"llada_plugins' {type(self).__name__} serves llada_plugins' models, got {type(self.model).__name__}: name OpenCompass' "
-                             f"own {type(self).__name__} for it")
+            raise ValueError(
+                f"llada_plugins' {type(self).__name__} serves llada_plugins' models, got "
+                f"{type(self.model).__name__}: name OpenCompass' "
+                f"own {type(self).__name__} for it"
+            )
         stock_inference = functools.partial(super().inference, retriever, **arguments)
         asked: list[tuple[Pair, int]] = []
 
@@ -43,11 +60,18 @@ class _WithErrors:
 
         with TemporaryDirectory() as folder, self.model.scored_by(listen):
             stock_inference(output_json_filepath=folder, output_json_filename="asked.json")
-        found = self.model.estimates(list(dict.fromkeys(pair for pair, _ in asked)), self.batch_size)
+        found = self.model.estimates(
+            list(dict.fromkeys(pair for pair, _ in asked)), self.batch_size
+        )
         with self.model.scored_by(lambda pairs, units: [found[pair] for pair in pairs]):
-            predictions = stock_inference(output_json_filepath=output_json_filepath, output_json_filename=output_json_filename)
+            predictions = stock_inference(
+                output_json_filepath=output_json_filepath, output_json_filename=output_json_filename
+            )
         if self.is_main_process:
-            _add_errors(Path(output_json_filepath) / output_json_filename, [found[pair].error(unit) for pair, unit in asked])
+            _add_errors(
+                Path(output_json_filepath) / output_json_filename,
+                [found[pair].error(unit) for pair, unit in asked],
+            )
         return predictions
 
 

@@ -2,9 +2,10 @@
 
     python -m llada_plugins.reference > docs/options.md
 
-The page is docs/options.md; `make options` writes it, and tests/test_reference.py keeps it current.
-A text that reads badly there is mended where the option is declared.
+The page is docs/options.md; `make options` writes it, and tests/test_reference.py keeps
+it current. A text that reads badly there is mended where the option is declared.
 """
+
 from __future__ import annotations
 
 import sys
@@ -22,8 +23,16 @@ from llada_plugins.options.fields import PUBLISHED, names
 from llada_plugins.rewards.block_review import ReviewConfig
 from llada_plugins.sampling.config import SamplerConfig
 
-LIKELIHOOD = ("estimator", "mc_num", "mc_max", "mc_confidence", "mc_batch", "mc_seed",
-              "greedy_check", "likelihood_log")
+LIKELIHOOD = (
+    "estimator",
+    "mc_num",
+    "mc_max",
+    "mc_confidence",
+    "mc_batch",
+    "mc_seed",
+    "greedy_check",
+    "likelihood_log",
+)
 KINDS = {int: "whole number", float: "number", bool: "true, false", str: "text"}
 ABSENT = "–"
 
@@ -70,27 +79,56 @@ def groups() -> list[Group]:
     """The tables, in their order; together they hold every option of every method once."""
     place = [name for name in names(EngineConfig) if name not in LIKELIHOOD]
     return [
-        Group("Model and place", "Which checkpoint, how it is read, and how much runs at once.",
-              EngineConfig, place),
-        Group("Decoding", "How an answer is filled. [Decoding](decoding.md) explains them together.",
-              SamplerConfig, names(SamplerConfig)),
-        Group("Likelihood", "How log-probabilities are estimated. See [Likelihood](likelihood.md).",
-              EngineConfig, LIKELIHOOD),
-        Group("Learned remasking", "Of `llada_ups`. See [its page](methods/ups.md).",
-              UPSOptions, names(UPSOptions)),
-        Group("Routed seeds", "Of `llada_ala`. See [its page](methods/ala.md).",
-              ALAOptions, names(ALAOptions)),
-        Group("Process reward model", "Of `llada_prm`: who judges, and what it reads. "
-              "See [its page](methods/prm.md).",
-              PRMOptions, [name for name in names(PRMOptions) if name not in names(ReviewConfig)]),
-        Group("Review", "Of `llada_prm`: what the verdicts are used for.",
-              PRMOptions, names(ReviewConfig)),
+        Group(
+            "Model and place",
+            "Which checkpoint, how it is read, and how much runs at once.",
+            EngineConfig,
+            place,
+        ),
+        Group(
+            "Decoding",
+            "How an answer is filled. [Decoding](decoding.md) explains them together.",
+            SamplerConfig,
+            names(SamplerConfig),
+        ),
+        Group(
+            "Likelihood",
+            "How log-probabilities are estimated. See [Likelihood](likelihood.md).",
+            EngineConfig,
+            LIKELIHOOD,
+        ),
+        Group(
+            "Learned remasking",
+            "Of `llada_ups`. See [its page](methods/ups.md).",
+            UPSOptions,
+            names(UPSOptions),
+        ),
+        Group(
+            "Routed seeds",
+            "Of `llada_ala`. See [its page](methods/ala.md).",
+            ALAOptions,
+            names(ALAOptions),
+        ),
+        Group(
+            "Process reward model",
+            "Of `llada_prm`: who judges, and what it reads. See [its page](methods/prm.md).",
+            PRMOptions,
+            [name for name in names(PRMOptions) if name not in names(ReviewConfig)],
+        ),
+        Group(
+            "Review",
+            "Of `llada_prm`: what the verdicts are used for.",
+            PRMOptions,
+            names(ReviewConfig),
+        ),
     ]
 
 
 def page() -> str:
     """The text of docs/options.md."""
-    return "\n".join([BEFORE, *(table(group) for group in groups()), PUBLISHED_BEFORE + published()])
+    return "\n".join(
+        [BEFORE, *(table(group) for group in groups()), PUBLISHED_BEFORE + published()]
+    )
 
 
 def table(group: Group) -> str:
@@ -139,8 +177,10 @@ def cell(text: str) -> str:
 
 def published() -> str:
     """A row for each published name, with ours."""
-    return "".join(f"| `{name}` | {', '.join(f'`{own}`' for own in ours.split())} |\n"
-                   for name, ours in PUBLISHED.items())
+    return "".join(
+        f"| `{name}` | {', '.join(f'`{own}`' for own in ours.split())} |\n"
+        for name, ours in PUBLISHED.items()
+    )
 
 
 def main() -> None:

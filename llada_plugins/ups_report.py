@@ -1,13 +1,17 @@
-"""What an unmasking-policy stream knows and what the sampler does with it, measured on one set of problems.
+"""What an unmasking-policy stream knows and what the sampler does with it, measured on
+one set of problems.
 
     python -m llada_plugins.ups_report --output outputs/ups_report                         the tiny model, 4x4 sudoku; a CPU minute
     python -m llada_plugins.ups_report --pretrained DIR --ups DIR --data FILE.jsonl --output DIR
 
-Detection: how well sigmoid(h) tells clean tokens from incorrect ones (AUC, calibration, confusion matrix), beside the token's own
-probability on the same tokens, under three kinds of incorrect token. Decoding: the mask count after every step, forwards, latency,
-and tokens that were wrong, masked again and corrected, for every source in the same sampler. Writes ups_report.json, trajectories.txt
-and four PNG plots, all or nothing. Accuracy comparisons with intervals are benchmarks/ablation.py's business.
+Detection: how well sigmoid(h) tells clean tokens from incorrect ones (AUC, calibration,
+confusion matrix), beside the token's own probability on the same tokens, under three
+kinds of incorrect token. Decoding: the mask count after every step, forwards, latency,
+and tokens that were wrong, masked again and corrected, for every source in the same
+sampler. Writes ups_report.json, trajectories.txt and four PNG plots, all or nothing.
+Accuracy comparisons with intervals are benchmarks/ablation.py's business.
 """
+
 from __future__ import annotations
 
 import sys
@@ -17,21 +21,26 @@ from llada_plugins.options.command_line import run_command
 from llada_plugins.reports.ups import run, table
 from llada_plugins.reports.ups_problems import ReportOptions
 
-# --- problems --------------------------------------------------------------------------------------------------------
+# --- problems -------------------------------------------------------------------------
 
 
-# --- detection -------------------------------------------------------------------------------------------------------
+# --- detection ------------------------------------------------------------------------
 
 
-# --- decoding --------------------------------------------------------------------------------------------------------
+# --- decoding -------------------------------------------------------------------------
 
 
-# --- the report ------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    return run_command(ReportOptions, "python -m llada_plugins.ups_report", lambda options: table(run(options)), argv)
+    return run_command(
+        ReportOptions,
+        "python -m llada_plugins.ups_report",
+        lambda options: table(run(options)),
+        argv,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What several test files share: where the golden outputs are, a random model and a checkpoint folder of it, a full disk."""
+"""What several test files share: where the golden outputs are, a random model and a
+checkpoint folder of it, a full disk.
+"""
+
 from __future__ import annotations
 
 import json
@@ -9,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"        # read by huggingface_hub when it is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
 THREADS = os.environ.get("LLADA_TEST_THREADS", "1")
-os.environ.setdefault("OMP_NUM_THREADS", THREADS)        # for the harness processes that tests start; see set_num_threads below
+# for the harness processes that tests start; see set_num_threads below
+os.environ.setdefault("OMP_NUM_THREADS", THREADS)
 
 import pytest
 import torch
@@ -23,14 +27,15 @@ from llada_plugins.models.loading import save_model
 from llada_plugins.tasks import sudoku
 
 TESTS = Path(__file__).parent
-PUBLIC = (TESTS.parents[1] / "shared" / "data", TESTS / "data")        # whole files beside the repository, first rows in it
+# whole files beside the repository, first rows in it
+PUBLIC = (TESTS.parents[1] / "shared" / "data", TESTS / "data")
 
 
 def pytest_runtest_setup() -> None:
     """Before each test, since training sets it.
 
-    One thread, unless the environment says otherwise: matrices here are tiny, and on busy cores
-    a second thread made one test 45 times slower (3 s, 145 s).
+    One thread, unless the environment says otherwise: matrices here are tiny, and on
+    busy cores a second thread made one test 45 times slower (3 s, 145 s).
     """
     torch.set_num_threads(int(THREADS))
 
@@ -53,28 +58,46 @@ def public() -> Callable[[str], Path]:
 
     It is whole where public data lie beside the repository, and else holds the first rows.
     """
+
     def find(name: str) -> Path:
         for folder in PUBLIC:
             if (folder / name).exists():
                 return folder / name
         pytest.skip(f"no {name} in {' or '.join(map(str, PUBLIC))}")
+
     return find
 
 
 @pytest.fixture(scope="session")
 def make_model():
     """A function from LLaDAConfig fields to a random two-layer model, ready for inference."""
+
     def make(seed: int = 0, **fields) -> LLaDA:
-        values = dict(d_model=32, n_heads=4, n_layers=2, vocab_size=40, mlp_hidden_size=48, max_sequence_length=64, rope_theta=1e4,
-                      rms_norm_eps=1e-5, weight_tying=False, include_bias=False, include_qkv_bias=False, rope_full_precision=True,
-                      mask_token_id=39, eos_token_id=38)
+        values = dict(
+            d_model=32,
+            n_heads=4,
+            n_layers=2,
+            vocab_size=40,
+            mlp_hidden_size=48,
+            max_sequence_length=64,
+            rope_theta=1e4,
+            rms_norm_eps=1e-5,
+            weight_tying=False,
+            include_bias=False,
+            include_qkv_bias=False,
+            rope_full_precision=True,
+            mask_token_id=39,
+            eos_token_id=38,
+        )
         model = LLaDA(LLaDAConfig(**{**values, **fields}))
         generator = torch.Generator().manual_seed(seed)
         initialise(model, generator)
-        for parameter in model.parameters():        # norms and biases too, else a misplaced one would go unnoticed
+        # norms and biases too, else a misplaced one would go unnoticed
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
         return model.eval().requires_grad_(False)
+
     return make
 
 
@@ -85,7 +108,12 @@ def tiny_checkpoint(tmp_path_factory, make_model) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny")
     ids = byte_tokenizer(folder)
-    model = make_model(vocab_size=max(ids.values()) + 1, max_sequence_length=128, mask_token_id=ids[MASK], eos_token_id=ids[EOS])
+    model = make_model(
+        vocab_size=max(ids.values()) + 1,
+        max_sequence_length=128,
+        mask_token_id=ids[MASK],
+        eos_token_id=ids[EOS],
+    )
     save_model(model, folder)
     return folder
 
@@ -110,7 +138,10 @@ def bi_tower(tiny_checkpoint, tmp_path_factory) -> Path:
 def sudokus(tmp_path_factory) -> Path:
     """A JSONL file of twelve sudokus as prompt and completion; for reading only."""
     path = tmp_path_factory.mktemp("sudokus") / "data.jsonl"
-    rows = [{"prompt": puzzle, "completion": solution} for puzzle, solution in sudoku.problems("train", 12)]
+    rows = [
+        {"prompt": puzzle, "completion": solution}
+        for puzzle, solution in sudoku.problems("train", 12)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -118,6 +149,7 @@ def sudokus(tmp_path_factory) -> Path:
 @pytest.fixture
 def full_disk() -> Callable[[int], AbstractContextManager[None]]:
     """A context in which no file can grow beyond so many bytes."""
+
     @contextmanager
     def limit(size: int) -> Iterator[None]:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -126,4 +158,5 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
     return limit

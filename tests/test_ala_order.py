@@ -1,4 +1,7 @@
-"""The task whose prompt decides the order of filling: its answers, its splits, and that one small run makes backbone, routers, report."""
+"""The task whose prompt decides the order of filling: its answers, its splits, and that
+one small run makes backbone, routers, report.
+"""
+
 from __future__ import annotations
 
 import json
@@ -42,10 +45,13 @@ def test_knowing_the_place_before_is_enough_and_the_roots_symbol_tells_where_to_
     assert [(int(new) - int(old)) % 4 for new, old in zip(solve(changed), answer)] == [1] * 8
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--variants", "wide"], "--variants must be of router, bias,"),
-    (["--seeds", "x"], "--seeds must be whole numbers"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--variants", "wide"], "--variants must be of router, bias,"),
+        (["--seeds", "x"], "--seeds must be whole numbers"),
+    ],
+)
 def test_bad_input_ends_with_one_clear_line(flags, message):
     with pytest.raises(SystemExit, match=f"^error: {message}"):
         ala_order.main(flags)
@@ -54,22 +60,39 @@ def test_bad_input_ends_with_one_clear_line(flags, message):
 def test_a_backbone_of_another_run_is_refused_and_the_same_runs_is_taken(tmp_path):
     (tmp_path / "backbone").mkdir()
     command = "python -m benchmarks.ala_order --backbone_steps 7"
-    (tmp_path / "backbone" / "config.json").write_text(json.dumps({"training": {"command": command}}))
+    (tmp_path / "backbone" / "config.json").write_text(
+        json.dumps({"training": {"command": command}})
+    )
     task = ala_order.prepare(OrderOptions(backbone_steps=7, output_dir=str(tmp_path)))
     assert task.judge("<301c2213=", "23322021") and not task.judge("<301c2213=", "23322020")
     assert json.loads((tmp_path / "data.jsonl").read_text().splitlines()[0]) == dict(
-        zip(("prompt", "completion"), problems("train", 1, seed=1)[0]))
+        zip(("prompt", "completion"), problems("train", 1, seed=1)[0])
+    )
     with pytest.raises(SystemExit, match="holds a backbone of another run .*--backbone_steps 7"):
         ala_order.main(["--backbone_steps", "8", "--output_dir", str(tmp_path)])
 
 
 @pytest.mark.slow
 def test_a_short_run_trains_a_backbone_and_routers_and_writes_the_report(tmp_path):
-    command = ["--variants", "block_router,block_bias", "--seeds", "0", "--num", "20", "--backbone_steps", "2", "--max_steps", "2",
-               "--output_dir", str(tmp_path)]
+    command = [
+        "--variants",
+        "block_router,block_bias",
+        "--seeds",
+        "0",
+        "--num",
+        "20",
+        "--backbone_steps",
+        "2",
+        "--max_steps",
+        "2",
+        "--output_dir",
+        str(tmp_path),
+    ]
     ala_order.main(command)
     report = json.loads((tmp_path / "order" / "report.json").read_text())
-    assert set(report["variants"]) == {"block_router", "block_bias"} and set(report["problems"].values()) == {20}
+    assert set(report["variants"]) == {"block_router", "block_bias"} and set(
+        report["problems"].values()
+    ) == {20}
     assert list(report["plain"]) == ["cross_entropy", "test@2", "test@4", "test@8"]
     config = json.loads((tmp_path / "order" / "block_router-0" / "router_config.json").read_text())
     assert (config["blocks"], config["layers"], config["use_prompt"]) == (4, 2, True)

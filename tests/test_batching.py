@@ -1,4 +1,5 @@
 """Batches stay full, keep to their capacity, and lose or repeat no row."""
+
 from __future__ import annotations
 
 import random
@@ -9,13 +10,17 @@ from llada_plugins.diffusion.denoiser import capacity
 from llada_plugins.sampling.batching import Queue
 
 
-def simulate(lengths: list[int], blocks: list[int], num_blocks: int, at_once) -> list[tuple[int, list[int]]]:
+def simulate(
+    lengths: list[int], blocks: list[int], num_blocks: int, at_once
+) -> list[tuple[int, list[int]]]:
     """Batches in the order taken; row n ends after blocks[n] blocks."""
     queue, taken = Queue(lengths, num_blocks, at_once), []
     while queue:
         number, rows = queue.take()
         taken.append((number, rows))
-        queue.put(number + 1, [row for row in rows if blocks[row] > number + 1]) if number + 1 < num_blocks else None
+        queue.put(
+            number + 1, [row for row in rows if blocks[row] > number + 1]
+        ) if number + 1 < num_blocks else None
     return taken
 
 
@@ -29,7 +34,10 @@ def test_every_row_fills_its_blocks_once_and_in_order(seed, size):
     taken = simulate(lengths, blocks, 5, capacity(size))
     for row in range(40):
         assert [number for number, rows in taken if row in rows] == list(range(blocks[row]))
-    assert all(len(rows) <= size and rows == sorted(rows, key=lambda row: -lengths[row]) for _, rows in taken)
+    assert all(
+        len(rows) <= size and rows == sorted(rows, key=lambda row: -lengths[row])
+        for _, rows in taken
+    )
 
 
 @pytest.mark.parametrize("seed, size", CASES)
@@ -39,7 +47,8 @@ def test_no_more_than_one_batch_of_each_block_is_not_full(seed, size):
     taken = simulate([10] * 100, blocks, 5, capacity(size))
     for number in range(5):
         assert sum(len(rows) < size for each, rows in taken if each == number) <= 1
-    assert len(taken) <= sum(blocks) / size + 5        # beside one after another: sum of each batch's slowest row
+    # beside one after another: sum of each batch's slowest row
+    assert len(taken) <= sum(blocks) / size + 5
 
 
 def test_few_rows_are_in_work_and_answers_end_early():

@@ -1,4 +1,7 @@
-"""Cached denoisers: the definition computed slowly, and where theory says they change nothing. For recorded answers see test_golden.py."""
+"""Cached denoisers: the definition computed slowly, and where theory says they change
+nothing. For recorded answers see test_golden.py.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -31,29 +34,36 @@ SPECIAL = SpecialTokens(MASK, EOS)
 MODES = ("prefix", "dual")
 PROMPTS = [[5, 6, 7], [8], [4, 4, 9, 10, 11, 12], [14, 5]]
 
-OPTIONS = [dict(gen_length=12, **options) for options in (
-    {},
-    dict(block_length=4),
-    dict(block_length=6, steps=6, temperature=1.0),
-    dict(block_length=6, threshold=0.2),
-    dict(block_length=4, factor=1.7, temperature=0.6),
-    dict(block_length=4, error_budget=1.5, temperature=0.6),
-    dict(block_length=6, steps=8, remask_ratio=0.5),
-    dict(block_length=6, steps=8, revise=True, confidence_source="ups"),
-    dict(block_length=6, threshold=0.3, revise_below=0.1, confidence_source="ups_all"),
-    dict(block_length=4, cfg_scale=1.0),
-    dict(block_length=6, threshold=0.2, cfg_scale=1.0),
-    dict(block_length=4, sampling_method="semi_ar_origin", temperature=0.5),
-    dict(block_length=4, cache_refresh=2),
-)]
+OPTIONS = [
+    dict(gen_length=12, **options)
+    for options in (
+        {},
+        dict(block_length=4),
+        dict(block_length=6, steps=6, temperature=1.0),
+        dict(block_length=6, threshold=0.2),
+        dict(block_length=4, factor=1.7, temperature=0.6),
+        dict(block_length=4, error_budget=1.5, temperature=0.6),
+        dict(block_length=6, steps=8, remask_ratio=0.5),
+        dict(block_length=6, steps=8, revise=True, confidence_source="ups"),
+        dict(block_length=6, threshold=0.3, revise_below=0.1, confidence_source="ups_all"),
+        dict(block_length=4, cfg_scale=1.0),
+        dict(block_length=6, threshold=0.2, cfg_scale=1.0),
+        dict(block_length=4, sampling_method="semi_ar_origin", temperature=0.5),
+        dict(block_length=4, cache_refresh=2),
+    )
+]
 every_mode = pytest.mark.parametrize("mode", MODES)
-every_decoder = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()))
+every_decoder = pytest.mark.parametrize(
+    "options", OPTIONS, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items())
+)
 
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(1)
     for parameter in module.parameters():
-        parameter.data = (parameter.dim() == 1) + 0.3 * torch.randn(parameter.shape, generator=generator)
+        parameter.data = (parameter.dim() == 1) + 0.3 * torch.randn(
+            parameter.shape, generator=generator
+        )
     return module.eval().requires_grad_(False)
 
 
@@ -69,7 +79,9 @@ def random_head(model: LLaDA) -> PolicyHead:
 
 
 def random_router(model: LLaDA) -> Router:
-    return randomised(Router(RouterConfig(d_model=model.config.d_model, mode="replace", max_positions=64)))
+    return randomised(
+        Router(RouterConfig(d_model=model.config.d_model, mode="replace", max_positions=64))
+    )
 
 
 def routed_denoiser(model: LLaDA, head: PolicyHead, router: Router) -> Denoiser:
@@ -85,7 +97,9 @@ def with_router(model: LLaDA) -> Denoiser:
 
 
 class Subject(NamedTuple):
-    """A model, its denoiser with a policy stream, prompts, and by how much two float32 predictions of it differ."""
+    """A model, its denoiser with a policy stream, prompts, and by how much two float32
+    predictions of it differ.
+    """
 
     model: LLaDA
     denoise: Denoiser
@@ -101,22 +115,36 @@ def predicted(build: Callable[..., Denoiser], *modules: torch.nn.Module) -> torc
     found = []
     for rows in (slice(None), *(slice(row, row + 1) for row in range(4))):
         prediction = denoise(Canvas(tokens[rows], start[rows]), slice(6, 18))
-        found += [prediction.logits_at(torch.arange(12).expand(len(start[rows]), -1)), prediction.confidence]
+        found += [
+            prediction.logits_at(torch.arange(12).expand(len(start[rows]), -1)),
+            prediction.confidence,
+        ]
     return torch.cat([each.flatten() for each in found])
 
 
-@pytest.fixture(scope="module", params=["plain", "grouped_query", "bi_tower", "routed", "no_padding"])
+@pytest.fixture(
+    scope="module", params=["plain", "grouped_query", "bi_tower", "routed", "no_padding"]
+)
 def subject(request, make_model) -> Subject:
     """Every kind of model that a cache has to do with."""
     if request.param == "bi_tower":
         build, modules = model_denoiser, [bi_tower(make_model)]
     else:
-        model = make_model(n_kv_heads=2, include_bias=True) if request.param == "grouped_query" else make_model()
+        model = (
+            make_model(n_kv_heads=2, include_bias=True)
+            if request.param == "grouped_query"
+            else make_model()
+        )
         build, modules = policy_denoiser, [model, random_head(model)]
     if request.param == "routed":
         build, modules = routed_denoiser, [*modules, random_router(model)]
     error = measured(functools.partial(predicted, build), *modules)
-    return Subject(modules[0], build(*modules), PROMPTS[:1] if request.param == "no_padding" else PROMPTS, error)
+    return Subject(
+        modules[0],
+        build(*modules),
+        PROMPTS[:1] if request.param == "no_padding" else PROMPTS,
+        error,
+    )
 
 
 def run(denoise: Denoiser, prompts: list[list[int]], options: dict, **given) -> list[Sample]:
@@ -126,7 +154,11 @@ def run(denoise: Denoiser, prompts: list[list[int]], options: dict, **given) -> 
 
 @contextmanager
 def hooked(model: LLaDA, hook) -> Iterator[None]:
-    handles = [module.register_forward_pre_hook(hook) for module in model.modules() if isinstance(module, Block)]
+    handles = [
+        module.register_forward_pre_hook(hook)
+        for module in model.modules()
+        if isinstance(module, Block)
+    ]
     try:
         yield
     finally:
@@ -135,7 +167,10 @@ def hooked(model: LLaDA, hook) -> Iterator[None]:
 
 
 def frozen(denoise: Denoiser, model: LLaDA, mode: str, refresh: int | None = None) -> Denoiser:
-    """What a cache is, slowly: whole forwards in which each layer reads its former inputs, but at the columns in work."""
+    """What a cache is, slowly: whole forwards in which each layer reads its former
+    inputs, but at the columns in work.
+    """
+
     def denoise_frozen(canvas: Canvas, window: slice) -> Prediction:
         inputs = canvas.memory.setdefault("inputs", {})
         step = canvas.memory["frozen_step"] = canvas.memory.get("frozen_step", -1) + 1
@@ -149,13 +184,18 @@ def frozen(denoise: Denoiser, model: LLaDA, mode: str, refresh: int | None = Non
             merged = inputs[block].clone()
             merged[:, columns] = x[:, columns]
             return merged, *others
+
         with hooked(model, hook):
             return denoise(canvas, window)
+
     return denoise_frozen
 
 
 def both(first: Denoiser, second: Denoiser, bound: float) -> Denoiser:
-    """The first, after checking that the second says the same of every column of the window, within the bound."""
+    """The first, after checking that the second says the same of every column of the
+    window, within the bound.
+    """
+
     def denoise_both(canvas: Canvas, window: slice) -> Prediction:
         one, other = first(canvas, window), second(canvas, window)
         at = torch.arange(window.stop - window.start).expand(len(canvas.tokens), -1)
@@ -163,15 +203,24 @@ def both(first: Denoiser, second: Denoiser, bound: float) -> Denoiser:
         torch.testing.assert_close(one.confidence, other.confidence, atol=bound, rtol=0)
         assert one.ranks_masked == other.ranks_masked
         return one
+
     return denoise_both
 
 
 # ---- against the definition
 
+
 @every_mode
-@pytest.mark.parametrize("options", [
-    dict(block_length=4), dict(block_length=6, steps=8, revise=True, confidence_source="ups"), dict(block_length=12, cache_refresh=3),
-    dict(block_length=4, sampling_method="semi_ar_origin")], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(block_length=4),
+        dict(block_length=6, steps=8, revise=True, confidence_source="ups"),
+        dict(block_length=12, cache_refresh=3),
+        dict(block_length=4, sampling_method="semi_ar_origin"),
+    ],
+    ids=str,
+)
 def test_every_step_predicts_what_the_definition_says(subject, mode, options):
     model, denoise, prompts, error = subject
     config = SamplerConfig(gen_length=12, cache=mode, **options)
@@ -199,21 +248,38 @@ def test_each_branch_of_guidance_has_its_own_cache(subject, mode, refresh):
         for row, start in zip(blank, canvas.answer_start):
             row[:start][row[:start] != PADDING] = MASK
         own = [canvas.memory.setdefault(branch, {}) for branch in ("conditional", "unconditional")]
-        one, other = (cached(denoise, mode, refresh)(canvas._replace(tokens=tokens, memory=memory), window)
-                      for tokens, memory in zip((canvas.tokens, blank), own))
-        return one._replace(logits_at=lambda at: other.logits_at(at) + (scale + 1) * (one.logits_at(at) - other.logits_at(at)))
+        one, other = (
+            cached(denoise, mode, refresh)(canvas._replace(tokens=tokens, memory=memory), window)
+            for tokens, memory in zip((canvas.tokens, blank), own)
+        )
+        return one._replace(
+            logits_at=lambda at: (
+                other.logits_at(at) + (scale + 1) * (one.logits_at(at) - other.logits_at(at))
+            )
+        )
+
     config = SamplerConfig(gen_length=12, block_length=6)
-    decode(both(guided(cached(denoise, mode, refresh), scale, MASK), separately, (2 * scale + 1) * error), prompts, config, SPECIAL)
+    decode(
+        both(
+            guided(cached(denoise, mode, refresh), scale, MASK), separately, (2 * scale + 1) * error
+        ),
+        prompts,
+        config,
+        SPECIAL,
+    )
 
 
 # ---- where theory says that nothing changes
+
 
 @every_mode
 @every_decoder
 def test_a_refresh_at_every_step_is_no_cache(make_model, mode, options):
     denoise = with_router(make_model())
     plain = {name: value for name, value in options.items() if name != "cache_refresh"}
-    assert run(denoise, PROMPTS, {**plain, "cache": mode, "cache_refresh": 1}) == run(denoise, PROMPTS, plain)
+    assert run(denoise, PROMPTS, {**plain, "cache": mode, "cache_refresh": 1}) == run(
+        denoise, PROMPTS, plain
+    )
 
 
 @every_mode
@@ -226,20 +292,28 @@ def test_blocks_of_one_step_are_decoded_without_a_cache(subject, mode):
 @every_mode
 @every_decoder
 def test_one_layer_is_cached_exactly(make_model, mode, options):
-    """Keys and values of the only layer depend on each column's own token, and outside the block none changes."""
+    """Keys and values of the only layer depend on each column's own token, and outside
+    the block none changes.
+    """
     denoise = with_head(make_model(n_layers=1))
     plain = {name: value for name, value in options.items() if name != "cache_refresh"}
     assert run(denoise, PROMPTS, {**options, "cache": mode}) == run(denoise, PROMPTS, plain)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(block_length=4, sampling_method="semi_ar_origin")], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(), dict(block_length=4, sampling_method="semi_ar_origin")], ids=str
+)
 def test_with_no_column_after_the_block_both_modes_are_one(subject, options):
     _, denoise, prompts, _ = subject
-    prefix, dual = (run(denoise, prompts, dict(gen_length=12, temperature=1.0, cache=mode, **options)) for mode in MODES)
+    prefix, dual = (
+        run(denoise, prompts, dict(gen_length=12, temperature=1.0, cache=mode, **options))
+        for mode in MODES
+    )
     assert prefix == dual
 
 
 # ---- batches, and nothing stale
+
 
 @every_mode
 @every_decoder
@@ -258,9 +332,13 @@ def test_rows_that_leave_the_batch_take_nothing_from_the_others(subject, mode):
 
     def stop(answer: list[int]) -> bool:
         return sum(answer) % 3 == 0
+
     together = run(denoise, PROMPTS * 2, options, stop=stop, keys=range(8))
     assert len({len(sample.answer) for sample in together}) > 1
-    assert [run(denoise, [prompt], options, stop=stop, keys=[key])[0] for key, prompt in enumerate(PROMPTS * 2)] == together
+    assert [
+        run(denoise, [prompt], options, stop=stop, keys=[key])[0]
+        for key, prompt in enumerate(PROMPTS * 2)
+    ] == together
 
 
 @every_mode
@@ -284,25 +362,40 @@ def test_a_call_outside_a_block_keeps_nothing_and_uses_nothing(make_model, mode)
         assert torch.equal(denoise(canvas, slice(2, 4)).logits_at(at), expected)
 
 
-@pytest.mark.parametrize("mode, refresh, columns", [
-    ("none", None, [15] * 8), ("dual", None, [15, 4, 4, 4] * 2), ("prefix", None, [15, 12, 12, 12, 15, 8, 8, 8]),
-    ("dual", 3, [15, 4, 4, 15] * 2), ("prefix", 2, [15, 12, 15, 12, 15, 8, 15, 8]),
-])
+@pytest.mark.parametrize(
+    "mode, refresh, columns",
+    [
+        ("none", None, [15] * 8),
+        ("dual", None, [15, 4, 4, 4] * 2),
+        ("prefix", None, [15, 12, 12, 12, 15, 8, 8, 8]),
+        ("dual", 3, [15, 4, 4, 15] * 2),
+        ("prefix", 2, [15, 12, 15, 12, 15, 8, 15, 8]),
+    ],
+)
 def test_only_the_columns_in_work_are_computed(make_model, mode, refresh, columns):
     model, seen = make_model(), []
     config = SamplerConfig(gen_length=12, block_length=4, cache=mode, cache_refresh=refresh)
     with hooked(model, lambda block, arguments: seen.append(arguments[0].shape[1])):
         generate(model, [[5, 6, 7]], config, stop=lambda answer: len(answer) == 8)
-    assert seen[::model.config.n_layers] == columns
+    assert seen[:: model.config.n_layers] == columns
 
 
 # ---- options
 
-@pytest.mark.parametrize("options, message", [
-    (dict(cache="both"), "cache must be one of 'none', 'prefix', 'dual', got 'both'"),
-    (dict(cache="dual", cache_refresh=0), "cache_refresh must be at least 1, got 0"),
-    (dict(cache_refresh=4), "cache_refresh has no effect with cache='none': set cache to prefix or dual, or leave it out"),
-], ids=str)
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(cache="both"), "cache must be one of 'none', 'prefix', 'dual', got 'both'"),
+        (dict(cache="dual", cache_refresh=0), "cache_refresh must be at least 1, got 0"),
+        (
+            dict(cache_refresh=4),
+            "cache_refresh has no effect with cache='none': set cache to prefix or dual, or leave "
+            "it out",
+        ),
+    ],
+    ids=str,
+)
 def test_a_wrong_option_is_told_with_what_was_given_and_what_is_allowed(options, message):
     with pytest.raises(ValueError, match=message):
         build(SamplerConfig, options)
@@ -316,7 +409,12 @@ def test_an_engine_caches_as_its_options_or_its_request_say(tiny_checkpoint, mod
     prompts = ["2 + 2 =", "once"]
 
     def answers(of: Engine, **given) -> list[str]:
-        found = dict(of.generate([Request(prompt, of.sampler_for(given)) for prompt in prompts], batch_size=2))
+        found = dict(
+            of.generate(
+                [Request(prompt, of.sampler_for(given)) for prompt in prompts], batch_size=2
+            )
+        )
         return [found[number].text for number in range(len(prompts))]
+
     assert answers(engine) == answers(plain, cache=mode) != answers(plain)
     assert answers(engine, cache="none") == answers(plain)

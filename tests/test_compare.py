@@ -1,4 +1,5 @@
 """The comparing command: agreement of two result folders, whichever harness wrote them."""
+
 from __future__ import annotations
 
 import json
@@ -12,17 +13,31 @@ ANSWERS = {"1+1=": "2", "2+2=": "4"}
 
 
 def lmeval_run(folder: Path, answers: dict[str, str], accuracy: float = 1.0) -> Path:
-    rows = [{"arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": {}}}, "resps": [[text]], "metrics": ["acc"], "acc": accuracy}
-            for prompt, text in answers.items()]
+    rows = [
+        {
+            "arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": {}}},
+            "resps": [[text]],
+            "metrics": ["acc"],
+            "acc": accuracy,
+        }
+        for prompt, text in answers.items()
+    ]
     path = folder / "model" / "samples_task_2026.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text("\n".join(map(json.dumps, rows)))
     return folder
 
 
-def opencompass_run(folder: Path, answers: dict[str, str], accuracy: float = 100.0, stats: bool = False) -> Path:
-    rows = {str(number): {"origin_prompt": prompt, "prediction": {"prediction": text, "nfe": 2} if stats else text}
-            for number, (prompt, text) in enumerate(answers.items())}
+def opencompass_run(
+    folder: Path, answers: dict[str, str], accuracy: float = 100.0, stats: bool = False
+) -> Path:
+    rows = {
+        str(number): {
+            "origin_prompt": prompt,
+            "prediction": {"prediction": text, "nfe": 2} if stats else text,
+        }
+        for number, (prompt, text) in enumerate(answers.items())
+    }
     for kind, content in (("predictions", rows), ("results", {"accuracy": accuracy})):
         path = folder / "20261120" / kind / "model" / "task.json"
         path.parent.mkdir(parents=True)
@@ -32,12 +47,33 @@ def opencompass_run(folder: Path, answers: dict[str, str], accuracy: float = 100
 
 @pytest.mark.parametrize("stats", [False, True])
 def test_equal_answers_and_accuracies_agree(tmp_path: Path, stats: bool) -> None:
-    assert main([str(lmeval_run(tmp_path / "a", ANSWERS)), str(opencompass_run(tmp_path / "b", ANSWERS, stats=stats))]) == 0
+    assert (
+        main(
+            [
+                str(lmeval_run(tmp_path / "a", ANSWERS)),
+                str(opencompass_run(tmp_path / "b", ANSWERS, stats=stats)),
+            ]
+        )
+        == 0
+    )
 
 
-@pytest.mark.parametrize(("answers", "accuracy"), [({**ANSWERS, "2+2=": "5"}, 100.0), ({"1+1=": "2"}, 100.0), (ANSWERS, 50.0)])
-def test_another_text_a_missing_prompt_or_another_accuracy_differ(tmp_path: Path, answers: dict[str, str], accuracy: float) -> None:
-    assert main([str(lmeval_run(tmp_path / "a", ANSWERS)), str(opencompass_run(tmp_path / "b", answers, accuracy))]) == 1
+@pytest.mark.parametrize(
+    ("answers", "accuracy"),
+    [({**ANSWERS, "2+2=": "5"}, 100.0), ({"1+1=": "2"}, 100.0), (ANSWERS, 50.0)],
+)
+def test_another_text_a_missing_prompt_or_another_accuracy_differ(
+    tmp_path: Path, answers: dict[str, str], accuracy: float
+) -> None:
+    assert (
+        main(
+            [
+                str(lmeval_run(tmp_path / "a", ANSWERS)),
+                str(opencompass_run(tmp_path / "b", answers, accuracy)),
+            ]
+        )
+        == 1
+    )
 
 
 def test_one_models_folder_below_predictions_is_read(tmp_path: Path) -> None:
@@ -45,7 +81,9 @@ def test_one_models_folder_below_predictions_is_read(tmp_path: Path) -> None:
     assert main([str(lmeval_run(tmp_path / "a", ANSWERS)), str(place)]) == 0
 
 
-def test_folders_without_answers_end_with_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_without_answers_end_with_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments in ([str(tmp_path), str(tmp_path)], [str(tmp_path / "absent"), str(tmp_path)]):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)

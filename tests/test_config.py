@@ -1,4 +1,7 @@
-"""Options from command lines and harnesses: strings and floats become what the field declares, unknown names are refused."""
+"""Options from command lines and harnesses: strings and floats become what the field
+declares, unknown names are refused.
+"""
+
 from __future__ import annotations
 
 import re
@@ -41,30 +44,58 @@ class Required:
 
 
 ACCEPTED = [
-    ("whole", "8", 8), ("whole", 8.0, 8), ("whole", "8.0", 8), ("whole", "-3", -3), ("whole", "1e3", 1000),
-    ("whole", str(2 ** 62 + 1), 2 ** 62 + 1),        # beyond what a double holds
-    ("number", "0.25", 0.25), ("number", 1, 1.0), ("number", "1e-3", 1e-3),
-    ("switch", "true", True), ("switch", "False", False), ("switch", True, True), ("switch", 1, True), ("switch", "0", False),
-    ("text", "b", "b"), ("text", 3, "3"),
+    ("whole", "8", 8),
+    ("whole", 8.0, 8),
+    ("whole", "8.0", 8),
+    ("whole", "-3", -3),
+    ("whole", "1e3", 1000),
+    ("whole", str(2**62 + 1), 2**62 + 1),  # beyond what a double holds
+    ("number", "0.25", 0.25),
+    ("number", 1, 1.0),
+    ("number", "1e-3", 1e-3),
+    ("switch", "true", True),
+    ("switch", "False", False),
+    ("switch", True, True),
+    ("switch", 1, True),
+    ("switch", "0", False),
+    ("text", "b", "b"),
+    ("text", 3, "3"),
     ("kind", "y", "y"),
-    ("maybe_whole", None, None), ("maybe_whole", "None", None), ("maybe_whole", "none", None), ("maybe_whole", "4", 4),
-    ("maybe_kind", "none", None), ("maybe_kind", "x", "x"),
-    ("maybe_text", "none", None), ("maybe_text", "no", "no"),
-    ("several", "1,2", (1, 2)), ("several", [1, 2.0], (1, 2)), ("several", (), ()),
-    ("either", "5", 5), ("either", "five", "five"), ("either", "none", None),
+    ("maybe_whole", None, None),
+    ("maybe_whole", "None", None),
+    ("maybe_whole", "none", None),
+    ("maybe_whole", "4", 4),
+    ("maybe_kind", "none", None),
+    ("maybe_kind", "x", "x"),
+    ("maybe_text", "none", None),
+    ("maybe_text", "no", "no"),
+    ("several", "1,2", (1, 2)),
+    ("several", [1, 2.0], (1, 2)),
+    ("several", (), ()),
+    ("either", "5", 5),
+    ("either", "five", "five"),
+    ("either", "none", None),
 ]
 REFUSED = [
-    ("whole", "8.5", "whole must be a whole number, got '8.5'"), ("whole", 8.5, "whole must be a whole number, got 8.5"),
-    ("whole", "many", "whole must be a whole number, got 'many'"), ("whole", True, "whole must be a whole number, got True"),
-    ("whole", None, "whole must be a whole number, got None"), ("whole", "none", "whole must be a whole number, got 'none'"),
-    ("whole", "", "whole must be a whole number, got ''"), ("whole", "inf", "whole must be a whole number, got 'inf'"),
+    ("whole", "8.5", "whole must be a whole number, got '8.5'"),
+    ("whole", 8.5, "whole must be a whole number, got 8.5"),
+    ("whole", "many", "whole must be a whole number, got 'many'"),
+    ("whole", True, "whole must be a whole number, got True"),
+    ("whole", None, "whole must be a whole number, got None"),
+    ("whole", "none", "whole must be a whole number, got 'none'"),
+    ("whole", "", "whole must be a whole number, got ''"),
+    ("whole", "inf", "whole must be a whole number, got 'inf'"),
     ("whole", [8], "whole must be a whole number, got [8]"),
-    ("number", "high", "number must be a number, got 'high'"), ("number", False, "number must be a number, got False"),
-    ("number", "nan", "number must be a number, got 'nan'"), ("number", "inf", "number must be a number, got 'inf'"),
+    ("number", "high", "number must be a number, got 'high'"),
+    ("number", False, "number must be a number, got False"),
+    ("number", "nan", "number must be a number, got 'nan'"),
+    ("number", "inf", "number must be a number, got 'inf'"),
     ("number", None, "number must be a number, got None"),
-    ("switch", "yes", "switch must be true or false, got 'yes'"), ("switch", 2, "switch must be true or false, got 2"),
+    ("switch", "yes", "switch must be true or false, got 'yes'"),
+    ("switch", 2, "switch must be true or false, got 2"),
     ("switch", None, "switch must be true or false, got None"),
-    ("text", None, "text must be a string, got None"), ("text", ["b"], "text must be a string, got ['b']"),
+    ("text", None, "text must be a string, got None"),
+    ("text", ["b"], "text must be a string, got ['b']"),
     ("kind", "z", "kind must be one of 'x', 'y', got 'z'"),
     ("maybe_whole", "x", "maybe_whole must be a whole number, got 'x'"),
     ("maybe_kind", "z", "maybe_kind must be one of 'x', 'y', got 'z'"),
@@ -85,21 +116,39 @@ def test_a_wrong_value_is_refused_with_name_kind_and_value(name, given, message)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_known_one():
-    with pytest.raises(ValueError, match=r"^unknown option 'treshold' \(did you mean 'threshold'\?\); known: block_length, "):
+    with pytest.raises(
+        ValueError,
+        match=r"^unknown option 'treshold' \(did you mean 'threshold'\?\); known: block_length, ",
+    ):
         split({"treshold": 0.9}, SamplerConfig)
-    with pytest.raises(ValueError, match=r"^unknown sampler options 'qqq', 'step' \(did you mean 'steps'\?\); known: "):
+    with pytest.raises(
+        ValueError,
+        match=r"^unknown sampler options 'qqq', 'step' \(did you mean 'steps'\?\); known: ",
+    ):
         split({"qqq": 1, "step": 2, "gen_length": 8}, SamplerConfig, what="sampler option")
     reject_unknown({"steps": 4}, names(SamplerConfig))
 
 
-@pytest.mark.parametrize("command", [convert.main, step_data.main, merge.main, ups_report.main, ala_report.main,
-                                     chat.main, evaluate.main],
-                         ids=lambda command: command.__module__)
+@pytest.mark.parametrize(
+    "command",
+    [
+        convert.main,
+        step_data.main,
+        merge.main,
+        ups_report.main,
+        ala_report.main,
+        chat.main,
+        evaluate.main,
+    ],
+    ids=lambda command: command.__module__,
+)
 def test_every_command_names_the_nearest_flag_first(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
         command(["--outptu", "x", "--modle=y"])
     near = r"( \(did you mean '(output|mod)\w*'\?\))?"
-    message = f"error: unknown (flag|llada option)s 'outptu'{near}, 'modle'{near}; --help lists them"
+    message = (
+        f"error: unknown (flag|llada option)s 'outptu'{near}, 'modle'{near}; --help lists them"
+    )
     assert re.fullmatch(message, exit_info.value.code) and capsys.readouterr() == ("", "")
 
 
@@ -110,9 +159,12 @@ def test_split_gives_each_class_its_own_fields():
 
 def test_build_takes_what_is_not_given_from_the_base():
     base = SamplerConfig(gen_length=64, temperature=0.5)
-    assert build(SamplerConfig, {"gen_length": "32"}, base) == SamplerConfig(gen_length=32, temperature=0.5)
+    assert build(SamplerConfig, {"gen_length": "32"}, base) == SamplerConfig(
+        gen_length=32, temperature=0.5
+    )
     assert build(SamplerConfig, {}, base) == base
-    assert build(Options, {"whole": 2, "not_a_field": 1}) == Options(whole=2)        # names are checked by split and reject_unknown
+    # names are checked by split and reject_unknown
+    assert build(Options, {"whole": 2, "not_a_field": 1}) == Options(whole=2)
 
 
 def test_rules_of_the_class_hold_for_built_values():
@@ -126,18 +178,29 @@ def test_every_option_states_its_help():
     for cls in (SamplerConfig, EngineConfig):
         for field in cls.__dataclass_fields__.values():
             assert field.metadata["help"], field.name
-    assert len(set(names(SamplerConfig, EngineConfig))) == len(names(SamplerConfig, EngineConfig))        # one flat mapping serves both
+    # one flat mapping serves both
+    assert len(set(names(SamplerConfig, EngineConfig))) == len(names(SamplerConfig, EngineConfig))
 
 
 OURS = {name for method in METHODS for name in names(*option_classes(method))}
 
 
-@pytest.mark.parametrize(("published", "own"), [
-    ("max_new_tokens", "gen_length"), ("block_size", "block_length"), ("model_path", "pretrained"),
-    ("cfg", "cfg_scale"), ("is_check_greedy", "greedy_check"), ("batch_size_", "batch_size"),
-    ("gen_blocksize", "block_length"), ("mask_token_id", "mask_id"), ("gen_steps", "steps"),
-    ("use_cache", "cache=prefix"), ("alg", "confidence_source"),
-])
+@pytest.mark.parametrize(
+    ("published", "own"),
+    [
+        ("max_new_tokens", "gen_length"),
+        ("block_size", "block_length"),
+        ("model_path", "pretrained"),
+        ("cfg", "cfg_scale"),
+        ("is_check_greedy", "greedy_check"),
+        ("batch_size_", "batch_size"),
+        ("gen_blocksize", "block_length"),
+        ("mask_token_id", "mask_id"),
+        ("gen_steps", "steps"),
+        ("use_cache", "cache=prefix"),
+        ("alg", "confidence_source"),
+    ],
+)
 def test_a_published_name_is_told_with_ours(published, own):
     told = rf"^unknown option '{published}' \(did you mean '{own}'\?\)"
     with pytest.raises(ValueError, match=told):
@@ -148,7 +211,7 @@ def test_hints_for_published_names_are_options_and_none_hides_one():
     for published, hints in PUBLISHED.items():
         hints = {hint.partition("=")[0] for hint in hints.split()}
         assert hints <= OURS | {"path", "max_seq_len"}
-        assert published not in OURS or hints <= {"path", "max_seq_len"}        # OpenCompass' own names
+        assert published not in OURS or hints <= {"path", "max_seq_len"}  # OpenCompass' own names
 
 
 def test_a_published_name_is_no_hint_where_ours_is_unknown():

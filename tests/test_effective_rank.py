@@ -1,4 +1,7 @@
-"""Effective rank: closed forms, what it does not depend on, and the command that compares a static mask embedding with routers."""
+"""Effective rank: closed forms, what it does not depend on, and the command that
+compares a static mask embedding with routers.
+"""
+
 from __future__ import annotations
 
 import json
@@ -48,16 +51,22 @@ def routed_checkpoint(tiny_checkpoint, tmp_path_factory) -> Path:
 
 # ---- the number
 
-@pytest.mark.parametrize("matrix, expected", [
-    (torch.eye(7), 7),
-    (states(1, 9).expand(16, -1), 1),                                       # equal rows, as masks of one embedding are
-    (states(16, 1) @ states(1, 9), 1),
-    (torch.diag(torch.tensor([3.0, 3.0, 0.0, 0.0])), 2),
-    (torch.diag(torch.tensor([1.0, 3.0])), 4 / 27 ** 0.25),                  # exp(-1/4 ln 1/4 - 3/4 ln 3/4)
-    (torch.full((1, 5), 2.0), 1),
-], ids=["identity", "equal rows", "rank 1", "two equal singular values", "1 and 3", "one row"])
+
+@pytest.mark.parametrize(
+    "matrix, expected",
+    [
+        (torch.eye(7), 7),
+        (states(1, 9).expand(16, -1), 1),  # equal rows, as masks of one embedding are
+        (states(16, 1) @ states(1, 9), 1),
+        (torch.diag(torch.tensor([3.0, 3.0, 0.0, 0.0])), 2),
+        (torch.diag(torch.tensor([1.0, 3.0])), 4 / 27**0.25),  # exp(-1/4 ln 1/4 - 3/4 ln 3/4)
+        (torch.full((1, 5), 2.0), 1),
+    ],
+    ids=["identity", "equal rows", "rank 1", "two equal singular values", "1 and 3", "one row"],
+)
 def test_closed_forms(matrix, expected):
-    # Singular values are right to the size of the matrix; an entropy of one that is no more than noise, x ln x, is larger than x.
+    # Singular values are right to the size of the matrix; an entropy of one that is no
+    # more than noise, x ln x, is larger than x.
     noise = rounding(sum(matrix.shape), 1.0, eps=EPS64)
     bound = max(expected, 1) * min(matrix.shape) * noise * (1 - math.log(noise))
     assert effective_rank(matrix).item() == pytest.approx(expected, abs=bound)
@@ -65,8 +74,16 @@ def test_closed_forms(matrix, expected):
 
 def test_scale_rotation_transposition_and_the_order_of_rows_do_not_matter():
     matrix = states(6, 10)
-    others = [5.0 * matrix, orthogonal(6) @ matrix, matrix @ orthogonal(10), matrix.T, matrix[torch.tensor([3, 0, 5, 1, 4, 2])]]
-    assert [effective_rank(other).item() for other in others] == pytest.approx([effective_rank(matrix).item()] * 5, rel=rounding(6 * 16 * 10, 1.0, eps=EPS64))
+    others = [
+        5.0 * matrix,
+        orthogonal(6) @ matrix,
+        matrix @ orthogonal(10),
+        matrix.T,
+        matrix[torch.tensor([3, 0, 5, 1, 4, 2])],
+    ]
+    assert [effective_rank(other).item() for other in others] == pytest.approx(
+        [effective_rank(matrix).item()] * 5, rel=rounding(6 * 16 * 10, 1.0, eps=EPS64)
+    )
     assert 1 < effective_rank(matrix).item() < 6
 
 
@@ -74,12 +91,15 @@ def test_a_stack_of_matrices_gives_each_ones_rank_and_bfloat16_is_read_in_fp64()
     stack = states(2, 3, 6, 10)
     ranks = effective_rank(stack)
     assert ranks.shape == (2, 3)
-    assert float(ranks[1, 2]) == pytest.approx(float(effective_rank(stack[1, 2])), rel=rounding(6 * 16 * 10, 1.0, eps=EPS64))
+    assert float(ranks[1, 2]) == pytest.approx(
+        float(effective_rank(stack[1, 2])), rel=rounding(6 * 16 * 10, 1.0, eps=EPS64)
+    )
     low = states(6, 10).bfloat16()
     assert torch.equal(effective_rank(low), effective_rank(low.double()))
 
 
 # ---- of a model's masked positions
+
 
 def test_masks_of_one_embedding_span_one_direction_at_the_input_and_random_seeds_many(make_model):
     model = make_model()
@@ -110,47 +130,90 @@ def test_the_mean_is_over_prompts_one_by_one(make_model):
     model, router = make_model(), random_router(make_model(), 8, seed=0)
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12]]
     alone = [mask_ranks(model, [prompt], 8, router) for prompt in prompts]
-    assert mask_ranks(model, prompts, 8, router) == pytest.approx([sum(ranks) / 3 for ranks in zip(*alone)])
+    assert mask_ranks(model, prompts, 8, router) == pytest.approx(
+        [sum(ranks) / 3 for ranks in zip(*alone)]
+    )
 
 
 # ---- the command
 
+
 def report_of(folder: Path) -> dict:
-    assert sorted(path.name for path in folder.iterdir()) == ["effective_rank.json", "effective_rank.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "effective_rank.json",
+        "effective_rank.png",
+    ]
     content = (folder / "effective_rank.png").read_bytes()
     assert content.startswith(PNG) and len(content) > 5000
     return json.loads((folder / "effective_rank.json").read_text())
 
 
-def test_the_command_writes_ranks_and_a_plot_and_says_that_there_is_no_router(tiny_checkpoint, tmp_path, capsys):
+def test_the_command_writes_ranks_and_a_plot_and_says_that_there_is_no_router(
+    tiny_checkpoint, tmp_path, capsys
+):
     output = tmp_path / "new" / "report"
-    assert command.main(["--pretrained", str(tiny_checkpoint), *SMALL, "--num_masks", "12", "--output", str(output)]) == 0
+    assert (
+        command.main(
+            [
+                "--pretrained",
+                str(tiny_checkpoint),
+                *SMALL,
+                "--num_masks",
+                "12",
+                "--output",
+                str(output),
+            ]
+        )
+        == 0
+    )
     report = report_of(output)
     assert "router" not in report and (report["num_masks"], report["num_prompts"]) == (12, 3)
     assert report["baseline"][0] == pytest.approx(1, abs=0.01) and report["random_router"][0] >= 1.2
     printed = capsys.readouterr().out
-    assert "| input | 1.00 | " in printed and "| layer 2 | " in printed and "no trained router: none beside the checkpoint" in printed
+    assert (
+        "| input | 1.00 | " in printed
+        and "| layer 2 | " in printed
+        and "no trained router: none beside the checkpoint" in printed
+    )
 
 
 @pytest.mark.parametrize("where", ["beside", "given"])
-def test_a_trained_router_is_found_beside_the_checkpoint_or_given(tiny_checkpoint, routed_checkpoint, tmp_path, capsys, where):
-    place = ["--pretrained", str(routed_checkpoint)] if where == "beside" else ["--pretrained", str(tiny_checkpoint), "--router",
-                                                                                str(routed_checkpoint / "router")]
+def test_a_trained_router_is_found_beside_the_checkpoint_or_given(
+    tiny_checkpoint, routed_checkpoint, tmp_path, capsys, where
+):
+    place = (
+        ["--pretrained", str(routed_checkpoint)]
+        if where == "beside"
+        else ["--pretrained", str(tiny_checkpoint), "--router", str(routed_checkpoint / "router")]
+    )
     command.main([*place, *SMALL, "--output", str(tmp_path / "report")])
     report = report_of(tmp_path / "report")
-    assert report["router"][0] > 1.2 and report["router"] != report["random_router"]        # the seeds differ
+    # the seeds differ
+    assert report["router"][0] > 1.2 and report["router"] != report["random_router"]
     assert "trained router" in capsys.readouterr().out
 
 
 def test_prompts_come_from_a_task_a_file_or_a_seed(tiny_checkpoint, tmp_path):
-    (tmp_path / "text.jsonl").write_text('{"prompt": "ab", "completion": "c"}\n\n{"prompt": "longer"}\n')
+    (tmp_path / "text.jsonl").write_text(
+        '{"prompt": "ab", "completion": "c"}\n\n{"prompt": "longer"}\n'
+    )
     (tmp_path / "ids.jsonl").write_text('{"input_ids": [5, 6, 7], "prompt_length": 2}\n')
     found = {}
-    for name, options in {"task": {}, "nim": dict(task="nim"), "text": dict(data=str(tmp_path / "text.jsonl")),
-                          "ids": dict(data=str(tmp_path / "ids.jsonl")), "random": dict(prompt_length=3)}.items():
-        found[name] = compare(RankOptions(output="", pretrained=str(tiny_checkpoint), num_prompts=4, device="cpu", **options))
-    assert {name: (report["num_masks"], report["num_prompts"]) for name, report in found.items()} == {
-        "task": (16, 4), "nim": (8, 4), "text": (16, 2), "ids": (16, 1), "random": (16, 4)}
+    for name, options in {
+        "task": {},
+        "nim": dict(task="nim"),
+        "text": dict(data=str(tmp_path / "text.jsonl")),
+        "ids": dict(data=str(tmp_path / "ids.jsonl")),
+        "random": dict(prompt_length=3),
+    }.items():
+        found[name] = compare(
+            RankOptions(
+                output="", pretrained=str(tiny_checkpoint), num_prompts=4, device="cpu", **options
+            )
+        )
+    assert {
+        name: (report["num_masks"], report["num_prompts"]) for name, report in found.items()
+    } == {"task": (16, 4), "nim": (8, 4), "text": (16, 2), "ids": (16, 1), "random": (16, 4)}
 
 
 def test_the_shipped_models_masks_span_one_direction_until_rotary_positions_part_them():
@@ -161,7 +224,14 @@ def test_the_shipped_models_masks_span_one_direction_until_rotary_positions_part
 
 @pytest.mark.parametrize("checkpoint, layers", [("llada/checkpoint", 3), ("remedi/checkpoint", 32)])
 def test_checkpoints_without_tokenizer_in_bfloat16_and_bi_towers_work(golden, checkpoint, layers):
-    options = RankOptions(output="", pretrained=str(golden / checkpoint), prompt_length=7, num_prompts=3, device="cpu", dtype="bfloat16")
+    options = RankOptions(
+        output="",
+        pretrained=str(golden / checkpoint),
+        prompt_length=7,
+        num_prompts=3,
+        device="cpu",
+        dtype="bfloat16",
+    )
     report = compare(options)
     assert len(report["baseline"]) == layers + 1 and report["dtype"] == "bfloat16"
     assert report["baseline"][0] == pytest.approx(1, abs=0.01) and report["random_router"][0] >= 1.2
@@ -169,16 +239,31 @@ def test_checkpoints_without_tokenizer_in_bfloat16_and_bi_towers_work(golden, ch
 
 MISTAKES = {
     "no such checkpoint": (["--pretrained", "no/such/folder"], "no such folder"),
-    "no such router": (["--router", "no/such/folder"], "no/such/folder has no router_config.json: give the folder of a router"),
+    "no such router": (
+        ["--router", "no/such/folder"],
+        "no/such/folder has no router_config.json: give the folder of a router",
+    ),
     "no such data": (["--data", "{tmp}/absent.jsonl"], "absent.jsonl: no such data file"),
     "empty data": (["--data", "{tmp}/empty.jsonl"], "empty.jsonl: no rows"),
     "bad row": (["--data", "{tmp}/bad.jsonl"], "bad.jsonl:2: expected "),
-    "two kinds of prompts": (["--task", "nim", "--prompt_length", "4"], "task and prompt_length all say what the prompts are: give one"),
-    "too long": (["--prompt_length", "120"], "a prompt of 120 tokens and num_masks=16 exceed the model's context of 128 tokens"),
+    "two kinds of prompts": (
+        ["--task", "nim", "--prompt_length", "4"],
+        "task and prompt_length all say what the prompts are: give one",
+    ),
+    "too long": (
+        ["--prompt_length", "120"],
+        "a prompt of 120 tokens and num_masks=16 exceed the model's context of 128 tokens",
+    ),
     "no masks": (["--num_masks", "0"], "num_masks must be at least 1, got 0"),
     "foreign ids": (["--data", "{tmp}/foreign.jsonl"], "prompt ids must be from 0 to "),
-    "output in use": (["--prompt_length", "4", "--output", "{tmp}"], "is not empty: give another folder"),
-    "too many masks": (["--prompt_length", "4", "--num_masks", "20", "--router", "{tmp}/router"], "knows answers of 16 tokens"),
+    "output in use": (
+        ["--prompt_length", "4", "--output", "{tmp}"],
+        "is not empty: give another folder",
+    ),
+    "too many masks": (
+        ["--prompt_length", "4", "--num_masks", "20", "--router", "{tmp}/router"],
+        "knows answers of 16 tokens",
+    ),
 }
 
 
@@ -188,22 +273,49 @@ def test_mistakes_end_in_one_line_and_nothing_is_written(tiny_checkpoint, tmp_pa
     (tmp_path / "bad.jsonl").write_text('{"prompt": "ab"}\n{"prompt": [1, 2]}\n')
     (tmp_path / "foreign.jsonl").write_text('{"input_ids": [5, 99999], "prompt_length": 2}\n')
     model = load_model(tiny_checkpoint, device="cpu")
-    save_router(Router(RouterConfig(d_model=32, max_positions=16)), tmp_path / "router", backbone_fingerprint(model))
+    save_router(
+        Router(RouterConfig(d_model=32, max_positions=16)),
+        tmp_path / "router",
+        backbone_fingerprint(model),
+    )
     before = sorted(path.name for path in tmp_path.iterdir())
     flags, message = MISTAKES[mistake]
-    arguments = ["--pretrained", str(tiny_checkpoint), "--device", "cpu", "--output", str(tmp_path / "report")]
+    arguments = [
+        "--pretrained",
+        str(tiny_checkpoint),
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "report"),
+    ]
     with pytest.raises(SystemExit) as refused:
         command.main([*arguments, *(flag.format(tmp=tmp_path) for flag in flags)])
-    assert str(refused.value).startswith("error: ") and message in str(refused.value) and "\n" not in str(refused.value)
+    assert (
+        str(refused.value).startswith("error: ")
+        and message in str(refused.value)
+        and "\n" not in str(refused.value)
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_without_tokenizer_the_remedy_is_named(golden, tmp_path):
-    with pytest.raises(SystemExit, match="has no tokenizer.json: pass --prompt_length N for random prompts, or --data with"):
-        command.main(["--pretrained", str(golden / "llada" / "checkpoint"), "--output", str(tmp_path / "report")])
+    with pytest.raises(
+        SystemExit,
+        match="has no tokenizer.json: pass --prompt_length N for random prompts, or --data with",
+    ):
+        command.main(
+            [
+                "--pretrained",
+                str(golden / "llada" / "checkpoint"),
+                "--output",
+                str(tmp_path / "report"),
+            ]
+        )
 
 
-def test_without_matplotlib_nothing_is_computed_and_the_install_line_is_shown(monkeypatch, tmp_path):
+def test_without_matplotlib_nothing_is_computed_and_the_install_line_is_shown(
+    monkeypatch, tmp_path
+):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr("llada_plugins.reports.effective_rank.load_model", None)
     with pytest.raises(SystemExit, match="plots need matplotlib: pip install matplotlib"):

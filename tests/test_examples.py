@@ -1,4 +1,5 @@
 """Every file of examples/ runs on the tiny model and prints what it promises."""
+
 from __future__ import annotations
 
 import os
@@ -15,7 +16,8 @@ from llada_plugins.tasks import sudoku
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 IN_PROCESS = {"generate.py", "watch_steps.py", "likelihood.py"}
-ALONE = {"custom_confidence_source.py", "train_head.py", "evaluate_8b.py"}        # change tables, or take long
+# change tables, or take long
+ALONE = {"custom_confidence_source.py", "train_head.py", "evaluate_8b.py"}
 
 
 def printed(name: str, monkeypatch, capsys, *words: str) -> str:
@@ -26,9 +28,14 @@ def printed(name: str, monkeypatch, capsys, *words: str) -> str:
 
 
 def printed_alone(name: str, *words: str) -> str:
-    done = subprocess.run([sys.executable, f"examples/{name}", *words], cwd=ROOT, text=True,
-                          env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
-                          capture_output=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, f"examples/{name}", *words],
+        cwd=ROOT,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -56,7 +63,8 @@ def test_the_picture_in_the_docs_is_what_the_command_draws(monkeypatch, capsys, 
     drawn = tmp_path / "unmasking.svg"
     printed("watch_steps.py", monkeypatch, capsys, "--svg", str(drawn))
     assert drawn.read_text(encoding="utf-8") == (ROOT / "docs" / "unmasking.svg").read_text(
-        encoding="utf-8"), "run python examples/watch_steps.py --svg docs/unmasking.svg"
+        encoding="utf-8"
+    ), "run python examples/watch_steps.py --svg docs/unmasking.svg"
 
 
 def test_likelihood_ranks_the_solution_first(monkeypatch, capsys):
@@ -65,13 +73,17 @@ def test_likelihood_ranks_the_solution_first(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_confidence_source_of_ones_own_beats_a_random_order():
-    scores = dict(line.split() for line in printed_alone("custom_confidence_source.py").splitlines())
+    scores = dict(
+        line.split() for line in printed_alone("custom_confidence_source.py").splitlines()
+    )
     assert float(scores["collision"]) > float(scores["random"])
 
 
 @pytest.mark.slow
 def test_a_trained_head_decodes():
-    found = re.findall(r"^with the new head +(\S+)$", printed_alone("train_head.py", "--updates", "2"), re.M)
+    found = re.findall(
+        r"^with the new head +(\S+)$", printed_alone("train_head.py", "--updates", "2"), re.M
+    )
     assert len(found) == 1 and 0 <= float(found[0]) <= 1
 
 

@@ -1,4 +1,7 @@
-"""Fields of config.json, generation_config.json and the tokenizer's files: read rightly, without effect, or refused in one line."""
+"""Fields of config.json, generation_config.json and the tokenizer's files: read
+rightly, without effect, or refused in one line.
+"""
+
 from __future__ import annotations
 
 import json
@@ -19,7 +22,8 @@ from llada_plugins.models.loading import load_model, save_model
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
 Change = Callable[[Path], object]
-SPACE, LETTER = 32, 97        # ids of the byte tokenizer's " " and "a" are not bytes; any two ordinary ids do
+# ids of the byte tokenizer's " " and "a" are not bytes; any two ordinary ids do
+SPACE, LETTER = 32, 97
 
 
 @pytest.fixture
@@ -43,11 +47,16 @@ def ends_at_once(folder: Path, token: int) -> tuple[int, int]:
     engine = Engine(pretrained=str(folder), device="cpu")
 
     def denoise(canvas: Canvas, window: slice) -> Prediction:
-        position = torch.arange(window.start, window.stop) - canvas.answer_start[:, None]        # (B, W)
+        position = torch.arange(window.start, window.stop) - canvas.answer_start[:, None]  # (B, W)
         wanted = torch.where(position <= 0, LETTER, SPACE).masked_fill(position == 1, token)
-        return Prediction.from_logits(30.0 * torch.nn.functional.one_hot(wanted, engine.model.config.vocab_size))
+        return Prediction.from_logits(
+            30.0 * torch.nn.functional.one_hot(wanted, engine.model.config.vocab_size)
+        )
+
     engine.denoise = denoise
-    (_, completion), = engine.generate([Request("p", engine.sampler_for(dict(gen_length=64, block_length=8)))])
+    ((_, completion),) = engine.generate(
+        [Request("p", engine.sampler_for(dict(gen_length=64, block_length=8)))]
+    )
     return completion.num_tokens, completion.num_forwards
 
 
@@ -55,9 +64,13 @@ def ends_at_once(folder: Path, token: int) -> tuple[int, int]:
 
 LISTS = {
     "config.json": lambda folder, ids: edit(folder / "config.json", eos_token_id=ids),
-    "generation_config.json": lambda folder, ids: edit(folder / "generation_config.json", eos_token_id=ids),
-    "one in each": lambda folder, ids: (edit(folder / "config.json", eos_token_id=ids[0]),
-                                        edit(folder / "generation_config.json", eos_token_id=ids[1])),
+    "generation_config.json": lambda folder, ids: edit(
+        folder / "generation_config.json", eos_token_id=ids
+    ),
+    "one in each": lambda folder, ids: (
+        edit(folder / "config.json", eos_token_id=ids[0]),
+        edit(folder / "generation_config.json", eos_token_id=ids[1]),
+    ),
 }
 
 
@@ -68,7 +81,11 @@ def test_every_id_of_an_eos_list_ends_an_answer(folder, place):
     assert ends_at_once(folder, other) == (64, 64)
     LISTS[place](folder, [eos, other])
     assert ends_at_once(folder, eos) == ends_at_once(folder, other) == (1, 8)
-    assert special_tokens(folder, read_config(folder)).ends == (eos, ids_of(folder)["<|eot_id|>"], other)
+    assert special_tokens(folder, read_config(folder)).ends == (
+        eos,
+        ids_of(folder)["<|eot_id|>"],
+        other,
+    )
 
 
 def test_the_tokenizers_eos_token_ends_an_answer_that_no_config_ends(folder):
@@ -92,18 +109,31 @@ def test_an_eos_list_survives_loading_and_saving(folder, tmp_path):
     model = load_model(folder, device="cpu")
     save_model(model, tmp_path / "saved")
     assert read_config(tmp_path / "saved") == model.config and model.config.ends == (257, 7, 9)
-    model.origin = None        # as of a model that was made, not loaded
+    model.origin = None  # as of a model that was made, not loaded
     save_model(model, tmp_path / "made")
-    assert json.loads((tmp_path / "made" / "config.json").read_text())["eos_token_id"] == [257, 7, 9]
+    assert json.loads((tmp_path / "made" / "config.json").read_text())["eos_token_id"] == [
+        257,
+        7,
+        9,
+    ]
     assert read_config(tmp_path / "made") == model.config and model.config.eos_token_id == 257
 
 
 # ---- fields that change what is computed
 
 REFUSED = {
-    "rope scaling": (dict(rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling is {.*}, which is not implemented"),
-    "rope of transformers 5": (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "rope_parameters is"),
-    "another rope_theta there": (dict(rope_parameters={"rope_type": "default", "rope_theta": 5e5}), "rope_parameters is"),
+    "rope scaling": (
+        dict(rope_scaling={"type": "linear", "factor": 2.0}),
+        "rope_scaling is {.*}, which is not implemented",
+    ),
+    "rope of transformers 5": (
+        dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
+        "rope_parameters is",
+    ),
+    "another rope_theta there": (
+        dict(rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+        "rope_parameters is",
+    ),
     "window": (dict(sliding_window=32), "sliding_window is 32"),
     "soft cap": (dict(attn_logit_softcapping=50.0), "attn_logit_softcapping is 50.0"),
     "clip": (dict(clip_qkv=8), "clip_qkv is 8"),
@@ -116,27 +146,56 @@ REFUSED = {
     "a switch for a number": (dict(block_group_size=True), "block_group_size is True, but only 1"),
     "text for a number": (dict(d_model="32"), "d_model is '32', expected a whole number"),
     "negative": (dict(n_layers=-1), "n_layers is -1, expected a whole number from 1"),
-    "text for a switch": (dict(weight_tying="false"), "weight_tying is 'false', expected true or false"),
+    "text for a switch": (
+        dict(weight_tying="false"),
+        "weight_tying is 'false', expected true or false",
+    ),
     "no theta": (dict(rope_theta=0), "rope_theta is 0, expected a number from 1"),
     "no epsilon": (dict(rms_norm_eps=0.0), "rms_norm_eps is 0.0"),
     "small table": (dict(embedding_size=3), r"embedding_size \(3\) is below vocab_size"),
-    "foreign end": (dict(eos_token_id=[257, 999]), "eos_token_id names 999, outside the vocabulary of 262"),
+    "foreign end": (
+        dict(eos_token_id=[257, 999]),
+        "eos_token_id names 999, outside the vocabulary of 262",
+    ),
     "odd heads": (dict(n_heads=32), "do not divide each other into heads of even width"),
-    "list of texts": (dict(eos_token_id=["</s>"]), r"eos_token_id\[0\] is '</s>', expected a whole number"),
+    "list of texts": (
+        dict(eos_token_id=["</s>"]),
+        r"eos_token_id\[0\] is '</s>', expected a whole number",
+    ),
 }
 GENERATION = {
-    "ends": (dict(eos_token_id="257"), "generation_config.json: eos_token_id is '257', expected a whole number"),
+    "ends": (
+        dict(eos_token_id="257"),
+        "generation_config.json: eos_token_id is '257', expected a whole number",
+    ),
     "foreign end": (dict(eos_token_id=999), "generation_config.json: eos_token_id names 999"),
-    "suppressed": (dict(suppress_tokens=[5]), r"suppress_tokens is \[5\], which has no effect here"),
+    "suppressed": (
+        dict(suppress_tokens=[5]),
+        r"suppress_tokens is \[5\], which has no effect here",
+    ),
     "bad words": (dict(bad_words_ids=[[5]]), "bad_words_ids"),
     "penalty": (dict(repetition_penalty=1.05), "repetition_penalty is 1.05"),
     "stop": (dict(stop_strings=["\n"]), "stop_strings"),
 }
-NEUTRAL = dict(rope_scaling=None, rope_parameters={"rope_type": "default", "rope_theta": 1e4}, sliding_window=None, num_experts=0,
-               head_dim=8, partial_rotary_factor=1.0, clip_qkv=None, tie_word_embeddings=False, torch_dtype="bfloat16", alibi_bias_max=8.0)
+NEUTRAL = dict(
+    rope_scaling=None,
+    rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    sliding_window=None,
+    num_experts=0,
+    head_dim=8,
+    partial_rotary_factor=1.0,
+    clip_qkv=None,
+    tie_word_embeddings=False,
+    torch_dtype="bfloat16",
+    alibi_bias_max=8.0,
+)
 
 
-@pytest.mark.parametrize("name, mistake", [("config.json", each) for each in REFUSED] + [("generation_config.json", each) for each in GENERATION])
+@pytest.mark.parametrize(
+    "name, mistake",
+    [("config.json", each) for each in REFUSED]
+    + [("generation_config.json", each) for each in GENERATION],
+)
 def test_a_field_that_would_change_answers_is_refused_by_file_and_name(folder, name, mistake):
     fields, message = (REFUSED if name == "config.json" else GENERATION)[mistake]
     edit(folder / name, **fields)
@@ -148,10 +207,22 @@ def test_a_field_that_would_change_answers_is_refused_by_file_and_name(folder, n
 def test_fields_that_ask_for_nothing_are_taken_in_silence_and_unknown_ones_are_told(folder, caplog):
     before = load_model(folder, device="cpu")(torch.arange(8)[None])
     edit(folder / "config.json", **NEUTRAL)
-    edit(folder / "generation_config.json", temperature=0.6, top_p=0.9, do_sample=True, max_length=20, repetition_penalty=1.0,
-         suppress_tokens=None, bad_words_ids=[], bos_token_id=256)
+    edit(
+        folder / "generation_config.json",
+        temperature=0.6,
+        top_p=0.9,
+        do_sample=True,
+        max_length=20,
+        repetition_penalty=1.0,
+        suppress_tokens=None,
+        bad_words_ids=[],
+        bos_token_id=256,
+    )
     with caplog.at_level(logging.WARNING, "llada_plugins"):
-        assert torch.equal(load_model(folder, device="cpu")(torch.arange(8)[None]), before) and not caplog.records
+        assert (
+            torch.equal(load_model(folder, device="cpu")(torch.arange(8)[None]), before)
+            and not caplog.records
+        )
         edit(folder / "config.json", new_idea=3)
         load_model(folder, device="cpu")
     assert "are not read: new_idea" in caplog.text
@@ -160,21 +231,65 @@ def test_fields_that_ask_for_nothing_are_taken_in_silence_and_unknown_ones_are_t
 # ---- tokenizers
 
 TOKENIZERS = {
-    "torn": (lambda folder: (folder / "tokenizer.json").write_text('{"model": {}'), "tokenizer.json is not valid JSON"),
-    "no model": (lambda folder: edit(folder / "tokenizer.json", model={"type": "None"}), "tokenizer.json.* cannot be loaded: "),
-    "list": (lambda folder: edit(folder / "tokenizer.json", added_tokens={}), r"tokenizer.json: added_tokens is \{\}, expected a list"),
-    "number": (lambda folder: edit(folder / "tokenizer_config.json", bos_token=5), "tokenizer_config.json: bos_token is 5, expected"),
-    "template": (lambda folder: edit(folder / "tokenizer_config.json", chat_template=[{"name": "a"}]),
-                 r"tokenizer_config.json: chat_template\[0\].template is missing, expected a string"),
-    "key": (lambda folder: edit(folder / "tokenizer_config.json", added_tokens_decoder={"256": {"content": EOS, "rsdrip": True}}),
-            r"added_tokens_decoder\['256'\]\['rsdrip'\] is True, expected no field of that name"),
-    "ids": (lambda folder: edit(folder / "tokenizer_config.json", added_tokens_decoder={"5": {"content": EOS}}), "disagree on the id of"),
-    "unknown end": (lambda folder: edit(folder / "tokenizer_config.json", eos_token="<|im_end|>"), "eos_token is '<|im_end|>', which is no token"),
-    "BOS": (lambda folder: edit(folder / "tokenizer_config.json", add_bos_token=True), "add_bos_token=true, but tokenizer.json does not add"),
-    "EOS": (lambda folder: edit(folder / "tokenizer_config.json", add_eos_token=True), "add_eos_token=true, but tokenizer.json does not add"),
-    "space": (lambda folder: edit(folder / "tokenizer_config.json", add_prefix_space=True), "add_prefix_space is True in tokenizer_config.json"),
-    "other file": (lambda folder: edit(folder / "tokenizer_config.json", fast_tokenizer_files=["tokenizer.9.json"]), "fast_tokenizer_files"),
-    "folder": (lambda folder: ((folder / "tokenizer.json").unlink(), (folder / "tokenizer.json").mkdir()), "tokenizer.json is a folder"),
+    "torn": (
+        lambda folder: (folder / "tokenizer.json").write_text('{"model": {}'),
+        "tokenizer.json is not valid JSON",
+    ),
+    "no model": (
+        lambda folder: edit(folder / "tokenizer.json", model={"type": "None"}),
+        "tokenizer.json.* cannot be loaded: ",
+    ),
+    "list": (
+        lambda folder: edit(folder / "tokenizer.json", added_tokens={}),
+        r"tokenizer.json: added_tokens is \{\}, expected a list",
+    ),
+    "number": (
+        lambda folder: edit(folder / "tokenizer_config.json", bos_token=5),
+        "tokenizer_config.json: bos_token is 5, expected",
+    ),
+    "template": (
+        lambda folder: edit(folder / "tokenizer_config.json", chat_template=[{"name": "a"}]),
+        r"tokenizer_config.json: chat_template\[0\].template is missing, expected a string",
+    ),
+    "key": (
+        lambda folder: edit(
+            folder / "tokenizer_config.json",
+            added_tokens_decoder={"256": {"content": EOS, "rsdrip": True}},
+        ),
+        r"added_tokens_decoder\['256'\]\['rsdrip'\] is True, expected no field of that name",
+    ),
+    "ids": (
+        lambda folder: edit(
+            folder / "tokenizer_config.json", added_tokens_decoder={"5": {"content": EOS}}
+        ),
+        "disagree on the id of",
+    ),
+    "unknown end": (
+        lambda folder: edit(folder / "tokenizer_config.json", eos_token="<|im_end|>"),
+        "eos_token is '<|im_end|>', which is no token",
+    ),
+    "BOS": (
+        lambda folder: edit(folder / "tokenizer_config.json", add_bos_token=True),
+        "add_bos_token=true, but tokenizer.json does not add",
+    ),
+    "EOS": (
+        lambda folder: edit(folder / "tokenizer_config.json", add_eos_token=True),
+        "add_eos_token=true, but tokenizer.json does not add",
+    ),
+    "space": (
+        lambda folder: edit(folder / "tokenizer_config.json", add_prefix_space=True),
+        "add_prefix_space is True in tokenizer_config.json",
+    ),
+    "other file": (
+        lambda folder: edit(
+            folder / "tokenizer_config.json", fast_tokenizer_files=["tokenizer.9.json"]
+        ),
+        "fast_tokenizer_files",
+    ),
+    "folder": (
+        lambda folder: ((folder / "tokenizer.json").unlink(), (folder / "tokenizer.json").mkdir()),
+        "tokenizer.json is a folder",
+    ),
 }
 
 
@@ -189,7 +304,9 @@ def test_a_tokenizer_that_does_not_do_what_its_files_say_is_refused_in_one_line(
 
 
 def test_names_of_special_tokens_are_read_where_transformers_reads_them(tmp_path):
-    """A published special_tokens_map.json is no JSON, beside a tokenizer_config.json that makes it superfluous."""
+    """A published special_tokens_map.json is no JSON, beside a tokenizer_config.json
+    that makes it superfluous.
+    """
     ids = byte_tokenizer(tmp_path)
     (tmp_path / "special_tokens_map.json").write_text('{"additional_special_tokens": ["a" "b"]}')
     assert text.load_tokenizer(tmp_path).eos_token_id == ids[EOS]
@@ -202,10 +319,15 @@ def test_names_of_special_tokens_are_read_where_transformers_reads_them(tmp_path
 
 def test_a_token_that_the_model_does_not_know_is_refused_before_a_forward(tmp_path, make_model):
     ids = byte_tokenizer(tmp_path)
-    save_model(make_model(vocab_size=ids[MASK] + 1, mask_token_id=ids[MASK], eos_token_id=ids[EOS]), tmp_path)
+    save_model(
+        make_model(vocab_size=ids[MASK] + 1, mask_token_id=ids[MASK], eos_token_id=ids[EOS]),
+        tmp_path,
+    )
     engine = Engine(pretrained=str(tmp_path), device="cpu")
     assert engine.encode("a")
-    with pytest.raises(ValueError, match="its tokenizer makes token 261, its model's vocabulary ends at 258"):
+    with pytest.raises(
+        ValueError, match="its tokenizer makes token 261, its model's vocabulary ends at 258"
+    ):
         engine.encode("a<|eot_id|>")
     with pytest.raises(ValueError, match="its tokenizer makes token 261"):
         engine.encode_pair("a", "<|eot_id|>")
@@ -213,7 +335,10 @@ def test_a_token_that_the_model_does_not_know_is_refused_before_a_forward(tmp_pa
 
 # ---- shards
 
-def test_a_shard_stays_in_its_folder_by_name_and_a_link_out_of_it_is_a_caches_business(folder, tmp_path):
+
+def test_a_shard_stays_in_its_folder_by_name_and_a_link_out_of_it_is_a_caches_business(
+    folder, tmp_path
+):
     (folder / "model.safetensors").rename(tmp_path / "blob")
     (folder / "part.safetensors").symlink_to(tmp_path / "blob")
     names = [name for name in load_state(tmp_path / "blob")]
@@ -221,25 +346,43 @@ def test_a_shard_stays_in_its_folder_by_name_and_a_link_out_of_it_is_a_caches_bu
     index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "part.safetensors")}))
     load_model(folder, device="cpu")
     (tmp_path / "blob").rename(tmp_path / "part.safetensors")
-    for outside in ("../part.safetensors", str(tmp_path / "part.safetensors"), "a/../../part.safetensors", "..\\part.safetensors",
-                    "C:\\part.safetensors", "part.bin", 5):
+    for outside in (
+        "../part.safetensors",
+        str(tmp_path / "part.safetensors"),
+        "a/../../part.safetensors",
+        "..\\part.safetensors",
+        "C:\\part.safetensors",
+        "part.bin",
+        5,
+    ):
         index.write_text(json.dumps({"weight_map": dict.fromkeys(names, outside)}))
-        with pytest.raises(ValueError, match=r"index.json: weight_map\[.*\] is .*, expected a .safetensors file in the folder"):
+        with pytest.raises(
+            ValueError,
+            match=r"index.json: weight_map\[.*\] is .*, expected a .safetensors file in the folder",
+        ):
             load_model(folder, device="cpu")
 
 
 def test_a_tensor_that_the_index_does_not_name_is_told(folder):
     names = list(load_state(folder / "model.safetensors"))
     (folder / "model.safetensors").rename(folder / "part.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names[1:], "part.safetensors")}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(names[1:], "part.safetensors")})
+    )
     with pytest.raises(ValueError, match=f"left over {names[0]} in part.safetensors"):
         load_model(folder, device="cpu")
 
 
 SPOILT = {
-    "whole numbers": (lambda tensor: tensor.to(torch.int64), "q_proj.weight is I64, expected F64 or F32"),
+    "whole numbers": (
+        lambda tensor: tensor.to(torch.int64),
+        "q_proj.weight is I64, expected F64 or F32",
+    ),
     "8 bits": (lambda tensor: tensor.to(torch.float8_e4m3fn), "q_proj.weight is F8_E4M3, expected"),
-    "NaN": (lambda tensor: tensor.clone().fill_(torch.nan), "q_proj.weight holds NaN or infinity in float32"),
+    "NaN": (
+        lambda tensor: tensor.clone().fill_(torch.nan),
+        "q_proj.weight holds NaN or infinity in float32",
+    ),
 }
 
 
@@ -263,7 +406,10 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
 
 # ---- chat templates
 
-TEMPLATES = [{"name": "default", "template": "D{{ messages[0]['content'] }}"}, {"name": "tool_use", "template": "T{{ messages[0]['content'] }}"}]
+TEMPLATES = [
+    {"name": "default", "template": "D{{ messages[0]['content'] }}"},
+    {"name": "tool_use", "template": "T{{ messages[0]['content'] }}"},
+]
 CHAT = [{"role": "user", "content": "?"}]
 
 
@@ -279,14 +425,19 @@ def in_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("spread", [in_config, in_files])
-def test_of_several_chat_templates_the_named_one_is_rendered_and_the_default_otherwise(folder, spread):
+def test_of_several_chat_templates_the_named_one_is_rendered_and_the_default_otherwise(
+    folder, spread
+):
     spread(folder)
     engine = Engine(pretrained=str(folder), device="cpu")
     assert engine.render_chat(CHAT) == "D?" and engine.info()["chat_template"] is None
     named = Engine(pretrained=str(folder), device="cpu", chat_template="tool_use")
     assert named.render_chat(CHAT) == "T?" and named.info()["chat_template"] == "tool_use"
     assert named.fingerprint() != engine.fingerprint()
-    with pytest.raises(ValueError, match="chat_template='chat': this tokenizer's chat templates are default, tool_use"):
+    with pytest.raises(
+        ValueError,
+        match="chat_template='chat': this tokenizer's chat templates are default, tool_use",
+    ):
         Engine(pretrained=str(folder), device="cpu", chat_template="chat")
 
 
@@ -294,7 +445,10 @@ def test_a_name_for_the_only_template_and_several_without_a_default_are_refused(
     with pytest.raises(ValueError, match="has one chat template, which has no name: leave it out"):
         Engine(pretrained=str(folder), device="cpu", chat_template="default")
     edit(folder / "tokenizer_config.json", chat_template=TEMPLATES[1:])
-    with pytest.raises(ValueError, match="has the chat templates tool_use and none is the default: pass chat_template=NAME"):
+    with pytest.raises(
+        ValueError,
+        match="has the chat templates tool_use and none is the default: pass chat_template=NAME",
+    ):
         Engine(pretrained=str(folder), device="cpu").render_chat(CHAT)
 
 
@@ -309,8 +463,17 @@ def test_the_template_that_lm_eval_names_is_recorded_and_rendered(folder):
     lmeval_models = pytest.importorskip("llada_plugins.lmeval_models")
     in_config(folder)
     model = lmeval_models.LLaDA(pretrained=str(folder), device="cpu")
-    assert model.chat_template(True) == TEMPLATES[0]["template"] and model.apply_chat_template(CHAT) == "D?"
-    assert model.chat_template("tool_use") == TEMPLATES[1]["template"] and model.apply_chat_template(CHAT) == "T?"
-    assert model.chat_template("tool_use") == TEMPLATES[1]["template"]        # told once for every task
-    with pytest.raises(ValueError, match="'default' was asked for, and chat_template='tool_use' before: give one of them"):
+    assert (
+        model.chat_template(True) == TEMPLATES[0]["template"]
+        and model.apply_chat_template(CHAT) == "D?"
+    )
+    assert (
+        model.chat_template("tool_use") == TEMPLATES[1]["template"]
+        and model.apply_chat_template(CHAT) == "T?"
+    )
+    assert model.chat_template("tool_use") == TEMPLATES[1]["template"]  # told once for every task
+    with pytest.raises(
+        ValueError,
+        match="'default' was asked for, and chat_template='tool_use' before: give one of them",
+    ):
         model.chat_template("default")

@@ -179,7 +179,8 @@ def test_an_adapter_counts_as_much_as_the_same_merged_into_the_weights(make_mode
         if hasattr(module, "get_delta_weight"):
             state[f"{name}.weight"] += module.get_delta_weight("default")
     expected = merged(IDS)
-    # merged weights round once more: eps of a weight, in sums of at most 48 products, in 3 layers
+    # merged weights round once more: eps of a weight, in sums of at most 48 products,
+    # in 3 layers
     bound = 3 * 48 * torch.finfo(torch.float32).eps * float(expected.abs().max())
     assert (found - expected).abs().max() <= bound < float((found - before).abs().max()) / 100
 
@@ -197,7 +198,8 @@ def test_hooks_on_an_embedding_change_what_is_looked_up_and_not_the_head_that_sh
 def test_the_plain_head_is_still_computed_in_parts(make_model, monkeypatch):
     model, calls = make_model(), []
     monkeypatch.setattr(
-        "llada_plugins.models.llada.by_parts", lambda x, weight: calls.append(weight) or x @ weight.T
+        "llada_plugins.models.llada.by_parts",
+        lambda x, weight: calls.append(weight) or x @ weight.T,
     )
     with torch.no_grad():
         model(IDS)

@@ -1,4 +1,5 @@
 """JSON files of a checkpoint: what is read, and what every message names."""
+
 from __future__ import annotations
 
 import json
@@ -21,9 +22,18 @@ from llada_plugins.files.json_files import (
     whole,
 )
 
-KIND = record({"size": whole(1, 9)}, {"rate": number(0, 1), "on": FLAG, "names": list_of(TEXT), "table": table_of(whole()),
-                                      "ends": nullable(either(whole(0), list_of(whole(0)))), "inner": record({"id": whole(0)}),
-                                      "way": one_of("left", 0)})
+KIND = record(
+    {"size": whole(1, 9)},
+    {
+        "rate": number(0, 1),
+        "on": FLAG,
+        "names": list_of(TEXT),
+        "table": table_of(whole()),
+        "ends": nullable(either(whole(0), list_of(whole(0)))),
+        "inner": record({"id": whole(0)}),
+        "way": one_of("left", 0),
+    },
+)
 WRONG = {
     "size is missing, expected a whole number from 1 to 9": {},
     "size is 0, expected a whole number from 1 to 9": {"size": 0},
@@ -50,7 +60,9 @@ def write(folder: Path, text: str | bytes) -> Path:
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_a_field_that_is_not_as_declared_is_named_with_what_was_found_and_expected(tmp_path, message):
+def test_a_field_that_is_not_as_declared_is_named_with_what_was_found_and_expected(
+    tmp_path, message
+):
     path = write(tmp_path, json.dumps(WRONG[message]))
     with pytest.raises(ValueError, match=f"^{path}: {message}") as error:
         read_json(path, KIND)
@@ -58,15 +70,33 @@ def test_a_field_that_is_not_as_declared_is_named_with_what_was_found_and_expect
 
 
 def test_what_is_as_declared_is_read_as_it_stands(tmp_path):
-    value = {"size": 9, "rate": 0, "on": False, "names": [], "table": {"a": 1}, "ends": None, "inner": {"id": 0, "more": "é\n"}, "way": 0.0}
-    assert misfit(KIND, value) is None and read_json(write(tmp_path, json.dumps(value)), KIND) == value
+    value = {
+        "size": 9,
+        "rate": 0,
+        "on": False,
+        "names": [],
+        "table": {"a": 1},
+        "ends": None,
+        "inner": {"id": 0, "more": "é\n"},
+        "way": 0.0,
+    }
+    assert (
+        misfit(KIND, value) is None and read_json(write(tmp_path, json.dumps(value)), KIND) == value
+    )
 
 
 NO_JSON = {
-    "Expecting": "{", "'a' stands twice": '{"a": 1, "b": 2, "a": 1}', "NaN is no JSON number": '{"a": NaN}',
-    "-Infinity is no JSON number": '{"a": [-Infinity]}', "1e999 is too large a number": '{"a": 1e999}', "nests too deep": '{"a":' + "[" * 10**5,
-    "byte 6 is not UTF-8": b'{"a": \xff}', "half a character": '{"a": "\\ud83d"}', "4300 digits": '{"a": ' + "9" * 5000 + "}",
-    "BOM": b"\xef\xbb\xbf{}", "Invalid control character": '{"a": "b\nc"}',
+    "Expecting": "{",
+    "'a' stands twice": '{"a": 1, "b": 2, "a": 1}',
+    "NaN is no JSON number": '{"a": NaN}',
+    "-Infinity is no JSON number": '{"a": [-Infinity]}',
+    "1e999 is too large a number": '{"a": 1e999}',
+    "nests too deep": '{"a":' + "[" * 10**5,
+    "byte 6 is not UTF-8": b'{"a": \xff}',
+    "half a character": '{"a": "\\ud83d"}',
+    "4300 digits": '{"a": ' + "9" * 5000 + "}",
+    "BOM": b"\xef\xbb\xbf{}",
+    "Invalid control character": '{"a": "b\nc"}',
 }
 
 
@@ -78,7 +108,9 @@ def test_what_is_not_strict_json_is_refused_in_one_line_that_names_the_file(tmp_
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_or_a_loop_of_links_in_a_files_place_is_told_and_not_taken_for_an_absent_file(tmp_path):
+def test_a_folder_or_a_loop_of_links_in_a_files_place_is_told_and_not_taken_for_an_absent_file(
+    tmp_path,
+):
     folder, loop = tmp_path / "folder.json", tmp_path / "loop.json"
     folder.mkdir()
     loop.symlink_to(loop)

@@ -1,4 +1,7 @@
-"""lm-eval's stock entry points on our classes: same answers as the Engine, in any order, batch size and number of processes."""
+"""lm-eval's stock entry points on our classes: same answers as the Engine, in any
+order, batch size and number of processes.
+"""
+
 from __future__ import annotations
 
 import json
@@ -30,21 +33,60 @@ SMALL = {"gen_length": 16, "steps": 8}
 
 
 def generation(prompts: list[str], **gen_kwargs: object) -> list[Instance]:
-    return [Instance("generate_until", {}, (prompt, dict(gen_kwargs)), number) for number, prompt in enumerate(prompts)]
+    return [
+        Instance("generate_until", {}, (prompt, dict(gen_kwargs)), number)
+        for number, prompt in enumerate(prompts)
+    ]
 
 
-def run_lm_eval(*arguments: str, cwd: Path, launcher: tuple[str, ...] = ("-m", "lm_eval"), **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(cwd / "hf"), **environment}
-    return subprocess.run([sys.executable, *launcher, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=900)
+def run_lm_eval(
+    *arguments: str, cwd: Path, launcher: tuple[str, ...] = ("-m", "lm_eval"), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    variables = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(cwd / "hf"),
+        **environment,
+    }
+    return subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        cwd=cwd,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
 
 
-def sudoku_run(folder: Path, *arguments: str, launcher: tuple[str, ...] = ("-m", "lm_eval"), limit: int = 8) -> tuple[dict, dict[str, str]]:
+def sudoku_run(
+    folder: Path, *arguments: str, launcher: tuple[str, ...] = ("-m", "lm_eval"), limit: int = 8
+) -> tuple[dict, dict[str, str]]:
     """Stock CLI on the first sudoku problems -> (results of the task, prompt -> answer)."""
-    done = run_lm_eval("--model", "llada", "--tasks", "sudoku4", "--include_path", str(TASKS), "--limit", str(limit), "--device", "cpu",
-                       "--output_path", str(folder), "--log_samples", *arguments, cwd=folder, launcher=launcher)
+    done = run_lm_eval(
+        "--model",
+        "llada",
+        "--tasks",
+        "sudoku4",
+        "--include_path",
+        str(TASKS),
+        "--limit",
+        str(limit),
+        "--device",
+        "cpu",
+        "--output_path",
+        str(folder),
+        "--log_samples",
+        *arguments,
+        cwd=folder,
+        launcher=launcher,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(next(folder.rglob("results_*.json")).read_text())
-    rows = [json.loads(line) for line in next(folder.rglob("samples_sudoku4_*.jsonl")).read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in next(folder.rglob("samples_sudoku4_*.jsonl")).read_text().splitlines()
+    ]
     return results, {row["arguments"]["gen_args_0"]["arg_0"]: row["resps"][0][0] for row in rows}
 
 
@@ -55,56 +97,87 @@ def model() -> LLaDA:
 
 def test_generate_until_returns_exactly_the_engines_answers_in_request_order(model: LLaDA) -> None:
     engine = Engine("llada", device="cpu", batch_size=1)
-    alone = [next(engine.generate([Request(puzzle, engine.sampler_for(SMALL), ())]))[1].text for puzzle in PUZZLES]
+    alone = [
+        next(engine.generate([Request(puzzle, engine.sampler_for(SMALL), ())]))[1].text
+        for puzzle in PUZZLES
+    ]
     assert model.generate_until(generation(PUZZLES, until=[], **SMALL), disable_tqdm=True) == alone
 
 
 def test_every_request_is_decoded_with_its_own_gen_kwargs(model: LLaDA) -> None:
-    mixed = [Instance("generate_until", {}, (puzzle, {"until": [], "gen_length": 16, "steps": steps}), number)
-             for number, (puzzle, steps) in enumerate(zip(PUZZLES * 2, [16] * 6 + [1] * 6))]
+    mixed = [
+        Instance(
+            "generate_until", {}, (puzzle, {"until": [], "gen_length": 16, "steps": steps}), number
+        )
+        for number, (puzzle, steps) in enumerate(zip(PUZZLES * 2, [16] * 6 + [1] * 6))
+    ]
     answers = model.generate_until(mixed, disable_tqdm=True)
     separate = [model.generate_until([instance], disable_tqdm=True)[0] for instance in mixed]
     assert answers == separate and answers[:6] != answers[6:]
 
 
 def test_gen_kwargs_are_not_changed_by_a_run(model: LLaDA) -> None:
-    instances = generation(PUZZLES[:1], until=["4"], do_sample=False, temperature=1.0, max_gen_toks=16)
+    instances = generation(
+        PUZZLES[:1], until=["4"], do_sample=False, temperature=1.0, max_gen_toks=16
+    )
     before = json.dumps(instances[0].args)
     model.generate_until(instances, disable_tqdm=True)
     assert json.dumps(instances[0].args) == before
 
 
 @pytest.mark.parametrize("until", [None, "2", ["2"], [], [""], ["", "2", "1"]], ids=str)
-def test_until_may_be_a_string_a_list_empty_or_missing_and_the_earliest_stop_wins(model: LLaDA, until: object) -> None:
+def test_until_may_be_a_string_a_list_empty_or_missing_and_the_earliest_stop_wins(
+    model: LLaDA, until: object
+) -> None:
     whole = model.generate_until(generation(PUZZLES[:1], **SMALL), disable_tqdm=True)[0]
     stops = [stop for stop in ([until] if isinstance(until, str) else until or []) if stop]
     cut = min([whole.index(stop) for stop in stops if stop in whole], default=len(whole))
     given = {} if until is None else {"until": until}
-    assert model.generate_until(generation(PUZZLES[:1], **SMALL, **given), disable_tqdm=True)[0] == whole[:cut]
+    assert (
+        model.generate_until(generation(PUZZLES[:1], **SMALL, **given), disable_tqdm=True)[0]
+        == whole[:cut]
+    )
 
 
-@pytest.mark.parametrize(("gen_kwargs", "message"), [
-    ({"block_lenght": 8}, "unknown gen_kwarg 'block_lenght' .did you mean 'block_length'"),
-    ({"block_size": 8}, "unknown gen_kwarg 'block_size' .did you mean 'block_length'"),
-    ({"num_beams": 4}, "num_beams=4 has no meaning"),
-    ({"gen_length": 16, "steps": 17}, "steps .17. must not exceed gen_length .16.: .*gen_length=16 from the request .task or --gen_kwargs.; steps=17 from"),
-    ({"steps": "many"}, "steps must be a whole number, got 'many'"),
-    ({"gen_length": 5000}, "exceed the context of 4096 tokens"),
-])
-def test_bad_gen_kwargs_are_refused_before_any_request_is_decoded(model: LLaDA, gen_kwargs: dict, message: str) -> None:
+@pytest.mark.parametrize(
+    ("gen_kwargs", "message"),
+    [
+        ({"block_lenght": 8}, "unknown gen_kwarg 'block_lenght' .did you mean 'block_length'"),
+        ({"block_size": 8}, "unknown gen_kwarg 'block_size' .did you mean 'block_length'"),
+        ({"num_beams": 4}, "num_beams=4 has no meaning"),
+        (
+            {"gen_length": 16, "steps": 17},
+            "steps .17. must not exceed gen_length .16.: .*gen_length=16 from the request .task "
+            "or --gen_kwargs.; steps=17 from",
+        ),
+        ({"steps": "many"}, "steps must be a whole number, got 'many'"),
+        ({"gen_length": 5000}, "exceed the context of 4096 tokens"),
+    ],
+)
+def test_bad_gen_kwargs_are_refused_before_any_request_is_decoded(
+    model: LLaDA, gen_kwargs: dict, message: str
+) -> None:
     good = generation(PUZZLES[:1], **SMALL)
     with pytest.raises(ValueError, match=message):
-        model.generate_until(good + generation(PUZZLES[1:2], until=[], **gen_kwargs), disable_tqdm=True)
+        model.generate_until(
+            good + generation(PUZZLES[1:2], until=[], **gen_kwargs), disable_tqdm=True
+        )
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"treshold": 1}, "did you mean 'threshold'"),
-    ({"model_path": "GSAI-ML/LLaDA-8B-Base", "cfg": 0.5, "is_check_greedy": False},
-     "'model_path' .did you mean 'pretrained'.., 'cfg' .did you mean 'cfg_scale'.., 'is_check_greedy' .did you mean 'greedy_check'"),
-    ({"pretrained": "/no/such/folder"}, "no such folder"),
-    ({"remasking": "low"}, "remasking must be one of low_confidence, tps_prob"),
-    ({"top_k": 5}, "no effect at temperature=0"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"treshold": 1}, "did you mean 'threshold'"),
+        (
+            {"model_path": "GSAI-ML/LLaDA-8B-Base", "cfg": 0.5, "is_check_greedy": False},
+            "'model_path' .did you mean 'pretrained'.., 'cfg' .did you mean 'cfg_scale'.., "
+            "'is_check_greedy' .did you mean 'greedy_check'",
+        ),
+        ({"pretrained": "/no/such/folder"}, "no such folder"),
+        ({"remasking": "low"}, "remasking must be one of low_confidence, tps_prob"),
+        ({"top_k": 5}, "no effect at temperature=0"),
+    ],
+)
 def test_bad_model_args_are_refused_in_one_line(arguments: dict, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         LLaDA(device="cpu", **arguments)
@@ -112,15 +185,25 @@ def test_bad_model_args_are_refused_in_one_line(arguments: dict, message: str) -
 
 
 @pytest.mark.parametrize("given", [{"batch_size": 4}, "batch_size=4"], ids=["dict", "string"])
-def test_model_args_that_lm_eval_passes_by_itself_are_refused_in_one_line(given: dict | str) -> None:
-    with pytest.raises(ValueError, match="batch_size=4 stands in model_args, .* give it as --batch_size"):
+def test_model_args_that_lm_eval_passes_by_itself_are_refused_in_one_line(
+    given: dict | str,
+) -> None:
+    with pytest.raises(
+        ValueError, match="batch_size=4 stands in model_args, .* give it as --batch_size"
+    ):
         simple_evaluate(model="llada", model_args=given, tasks=["sudoku4"], batch_size=1)
 
 
 def test_the_answers_length_is_gen_length_then_the_tasks_then_256(model: LLaDA) -> None:
     def length(**gen_kwargs: object) -> int:
         return model._request("1", gen_kwargs).sampler.gen_length
-    assert (length(gen_length=8, max_gen_toks=16), length(max_gen_toks=16), length(max_new_tokens=12), length()) == (8, 16, 12, 256)
+
+    assert (
+        length(gen_length=8, max_gen_toks=16),
+        length(max_gen_toks=16),
+        length(max_new_tokens=12),
+        length(),
+    ) == (8, 16, 12, 256)
     fixed = LLaDA(device="cpu", gen_length=32)
     assert fixed._request("1", {"max_gen_toks": 16}).sampler.gen_length == 32
 
@@ -128,32 +211,48 @@ def test_the_answers_length_is_gen_length_then_the_tasks_then_256(model: LLaDA) 
 def test_do_sample_false_means_greedy_whatever_else_a_task_lists(model: LLaDA) -> None:
     sampler = model._request("1", {"do_sample": False, "temperature": 1.0, "top_p": 0.9}).sampler
     assert (sampler.temperature, sampler.top_p) == (0.0, None)
-    assert model._request("1", {"do_sample": True, "temperature": 0.7, "top_p": 0.9}).sampler.temperature == 0.7
+    assert (
+        model._request(
+            "1", {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+        ).sampler.temperature
+        == 0.7
+    )
 
 
 def test_log_likelihoods_do_not_depend_on_batch_size_or_order_and_are_the_engines() -> None:
-    pairs = [(puzzle, problem.solution) for puzzle, problem in zip(PUZZLES, sudoku.problems("test", 6))] + [("", "1234"), ("12", "3")]
+    pairs = [
+        (puzzle, problem.solution) for puzzle, problem in zip(PUZZLES, sudoku.problems("test", 6))
+    ] + [("", "1234"), ("12", "3")]
     instances = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
     small, large = LLaDA(device="cpu", mc_num=16), LLaDA(device="cpu", mc_num=16, batch_size=64)
     first = small.loglikelihood(instances, disable_tqdm=True)
-    bound = likelihood_error(small.engine.model, 16)        # tokens of a solution
-    assert [value for value, _ in first] == pytest.approx([value for value, _ in large.loglikelihood(instances[::-1], disable_tqdm=True)[::-1]], abs=bound)
+    bound = likelihood_error(small.engine.model, 16)  # tokens of a solution
+    assert [value for value, _ in first] == pytest.approx(
+        [value for value, _ in large.loglikelihood(instances[::-1], disable_tqdm=True)[::-1]],
+        abs=bound,
+    )
     tokens = [small._encode_pair(*pair) for pair in pairs[:6]]
     direct = dict(small.engine.log_likelihood(tokens))
-    assert [value for value, _ in first[:6]] == pytest.approx([direct[number].value for number in range(6)], abs=bound)
+    assert [value for value, _ in first[:6]] == pytest.approx(
+        [direct[number].value for number in range(6)], abs=bound
+    )
 
 
 def test_a_solution_is_likelier_than_the_same_digits_in_another_order(model: LLaDA) -> None:
     problem = sudoku.problems("test", 1)[0]
     pairs = [(problem.puzzle, problem.solution), (problem.puzzle, problem.solution[::-1])]
-    right, wrong = model.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    right, wrong = model.loglikelihood(
+        [Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True
+    )
     assert right[0] > wrong[0]
 
 
 def test_rolling_log_likelihood_sums_disjoint_windows(model: LLaDA) -> None:
     text = "1234" * 6
     short = LLaDA(device="cpu", max_length=9, mc_num=512)
-    total = short.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)[0]
+    total = short.loglikelihood_rolling(
+        [Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True
+    )[0]
     ids = short.tok_encode(text)
     windows = [([short.prefix_token_id], ids[:8]), (ids[7:8], ids[8:16]), (ids[15:16], ids[16:])]
     expected = sum(estimate.value for _, estimate in short.engine.log_likelihood(windows))
@@ -164,7 +263,10 @@ def test_a_chat_prompt_has_one_header_and_a_prefill_ends_with_its_text(model: LL
     header = "<|start_header_id|>assistant<|end_header_id|>"
     asked = model.apply_chat_template([{"role": "user", "content": "2+2?"}])
     assert asked.count(header) == 1 and asked.endswith(header + "\n\n")
-    prefilled = model.apply_chat_template([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is"}], add_generation_prompt=False)
+    prefilled = model.apply_chat_template(
+        [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is"}],
+        add_generation_prompt=False,
+    )
     assert prefilled.count(header) == 1 and prefilled.endswith("It is")
 
 
@@ -173,8 +275,9 @@ def test_a_response_cache_serves_only_the_model_that_filled_it(tmp_path: Path) -
 
     path = str(tmp_path / "cache.db")
     CachingLM(LLaDA(device="cpu"), path).generate_until(generation(PUZZLES[:2], **SMALL))
-    again = CachingLM(LLaDA(device="cpu", batch_size=2), path)          # the batch size is not part of a model's identity
-    again.lm.engine.generate = None                                     # every answer must come from the cache
+    # the batch size is not part of a model's identity
+    again = CachingLM(LLaDA(device="cpu", batch_size=2), path)
+    again.lm.engine.generate = None  # every answer must come from the cache
     assert len(again.generate_until(generation(PUZZLES[:2], **SMALL))) == 2
     with pytest.raises(ValueError, match="written by another model or other options"):
         CachingLM(LLaDA(device="cpu", confidence_source="random"), path)
@@ -192,37 +295,68 @@ def test_finished_answers_are_cached_when_a_later_one_fails(tmp_path: Path) -> N
             if count == 2:
                 raise KeyboardInterrupt
             yield item
+
     model.engine.generate = breaks_after_two
     with pytest.raises(KeyboardInterrupt):
         caching.generate_until(generation(PUZZLES, **SMALL))
-    assert len(caching.dbdict) == 2 + 2                                  # fingerprint, samplers, and two answers
+    assert len(caching.dbdict) == 2 + 2  # fingerprint, samplers, and two answers
 
 
-def test_simple_evaluate_finds_the_model_by_name_and_reports_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simple_evaluate_finds_the_model_by_name_and_reports_its_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    results = simple_evaluate(model="llada", model_args={"steps": 16, "batch_size": 8}, tasks=["sudoku4"], limit=4, device="cpu",
-                              task_manager=TaskManager(include_path=str(TASKS)), bootstrap_iters=0)
+    results = simple_evaluate(
+        model="llada",
+        model_args={"steps": 16, "batch_size": 8},
+        tasks=["sudoku4"],
+        limit=4,
+        device="cpu",
+        task_manager=TaskManager(include_path=str(TASKS)),
+        bootstrap_iters=0,
+    )
     assert results["results"]["sudoku4"]["acc,none"] >= 0.5
-    assert results["config"]["sampler"]["steps"] == 16 and results["config"]["confidence_source"] == "tps_prob"
+    assert (
+        results["config"]["sampler"]["steps"] == 16
+        and results["config"]["confidence_source"] == "tps_prob"
+    )
 
 
 @pytest.mark.slow
 def test_the_stock_command_evaluates_the_shipped_model_without_arguments(tmp_path: Path) -> None:
     results, answers = sudoku_run(tmp_path)
     problems = sudoku.problems("test", 8)
-    accuracy = sum(sudoku.is_valid(problem.puzzle, answers[problem.puzzle]) for problem in problems) / 8
+    accuracy = (
+        sum(sudoku.is_valid(problem.puzzle, answers[problem.puzzle]) for problem in problems) / 8
+    )
     assert results["results"]["sudoku4"]["acc,none"] == accuracy >= 0.75
 
 
 @pytest.mark.slow
 def test_a_misspelt_model_arg_ends_the_stock_command_with_a_non_zero_status(tmp_path: Path) -> None:
-    done = run_lm_eval("--model", "llada", "--model_args", "stepz=4", "--tasks", "sudoku4", "--include_path", str(TASKS), cwd=tmp_path)
+    done = run_lm_eval(
+        "--model",
+        "llada",
+        "--model_args",
+        "stepz=4",
+        "--tasks",
+        "sudoku4",
+        "--include_path",
+        str(TASKS),
+        cwd=tmp_path,
+    )
     assert done.returncode != 0 and "did you mean 'steps'" in done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [("-m", "llada_plugins.cli"), ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "lm_eval")],
-                         ids=["llada-eval", "accelerate"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("-m", "llada_plugins.cli"),
+        ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "lm_eval"),
+    ],
+    ids=["llada-eval", "accelerate"],
+)
 def test_other_launchers_give_the_same_answers(tmp_path: Path, launcher: tuple[str, ...]) -> None:
     (tmp_path / "stock").mkdir(), (tmp_path / "other").mkdir()
     assert sudoku_run(tmp_path / "stock")[1] == sudoku_run(tmp_path / "other", launcher=launcher)[1]
@@ -233,45 +367,113 @@ def test_two_processes_give_the_same_answers_as_one(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
     sampling = ("--gen_kwargs", "steps=8,temperature=0.7,do_sample=true")
     one = sudoku_run(tmp_path / "one", *sampling, limit=9)
-    two = sudoku_run(tmp_path / "two", *sampling, limit=9,
-                     launcher=("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "lm_eval"))
+    two = sudoku_run(
+        tmp_path / "two",
+        *sampling,
+        limit=9,
+        launcher=(
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--standalone",
+            "-m",
+            "lm_eval",
+        ),
+    )
     assert one[1] == two[1]
     assert one[0]["results"]["sudoku4"]["acc,none"] == two[0]["results"]["sudoku4"]["acc,none"]
 
 
-def test_questions_of_a_csv_are_asked_and_graded_by_the_packages_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_questions_of_a_csv_are_asked_and_graded_by_the_packages_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("math_verify")
-    (tmp_path / "math_test_data.csv").write_text('question,answer\n"Half of 1, ""as a fraction""?",\\boxed{\\frac12}\n007?,NA\n')
+    (tmp_path / "math_test_data.csv").write_text(
+        'question,answer\n"Half of 1, ""as a fraction""?",\\boxed{\\frac12}\n007?,NA\n'
+    )
     monkeypatch.setenv("LLADA_PLUGINS_DATA", str(tmp_path))
     manager = TaskManager(include_path=str(TASKS), include_defaults=False)
     task = get_task_dict(["math_csv_local"], manager)["math_csv_local"]
     docs = list(task.test_docs())
-    assert [task.doc_to_text(doc).split("\n")[0] for doc in docs] == ['Half of 1, "as a fraction"?', "007?"]
+    assert [task.doc_to_text(doc).split("\n")[0] for doc in docs] == [
+        'Half of 1, "as a fraction"?',
+        "007?",
+    ]
     assert [doc["answer"] for doc in docs] == ["\\boxed{\\frac12}", "NA"]
-    assert [task.process_results(docs[0], [text])["math_verify"] for text in ("\\boxed{0.5}", "\\boxed{5}", "")] == [1.0, 0.0, 0.0]
+    assert [
+        task.process_results(docs[0], [text])["math_verify"]
+        for text in ("\\boxed{0.5}", "\\boxed{5}", "")
+    ] == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "metric", "limit", "extra"), [
-    ("gsm8k_local", "exact_match,strict-match", 20, ()),
-    ("gsm8k_local", "exact_match,strict-match", 4, ("--apply_chat_template", "--fewshot_as_multiturn", "true")),
-    ("math500_local", "math_verify,none", 5, ("--apply_chat_template",)),
-    ("math_csv_local", "math_verify,none", 3, ("--metadata", '{"data_file": "math500/r3_math_test_data.csv"}')),
-    ("humaneval_local", "pass@1,none", 164, ("--confirm_run_unsafe_code",)),
-    ("mbpp_local", "pass@1,none", 5, ("--confirm_run_unsafe_code",)),
-])
+@pytest.mark.parametrize(
+    ("task", "metric", "limit", "extra"),
+    [
+        ("gsm8k_local", "exact_match,strict-match", 20, ()),
+        (
+            "gsm8k_local",
+            "exact_match,strict-match",
+            4,
+            ("--apply_chat_template", "--fewshot_as_multiturn", "true"),
+        ),
+        ("math500_local", "math_verify,none", 5, ("--apply_chat_template",)),
+        (
+            "math_csv_local",
+            "math_verify,none",
+            3,
+            ("--metadata", '{"data_file": "math500/r3_math_test_data.csv"}'),
+        ),
+        ("humaneval_local", "pass@1,none", 164, ("--confirm_run_unsafe_code",)),
+        ("mbpp_local", "pass@1,none", 5, ("--confirm_run_unsafe_code",)),
+    ],
+)
 def test_real_data_runs_end_to_end_and_the_tiny_model_scores_zero(
-        tmp_path: Path, public: Callable[[str], Path], task: str, metric: str, limit: int, extra: tuple[str, ...]) -> None:
-    data = public("gsm8k").parent        # which holds the other tasks' files too
-    done = run_lm_eval("--model", "llada", "--model_args", "early_stop=True", "--tasks", task, "--include_path", str(TASKS), "--limit", str(limit),
-                       "--gen_kwargs", "gen_length=32,steps=4,block_length=32", "--output_path", str(tmp_path), "--log_samples", "--device", "cpu", *extra,
-                       cwd=tmp_path, LLADA_PLUGINS_DATA=str(data), HF_ALLOW_CODE_EVAL="1")
+    tmp_path: Path,
+    public: Callable[[str], Path],
+    task: str,
+    metric: str,
+    limit: int,
+    extra: tuple[str, ...],
+) -> None:
+    data = public("gsm8k").parent  # which holds the other tasks' files too
+    done = run_lm_eval(
+        "--model",
+        "llada",
+        "--model_args",
+        "early_stop=True",
+        "--tasks",
+        task,
+        "--include_path",
+        str(TASKS),
+        "--limit",
+        str(limit),
+        "--gen_kwargs",
+        "gen_length=32,steps=4,block_length=32",
+        "--output_path",
+        str(tmp_path),
+        "--log_samples",
+        "--device",
+        "cpu",
+        *extra,
+        cwd=tmp_path,
+        LLADA_PLUGINS_DATA=str(data),
+        HF_ALLOW_CODE_EVAL="1",
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(next(tmp_path.rglob("results_*.json")).read_text())
-    rows = [json.loads(line) for line in next(tmp_path.rglob(f"samples_{task}_*.jsonl")).read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in next(tmp_path.rglob(f"samples_{task}_*.jsonl")).read_text().splitlines()
+    ]
     assert len({row["doc_id"] for row in rows}) == limit
     assert results["results"][task][metric] == 0.0
     prompt = rows[0]["arguments"]["gen_args_0"]["arg_0"]
-    assert prompt.count("<|start_header_id|>assistant<|end_header_id|>") >= 1 if "--apply_chat_template" in extra else "<|" not in prompt
+    assert (
+        prompt.count("<|start_header_id|>assistant<|end_header_id|>") >= 1
+        if "--apply_chat_template" in extra
+        else "<|" not in prompt
+    )
     stops = rows[0]["arguments"]["gen_args_0"]["arg_1"]["until"]
     assert not any(stop in row["resps"][0][0] for row in rows for stop in stops)

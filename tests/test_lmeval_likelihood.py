@@ -1,4 +1,7 @@
-"""Likelihoods through lm-eval: upstream's own tests of determinism and BOS handling, pointed at our classes, and what a run records."""
+"""Likelihoods through lm-eval: upstream's own tests of determinism and BOS handling,
+pointed at our classes, and what a run records.
+"""
+
 from __future__ import annotations
 
 import json
@@ -29,7 +32,13 @@ pytestmark = pytest.mark.floats
 
 ROOT = Path(__file__).parents[1]
 BOS = "<|startoftext|>"
-PAIRS = [("the cat", " sat on it"), ("the cat", " ran"), ("the cat", " slept all day"), ("a dog", " barked"), ("", "alone")]
+PAIRS = [
+    ("the cat", " sat on it"),
+    ("the cat", " ran"),
+    ("the cat", " slept all day"),
+    ("a dog", " barked"),
+    ("", "alone"),
+]
 TASK = """task: toy_choice
 dataset_path: json
 dataset_kwargs:
@@ -55,9 +64,14 @@ def with_bos(tiny_checkpoint, tmp_path_factory) -> Path:
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     number = next(token["id"] for token in tokenizer["added_tokens"] if token["content"] == BOS)
     tokenizer["post_processor"] = {
-        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": BOS, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {BOS: {"id": BOS, "ids": [number], "tokens": [BOS]}}}
+        "special_tokens": {BOS: {"id": BOS, "ids": [number], "tokens": [BOS]}},
+    }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": True}))
@@ -66,13 +80,21 @@ def with_bos(tiny_checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture(params=["adds BOS", "adds nothing"])
 def model(request, tiny_checkpoint, with_bos) -> LLaDA:
-    return LLaDA(str(with_bos if request.param == "adds BOS" else tiny_checkpoint), device="cpu", mc_num=8)
+    return LLaDA(
+        str(with_bos if request.param == "adds BOS" else tiny_checkpoint), device="cpu", mc_num=8
+    )
 
 
 @pytest.fixture
 def task_folder(tmp_path) -> Path:
-    docs = [{"question": f"{word} is", "choices": ["one", "two", "a few", "many more"], "gold": number % 4}
-            for number, word in enumerate(["this", "that", "it", "all", "none"])]
+    docs = [
+        {
+            "question": f"{word} is",
+            "choices": ["one", "two", "a few", "many more"],
+            "gold": number % 4,
+        }
+        for number, word in enumerate(["this", "that", "it", "all", "none"])
+    ]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "toy.yaml").write_text(TASK.format(file=tmp_path / "docs.jsonl"))
@@ -94,6 +116,7 @@ def scored(lm: LLaDA, pairs: list[tuple[str, str]]) -> list[float]:
 
 # ---- after upstream's tests/models/test_bos_handling.py
 
+
 def test_texts_get_bos_as_the_tokenizer_does_and_never_twice(model):
     bos, adds = model.tokenizer.bos_token_id, len(model.tok_encode("")) > 0
     plain = model.tok_encode("some text", add_special_tokens=False)
@@ -102,34 +125,52 @@ def test_texts_get_bos_as_the_tokenizer_does_and_never_twice(model):
     assert model.tok_encode("some text", add_special_tokens=True) == [bos] * adds + plain
 
 
-@pytest.mark.parametrize("context, continuation", [("one", " two"), ("one ", "two"), (BOS + "one", " two"), ("one\n\n", "two three")])
+@pytest.mark.parametrize(
+    "context, continuation",
+    [("one", " two"), ("one ", "two"), (BOS + "one", " two"), ("one\n\n", "two three")],
+)
 def test_bos_stays_with_the_context_and_the_pair_is_the_whole_text(model, context, continuation):
     first, second = model._encode_pair(context, continuation)
     assert first + second == model.tok_encode(context + continuation)
     bos = model.tokenizer.bos_token_id
-    assert bos not in second and first.count(bos) == (context.startswith(BOS) or len(model.tok_encode("")))
+    assert bos not in second and first.count(bos) == (
+        context.startswith(BOS) or len(model.tok_encode(""))
+    )
 
 
 def test_an_empty_context_is_bos_once(model):
     bos = model.tokenizer.bos_token_id
     ids = model.tok_encode("alone", add_special_tokens=False)
-    expected = log_likelihood(model.engine.model, [([bos], ids)], mc_num=8, special=model.engine.special)[0].value
+    expected = log_likelihood(
+        model.engine.model, [([bos], ids)], mc_num=8, special=model.engine.special
+    )[0].value
     bound = likelihood_error(model.engine.model, len(ids))
     assert scored(model, [("", "alone")]) == pytest.approx([expected], abs=bound)
-    assert scored(model, [("", BOS + "alone")]) == pytest.approx([expected], abs=bound)        # a continuation that brings its own
+    # a continuation that brings its own
+    assert scored(model, [("", BOS + "alone")]) == pytest.approx([expected], abs=bound)
 
 
 def test_rolling_begins_with_the_prefix_token(model, monkeypatch):
     seen: list[tuple[list[int], list[int]]] = []
     whole = model.engine.log_likelihood
-    monkeypatch.setattr(model.engine, "log_likelihood", lambda pairs: (seen.extend(pairs), whole(pairs))[1])
-    model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("a text to roll over",), 0)], disable_tqdm=True)
-    assert [list(part) for part in seen[0]] == [[model.prefix_token_id], model.tok_encode("a text to roll over", add_special_tokens=False)]
+    monkeypatch.setattr(
+        model.engine, "log_likelihood", lambda pairs: (seen.extend(pairs), whole(pairs))[1]
+    )
+    model.loglikelihood_rolling(
+        [Instance("loglikelihood_rolling", {}, ("a text to roll over",), 0)], disable_tqdm=True
+    )
+    assert [list(part) for part in seen[0]] == [
+        [model.prefix_token_id],
+        model.tok_encode("a text to roll over", add_special_tokens=False),
+    ]
 
 
 def test_a_context_of_spaces_leaves_bos_with_the_context(model):
     bos, adds = model.tokenizer.bos_token_id, len(model.tok_encode("")) > 0
-    assert model._encode_pair("\n ", "a") == ([bos] * adds, model.tok_encode("\n a", add_special_tokens=False))
+    assert model._encode_pair("\n ", "a") == (
+        [bos] * adds,
+        model.tok_encode("\n a", add_special_tokens=False),
+    )
 
 
 def test_rolling_windows_are_no_longer_than_the_router_knows():
@@ -141,34 +182,63 @@ def test_rolling_windows_are_no_longer_than_the_router_knows():
 
 
 def test_an_answer_longer_than_the_router_knows_is_named_before_a_forward():
-    with pytest.raises(ValueError, match="^request 1: an answer of 65 tokens exceeds the 64 that llada_ala knows"):
+    with pytest.raises(
+        ValueError, match="^request 1: an answer of 65 tokens exceeds the 64 that llada_ala knows"
+    ):
         list(LLaDAALA(device="cpu").engine.log_likelihood([([17], [18] * 64), ([17], [18] * 65)]))
 
 
 # ---- after upstream's tests/test_evaluator.py
 
+
 def test_evaluating_by_name_and_by_object_agree_without_seeding_again(tiny_checkpoint, task_folder):
     arguments = {"pretrained": str(tiny_checkpoint), "mc_num": 8, "estimator": "published"}
     manager = TaskManager(include_path=str(task_folder / "tasks"), include_defaults=False)
-    by_name = simple_evaluate(model="llada", model_args=arguments, tasks=["toy_choice"], task_manager=manager, device="cpu",
-                              bootstrap_iters=0)
-    by_object = evaluate(LLaDA(device="cpu", **arguments), get_task_dict(["toy_choice"], manager), bootstrap_iters=0)
-    assert by_name["results"]["toy_choice"]["acc,none"] == by_object["results"]["toy_choice"]["acc,none"]
-    answers, again = ([sample["resps"] for sample in found["samples"]["toy_choice"]] for found in (by_name, by_object))
+    by_name = simple_evaluate(
+        model="llada",
+        model_args=arguments,
+        tasks=["toy_choice"],
+        task_manager=manager,
+        device="cpu",
+        bootstrap_iters=0,
+    )
+    by_object = evaluate(
+        LLaDA(device="cpu", **arguments), get_task_dict(["toy_choice"], manager), bootstrap_iters=0
+    )
+    assert (
+        by_name["results"]["toy_choice"]["acc,none"]
+        == by_object["results"]["toy_choice"]["acc,none"]
+    )
+    answers, again = (
+        [sample["resps"] for sample in found["samples"]["toy_choice"]]
+        for found in (by_name, by_object)
+    )
     assert answers == again and len(answers) == 5
     assert by_name["config"]["estimator"] == "published" and by_name["config"]["mc_num"] == 8
 
 
-@pytest.mark.parametrize("options", [*(dict(estimator=name) for name in ("count", "published", "bernoulli", "chain")),
-                                     dict(mc_num="auto:4", mc_max=64)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(dict(estimator=name) for name in ("count", "published", "bernoulli", "chain")),
+        dict(mc_num="auto:4", mc_max=64),
+    ],
+    ids=str,
+)
 def test_values_depend_on_neither_order_nor_batches_nor_repetition(tiny_checkpoint, options):
     options = {"mc_num": 8, **options}
     lm = LLaDA(str(tiny_checkpoint), device="cpu", **options)
     first, bound = scored(lm, PAIRS), rounding_of(lm)
-    assert scored(lm, PAIRS[::-1])[::-1] == pytest.approx(first, abs=bound) and scored(lm, PAIRS) == first
+    assert (
+        scored(lm, PAIRS[::-1])[::-1] == pytest.approx(first, abs=bound)
+        and scored(lm, PAIRS) == first
+    )
     for size in (dict(batch_size=7), dict(batch_tokens=100)):
-        assert scored(LLaDA(str(tiny_checkpoint), device="cpu", **options, **size), PAIRS) == pytest.approx(first, abs=bound)
-    halves = scored(lm, PAIRS[:3]) + scored(lm, PAIRS[3:])        # as two processes would: a question stays together
+        assert scored(
+            LLaDA(str(tiny_checkpoint), device="cpu", **options, **size), PAIRS
+        ) == pytest.approx(first, abs=bound)
+    # as two processes would: a question stays together
+    halves = scored(lm, PAIRS[:3]) + scored(lm, PAIRS[3:])
     assert halves == pytest.approx(first, abs=bound)
 
 
@@ -178,19 +248,53 @@ def test_two_processes_give_the_values_of_one(tiny_checkpoint, task_folder):
         folder = task_folder / name
         folder.mkdir()
         done = subprocess.run(
-            [sys.executable, *launcher, "-m", "lm_eval", "--model", "llada", "--tasks", "toy_choice",
-             "--include_path", str(task_folder / "tasks"),
-             "--model_args", f"pretrained={tiny_checkpoint},mc_num=8,likelihood_log={folder}/log.jsonl",
-             "--device", "cpu", "--output_path", str(folder), "--log_samples"],
-            cwd=folder, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hf")},
-            capture_output=True, text=True, timeout=600)
+            [
+                sys.executable,
+                *launcher,
+                "-m",
+                "lm_eval",
+                "--model",
+                "llada",
+                "--tasks",
+                "toy_choice",
+                "--include_path",
+                str(task_folder / "tasks"),
+                "--model_args",
+                f"pretrained={tiny_checkpoint},mc_num=8,likelihood_log={folder}/log.jsonl",
+                "--device",
+                "cpu",
+                "--output_path",
+                str(folder),
+                "--log_samples",
+            ],
+            cwd=folder,
+            env={
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "HF_DATASETS_OFFLINE": "1",
+                "HF_HOME": str(folder / "hf"),
+            },
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
-        rows = [json.loads(line) for line in next(folder.rglob("samples_toy_choice_*.jsonl")).read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in next(folder.rglob("samples_toy_choice_*.jsonl")).read_text().splitlines()
+        ]
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        texts = {f"{row['doc']['question']} {choice}" for row in rows for choice in row["doc"]["choices"]}
+        texts = {
+            f"{row['doc']['question']} {choice}" for row in rows for choice in row["doc"]["choices"]
+        }
         assert {line["context"] + line["answer"] for line in lines} == texts
-        assert all(arguments["arg_2"]["stderr"] > 0 for row in rows for arguments in row["arguments"].values())
+        assert all(
+            arguments["arg_2"]["stderr"] > 0
+            for row in rows
+            for arguments in row["arguments"].values()
+        )
         return {row["doc_id"]: [float(answer[0][0]) for answer in row["resps"]] for row in rows}
+
     one = run("one")
     two = run("two", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
     assert sorted(one) == sorted(two) == list(range(5))
@@ -201,24 +305,38 @@ def test_two_processes_give_the_values_of_one(tiny_checkpoint, task_folder):
 
 # ---- what a run records
 
+
 def logged_run(checkpoint: Path, folder: Path, **arguments) -> tuple[dict, list[dict]]:
     """What `lm_eval --log_samples` does: the results, and the lines of the sample file."""
     manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
-    found = simple_evaluate(model="llada", model_args={"pretrained": str(checkpoint), "mc_num": 8}, tasks=["toy_choice"], device="cpu",
-                            task_manager=manager, bootstrap_iters=0, **arguments)
+    found = simple_evaluate(
+        model="llada",
+        model_args={"pretrained": str(checkpoint), "mc_num": 8},
+        tasks=["toy_choice"],
+        device="cpu",
+        task_manager=manager,
+        bootstrap_iters=0,
+        **arguments,
+    )
     tracker = EvaluationTracker(output_path=str(folder / "out"))
     tracker.save_results_aggregated(found, found["samples"])
     tracker.save_results_samples("toy_choice", found["samples"]["toy_choice"])
     newest = max((folder / "out").rglob("samples_*.jsonl"))
-    return found["results"]["toy_choice"], [json.loads(line) for line in newest.read_text().splitlines()]
+    return found["results"]["toy_choice"], [
+        json.loads(line) for line in newest.read_text().splitlines()
+    ]
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
-def test_the_sample_file_has_the_error_of_every_request_behind_its_texts(tiny_checkpoint, task_folder, repeats):
+def test_the_sample_file_has_the_error_of_every_request_behind_its_texts(
+    tiny_checkpoint, task_folder, repeats
+):
     with (task_folder / "tasks" / "toy.yaml").open("a") as file:
         file.write(f"repeats: {repeats}\n")
     _, rows = logged_run(tiny_checkpoint, task_folder)
-    pairs = [(row["doc"]["question"], f" {choice}") for row in rows for choice in row["doc"]["choices"]]
+    pairs = [
+        (row["doc"]["question"], f" {choice}") for row in rows for choice in row["doc"]["choices"]
+    ]
     lm = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=8)
     expected = dict(lm.engine.log_likelihood([lm.engine.encode_pair(*pair) for pair in pairs]))
     logged = [list(arguments.values()) for row in rows for arguments in row["arguments"].values()]
@@ -226,31 +344,51 @@ def test_the_sample_file_has_the_error_of_every_request_behind_its_texts(tiny_ch
     answers = [answer for row in rows for answer in row["resps"]]
     bound = rounding_of(lm, pairs)
     for number, (*_, error) in enumerate(logged):
-        assert error == {"stderr": pytest.approx(expected[number].stderr, abs=bound), "num_forwards": expected[number].num_forwards}
+        assert error == {
+            "stderr": pytest.approx(expected[number].stderr, abs=bound),
+            "num_forwards": expected[number].num_forwards,
+        }
         assert answers[number] == repeats * [[answers[number][0][0], "False"]]
         assert float(answers[number][0][0]) == pytest.approx(expected[number].value, abs=bound)
-    assert [answer for row in rows for answer in row["filtered_resps"]] == [answer[0] for answer in answers]
+    assert [answer for row in rows for answer in row["filtered_resps"]] == [
+        answer[0] for answer in answers
+    ]
 
 
-def test_a_response_cache_keeps_its_keys_and_what_it_supplies_comes_without_error(tiny_checkpoint, task_folder, monkeypatch):
+def test_a_response_cache_keeps_its_keys_and_what_it_supplies_comes_without_error(
+    tiny_checkpoint, task_folder, monkeypatch
+):
     from sqlitedict import SqliteDict
 
     path = str(task_folder / "cache")
     logged_run(tiny_checkpoint, task_folder, use_cache=path, limit=2)
     fresh, expected = logged_run(tiny_checkpoint, task_folder)
     found, rows = logged_run(tiny_checkpoint, task_folder, use_cache=path)
-    assert [[len(arguments) for arguments in row["arguments"].values()] for row in rows] == 2 * [4 * [2]] + 3 * [4 * [3]]
+    assert [[len(arguments) for arguments in row["arguments"].values()] for row in rows] == 2 * [
+        4 * [2]
+    ] + 3 * [4 * [3]]
     with SqliteDict(path + "_rank0.db") as cache:
-        texts = [list(arguments.values())[:2] for row in rows for arguments in row["arguments"].values()]
-        assert {hash_args("loglikelihood", pair) for pair in texts} < set(cache) and len(cache) == 20 + 1        # and the fingerprint
-    monkeypatch.setattr("llada_plugins.engine.Engine.log_likelihood", None)        # every answer must come from the cache
+        texts = [
+            list(arguments.values())[:2] for row in rows for arguments in row["arguments"].values()
+        ]
+        # and the fingerprint
+        assert {hash_args("loglikelihood", pair) for pair in texts} < set(cache) and len(
+            cache
+        ) == 20 + 1
+    # every answer must come from the cache
+    monkeypatch.setattr("llada_plugins.engine.Engine.log_likelihood", None)
     again, rows = logged_run(tiny_checkpoint, task_folder, use_cache=path)
     assert {len(arguments) for row in rows for arguments in row["arguments"].values()} == {2}
     assert found == again == fresh
     bound = likelihood_error(load_model(tiny_checkpoint, device="cpu"), len(" many more"))
     for row, other in zip(rows, expected):
-        values, others = ([float(answer[0][0]) for answer in found["resps"]] for found in (row, other))
-        assert values == pytest.approx(others, abs=bound) and row["prompt_hash"] == other["prompt_hash"]
+        values, others = (
+            [float(answer[0][0]) for answer in found["resps"]] for found in (row, other)
+        )
+        assert (
+            values == pytest.approx(others, abs=bound)
+            and row["prompt_hash"] == other["prompt_hash"]
+        )
 
 
 def test_errors_of_windows_add_in_quadrature_and_an_unknown_one_is_null(tiny_checkpoint):
@@ -259,16 +397,22 @@ def test_errors_of_windows_add_in_quadrature_and_an_unknown_one_is_null(tiny_che
     windows = []
     whole = lm.engine.log_likelihood
     lm.engine.log_likelihood = lambda pairs: (windows.extend(pairs), whole(pairs))[1]
-    requests = [Instance("loglikelihood_rolling", {}, (text,), number) for number, text in enumerate(texts)]
+    requests = [
+        Instance("loglikelihood_rolling", {}, (text,), number) for number, text in enumerate(texts)
+    ]
     values = lm.loglikelihood_rolling(requests, disable_tqdm=True)
-    assert [request.args for request in requests] == [(text,) for text in texts]        # as lm-eval caches them
+    # as lm-eval caches them
+    assert [request.args for request in requests] == [(text,) for text in texts]
     estimates = dict(whole(windows))
     assert len(windows) == 6
     for number, request in enumerate(requests):
         request.resps.append(values[number])
         parts = [estimates[index] for index in range(3 * number, 3 * number + 3)]
         bound = likelihood_error(lm.engine.model, len(texts[number]))
-        error = {"stderr": pytest.approx(math.sqrt(sum(part.stderr ** 2 for part in parts)), abs=bound), "num_forwards": 9}
+        error = {
+            "stderr": pytest.approx(math.sqrt(sum(part.stderr**2 for part in parts)), abs=bound),
+            "num_forwards": 9,
+        }
         assert request.args == (texts[number], error) and request.arguments == (texts[number],)
         assert values[number] == pytest.approx(sum(part.value for part in parts), abs=bound)
     single = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=1)
@@ -281,39 +425,72 @@ def test_the_log_has_a_line_with_the_error_of_every_request(tiny_checkpoint, tmp
     path = tmp_path / "likelihoods.jsonl"
     lm = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=8, likelihood_log=str(path))
     values = scored(lm, PAIRS)
-    lines = {line["context"] + line["answer"]: line for line in map(json.loads, path.read_text().splitlines())}
+    lines = {
+        line["context"] + line["answer"]: line
+        for line in map(json.loads, path.read_text().splitlines())
+    }
     assert len(lines) == len(PAIRS)
     for (context, continuation), value in zip(PAIRS, values):
         line = lines[(context or BOS) + continuation]
-        assert line["value"] == value and line["stderr"] > 0 and 0 < line["num_forwards"] <= 8 and line["num_tokens"] == len(continuation)
+        assert (
+            line["value"] == value
+            and line["stderr"] > 0
+            and 0 < line["num_forwards"] <= 8
+            and line["num_tokens"] == len(continuation)
+        )
         assert line["greedy"] is None
     scored(lm, PAIRS[:1])
-    assert len(path.read_text().splitlines()) == len(PAIRS) + 1                                  # appended
-    single = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=1, likelihood_log=str(tmp_path / "one.jsonl"))
+    assert len(path.read_text().splitlines()) == len(PAIRS) + 1  # appended
+    single = LLaDA(
+        str(tiny_checkpoint), device="cpu", mc_num=1, likelihood_log=str(tmp_path / "one.jsonl")
+    )
     scored(single, PAIRS[:1])
-    assert json.loads((tmp_path / "one.jsonl").read_text())["stderr"] is None                    # nan is no JSON
+    assert json.loads((tmp_path / "one.jsonl").read_text())["stderr"] is None  # nan is no JSON
     with pytest.raises(ValueError, match="its folder does not exist"):
-        LLaDA(str(tiny_checkpoint), device="cpu", likelihood_log=str(tmp_path / "none" / "log.jsonl"))
+        LLaDA(
+            str(tiny_checkpoint), device="cpu", likelihood_log=str(tmp_path / "none" / "log.jsonl")
+        )
     with pytest.raises(ValueError, match="is a folder: give a file$"):
         LLaDA(str(tiny_checkpoint), device="cpu", likelihood_log=str(tmp_path))
 
 
 def test_the_greedy_flag_is_false_until_asked(tiny_checkpoint):
-    plain, asking = (LLaDA(str(tiny_checkpoint), device="cpu", mc_num=1, greedy_check=check) for check in (False, True))
+    plain, asking = (
+        LLaDA(str(tiny_checkpoint), device="cpu", mc_num=1, greedy_check=check)
+        for check in (False, True)
+    )
     engine = plain.engine
     context = engine.encode("the cat")
-    scores = engine.model(engine.model.embedding.weight.new_tensor([context + [engine.special.mask]]).long())[0, -1]
+    scores = engine.model(
+        engine.model.embedding.weight.new_tensor([context + [engine.special.mask]]).long()
+    )[0, -1]
     scores[engine.special.mask] = -math.inf
     best = int(scores.argmax())
     pairs = [(("a", "b"), context, [best]), (("a", "c"), context, [(best + 1) % 256])]
-    assert [flag for _, flag in plain._loglikelihood_tokens(pairs, disable_tqdm=True)] == [False, False]
-    assert [flag for _, flag in asking._loglikelihood_tokens(pairs, disable_tqdm=True)] == [True, False]
+    assert [flag for _, flag in plain._loglikelihood_tokens(pairs, disable_tqdm=True)] == [
+        False,
+        False,
+    ]
+    assert [flag for _, flag in asking._loglikelihood_tokens(pairs, disable_tqdm=True)] == [
+        True,
+        False,
+    ]
 
 
 def test_a_context_that_is_too_long_is_cut_from_the_left_with_one_warning(tiny_checkpoint, caplog):
     lm = LLaDA(str(tiny_checkpoint), device="cpu", max_length=20, mc_num=8)
     with caplog.at_level(logging.WARNING):
-        long, short, _ = scored(lm, [("x" * 50 + "the cat sat on", " it"), ("xxxthe cat sat on", " it"), ("y" * 60, " more")])
+        long, short, _ = scored(
+            lm,
+            [
+                ("x" * 50 + "the cat sat on", " it"),
+                ("xxxthe cat sat on", " it"),
+                ("y" * 60, " more"),
+            ],
+        )
     assert long == pytest.approx(short, abs=likelihood_error(lm.engine.model, len(" it")))
-    said, = [message for message in caplog.messages if "cut" in message]
-    assert said.startswith("2 of 3 requests do not fit and are cut from the left (overlong=truncate); the first, number 1: a context of 64 and")
+    (said,) = [message for message in caplog.messages if "cut" in message]
+    assert said.startswith(
+        "2 of 3 requests do not fit and are cut from the left (overlong=truncate); the first, "
+        "number 1: a context of 64 and"
+    )

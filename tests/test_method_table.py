@@ -1,4 +1,5 @@
 """The METHODS table: every row can be asked for in either harness, and nothing else can."""
+
 from __future__ import annotations
 
 import configparser
@@ -35,6 +36,9 @@ def test_every_method_has_a_class_for_opencompass():
     pytest.importorskip("opencompass")
     from llada_plugins import opencompass_models
 
-    classes = [value for value in vars(opencompass_models).values()
-               if isinstance(value, type) and issubclass(value, opencompass_models.LLaDA)]
+    classes = [
+        value
+        for value in vars(opencompass_models).values()
+        if isinstance(value, type) and issubclass(value, opencompass_models.LLaDA)
+    ]
     assert sorted(each.method for each in classes) == sorted(METHODS)

@@ -1,4 +1,7 @@
-"""The transformer: equal to transformers' Llama and Qwen2 with the same weights. For the published code see test_golden.py."""
+"""The transformer: equal to transformers' Llama and Qwen2 with the same weights. For
+the published code see test_golden.py.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -12,7 +15,8 @@ from tests.tolerance import forward_error, measured, rounding
 
 pytestmark = pytest.mark.floats
 
-# LLaDAConfig fields -> (transformers class, its config fields): every variant that a switch of the config selects
+# LLaDAConfig fields -> (transformers class, its config fields): every variant that a
+# switch of the config selects
 TWINS = {
     "plain": ({}, ("Llama", {})),
     "grouped_query": (dict(n_kv_heads=2), ("Llama", dict(num_key_value_heads=2))),
@@ -21,22 +25,48 @@ TWINS = {
     "qkv_bias": (dict(include_qkv_bias=True), ("Qwen2", {})),
     "bias": (dict(include_bias=True), ("Llama", dict(attention_bias=True, mlp_bias=True))),
 }
-RENAMED = {"wte": "embed_tokens", "blocks": "layers", "ln_f": "norm", "attn_norm": "input_layernorm", "ff_norm": "post_attention_layernorm",
-           "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj", "attn_out": "self_attn.o_proj",
-           "ff_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj", "ff_out": "mlp.down_proj"}
+RENAMED = {
+    "wte": "embed_tokens",
+    "blocks": "layers",
+    "ln_f": "norm",
+    "attn_norm": "input_layernorm",
+    "ff_norm": "post_attention_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+}
 
 
 def twin(model: LLaDA, kind: str, fields: dict) -> torch.nn.Module:
     """The same weights in a transformers model with bidirectional attention."""
-    transformers = pytest.importorskip("transformers", "5.2.0", reason="is_causal=False is honoured since transformers 5.2")
+    transformers = pytest.importorskip(
+        "transformers", "5.2.0", reason="is_causal=False is honoured since transformers 5.2"
+    )
     config = model.config
-    config = getattr(transformers, f"{kind}Config")(**{**dict(
-        hidden_size=config.d_model, intermediate_size=config.mlp_hidden_size, num_hidden_layers=config.n_layers,
-        vocab_size=config.vocab_size, num_attention_heads=config.n_heads, num_key_value_heads=config.n_heads,
-        rms_norm_eps=config.rms_norm_eps, rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        tie_word_embeddings=False, is_causal=False), **fields})
+    config = getattr(transformers, f"{kind}Config")(
+        **{
+            **dict(
+                hidden_size=config.d_model,
+                intermediate_size=config.mlp_hidden_size,
+                num_hidden_layers=config.n_layers,
+                vocab_size=config.vocab_size,
+                num_attention_heads=config.n_heads,
+                num_key_value_heads=config.n_heads,
+                rms_norm_eps=config.rms_norm_eps,
+                rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+                tie_word_embeddings=False,
+                is_causal=False,
+            ),
+            **fields,
+        }
+    )
     other = getattr(transformers, f"{kind}ForCausalLM")(config).eval().to(model.dtype)
-    other.model.rotary_emb = type(other.model.rotary_emb)(config)        # .to() rounds its frequencies, from_pretrained would not
+    # .to() rounds its frequencies, from_pretrained would not
+    other.model.rotary_emb = type(other.model.rotary_emb)(config)
     state = {}
     for name, tensor in model.state_dict().items():
         parts = name.removeprefix("model.transformer.").split(".")
@@ -47,7 +77,7 @@ def twin(model: LLaDA, kind: str, fields: dict) -> torch.nn.Module:
         state[".".join(parts)] = tensor
     if model.config.weight_tying:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    state.pop("lm_head.bias", None)        # transformers has none: added by the caller
+    state.pop("lm_head.bias", None)  # transformers has none: added by the caller
     other.load_state_dict(state)
     return other
 
@@ -64,16 +94,22 @@ def test_logits_equal_transformers_with_the_same_weights(make_model, variant):
     tokens = ids(3, 17)
     bias = model.model["transformer"]["ff_out"].bias if model.config.include_bias else 0.0
     with torch.no_grad():
-        torch.testing.assert_close(model(tokens), other(tokens).logits + bias, atol=forward_error(model), rtol=0)
+        torch.testing.assert_close(
+            model(tokens), other(tokens).logits + bias, atol=forward_error(model), rtol=0
+        )
 
 
 def test_rotation_precision_is_what_the_config_says(make_model):
-    """transformers' Llama rotates in the model's dtype, LLaDA in fp32: in bf16 the two settings are told apart by which is nearer to it."""
+    """transformers' Llama rotates in the model's dtype, LLaDA in fp32: in bf16 the two
+    settings are told apart by which is nearer to it.
+    """
     half, full = (make_model(rope_full_precision=flag).to(torch.bfloat16) for flag in (False, True))
     with torch.no_grad():
         expected = twin(half, "Llama", {})(ids(2, 17)).logits.float()
-        errors = [float((model(ids(2, 17)).float() - expected).abs().mean()) for model in (half, full)]
-    assert errors[0] < 0.2 * errors[1]        # measured: 0 and 0.007
+        errors = [
+            float((model(ids(2, 17)).float() - expected).abs().mean()) for model in (half, full)
+        ]
+    assert errors[0] < 0.2 * errors[1]  # measured: 0 and 0.007
 
 
 def test_attention_sees_later_tokens(make_model):
@@ -88,9 +124,13 @@ def test_padding_changes_no_real_position(make_model, side):
     model, tokens, padding = make_model(), ids(2, 11), torch.full((2, 5), 38)
     real = torch.ones(2, 11)
     parts = ((padding, 0 * real[:, :5]), (tokens, real))
-    padded, attention_mask = (torch.cat(pair, 1) for pair in zip(*(parts if side == "left" else parts[::-1])))
+    padded, attention_mask = (
+        torch.cat(pair, 1) for pair in zip(*(parts if side == "left" else parts[::-1]))
+    )
     shown = slice(5, None) if side == "left" else slice(None, 11)
-    torch.testing.assert_close(model(padded, attention_mask)[:, shown], model(tokens), atol=forward_error(model), rtol=0)
+    torch.testing.assert_close(
+        model(padded, attention_mask)[:, shown], model(tokens), atol=forward_error(model), rtol=0
+    )
 
 
 def test_the_content_of_padding_is_never_seen(make_model):
@@ -106,20 +146,25 @@ def test_embeddings_in_place_of_ids_give_the_same_logits(make_model):
 
 
 def head_weight(model: LLaDA) -> torch.Tensor:
-    return (model.embedding if model.config.weight_tying else model.model["transformer"]["ff_out"]).weight
+    return (
+        model.embedding if model.config.weight_tying else model.model["transformer"]["ff_out"]
+    ).weight
 
 
 @pytest.mark.parametrize("fields", [{}, dict(weight_tying=True)], ids=str)
 def test_head_at_some_positions_equals_the_whole_logits_there(make_model, fields):
     model, tokens, at = make_model(**fields), ids(2, 10), torch.tensor([1, 4, 9])
     hidden = model.hidden_states(tokens)
-    bound = rounding(2 * 32, hidden.abs() @ head_weight(model).abs().t())        # sums of 32 products, in two orders
+    # sums of 32 products, in two orders
+    bound = rounding(2 * 32, hidden.abs() @ head_weight(model).abs().t())
     torch.testing.assert_close(model.head(hidden[:, at]), model(tokens)[:, at], atol=bound, rtol=0)
 
 
 @pytest.mark.parametrize("fields", [{}, dict(n_kv_heads=2)], ids=str)
 @pytest.mark.parametrize("columns", [slice(3, 7), slice(6, None), slice(0, 1)], ids=str)
-def test_some_columns_beside_the_kept_keys_and_values_equal_the_whole_forward(make_model, fields, columns):
+def test_some_columns_beside_the_kept_keys_and_values_equal_the_whole_forward(
+    make_model, fields, columns
+):
     model, tokens = make_model(**fields), ids(2, 10)
     attention_mask, past = torch.arange(10) >= torch.tensor([[0], [2]]), {}
     with torch.inference_mode():
@@ -127,14 +172,19 @@ def test_some_columns_beside_the_kept_keys_and_values_equal_the_whole_forward(ma
         assert torch.equal(expected, model.hidden_states(tokens, attention_mask))
         kept = [tensor.clone() for pair in past.values() for tensor in pair]
         found = model.streams(tokens, attention_mask, columns=columns, past=past).hidden
-        embedded = model.streams(None, attention_mask, inputs_embeds=model.embedding(tokens), columns=columns, past=past).hidden
+        embedded = model.streams(
+            None, attention_mask, inputs_embeds=model.embedding(tokens), columns=columns, past=past
+        ).hidden
     real = attention_mask[:, columns]
 
     def states(of: LLaDA) -> torch.Tensor:
         """The hidden states and the keys and values, all at once."""
         filled = {}
         hidden = of.streams(tokens, attention_mask, past=filled).hidden
-        return torch.cat([hidden.flatten(), *(tensor.flatten() for pair in filled.values() for tensor in pair)])
+        return torch.cat(
+            [hidden.flatten(), *(tensor.flatten() for pair in filled.values() for tensor in pair)]
+        )
+
     bound = measured(states, model)
     torch.testing.assert_close(found[real], expected[:, columns][real], atol=bound, rtol=0)
     assert torch.equal(embedded, found)
@@ -143,16 +193,24 @@ def test_some_columns_beside_the_kept_keys_and_values_equal_the_whole_forward(ma
         torch.testing.assert_close(after, before, atol=bound, rtol=0)
 
 
-@pytest.mark.parametrize("fields", [{}, {"weight_tying": True}, {"include_bias": True}, {"embedding_size": 5000}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"weight_tying": True}, {"include_bias": True}, {"embedding_size": 5000}],
+    ids=str,
+)
 @pytest.mark.parametrize("shape", [(2, 3, 32), (7, 32), (0, 32), (2, 0, 32), (32,)], ids=str)
 def test_the_head_of_a_vocabulary_in_parts_is_the_whole_product(make_model, fields, shape):
     model = make_model(**{"vocab_size": 4500, **fields})
     hidden = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     head = model.embedding if model.config.weight_tying else model.model["transformer"]["ff_out"]
     with torch.inference_mode():
-        logits, whole = model.head(hidden), F.linear(hidden, head.weight, getattr(head, "bias", None))
+        logits, whole = (
+            model.head(hidden),
+            F.linear(hidden, head.weight, getattr(head, "bias", None)),
+        )
     assert logits.shape == whole.shape == (*shape[:-1], len(head.weight))
-    bound = rounding(2 * 33, [1.0, *(hidden.abs() @ head.weight.abs().t()).flatten().tolist()])        # 32 products and a bias, twice
+    # 32 products and a bias, twice
+    bound = rounding(2 * 33, [1.0, *(hidden.abs() @ head.weight.abs().t()).flatten().tolist()])
     torch.testing.assert_close(logits, whole, atol=bound, rtol=0)
 
 
@@ -164,7 +222,9 @@ def test_forward_under_gradients_equals_inference(make_model, padded):
         expected = model(tokens, attention_mask)
     trained = model.requires_grad_(True)(tokens, attention_mask)
     real = torch.ones(2, 10, dtype=torch.bool) if attention_mask is None else attention_mask
-    torch.testing.assert_close(trained[real], expected[real].clone(), atol=forward_error(model), rtol=0)
+    torch.testing.assert_close(
+        trained[real], expected[real].clone(), atol=forward_error(model), rtol=0
+    )
 
 
 def test_a_backward_works_after_an_inference_mode_forward(make_model):
@@ -172,12 +232,15 @@ def test_a_backward_works_after_an_inference_mode_forward(make_model):
     with torch.inference_mode():
         model(tokens)
     model.requires_grad_(True)(tokens).sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in model.parameters()
+    )
 
 
 def test_rotary_tables_stay_fp32_when_the_model_becomes_bf16(make_model):
     used, fresh = make_model(), make_model()
-    used(ids(1, 40))        # makes the tables before the cast
+    used(ids(1, 40))  # makes the tables before the cast
     used, fresh = used.to(torch.bfloat16), fresh.to(torch.bfloat16)
     assert torch.equal(used(ids(1, 40)), fresh(ids(1, 40)))
     assert all(table.dtype == torch.float32 for model in (used, fresh) for table in model._rotary)
@@ -197,7 +260,9 @@ def test_initialise_is_determined_by_the_generator(make_model):
     state, same = model.state_dict(), other.state_dict()
     assert all(torch.equal(state[name], same[name]) for name in state)
     initialise(other, torch.Generator().manual_seed(4))
-    assert not torch.equal(state["model.transformer.wte.weight"], other.state_dict()["model.transformer.wte.weight"])
+    assert not torch.equal(
+        state["model.transformer.wte.weight"], other.state_dict()["model.transformer.wte.weight"]
+    )
 
 
 def test_config_round_trips_through_its_published_form(make_model):
@@ -209,5 +274,9 @@ def test_config_round_trips_through_its_published_form(make_model):
 def test_more_tokens_than_the_context_are_refused(make_model):
     model = make_model(max_sequence_length=8)
     assert model(torch.zeros(1, 8, dtype=torch.long)).shape[1] == 8
-    with pytest.raises(ValueError, match=r"^9 tokens exceed the model's context of 8 \(max_sequence_length of its config\): give fewer$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^9 tokens exceed the model's context of 8 \(max_sequence_length of its config\): "
+        r"give fewer$",
+    ):
         model(torch.zeros(1, 9, dtype=torch.long))

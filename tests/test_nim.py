@@ -1,4 +1,7 @@
-"""Nim's rule against a search of the game, the claims about the splits, and the model in the package on both harnesses' terms."""
+"""Nim's rule against a search of the game, the claims about the splits, and the model
+in the package on both harnesses' terms.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -21,14 +24,19 @@ TASKS = Path(__file__).parents[1] / "configs" / "lmeval"
 
 @functools.cache
 def wins(heaps: tuple[int, ...]) -> bool:
-    """By the game's rules alone: does the player to move win? Not if no move is left, else if any move leaves a lost position."""
+    """By the game's rules alone: does the player to move win? Not if no move is left,
+    else if any move leaves a lost position.
+    """
     return any(not wins(after) for after in moves(heaps).values())
 
 
 def moves(heaps: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Every legal move's text -> the position it leaves."""
-    return {f"{'ABCDEF'[place]}{left:x}": (*heaps[:place], left, *heaps[place + 1:])
-            for place, size in enumerate(heaps) for left in range(size)}
+    return {
+        f"{'ABCDEF'[place]}{left:x}": (*heaps[:place], left, *heaps[place + 1 :])
+        for place, size in enumerate(heaps)
+        for left in range(size)
+    }
 
 
 def text(heaps: tuple[int, ...]) -> str:
@@ -43,8 +51,21 @@ def test_exactly_the_moves_that_win_by_search_count(num_heaps, largest):
         assert {move for move in every_move if is_winning(text(heaps), "......" + move)} == winning
 
 
-@pytest.mark.parametrize("answer", ["", "B2", "367..B2", "367....B2", "367...b2", "367...2B", "367...B2B2", "367...##", "367...B 2",
-                                    "367...B\u0662"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "B2",
+        "367..B2",
+        "367....B2",
+        "367...b2",
+        "367...2B",
+        "367...B2B2",
+        "367...##",
+        "367...B 2",
+        "367...B\u0662",
+    ],
+)
 def test_anything_but_eight_characters_with_a_winning_move_is_refused(answer):
     assert is_winning("351...=", "367...B2") and is_winning("351...=", " 367...B2\n")
     assert not is_winning("351...=", answer)
@@ -58,8 +79,14 @@ def test_every_answer_shows_the_running_xors_and_the_first_winning_move():
     for split in nim.SPLITS:
         for position, answer in problems(split, 300):
             heaps = [int(size, 16) for size in position.rstrip("=").rstrip(".")]
-            assert len(position) == 7 and len(answer) == nim.ANSWER_LENGTH and is_winning(position, answer)
-            assert answer[:6].rstrip(".") == "".join(f"{functools.reduce(int.__xor__, heaps[:n + 1]):x}" for n in range(len(heaps)))
+            assert (
+                len(position) == 7
+                and len(answer) == nim.ANSWER_LENGTH
+                and is_winning(position, answer)
+            )
+            assert answer[:6].rstrip(".") == "".join(
+                f"{functools.reduce(int.__xor__, heaps[: n + 1]):x}" for n in range(len(heaps))
+            )
             assert answer[6:] == (nim.winning_moves(heaps) or ["##"])[0]
 
 
@@ -71,8 +98,15 @@ def test_on_request_answers_show_any_of_the_winning_moves():
     assert drawn["222...="] == {"A0", "B0", "C0"} and drawn["123...="] == {"##"}
 
 
-@pytest.mark.parametrize("split, num_heaps, largest", [("train", {2, 3, 4}, range(1, 8)), ("test", {2, 3, 4}, range(1, 8)),
-                                                       ("ood_heaps", {5, 6}, range(1, 8)), ("ood_sizes", {2, 3, 4}, range(8, 16))])
+@pytest.mark.parametrize(
+    "split, num_heaps, largest",
+    [
+        ("train", {2, 3, 4}, range(1, 8)),
+        ("test", {2, 3, 4}, range(1, 8)),
+        ("ood_heaps", {5, 6}, range(1, 8)),
+        ("ood_sizes", {2, 3, 4}, range(8, 16)),
+    ],
+)
 def test_each_split_has_its_numbers_and_sizes_of_heaps(split, num_heaps, largest):
     positions = [position.rstrip("=").rstrip(".") for position, _ in problems(split, 500)]
     assert {len(heaps) for heaps in positions} <= num_heaps
@@ -81,8 +115,8 @@ def test_each_split_has_its_numbers_and_sizes_of_heaps(split, num_heaps, largest
 
 
 def test_positions_that_are_evaluated_do_not_repeat_and_asking_for_more_than_there_are_is_an_error():
-    assert num_positions("train") + num_positions("test") == 7 ** 2 + 7 ** 3 + 7 ** 4
-    assert num_positions("ood_sizes") == sum(15 ** count - 7 ** count for count in (2, 3, 4))
+    assert num_positions("train") + num_positions("test") == 7**2 + 7**3 + 7**4
+    assert num_positions("ood_sizes") == sum(15**count - 7**count for count in (2, 3, 4))
     for split in EVALUATED:
         assert len({problem.position for problem in problems(split, 1000)}) == 1000
     assert len(problems("test", num_positions("test"))) == num_positions("test")
@@ -91,9 +125,15 @@ def test_positions_that_are_evaluated_do_not_repeat_and_asking_for_more_than_the
 
 
 def test_the_evaluated_splits_are_the_same_on_every_machine():
-    # golden: sha256 of 500 positions and answers of each split, one a line; printed by this test's own expression
-    text = "\n".join(f"{position}{answer}" for split in EVALUATED for position, answer in problems(split, 500))
-    assert hashlib.sha256(text.encode()).hexdigest() == "4203cee6336e23abc83e88a4041058943f64ccf402eaf24687475e3d256af284"
+    # golden: sha256 of 500 positions and answers of each split, one a line; printed by
+    # this test's own expression
+    text = "\n".join(
+        f"{position}{answer}" for split in EVALUATED for position, answer in problems(split, 500)
+    )
+    assert (
+        hashlib.sha256(text.encode()).hexdigest()
+        == "4203cee6336e23abc83e88a4041058943f64ccf402eaf24687475e3d256af284"
+    )
 
 
 def test_a_longer_list_starts_with_the_shorter_one_and_a_seed_changes_it():
@@ -105,24 +145,31 @@ def test_a_longer_list_starts_with_the_shorter_one_and_a_seed_changes_it():
 
 def test_no_evaluated_position_is_ever_trained_on():
     trained = {position for position, _ in problems("train", 60_000)}
-    assert {split_of(position) for position in trained} == {"train"} and len(trained) == num_positions("train")
+    assert {split_of(position) for position in trained} == {"train"} and len(
+        trained
+    ) == num_positions("train")
     for split in EVALUATED:
         assert not trained & {position for position, _ in problems(split, 1000)}
 
 
 def test_an_unknown_split_is_refused_by_name():
-    with pytest.raises(ValueError, match="split must be one of train, test, ood_heaps, ood_sizes, got 'dev'"):
+    with pytest.raises(
+        ValueError, match="split must be one of train, test, ood_heaps, ood_sizes, got 'dev'"
+    ):
         problems("dev", 1)
 
 
 def test_shipped_models_have_names_and_an_unknown_one_is_told_them():
     assert resolve(None) == resolve("tiny") == resolve("sudoku4") == TINY
     assert resolve("nim").name == "nim"
-    with pytest.raises(FileNotFoundError, match="or a model shipped in the package: tiny, sudoku4, nim"):
+    with pytest.raises(
+        FileNotFoundError, match="or a model shipped in the package: tiny, sudoku4, nim"
+    ):
         resolve("nimm")
 
 
-# --- the model in the package, and both harnesses --------------------------------------------------------------------
+# --- the model in the package, and both harnesses -------------------------------------
+
 
 def answers(engine: Engine, split: str, num: int) -> list[tuple[str, str]]:
     positions = [position for position, _ in problems(split, num)]
@@ -152,12 +199,20 @@ def test_lm_eval_scores_both_tasks_by_the_rule(engine):
 
     from llada_plugins.lmeval_models import LLaDA
 
-    found = simple_evaluate(LLaDA(pretrained="nim", device="cpu", batch_size=12), tasks=["nim", "nim_ood"], bootstrap_iters=0,
-                            task_manager=TaskManager(include_path=str(TASKS), metadata={"num": 12}))["results"]
-    correct = {split: [is_winning(*each) for each in answers(engine, split, 12)] for split in EVALUATED}
+    found = simple_evaluate(
+        LLaDA(pretrained="nim", device="cpu", batch_size=12),
+        tasks=["nim", "nim_ood"],
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_path=str(TASKS), metadata={"num": 12}),
+    )["results"]
+    correct = {
+        split: [is_winning(*each) for each in answers(engine, split, 12)] for split in EVALUATED
+    }
     for task, split in zip(("nim", "nim_ood_heaps", "nim_ood_sizes"), EVALUATED):
         assert found[task]["acc,none"] == pytest.approx(sum(correct[split]) / 12)
-    assert found["nim_ood"]["acc,none"] == pytest.approx(sum(correct["ood_heaps"] + correct["ood_sizes"]) / 24)
+    assert found["nim_ood"]["acc,none"] == pytest.approx(
+        sum(correct["ood_heaps"] + correct["ood_sizes"]) / 24
+    )
 
 
 @pytest.mark.parametrize("split", EVALUATED)
@@ -165,11 +220,26 @@ def test_the_opencompass_data_set_holds_a_split_and_any_winning_move_counts(spli
     pytest.importorskip("opencompass")
     from llada_plugins.tasks.opencompass import NimDataset, NimEvaluator
 
-    data = NimDataset(reader_cfg=dict(input_columns=["position"], output_column="answer"), abbr="nim", num=20, split=split)
+    data = NimDataset(
+        reader_cfg=dict(input_columns=["position"], output_column="answer"),
+        abbr="nim",
+        num=20,
+        split=split,
+    )
     assert [(row["position"], row["answer"]) for row in data.test] == problems(split, 20)
-    other = [answer[:6] + (nim.winning_moves([int(size, 16) for size in position.rstrip("=").rstrip(".")]) or ["##"])[-1]
-             for position, answer in problems(split, 20)]
+    other = [
+        answer[:6]
+        + (
+            nim.winning_moves([int(size, 16) for size in position.rstrip("=").rstrip(".")])
+            or ["##"]
+        )[-1]
+        for position, answer in problems(split, 20)
+    ]
     assert NimEvaluator().score(other, data.test["answer"], data.test)["accuracy"] == 100
     wrong = NimEvaluator().score(["......A9", *other[1:]], data.test["answer"], data.test)
     assert wrong["accuracy"] == 95 and wrong["details"][0] == {
-        "position": data.test[0]["position"], "pred": "......A9", "answer": data.test[0]["answer"], "correct": False}
+        "position": data.test[0]["position"],
+        "pred": "......A9",
+        "answer": data.test[0]["answer"],
+        "correct": False,
+    }

@@ -1,4 +1,6 @@
-"""OpenCompass: the methods that stock code calls on a model, and the inferencers that no masked-diffusion model can serve."""
+"""OpenCompass: the methods that stock code calls on a model, and the inferencers that
+no masked-diffusion model can serve.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,9 @@ def test_a_model_moves_and_a_model_with_further_parts_is_refused(
 
 
 def test_labelled_parts_are_scored_given_the_text_before_them(model, tmp_path) -> None:
-    """The byte tokenizer's spans, written out: a letter is a token, ä and 漢 are two and three; parts that touch are one."""
+    """The byte tokenizer's spans, written out: a letter is a token, ä and 漢 are two and
+    three; parts that touch are one.
+    """
     bos = [model.tokenizer.bos_token_id]
     ids = [model.engine.encode(text) for text in TEXTS]
     lead = ids[0][:1] == bos

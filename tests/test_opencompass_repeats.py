@@ -1,4 +1,6 @@
-"""OpenCompass: a question asked n times, in every stock way, gets n independent answers that depend on no batch, order, split or resume."""
+"""OpenCompass: a question asked n times, in every stock way, gets n independent answers
+that depend on no batch, order, split or resume.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ QUESTIONS = ("ab", "c", "ab", "dd", "e")  # the first comes twice: two rows with
 
 
 class Rows(BaseDataset):
-    """Five questions; num_repeats: each so many times in a row, as the data sets of code benchmarks do."""
+    """Five questions; num_repeats: each so many times in a row, as the data sets of
+    code benchmarks do.
+    """
 
     @staticmethod
     def load(num_repeats: int = 1, marked: bool = False) -> Dataset:
@@ -94,7 +98,9 @@ def run(
     partitioner: type | None = None,
     **options,
 ) -> list:
-    """The predictions of a stock inference task in the order of the rows; with a partitioner, of all its tasks."""
+    """The predictions of a stock inference task in the order of the rows; with a
+    partitioner, of all its tasks.
+    """
     models = [ConfigDict(type=LLaDA, abbr="tiny", path="x", batch_size=batch_size)]
     if partitioner:
         cut = partitioner(
@@ -159,7 +165,9 @@ def test_neither_batch_nor_partitioner_change_an_answer(model, tmp_path, expecte
 def asked_directly(
     inferencer: type, model: LLaDA, folder: Path, template: object, **options
 ) -> list:
-    """The predictions of a stock inferencer without a task, as a script of the user's may run it."""
+    """The predictions of a stock inferencer without a task, as a script of the user's
+    may run it.
+    """
     data = Rows(
         abbr="rows", n=3, reader_cfg=dict(input_columns=["question"], output_column="answer")
     )
@@ -240,7 +248,8 @@ def test_data_sets_that_repeat_by_name_or_by_rows_get_independent_answers(
 def test_copies_that_no_number_tells_apart_are_refused(model, tmp_path) -> None:
     with pytest.raises(
         ValueError,
-        match="data sets one and two ask the same: .* end each abbr with a number, as in one-run0, or write n=2",
+        match="data sets one and two ask the same: .* end each abbr with a number, as in "
+        "one-run0, or write n=2",
     ):
         run(model, tmp_path, entry(abbr="one"), entry(abbr="two"))
 
@@ -248,7 +257,9 @@ def test_copies_that_no_number_tells_apart_are_refused(model, tmp_path) -> None:
 def test_rows_of_one_prompt_get_answers_of_their_own_whatever_their_other_columns(
     model, tmp_path
 ) -> None:
-    """The template reads `question` alone; where nothing is known of the template, the place in the data set counts."""
+    """The template reads `question` alone; where nothing is known of the template, the
+    place in the data set counts.
+    """
     data = entry(num_repeats=2, marked=True)
     assert len(set(run(model, tmp_path / "read", data))) == 10
     data = entry(num_repeats=2, marked=True)
@@ -339,7 +350,9 @@ class Sudokus(BaseDataset):
 
 
 def test_independent_samples_score_what_they_score_in_the_stock_evaluator(tmp_path) -> None:
-    """The shipped model at temperature 1.5 solves one sudoku four times in four and one three times: 7 of 24; equal answers gave 33.3 everywhere."""
+    """The shipped model at temperature 1.5 solves one sudoku four times in four and one
+    three times: 7 of 24; equal answers gave 33.3 everywhere.
+    """
     data = entry(4)
     data.type = Sudokus
     predictions = run(LLaDA(gen_length=16, steps=4, temperature=1.5), tmp_path, data)

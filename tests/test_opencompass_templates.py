@@ -1,4 +1,6 @@
-"""OpenCompass: every way in which stock templates and inferencers hand over a prompt, beside stock code's own rendering of it."""
+"""OpenCompass: every way in which stock templates and inferencers hand over a prompt,
+beside stock code's own rendering of it.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ class Questions(BaseDataset):
 
 
 def prompt(template: object, ice: object = None) -> object:
-    """The first test question as stock retrievers hand it to inferencers, with the second question as example where `ice` is given."""
+    """The first test question as stock retrievers hand it to inferencers, with the
+    second question as example where `ice` is given.
+    """
     data = Questions(reader_cfg=dict(input_columns=["question"], output_column="answer"))
     retriever = FixKRetriever(data, fix_id_list=[1]) if ice else ZeroRetriever(data)
     example = retriever.generate_ice([1], ice_template=ice) if ice else ""

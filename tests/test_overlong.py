@@ -32,7 +32,9 @@ BOTH = ["truncate", "skip"]
 
 @pytest.fixture
 def make(tiny_checkpoint) -> Callable[..., Engine]:
-    """A function from options to an engine of a small context, which notes the prompts that it decodes."""
+    """A function from options to an engine of a small context, which notes the prompts
+    that it decodes.
+    """
 
     def engine(method: str = "llada", **options) -> Engine:
         given = {
@@ -152,7 +154,8 @@ def test_error_tells_all_of_them_before_anything_is_decoded(make):
     engine.denoise = never
     with pytest.raises(
         ValueError,
-        match=r"a prompt of 60 tokens .* \(2 of 4 requests do not fit\): use fewer shots .* overlong=truncate",
+        match=r"a prompt of 60 tokens .* \(2 of 4 requests do not fit\): use fewer shots .* "
+        r"overlong=truncate",
     ):
         answers(engine, [*PROMPTS, LONG])
     with pytest.raises(
@@ -168,7 +171,8 @@ def test_an_answer_that_leaves_no_room_for_any_prompt_is_an_error_whatever_the_r
     engine.denoise = never
     with pytest.raises(
         ValueError,
-        match=rf"a prompt and gen_length \({CONTEXT}\) exceed the context of {CONTEXT} tokens, however short",
+        match=rf"a prompt and gen_length \({CONTEXT}\) exceed the context of {CONTEXT} tokens, "
+        r"however short",
     ):
         answers(engine, gen_length=CONTEXT, steps=1)
 

@@ -1,4 +1,7 @@
-"""Weights in 8 and 4 bits: GPTQ files are read as they were packed, int8 and NF4 change the blocks' Linears and nothing else."""
+"""Weights in 8 and 4 bits: GPTQ files are read as they were packed, int8 and NF4 change
+the blocks' Linears and nothing else.
+"""
+
 from __future__ import annotations
 
 import json
@@ -34,11 +37,19 @@ from tests.tolerance import forward_error, measured, rounding
 pytestmark = pytest.mark.floats
 
 CPU = dict(device="cpu", dtype="float32")
-GPTQ = {"bits": 4, "group_size": 16, "quant_method": "gptq", "checkpoint_format": "gptq", "desc_act": True, "sym": False}
+GPTQ = {
+    "bits": 4,
+    "group_size": 16,
+    "quant_method": "gptq",
+    "checkpoint_format": "gptq",
+    "desc_act": True,
+    "sym": False,
+}
 Q_PROJ = f"{BLOCKS}0.q_proj"
 
 
 # ---- a second implementation of the packing, in Python's whole numbers
+
 
 def signed(word: int) -> int:
     word %= 1 << 32
@@ -46,35 +57,65 @@ def signed(word: int) -> int:
 
 
 def words(values: Sequence[int], less: int = 0) -> list[int]:
-    """Eight 4-bit values to an int32, the first in the lowest bits; `less` is subtracted from each word."""
-    return [signed(sum(value << 4 * k for k, value in enumerate(values[i:i + 8])) - less) for i in range(0, len(values), 8)]
+    """Eight 4-bit values to an int32, the first in the lowest bits; `less` is
+    subtracted from each word.
+    """
+    return [
+        signed(sum(value << 4 * k for k, value in enumerate(values[i : i + 8])) - less)
+        for i in range(0, len(values), 8)
+    ]
 
 
-def packed(shape: tuple[int, int], config: dict, stream: random.Random) -> tuple[dict[str, Tensor], Tensor]:
-    """The four tensors of a random Linear (O, I), and its weight; every third zero point is 0, and inputs are in groups at random."""
+def packed(
+    shape: tuple[int, int], config: dict, stream: random.Random
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The four tensors of a random Linear (O, I), and its weight; every third zero
+    point is 0, and inputs are in groups at random.
+    """
     outputs, inputs = shape
     size = inputs if config["group_size"] == -1 else config["group_size"]
     groups = [i // size for i in range(inputs)]
     stream.shuffle(groups)
     num_groups = max(groups) + 1
-    q = [[stream.randrange(16) for _ in range(outputs)] for _ in range(inputs)]                                # (I, O)
-    zero = [[stream.randrange(1, 16) if stream.randrange(3) else 0 for _ in range(outputs)] for _ in range(num_groups)]
-    scale = torch.tensor([[stream.uniform(0.01, 0.05) for _ in range(outputs)] for _ in range(num_groups)]).half()
-    weight = [[scale[groups[i], o].item() * (q[i][o] - zero[groups[i]][o]) for i in range(inputs)] for o in range(outputs)]
+    q = [[stream.randrange(16) for _ in range(outputs)] for _ in range(inputs)]  # (I, O)
+    zero = [
+        [stream.randrange(1, 16) if stream.randrange(3) else 0 for _ in range(outputs)]
+        for _ in range(num_groups)
+    ]
+    scale = torch.tensor(
+        [[stream.uniform(0.01, 0.05) for _ in range(outputs)] for _ in range(num_groups)]
+    ).half()
+    weight = [
+        [scale[groups[i], o].item() * (q[i][o] - zero[groups[i]][o]) for i in range(inputs)]
+        for o in range(outputs)
+    ]
     columns = [words([q[i][o] for i in range(inputs)]) for o in range(outputs)]
     less = 0x11111111 if config["checkpoint_format"] == "gptq" else 0
-    tensors = {"qweight": torch.tensor(columns, dtype=torch.int32).t().contiguous(), "scales": scale,
-               "qzeros": torch.tensor([words(row, less) for row in zero], dtype=torch.int32),
-               "g_idx": torch.tensor(groups, dtype=torch.int32)}
+    tensors = {
+        "qweight": torch.tensor(columns, dtype=torch.int32).t().contiguous(),
+        "scales": scale,
+        "qzeros": torch.tensor([words(row, less) for row in zero], dtype=torch.int32),
+        "g_idx": torch.tensor(groups, dtype=torch.int32),
+    }
     return tensors, torch.tensor(weight)
 
 
-def gptq_folder(folder: Path, model: LLaDA, config: dict = GPTQ, own_file: bool = False) -> dict[str, Tensor]:
-    """Write the model with random packed weights in its blocks; the weights that these stand for."""
+def gptq_folder(
+    folder: Path, model: LLaDA, config: dict = GPTQ, own_file: bool = False
+) -> dict[str, Tensor]:
+    """Write the model with random packed weights in its blocks; the weights that these
+    stand for.
+    """
     save_model(model, folder)
     state, stream, weights = load_file(folder / "model.safetensors"), random.Random(0), {}
-    for name in [name for name, module in model.named_modules() if name.startswith(BLOCKS) and isinstance(module, nn.Linear)]:
-        tensors, weights[f"{name}.weight"] = packed(tuple(state.pop(f"{name}.weight").shape), config, stream)
+    for name in [
+        name
+        for name, module in model.named_modules()
+        if name.startswith(BLOCKS) and isinstance(module, nn.Linear)
+    ]:
+        tensors, weights[f"{name}.weight"] = packed(
+            tuple(state.pop(f"{name}.weight").shape), config, stream
+        )
         state.update({f"{name}.{leaf}": tensor for leaf, tensor in tensors.items()})
     save_file(state, folder / "model.safetensors")
     if own_file:
@@ -101,30 +142,55 @@ def logits(model: LLaDA, batch: int = 3) -> Tensor:
 
 # ---- GPTQ
 
+
 @pytest.mark.parametrize("own_file", [False, True], ids=["config.json", "quantize_config.json"])
-@pytest.mark.parametrize("fields, model_fields", [
-    ({}, {}), (dict(checkpoint_format="gptq_v2"), {}), (dict(group_size=-1), {}), (dict(group_size=40), dict(include_bias=True)),
-    (dict(quant_method=None, checkpoint_format=None), dict(n_kv_heads=2)),
-], ids=str)
-def test_gptq_dequantises_what_an_independent_packer_packed(tmp_path, make_model, fields, model_fields, own_file):
+@pytest.mark.parametrize(
+    "fields, model_fields",
+    [
+        ({}, {}),
+        (dict(checkpoint_format="gptq_v2"), {}),
+        (dict(group_size=-1), {}),
+        (dict(group_size=40), dict(include_bias=True)),
+        (dict(quant_method=None, checkpoint_format=None), dict(n_kv_heads=2)),
+    ],
+    ids=str,
+)
+def test_gptq_dequantises_what_an_independent_packer_packed(
+    tmp_path, make_model, fields, model_fields, own_file
+):
     config = {**GPTQ, **fields}
-    weights = gptq_folder(tmp_path, make_model(**model_fields), {**GPTQ, **{n: v for n, v in config.items() if v}}, own_file)
-    if None in fields.values():        # AutoGPTQ's first releases wrote neither name
+    weights = gptq_folder(
+        tmp_path,
+        make_model(**model_fields),
+        {**GPTQ, **{n: v for n, v in config.items() if v}},
+        own_file,
+    )
+    if None in fields.values():  # AutoGPTQ's first releases wrote neither name
         path = tmp_path / ("quantize_config.json" if own_file else "config.json")
         raw = json.loads(path.read_text())
         inner = raw if own_file else raw["quantization_config"]
         for name in fields:
             del inner[name]
         path.write_text(json.dumps(raw))
-    dequantised, packed_model = (load_model(tmp_path, **CPU, quantize=quantize) for quantize in (None, "packed"))
+    dequantised, packed_model = (
+        load_model(tmp_path, **CPU, quantize=quantize) for quantize in (None, "packed")
+    )
     state = dequantised.state_dict()
-    assert len(weights) == 14 and all(torch.equal(state[name], weight) for name, weight in weights.items())
+    assert len(weights) == 14 and all(
+        torch.equal(state[name], weight) for name, weight in weights.items()
+    )
     assert torch.equal(logits(dequantised), logits(packed_model))
 
 
 def test_gptq_packed_is_dequantised_in_bfloat16_too(gptq):
-    models = [load_model(gptq, device="cpu", dtype="bfloat16", quantize=quantize) for quantize in (None, "packed")]
-    assert torch.equal(logits(models[0]), logits(models[1])) and logits(models[0]).dtype == torch.bfloat16
+    models = [
+        load_model(gptq, device="cpu", dtype="bfloat16", quantize=quantize)
+        for quantize in (None, "packed")
+    ]
+    assert (
+        torch.equal(logits(models[0]), logits(models[1]))
+        and logits(models[0]).dtype == torch.bfloat16
+    )
 
 
 def test_gptq_packed_linears_take_four_bits_and_their_scales(gptq):
@@ -134,25 +200,46 @@ def test_gptq_packed_linears_take_four_bits_and_their_scales(gptq):
     for linear in linears:
         inputs, outputs = linear.in_features, linear.out_features
         groups = inputs // 16
-        assert sum(buffer.nbytes for buffer in linear.buffers()) == inputs * outputs / 2 + groups * outputs * (0.5 + 2) + 4 * inputs
-    assert not any(isinstance(module, nn.Linear) for name, module in model.named_modules() if name.startswith(BLOCKS))
+        assert (
+            sum(buffer.nbytes for buffer in linear.buffers())
+            == inputs * outputs / 2 + groups * outputs * (0.5 + 2) + 4 * inputs
+        )
+    assert not any(
+        isinstance(module, nn.Linear)
+        for name, module in model.named_modules()
+        if name.startswith(BLOCKS)
+    )
 
 
 CONFIG_MISTAKES = {
-    "bits": (dict(bits=8), r"bits=8, but only 4 can be read: give the checkpoint that it was made from, with quantize=int8 or nf4"),
+    "bits": (
+        dict(bits=8),
+        r"bits=8, but only 4 can be read: give the checkpoint that it was made from, with "
+        r"quantize=int8 or nf4",
+    ),
     "no_bits": (dict(bits=None), r"bits=None, but only 4"),
     "method": (dict(quant_method="awq"), r"quant_method='awq', but only 'gptq' can be read"),
-    "format": (dict(checkpoint_format="marlin"), r"checkpoint_format='marlin', but only 'gptq' or 'gptq_v2' can be read"),
-    "group": (dict(group_size=None), r"group_size=None, which must be a positive whole number, or -1"),
+    "format": (
+        dict(checkpoint_format="marlin"),
+        r"checkpoint_format='marlin', but only 'gptq' or 'gptq_v2' can be read",
+    ),
+    "group": (
+        dict(group_size=None),
+        r"group_size=None, which must be a positive whole number, or -1",
+    ),
     "zero_group": (dict(group_size=0), r"group_size=0, which must be"),
 }
 
 
 @pytest.mark.parametrize("mistake", CONFIG_MISTAKES)
-def test_a_quantisation_that_cannot_be_read_is_named_before_weights_are_read(tmp_path, gptq, mistake):
+def test_a_quantisation_that_cannot_be_read_is_named_before_weights_are_read(
+    tmp_path, gptq, mistake
+):
     fields, message = CONFIG_MISTAKES[mistake]
     raw = json.loads((gptq / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**raw, "quantization_config": {**GPTQ, **fields}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**raw, "quantization_config": {**GPTQ, **fields}})
+    )
     (tmp_path / "weights.safetensors").write_bytes(b"never opened")
     names = dict.fromkeys(load_file(gptq / "model.safetensors"), "weights.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
@@ -162,10 +249,22 @@ def test_a_quantisation_that_cannot_be_read_is_named_before_weights_are_read(tmp
 TENSOR_MISTAKES = {
     "missing": (f"{Q_PROJ}.qzeros", None, rf"missing {Q_PROJ}\.qzeros$"),
     "without_qweight": (f"{Q_PROJ}.qweight", None, rf"missing {Q_PROJ}\.qweight$"),
-    "other_group_size": (f"{Q_PROJ}.scales", torch.ones(4, 32).half(), rf"{Q_PROJ}\.scales is \[4, 32\], expected \[2, 32\]"),
-    "other_type": (f"{Q_PROJ}.qweight", torch.zeros(4, 32), rf"{Q_PROJ}\.qweight is F32, expected I32"),
+    "other_group_size": (
+        f"{Q_PROJ}.scales",
+        torch.ones(4, 32).half(),
+        rf"{Q_PROJ}\.scales is \[4, 32\], expected \[2, 32\]",
+    ),
+    "other_type": (
+        f"{Q_PROJ}.qweight",
+        torch.zeros(4, 32),
+        rf"{Q_PROJ}\.qweight is F32, expected I32",
+    ),
     "twice": (f"{Q_PROJ}.weight", torch.zeros(32, 32), rf"left over {Q_PROJ}\.weight"),
-    "nowhere": (f"{BLOCKS}0.gate.qweight", torch.zeros(4, 32, dtype=torch.int32), rf"left over {BLOCKS}0\.gate\.qweight"),
+    "nowhere": (
+        f"{BLOCKS}0.gate.qweight",
+        torch.zeros(4, 32, dtype=torch.int32),
+        rf"left over {BLOCKS}0\.gate\.qweight",
+    ),
 }
 
 
@@ -174,21 +273,33 @@ def test_a_packed_tensor_that_does_not_fit_is_named(tmp_path, gptq, mistake):
     name, tensor, message = TENSOR_MISTAKES[mistake]
     state = {**load_file(gptq / "model.safetensors"), name: tensor}
     (tmp_path / "config.json").write_bytes((gptq / "config.json").read_bytes())
-    save_file({name: tensor for name, tensor in state.items() if tensor is not None}, tmp_path / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in state.items() if tensor is not None},
+        tmp_path / "model.safetensors",
+    )
     assert re.search(message, error_of(tmp_path))
 
 
 def test_tensors_and_config_that_contradict_each_other_are_an_error(tmp_path, gptq, make_model):
     raw = json.loads((gptq / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes((gptq / "model.safetensors").read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps({name: value for name, value in raw.items() if name != "quantization_config"}))
-    assert "(*.qweight), but neither config.json (quantization_config) nor quantize_config.json says how" in error_of(tmp_path)
+    (tmp_path / "config.json").write_text(
+        json.dumps({name: value for name, value in raw.items() if name != "quantization_config"})
+    )
+    assert (
+        "(*.qweight), but neither config.json (quantization_config) nor quantize_config.json says "
+        "how" in error_of(tmp_path)
+    )
     save_model(make_model(), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    assert "says gptq, but no tensor is packed (*.qweight): if its weights are plain, remove quantization_config" in error_of(tmp_path)
+    assert (
+        "says gptq, but no tensor is packed (*.qweight): if its weights are plain, remove "
+        "quantization_config" in error_of(tmp_path)
+    )
 
 
 # ---- int8 and NF4
+
 
 def error_of(folder: Path | str | None, kind: type[Exception] = ValueError, **options) -> str:
     """The message that loading raises: one line."""
@@ -215,21 +326,37 @@ def test_only_the_blocks_linears_are_quantised(tmp_path, make_model, method, fie
         if name.startswith(BLOCKS) and isinstance(before, nn.Linear):
             num_changed += 1
             assert not torch.equal(kept_weight(module), before.weight)
-            assert module.bias is None if before.bias is None else torch.equal(module.bias, before.bias)
+            assert (
+                module.bias is None
+                if before.bias is None
+                else torch.equal(module.bias, before.bias)
+            )
         else:
             assert type(module) is type(before)
             for leaf, tensor in before.named_parameters(recurse=False):
-                assert torch.equal(getattr(module, leaf), tensor) and type(getattr(module, leaf)) is nn.Parameter
+                assert (
+                    torch.equal(getattr(module, leaf), tensor)
+                    and type(getattr(module, leaf)) is nn.Parameter
+                )
     assert num_changed == 14
-    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training and not any(
+        parameter.requires_grad for parameter in model.parameters()
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_policy_tower_of_a_remedi_checkpoint_is_left_alone(golden, method):
     model = load_model(golden / "remedi" / "checkpoint", **CPU, quantize=method)
-    plain = {name for name, module in model.named_modules() if type(module) is nn.Linear and type(module.weight) is nn.Parameter}
-    assert plain == {name for name, module in load_model(golden / "remedi" / "checkpoint", **CPU).named_modules()
-                     if isinstance(module, nn.Linear) and not name.startswith(BLOCKS)}
+    plain = {
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and type(module.weight) is nn.Parameter
+    }
+    assert plain == {
+        name
+        for name, module in load_model(golden / "remedi" / "checkpoint", **CPU).named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(BLOCKS)
+    }
 
 
 def with_kept_weights(plain: LLaDA, model: LLaDA) -> LLaDA:
@@ -242,11 +369,17 @@ def with_kept_weights(plain: LLaDA, model: LLaDA) -> LLaDA:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_quantised_model_is_the_plain_one_with_the_rounded_weights(tmp_path, make_model, method, dtype):
+def test_a_quantised_model_is_the_plain_one_with_the_rounded_weights(
+    tmp_path, make_model, method, dtype
+):
     save_model(make_model(include_bias=True), tmp_path)
-    model, plain = (load_model(tmp_path, device="cpu", dtype=dtype, quantize=quantize) for quantize in (method, None))
+    model, plain = (
+        load_model(tmp_path, device="cpu", dtype=dtype, quantize=quantize)
+        for quantize in (method, None)
+    )
     oracle = with_kept_weights(plain, model)
-    # int8 scales the product, the oracle the weight: rounding, in the dtype of the activations
+    # int8 scales the product, the oracle the weight: rounding, in the dtype of the
+    # activations
     torch.testing.assert_close(logits(model), logits(oracle), rtol=0, atol=measured(logits, oracle))
 
 
@@ -258,24 +391,47 @@ def rounded(weight: Tensor, method: str) -> Tensor:
 
 def test_int8_rounds_to_half_a_step_of_each_output():
     weight = torch.randn(96, 160, generator=torch.Generator().manual_seed(0))
-    step = weight.abs().amax(1, keepdim=True) / 127        # (96, 1)
-    assert ((rounded(weight, "int8") - weight).abs() <= 0.5 * step + rounding(3, weight)).all()        # a scale, a quotient, a product
+    step = weight.abs().amax(1, keepdim=True) / 127  # (96, 1)
+    # a scale, a quotient, a product
+    assert ((rounded(weight, "int8") - weight).abs() <= 0.5 * step + rounding(3, weight)).all()
 
 
 # 16 levels: the quantiles of a normal distribution that QLoRA's table lists
-NF4_LEVELS = torch.tensor([-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
-                           0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0])
+NF4_LEVELS = torch.tensor(
+    [
+        -1.0,
+        -0.6961928,
+        -0.5250731,
+        -0.3949175,
+        -0.2844414,
+        -0.1847734,
+        -0.0910500,
+        0.0,
+        0.0795803,
+        0.1609302,
+        0.2461123,
+        0.3379152,
+        0.4407098,
+        0.5626170,
+        0.7229568,
+        1.0,
+    ]
+)
 
 
-@pytest.mark.parametrize("shape", [(96, 128), (96, 160), (128, 336), (7, 100)], ids=str)        # rows of blocks, and not
+# rows of blocks, and not
+@pytest.mark.parametrize("shape", [(96, 128), (96, 160), (128, 336), (7, 100)], ids=str)
 def test_nf4_rounds_each_block_of_64_to_the_nearest_level(shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     flat = torch.cat([weight.flatten(), torch.zeros(-weight.numel() % 64)]).view(-1, 64)
-    largest = flat.abs().amax(1, keepdim=True)                                                    # (blocks, 1)
-    nearest = NF4_LEVELS[(flat[..., None] / largest[..., None] - NF4_LEVELS).abs().argmin(-1)] * largest
-    expected = nearest.flatten()[:weight.numel()].view(shape)
-    # A scale is kept in 8 bits, as its distance from the mean of all: there are 64 values from a tenth of the largest distance to the whole.
-    # No weight exceeds its scale. Sums of all scales and a few products round.
+    largest = flat.abs().amax(1, keepdim=True)  # (blocks, 1)
+    nearest = (
+        NF4_LEVELS[(flat[..., None] / largest[..., None] - NF4_LEVELS).abs().argmin(-1)] * largest
+    )
+    expected = nearest.flatten()[: weight.numel()].view(shape)
+    # A scale is kept in 8 bits, as its distance from the mean of all: there are 64
+    # values from a tenth of the largest distance to the whole. No weight exceeds its
+    # scale. Sums of all scales and a few products round.
     scale_error = float((largest - largest.mean()).abs().max()) * 0.9 / 64 / 2
     bound = scale_error + rounding(len(largest) + 4, largest)
     torch.testing.assert_close(rounded(weight, "nf4"), expected, rtol=0, atol=bound)
@@ -289,9 +445,17 @@ def test_a_quantised_linear_takes_as_many_bytes_as_stated(method, bytes_per_weig
         parts = [value for value in vars(linear.weight).values() if isinstance(value, Tensor)]
     else:
         state = linear.state
-        parts = [linear.packed, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+        parts = [
+            linear.packed,
+            state.absmax,
+            state.code,
+            state.offset,
+            state.state2.absmax,
+            state.state2.code,
+        ]
     exact = 1024 * 512 * bytes_per_weight
-    assert exact <= sum(part.nbytes for part in parts) <= exact + 5 * 512 + 2048        # int8: scale and zero point of each output
+    # int8: scale and zero point of each output
+    assert exact <= sum(part.nbytes for part in parts) <= exact + 5 * 512 + 2048
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +464,10 @@ def answers():
     tokenizer = load_tokenizer(TINY)
     prompts = [tokenizer.encode(problem.puzzle) for problem in sudoku.problems("test", 40)]
     sampler = SamplerConfig(gen_length=16, block_length=16, steps=16)
-    return lambda quantize: [tokenizer.decode(sample.answer) for sample in generate(load_model(**CPU, quantize=quantize), prompts, sampler)]
+    return lambda quantize: [
+        tokenizer.decode(sample.answer)
+        for sample in generate(load_model(**CPU, quantize=quantize), prompts, sampler)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -308,13 +475,19 @@ def plain_answers(answers) -> list[str]:
     return answers(None)
 
 
-# measured on 200 problems: accuracy 1.000 / .990 (plain 1.000), the same answer as plain .985 / .825
+# measured on 200 problems: accuracy 1.000 / .990 (plain 1.000), the same answer as
+# plain .985 / .825
 @pytest.mark.parametrize("method, same", [("int8", 0.9), ("nf4", 0.65)])
 def test_the_shipped_model_keeps_its_accuracy(method, same, answers, plain_answers):
     found = answers(method)
-    solved = sum(sudoku.is_valid(problem.puzzle, answer) for problem, answer in zip(sudoku.problems("test", 40), found))
+    solved = sum(
+        sudoku.is_valid(problem.puzzle, answer)
+        for problem, answer in zip(sudoku.problems("test", 40), found)
+    )
     assert solved >= 0.92 * len(found)
-    assert sum(answer == before for answer, before in zip(found, plain_answers)) >= same * len(found)
+    assert sum(answer == before for answer, before in zip(found, plain_answers)) >= same * len(
+        found
+    )
 
 
 @pytest.mark.parametrize("quantize", [*METHODS, "packed"])
@@ -322,18 +495,29 @@ def test_a_row_does_not_depend_on_its_batch(gptq, quantize):
     model = load_model(gptq if quantize == "packed" else None, **CPU, quantize=quantize)
     tokens = torch.randint(0, 38, (4, 20), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(4, 20, dtype=torch.long)
-    mask[1, :7] = 0        # left padding
+    mask[1, :7] = 0  # left padding
     with torch.inference_mode():
         batch, alone = model(tokens, mask)[1, 7:], model(tokens[1:2, 7:])[0]
-    plain = load_model(gptq, **CPU) if quantize == "packed" else with_kept_weights(load_model(**CPU), model)
-    torch.testing.assert_close(batch, alone, rtol=0, atol=forward_error(plain))        # the size of the matrices orders the sums
+    plain = (
+        load_model(gptq, **CPU)
+        if quantize == "packed"
+        else with_kept_weights(load_model(**CPU), model)
+    )
+    # the size of the matrices orders the sums
+    torch.testing.assert_close(batch, alone, rtol=0, atol=forward_error(plain))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_quantize_reaches_other_modules_by_the_name_of_their_blocks(tmp_path, method):
     """As a process reward model has: other names, biases, a head that stays."""
+
     def module() -> nn.Module:
-        return nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(64, 64)])}), "score": nn.Linear(64, 2)})
+        return nn.ModuleDict(
+            {
+                "model": nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(64, 64)])}),
+                "score": nn.Linear(64, 2),
+            }
+        )
 
     source = module()
     save_file(source.state_dict(), tmp_path / "model.safetensors")
@@ -341,19 +525,29 @@ def test_quantize_reaches_other_modules_by_the_name_of_their_blocks(tmp_path, me
     with torch.device("meta"):
         filled = module()
     files = dict.fromkeys(source.state_dict(), tmp_path / "model.safetensors")
-    options = dict(device=torch.device("cpu"), dtype=torch.float32, source=tmp_path, quantize=method)
-    with pytest.raises(ValueError, match=f"quantize={method} would change nothing: the blocks of .* have no Linear"):
+    options = dict(
+        device=torch.device("cpu"), dtype=torch.float32, source=tmp_path, quantize=method
+    )
+    with pytest.raises(
+        ValueError, match=f"quantize={method} would change nothing: the blocks of .* have no Linear"
+    ):
         load_quantised(filled, files, **options, blocks="transformer.h.")
     record = load_quantised(filled, files, **options, blocks="model.layers.")
     assert record.method.startswith(method) and record.num_parameters == 64 * 65 + 2 * 65
-    layer, before, x = filled["model"]["layers"][0], source["model"]["layers"][0], torch.randn(5, 64)
+    layer, before, x = (
+        filled["model"]["layers"][0],
+        source["model"]["layers"][0],
+        torch.randn(5, 64),
+    )
     assert torch.equal(filled["score"].weight, source["score"].weight)
     weight = kept_weight(layer)
-    bound = rounding(2 * 66, x.abs() @ weight.abs().t() + before.bias.abs())        # of either side: 64 products, a bias, a scale
+    # of either side: 64 products, a bias, a scale
+    bound = rounding(2 * 66, x.abs() @ weight.abs().t() + before.bias.abs())
     torch.testing.assert_close(layer(x), x @ weight.t() + before.bias, rtol=0, atol=bound)
 
 
 # ---- what is recorded, what fits, what is refused
+
 
 def test_the_quantisation_is_recorded_with_the_size_of_the_model_before(gptq):
     plain = load_model(**CPU)
@@ -365,31 +559,49 @@ def test_the_quantisation_is_recorded_with_the_size_of_the_model_before(gptq):
     for quantize, words in ((None, "gptq 4-bit, dequantised"), ("packed", "gptq 4-bit, packed")):
         model = load_model(gptq, **CPU, quantize=quantize)
         assert quantization_of(model).method == words
-        assert num_parameters(model) == sum(parameter.numel() for parameter in load_model(gptq, **CPU).parameters())
+        assert num_parameters(model) == sum(
+            parameter.numel() for parameter in load_model(gptq, **CPU).parameters()
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_head_trained_on_the_plain_backbone_fits_the_quantised_one_and_no_other(method, tmp_path, make_model):
+def test_a_head_trained_on_the_plain_backbone_fits_the_quantised_one_and_no_other(
+    method, tmp_path, make_model
+):
     model = load_model(**CPU, quantize=method)
     assert backbone_fingerprint(model) == backbone_fingerprint(load_model(**CPU))
     load_policy(TINY / "ups", model)
     save_model(make_model(), tmp_path / "a")
-    save_policy(PolicyHead(32, 8), tmp_path / "ups", backbone_fingerprint(load_model(tmp_path / "a", **CPU)))
-    load_policy(tmp_path / "ups", load_model(tmp_path / "a", device="cpu", dtype="bfloat16", quantize=method))
+    save_policy(
+        PolicyHead(32, 8), tmp_path / "ups", backbone_fingerprint(load_model(tmp_path / "a", **CPU))
+    )
+    load_policy(
+        tmp_path / "ups",
+        load_model(tmp_path / "a", device="cpu", dtype="bfloat16", quantize=method),
+    )
     save_model(make_model(seed=1), tmp_path / "b")
     with pytest.raises(ValueError, match="was trained on another backbone"):
         load_policy(tmp_path / "ups", load_model(tmp_path / "b", **CPU, quantize=method))
 
 
-def test_a_head_trained_on_a_gptq_checkpoint_fits_it_packed_or_not_and_one_of_its_original_does_not(gptq, tmp_path, make_model):
-    models = [load_model(gptq, device="cpu", dtype=dtype, quantize=quantize)
-              for dtype in ("float32", "bfloat16") for quantize in (None, "packed")]
+def test_a_head_trained_on_a_gptq_checkpoint_fits_it_packed_or_not_and_one_of_its_original_does_not(
+    gptq, tmp_path, make_model
+):
+    models = [
+        load_model(gptq, device="cpu", dtype=dtype, quantize=quantize)
+        for dtype in ("float32", "bfloat16")
+        for quantize in (None, "packed")
+    ]
     assert len({backbone_fingerprint(model) for model in models}) == 1
     save_policy(PolicyHead(32, 8), tmp_path / "own", backbone_fingerprint(models[0]))
     save_policy(PolicyHead(32, 8), tmp_path / "original", backbone_fingerprint(make_model()))
     for model in models:
         load_policy(tmp_path / "own", model)
-        with pytest.raises(ValueError, match="another backbone.*a GPTQ checkpoint has other weights than the model it was made from"):
+        with pytest.raises(
+            ValueError,
+            match="another backbone.*a GPTQ checkpoint has other weights than the model it was "
+            "made from",
+        ):
             load_policy(tmp_path / "original", model)
 
 
@@ -402,7 +614,10 @@ def test_the_fingerprint_of_a_dequantised_model_follows_its_weights(gptq):
 
 def test_a_quantised_model_is_not_saved_and_a_dequantised_one_is(gptq, tmp_path):
     for model in (load_model(**CPU, quantize="int8"), load_model(gptq, **CPU, quantize="packed")):
-        with pytest.raises(ValueError, match="is not saved: save the model that it was loaded from, and quantise at load"):
+        with pytest.raises(
+            ValueError,
+            match="is not saved: save the model that it was loaded from, and quantise at load",
+        ):
             save_model(model, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     save_model(model := load_model(gptq, **CPU), tmp_path / "plain")
@@ -410,14 +625,25 @@ def test_a_quantised_model_is_not_saved_and_a_dequantised_one_is(gptq, tmp_path)
 
 
 def test_a_quantisation_that_does_not_suit_the_checkpoint_is_refused(tmp_path, gptq):
-    assert "quantize must be none or one of int8, nf4, packed, got 'int4'" in error_of(tmp_path / "none", quantize="int4")
-    assert re.search("quantize=nf4 is for checkpoints in full precision, .* is GPTQ 4-bit: leave it out", error_of(gptq, quantize="nf4"))
-    assert re.search("quantize=packed is for GPTQ checkpoints, and .* is none", error_of(None, quantize="packed"))
+    assert "quantize must be none or one of int8, nf4, packed, got 'int4'" in error_of(
+        tmp_path / "none", quantize="int4"
+    )
+    assert re.search(
+        "quantize=nf4 is for checkpoints in full precision, .* is GPTQ 4-bit: leave it out",
+        error_of(gptq, quantize="nf4"),
+    )
+    assert re.search(
+        "quantize=packed is for GPTQ checkpoints, and .* is none", error_of(None, quantize="packed")
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_missing_package_is_named_with_its_install_line_before_the_folder_is_looked_at(tmp_path, monkeypatch, method):
+def test_a_missing_package_is_named_with_its_install_line_before_the_folder_is_looked_at(
+    tmp_path, monkeypatch, method
+):
     package, _ = METHODS[method]
     monkeypatch.setitem(sys.modules, package, None)
     message = error_of(tmp_path / "none", ImportError, quantize=method)
-    assert message.startswith(f"quantize={method} needs {package} (") and message.endswith("pip install 'llada-plugins[quantize]'")
+    assert message.startswith(f"quantize={method} needs {package} (") and message.endswith(
+        "pip install 'llada-plugins[quantize]'"
+    )

@@ -1,4 +1,7 @@
-"""Activation checkpointing: the same gradients bit by bit while less is kept, in every model and every training command."""
+"""Activation checkpointing: the same gradients bit by bit while less is kept, in every
+model and every training command.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -20,17 +23,28 @@ from training.runs.policy import PolicyModel
 pytestmark = pytest.mark.floats
 
 TOKENS = torch.arange(2 * 24).view(2, 24) % 37
-PADDED = (torch.arange(24) < torch.tensor([[24], [17]])).long()        # (B, L)
+PADDED = (torch.arange(24) < torch.tensor([[24], [17]])).long()  # (B, L)
 
 
 def routed(make_model) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    model = RoutedLLaDA(make_model(), Router(RouterConfig(d_model=32, mode="residual", blocks=2)), 39)
+    model = RoutedLLaDA(
+        make_model(), Router(RouterConfig(d_model=32, mode="residual", blocks=2)), 39
+    )
     nn.init.normal_(model.router.out.weight)
-    return model, lambda model: model(torch.where(TOKENS < 20, TOKENS, 39), PADDED, prompt_lengths=torch.tensor([4, 9])).square().sum()
+    return (
+        model,
+        lambda model: (
+            model(torch.where(TOKENS < 20, TOKENS, 39), PADDED, prompt_lengths=torch.tensor([4, 9]))
+            .square()
+            .sum()
+        ),
+    )
 
 
 def bi_tower(make_model) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    model = BiTowerLLaDA(make_model(n_layers=AFTER_LAYERS[-1] + 1, d_model=8, n_heads=2, mlp_hidden_size=8).config)
+    model = BiTowerLLaDA(
+        make_model(n_layers=AFTER_LAYERS[-1] + 1, d_model=8, n_heads=2, mlp_hidden_size=8).config
+    )
     initialise(model, torch.Generator().manual_seed(0))
     return model, lambda model: sum(stream.square().sum() for stream in model.streams(TOKENS))
 
@@ -41,9 +55,17 @@ def policy(make_model) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 
 
 MODELS = {
-    "LLaDA": lambda make: (make().requires_grad_(True), lambda model: model(TOKENS, PADDED).square().sum()),
-    "frozen but for a block": lambda make: (frozen_first(make()), lambda model: model(TOKENS).square().sum()),
-    "router that seeds two blocks": routed, "bi-tower": bi_tower, "policy head": policy,
+    "LLaDA": lambda make: (
+        make().requires_grad_(True),
+        lambda model: model(TOKENS, PADDED).square().sum(),
+    ),
+    "frozen but for a block": lambda make: (
+        frozen_first(make()),
+        lambda model: model(TOKENS).square().sum(),
+    ),
+    "router that seeds two blocks": routed,
+    "bi-tower": bi_tower,
+    "policy head": policy,
 }
 
 
@@ -60,12 +82,15 @@ def run(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[dict[str
         if tensor.untyped_storage().data_ptr() not in weights:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
+
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         value = loss(model)
     num_bytes = sum(kept.values())
     model.zero_grad()
     value.backward()
-    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}, num_bytes
+    return {
+        name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None
+    }, num_bytes
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -76,7 +101,10 @@ def test_gradients_are_the_same_bit_by_bit_and_less_is_kept(make_model, kind):
     model.activation_checkpointing_enable()
     found, less = run(model, loss)
     assert found.keys() == expected.keys() and found
-    assert all(torch.equal(found[name], gradient) and gradient.abs().max() > 0 for name, gradient in expected.items())
+    assert all(
+        torch.equal(found[name], gradient) and gradient.abs().max() > 0
+        for name, gradient in expected.items()
+    )
     assert less < 0.75 * whole
 
 
@@ -97,22 +125,48 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_recompute_and_end_with_the_same_weights(tmp_path, sudokus, tiny_checkpoint, command, monkeypatch):
+def test_commands_recompute_and_end_with_the_same_weights(
+    tmp_path, sudokus, tiny_checkpoint, command, monkeypatch
+):
     recomputed = []
 
     def counting(function: Callable, *given: object, **options: object) -> Tensor:
         recomputed.append(function)
         return checkpoint(function, *given, **options)
+
     monkeypatch.setattr(model_module, "checkpoint", counting)
     module, *more = COMMANDS[command]
-    run_flags = ["--model", str(tiny_checkpoint), "--data", str(sudokus), *more, "--max_steps", "3", "--per_device_train_batch_size", "4",
-                 "--learning_rate", "1e-3", "--use_cpu", "--num_threads", "1", "--save_strategy", "no"]
+    run_flags = [
+        "--model",
+        str(tiny_checkpoint),
+        "--data",
+        str(sudokus),
+        *more,
+        "--max_steps",
+        "3",
+        "--per_device_train_batch_size",
+        "4",
+        "--learning_rate",
+        "1e-3",
+        "--use_cpu",
+        "--num_threads",
+        "1",
+        "--save_strategy",
+        "no",
+    ]
     module.main([*run_flags, "--output_dir", str(tmp_path / "kept")])
     assert not recomputed
-    module.main([*run_flags, "--output_dir", str(tmp_path / "recomputed"), "--gradient_checkpointing"])
-    assert bool(recomputed) == (command != "remask_sft")        # whose frozen backbone runs without a graph
+    module.main(
+        [*run_flags, "--output_dir", str(tmp_path / "recomputed"), "--gradient_checkpointing"]
+    )
+    # whose frozen backbone runs without a graph
+    assert bool(recomputed) == (command != "remask_sft")
     files = sorted(path.name for path in (tmp_path / "kept").glob("*.safetensors"))
     assert files
     for name in files:
-        kept, recomputed = (load_file(tmp_path / folder / name) for folder in ("kept", "recomputed"))
-        assert kept.keys() == recomputed.keys() and all(torch.equal(kept[weight], recomputed[weight]) for weight in kept)
+        kept, recomputed = (
+            load_file(tmp_path / folder / name) for folder in ("kept", "recomputed")
+        )
+        assert kept.keys() == recomputed.keys() and all(
+            torch.equal(kept[weight], recomputed[weight]) for weight in kept
+        )

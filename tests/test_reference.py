@@ -1,4 +1,5 @@
 """The page of options: complete, current, and sound Markdown."""
+
 from __future__ import annotations
 
 import re
@@ -32,7 +33,7 @@ def test_a_group_names_only_options_of_its_class():
 
 
 def test_every_row_has_the_cells_of_its_head():
-    assert {len(re.findall(r"\|", row)) for row in ROWS} == {5, 3}        # options; published names
+    assert {len(re.findall(r"\|", row)) for row in ROWS} == {5, 3}  # options; published names
 
 
 def test_no_text_of_a_row_is_read_as_html():

@@ -1,4 +1,7 @@
-"""Reviews: what holds for every one of them, brute-force oracles for what they choose, budgets, and the text between blocks and steps."""
+"""Reviews: what holds for every one of them, brute-force oracles for what they choose,
+budgets, and the text between blocks and steps.
+"""
+
 from __future__ import annotations
 
 import math
@@ -29,20 +32,61 @@ pytestmark = pytest.mark.floats
 SAMPLER = dict(gen_length=16, block_length=4, steps=8)
 REVIEWS = [
     dict(method="vanilla", num_candidates_per_block=3),
-    dict(method="vanilla", num_candidates_per_block=4, candidate_temperature=2.0, selection_metric="min_score"),
+    dict(
+        method="vanilla",
+        num_candidates_per_block=4,
+        candidate_temperature=2.0,
+        selection_metric="min_score",
+    ),
     dict(num_candidates_per_block=2, max_retry_attempts=3),
     dict(num_demasking_candidates=3, backmasking_lookback=2, backmasking_threshold=0.9),
-    dict(backmasking_frequency=4, backmasking_lookback=4, max_retry_attempts=4, backmasking_threshold=0.8),
+    dict(
+        backmasking_frequency=4,
+        backmasking_lookback=4,
+        max_retry_attempts=4,
+        backmasking_threshold=0.8,
+    ),
     dict(global_demasking=True, backmasking_threshold=0.7, backmasking_lookback=2),
-    dict(backmasking_rule="legacy", num_candidates_per_block=2, num_demasking_candidates=2, backmasking_lookback=2),
-    dict(backmasking_rule="legacy", backmasking_lookback=3, num_candidates_per_block=1, backmasking_intensity=1.0, global_demasking=False),
-    dict(method="window", backmasking_frequency=2, num_refinement_samples=3, backmasking_intensity=1.0),
-    dict(method="window", backmasking_frequency=3, num_refinement_samples=2, backmasking_threshold=0.99),
+    dict(
+        backmasking_rule="legacy",
+        num_candidates_per_block=2,
+        num_demasking_candidates=2,
+        backmasking_lookback=2,
+    ),
+    dict(
+        backmasking_rule="legacy",
+        backmasking_lookback=3,
+        num_candidates_per_block=1,
+        backmasking_intensity=1.0,
+        global_demasking=False,
+    ),
+    dict(
+        method="window",
+        backmasking_frequency=2,
+        num_refinement_samples=3,
+        backmasking_intensity=1.0,
+    ),
+    dict(
+        method="window",
+        backmasking_frequency=3,
+        num_refinement_samples=2,
+        backmasking_threshold=0.99,
+    ),
 ]
-SAMPLERS = [SAMPLER, dict(SAMPLER, temperature=1.0), dict(SAMPLER, threshold=0.4), dict(SAMPLER, sampling_method="semi_ar_origin"),
-            dict(SAMPLER, revise=True, confidence_source="ups"), dict(SAMPLER, early_stop=True, temperature=0.5)]
-every_review = pytest.mark.parametrize("options", REVIEWS, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()))
-every_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()))
+SAMPLERS = [
+    SAMPLER,
+    dict(SAMPLER, temperature=1.0),
+    dict(SAMPLER, threshold=0.4),
+    dict(SAMPLER, sampling_method="semi_ar_origin"),
+    dict(SAMPLER, revise=True, confidence_source="ups"),
+    dict(SAMPLER, early_stop=True, temperature=0.5),
+]
+every_review = pytest.mark.parametrize(
+    "options", REVIEWS, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items())
+)
+every_sampler = pytest.mark.parametrize(
+    "sampler", SAMPLERS, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items())
+)
 
 
 def hashed_score(block: list[int], before: list[int]) -> float:
@@ -51,15 +95,21 @@ def hashed_score(block: list[int], before: list[int]) -> float:
 
 
 class Judge:
-    """A scorer of token blocks that remembers what it was asked; blocks behind an EOS hold nothing to judge."""
+    """A scorer of token blocks that remembers what it was asked; blocks behind an EOS
+    hold nothing to judge.
+    """
 
     def __init__(self, block: int, rule=hashed_score) -> None:
         self.block, self.rule, self.asked = block, rule, []
 
     def of(self, answer: list[int]) -> Scores:
         end = answer.index(EOS) if EOS in answer else len(answer)
-        return [self.rule(answer[first:min(first + self.block, end)], answer[:first]) if first < end else None
-                for first in range(0, len(answer), self.block)]
+        return [
+            self.rule(answer[first : min(first + self.block, end)], answer[:first])
+            if first < end
+            else None
+            for first in range(0, len(answer), self.block)
+        ]
 
     def __call__(self, rows, answers) -> list[Scores]:
         self.asked += [(row, list(answer)) for row, answer in zip(rows, answers)]
@@ -70,17 +120,34 @@ def endless() -> Denoiser:
     return toy_denoiser(favoured={EOS: -30.0})
 
 
-def run(review: dict, sampler: dict = SAMPLER, prompts=PROMPTS, denoise: Denoiser | None = None, judge: Judge | None = None, **given) -> list[Sample]:
+def run(
+    review: dict,
+    sampler: dict = SAMPLER,
+    prompts=PROMPTS,
+    denoise: Denoiser | None = None,
+    judge: Judge | None = None,
+    **given,
+) -> list[Sample]:
     config = SamplerConfig(**sampler)
     judge = judge or Judge(config.block)
-    return decode(denoise or toy_denoiser(), prompts, config, SPECIAL, review=BlockReview(ReviewConfig(**review), config, judge, MASK), **given)
+    return decode(
+        denoise or toy_denoiser(),
+        prompts,
+        config,
+        SPECIAL,
+        review=BlockReview(ReviewConfig(**review), config, judge, MASK),
+        **given,
+    )
 
 
-def plain(sampler: dict = SAMPLER, prompts=PROMPTS, denoise: Denoiser | None = None, **given) -> list[Sample]:
+def plain(
+    sampler: dict = SAMPLER, prompts=PROMPTS, denoise: Denoiser | None = None, **given
+) -> list[Sample]:
     return decode(denoise or toy_denoiser(), prompts, SamplerConfig(**sampler), SPECIAL, **given)
 
 
-# --- every review ---------------------------------------------------------------------------------------------------------------------
+# --- every review ---------------------------------------------------------------------
+
 
 @every_sampler
 @every_review
@@ -91,15 +158,18 @@ def test_answers_are_whole_counted_and_independent_of_their_batch(options, sampl
         [alone] = run(options, sampler, [prompt], judge=judge)
         assert alone == sample
         assert MASK not in sample.answer and len(sample.answer) % 4 == 0
-        assert sample.num_scored == sum(any(score is not None for score in judge.of(answer)) for _, answer in judge.asked)
+        assert sample.num_scored == sum(
+            any(score is not None for score in judge.of(answer)) for _, answer in judge.asked
+        )
     assert run(options, sampler) == together
     assert run(options, sampler, list(reversed(PROMPTS))) == list(reversed(together))
 
 
 @every_review
 def test_the_seed_decides(options):
-    assert [sample.answer for sample in run(options, dict(SAMPLER, temperature=1.0))] \
-        != [sample.answer for sample in run(options, dict(SAMPLER, temperature=1.0, seed=1))]
+    assert [sample.answer for sample in run(options, dict(SAMPLER, temperature=1.0))] != [
+        sample.answer for sample in run(options, dict(SAMPLER, temperature=1.0, seed=1))
+    ]
 
 
 @every_sampler
@@ -112,7 +182,7 @@ def test_no_later_block_is_filled_early_and_the_prompt_stays(options, sampler):
         start = int(canvas.answer_start[0])
         block = (window.stop - start) // 4
         assert (window.start - start) % 4 == 0 and window.start >= start
-        later = canvas.tokens[:, max(window.stop, start + 4 * reached):]
+        later = canvas.tokens[:, max(window.stop, start + 4 * reached) :]
         assert (later == MASK).all()
         reached = max(reached, block)
         for row in canvas.tokens.tolist():
@@ -124,22 +194,39 @@ def test_forwards_are_those_the_denoiser_did(options):
     """Rows with a mask in the window, over all its calls: counted from outside."""
     seen: list[tuple[Canvas, slice]] = []
     samples = run(options, prompts=[[5, 6, 7]], denoise=record(toy_denoiser(), seen))
-    assert samples[0].num_forwards == sum(int((canvas.tokens[:, window] == MASK).any(-1).sum()) for canvas, window in seen)
+    assert samples[0].num_forwards == sum(
+        int((canvas.tokens[:, window] == MASK).any(-1).sum()) for canvas, window in seen
+    )
 
 
-@pytest.mark.parametrize("sampler", [*SAMPLERS, dict(SAMPLER, steps=16), dict(SAMPLER, steps=16, revise=True, confidence_source="ups"),
-                                     dict(SAMPLER, steps=12, revise=True, cfg_scale=0.5, temperature=1.0)], ids=str)
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        *SAMPLERS,
+        dict(SAMPLER, steps=16),
+        dict(SAMPLER, steps=16, revise=True, confidence_source="ups"),
+        dict(SAMPLER, steps=12, revise=True, cfg_scale=0.5, temperature=1.0),
+    ],
+    ids=str,
+)
 @every_review
 def test_every_forward_does_something_for_every_row_that_is_charged_for_it(options, sampler):
-    """Random positions of a block may be fewer than its steps; under revise a step may then exchange tokens alone."""
+    """Random positions of a block may be fewer than its steps; under revise a step may
+    then exchange tokens alone.
+    """
     charged: Counter[int] = Counter()
 
     def count(step: Step) -> None:
         assert (step.kept.sum(-1) - step.remasked.sum(-1) >= (0 if config.revises else 1)).all()
         charged.update(step.rows.tolist())
+
     config = SamplerConfig(**sampler)
-    samples = run(options, sampler, denoise=with_options(toy_denoiser(), config, SPECIAL), on_step=count)
-    assert [sample.num_forwards for sample in samples] == [charged[row] for row in range(len(PROMPTS))]
+    samples = run(
+        options, sampler, denoise=with_options(toy_denoiser(), config, SPECIAL), on_step=count
+    )
+    assert [sample.num_forwards for sample in samples] == [
+        charged[row] for row in range(len(PROMPTS))
+    ]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS[:3], ids=str)
@@ -158,46 +245,67 @@ def test_budgets_hold(options, sampler, calls):
 @every_review
 def test_without_calls_or_forwards_to_spare_it_is_plain_decoding(options):
     expected = plain(dict(SAMPLER, temperature=1.0))
-    assert [sample.answer for sample in run(dict(options, max_prm_calls=0), dict(SAMPLER, temperature=1.0))] == [s.answer for s in expected]
+    assert [
+        sample.answer
+        for sample in run(dict(options, max_prm_calls=0), dict(SAMPLER, temperature=1.0))
+    ] == [s.answer for s in expected]
     spare = run(options, dict(SAMPLER, temperature=1.0, max_forwards=8))
-    assert [(sample.answer, sample.num_forwards) for sample in spare] == [(s.answer, s.num_forwards) for s in expected]
+    assert [(sample.answer, sample.num_forwards) for sample in spare] == [
+        (s.answer, s.num_forwards) for s in expected
+    ]
 
 
 @every_review
 def test_a_content_scorer_changes_nothing_but_the_candidates(options):
-    """All blocks score 1: none is low, and of equal candidates the first stays. (Without EOS: an empty answer scores nothing.)"""
+    """All blocks score 1: none is low, and of equal candidates the first stays.
+    (Without EOS: an empty answer scores nothing.)
+    """
     content = Judge(4, rule=lambda block, before: 1.0)
-    assert [sample.answer for sample in run(options, judge=content, denoise=endless())] == [sample.answer for sample in plain(denoise=endless())]
+    assert [sample.answer for sample in run(options, judge=content, denoise=endless())] == [
+        sample.answer for sample in plain(denoise=endless())
+    ]
 
 
 def test_blocks_behind_the_end_are_neither_judged_nor_masked_again():
-    ends = toy_denoiser(favoured={EOS: 30.0})        # the first proposal is EOS everywhere
+    ends = toy_denoiser(favoured={EOS: 30.0})  # the first proposal is EOS everywhere
     judge = Judge(4)
     for sample in run(dict(backmasking_threshold=1.0), denoise=ends, judge=judge):
         assert sample == Sample([EOS] * 16, 8, 0)
     assert all(judge.of(answer) == [None] * (len(answer) // 4) for _, answer in judge.asked)
 
 
-# --- what is chosen: brute force ------------------------------------------------------------------------------------------------------
+# --- what is chosen: brute force ------------------------------------------------------
+
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_vanilla_keeps_the_candidate_whose_newest_block_scores_best(temperature):
-    """Every candidate decoded by itself through the public interface, one answer block at a time."""
+    """Every candidate decoded by itself through the public interface, one answer block
+    at a time.
+    """
     config = SamplerConfig(**dict(SAMPLER, temperature=temperature))
     judge, prompt = Judge(4), [5, 6, 7]
-    [sample] = run(dict(method="vanilla", num_candidates_per_block=4), dict(SAMPLER, temperature=temperature), [prompt], endless())
+    [sample] = run(
+        dict(method="vanilla", num_candidates_per_block=4),
+        dict(SAMPLER, temperature=temperature),
+        [prompt],
+        endless(),
+    )
     key, answer = request_key(0, prompt), []
     for number in range(4):
         candidates = []
         for copy in range(4):
             options = dict(SAMPLER, temperature=temperature if copy == 0 else temperature or 0.7)
             stream = key if copy == 0 else request_key(key, (number, 0, copy))
-            candidates.append(answer + block_of(prompt, answer, number, SamplerConfig(**options), stream))
+            candidates.append(
+                answer + block_of(prompt, answer, number, SamplerConfig(**options), stream)
+            )
         answer = max(candidates, key=lambda each: judge.of(each)[-1])
     assert sample == Sample(answer, 4 * config.steps, 16)
 
 
-def block_of(prompt: list[int], answer: list[int], number: int, config: SamplerConfig, key: int) -> list[int]:
+def block_of(
+    prompt: list[int], answer: list[int], number: int, config: SamplerConfig, key: int
+) -> list[int]:
     """One block decoded behind `answer`, by a decode call whose earlier blocks are forced."""
     toy = endless()
 
@@ -209,112 +317,215 @@ def block_of(prompt: list[int], answer: list[int], number: int, config: SamplerC
                 wanted[0, column, answer[first + column]] = 1e4
             return Prediction.from_logits(wanted)
         return toy(canvas, window)
+
     [sample] = decode(forced, [prompt], config, SPECIAL, keys=[key])
-    assert sample.answer[:len(answer)] == answer
-    return sample.answer[len(answer):len(answer) + 4]
+    assert sample.answer[: len(answer)] == answer
+    return sample.answer[len(answer) : len(answer) + 4]
 
 
 @pytest.mark.parametrize("metric", ["mean", "product", "min_score", "last"])
-@pytest.mark.parametrize("options", [dict(), dict(num_demasking_candidates=3), dict(method="window", backmasking_frequency=2)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(num_demasking_candidates=3), dict(method="window", backmasking_frequency=2)],
+    ids=str,
+)
 def test_a_look_back_never_lowers_the_metric(options, metric):
-    """The answer that is kept at each block's end is at least as good as the block's first fill, in the scorer's own words."""
+    """The answer that is kept at each block's end is at least as good as the block's
+    first fill, in the scorer's own words.
+    """
     for seed in range(5):
         judge = Judge(4)
-        [sample] = run(dict(options, selection_metric=metric, backmasking_threshold=1.0, backmasking_lookback=4), dict(SAMPLER, seed=seed),
-                       [PROMPTS[0]], judge=judge)
+        [sample] = run(
+            dict(
+                options, selection_metric=metric, backmasking_threshold=1.0, backmasking_lookback=4
+            ),
+            dict(SAMPLER, seed=seed),
+            [PROMPTS[0]],
+            judge=judge,
+        )
         first_whole = next(answer for _, answer in judge.asked if len(answer) == 16)
-        best = max(summary(judge.of(answer), metric) for _, answer in judge.asked if len(answer) == 16)
-        assert summary(judge.of(sample.answer), metric) == best >= summary(judge.of(first_whole), metric)
+        best = max(
+            summary(judge.of(answer), metric) for _, answer in judge.asked if len(answer) == 16
+        )
+        assert (
+            summary(judge.of(sample.answer), metric)
+            == best
+            >= summary(judge.of(first_whole), metric)
+        )
 
 
 def test_only_low_masks_low_blocks_again_and_leaves_the_others():
     seen: list[tuple[Canvas, slice]] = []
-    low = Judge(4, rule=lambda block, before: 0.2 if len(before) in (4, 12) else 0.9)        # the second and the fourth block
-    run(dict(backmasking_frequency=4, backmasking_lookback=4, max_retry_attempts=1), prompts=[[5, 6, 7]], denoise=record(endless(), seen), judge=low)
+    # the second and the fourth block
+    low = Judge(4, rule=lambda block, before: 0.2 if len(before) in (4, 12) else 0.9)
+    run(
+        dict(backmasking_frequency=4, backmasking_lookback=4, max_retry_attempts=1),
+        prompts=[[5, 6, 7]],
+        denoise=record(endless(), seen),
+        judge=low,
+    )
     refills = seen[8:]
     assert [window.start - 3 for _, window in refills] == [4, 4, 12, 12]
     answer = refills[0][0].tokens[0, 3:].tolist()
-    assert [MASK in answer[first:first + 4] for first in (0, 4, 8, 12)] == [False, True, False, True]
+    assert [MASK in answer[first : first + 4] for first in (0, 4, 8, 12)] == [
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_legacy_drops_the_old_state_even_for_a_worse_one_and_waits_for_a_full_look_back():
     first_seen: dict[int, int] = {}
 
-    def spoiled(block: list[int], before: list[int]) -> float:        # every answer scores less than the one before it
+    # every answer scores less than the one before it
+    def spoiled(block: list[int], before: list[int]) -> float:
         key = request_key(0, before, block)
         return 0.5 / (1 + first_seen.setdefault(key, len(first_seen)))
-    legacy = dict(backmasking_rule="legacy", num_candidates_per_block=1, num_demasking_candidates=1, backmasking_lookback=3, backmasking_intensity=1.0)
+
+    legacy = dict(
+        backmasking_rule="legacy",
+        num_candidates_per_block=1,
+        num_demasking_candidates=1,
+        backmasking_lookback=3,
+        backmasking_intensity=1.0,
+    )
     seen: list[tuple[Canvas, slice]] = []
     [unreviewed] = plain(prompts=[[5, 6, 7]], denoise=endless())
-    [replaced] = run(legacy, prompts=[[5, 6, 7]], judge=Judge(4, spoiled), denoise=record(endless(), seen))
-    wide = [(window.start - 3, window.stop - 3) for _, window in seen if window.stop - window.start > 4]
+    [replaced] = run(
+        legacy, prompts=[[5, 6, 7]], judge=Judge(4, spoiled), denoise=record(endless(), seen)
+    )
+    wide = [
+        (window.start - 3, window.stop - 3) for _, window in seen if window.stop - window.start > 4
+    ]
     assert set(wide) == {(0, 12), (4, 16)} and replaced.answer != unreviewed.answer
     first_seen.clear()
-    [kept] = run(dict(legacy, backmasking_rule="only_low"), prompts=[[5, 6, 7]], judge=Judge(4, spoiled), denoise=endless())
+    [kept] = run(
+        dict(legacy, backmasking_rule="only_low"),
+        prompts=[[5, 6, 7]],
+        judge=Judge(4, spoiled),
+        denoise=endless(),
+    )
     assert kept.answer == unreviewed.answer
 
 
 def test_a_window_is_refined_together_every_k_blocks_in_the_steps_of_one():
     seen: list[tuple[Canvas, slice]] = []
-    window = dict(method="window", backmasking_frequency=2, num_refinement_samples=3, backmasking_intensity=1.0)
-    run(window, prompts=[[5, 6, 7]], denoise=record(endless(), seen), judge=Judge(4, rule=lambda block, before: 0.1))
+    window = dict(
+        method="window",
+        backmasking_frequency=2,
+        num_refinement_samples=3,
+        backmasking_intensity=1.0,
+    )
+    run(
+        window,
+        prompts=[[5, 6, 7]],
+        denoise=record(endless(), seen),
+        judge=Judge(4, rule=lambda block, before: 0.1),
+    )
     shapes = [(len(canvas.tokens), span.start - 3, span.stop - 3) for canvas, span in seen]
     one = [(1, 0, 4)] * 2 + [(1, 4, 8)] * 2 + [(3, 0, 8)] * 2
     assert shapes == one + [(rows, first + 8, last + 8) for rows, first, last in one]
 
 
-@pytest.mark.parametrize("scores, expected", [([0.2, 0.8, 0.5], None), ([0.3, 0.3], None), ([0.0], None)])
+@pytest.mark.parametrize(
+    "scores, expected", [([0.2, 0.8, 0.5], None), ([0.3, 0.3], None), ([0.0], None)]
+)
 def test_masked_shares_follow_the_published_formula(scores, expected):
-    """exp(-alpha s), at least 0.01; legacy: min-max to [0.01, 1]; window: divided by the largest."""
-    legacy = ReviewConfig(backmasking_rule="legacy", backmasking_alpha=5.0, backmasking_intensity=0.5)
+    """exp(-alpha s), at least 0.01; legacy: min-max to [0.01, 1]; window: divided by
+    the largest.
+    """
+    legacy = ReviewConfig(
+        backmasking_rule="legacy", backmasking_alpha=5.0, backmasking_intensity=0.5
+    )
     raw = [max(math.exp(-5 * score), 0.01) for score in scores]
     spread = max(raw) - min(raw)
     shares = masked_shares(scores, legacy)
     for value, share in zip(raw, shares):
-        assert share == pytest.approx(0.5 * (0.01 + 0.99 * (value - min(raw)) / spread if spread else value))
+        assert share == pytest.approx(
+            0.5 * (0.01 + 0.99 * (value - min(raw)) / spread if spread else value)
+        )
     window = ReviewConfig(method="window", backmasking_alpha=5.0, backmasking_intensity=0.5)
     assert masked_shares(scores, window) == pytest.approx([0.5 * value / max(raw) for value in raw])
 
 
 def test_summaries():
     scores = [0.5, None, 0.8, 0.25, None]
-    assert [summary(scores, metric) for metric in ("mean", "product", "min_score", "last")] == pytest.approx([1.55 / 3, 0.1, 0.25, 0.25])
+    assert [
+        summary(scores, metric) for metric in ("mean", "product", "min_score", "last")
+    ] == pytest.approx([1.55 / 3, 0.1, 0.25, 0.25])
     assert summary([None, None], "mean") == summary([], "last") == -math.inf
 
 
-# --- configuration --------------------------------------------------------------------------------------------------------------------
+# --- configuration --------------------------------------------------------------------
 
-@pytest.mark.parametrize("options, message", [
-    (dict(num_candidates_per_block=0), "num_candidates_per_block must be at least 1, got 0"),
-    (dict(backmasking_lookback=0), "backmasking_lookback must be at least 1"),
-    (dict(backmasking_threshold=1.5), "backmasking_threshold must be between 0 and 1, got 1.5"),
-    (dict(backmasking_threshold=0.5, backmasking_min_score_threshold=0.5), "two names of one option"),
-    (dict(candidate_temperature=0.0), "candidate_temperature must be above 0"),
-    (dict(max_prm_calls=-1), "max_prm_calls must not be negative"),
-])
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(num_candidates_per_block=0), "num_candidates_per_block must be at least 1, got 0"),
+        (dict(backmasking_lookback=0), "backmasking_lookback must be at least 1"),
+        (dict(backmasking_threshold=1.5), "backmasking_threshold must be between 0 and 1, got 1.5"),
+        (
+            dict(backmasking_threshold=0.5, backmasking_min_score_threshold=0.5),
+            "two names of one option",
+        ),
+        (dict(candidate_temperature=0.0), "candidate_temperature must be above 0"),
+        (dict(max_prm_calls=-1), "max_prm_calls must not be negative"),
+    ],
+)
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         ReviewConfig(**options)
 
 
 def test_published_defaults():
-    vanilla, legacy, window = ReviewConfig(method="vanilla"), ReviewConfig(backmasking_rule="legacy"), ReviewConfig(method="window")
+    vanilla, legacy, window = (
+        ReviewConfig(method="vanilla"),
+        ReviewConfig(backmasking_rule="legacy"),
+        ReviewConfig(method="window"),
+    )
     assert (vanilla.candidates, vanilla.rounds) == (5, 0)
-    assert (legacy.candidates, legacy.lookback, legacy.threshold, legacy.backmasking_alpha, legacy.backmasking_intensity, legacy.refills,
-            legacy.metric) == (5, 3, 0.9, 5.0, 0.5, 5, "product")
-    assert (window.frequency, window.threshold, window.refills, window.metric, window.lookback) == (8, 0.8, 12, "product", 8)
+    assert (
+        legacy.candidates,
+        legacy.lookback,
+        legacy.threshold,
+        legacy.backmasking_alpha,
+        legacy.backmasking_intensity,
+        legacy.refills,
+        legacy.metric,
+    ) == (5, 3, 0.9, 5.0, 0.5, 5, "product")
+    assert (window.frequency, window.threshold, window.refills, window.metric, window.lookback) == (
+        8,
+        0.8,
+        12,
+        "product",
+        8,
+    )
     assert ReviewConfig(backmasking_min_score_threshold=0.4).threshold == 0.4
 
 
 def test_a_budget_below_the_plain_decode_is_refused(make_model):
     model, config = make_model(), SamplerConfig(**dict(SAMPLER, max_forwards=7))
     with pytest.raises(ValueError, match=r"max_forwards \(7\) must be at least steps \(8\)"):
-        generate(model, [[5]], config, special=SpecialTokens(39), review=BlockReview(ReviewConfig(), config, Judge(4), 39))
-    with pytest.raises(ValueError, match="max_forwards has no effect without threshold, factor, error_budget or a process reward model"):
-        generate(model, [[5]], SamplerConfig(**dict(SAMPLER, max_forwards=9)), special=SpecialTokens(39))
+        generate(
+            model,
+            [[5]],
+            config,
+            special=SpecialTokens(39),
+            review=BlockReview(ReviewConfig(), config, Judge(4), 39),
+        )
+    with pytest.raises(
+        ValueError,
+        match="max_forwards has no effect without threshold, factor, error_budget or a process "
+        "reward model",
+    ):
+        generate(
+            model, [[5]], SamplerConfig(**dict(SAMPLER, max_forwards=9)), special=SpecialTokens(39)
+        )
 
 
-# --- steps and blocks -----------------------------------------------------------------------------------------------------------------
+# --- steps and blocks -----------------------------------------------------------------
 
 ALPHABET = "ab \n"
 
@@ -332,15 +543,22 @@ def test_every_visible_character_is_in_one_step_that_touches_its_block(by):
         steps = split_steps(text, edges, by)
         assert "".join("".join(step.text.split()) for step in steps) == "".join(text.split())
         assert all(step.text == step.text.strip() != "" for step in steps)
-        visible = {number for number, (start, stop) in enumerate(zip([0, *edges], edges)) if text[start:stop].strip()}
+        visible = {
+            number
+            for number, (start, stop) in enumerate(zip([0, *edges], edges))
+            if text[start:stop].strip()
+        }
         assert visible <= {number for step in steps for number in step.blocks}
 
 
-@pytest.mark.parametrize("by, expected", [
-    ("block", [("ab", [0]), ("a\n\nb", [1]), ("b\na", [2])]),
-    ("line", [("ab  a", [0, 1]), ("bb", [1, 2]), ("a", [2])]),
-    ("blank_line", [("ab  a", [0, 1]), ("bb\na", [1, 2])]),
-])
+@pytest.mark.parametrize(
+    "by, expected",
+    [
+        ("block", [("ab", [0]), ("a\n\nb", [1]), ("b\na", [2])]),
+        ("line", [("ab  a", [0, 1]), ("bb", [1, 2]), ("a", [2])]),
+        ("blank_line", [("ab  a", [0, 1]), ("bb\na", [1, 2])]),
+    ],
+)
 def test_steps_of_a_small_answer(by, expected):
     text = "ab  a\n\nbb\na "
     answer = [ALPHABET.index(character) for character in text]
@@ -355,19 +573,23 @@ def test_steps_are_scored_in_the_context_of_the_whole_solution_and_blocks_take_t
         def score(self, solutions):
             self.asked += solutions
             return [[0.1 * (1 + number) for number in range(len(steps))] for _, steps in solutions]
+
     text = "ab  a\n\nbb\na "
     answer = [ALPHABET.index(character) for character in text]
     recorder = Recorder()
-    score = block_scorer(recorder, ["first?", "second?"], block=4, ends=[9], decode=letters, by="line")
+    score = block_scorer(
+        recorder, ["first?", "second?"], block=4, ends=[9], decode=letters, by="line"
+    )
     scores = score([1, 0, 0], [answer, [9] * 8, [2, 2, 2, 2, 0, 9, 9, 9]])
     assert recorder.asked == [("second?", ["ab  a", "bb", "a"]), ("first?", ["a"])]
     assert scores == [pytest.approx([0.1, 0.15, 0.25]), [None, None], [None, pytest.approx(0.1)]]
 
 
 def test_a_character_torn_by_a_block_border_belongs_to_the_later_block():
-    raw = "aé".encode()                # 3 bytes, a border behind the second
+    raw = "aé".encode()  # 3 bytes, a border behind the second
 
     def decode_bytes(ids) -> str:
         return bytes(ids).decode(errors="replace")
+
     text, edges = block_ends([*raw, ord("b")], 2, [], decode_bytes)
     assert text == "aéb" and edges == [1, 3]

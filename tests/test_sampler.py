@@ -1,4 +1,7 @@
-"""The decode loop: what holds for every decoder, and a slow re-implementation of LLaDA's. For recorded answers see test_golden.py."""
+"""The decode loop: what holds for every decoder, and a slow re-implementation of
+LLaDA's. For recorded answers see test_golden.py.
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -28,53 +31,73 @@ pytestmark = pytest.mark.floats
 
 EOS, EOT, MASK, VOCAB = 1, 2, 3, 16
 SPECIAL = SpecialTokens(MASK, EOS, EOT)
-PROMPTS = [[5, 6, 7], [8], [4, 4, 9, 10, 3, 12], [14, 5], [11, 12, 13, 14, 15]]        # the third holds a mask token of its own
+# the third holds a mask token of its own
+PROMPTS = [[5, 6, 7], [8], [4, 4, 9, 10, 3, 12], [14, 5], [11, 12, 13, 14, 15]]
 PRIME = 2_147_483_647
 
-METHOD_OPTIONS = [dict(gen_length=12, **options) for options in (
-    {},
-    dict(steps=1),
-    dict(steps=5),
-    dict(sampling_method="fixed_length", temperature=1.0),
-    dict(block_length=4),
-    dict(block_length=4, steps=9, sampling_method="semi_ar_padding"),
-    dict(block_length=6, steps=8, temperature=0.8),
-    dict(steps=8, remasking="random"),
-    dict(block_length=6, remasking="random", temperature=1.0),
-    dict(steps=4, confidence_source="entropy"),
-    dict(block_length=3, steps=8, confidence_source="margin", temperature=0.5),
-    dict(threshold=0.5),
-    dict(threshold=0.3, block_length=4, temperature=1.0),
-    dict(threshold=0.2, confidence_source="margin"),
-    dict(threshold=1.0, block_length=6),
-    dict(factor=1.0, block_length=6),
-    dict(factor=3.0, confidence_source="margin", temperature=0.7),
-    dict(error_budget=1.5, block_length=6),
-    dict(error_budget=2.5, confidence_source="margin", temperature=0.7),
-    dict(cfg_scale=1.5, steps=6),
-    dict(remask_ratio=0.5, steps=4),
-    dict(remask_ratio=0.34, block_length=6, steps=10, temperature=1.0, top_k=5),
-    dict(remask_ratio=0.75, steps=20, confidence_source="random", cfg_scale=0.5),
-    dict(revise=True, steps=5, confidence_source="ups"),
-    dict(revise=True, block_length=6, steps=8, confidence_source="ups_all", temperature=1.0),
-    dict(revise=True, steps=6, confidence_source="random"),
-    dict(revise=True, block_length=4, steps=6, sampling_method="semi_ar_origin"),
-    dict(revise=True, steps=4, confidence_source="tps_logit", cfg_scale=1.0),
-    dict(threshold=0.4, revise_below=0.5, confidence_source="ups"),
-    dict(factor=1.5, revise_below=0.4, max_forwards=6, block_length=6, confidence_source="ups_all", temperature=1.0),
-    dict(error_budget=1.2, revise_below=0.4, confidence_source="ups", cfg_scale=0.5),
-    dict(sampling_method="semi_ar_origin", block_length=4),
-    dict(sampling_method="semi_ar_origin", block_length=3, steps=8, temperature=0.7, top_p=0.8),
-    dict(logits_eos_inf=True, temperature=1.0, block_length=4),
-    dict(confidence_eos_eot_inf=True, steps=6),
-    dict(early_stop=True, block_length=3),
-    dict(early_stop=True, confidence_eos_eot_inf=True, block_length=4, threshold=0.4, temperature=1.0),
-)]
-every_method = pytest.mark.parametrize("options", METHOD_OPTIONS, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()))
+METHOD_OPTIONS = [
+    dict(gen_length=12, **options)
+    for options in (
+        {},
+        dict(steps=1),
+        dict(steps=5),
+        dict(sampling_method="fixed_length", temperature=1.0),
+        dict(block_length=4),
+        dict(block_length=4, steps=9, sampling_method="semi_ar_padding"),
+        dict(block_length=6, steps=8, temperature=0.8),
+        dict(steps=8, remasking="random"),
+        dict(block_length=6, remasking="random", temperature=1.0),
+        dict(steps=4, confidence_source="entropy"),
+        dict(block_length=3, steps=8, confidence_source="margin", temperature=0.5),
+        dict(threshold=0.5),
+        dict(threshold=0.3, block_length=4, temperature=1.0),
+        dict(threshold=0.2, confidence_source="margin"),
+        dict(threshold=1.0, block_length=6),
+        dict(factor=1.0, block_length=6),
+        dict(factor=3.0, confidence_source="margin", temperature=0.7),
+        dict(error_budget=1.5, block_length=6),
+        dict(error_budget=2.5, confidence_source="margin", temperature=0.7),
+        dict(cfg_scale=1.5, steps=6),
+        dict(remask_ratio=0.5, steps=4),
+        dict(remask_ratio=0.34, block_length=6, steps=10, temperature=1.0, top_k=5),
+        dict(remask_ratio=0.75, steps=20, confidence_source="random", cfg_scale=0.5),
+        dict(revise=True, steps=5, confidence_source="ups"),
+        dict(revise=True, block_length=6, steps=8, confidence_source="ups_all", temperature=1.0),
+        dict(revise=True, steps=6, confidence_source="random"),
+        dict(revise=True, block_length=4, steps=6, sampling_method="semi_ar_origin"),
+        dict(revise=True, steps=4, confidence_source="tps_logit", cfg_scale=1.0),
+        dict(threshold=0.4, revise_below=0.5, confidence_source="ups"),
+        dict(
+            factor=1.5,
+            revise_below=0.4,
+            max_forwards=6,
+            block_length=6,
+            confidence_source="ups_all",
+            temperature=1.0,
+        ),
+        dict(error_budget=1.2, revise_below=0.4, confidence_source="ups", cfg_scale=0.5),
+        dict(sampling_method="semi_ar_origin", block_length=4),
+        dict(sampling_method="semi_ar_origin", block_length=3, steps=8, temperature=0.7, top_p=0.8),
+        dict(logits_eos_inf=True, temperature=1.0, block_length=4),
+        dict(confidence_eos_eot_inf=True, steps=6),
+        dict(early_stop=True, block_length=3),
+        dict(
+            early_stop=True,
+            confidence_eos_eot_inf=True,
+            block_length=4,
+            threshold=0.4,
+            temperature=1.0,
+        ),
+    )
+]
+every_method = pytest.mark.parametrize(
+    "options", METHOD_OPTIONS, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items())
+)
 
 
 def toy_denoiser(seed: int = 0, favoured: dict[int, float] | None = None) -> Denoiser:
-    """Logits in [0, 6) hashed from the row's tokens and the position, in integers: exact whatever the batch and its padding.
+    """Logits in [0, 6) hashed from the row's tokens and the position, in integers:
+    exact whatever the batch and its padding.
 
     favoured: token -> added to its logit everywhere.
     """
@@ -83,39 +106,60 @@ def toy_denoiser(seed: int = 0, favoured: dict[int, float] | None = None) -> Den
         added[token] = value
 
     def denoise(canvas: Canvas, window: slice) -> Prediction:
-        position = torch.arange(canvas.tokens.shape[1]) - canvas.answer_start[:, None]                    # (B, L)
+        position = torch.arange(canvas.tokens.shape[1]) - canvas.answer_start[:, None]  # (B, L)
         each = ((canvas.tokens + 11) * 7919 + (position + 97) * 104_729) % PRIME
-        context = ((each * each) % PRIME * (canvas.tokens != PADDING)).sum(1) % PRIME                     # (B,)
-        mixed = (context[:, None, None] + position[:, window, None] * 15_485_863 + torch.arange(VOCAB) * 32_452_843 + seed) % PRIME
+        context = ((each * each) % PRIME * (canvas.tokens != PADDING)).sum(1) % PRIME  # (B,)
+        mixed = (
+            context[:, None, None]
+            + position[:, window, None] * 15_485_863
+            + torch.arange(VOCAB) * 32_452_843
+            + seed
+        ) % PRIME
         for _ in range(3):
             mixed = (mixed * mixed + 12_345) % PRIME
-        policy = (mixed[..., 0] * mixed[..., 1] % PRIME).double() / PRIME * 6 - 3                            # (B, W)
+        policy = (mixed[..., 0] * mixed[..., 1] % PRIME).double() / PRIME * 6 - 3  # (B, W)
         return Prediction.from_logits((mixed.double() / PRIME * 6 + added).float(), policy.float())
+
     return denoise
 
 
 def record(denoise: Denoiser, seen: list[tuple[Canvas, slice]]) -> Denoiser:
     """The same denoiser; `seen` collects what it is asked."""
+
     def denoise_recorded(canvas: Canvas, window: slice) -> Prediction:
         seen.append((canvas._replace(tokens=canvas.tokens.clone()), window))
         return denoise(canvas, window)
+
     return denoise_recorded
 
 
-def run(options: dict, prompts: list[list[int]] = PROMPTS, denoise: Denoiser | None = None, *,
-        seen: list[tuple[Canvas, slice]] | None = None, **given) -> list[Sample]:
-    """Decode with the toy, or another denoiser, wrapped as the options ask; `seen` collects what it is asked."""
+def run(
+    options: dict,
+    prompts: list[list[int]] = PROMPTS,
+    denoise: Denoiser | None = None,
+    *,
+    seen: list[tuple[Canvas, slice]] | None = None,
+    **given,
+) -> list[Sample]:
+    """Decode with the toy, or another denoiser, wrapped as the options ask; `seen`
+    collects what it is asked.
+    """
     config = SamplerConfig(**options)
     denoise = with_options(denoise or toy_denoiser(), config, SPECIAL)
-    return decode(denoise if seen is None else record(denoise, seen), prompts, config, SPECIAL, **given)
+    return decode(
+        denoise if seen is None else record(denoise, seen), prompts, config, SPECIAL, **given
+    )
 
 
-def steps_of(options: dict, denoise: Denoiser | None = None, prompts: list[list[int]] = PROMPTS) -> tuple[list[Step], list[Sample]]:
+def steps_of(
+    options: dict, denoise: Denoiser | None = None, prompts: list[list[int]] = PROMPTS
+) -> tuple[list[Step], list[Sample]]:
     steps: list[Step] = []
     return steps, run(options, prompts, denoise, on_step=steps.append)
 
 
 # ---- properties of every decoder
+
 
 @every_method
 def test_no_mask_survives_and_the_length_is_right(options):
@@ -123,12 +167,19 @@ def test_no_mask_survives_and_the_length_is_right(options):
         assert MASK not in sample.answer
         assert all(0 <= token < VOCAB for token in sample.answer)
         stops = options.get("early_stop") or options.get("sampling_method") == "semi_ar_origin"
-        assert len(sample.answer) == options["gen_length"] or stops and len(sample.answer) % options["block_length"] == 0
+        assert (
+            len(sample.answer) == options["gen_length"]
+            or stops
+            and len(sample.answer) % options["block_length"] == 0
+        )
 
 
 @every_method
 def test_the_mask_token_is_never_produced_even_if_the_model_favours_it(options):
-    assert all(MASK not in sample.answer for sample in run(options, denoise=toy_denoiser(favoured={MASK: 20.0})))
+    assert all(
+        MASK not in sample.answer
+        for sample in run(options, denoise=toy_denoiser(favoured={MASK: 20.0}))
+    )
 
 
 @every_method
@@ -147,7 +198,13 @@ def test_forwards_never_exceed_tokens_and_equal_the_steps_under_a_quota(options)
     for sample in run(options):
         blocks = len(sample.answer) // config.block
         if config.adaptive:
-            assert blocks <= sample.num_forwards <= min(len(sample.answer), blocks * (config.max_forwards or 12) // config.num_blocks)
+            assert (
+                blocks
+                <= sample.num_forwards
+                <= min(
+                    len(sample.answer), blocks * (config.max_forwards or 12) // config.num_blocks
+                )
+            )
         else:
             assert sample.num_forwards == config.steps_per_block * blocks
             assert sample.num_forwards <= len(sample.answer) or "remask_ratio" in options
@@ -159,12 +216,15 @@ def test_only_the_active_block_changes_and_committed_tokens_stay_unless_revised(
     samples = run(options, PROMPTS[:1], seen=seen)
     start = len(PROMPTS[0])
     final = torch.tensor(PROMPTS[0] + samples[0].answer)
-    for (canvas, window), after in zip(seen, [canvas.tokens[0] for canvas, _ in seen[1:]] + [final]):
+    for (canvas, window), after in zip(
+        seen, [canvas.tokens[0] for canvas, _ in seen[1:]] + [final]
+    ):
         before = canvas.tokens[0]
         end = min(len(before), len(after))
         changed = before[:end] != after[:end]
-        assert not changed[:window.start].any() and not changed[window.stop:].any()
-        if SamplerConfig(**options).revises:        # a token that is taken back leaves a mask, never another token
+        assert not changed[: window.start].any() and not changed[window.stop :].any()
+        # a token that is taken back leaves a mask, never another token
+        if SamplerConfig(**options).revises:
             assert ((before[:end] == MASK) | (after[:end] == MASK))[changed].all()
         else:
             assert (before[:end][changed] == MASK).all()
@@ -178,7 +238,9 @@ def test_steps_replay_to_the_answer(options):
     blocks: dict[int, torch.Tensor] = {}
     for number, step in enumerate(steps):
         if step.step == 0:
-            blocks = {row: torch.full((step.proposal.shape[1],), MASK) for row in step.rows.tolist()}
+            blocks = {
+                row: torch.full((step.proposal.shape[1],), MASK) for row in step.rows.tolist()
+            }
         for at, row in enumerate(step.rows.tolist()):
             block = blocks[row]
             assert (block[step.kept[at]] == MASK).all() and (block[step.remasked[at]] != MASK).all()
@@ -207,28 +269,45 @@ def test_an_answer_does_not_depend_on_who_takes_whose_place(options):
     together = run(options, prompts, **ends)
     for size in (1, 2, 5):
         assert run(options, prompts, **ends, at_once=lambda longest: size) == together
-        assert run(options, prompts[::-1], stop=ends["stop"], keys=range(len(prompts))[::-1], at_once=lambda longest: size) == together[::-1]
+        assert (
+            run(
+                options,
+                prompts[::-1],
+                stop=ends["stop"],
+                keys=range(len(prompts))[::-1],
+                at_once=lambda longest: size,
+            )
+            == together[::-1]
+        )
 
 
 @every_method
 def test_an_answer_does_not_depend_on_how_many_positions_are_judged_at_once(options, monkeypatch):
     steps, whole = steps_of(options)
-    for num in (1, 17):        # one column of all rows, three columns
+    for num in (1, 17):  # one column of all rows, three columns
         monkeypatch.setattr("llada_plugins.sampling.propose.positions_at_once", lambda device: num)
         parts, samples = steps_of(options)
         assert samples == whole
         for part, step in zip(parts, steps, strict=True):
-            assert all(torch.equal(getattr(part, name), getattr(step, name)) for name in ("proposal", "kept", "remasked"))
-            torch.testing.assert_close(part.score, step.score, atol=rounding(2, 1.0), rtol=0)        # a sigmoid's last bit depends on a tensor's length
+            assert all(
+                torch.equal(getattr(part, name), getattr(step, name))
+                for name in ("proposal", "kept", "remasked")
+            )
+            # a sigmoid's last bit depends on a tensor's length
+            torch.testing.assert_close(part.score, step.score, atol=rounding(2, 1.0), rtol=0)
 
 
-@pytest.mark.parametrize("more", [{}, dict(revise=True, confidence_source="ups"), dict(temperature=1.0)], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, dict(revise=True, confidence_source="ups"), dict(temperature=1.0)], ids=str
+)
 def test_logits_are_asked_for_at_few_positions_at_once_and_only_where_needed(more, monkeypatch):
     asked: list[tuple[int, int]] = []
 
     def watched(canvas: Canvas, window: slice) -> Prediction:
         prediction = toy_denoiser()(canvas, window)
-        return prediction._replace(logits_at=lambda at: asked.append(tuple(at.shape)) or prediction.logits_at(at))
+        return prediction._replace(
+            logits_at=lambda at: asked.append(tuple(at.shape)) or prediction.logits_at(at)
+        )
 
     monkeypatch.setattr("llada_plugins.sampling.propose.positions_at_once", lambda device: 4)
     run(dict(gen_length=12, **more), PROMPTS[:2], watched)
@@ -240,7 +319,11 @@ def test_logits_are_asked_for_at_few_positions_at_once_and_only_where_needed(mor
 def test_a_denoisers_own_logits_are_left_as_they_are(temperature):
     own = torch.randn(1, 4, VOCAB, generator=torch.Generator().manual_seed(0))
     before = own.clone()
-    run(dict(gen_length=4, temperature=temperature), [[5, 6]], lambda canvas, window: Prediction(lambda at: own[:, :at.shape[1]]))
+    run(
+        dict(gen_length=4, temperature=temperature),
+        [[5, 6]],
+        lambda canvas, window: Prediction(lambda at: own[:, : at.shape[1]]),
+    )
     assert torch.equal(own, before)
 
 
@@ -255,6 +338,7 @@ def test_the_same_seed_repeats_the_answer_and_only_random_decoders_have_another(
 
 # ---- how many tokens a step keeps
 
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 12])
 def test_quota_shares_evenly_with_the_remainder_on_the_first_steps(steps):
     num_masked = torch.arange(13)
@@ -262,10 +346,15 @@ def test_quota_shares_evenly_with_the_remainder_on_the_first_steps(steps):
     assert quota(num_masked, steps).tolist() == expected
 
 
-@pytest.mark.parametrize("steps, expected", [(12, [1] * 12), (5, [3, 3, 2, 2, 2]), (8, [2, 2, 2, 2, 1, 1, 1, 1]), (1, [12])])
+@pytest.mark.parametrize(
+    "steps, expected",
+    [(12, [1] * 12), (5, [3, 3, 2, 2, 2]), (8, [2, 2, 2, 2, 1, 1, 1, 1]), (1, [12])],
+)
 def test_each_step_keeps_its_quota(steps, expected):
     taken, _ = steps_of(dict(gen_length=12, steps=steps))
-    assert [step.kept.sum(-1).tolist() for step in taken] == [[count] * len(PROMPTS) for count in expected]
+    assert [step.kept.sum(-1).tolist() for step in taken] == [
+        [count] * len(PROMPTS) for count in expected
+    ]
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5, 0.9])
@@ -274,7 +363,8 @@ def test_remask_ratio_masks_that_fraction_after_every_step_but_the_last(ratio):
     run(dict(gen_length=12, block_length=6, steps=8, remask_ratio=ratio), PROMPTS[:1], seen=seen)
     masked = [int((canvas.tokens[0, window] == MASK).sum()) for canvas, window in seen]
     left = int(ratio * 6)
-    assert masked == ([6, left, left, left] if left else [6]) * 2        # nothing left to refine ends the block
+    # nothing left to refine ends the block
+    assert masked == ([6, left, left, left] if left else [6]) * 2
 
 
 def test_remask_ratio_takes_committed_tokens_back():
@@ -289,7 +379,9 @@ def test_a_threshold_no_probability_reaches_keeps_one_token_a_step():
 
 
 def test_a_threshold_every_probability_reaches_keeps_all_at_once():
-    assert [sample.num_forwards for sample in run(dict(gen_length=12, block_length=4, threshold=1e-6))] == [3] * len(PROMPTS)
+    assert [
+        sample.num_forwards for sample in run(dict(gen_length=12, block_length=4, threshold=1e-6))
+    ] == [3] * len(PROMPTS)
 
 
 def test_threshold_keeps_exactly_the_tokens_at_least_that_probable():
@@ -312,7 +404,9 @@ def test_factor_rule_equals_a_naive_loop(factor):
     generator = torch.Generator().manual_seed(3)
     score = torch.rand(200, 8, generator=generator) ** 0.2
     masked = torch.rand(200, 8, generator=generator) < 0.7
-    passing = num_passing(score.masked_fill(~masked, -float("inf")), SamplerConfig(gen_length=8, factor=factor))
+    passing = num_passing(
+        score.masked_fill(~masked, -float("inf")), SamplerConfig(gen_length=8, factor=factor)
+    )
     count = (~masked).sum(-1) + passing.clamp_min(1)
     for row in range(200):
         ordered = sorted(score[row][masked[row]].tolist(), reverse=True)
@@ -331,16 +425,24 @@ def test_error_budget_takes_the_largest_sum_of_errors_that_it_holds(error_budget
     generator = torch.Generator().manual_seed(3)
     score = torch.rand(200, 8, generator=generator) ** 0.2
     masked = torch.rand(200, 8, generator=generator) < 0.7
-    passing = num_passing(score.masked_fill(~masked, -float("inf")), SamplerConfig(gen_length=8, error_budget=error_budget))
+    passing = num_passing(
+        score.masked_fill(~masked, -float("inf")),
+        SamplerConfig(gen_length=8, error_budget=error_budget),
+    )
     for row in range(200):
         errors = sorted(1 - value for value in score[row][masked[row]].tolist())
-        assert int(passing[row]) == max(count for count in range(len(errors) + 1) if sum(errors[:count]) <= error_budget)
+        assert int(passing[row]) == max(
+            count for count in range(len(errors) + 1) if sum(errors[:count]) <= error_budget
+        )
     assert 0 < (passing > 1).sum()
 
 
 def test_error_budget_in_closed_form():
     score = torch.tensor([[0.75, 1.0, 0.5, 0.875], [0.25, 0.5, 0.5, 0.25], [1.0, 1.0, 1.0, 1.0]])
-    at = [num_passing(score, SamplerConfig(gen_length=4, error_budget=value)).tolist() for value in (0.1, 0.125, 0.375, 0.874, 0.875, 2.5)]
+    at = [
+        num_passing(score, SamplerConfig(gen_length=4, error_budget=value)).tolist()
+        for value in (0.1, 0.125, 0.375, 0.874, 0.875, 2.5)
+    ]
     assert at == [[1, 0, 4], [2, 0, 4], [3, 0, 4], [3, 1, 4], [4, 1, 4], [4, 4, 4]]
 
 
@@ -348,12 +450,22 @@ def test_error_budget_in_closed_form():
 def test_error_budget_keeps_all_that_the_bound_behind_the_factor_rule_keeps(error_budget):
     generator = torch.Generator().manual_seed(4)
     score = torch.rand(500, 12, generator=generator) ** 0.1
-    ours, fast = (num_passing(score, SamplerConfig(gen_length=12, **{rule: error_budget})) for rule in ("error_budget", "factor"))
-    assert (ours >= fast).all() and (ours > fast).any()        # n errors are at most n times the worst, less than (n + 1) times
+    ours, fast = (
+        num_passing(score, SamplerConfig(gen_length=12, **{rule: error_budget}))
+        for rule in ("error_budget", "factor")
+    )
+    # n errors are at most n times the worst, less than (n + 1) times
+    assert (ours >= fast).all() and (ours > fast).any()
 
 
 def test_keep_top_takes_the_best_and_breaks_ties_to_the_left():
-    score = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0], [0.0] * 5, [float("inf"), 0.0, -float("inf"), 0.0, float("inf")]])
+    score = torch.tensor(
+        [
+            [1.0, 3.0, 3.0, 2.0, 3.0],
+            [0.0] * 5,
+            [float("inf"), 0.0, -float("inf"), 0.0, float("inf")],
+        ]
+    )
     kept = [keep_top(score, torch.tensor([count] * 3)).int().tolist() for count in (0, 2, 3, 5, 9)]
     assert kept[0] == [[0] * 5] * 3
     assert kept[1] == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 0, 0, 0, 1]]
@@ -363,8 +475,11 @@ def test_keep_top_takes_the_best_and_breaks_ties_to_the_left():
 
 # ---- tokens that are taken back
 
+
 def masks_after_steps(steps: list[Step], block_length: int) -> dict[tuple[int, int], list[int]]:
-    """(row, block) -> masks that remain after each of its steps, counted from what the steps report."""
+    """(row, block) -> masks that remain after each of its steps, counted from what the
+    steps report.
+    """
     left: dict[tuple[int, int], list[int]] = {}
     for step in steps:
         for at, row in enumerate(step.rows.tolist()):
@@ -373,13 +488,25 @@ def masks_after_steps(steps: list[Step], block_length: int) -> dict[tuple[int, i
     return {place: counts[1:] for place, counts in left.items()}
 
 
-@pytest.mark.parametrize("block, steps, expected", [
-    (8, 4, [2, 4, 6, 8]), (8, 3, [2, 5, 8]), (7, 5, [1, 2, 3, 5, 7]), (12, 8, [1, 2, 3, 4, 6, 8, 10, 12]), (5, 1, [5]),
-    (4, 4, [1, 2, 3, 4]), (32, 16, list(range(2, 33, 2))),
-])
-def test_revision_keeps_k_n_tokens_after_step_n_with_the_remainder_on_the_last_steps(block, steps, expected):
+@pytest.mark.parametrize(
+    "block, steps, expected",
+    [
+        (8, 4, [2, 4, 6, 8]),
+        (8, 3, [2, 5, 8]),
+        (7, 5, [1, 2, 3, 5, 7]),
+        (12, 8, [1, 2, 3, 4, 6, 8, 10, 12]),
+        (5, 1, [5]),
+        (4, 4, [1, 2, 3, 4]),
+        (32, 16, list(range(2, 33, 2))),
+    ],
+)
+def test_revision_keeps_k_n_tokens_after_step_n_with_the_remainder_on_the_last_steps(
+    block, steps, expected
+):
     taken, samples = steps_of(dict(gen_length=block, steps=steps, revise=True))
-    assert masks_after_steps(taken, block) == {(row, 0): [block - kept for kept in expected] for row in range(len(PROMPTS))}
+    assert masks_after_steps(taken, block) == {
+        (row, 0): [block - kept for kept in expected] for row in range(len(PROMPTS))
+    }
     assert {sample.num_forwards for sample in samples} == {steps}
 
 
@@ -390,24 +517,39 @@ def test_exactly_b_minus_k_n_masks_remain_whatever_the_scores(source):
         choose = random.Random(f"{source} {seed}")
         num_blocks, block = choose.randint(1, 3), choose.randint(1, 9)
         per_block = choose.randint(1, block)
-        options = dict(gen_length=num_blocks * block, block_length=block, steps=num_blocks * per_block, revise=True,
-                       confidence_source=source, temperature=choose.choice([0.0, 1.0]), cfg_scale=choose.choice([0.0, 1.3]),
-                       confidence_eos_eot_inf=choose.random() < 0.3)
+        options = dict(
+            gen_length=num_blocks * block,
+            block_length=block,
+            steps=num_blocks * per_block,
+            revise=True,
+            confidence_source=source,
+            temperature=choose.choice([0.0, 1.0]),
+            cfg_scale=choose.choice([0.0, 1.3]),
+            confidence_eos_eot_inf=choose.random() < 0.3,
+        )
         steps, _ = steps_of(options, toy_denoiser(seed, favoured={EOS: choose.choice([0.0, 2.0])}))
         share, remainder = divmod(block, per_block)
-        left = [block - n * share - max(0, n - (per_block - remainder)) for n in range(1, per_block + 1)]
+        left = [
+            block - n * share - max(0, n - (per_block - remainder)) for n in range(1, per_block + 1)
+        ]
         places = itertools.product(range(len(PROMPTS)), range(num_blocks))
         assert masks_after_steps(steps, block) == {place: left for place in places}, options
         remasked += sum(int(step.remasked.sum()) for step in steps)
-    assert remasked > 20        # none would satisfy the counts as well
+    assert remasked > 20  # none would satisfy the counts as well
 
 
-SURE = {7: 4.0}        # raises the toy's best probability from about 0.3 to 0.7, so that rows finish at different steps
-ADAPTIVE = [dict(threshold=0.5, revise_below=0.1, confidence_source="ups"), dict(factor=1.5, revise_below=0.1, confidence_source="ups_all"),
-            dict(threshold=0.7, revise_below=0.1),
-            dict(threshold=0.5, revise_below=0.9, block_length=6, max_forwards=9, confidence_source="ups"),
-            dict(factor=2.5, revise_below=0.45, confidence_source="margin", temperature=0.8), dict(threshold=0.99, max_forwards=4),
-            dict(error_budget=0.9, revise_below=0.1, confidence_source="ups")]
+# raises the toy's best probability from about 0.3 to 0.7, so that rows finish at
+# different steps
+SURE = {7: 4.0}
+ADAPTIVE = [
+    dict(threshold=0.5, revise_below=0.1, confidence_source="ups"),
+    dict(factor=1.5, revise_below=0.1, confidence_source="ups_all"),
+    dict(threshold=0.7, revise_below=0.1),
+    dict(threshold=0.5, revise_below=0.9, block_length=6, max_forwards=9, confidence_source="ups"),
+    dict(factor=2.5, revise_below=0.45, confidence_source="margin", temperature=0.8),
+    dict(threshold=0.99, max_forwards=4),
+    dict(error_budget=0.9, revise_below=0.1, confidence_source="ups"),
+]
 
 
 @pytest.mark.parametrize("more", ADAPTIVE, ids=str)
@@ -415,7 +557,11 @@ def test_every_adaptive_forward_commits_a_token_of_every_row_that_has_masks(more
     steps, samples = steps_of(dict(gen_length=12, **more), toy_denoiser(favoured=SURE))
     block = more.get("block_length", 12)
     for (row, number), left in masks_after_steps(steps, block).items():
-        kept = [int(step.kept[step.rows.tolist().index(row)].sum()) for step in steps if step.block == number and row in step.rows.tolist()]
+        kept = [
+            int(step.kept[step.rows.tolist().index(row)].sum())
+            for step in steps
+            if step.block == number and row in step.rows.tolist()
+        ]
         assert all(count >= 1 for before, count in zip([block, *left], kept) if before)
         assert left[-1] == 0
     assert all(MASK not in sample.answer for sample in samples)
@@ -425,12 +571,18 @@ def test_every_adaptive_forward_commits_a_token_of_every_row_that_has_masks(more
 def test_a_finished_row_takes_no_part_in_the_steps_that_its_neighbours_still_need(more):
     seen: list[tuple[Canvas, slice]] = []
     steps: list[Step] = []
-    samples = run(dict(gen_length=12, **more), denoise=toy_denoiser(favoured=SURE), seen=seen, on_step=steps.append)
+    samples = run(
+        dict(gen_length=12, **more),
+        denoise=toy_denoiser(favoured=SURE),
+        seen=seen,
+        on_step=steps.append,
+    )
     for row, sample in enumerate(samples):
         assert sum(row in step.rows for step in steps) == sample.num_forwards
     assert [len(step.rows) for step in steps] == [len(canvas.tokens) for canvas, _ in seen]
     assert all((canvas.tokens[:, window] == MASK).any(-1).all() for canvas, window in seen)
-    assert len({sample.num_forwards for sample in samples}) > 1        # rows did finish at different steps
+    # rows did finish at different steps
+    assert len({sample.num_forwards for sample in samples}) > 1
 
 
 NEVER_CONTENT = dict(gen_length=12, threshold=1.0, revise_below=1.0, confidence_source="ups")
@@ -454,6 +606,7 @@ def test_allowed_forwards_are_shared_equally_by_the_blocks(max_forwards, each):
 
 # ---- what is trusted
 
+
 @pytest.mark.parametrize("shape", [(1, 1, VOCAB), (3, 7, VOCAB), (20, VOCAB)])
 def test_the_log_total_is_that_of_the_library_for_any_number_of_positions(shape):
     logits = 9 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -466,26 +619,41 @@ def test_confidence_equals_its_definition(source):
     logits = 3 * torch.randn(2, 5, VOCAB, generator=generator)
     tokens = torch.randint(VOCAB, (2, 5), generator=generator)
     drawn = torch.rand(2, 5, generator=generator, dtype=torch.float64)
-    policy, masked = torch.randn(2, 5, generator=generator), torch.rand(2, 5, generator=generator) < 0.5
+    policy, masked = (
+        torch.randn(2, 5, generator=generator),
+        torch.rand(2, 5, generator=generator) < 0.5,
+    )
     score = CONFIDENCE[source](Candidates(logits, tokens, masked, policy, False, lambda: drawn))
     for row in range(2):
         for column in range(5):
             weights = [math.exp(value) for value in logits[row, column].tolist()]
             probability = [weight / sum(weights) for weight in weights]
             best = sorted(probability)
-            expected = {"tps_prob": probability[tokens[row, column]], "margin": best[-1] - best[-2],
-                        "entropy": -stats.entropy(probability), "random": float(drawn[row, column]),
-                        "tps_logit": float(logits[row, column, tokens[row, column]]), "ups_all": 1 / (1 + math.exp(-policy[row, column]))}
+            expected = {
+                "tps_prob": probability[tokens[row, column]],
+                "margin": best[-1] - best[-2],
+                "entropy": -stats.entropy(probability),
+                "random": float(drawn[row, column]),
+                "tps_logit": float(logits[row, column, tokens[row, column]]),
+                "ups_all": 1 / (1 + math.exp(-policy[row, column])),
+            }
             expected["ups"] = expected["tps_prob"] if masked[row, column] else expected["ups_all"]
             expected = expected[source]
-            bound = rounding(2 * VOCAB, 1.0, logits)        # an entropy sums VOCAB products
+            bound = rounding(2 * VOCAB, 1.0, logits)  # an entropy sums VOCAB products
             assert float(score[row, column]) == pytest.approx(expected, abs=bound)
 
 
-@pytest.mark.parametrize("source, more", [
-    *itertools.product(CONFIDENCE, [dict(steps=12), dict(steps=5), dict(steps=6, temperature=1.0), dict(block_length=4)]),
-    *itertools.product(PROBABILITIES, [dict(threshold=0.3, temperature=1.0)]),
-], ids=str)
+@pytest.mark.parametrize(
+    "source, more",
+    [
+        *itertools.product(
+            CONFIDENCE,
+            [dict(steps=12), dict(steps=5), dict(steps=6, temperature=1.0), dict(block_length=4)],
+        ),
+        *itertools.product(PROBABILITIES, [dict(threshold=0.3, temperature=1.0)]),
+    ],
+    ids=str,
+)
 def test_ending_tokens_are_kept_only_after_all_others_when_their_confidence_is_nil(source, more):
     options = dict(gen_length=12, confidence_source=source, confidence_eos_eot_inf=True, **more)
     steps, _ = steps_of(options, toy_denoiser(favoured={EOS: 2.0, EOT: 2.0}))
@@ -504,11 +672,15 @@ def test_ending_tokens_are_kept_only_after_all_others_when_their_confidence_is_n
 def test_logits_eos_inf_never_yields_eos(temperature):
     options = dict(gen_length=12, logits_eos_inf=True, temperature=temperature)
     favour_eos = toy_denoiser(favoured={EOS: 9.0})
-    assert any(EOS in sample.answer for sample in run({**options, "logits_eos_inf": False}, denoise=favour_eos))
+    assert any(
+        EOS in sample.answer
+        for sample in run({**options, "logits_eos_inf": False}, denoise=favour_eos)
+    )
     assert not any(EOS in sample.answer for sample in run(options, denoise=favour_eos))
 
 
 # ---- blocks
+
 
 @pytest.mark.parametrize("more", [{}, dict(temperature=1.0), dict(threshold=0.4)], ids=str)
 @pytest.mark.parametrize("favoured", [{EOS: 1.0}, {EOT: 1.0}], ids=["eos", "eot"])
@@ -531,6 +703,7 @@ def test_an_end_that_a_review_writes_into_an_earlier_block_ends_the_row(method):
         if draft.number == 1:
             draft.tokens[:, draft.start + 1] = SPECIAL.eos
         return filled
+
     config = SamplerConfig(gen_length=16, block_length=4, early_stop=True, sampling_method=method)
     [sample] = decode(toy_denoiser(favoured={5: 9.0}), PROMPTS[:1], config, SPECIAL, review=review)
     assert len(sample.answer) == sample.num_forwards == 8
@@ -555,18 +728,26 @@ def test_semi_ar_padding_shows_every_later_mask_and_origin_shows_none():
     for method, grows in (("semi_ar_padding", False), ("semi_ar_origin", True)):
         seen: list[tuple[Canvas, slice]] = []
         never_ends = toy_denoiser(favoured={EOS: -50.0, EOT: -50.0})
-        run(dict(gen_length=12, block_length=4, sampling_method=method), PROMPTS[:2], never_ends, seen=seen)
+        run(
+            dict(gen_length=12, block_length=4, sampling_method=method),
+            PROMPTS[:2],
+            never_ends,
+            seen=seen,
+        )
         assert len(seen) == 12
         for number, (canvas, window) in enumerate(seen):
             block = number // 4
             assert window == slice(3 + 4 * block, 7 + 4 * block)
             assert canvas.tokens.shape[1] == (window.stop if grows else 15)
-            assert (canvas.tokens[:, window.stop:] == MASK).all()
-            assert MASK not in canvas.tokens[0, :window.start]
+            assert (canvas.tokens[:, window.stop :] == MASK).all()
+            assert MASK not in canvas.tokens[0, : window.start]
 
 
 def test_origin_stops_at_eos_without_being_asked():
-    samples = run(dict(gen_length=24, block_length=4, sampling_method="semi_ar_origin"), denoise=toy_denoiser(favoured={EOS: 2.0}))
+    samples = run(
+        dict(gen_length=24, block_length=4, sampling_method="semi_ar_origin"),
+        denoise=toy_denoiser(favoured={EOS: 2.0}),
+    )
     for sample in samples:
         assert EOS in sample.answer[-4:] or EOT in sample.answer[-4:] or len(sample.answer) == 24
         assert not set(sample.answer[:-4]) & set(SPECIAL.ends)
@@ -575,24 +756,40 @@ def test_origin_stops_at_eos_without_being_asked():
 
 # ---- guidance
 
+
 def test_guidance_equals_two_forwards_and_the_published_formula():
     denoise, scale, window = toy_denoiser(), 1.7, slice(4, 8)
-    tokens = torch.tensor([[PADDING, 5, MASK, 7, 4, MASK, MASK, 9], [8, 9, 10, 11, MASK, 4, MASK, MASK]])
+    tokens = torch.tensor(
+        [[PADDING, 5, MASK, 7, 4, MASK, MASK, 9], [8, 9, 10, 11, MASK, 4, MASK, MASK]]
+    )
     start, at = torch.tensor([4, 4]), torch.tensor([[0, 3], [2, 1]])
     blank = tokens.clone()
     for row in range(2):
         for column in range(4):
             if tokens[row, column] != PADDING:
                 blank[row, column] = MASK
-    conditional, unconditional = (denoise(Canvas(both, start), window).logits_at(at) for both in (tokens, blank))
+    conditional, unconditional = (
+        denoise(Canvas(both, start), window).logits_at(at) for both in (tokens, blank)
+    )
     expected = unconditional + (scale + 1) * (conditional - unconditional)
-    assert torch.equal(guided(denoise, scale, MASK)(Canvas(tokens, start), window).logits_at(at), expected)
+    assert torch.equal(
+        guided(denoise, scale, MASK)(Canvas(tokens, start), window).logits_at(at), expected
+    )
 
 
-@pytest.mark.parametrize("wrap", [lambda inner: inner, lambda inner: guided(inner, 1.7, MASK), lambda inner: suppressed(inner, [5, 6])],
-                         ids=["plain", "guided", "suppressed"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda inner: inner,
+        lambda inner: guided(inner, 1.7, MASK),
+        lambda inner: suppressed(inner, [5, 6]),
+    ],
+    ids=["plain", "guided", "suppressed"],
+)
 def test_logits_of_some_places_are_those_of_the_window(wrap):
-    tokens = torch.tensor([[PADDING, 5, MASK, 7, 4, MASK, MASK, 9], [8, 9, 10, 11, MASK, 4, MASK, MASK]])
+    tokens = torch.tensor(
+        [[PADDING, 5, MASK, 7, 4, MASK, MASK, 9], [8, 9, 10, 11, MASK, 4, MASK, MASK]]
+    )
     prediction = wrap(toy_denoiser())(Canvas(tokens, torch.tensor([4, 4])), slice(4, 8))
     rows, at = torch.tensor([1, 0, 1, 1]), torch.tensor([2, 3, 2, 0])
     whole = prediction.logits_at(torch.arange(4).expand(2, -1))
@@ -600,31 +797,49 @@ def test_logits_of_some_places_are_those_of_the_window(wrap):
 
 
 def test_guidance_of_scale_zero_is_the_conditional_prediction():
-    canvas, at = Canvas(torch.tensor([[5, 6, MASK, MASK]]), torch.tensor([2])), torch.tensor([[0, 1]])
+    canvas, at = (
+        Canvas(torch.tensor([[5, 6, MASK, MASK]]), torch.tensor([2])),
+        torch.tensor([[0, 1]]),
+    )
     plain = toy_denoiser()(canvas, slice(2, 4)).logits_at(at)
-    torch.testing.assert_close(guided(toy_denoiser(), 0.0, MASK)(canvas, slice(2, 4)).logits_at(at), plain, atol=rounding(2, plain), rtol=0)
+    torch.testing.assert_close(
+        guided(toy_denoiser(), 0.0, MASK)(canvas, slice(2, 4)).logits_at(at),
+        plain,
+        atol=rounding(2, plain),
+        rtol=0,
+    )
 
 
 def test_guidance_keeps_the_conditional_policy_score():
     def denoise(canvas: Canvas, window: slice) -> Prediction:
-        return Prediction.from_logits(torch.zeros(len(canvas.tokens), 2, VOCAB), canvas.tokens[:, :1].expand(-1, 2).float())
+        return Prediction.from_logits(
+            torch.zeros(len(canvas.tokens), 2, VOCAB), canvas.tokens[:, :1].expand(-1, 2).float()
+        )
+
     canvas = Canvas(torch.tensor([[5, 6, MASK, MASK], [7, 6, MASK, MASK]]), torch.tensor([2, 2]))
     assert guided(denoise, 1.0, MASK)(canvas, slice(2, 4)).confidence.tolist() == [[5, 5], [7, 7]]
 
 
 # ---- proposals
 
+
 def many_draws(num: int) -> torch.Tensor:
-    return uniform(torch.tensor([17]), 0, torch.arange(num), 1)        # (num,)
+    return uniform(torch.tensor([17]), 0, torch.arange(num), 1)  # (num,)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_sampled_frequencies_are_the_softmax_at_that_temperature(temperature):
     num = 20_000
     logits = torch.linspace(-1.5, 1.5, VOCAB)
-    drawn = propose(logits.expand(num, VOCAB), SamplerConfig(temperature=temperature), lambda: many_draws(num))
+    drawn = propose(
+        logits.expand(num, VOCAB), SamplerConfig(temperature=temperature), lambda: many_draws(num)
+    )
     expected = (logits.double() / temperature).softmax(-1) * num
-    assert stats.chisquare(torch.bincount(drawn, minlength=VOCAB).numpy(), expected.numpy()).pvalue > 1e-3        # fixed draws
+    # fixed draws
+    assert (
+        stats.chisquare(torch.bincount(drawn, minlength=VOCAB).numpy(), expected.numpy()).pvalue
+        > 1e-3
+    )
 
 
 def test_a_sample_is_the_token_at_which_the_summed_probabilities_pass_the_drawn_number():
@@ -635,49 +850,88 @@ def test_a_sample_is_the_token_at_which_the_summed_probabilities_pass_the_drawn_
     found = sample(logits, drawn, SamplerConfig(temperature=0.6)).tolist()
     for row, (values, point) in enumerate(zip(logits.tolist(), drawn.tolist())):
         weight = [math.exp(value / 0.6) for value in values]
-        assert math.fsum(weight[:found[row]]) < point * math.fsum(weight) < math.fsum(weight[:found[row] + 1])
+        assert (
+            math.fsum(weight[: found[row]])
+            < point * math.fsum(weight)
+            < math.fsum(weight[: found[row] + 1])
+        )
 
 
-@pytest.mark.parametrize("drawn, token", [(2.0 ** -53, 1), (1 - 2.0 ** -53, VOCAB - 2), (1e-13, 1), (3e-13, 2), (0.5, 2)])
+@pytest.mark.parametrize(
+    "drawn, token", [(2.0**-53, 1), (1 - 2.0**-53, VOCAB - 2), (1e-13, 1), (3e-13, 2), (0.5, 2)]
+)
 def test_the_tail_is_reached_and_what_has_no_probability_is_not(drawn, token):
-    """The second and the last but one token have probability 2e-13 and stand beside tokens without any; float32 sums would end before."""
+    """The second and the last but one token have probability 2e-13 and stand beside
+    tokens without any; float32 sums would end before.
+    """
     logits = torch.full((1, VOCAB), -float("inf"))
     logits[0, 1], logits[0, 2], logits[0, VOCAB - 2] = math.log(2e-13), 0.0, math.log(2e-13)
-    assert sample(logits, torch.tensor([drawn], dtype=torch.float64), SamplerConfig(temperature=1.0)).tolist() == [token]
+    assert sample(
+        logits, torch.tensor([drawn], dtype=torch.float64), SamplerConfig(temperature=1.0)
+    ).tolist() == [token]
 
 
 def test_sampled_tokens_do_not_depend_on_the_rows_beside_them():
     logits = 3 * torch.randn(5, 30, 1000, generator=torch.Generator().manual_seed(6))
-    drawn, config = uniform(torch.arange(5)[:, None], 0, torch.arange(30), 1), SamplerConfig(temperature=1.0)
+    drawn, config = (
+        uniform(torch.arange(5)[:, None], 0, torch.arange(30), 1),
+        SamplerConfig(temperature=1.0),
+    )
     together = propose(logits, config, lambda: drawn)
     assert together.shape == (5, 30)
     for row in range(5):
-        assert torch.equal(propose(logits[row:row + 1, 7:9], config, lambda: drawn[row:row + 1, 7:9])[0], together[row, 7:9])
+        assert torch.equal(
+            propose(logits[row : row + 1, 7:9], config, lambda: drawn[row : row + 1, 7:9])[0],
+            together[row, 7:9],
+        )
 
 
-@pytest.mark.parametrize("options, support", [
-    (dict(top_k=3), 3), (dict(top_k=1), 1), (dict(top_k=99), VOCAB), (dict(top_p=0.01), 1), (dict(top_p=0.39), 1), (dict(top_p=0.41), 2),
-    (dict(top_p=0.66), 3), (dict(top_p=1.0), VOCAB), (dict(top_k=3, top_p=0.8), 2),        # within the top 3: (0.4 + 0.25) / 0.75 > 0.8
-], ids=str)
+@pytest.mark.parametrize(
+    "options, support",
+    [
+        (dict(top_k=3), 3),
+        (dict(top_k=1), 1),
+        (dict(top_k=99), VOCAB),
+        (dict(top_p=0.01), 1),
+        (dict(top_p=0.39), 1),
+        (dict(top_p=0.41), 2),
+        # within the top 3: (0.4 + 0.25) / 0.75 > 0.8
+        (dict(top_p=0.66), 3),
+        (dict(top_p=1.0), VOCAB),
+        (dict(top_k=3, top_p=0.8), 2),
+    ],
+    ids=str,
+)
 def test_top_k_and_top_p_sample_from_their_whole_support_and_nothing_else(options, support):
     probability = torch.tensor([0.4, 0.25, 0.1] + [0.25 / 13] * 13)
     order = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(0))
     logits = torch.empty(VOCAB).scatter(0, order, probability.log())
-    drawn = propose(logits.expand(5000, VOCAB), SamplerConfig(temperature=1.0, **options), lambda: many_draws(5000))
+    drawn = propose(
+        logits.expand(5000, VOCAB),
+        SamplerConfig(temperature=1.0, **options),
+        lambda: many_draws(5000),
+    )
     assert set(drawn.tolist()) == set(order[:support].tolist())
 
 
-@pytest.mark.parametrize("more", [{}, dict(block_length=4), dict(threshold=0.4), dict(remask_ratio=0.5, steps=6)], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [{}, dict(block_length=4), dict(threshold=0.4), dict(remask_ratio=0.5, steps=6)],
+    ids=str,
+)
 def test_sampling_from_the_best_token_alone_is_greedy(more):
     greedy = run(dict(gen_length=12, **more))
     assert run(dict(gen_length=12, temperature=1.0, top_k=1, **more)) == greedy
     assert run(dict(gen_length=12, temperature=1.0, top_p=1e-9, **more)) == greedy
 
 
-@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 2.3e-308, 1e-30])        # the first two have no normal float64
+# the first two have no normal float64
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 2.3e-308, 1e-30])
 @pytest.mark.parametrize("more", [{}, dict(top_k=3), dict(top_p=0.9), dict(threshold=0.4)], ids=str)
 def test_a_temperature_however_small_is_greedy(temperature, more):
-    greedy = run(dict(gen_length=12, **{name: value for name, value in more.items() if name == "threshold"}))
+    greedy = run(
+        dict(gen_length=12, **{name: value for name, value in more.items() if name == "threshold"})
+    )
     assert run(dict(gen_length=12, temperature=temperature, **more)) == greedy
 
 
@@ -685,29 +939,55 @@ def test_a_temperature_however_small_is_greedy(temperature, more):
 def test_every_step_block_and_position_draws_anew(block_length, later):
     def indifferent(canvas: Canvas, window: slice) -> Prediction:
         """Uniform logits: proposals are the noise alone."""
-        return Prediction.from_logits(torch.zeros(len(canvas.tokens), window.stop - window.start, VOCAB))
+        return Prediction.from_logits(
+            torch.zeros(len(canvas.tokens), window.stop - window.start, VOCAB)
+        )
 
-    steps, _ = steps_of(dict(gen_length=12, block_length=block_length, temperature=1.0), indifferent)
-    proposed = steps[later].score != float("inf")        # not pinned from before
+    steps, _ = steps_of(
+        dict(gen_length=12, block_length=block_length, temperature=1.0), indifferent
+    )
+    proposed = steps[later].score != float("inf")  # not pinned from before
     differs = (steps[0].proposal != steps[later].proposal)[proposed]
-    assert differs.float().mean() > 0.75        # 15/16 are expected to; one stream for both would give none
+    # 15/16 are expected to; one stream for both would give none
+    assert differs.float().mean() > 0.75
     assert all(len(set(row.tolist())) > 3 for row in steps[0].proposal)
 
 
 # ---- the published samplers
 
+
 def random_prompts(choose: random.Random) -> list[list[int]]:
-    return [[choose.choice([token for token in range(VOCAB) if token != MASK]) for _ in range(choose.randint(1, 6))] for _ in range(3)]
+    return [
+        [
+            choose.choice([token for token in range(VOCAB) if token != MASK])
+            for _ in range(choose.randint(1, 6))
+        ]
+        for _ in range(3)
+    ]
 
 
-def naive_generate(denoise: Denoiser, prompt: list[int], gen_length: int, steps: int, block_length: int, cfg_scale: float = 0.0,
-                   logits_eos_inf: bool = False, confidence_eos_eot_inf: bool = False) -> list[int]:
-    """LLaDA's sampler at temperature 0 (arXiv 2502.09992, Algorithm 5, and its generate.py), one token at a time in plain Python."""
+def naive_generate(
+    denoise: Denoiser,
+    prompt: list[int],
+    gen_length: int,
+    steps: int,
+    block_length: int,
+    cfg_scale: float = 0.0,
+    logits_eos_inf: bool = False,
+    confidence_eos_eot_inf: bool = False,
+) -> list[int]:
+    """LLaDA's sampler at temperature 0 (arXiv 2502.09992, Algorithm 5, and its
+    generate.py), one token at a time in plain Python.
+    """
     row, num_blocks = prompt + [MASK] * gen_length, gen_length // block_length
 
     def predict(tokens: list[int]) -> list[list[float]]:
         canvas = Canvas(torch.tensor([tokens]), torch.tensor([len(prompt)]))
-        return denoise(canvas, slice(0, len(tokens))).logits_at(torch.arange(len(tokens))[None])[0].tolist()
+        return (
+            denoise(canvas, slice(0, len(tokens)))
+            .logits_at(torch.arange(len(tokens))[None])[0]
+            .tolist()
+        )
 
     for block in range(num_blocks):
         first = len(prompt) + block * block_length
@@ -716,8 +996,11 @@ def naive_generate(denoise: Denoiser, prompt: list[int], gen_length: int, steps:
         for step in range(num_steps):
             logits = predict(row)
             if cfg_scale:
-                blank = predict([MASK] * len(prompt) + row[len(prompt):])
-                logits = [[u + (cfg_scale + 1) * (c - u) for c, u in zip(*pair)] for pair in zip(logits, blank)]
+                blank = predict([MASK] * len(prompt) + row[len(prompt) :])
+                logits = [
+                    [u + (cfg_scale + 1) * (c - u) for c, u in zip(*pair)]
+                    for pair in zip(logits, blank)
+                ]
             found = []
             for place in range(first, end):
                 if row[place] != MASK:
@@ -728,29 +1011,43 @@ def naive_generate(denoise: Denoiser, prompt: list[int], gen_length: int, steps:
                 token = here.index(max(here))
                 if confidence_eos_eot_inf:
                     here[EOS] = here[EOT] = -math.inf
-                found.append((-math.exp(here[token]) / sum(math.exp(value) for value in here), place, token))
+                found.append(
+                    (-math.exp(here[token]) / sum(math.exp(value) for value in here), place, token)
+                )
             count = num_masked // num_steps + (1 if step < num_masked % num_steps else 0)
             for _, place, token in sorted(found)[:count]:
                 row[place] = token
-    return row[len(prompt):]
+    return row[len(prompt) :]
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_answers_equal_a_naive_reimplementation_of_the_published_sampler(seed):
     choose = random.Random(seed)
     num_blocks, block_length = choose.choice([1, 2, 3]), choose.choice([2, 4, 5])
-    options = dict(gen_length=num_blocks * block_length, block_length=block_length, steps=num_blocks * choose.randint(1, block_length),
-                   cfg_scale=choose.choice([0.0, 0.0, 0.7, 2.0]), logits_eos_inf=choose.random() < 0.4,
-                   confidence_eos_eot_inf=choose.random() < 0.4)
+    options = dict(
+        gen_length=num_blocks * block_length,
+        block_length=block_length,
+        steps=num_blocks * choose.randint(1, block_length),
+        cfg_scale=choose.choice([0.0, 0.0, 0.7, 2.0]),
+        logits_eos_inf=choose.random() < 0.4,
+        confidence_eos_eot_inf=choose.random() < 0.4,
+    )
     prompts = random_prompts(choose)
-    denoise = toy_denoiser(seed, favoured={MASK: -50.0, EOS: choose.choice([0.0, 1.5])})        # upstream may propose the mask
+    # upstream may propose the mask
+    denoise = toy_denoiser(seed, favoured={MASK: -50.0, EOS: choose.choice([0.0, 1.5])})
     samples = run(options, prompts, denoise)
-    assert [sample.answer for sample in samples] == [naive_generate(denoise, prompt, **options) for prompt in prompts]
+    assert [sample.answer for sample in samples] == [
+        naive_generate(denoise, prompt, **options) for prompt in prompts
+    ]
     assert {sample.num_forwards for sample in samples} == {options["steps"]}
 
 
-def scored(denoise: Denoiser, row: list[int], start: int, place: int, source: str) -> tuple[int, float]:
-    """The token that would stand at one place of one row, and its confidence, by the papers' words in plain Python."""
+def scored(
+    denoise: Denoiser, row: list[int], start: int, place: int, source: str
+) -> tuple[int, float]:
+    """The token that would stand at one place of one row, and its confidence, by the
+    papers' words in plain Python.
+    """
     prediction = denoise(Canvas(torch.tensor([row]), torch.tensor([start])), slice(0, len(row)))
     logits = prediction.logits_at(torch.tensor([[place]]))[0, 0].tolist()
     token = logits.index(max(logits)) if row[place] == MASK else row[place]
@@ -761,14 +1058,31 @@ def scored(denoise: Denoiser, row: list[int], start: int, place: int, source: st
         only_visible = source == "ups" and not prediction.ranks_masked
         return token, probability if only_visible and row[place] == MASK else policy
     best, second = sorted(logits, reverse=True)[:2]
-    return token, {"tps_prob": probability, "tps_logit": logits[token], "margin": (math.exp(best) - math.exp(second)) / total}[source]
+    return token, {
+        "tps_prob": probability,
+        "tps_logit": logits[token],
+        "margin": (math.exp(best) - math.exp(second)) / total,
+    }[source]
 
 
-def naive_remedi(denoise: Denoiser, prompt: list[int], gen_length: int, steps: int, block_length: int, confidence_source: str,
-                 sampling_method: str = "semi_ar_padding", cfg_scale: float = 0.0) -> list[int]:
-    """RemeDi's loop (arXiv 2509.23653, Algorithm 1): after step n the K_n best of the whole block stand, all others are masked."""
+def naive_remedi(
+    denoise: Denoiser,
+    prompt: list[int],
+    gen_length: int,
+    steps: int,
+    block_length: int,
+    confidence_source: str,
+    sampling_method: str = "semi_ar_padding",
+    cfg_scale: float = 0.0,
+) -> list[int]:
+    """RemeDi's loop (arXiv 2509.23653, Algorithm 1): after step n the K_n best of the
+    whole block stand, all others are masked.
+    """
     denoise = guided(denoise, cfg_scale, MASK) if cfg_scale else denoise
-    row, per_block = prompt + [MASK] * gen_length * (sampling_method == "semi_ar_padding"), steps * block_length // gen_length
+    row, per_block = (
+        prompt + [MASK] * gen_length * (sampling_method == "semi_ar_padding"),
+        steps * block_length // gen_length,
+    )
     increments = [block_length // per_block] * per_block
     for last in range(block_length % per_block):
         increments[-1 - last] += 1
@@ -777,17 +1091,22 @@ def naive_remedi(denoise: Denoiser, prompt: list[int], gen_length: int, steps: i
         row = row + [MASK] * (first + block_length - len(row))
         for step in range(per_block):
             places = range(first, first + block_length)
-            candidates = [(scored(denoise, row, len(prompt), place, confidence_source), place) for place in places]
+            candidates = [
+                (scored(denoise, row, len(prompt), place, confidence_source), place)
+                for place in places
+            ]
             ranked = sorted(candidates, key=lambda candidate: -candidate[0][1])
             for number, ((token, _), place) in enumerate(ranked):
-                row[place] = token if number < sum(increments[:step + 1]) else MASK
+                row[place] = token if number < sum(increments[: step + 1]) else MASK
         if sampling_method == "semi_ar_origin" and {EOS, EOT} & set(row[first:]):
             break
-    return row[len(prompt):]
+    return row[len(prompt) :]
 
 
 def policy_toy(seed: int, ranks_masked: bool, favoured: dict[int, float] | None = None) -> Denoiser:
-    """The toy with a policy stream of either kind; the oracles would propose the mask, so it never wants to."""
+    """The toy with a policy stream of either kind; the oracles would propose the mask,
+    so it never wants to.
+    """
     toy = toy_denoiser(seed, {MASK: -50.0, **(favoured or {})})
     return lambda canvas, window: toy(canvas, window)._replace(ranks_masked=ranks_masked)
 
@@ -798,42 +1117,75 @@ def test_revision_equals_a_naive_reimplementation_of_remedi(source, ranks_masked
     for seed in range(10):
         choose = random.Random(seed)
         num_blocks, block_length = choose.choice([1, 2, 3]), choose.choice([2, 4, 5])
-        options = dict(gen_length=num_blocks * block_length, block_length=block_length, steps=num_blocks * choose.randint(1, block_length),
-                       confidence_source=source, sampling_method=choose.choice(["semi_ar_padding", "semi_ar_origin"]),
-                       cfg_scale=choose.choice([0.0, 0.0, 0.7]))
+        options = dict(
+            gen_length=num_blocks * block_length,
+            block_length=block_length,
+            steps=num_blocks * choose.randint(1, block_length),
+            confidence_source=source,
+            sampling_method=choose.choice(["semi_ar_padding", "semi_ar_origin"]),
+            cfg_scale=choose.choice([0.0, 0.0, 0.7]),
+        )
         prompts = random_prompts(choose)
         denoise = policy_toy(seed, ranks_masked)
         samples = run({**options, "revise": True}, prompts, denoise)
-        assert [sample.answer for sample in samples] == [naive_remedi(denoise, prompt, **options) for prompt in prompts], options
+        assert [sample.answer for sample in samples] == [
+            naive_remedi(denoise, prompt, **options) for prompt in prompts
+        ], options
 
 
-def naive_adaptive(denoise: Denoiser, prompt: list[int], gen_length: int, block_length: int, confidence_source: str, revise_below: float,
-                   threshold: float | None = None, factor: float | None = None, error_budget: float | None = None,
-                   max_forwards: int | None = None) -> Sample:
-    """Commit what passes, at least the best; mask what stands below revise_below; until nothing is masked or no forward is left."""
+def naive_adaptive(
+    denoise: Denoiser,
+    prompt: list[int],
+    gen_length: int,
+    block_length: int,
+    confidence_source: str,
+    revise_below: float,
+    threshold: float | None = None,
+    factor: float | None = None,
+    error_budget: float | None = None,
+    max_forwards: int | None = None,
+) -> Sample:
+    """Commit what passes, at least the best; mask what stands below revise_below; until
+    nothing is masked or no forward is left.
+    """
     row, forwards, num_blocks = prompt + [MASK] * gen_length, 0, gen_length // block_length
     for block in range(num_blocks):
         places = range(len(prompt) + block * block_length, len(prompt) + (block + 1) * block_length)
         left = max_forwards // num_blocks if max_forwards else block_length
         while any(row[place] == MASK for place in places):
-            found = {place: scored(denoise, row, len(prompt), place, confidence_source) for place in places}
+            found = {
+                place: scored(denoise, row, len(prompt), place, confidence_source)
+                for place in places
+            }
             forwards, left = forwards + 1, left - 1
-            masked = sorted((place for place in places if row[place] == MASK), key=lambda place: -found[place][1])
-            doubted = [place for place in places if row[place] != MASK and found[place][1] < revise_below]
+            masked = sorted(
+                (place for place in places if row[place] == MASK),
+                key=lambda place: -found[place][1],
+            )
+            doubted = [
+                place for place in places if row[place] != MASK and found[place][1] < revise_below
+            ]
             accepted = 1
             while accepted < len(masked):
                 score = found[masked[accepted]][1]
-                spent = sum(1 - found[place][1] for place in masked[:accepted + 1])
-                if not (score >= threshold if threshold else (accepted + 2) * (1 - score) < factor if factor else spent <= error_budget):
+                spent = sum(1 - found[place][1] for place in masked[: accepted + 1])
+                if not (
+                    score >= threshold
+                    if threshold
+                    else (accepted + 2) * (1 - score) < factor
+                    if factor
+                    else spent <= error_budget
+                ):
                     break
                 accepted += 1
             if factor and not 2 * (1 - found[masked[0]][1]) < factor:
-                accepted = 1        # the rule stops at the first that fails; the best is kept nevertheless
+                # the rule stops at the first that fails; the best is kept nevertheless
+                accepted = 1
             for place in masked if left == 0 else masked[:accepted]:
                 row[place] = found[place][0]
             for place in doubted if left else []:
                 row[place] = MASK
-    return Sample(row[len(prompt):], forwards)
+    return Sample(row[len(prompt) :], forwards)
 
 
 @pytest.mark.parametrize("source", PROBABILITIES)
@@ -843,17 +1195,28 @@ def test_adaptive_revision_equals_a_naive_loop(source, rule):
     for seed in range(16):
         choose = random.Random(seed)
         num_blocks, block_length = choose.choice([1, 2]), choose.choice([3, 6, 8])
-        options = dict(gen_length=num_blocks * block_length, block_length=block_length, confidence_source=source,
-                       revise_below=choose.choice([0.02, 0.05, 0.2, 0.5]),
-                       max_forwards=choose.choice([None, num_blocks, 2 * num_blocks, 7, 20]))
-        options[rule] = choose.choice({"threshold": [0.2, 0.4, 0.6, 0.8], "factor": [0.7, 1.3, 1.6, 1.9],
-                                       "error_budget": [0.3, 0.7, 1.1, 1.9]}[rule])
+        options = dict(
+            gen_length=num_blocks * block_length,
+            block_length=block_length,
+            confidence_source=source,
+            revise_below=choose.choice([0.02, 0.05, 0.2, 0.5]),
+            max_forwards=choose.choice([None, num_blocks, 2 * num_blocks, 7, 20]),
+        )
+        options[rule] = choose.choice(
+            {
+                "threshold": [0.2, 0.4, 0.6, 0.8],
+                "factor": [0.7, 1.3, 1.6, 1.9],
+                "error_budget": [0.3, 0.7, 1.1, 1.9],
+            }[rule]
+        )
         prompts = random_prompts(choose)
         denoise = policy_toy(seed, choose.random() < 0.3, SURE)
         samples = run(options, prompts, denoise)
-        assert samples == [naive_adaptive(denoise, prompt, **options) for prompt in prompts], options
+        assert samples == [naive_adaptive(denoise, prompt, **options) for prompt in prompts], (
+            options
+        )
         differ += len({sample.num_forwards for sample in samples}) > 1
-    assert differ > 0        # rows of one batch ended at different steps
+    assert differ > 0  # rows of one batch ended at different steps
 
 
 @pytest.fixture(scope="module")
@@ -865,27 +1228,48 @@ def test_a_mixed_batch_of_a_real_model_answers_like_single_rows(recorded_model):
     prompts = [[5, 6, 7], [8], [4, 4, 9, 10, 11, 12]]
     for options in ({}, dict(block_length=4, temperature=1.0), dict(threshold=0.2, cfg_scale=1.0)):
         config = SamplerConfig(gen_length=8, **options)
-        assert generate(recorded_model, prompts, config) == [generate(recorded_model, [prompt], config)[0] for prompt in prompts]
+        assert generate(recorded_model, prompts, config) == [
+            generate(recorded_model, [prompt], config)[0] for prompt in prompts
+        ]
 
 
-@pytest.mark.parametrize("options", [
-    {}, dict(steps=4), dict(temperature=1.0), dict(threshold=0.2), dict(revise=True, steps=4), dict(remask_ratio=0.5, steps=6),
-    dict(sampling_method="semi_ar_origin"), dict(cache="dual"),
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(steps=4),
+        dict(temperature=1.0),
+        dict(threshold=0.2),
+        dict(revise=True, steps=4),
+        dict(remask_ratio=0.5, steps=6),
+        dict(sampling_method="semi_ar_origin"),
+        dict(cache="dual"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(("length", "block", "whole"), [(7, 4, 8), (5, 4, 8), (3, 8, 8), (1, 2, 2)])
-def test_an_answer_that_no_block_divides_is_the_beginning_of_the_one_in_whole_blocks(recorded_model, options, length, block, whole):
+def test_an_answer_that_no_block_divides_is_the_beginning_of_the_one_in_whole_blocks(
+    recorded_model, options, length, block, whole
+):
     prompts, num_blocks = [[5, 6, 7], [8]], whole // block
     if "steps" in options:
         options = {**options, "steps": min(options["steps"] // num_blocks, block) * num_blocks}
     config = SamplerConfig(gen_length=length, block_length=block, **options)
     assert (config.decoded_length, config.num_blocks) == (whole, num_blocks)
-    cut, long = (generate(recorded_model, prompts, replace(config, gen_length=number)) for number in (length, whole))
+    cut, long = (
+        generate(recorded_model, prompts, replace(config, gen_length=number))
+        for number in (length, whole)
+    )
     assert [sample.answer for sample in cut] == [sample.answer[:length] for sample in long]
     assert [sample.num_forwards for sample in cut] == [sample.num_forwards for sample in long]
 
 
 def test_a_last_block_that_would_leave_the_context_is_refused(make_model):
-    with pytest.raises(ValueError, match=r"prompt 0 of 57 tokens and gen_length \(6, 8 in whole blocks\) exceed the model's context of 64"):
+    with pytest.raises(
+        ValueError,
+        match=r"prompt 0 of 57 tokens and gen_length \(6, 8 in whole blocks\) exceed the model's "
+        r"context of 64",
+    ):
         generate(make_model(), [[1] * 57], SamplerConfig(gen_length=6, block_length=4))
 
 
@@ -896,30 +1280,72 @@ MISTAKES = [
     (dict(steps=0), r"steps must be at least 1, got 0"),
     (dict(block_length=-1), r"block_length must be at least 1, got -1"),
     (dict(top_k=0, temperature=1.0), r"top_k must be at least 1, got 0"),
-    (dict(gen_length=12, block_length=4, sampling_method="fixed_length"), r"fixed_length' decodes one block.*gen_length \(12\), got 4"),
-    (dict(gen_length=12, block_length=4, steps=10), r"steps \(10\) must be a multiple of the number of blocks \(3 = gen_length 12 / "),
-    (dict(gen_length=10, block_length=4, steps=10), r"steps \(10\) must be a multiple of .* \(3 = gen_length 10 / block_length 4, rounded up\)"),
+    (
+        dict(gen_length=12, block_length=4, sampling_method="fixed_length"),
+        r"fixed_length' decodes one block.*gen_length \(12\), got 4",
+    ),
+    (
+        dict(gen_length=12, block_length=4, steps=10),
+        r"steps \(10\) must be a multiple of the number of blocks \(3 = gen_length 12 / ",
+    ),
+    (
+        dict(gen_length=10, block_length=4, steps=10),
+        r"steps \(10\) must be a multiple of .* \(3 = gen_length 10 / block_length 4, rounded up\)",
+    ),
     (dict(gen_length=12, steps=13), r"steps \(13\) must not exceed gen_length \(12\)"),
-    (dict(gen_length=10, block_length=4, steps=15), r"steps \(15\) must not exceed gen_length \(10, 12 in whole blocks\)"),
-    (dict(gen_length=10, block_length=4, sampling_method="fixed_length"), r"fixed_length' decodes one block.*gen_length \(10\), got 4"),
-    (dict(temperature=-1.0), r"temperature and cfg_scale must be numbers from 0 up, got -1.0 and 0.0"),
-    (dict(cfg_scale=-0.5), r"temperature and cfg_scale must be numbers from 0 up, got 0.0 and -0.5"),
-    (dict(temperature=float("nan")), r"temperature and cfg_scale must be numbers from 0 up, got nan"),
-    (dict(temperature=float("inf")), r"temperature and cfg_scale must be numbers from 0 up, got inf"),
-    (dict(cfg_scale=float("nan")), r"temperature and cfg_scale must be numbers from 0 up, got 0.0 and nan"),
+    (
+        dict(gen_length=10, block_length=4, steps=15),
+        r"steps \(15\) must not exceed gen_length \(10, 12 in whole blocks\)",
+    ),
+    (
+        dict(gen_length=10, block_length=4, sampling_method="fixed_length"),
+        r"fixed_length' decodes one block.*gen_length \(10\), got 4",
+    ),
+    (
+        dict(temperature=-1.0),
+        r"temperature and cfg_scale must be numbers from 0 up, got -1.0 and 0.0",
+    ),
+    (
+        dict(cfg_scale=-0.5),
+        r"temperature and cfg_scale must be numbers from 0 up, got 0.0 and -0.5",
+    ),
+    (
+        dict(temperature=float("nan")),
+        r"temperature and cfg_scale must be numbers from 0 up, got nan",
+    ),
+    (
+        dict(temperature=float("inf")),
+        r"temperature and cfg_scale must be numbers from 0 up, got inf",
+    ),
+    (
+        dict(cfg_scale=float("nan")),
+        r"temperature and cfg_scale must be numbers from 0 up, got 0.0 and nan",
+    ),
     (dict(top_p=0.0, temperature=1.0), r"top_p must be above 0 and at most 1, got 0.0"),
     (dict(top_p=1.5, temperature=1.0), r"top_p must be above 0 and at most 1, got 1.5"),
     (dict(top_p=0.9), r"top_k and top_p have no effect at temperature=0"),
     (dict(top_k=5), r"top_k and top_p have no effect at temperature=0"),
-    (dict(remasking="low"), r"remasking must be one of low_confidence, tps_prob, random, entropy, margin.*, got 'low'"),
-    (dict(confidence_source="logit"), r"confidence_source must be one of low_confidence, .*, got 'logit'"),
-    (dict(remasking="random", confidence_source="margin"), r"remasking='random' and confidence_source='margin' are two names of one"),
+    (
+        dict(remasking="low"),
+        r"remasking must be one of low_confidence, tps_prob, random, entropy, margin.*, got 'low'",
+    ),
+    (
+        dict(confidence_source="logit"),
+        r"confidence_source must be one of low_confidence, .*, got 'logit'",
+    ),
+    (
+        dict(remasking="random", confidence_source="margin"),
+        r"remasking='random' and confidence_source='margin' are two names of one",
+    ),
     (dict(threshold=0.9, factor=1.0), r"threshold and factor are alternatives: give one"),
     (dict(threshold=0.9, remask_ratio=0.5), r"threshold and remask_ratio are alternatives"),
     (dict(factor=1.0, error_budget=0.1), r"factor and error_budget are alternatives: give one"),
     (dict(error_budget=0.0), r"error_budget must be above 0, got 0.0"),
     (dict(error_budget=float("nan")), r"error_budget must be above 0, got nan"),
-    (dict(error_budget=0.1, confidence_source="entropy"), r"threshold, factor, error_budget compare probabilities: they need confidence_source"),
+    (
+        dict(error_budget=0.1, confidence_source="entropy"),
+        r"threshold, factor, error_budget compare probabilities: they need confidence_source",
+    ),
     (dict(revise=True, error_budget=0.1), r"error_budget and revise are alternatives: give one"),
     (dict(factor=1.0, remask_ratio=0.5), r"factor and remask_ratio are alternatives"),
     (dict(threshold=0.0), r"threshold must be between 0 and 1, got 0.0"),
@@ -928,35 +1354,63 @@ MISTAKES = [
     (dict(factor=float("nan")), r"factor must be above 0, got nan"),
     (dict(remask_ratio=0.0), r"remask_ratio must be between 0 and 1, got 0.0"),
     (dict(remask_ratio=1.0), r"remask_ratio must be between 0 and 1, got 1.0"),
-    (dict(threshold=0.9, remasking="random"), r"need confidence_source tps_prob, margin, ups, ups_all, got 'random'"),
-    (dict(factor=1.0, confidence_source="entropy"), r"need confidence_source tps_prob, margin, ups, ups_all, got 'entropy'"),
-    (dict(threshold=0.9, confidence_source="tps_logit"), r"need confidence_source tps_prob, margin, ups, ups_all, got 'tps_logit'"),
+    (
+        dict(threshold=0.9, remasking="random"),
+        r"need confidence_source tps_prob, margin, ups, ups_all, got 'random'",
+    ),
+    (
+        dict(factor=1.0, confidence_source="entropy"),
+        r"need confidence_source tps_prob, margin, ups, ups_all, got 'entropy'",
+    ),
+    (
+        dict(threshold=0.9, confidence_source="tps_logit"),
+        r"need confidence_source tps_prob, margin, ups, ups_all, got 'tps_logit'",
+    ),
     (dict(revise=True, threshold=0.9), r"threshold and revise are alternatives: give one"),
     (dict(revise=True, factor=1.0), r"factor and revise are alternatives: give one"),
     (dict(revise=True, remask_ratio=0.5), r"remask_ratio and revise are alternatives: give one"),
     (dict(revise=True, gen_length=12, steps=13), r"steps \(13\) must not exceed gen_length \(12\)"),
-    (dict(revise_below=0.5), r"revise_below has no effect without threshold, factor or error_budget: set one of them, or leave it out"),
-    (dict(revise_below=0.5, revise=True), r"revise_below has no effect without threshold, factor or error_budget"),
+    (
+        dict(revise_below=0.5),
+        r"revise_below has no effect without threshold, factor or error_budget: set one of them, "
+        r"or leave it out",
+    ),
+    (
+        dict(revise_below=0.5, revise=True),
+        r"revise_below has no effect without threshold, factor or error_budget",
+    ),
     (dict(max_forwards=0, threshold=0.9), r"max_forwards must be at least 1, got 0"),
     (dict(revise_below=0.0, threshold=0.9), r"revise_below must be above 0 and at most 1, got 0.0"),
     (dict(revise_below=1.5, factor=1.0), r"revise_below must be above 0 and at most 1, got 1.5"),
-    (dict(revise_below=float("nan"), factor=1.0), r"revise_below must be above 0 and at most 1, got nan"),
-    (dict(gen_length=12, block_length=4, threshold=0.9, max_forwards=2), r"max_forwards \(2\) must be at least the number of blocks \(3\)"),
+    (
+        dict(revise_below=float("nan"), factor=1.0),
+        r"revise_below must be above 0 and at most 1, got nan",
+    ),
+    (
+        dict(gen_length=12, block_length=4, threshold=0.9, max_forwards=2),
+        r"max_forwards \(2\) must be at least the number of blocks \(3\)",
+    ),
 ]
 ALLOWED = [
-    dict(gen_length=12, steps=24, remask_ratio=0.5),        # refinement may take more steps than tokens
-    dict(gen_length=12, block_length=4, steps=7, threshold=0.9),        # steps are ignored there
+    dict(gen_length=12, steps=24, remask_ratio=0.5),  # refinement may take more steps than tokens
+    dict(gen_length=12, block_length=4, steps=7, threshold=0.9),  # steps are ignored there
     dict(remasking="low_confidence", confidence_source="tps_prob"),
     dict(gen_length=12, block_length=12, sampling_method="fixed_length"),
-    dict(gen_length=10, block_length=4, steps=12), dict(gen_length=12, block_length=24, sampling_method="fixed_length"),
-    dict(threshold=1.0), dict(top_p=1.0, temperature=0.1),
-    dict(threshold=0.9, revise=False), dict(threshold=0.9, revise_below=1.0),
+    dict(gen_length=10, block_length=4, steps=12),
+    dict(gen_length=12, block_length=24, sampling_method="fixed_length"),
+    dict(threshold=1.0),
+    dict(top_p=1.0, temperature=0.1),
+    dict(threshold=0.9, revise=False),
+    dict(threshold=0.9, revise_below=1.0),
     dict(gen_length=12, block_length=4, factor=1.0, max_forwards=3),
-    dict(error_budget=5.0, revise_below=0.5), dict(error_budget=0.1, steps=7),
+    dict(error_budget=5.0, revise_below=0.5),
+    dict(error_budget=0.1, steps=7),
 ]
 
 
-@pytest.mark.parametrize("options, message", MISTAKES, ids=lambda value: str(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    "options, message", MISTAKES, ids=lambda value: str(value) if isinstance(value, dict) else ""
+)
 def test_a_wrong_option_is_told_with_what_was_given_and_what_is_allowed(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         SamplerConfig(**options)
@@ -970,7 +1424,12 @@ def test_options_that_go_together_are_accepted(options):
 
 def test_defaults_are_the_published_ones():
     config = SamplerConfig()
-    assert (config.gen_length, config.block, config.num_blocks, config.steps_per_block) == (128, 128, 1, 128)
+    assert (config.gen_length, config.block, config.num_blocks, config.steps_per_block) == (
+        128,
+        128,
+        1,
+        128,
+    )
     assert (config.source, config.temperature, config.cfg_scale) == ("tps_prob", 0.0, 0.0)
     assert not (config.adaptive or config.revises or config.grows or config.early_stop)
 
@@ -980,14 +1439,25 @@ def test_wrong_prompts_and_missing_tokens_are_told_before_a_forward(make_model):
     assert generate(model, [], short) == []
     with pytest.raises(ValueError, match="prompt 1 is empty: give at least one token"):
         generate(model, [[1], []], short)
-    with pytest.raises(ValueError, match=r"prompt 1 holds the mask token \(id 39\) at position 1: .*take it out"):
+    with pytest.raises(
+        ValueError, match=r"prompt 1 holds the mask token \(id 39\) at position 1: .*take it out"
+    ):
         generate(model, [[1], [1, 39]], short)
-    with pytest.raises(ValueError, match=r"prompt 1 of 57 tokens and gen_length \(8\) exceed the model's context of 64 tokens"):
+    with pytest.raises(
+        ValueError,
+        match=r"prompt 1 of 57 tokens and gen_length \(8\) exceed the model's context of 64 tokens",
+    ):
         generate(model, [[1], [1] * 57], short)
     assert len(generate(model, [[1] * 56], short)[0].answer) == 8
     with pytest.raises(ValueError, match="names no mask token.*pass special=SpecialTokens"):
         generate(make_model(mask_token_id=None), [[1]], short)
     with pytest.raises(ValueError, match="logits_eos_inf needs an EOS token"):
-        generate(make_model(eos_token_id=None), [[1]], SamplerConfig(gen_length=8, logits_eos_inf=True))
+        generate(
+            make_model(eos_token_id=None), [[1]], SamplerConfig(gen_length=8, logits_eos_inf=True)
+        )
     with pytest.raises(ValueError, match="confidence_eos_eot_inf needs an EOS or EoT token"):
-        generate(make_model(eos_token_id=None), [[1]], SamplerConfig(gen_length=8, confidence_eos_eot_inf=True))
+        generate(
+            make_model(eos_token_id=None),
+            [[1]],
+            SamplerConfig(gen_length=8, confidence_eos_eot_inf=True),
+        )

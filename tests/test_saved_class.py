@@ -234,7 +234,8 @@ def test_fine_tuning_says_that_a_policy_stream_is_not_trained(tmp_path, bi_tower
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_loaded_model_is_saved_with_all_that_its_checkpoint_says(bases, tmp_path, name, dtype):
     model = load_model(bases[name], device="cpu", dtype=dtype)
-    for number, saved in enumerate([model, empty_like(model)]):  # the second as FSDP's state is saved
+    # the second as FSDP's state is saved
+    for number, saved in enumerate([model, empty_like(model)]):
         saved.load_state_dict(model.state_dict(), assign=True)
         save_model(saved, tmp_path / str(number))
         check_says_what_its_base_says(bases[name], tmp_path / str(number), dtype)
@@ -250,7 +251,9 @@ def test_a_merged_model_says_what_its_base_says(bases, tmp_path, sudokus):
 
 
 def test_what_no_longer_holds_is_not_said(tmp_path, bases):
-    """Of a quantised checkpoint plain weights are saved; a config that was changed is what counts."""
+    """Of a quantised checkpoint plain weights are saved; a config that was changed is
+    what counts.
+    """
     model = load_model(bases["tiny_checkpoint"], device="cpu")
     packed = {**model.origin.raw, "quantization_config": {"bits": 4}}
     model.origin = model.origin._replace(raw=packed)

@@ -1,4 +1,5 @@
 """Messages of other packages that are not the user's do not reach him, and all others do."""
+
 from __future__ import annotations
 
 import logging
@@ -16,15 +17,22 @@ from llada_plugins.models import text
 from llada_plugins.options import startup_messages as startup_noise
 from training.runs.arguments import RunArguments
 
-SAID = [        # as the tested versions say it
+SAID = [  # as the tested versions say it
     ("torchao", "Failed to load /site-packages/torchao/_C_cutlass_90a.abi3.so: Could not load it"),
     ("torchao", "Skipping import of cpp extensions due to incompatible torch version. Please "),
-    ("torch.utils._pytree", "<enum 'KernelPreference'> is an Enum subclass and is now natively "
-                            "supported by torch.compile as an opaque value type."),
-    ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward from kernels-community"
-                                      ": No module named 'kernels'."),
-    ("transformers.tokenization_utils_tokenizers", "The tokenizer you are loading from 'DIR' with "
-                                                   "an incorrect regex pattern: https://…"),
+    (
+        "torch.utils._pytree",
+        "<enum 'KernelPreference'> is an Enum subclass and is now natively "
+        "supported by torch.compile as an opaque value type.",
+    ),
+    (
+        "bitsandbytes.backends.cpu.ops",
+        "Failed to load CPU gemm_4bit_forward from kernels-community: No module named 'kernels'.",
+    ),
+    (
+        "transformers.tokenization_utils_tokenizers",
+        "The tokenizer you are loading from 'DIR' with an incorrect regex pattern: https://…",
+    ),
 ]
 HEARD = [
     ("torchao", "Failed to load the config"),
@@ -91,11 +99,12 @@ def test_every_noise_has_a_reason_and_is_among_those_tried():
     noises = [(name, noise) for name, noises in startup_noise.LOGGED.items() for noise in noises]
     assert all(noise.reason for _, noise in noises)
     assert {name for name, _ in noises} - {name for name, _ in SAID} == {
-        "transformers.tokenization_utils_base"}        # the same message in transformers 4
+        "transformers.tokenization_utils_base"
+    }  # the same message in transformers 4
 
 
 def test_a_tokenizer_beside_a_config_without_model_type_loads_without_a_word(tmp_path):
-    vocabulary = {str(number): number for number in range(100_001)}        # what is suspected
+    vocabulary = {str(number): number for number in range(100_001)}  # what is suspected
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
@@ -124,10 +133,25 @@ def test_recomputing_is_asked_for_without_a_future_warning(tmp_path):
 @pytest.mark.slow
 def test_a_training_run_writes_its_own_lines_and_nothing_else(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1234", "completion": "4321"}\n')
-    command = ("-m", "training.sft", "--model", "tiny", "--data", "rows.jsonl", "--output_dir", "o",
-               "--max_steps", "1", "--use_cpu", "--num_threads", "1", "--gradient_checkpointing")
-    finished = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True,
-                              text=True, check=True)
+    command = (
+        "-m",
+        "training.sft",
+        "--model",
+        "tiny",
+        "--data",
+        "rows.jsonl",
+        "--output_dir",
+        "o",
+        "--max_steps",
+        "1",
+        "--use_cpu",
+        "--num_threads",
+        "1",
+        "--gradient_checkpointing",
+    )
+    finished = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert [line for line in finished.stderr.splitlines() if not line.startswith("step ")] == []
 
 
@@ -135,6 +159,7 @@ def test_a_training_run_writes_its_own_lines_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("method", ["int8", "nf4"])
 def test_a_quantised_model_loads_without_a_word(method, tmp_path):
     code = f"from llada_plugins import Engine; Engine('llada', quantize={method!r}, device='cpu')"
-    finished = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
-                              text=True, check=True)
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert finished.stderr == ""

@@ -1,4 +1,5 @@
 """The sudoku rules against a brute-force reading of them, and the claims about the two splits."""
+
 from __future__ import annotations
 
 import hashlib
@@ -7,7 +8,14 @@ import random
 
 import pytest
 
-from llada_plugins.tasks.sudoku import DEFAULT_NUM_TEST, Problem, is_valid, problems, solutions, split_of
+from llada_plugins.tasks.sudoku import (
+    DEFAULT_NUM_TEST,
+    Problem,
+    is_valid,
+    problems,
+    solutions,
+    split_of,
+)
 
 
 def solved_by_cells(grid: str) -> bool:
@@ -37,16 +45,28 @@ def test_validity_agrees_with_the_rule_cell_by_cell_on_grids_with_one_cell_chang
 
 def test_every_completion_that_keeps_the_clues_counts_and_no_other_grid_does():
     for problem in problems("test", 20):
-        kept = [grid for grid in solutions() if all(clue in ("." + digit) for clue, digit in zip(problem.puzzle, grid))]
+        kept = [
+            grid
+            for grid in solutions()
+            if all(clue in ("." + digit) for clue, digit in zip(problem.puzzle, grid))
+        ]
         assert problem.solution in kept
         assert [grid for grid in solutions() if is_valid(problem.puzzle, grid)] == kept
 
 
-@pytest.mark.parametrize("change", [
-    lambda answer: "", lambda answer: answer[:15], lambda answer: answer + "1", lambda answer: answer[:15] + "5",
-    lambda answer: answer[:15] + "x", lambda answer: answer[:8] + " " + answer[8:], lambda answer: answer[:15] + "\u0661",
-    lambda answer: answer[1:] + answer[0],
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda answer: "",
+        lambda answer: answer[:15],
+        lambda answer: answer + "1",
+        lambda answer: answer[:15] + "5",
+        lambda answer: answer[:15] + "x",
+        lambda answer: answer[:8] + " " + answer[8:],
+        lambda answer: answer[:15] + "\u0661",
+        lambda answer: answer[1:] + answer[0],
+    ],
+)
 def test_anything_but_16_fitting_digits_is_refused(change):
     puzzle, solution = "1234341221434321", "1234341221434321"
     assert is_valid(puzzle + "=", solution) and is_valid(puzzle + "=", f" {solution}\n")
@@ -61,9 +81,15 @@ def test_puzzles_show_2_to_8_clues_of_their_solution():
 
 
 def test_the_test_set_is_the_same_on_every_machine():
-    # golden: sha256 of the 500 puzzles and solutions, one a line; printed by this test's own expression
-    text = "\n".join(f"{puzzle}{solution}" for puzzle, solution in problems("test", DEFAULT_NUM_TEST))
-    assert hashlib.sha256(text.encode()).hexdigest() == "ea66249830b65bc1597028475b56a77b997ad99b8d9da348333437f944f6b41d"
+    # golden: sha256 of the 500 puzzles and solutions, one a line; printed by this
+    # test's own expression
+    text = "\n".join(
+        f"{puzzle}{solution}" for puzzle, solution in problems("test", DEFAULT_NUM_TEST)
+    )
+    assert (
+        hashlib.sha256(text.encode()).hexdigest()
+        == "ea66249830b65bc1597028475b56a77b997ad99b8d9da348333437f944f6b41d"
+    )
 
 
 def test_a_longer_list_starts_with_the_shorter_one_and_a_seed_changes_it():

@@ -1,4 +1,7 @@
-"""The throughput benchmark decodes the same answers three ways, and says so when they differ. No times are asserted."""
+"""The throughput benchmark decodes the same answers three ways, and says so when they
+differ. No times are asserted.
+"""
+
 from __future__ import annotations
 
 import json
@@ -7,17 +10,40 @@ import pytest
 
 from benchmarks import throughput
 
-SMALL = ["--shape", "tiny", "--num_prompts", "12", "--batch_size", "3", "--prompt_length", "12", "--gen_length", "24", "--block_length", "4",
-         "--steps_per_block", "2", "--repetitions", "1"]
+SMALL = [
+    "--shape",
+    "tiny",
+    "--num_prompts",
+    "12",
+    "--batch_size",
+    "3",
+    "--prompt_length",
+    "12",
+    "--gen_length",
+    "24",
+    "--block_length",
+    "4",
+    "--steps_per_block",
+    "2",
+    "--repetitions",
+    "1",
+]
 
 
 @pytest.mark.parametrize("cache", ["none", "dual"])
-def test_three_ways_decode_the_same_answers_and_full_batches_have_more_rows(tmp_path, capsys, cache):
+def test_three_ways_decode_the_same_answers_and_full_batches_have_more_rows(
+    tmp_path, capsys, cache
+):
     assert throughput.main([*SMALL, "--cache", cache, "--json", str(tmp_path / "out.json")]) == 0
     result = json.loads((tmp_path / "out.json").read_text())
-    assert set(result["ratios"]) == {"one_by_one", "batches", "full"} and result["ratios"]["one_by_one"] == 1
-    assert result["rows"]["one_by_one"] == 1 < result["rows"]["batches"] < result["rows"]["full"] <= 3
-    assert 12 * 4 < result["num_tokens"] < 12 * 24        # answers do end at different blocks
+    assert (
+        set(result["ratios"]) == {"one_by_one", "batches", "full"}
+        and result["ratios"]["one_by_one"] == 1
+    )
+    assert (
+        result["rows"]["one_by_one"] == 1 < result["rows"]["batches"] < result["rows"]["full"] <= 3
+    )
+    assert 12 * 4 < result["num_tokens"] < 12 * 24  # answers do end at different blocks
     assert "same answers: yes" in capsys.readouterr().out
 
 
@@ -27,6 +53,7 @@ def test_other_answers_are_told(monkeypatch):
     def ways(*arguments):
         found = honest(*arguments)
         return {**found, "batches": lambda: found["one_by_one"]()[::-1]}
+
     monkeypatch.setattr(throughput, "ways", ways)
     assert throughput.main(SMALL) == 1
 

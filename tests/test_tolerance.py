@@ -21,7 +21,9 @@ COMPARES = {"assert_close", "allclose", "assert_allclose", "isclose", "assert_al
 
 
 def numbers(node: ast.AST) -> set[float]:
-    """Positive numbers written in an expression, if it has nothing else; what is computed from names has none."""
+    """Positive numbers written in an expression, if it has nothing else; what is
+    computed from names has none.
+    """
     if any(isinstance(part, (ast.Name, ast.Call)) for part in ast.walk(node)):
         return set()
     value = eval(compile(ast.Expression(node), "", "eval"), {})  # of a constant expression
@@ -49,7 +51,11 @@ def test_no_file_picks_a_bound_of_rounding_by_hand(path):
     source = path.read_text(encoding="utf-8")
     if path != Path(__file__):
         assert not hand_picked(source)
-        assert "tests.tolerance" not in source or not path.name.startswith("test_") or "pytest.mark.floats" in source
+        assert (
+            "tests.tolerance" not in source
+            or not path.name.startswith("test_")
+            or "pytest.mark.floats" in source
+        )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +87,10 @@ def test_a_measured_bound_is_twice_the_error_of_float32_and_modules_stay_as_they
         exact = x.double() @ linear.weight.double().t() + linear.bias.double()
         bound = measured(product, linear)
         assert bound == twice_naive(product(linear), exact)
-    assert linear.weight.dtype == torch.float32 == torch.float and torch.ones(1).half().float().dtype == torch.float32
+    assert (
+        linear.weight.dtype == torch.float32 == torch.float
+        and torch.ones(1).half().float().dtype == torch.float32
+    )
     assert EPS < bound < rounding(2 * 301, x.abs() @ linear.weight.abs().t() + 1)
 
 

@@ -1,5 +1,7 @@
-"""Training of LLaDA models and of the parts that evaluations load: one trainer, objectives as functions, short entry points."""
+"""Training of LLaDA models and of the parts that evaluations load: one trainer,
+objectives as functions, short entry points.
+"""
 
 from llada_plugins.options.startup_messages import silence
 
-silence()        # the commands import transformers' Trainer, and with it whatever it finds installed
+silence()  # the commands import transformers' Trainer, and with it whatever it finds installed

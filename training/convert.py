@@ -1,14 +1,19 @@
-"""Public data sets as training rows: a file in the publisher's own format to the JSONL rows that training reads.
+"""Public data sets as training rows: a file in the publisher's own format to the JSONL
+rows that training reads.
 
     python -m training.convert --format gsm8k --input train.jsonl --output gsm8k.jsonl
 
-Rows are {"prompt": text, "completion": text}, or {"messages": [{"role", "content"}]} where the input has dialogues and, with --chat,
-everywhere: messages are trained on as the chat template renders them, prompt and completion as they are. Reads files already on disk
-(JSONL, a JSON array, one JSON object, or a folder of such) and downloads nothing. A row that does not fit is skipped, reported by file
-and line (of an array: row, from 1) with the reason, and counted; --strict ends at the first one and leaves no output. So is a row with a
-key that would change what is learned and that nobody reads (row_keys.py says which). An answer marked "weight": 0, "train": false or
-"loss": false is written with "weight": 0: later turns stand behind it, and it is not learned. A new format is a function and a row of
-FORMATS. Sources, and the commands for the sets of the plan (hub sets come as parquet; `datasets` writes JSONL):
+Rows are {"prompt": text, "completion": text}, or {"messages": [{"role", "content"}]}
+where the input has dialogues and, with --chat, everywhere: messages are trained on as
+the chat template renders them, prompt and completion as they are. Reads files already
+on disk (JSONL, a JSON array, one JSON object, or a folder of such) and downloads
+nothing. A row that does not fit is skipped, reported by file and line (of an array:
+row, from 1) with the reason, and counted; --strict ends at the first one and leaves no
+output. So is a row with a key that would change what is learned and that nobody reads
+(row_keys.py says which). An answer marked "weight": 0, "train": false or "loss": false
+is written with "weight": 0: later turns stand behind it, and it is not learned. A new
+format is a function and a row of FORMATS. Sources, and the commands for the sets of the
+plan (hub sets come as parquet; `datasets` writes JSONL):
 
     ShareGPT  any file in its form           --format sharegpt --input FILE             conversations, chosen of preference pairs
     OpenAI    any file in its form           --format messages --input FILE             messages
@@ -22,6 +27,7 @@ FORMATS. Sources, and the commands for the sets of the plan (hub sets come as pa
       python -c "from datasets import load_dataset as l; l('OpenCoder-LLM/opc-sft-stage2', 'SUBSET', split='train').to_json('SUBSET.jsonl')"
       with SUBSET one of educational_instruct (easy, stable), evol_instruct (harder), mceval_instruct (closest to question answering)
 """
+
 from __future__ import annotations
 
 import sys
@@ -35,23 +41,43 @@ from training.data.formats import FORMATS, convert
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = FlagParser(prog="python -m training.convert", description="Public data as training rows.", allow_abbrev=False)
-    parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="whose format the input has")
-    parser.add_argument("--input", required=True, type=Path, help="JSONL file, JSON array, or folder of such")
-    parser.add_argument("--output", required=True, type=Path, help="JSONL file to write; must not exist")
-    parser.add_argument("--chat", action="store_true", help="write messages for the chat template in every format")
-    parser.add_argument("--strict", action="store_true", help="end at the first row that does not fit instead of skipping it")
+    parser = FlagParser(
+        prog="python -m training.convert",
+        description="Public data as training rows.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--format", required=True, choices=sorted(FORMATS), help="whose format the input has"
+    )
+    parser.add_argument(
+        "--input", required=True, type=Path, help="JSONL file, JSON array, or folder of such"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, help="JSONL file to write; must not exist"
+    )
+    parser.add_argument(
+        "--chat", action="store_true", help="write messages for the chat template in every format"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="end at the first row that does not fit instead of skipping it",
+    )
     try:
         options = parser.parse_args(argv)
         if options.output.exists():
             raise ValueError(f"--output {options.output} exists: give another name")
-        rows, skipped = convert(options.input, options.format, chat=options.chat, strict=options.strict)
+        rows, skipped = convert(
+            options.input, options.format, chat=options.chat, strict=options.strict
+        )
         write_rows(rows, options.output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     for skip in skipped:
         print(f"skipped {skip.place}: {skip.reason}", file=sys.stderr)
-    print(f"{options.output}: {len(rows)} rows of {len(rows) + len(skipped)}, {len(skipped)} skipped")
+    print(
+        f"{options.output}: {len(rows)} rows of {len(rows) + len(skipped)}, {len(skipped)} skipped"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Commented files for --config: every flag of every training command with its help text and its default.
+"""Commented files for --config: every flag of every training command with its help text
+and its default.
 
-    python -m training.create_configs --output configs/training
-    python -m training.sft --config configs/training/sft.yaml
+python -m training.create_configs --output configs/training
+python -m training.sft --config configs/training/sft.yaml
 """
+
 from __future__ import annotations
 
 import sys
@@ -53,7 +55,9 @@ def config_text(name: str) -> str:
     sections = {
         "What is trained on what": fields(options),
         "The run": [field for field in run if field.name in own],
-        "The run: transformers' TrainingArguments": [field for field in run if field.name not in own],
+        "The run: transformers' TrainingArguments": [
+            field for field in run if field.name not in own
+        ],
     }
     text = _comment(HEADER.format(name=name))
     for title, section in sections.items():
@@ -65,7 +69,11 @@ def _flags(section: Iterable[Field], chosen: Mapping[str, str]) -> Iterable[str]
     for field in section:
         value = chosen.get(field.name, _default(field))
         help_text = " ".join(field.metadata["help"].replace("%%", "%").split())
-        yield _comment(help_text) + ("" if field.name in chosen else "#") + f"{field.name}: {_scalar(value)}\n"
+        yield (
+            _comment(help_text)
+            + ("" if field.name in chosen else "#")
+            + f"{field.name}: {_scalar(value)}\n"
+        )
 
 
 def _default(field: Field) -> Any:

@@ -1,9 +1,12 @@
-"""Merge a LoRA adapter into the model that it was trained on: a complete checkpoint in the published layout.
+"""Merge a LoRA adapter into the model that it was trained on: a complete checkpoint in
+the published layout.
 
     python -m training.merge --model DIR --peft ADAPTER_DIR --output DIR
 
-Heads, routers and PRMs beside the model are left out: they belong to the weights as they were.
+Heads, routers and PRMs beside the model are left out: they belong to the weights as
+they were.
 """
+
 from __future__ import annotations
 
 import sys
@@ -27,11 +30,19 @@ from training.runs.jobs import copy_tokenizer
 class MergeOptions:
     """What is merged, and where it goes."""
 
-    model: str = arg(help="checkpoint folder or hub id that the adapter was trained on; 'tiny' is the model in the package")
-    peft: str = arg(help="folder or hub id of a LoRA adapter, made by python -m training.sft --lora or by peft")
+    model: str = arg(
+        help="checkpoint folder or hub id that the adapter was trained on; 'tiny' is the model in "
+        "the package"
+    )
+    peft: str = arg(
+        help="folder or hub id of a LoRA adapter, made by python -m training.sft --lora or by peft"
+    )
     output: str = arg(help="folder for the merged checkpoint; must be empty or absent")
-    dtype: Literal[("auto", *DTYPES)] = arg("auto", "of the merged weights: auto (the model's, as it is stored) or one of "
-                                                  f"{', '.join(DTYPES)}; the sum is computed in float32")
+    dtype: Literal[("auto", *DTYPES)] = arg(
+        "auto",
+        "of the merged weights: auto (the model's, as it is stored) or one of "
+        f"{', '.join(DTYPES)}; the sum is computed in float32",
+    )
 
 
 def merge(options: MergeOptions) -> str:
@@ -42,9 +53,17 @@ def merge(options: MergeOptions) -> str:
     model = load_model(folder, device="cpu", dtype=dtype, peft=options.peft)
     try:
         with whole_folder(output) as partial:
-            save_model(model, partial, {"training": {"merged": {"model": options.model, "peft": options.peft, "dtype": dtype}}})
+            save_model(
+                model,
+                partial,
+                {
+                    "training": {
+                        "merged": {"model": options.model, "peft": options.peft, "dtype": dtype}
+                    }
+                },
+            )
             copy_tokenizer(folder, partial)
-    except (OSError, SafetensorError) as error:        # the second from save_file, on a full disk
+    except (OSError, SafetensorError) as error:  # the second from save_file, on a full disk
         raise OSError(f"output {output} could not be written ({error})") from error
     return f"{output}: {options.model} with {Path(options.peft) / CONFIG} merged, {dtype}"
 

@@ -1,9 +1,11 @@
-"""PRM training: token classification of steps as right or wrong, from rows in TRL's format; the output is a PRM for back-masking.
+"""PRM training: token classification of steps as right or wrong, from rows in TRL's
+format; the output is a PRM for back-masking.
 
-    python -m training.prm_sft --preset sudoku4_prm --output_dir outputs/sudoku4_prm
-    python -m training.prm_sft --model DIR_OR_HUB_ID --data STEPS.jsonl --output_dir DIR [--separator $'\\n\\n']
-    torchrun --nproc_per_node 2 -m training.prm_sft …
+python -m training.prm_sft --preset sudoku4_prm --output_dir outputs/sudoku4_prm python
+-m training.prm_sft --model DIR_OR_HUB_ID --data STEPS.jsonl --output_dir DIR
+[--separator $'\\n\\n'] torchrun --nproc_per_node 2 -m training.prm_sft …
 """
+
 from __future__ import annotations
 
 import shlex
@@ -31,11 +33,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         launch.refuse(error)
     save = reward.save_prm(job.tokenizer_folder, {"command": shlex.join(command)})
-    found = launch.run(job, reward.token_class, arguments, command, options=options, save=save, measure=reward.measure)
+    found = launch.run(
+        job,
+        reward.token_class,
+        arguments,
+        command,
+        options=options,
+        save=save,
+        measure=reward.measure,
+    )
     if arguments.should_save:
-        metrics = {name: found[f"eval_{name}"] for name in ("loss", "step_auc", "step_accuracy", "right_share") if f"eval_{name}" in found}
+        metrics = {
+            name: found[f"eval_{name}"]
+            for name in ("loss", "step_auc", "step_accuracy", "right_share")
+            if f"eval_{name}" in found
+        }
         if options.preset:
-            metrics["answers of the tiny model"] = reward.measure_answers(Path(arguments.output_dir))
+            metrics["answers of the tiny model"] = reward.measure_answers(
+                Path(arguments.output_dir)
+            )
         reward.record_metrics(Path(arguments.output_dir), metrics)
 
 

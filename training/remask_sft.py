@@ -1,9 +1,11 @@
-"""Remask SFT: a UPS head (RemeDi, arXiv 2509.23653) on a frozen backbone, or with it; `ups=OUTPUT_DIR` loads the result.
+"""Remask SFT: a UPS head (RemeDi, arXiv 2509.23653) on a frozen backbone, or with it;
+`ups=OUTPUT_DIR` loads the result.
 
-    python -m training.remask_sft --preset sudoku4_ups --output_dir outputs/sudoku4_ups
-    python -m training.remask_sft --model DIR --data FILE.jsonl --output_dir DIR [--joint | --lora]
-    torchrun --nproc_per_node 2 -m training.remask_sft …
+python -m training.remask_sft --preset sudoku4_ups --output_dir outputs/sudoku4_ups
+python -m training.remask_sft --model DIR --data FILE.jsonl --output_dir DIR [--joint |
+--lora] torchrun --nproc_per_node 2 -m training.remask_sft …
 """
+
 from __future__ import annotations
 
 import shlex
@@ -34,17 +36,39 @@ def main(argv: Sequence[str] | None = None) -> None:
             job = checkpoint_job(options, arguments)
         incorrect = policy.INCORRECT_FROM[options.incorrect_from](job)
         start = options.model or UPS_PRESETS[options.preset].model
-        description = {"backbone": start, "command": shlex.join(command), "options": asdict(options)}
+        description = {
+            "backbone": start,
+            "command": shlex.join(command),
+            "options": asdict(options),
+        }
         save = policy.save_remask(job, {"training": description}, options.adapters)
-        model = policy.policy_model(job.model, options.ups_width, noise("ups", arguments.seed), joint=options.joint,
-                                    lora=options.adapters)
+        model = policy.policy_model(
+            job.model,
+            options.ups_width,
+            noise("ups", arguments.seed),
+            joint=options.joint,
+            lora=options.adapters,
+        )
     except (ValueError, OSError, ImportError) as error:
         launch.refuse(error)
     objective = objectives.remask_sft(
-        model.config.mask_token_id, r_incorrect=options.r_incorrect, lambda_ups=options.lambda_ups,
-        label_smoothing=options.label_smoothing, train_backbone=not model.frozen, incorrect=incorrect)
-    metrics = launch.run(job._replace(model=model), objective, arguments, command,
-                         options=options, save=save, load=policy.load_remask, measure=policy.measure)
+        model.config.mask_token_id,
+        r_incorrect=options.r_incorrect,
+        lambda_ups=options.lambda_ups,
+        label_smoothing=options.label_smoothing,
+        train_backbone=not model.frozen,
+        incorrect=incorrect,
+    )
+    metrics = launch.run(
+        job._replace(model=model),
+        objective,
+        arguments,
+        command,
+        options=options,
+        save=save,
+        load=policy.load_remask,
+        measure=policy.measure,
+    )
     if arguments.should_save:
         policy.record_metrics(Path(arguments.output_dir), metrics)
 

@@ -1,9 +1,11 @@
-"""Router training: an ALA router before a frozen backbone, LLaDA's SFT objective; `router=OUTPUT_DIR` loads the result.
+"""Router training: an ALA router before a frozen backbone, LLaDA's SFT objective;
+`router=OUTPUT_DIR` loads the result.
 
-    python -m training.router_sft --preset nim_router --output_dir outputs/nim_router
-    python -m training.router_sft --model DIR --data FILE.jsonl --output_dir DIR [--no_prompt, the control]
-    torchrun --nproc_per_node 2 -m training.router_sft …
+python -m training.router_sft --preset nim_router --output_dir outputs/nim_router python
+-m training.router_sft --model DIR --data FILE.jsonl --output_dir DIR [--no_prompt, the
+control] torchrun --nproc_per_node 2 -m training.router_sft …
 """
+
 from __future__ import annotations
 
 import sys
@@ -31,12 +33,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             job = preset_job(options.preset, arguments, ROUTER_PRESETS)
         else:
             job = checkpoint_job(options, arguments)
-        model = routing.routed_model(job, routing.router_config(options, job.model), noise("router", arguments.seed))
+        model = routing.routed_model(
+            job, routing.router_config(options, job.model), noise("router", arguments.seed)
+        )
     except (ValueError, OSError) as error:
         launch.refuse(error)
-    arguments.eval_on_start = job.evaluation is not None and not arguments.resume        # the loss before training
-    launch.run(job._replace(model=model), objectives.routed_sft(model.mask_id), arguments, command,
-               options=options, save=routing.save_routed(job.model, command), load=routing.load_routed)
+    # the loss before training
+    arguments.eval_on_start = job.evaluation is not None and not arguments.resume
+    launch.run(
+        job._replace(model=model),
+        objectives.routed_sft(model.mask_id),
+        arguments,
+        command,
+        options=options,
+        save=routing.save_routed(job.model, command),
+        load=routing.load_routed,
+    )
     if arguments.should_save:
         routing.record_metrics(Path(arguments.output_dir))
 

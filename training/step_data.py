@@ -1,7 +1,8 @@
 """Step-labelled solutions for process reward models, in TRL's JSONL format, and as token rows.
 
-    python -m training.step_data --num 1000 --output steps.jsonl        sudoku solutions labelled by the exact rule
+python -m training.step_data --num 1000 --output steps.jsonl        sudoku solutions labelled by the exact rule
 """
+
 from __future__ import annotations
 
 import sys
@@ -21,12 +22,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     from training.data.sudoku_steps import solutions_in_steps
 
-    parser = FlagParser(prog="python -m training.step_data", description="Step-labelled sudoku solutions as TRL's JSONL.",
-                        allow_abbrev=False)
-    parser.add_argument("--num", type=int, default=DEFAULT_NUM_TEST, help="number of solutions (default: %(default)s)")
-    parser.add_argument("--split", choices=("train", "test"), default="train", help="split of the puzzles (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other puzzles and mistakes (default: %(default)s)")
-    parser.add_argument("--output", required=True, type=Path, help="JSONL file to write; must not exist")
+    parser = FlagParser(
+        prog="python -m training.step_data",
+        description="Step-labelled sudoku solutions as TRL's JSONL.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--num",
+        type=int,
+        default=DEFAULT_NUM_TEST,
+        help="number of solutions (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "test"),
+        default="train",
+        help="split of the puzzles (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="another seed draws other puzzles and mistakes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, help="JSONL file to write; must not exist"
+    )
     try:
         options = parser.parse_args(argv)
         if options.num < 1:

@@ -1,4 +1,5 @@
 """Classifier-free guidance and suppressed tokens: denoisers around a denoiser."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,33 +11,51 @@ from .denoiser import PADDING, Canvas, Denoiser, Prediction
 
 
 def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
-    """Classifier-free guidance u + (scale + 1)(c - u), where u sees a masked prompt (LLaDA, arXiv 2502.09992, appendix A)."""
+    """Classifier-free guidance u + (scale + 1)(c - u), where u sees a masked prompt
+    (LLaDA, arXiv 2502.09992, appendix A).
+    """
+
     def denoise_guided(canvas: Canvas, window: slice) -> Prediction:
         tokens, start = canvas.tokens, canvas.answer_start
-        assert canvas.embeds is None and canvas.past is None        # wrappers that set them go inside: the blank prompt needs its own
+        # wrappers that set them go inside: the blank prompt needs its own
+        assert canvas.embeds is None and canvas.past is None
         column = torch.arange(tokens.shape[1], device=tokens.device)
         prompt = (column < start[:, None]) & (tokens != PADDING)
         blank = tokens.masked_fill(prompt, mask_id)
-        both = denoise(canvas._replace(tokens=torch.cat([tokens, blank]), answer_start=start.repeat(2)), window)
+        both = denoise(
+            canvas._replace(tokens=torch.cat([tokens, blank]), answer_start=start.repeat(2)), window
+        )
 
         def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
             of_both = None if rows is None else torch.cat([rows, rows + len(tokens)])
             conditional, unconditional = both.logits_at(torch.cat([at, at]), of_both).chunk(2)
             return unconditional + (scale + 1) * (conditional - unconditional)
-        return Prediction(logits_at, None if both.confidence is None else both.confidence.chunk(2)[0], both.ranks_masked)
+
+        return Prediction(
+            logits_at,
+            None if both.confidence is None else both.confidence.chunk(2)[0],
+            both.ranks_masked,
+        )
+
     return denoise_guided
 
 
 def suppressed(denoise: Denoiser, ids: Sequence[int]) -> Denoiser:
     """The same prediction with some ids at probability zero (LLaDA's logits_eos_inf)."""
+
     def denoise_suppressed(canvas: Canvas, window: slice) -> Prediction:
         prediction = denoise(canvas, window)
-        return prediction._replace(logits_at=lambda at, rows=None: without(prediction.logits_at(at, rows), ids))
+        return prediction._replace(
+            logits_at=lambda at, rows=None: without(prediction.logits_at(at, rows), ids)
+        )
+
     return denoise_suppressed
 
 
 def without(logits: Tensor, ids: Sequence[int]) -> Tensor:
-    """A copy of logits (..., V) with a few ids at probability zero; one by one, since a tensor of ids would go to the device at every step."""
+    """A copy of logits (..., V) with a few ids at probability zero; one by one, since a
+    tensor of ids would go to the device at every step.
+    """
     logits = logits.clone()
     for token in ids:
         logits[..., token] = -torch.inf

@@ -1,9 +1,11 @@
 """Random numbers that depend on what is decoded, not on where it stands in a batch.
 
-A counter-based generator: every number is a hash of (request key, step, position, use). So a request's answer does not
-depend on the batch's composition, its order, the number of processes or the device; torch's sequential generators cannot
-give that without a loop over the rows.
+A counter-based generator: every number is a hash of (request key, step, position, use).
+So a request's answer does not depend on the batch's composition, its order, the number
+of processes or the device; torch's sequential generators cannot give that without a
+loop over the rows.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -20,11 +22,16 @@ def request_key(seed: int, *sequences: Iterable[int]) -> int:
 
 
 def uniform(key: Tensor, *counters: Tensor | int) -> Tensor:
-    """Independent U(0, 1), float64, never 0 or 1, one for each broadcast combination of int64 key and counters."""
+    """Independent U(0, 1), float64, never 0 or 1, one for each broadcast combination of
+    int64 key and counters.
+    """
     state = _mix(key)
-    for counter in counters:        # an int stays on the CPU, as a scalar that every device takes along: a copy to it would be waited for
+    # an int stays on the CPU, as a scalar that every device takes along: a copy to it
+    # would be waited for
+    for counter in counters:
         state = _mix(state ^ _mix(torch.as_tensor(counter, dtype=torch.int64) + _GOLDEN))
-    return (_shift(state, 12).double() + 0.5) * 2.0 ** -52        # 52 bits: with 53 the largest would round to 1
+    # 52 bits: with 53 the largest would round to 1
+    return (_shift(state, 12).double() + 0.5) * 2.0**-52
 
 
 def _signed(value: int) -> int:
@@ -42,7 +49,9 @@ def _shift(z: Tensor, bits: int) -> Tensor:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The output function of SplitMix64 (Steele et al. 2014) after one step of its counter; int64 arithmetic wraps as it must."""
+    """The output function of SplitMix64 (Steele et al. 2014) after one step of its
+    counter; int64 arithmetic wraps as it must.
+    """
     z = z + _GOLDEN
     z = (z ^ _shift(z, 30)) * _FIRST
     z = (z ^ _shift(z, 27)) * _SECOND

@@ -1,4 +1,5 @@
 """Text in, text and likelihoods out: what the doors and the commands call."""
+
 from .config import EngineConfig
 from .engine import Completion, Engine, Request
 

@@ -1,4 +1,5 @@
 """Which model an Engine loads, where it runs, and how it estimates likelihoods."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,55 +14,125 @@ from llada_plugins.sampling.config import SamplerConfig
 from .overlong import OVERLONG
 
 HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
-LIKELIHOOD = ("estimator", "mc_num", "mc_max", "mc_confidence", "mc_batch", "mc_seed", "greedy_check")
-NOT_IDENTITY = ("pretrained", "revision", "peft", "batch_size", "batch_tokens", "device", "likelihood_log")        # none changes an answer by itself, but for rounding
+LIKELIHOOD = (
+    "estimator",
+    "mc_num",
+    "mc_max",
+    "mc_confidence",
+    "mc_batch",
+    "mc_seed",
+    "greedy_check",
+)
+# none changes an answer by itself, but for rounding
+NOT_IDENTITY = (
+    "pretrained",
+    "revision",
+    "peft",
+    "batch_size",
+    "batch_tokens",
+    "device",
+    "likelihood_log",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Which model, where it runs, and how likelihoods are estimated."""
 
-    pretrained: str | None = arg(None, "checkpoint folder or hub id (default: the tiny model shipped in the package)")
+    pretrained: str | None = arg(
+        None, "checkpoint folder or hub id (default: the tiny model shipped in the package)"
+    )
     revision: str | None = arg(None, "branch, tag or commit of a hub id")
-    peft: str | None = arg(None, "folder or hub id of a LoRA adapter of that checkpoint, made by training.sft --lora or by peft; merged at load")
-    tokenizer: str | None = arg(None, "folder or hub id of the tokenizer, where it is not beside the checkpoint")
-    chat_template: str | None = arg(None, "name of the chat template, where the tokenizer has several (default: the one called default)")
+    peft: str | None = arg(
+        None,
+        "folder or hub id of a LoRA adapter of that checkpoint, made by training.sft --lora or by "
+        "peft; merged at load",
+    )
+    tokenizer: str | None = arg(
+        None, "folder or hub id of the tokenizer, where it is not beside the checkpoint"
+    )
+    chat_template: str | None = arg(
+        None,
+        "name of the chat template, where the tokenizer has several (default: the one called "
+        "default)",
+    )
     device: str = arg("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
     quantize: Literal[QUANTIZE] | None = arg(
-        None, "int8 (torchao) or nf4 (bitsandbytes): the blocks' Linears in 8 or 4 bits; packed: a GPTQ checkpoint stays in 4 bits "
-              "(default: weights in dtype, a GPTQ checkpoint is dequantised)")
-    batch_size: int = arg(1, "requests decoded together, and masked rows per forward of a likelihood; does not change any answer in float32")
-    max_length: int | None = arg(None, "context in tokens, prompt and answer (default: the model's; lower it to save memory)")
+        None,
+        "int8 (torchao) or nf4 (bitsandbytes): the blocks' Linears in 8 or 4 bits; packed: a GPTQ "
+        "checkpoint stays in 4 bits "
+        "(default: weights in dtype, a GPTQ checkpoint is dequantised)",
+    )
+    batch_size: int = arg(
+        1,
+        "requests decoded together, and masked rows per forward of a likelihood; does not change "
+        "any answer in float32",
+    )
+    max_length: int | None = arg(
+        None, "context in tokens, prompt and answer (default: the model's; lower it to save memory)"
+    )
     overlong: Literal[OVERLONG] = arg(
         "truncate",
         "what does not fit the context: truncate (as lm-eval: a prompt or context loses its "
         "beginning, as does a longer answer that is to be scored), skip (answered by nothing, "
         "scored -inf) or error; counted, and marked in result files",
     )
-    mask_id: int | None = arg(None, "id of the mask token, where neither config.json nor the tokenizer names it")
+    mask_id: int | None = arg(
+        None, "id of the mask token, where neither config.json nor the tokenizer names it"
+    )
     estimator: Literal[tuple(ESTIMATORS)] = arg(
-        "count", "likelihood: count (LLaDA's bound; enumerated where that takes no more than mc_num rows), published (its authors' code), "
-                 "bernoulli (SMDM), chain (left to right) or exact (enumeration)")
-    mc_num: int | str = arg(128, "masked rows drawn per likelihood request; auto:0.1 draws until the standard error is at most 0.1 nats "
-                                 "or the best choice of a question is settled")
+        "count",
+        "likelihood: count (LLaDA's bound; enumerated where that takes no more than mc_num rows), "
+        "published (its authors' code), "
+        "bernoulli (SMDM), chain (left to right) or exact (enumeration)",
+    )
+    mc_num: int | str = arg(
+        128,
+        "masked rows drawn per likelihood request; auto:0.1 draws until the standard error is at "
+        "most 0.1 nats "
+        "or the best choice of a question is settled",
+    )
     mc_max: int | None = arg(None, "with mc_num=auto, rows drawn at most (default 1024)")
-    mc_confidence: float | None = arg(None, "with mc_num=auto, probability (0.5-1) with which a settled choice is the best (default 0.99; "
-                                            "1: only the standard error counts)")
-    mc_batch: int | None = arg(None, "with estimator=published, rows of one sweep over the numbers of masks (default 8)")
+    mc_confidence: float | None = arg(
+        None,
+        "with mc_num=auto, probability (0.5-1) with which a settled choice is the best (default "
+        "0.99; "
+        "1: only the standard error counts)",
+    )
+    mc_batch: int | None = arg(
+        None, "with estimator=published, rows of one sweep over the numbers of masks (default 8)"
+    )
     mc_seed: int = arg(0, "with the request's context, determines its masks")
-    batch_tokens: int | None = arg(None, "tokens of one batch, prompts, answers and padding included, in place of batch_size rows; guidance "
-                                           "runs twice as many, a process reward model's candidates as many each")
-    greedy_check: bool = arg(False, "does greedy decoding give the answer? up to one forward more per answer token of a likelihood")
-    likelihood_log: str | None = arg(None, "file that gets a line of JSON for each likelihood: texts, value, standard error, rows")
+    batch_tokens: int | None = arg(
+        None,
+        "tokens of one batch, prompts, answers and padding included, in place of batch_size rows; "
+        "guidance "
+        "runs twice as many, a process reward model's candidates as many each",
+    )
+    greedy_check: bool = arg(
+        False,
+        "does greedy decoding give the answer? up to one forward more per answer token of a "
+        "likelihood",
+    )
+    likelihood_log: str | None = arg(
+        None,
+        "file that gets a line of JSON for each likelihood: texts, value, standard error, rows",
+    )
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "batch_tokens", "max_length"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.budget()
-        if self.likelihood_log is not None and not Path(self.likelihood_log).absolute().parent.is_dir():
-            raise ValueError(f"likelihood_log={self.likelihood_log!r}: its folder does not exist: create it first")
+        if (
+            self.likelihood_log is not None
+            and not Path(self.likelihood_log).absolute().parent.is_dir()
+        ):
+            raise ValueError(
+                f"likelihood_log={self.likelihood_log!r}: its folder does not exist: create it "
+                "first"
+            )
         if self.likelihood_log is not None and Path(self.likelihood_log).is_dir():
             raise ValueError(f"likelihood_log={self.likelihood_log!r} is a folder: give a file")
 

@@ -1,4 +1,5 @@
 """A conversation with a model: turns, the answer as it is decoded, commands."""
+
 from __future__ import annotations
 
 from .engine import Completion, Engine, Request
@@ -18,9 +19,11 @@ class Conversation:
         self.messages = list(self.beginning)
 
     def ask(self, line: str) -> Completion:
-        """The answer. A turn that does not fit the context (ValueError) or is interrupted is forgotten."""
+        """The answer. A turn that does not fit the context (ValueError) or is
+        interrupted is forgotten.
+        """
         turns = [*self.messages, {"role": "user", "content": line}]
         prompt = self.engine.render_chat(turns) if self.chat else line
-        (_, completion), = self.engine.generate([Request(prompt, self.engine.sampler)])
+        ((_, completion),) = self.engine.generate([Request(prompt, self.engine.sampler)])
         self.messages = [*turns, {"role": "assistant", "content": completion.text}]
         return completion

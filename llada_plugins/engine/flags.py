@@ -1,4 +1,7 @@
-"""Command lines of programs that ask a model: their own options, and every option of the chosen method as a flag of the same name."""
+"""Command lines of programs that ask a model: their own options, and every option of
+the chosen method as a flag of the same name.
+"""
+
 from __future__ import annotations
 
 import argparse
@@ -13,9 +16,16 @@ from llada_plugins.options.fields import build, names
 from .engine import option_classes
 
 
-def read_flags(own: type, argv: Sequence[str] | None, *, usage: str, description: str | None,
-               defaults: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, str]]:
-    """An instance of `own`, whose field `model` names the method, and the method's options as given; ValueError on what neither has.
+def read_flags(
+    own: type,
+    argv: Sequence[str] | None,
+    *,
+    usage: str,
+    description: str | None,
+    defaults: Mapping[str, Any] | None = None,
+) -> tuple[Any, dict[str, str]]:
+    """An instance of `own`, whose field `model` names the method, and the method's
+    options as given; ValueError on what neither has.
 
     defaults: the program's own, of options of the method, for --help.
     """
@@ -24,16 +34,34 @@ def read_flags(own: type, argv: Sequence[str] | None, *, usage: str, description
     model = first.parse_known_args(argv)[0].model
     if model not in METHODS:
         raise ValueError(f"model must be one of {', '.join(METHODS)}, got {model!r}")
-    parser = FlagParser(usage=usage, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-                        argument_default=argparse.SUPPRESS)
+    parser = FlagParser(
+        usage=usage,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.what = f"{model} option"
     for options in (own, *option_classes(model)):
         group = parser.add_argument_group(options.__name__, (options.__doc__ or "").split("\n")[0])
         for field in fields(options):
             default = (defaults or {}).get(field.name, field.default)
-            shown = field.metadata["help"] + ("" if default in (None, MISSING) else f" (default: {default})")
-            switch = {"action": argparse.BooleanOptionalAction} if options is own and isinstance(default, bool) else {"metavar": "VALUE"}
-            group.add_argument(f"--{field.name}", required=default is MISSING, help=shown.replace("%", "%%"), **switch)
+            shown = field.metadata["help"] + (
+                "" if default in (None, MISSING) else f" (default: {default})"
+            )
+            switch = (
+                {"action": argparse.BooleanOptionalAction}
+                if options is own and isinstance(default, bool)
+                else {"metavar": "VALUE"}
+            )
+            group.add_argument(
+                f"--{field.name}",
+                required=default is MISSING,
+                help=shown.replace("%", "%%"),
+                **switch,
+            )
     given = parser.parse_args(argv)
     mine = {name: value for name, value in vars(given).items() if name in names(own)}
-    return build(own, mine), {name: value for name, value in vars(given).items() if name not in mine}
+    return build(own, mine), {
+        name: value for name, value in vars(given).items() if name not in mine
+    }

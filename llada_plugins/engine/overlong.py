@@ -1,4 +1,5 @@
-"""What becomes of requests that do not fit a context: cut from the left, skipped or refused, and told.
+"""What becomes of requests that do not fit a context: cut from the left, skipped or
+refused, and told.
 
 The default is lm-eval's rule: of the prompt, the last tokens that leave room for the answer.
 """
@@ -44,8 +45,8 @@ class Overlong:
     ) -> list[Mark | None]:
         """What is done with each request of a call, None where it fits; one warning tells how many.
 
-        describe: what is too long of the request of that number. Raises ValueError for all of them
-        under "error".
+        describe: what is too long of the request of that number. Raises ValueError for
+        all of them under "error".
         """
         numbers = [number for number, fit in enumerate(fits) if not fit]
         if not numbers:
@@ -107,8 +108,8 @@ class Overlong:
         limit = f"the PRM's context of {scorer.max_length} tokens"
         short: list[str] = []
         for request, question in zip(requests, questions):
-            # a step of one token stands for the answer, whose tokens in the PRM's vocabulary are
-            # not known before it is there
+            # a step of one token stands for the answer, whose tokens in the PRM's
+            # vocabulary are not known before it is there
             end = scorer.shortened(question, ["."], request.sampler.decoded_length - 1)
             if end is None:
                 raise ValueError(

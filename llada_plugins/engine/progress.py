@@ -1,4 +1,5 @@
 """The progress line of the harness classes: requests done, answer tokens a second, time left."""
+
 from __future__ import annotations
 
 import time
@@ -11,12 +12,21 @@ class Progress:
     def __init__(self, total: int | None, description: str, disable: bool) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(total=total, desc=description, unit=" requests", disable=disable, mininterval=1.0, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=total,
+            desc=description,
+            unit=" requests",
+            disable=disable,
+            mininterval=1.0,
+            dynamic_ncols=True,
+        )
         self._began = time.perf_counter()
         self._num_tokens = 0
 
     def add(self, num_tokens: int = 0) -> None:
-        """One more request is done, with an answer of num_tokens tokens (0: scored, not decoded)."""
+        """One more request is done, with an answer of num_tokens tokens (0: scored, not
+        decoded).
+        """
         self._num_tokens += num_tokens
         if self._num_tokens:
             rate = self._num_tokens / max(time.perf_counter() - self._began, 1e-9)
@@ -29,10 +39,17 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
 def progress(total: int | None, description: str, disable: bool = False) -> Progress:
-    """A progress line on stderr for `total` requests; None where the harness does not say how many will come (then no time left)."""
+    """A progress line on stderr for `total` requests; None where the harness does not
+    say how many will come (then no time left).
+    """
     return Progress(total, description, disable)

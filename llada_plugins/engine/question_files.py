@@ -1,4 +1,5 @@
 """Answers to a file of questions, with a CSV that a killed run goes on with."""
+
 from __future__ import annotations
 
 import hashlib
@@ -18,19 +19,29 @@ from llada_plugins.tasks.mathematics import Question
 from .engine import Completion, Engine, Request
 from .progress import progress
 
-ANSWER_LENGTH = 512        # tokens, unless gen_length says otherwise: LLaDA's published length for MATH, and LLaDA-R3's
+# tokens, unless gen_length says otherwise: LLaDA's published length for MATH, and
+# LLaDA-R3's
+ANSWER_LENGTH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """What is asked, and where the metrics go."""
 
-    data: str = arg(help=".csv, .jsonl or .json file with the columns question (or problem) and answer")
+    data: str = arg(
+        help=".csv, .jsonl or .json file with the columns question (or problem) and answer"
+    )
     output: str = arg(help="metrics .csv; where it holds rows of the same run, that run goes on")
     model: Literal[tuple(METHODS)] = arg("llada", f"one of {', '.join(METHODS)}")
-    limit: int | None = arg(None, "ask the first so many questions only; may be raised when a run goes on")
-    instruction: str = arg(mathematics.INSTRUCTION, "stands behind every question, on a line of its own; may be empty")
-    chat: Literal["auto", "true", "false"] = arg("auto", "render the tokenizer's chat template (auto: where it has one)")
+    limit: int | None = arg(
+        None, "ask the first so many questions only; may be raised when a run goes on"
+    )
+    instruction: str = arg(
+        mathematics.INSTRUCTION, "stands behind every question, on a line of its own; may be empty"
+    )
+    chat: Literal["auto", "true", "false"] = arg(
+        "auto", "render the tokenizer's chat template (auto: where it has one)"
+    )
     until: str | None = arg(None, "a string that ends an answer, such as Problem: for base models")
 
     def __post_init__(self) -> None:
@@ -41,40 +52,61 @@ class EvaluateConfig:
 class Row(NamedTuple):
     """A row of the metrics file."""
 
-    index: int             # of the question in the data, from 0
-    id: str                # digest of question and reference
-    correct: int           # 1 or 0
-    answer: str            # as extracted from the response, "" where it has none
+    index: int  # of the question in the data, from 0
+    id: str  # digest of question and reference
+    correct: int  # 1 or 0
+    answer: str  # as extracted from the response, "" where it has none
     reference: str
     forwards: int
     prm_calls: int
-    seconds: float         # wall time of its batch, shared equally
-    prm_seconds: float     # of them, spent in the PRM
-    tokens: int            # before the end token
-    overlong: str          # truncated or skipped, where the question did not fit
+    seconds: float  # wall time of its batch, shared equally
+    prm_seconds: float  # of them, spent in the PRM
+    tokens: int  # before the end token
+    overlong: str  # truncated or skipped, where the question did not fit
     response: str
 
 
 def evaluate(config: EvaluateConfig, options: dict[str, Any]) -> str:
-    """Ask what the metrics file lacks; returns the summary of all its rows. options: of Engine, by name."""
+    """Ask what the metrics file lacks; returns the summary of all its rows. options: of
+    Engine, by name.
+    """
     mathematics.check_grader()
     questions = mathematics.read(Path(config.data))
     mathematics.check_references(questions)
     with MetricsFile(Path(config.output), Row._fields) as metrics:
         metrics.expect(data=_digest(questions), instruction=config.instruction, until=config.until)
         engine = Engine(config.model, **{"gen_length": ANSWER_LENGTH, **options})
-        chat = bool(engine.tokenizer.chat_template) if config.chat == "auto" else config.chat == "true"
+        chat = (
+            bool(engine.tokenizer.chat_template) if config.chat == "auto" else config.chat == "true"
+        )
         metrics.expect(chat=chat, engine=json.loads(engine.fingerprint()))
         rows = metrics.begin(data_file=config.data, model=engine.info())
         _check_rows(metrics.path, rows, questions)
-        rows += _answer_missing(engine, metrics, questions[:config.limit], {int(row["index"]) for row in rows}, config, chat)
-    return summary(config.output, [row for row in rows if config.limit is None or int(row["index"]) < config.limit])
+        rows += _answer_missing(
+            engine,
+            metrics,
+            questions[: config.limit],
+            {int(row["index"]) for row in rows},
+            config,
+            chat,
+        )
+    return summary(
+        config.output,
+        [row for row in rows if config.limit is None or int(row["index"]) < config.limit],
+    )
 
 
-def _answer_missing(engine: Engine, metrics: MetricsFile, questions: Sequence[Question], done: set[int], config: EvaluateConfig,
-                    chat: bool) -> list[dict[str, str]]:
+def _answer_missing(
+    engine: Engine,
+    metrics: MetricsFile,
+    questions: Sequence[Question],
+    done: set[int],
+    config: EvaluateConfig,
+    chat: bool,
+) -> list[dict[str, str]]:
     missing = {question.question for index, question in enumerate(questions) if index not in done}
-    # repeats of a question are decoded together: the n-th has its own random numbers, whether or not the run was interrupted
+    # repeats of a question are decoded together: the n-th has its own random numbers,
+    # whether or not the run was interrupted
     order = [index for index, question in enumerate(questions) if question.question in missing]
     requests = [_request(engine, questions[index].question, config, chat) for index in order]
     added = []
@@ -99,32 +131,53 @@ def _request(engine: Engine, question: str, config: EvaluateConfig, chat: bool) 
 
 def _row(index: int, question: Question, completion: Completion) -> Row:
     correct, answer = mathematics.grade(question.answer, completion.text)
-    return Row(index, _digest([question]), int(correct), answer, question.answer, completion.num_forwards, completion.num_prm_calls,
-               round(completion.seconds, 6), round(completion.prm_seconds, 6), completion.num_tokens,
-               completion.overlong or "", completion.text)
+    return Row(
+        index,
+        _digest([question]),
+        int(correct),
+        answer,
+        question.answer,
+        completion.num_forwards,
+        completion.num_prm_calls,
+        round(completion.seconds, 6),
+        round(completion.prm_seconds, 6),
+        completion.num_tokens,
+        completion.overlong or "",
+        completion.text,
+    )
 
 
 def _check_rows(path: Path, rows: Sequence[dict[str, str]], questions: Sequence[Question]) -> None:
     ids = {str(index): _digest([question]) for index, question in enumerate(questions)}
     for row in rows:
         if ids.pop(row["index"], None) != row["id"]:
-            raise ValueError(f"{path} was changed: its row with index {row['index']} is there twice or of another question: "
-                             "give another file")
+            raise ValueError(
+                f"{path} was changed: its row with index {row['index']} is there twice or of "
+                "another question: "
+                "give another file"
+            )
 
 
 def summary(name: str, rows: Sequence[dict[str, str]]) -> str:
-    """Accuracy with its 95 % interval (Wilson's, which is right near 0 and 1 as well), and the cost per question."""
+    """Accuracy with its 95 % interval (Wilson's, which is right near 0 and 1 as well),
+    and the cost per question.
+    """
+
     def mean(column: str) -> float:
         return sum(float(row[column]) for row in rows) / len(rows)
 
-    accuracy, seconds, share = mean("correct"), mean("seconds"), 1.959964 ** 2 / len(rows)
+    accuracy, seconds, share = mean("correct"), mean("seconds"), 1.959964**2 / len(rows)
     middle = (accuracy + share / 2) / (1 + share)
     half = math.sqrt(share * (accuracy * (1 - accuracy) + share / 4)) / (1 + share)
     overlong = sum(bool(row["overlong"]) for row in rows)
     told = f"; {overlong} did not fit the context, see the column overlong" if overlong else ""
-    return (f"{name}: {len(rows)} questions, accuracy {accuracy:.3f}, 95 % interval {middle - half:.3f} to {middle + half:.3f}{told}\n"
-            f"a question: {mean('forwards'):.1f} forwards, {mean('prm_calls'):.1f} PRM calls, {mean('tokens'):.1f} tokens, "
-            f"{seconds:.3f} s, of which {100 * mean('prm_seconds') / seconds:.1f} % in the PRM")
+    return (
+        f"{name}: {len(rows)} questions, accuracy {accuracy:.3f}, 95 % interval "
+        f"{middle - half:.3f} to {middle + half:.3f}{told}\n"
+        f"a question: {mean('forwards'):.1f} forwards, {mean('prm_calls'):.1f} PRM calls, "
+        f"{mean('tokens'):.1f} tokens, "
+        f"{seconds:.3f} s, of which {100 * mean('prm_seconds') / seconds:.1f} % in the PRM"
+    )
 
 
 def _digest(questions: Sequence[Question]) -> str:

@@ -1,4 +1,5 @@
 """A terminal screen on which an answer is drawn again after every step."""
+
 from __future__ import annotations
 
 import shutil
@@ -14,9 +15,14 @@ class Screen:
         self.num_lines = 0
 
     def draw(self, string: str) -> None:
-        """Show as much of the string's end as the terminal has room for; control characters as spaces."""
+        """Show as much of the string's end as the terminal has room for; control
+        characters as spaces.
+        """
         columns, rows = shutil.get_terminal_size()
-        lines = wrap("".join(each if each.isprintable() or each == "\n" else " " for each in string), columns - 1)[-max(rows - 1, 1):]
+        lines = wrap(
+            "".join(each if each.isprintable() or each == "\n" else " " for each in string),
+            columns - 1,
+        )[-max(rows - 1, 1) :]
         self.out.write(self._home() + "\n".join(lines))
         self.out.flush()
         self.num_lines = len(lines)
@@ -35,7 +41,13 @@ def wrap(string: str, columns: int) -> list[str]:
     """Lines that fill no more than `columns` cells of a terminal."""
     lines, used = [""], 0
     for symbol in string:
-        cells = 2 if unicodedata.east_asian_width(symbol) in "WF" else 0 if unicodedata.combining(symbol) else 1
+        cells = (
+            2
+            if unicodedata.east_asian_width(symbol) in "WF"
+            else 0
+            if unicodedata.combining(symbol)
+            else 1
+        )
         if symbol == "\n" or used + cells > columns:
             lines.append("")
             used = 0

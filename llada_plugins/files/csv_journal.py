@@ -1,8 +1,11 @@
-"""A CSV file that a run appends to, row by row, so that a killed run can go on: no row lost, none doubled.
+"""A CSV file that a run appends to, row by row, so that a killed run can go on: no row
+lost, none doubled.
 
-Beside FILE lies FILE.json, which says of which run its rows are; rows of another run are never mixed in. A row is on the disk
-before the next is made. The file stays locked while it is open: a second process is refused.
+Beside FILE lies FILE.json, which says of which run its rows are; rows of another run
+are never mixed in. A row is on the disk before the next is made. The file stays locked
+while it is open: a second process is refused.
 """
+
 from __future__ import annotations
 
 import csv
@@ -17,7 +20,9 @@ from typing import Any
 
 
 class MetricsFile:
-    """Rows of one run; use it in a `with` statement: first `expect` what identifies the run, then `begin`, then `append`."""
+    """Rows of one run; use it in a `with` statement: first `expect` what identifies the
+    run, then `begin`, then `append`.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, list(columns)
@@ -33,19 +38,32 @@ class MetricsFile:
             raise
 
     def expect(self, **run: Any) -> None:
-        """State parts of what identifies the run; raises ValueError, naming the differences, where the file holds another run."""
+        """State parts of what identifies the run; raises ValueError, naming the
+        differences, where the file holds another run.
+        """
         self._run |= json.loads(json.dumps(run))
         if self._stored is None:
             return
         then, now = dict(_leaves(self._stored)), dict(_leaves(self._run))
         given = tuple(self._run)
-        differing = [name for name in {**then, **now} if name.split(".")[0] in given and then.get(name) != now.get(name)]
+        differing = [
+            name
+            for name in {**then, **now}
+            if name.split(".")[0] in given and then.get(name) != now.get(name)
+        ]
         if differing:
-            changes = "; ".join(f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in differing[:3])
-            raise ValueError(f"{self.path} holds another run ({changes}): give another file, or remove it and {self.run_path.name}")
+            changes = "; ".join(
+                f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in differing[:3]
+            )
+            raise ValueError(
+                f"{self.path} holds another run ({changes}): give another file, or remove it and "
+                f"{self.run_path.name}"
+            )
 
     def begin(self, **notes: Any) -> list[dict[str, str]]:
-        """The rows that are already there, after a torn last one is removed. notes: for FILE.json, beside what identifies the run."""
+        """The rows that are already there, after a torn last one is removed. notes: for
+        FILE.json, beside what identifies the run.
+        """
         if self._stored is None:
             partial = self.run_path.with_name(f".{self.run_path.name}.partial")
             with partial.open("w", encoding="utf-8") as file:
@@ -57,21 +75,33 @@ class MetricsFile:
         content = self._file.read()
         whole = _whole_records(content)
         self._file.truncate(whole)
-        header, *rows = csv.reader(io.StringIO(content[:whole].decode(), newline="")) if whole else [None]
+        header, *rows = (
+            csv.reader(io.StringIO(content[:whole].decode(), newline="")) if whole else [None]
+        )
         if header is None:
             self._write(self.columns)
         elif header != self.columns or any(len(row) != len(header) for row in rows):
-            raise ValueError(f"{self.path} has other columns than this command writes: give another file")
+            raise ValueError(
+                f"{self.path} has other columns than this command writes: give another file"
+            )
         return [dict(zip(self.columns, row)) for row in rows]
 
     def append(self, row: Sequence[Any]) -> None:
         """Write a row; it is on the disk when this returns."""
         # NUL: the csv module of Python 3.10 cannot read it back
-        self._write([value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value for value in row])
+        self._write(
+            [
+                value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+                if isinstance(value, str)
+                else value
+                for value in row
+            ]
+        )
 
     def _write(self, row: Sequence[Any]) -> None:
         line = io.StringIO(newline="")
-        csv.writer(line, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerow(row)        # quotes hold a lone \r as well
+        # quotes hold a lone \r as well
+        csv.writer(line, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerow(row)
         self._file.write(line.getvalue().encode())
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -80,31 +110,47 @@ class MetricsFile:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{self.path} is being written by another process: wait for it, or give another file") from None
+            raise ValueError(
+                f"{self.path} is being written by another process: wait for it, or give another "
+                "file"
+            ) from None
 
     def _read_run(self) -> dict[str, Any] | None:
         """What FILE.json says; None where there is no row yet."""
         self._file.seek(0)
         content = self._file.read()
         if content and not self.run_path.is_file():
-            raise ValueError(f"{self.path} exists, and no {self.run_path.name} beside it says of which run its rows are: "
-                             "give another file")
-        if content[:_whole_records(content)].count(b"\n") < 2:        # at most a header: a run that failed early binds no other
+            raise ValueError(
+                f"{self.path} exists, and no {self.run_path.name} beside it says of which run its "
+                "rows are: "
+                "give another file"
+            )
+        # at most a header: a run that failed early binds no other
+        if content[: _whole_records(content)].count(b"\n") < 2:
             return None
         try:
             return json.loads(self.run_path.read_text(encoding="utf-8"))["run"]
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{self.run_path} does not say of which run {self.path.name} is: give another file") from None
+            raise ValueError(
+                f"{self.run_path} does not say of which run {self.path.name} is: give another file"
+            ) from None
 
     def __enter__(self) -> MetricsFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._file.close()
 
 
 def _whole_records(content: bytes) -> int:
-    """Where the last complete record ends: behind a newline with an even number of quotes before it (inside a field it is odd)."""
+    """Where the last complete record ends: behind a newline with an even number of
+    quotes before it (inside a field it is odd).
+    """
     end = place = quotes = 0
     for line in content.split(b"\n")[:-1]:
         place += len(line) + 1

@@ -2,6 +2,7 @@
 
 Standard library, and `packaging`, which transformers brings, where requirements are read.
 """
+
 from __future__ import annotations
 
 import json
@@ -14,7 +15,7 @@ from llada_plugins._lm_eval_hook import DISTRIBUTION
 
 PACKAGE = Path(__file__).parents[1]
 
-COLLECTING = ("all", "dev")        # extras that are made of others
+COLLECTING = ("all", "dev")  # extras that are made of others
 
 
 def installed(name: str) -> str | None:
@@ -55,8 +56,12 @@ def requirements(extra: str | None) -> Iterator[Any]:
         marker = requirement.marker
         if extra is None and (marker is None or marker.evaluate({"extra": ""})):
             yield requirement
-        if extra and marker and marker.evaluate({"extra": extra}) and not marker.evaluate(
-                {"extra": ""}):
+        if (
+            extra
+            and marker
+            and marker.evaluate({"extra": extra})
+            and not marker.evaluate({"extra": ""})
+        ):
             yield requirement
 
 
@@ -78,8 +83,11 @@ def tested() -> dict[str, str]:
 
     lines = shipped("constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return {key(pin.name): next(iter(pin.specifier)).version for pin in pins
-            if pin.marker is None or pin.marker.evaluate()}
+    return {
+        key(pin.name): next(iter(pin.specifier)).version
+        for pin in pins
+        if pin.marker is None or pin.marker.evaluate()
+    }
 
 
 def key(name: str) -> str:
@@ -90,16 +98,18 @@ def key(name: str) -> str:
 def shipped(name: str) -> Path:
     """A file or folder of the repository's root that the wheel carries too.
 
-    name: `configs` or `constraints.txt`. A wheel has it in `_shipped`, put there by the build step
-    (_ship.py); a clone and an editable install have it beside the package. Raises FileNotFoundError
-    where an installation has neither.
+    name: `configs` or `constraints.txt`. A wheel has it in `_shipped`, put there by the
+    build step (_ship.py); a clone and an editable install have it beside the package.
+    Raises FileNotFoundError where an installation has neither.
     """
-    clone = PACKAGE.resolve().parent        # a strict editable install is links into the clone
+    clone = PACKAGE.resolve().parent  # a strict editable install is links into the clone
     places = [PACKAGE / "_shipped" / name]
-    if (clone / "_ship.py").is_file():        # else it is site-packages, and not ours alone
+    if (clone / "_ship.py").is_file():  # else it is site-packages, and not ours alone
         places.append(clone / name)
     for place in places:
         if place.exists():
             return place
-    raise FileNotFoundError(f"{places[0]}: no such file or folder, so this installation is not "
-                            "whole: pip install --force-reinstall --no-deps llada-plugins")
+    raise FileNotFoundError(
+        f"{places[0]}: no such file or folder, so this installation is not "
+        "whole: pip install --force-reinstall --no-deps llada-plugins"
+    )

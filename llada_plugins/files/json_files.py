@@ -1,8 +1,10 @@
 """JSON files of a checkpoint: read strictly, and held against a declaration of their fields.
 
-A declaration is a Kind: what a value must be, in words and as a test, and what its parts must be. Every message names the
-file, the field, what was found and what was expected. Standard library only; nothing here knows of models.
+A declaration is a Kind: what a value must be, in words and as a test, and what its
+parts must be. Every message names the file, the field, what was found and what was
+expected. Standard library only; nothing here knows of models.
 """
+
 from __future__ import annotations
 
 import json
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ABSENT = object()        # the value of a field that a file does not have
+ABSENT = object()  # the value of a field that a file does not have
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
@@ -23,56 +25,82 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 class Kind(NamedTuple):
     """What a JSON value must be."""
 
-    expected: str                                                               # in words
-    holds: Callable[[Any], bool]                                                # of the value itself
-    parts: Callable[[Any], Iterable[tuple[str, Kind, Any]]] = lambda value: ()  # (place, kind, value) of what is in it
+    expected: str  # in words
+    holds: Callable[[Any], bool]  # of the value itself
+    # (place, kind, value) of what is in it
+    parts: Callable[[Any], Iterable[tuple[str, Kind, Any]]] = lambda value: ()
 
 
 NOTHING = Kind("no field of that name", lambda value: False)
 
 
-def whole(least: int = -2**63, most: int = 2**63 - 1) -> Kind:
+def whole(least: int = -(2**63), most: int = 2**63 - 1) -> Kind:
     """A whole number from least to most; true and 1.0 are none."""
-    return Kind(f"a whole number from {least} to {most}", lambda value: type(value) is int and least <= value <= most)
+    return Kind(
+        f"a whole number from {least} to {most}",
+        lambda value: type(value) is int and least <= value <= most,
+    )
 
 
 def number(least: float = -math.inf, most: float = math.inf) -> Kind:
     """A finite number from least to most; true is none."""
-    words = "a number" if (least, most) == (-math.inf, math.inf) else f"a number from {least:g} to {most:g}"
+    words = (
+        "a number"
+        if (least, most) == (-math.inf, math.inf)
+        else f"a number from {least:g} to {most:g}"
+    )
     return Kind(words, lambda value: type(value) in (int, float) and least <= value <= most)
 
 
 def one_of(*values: Any) -> Kind:
     """One of some plain values; 1 is not true, but 1 is 1.0."""
-    return Kind(" or ".join(map(json.dumps, values)), lambda value: any(same(value, each) for each in values))
+    return Kind(
+        " or ".join(map(json.dumps, values)),
+        lambda value: any(same(value, each) for each in values),
+    )
 
 
 def nullable(kind: Kind) -> Kind:
     """null, or a value of that kind."""
-    return Kind(f"{kind.expected} or null", lambda value: value is None or kind.holds(value),
-                lambda value: () if value is None else kind.parts(value))
+    return Kind(
+        f"{kind.expected} or null",
+        lambda value: value is None or kind.holds(value),
+        lambda value: () if value is None else kind.parts(value),
+    )
 
 
 def either(first: Kind, second: Kind) -> Kind:
     """A value of one of two kinds."""
-    return Kind(f"{first.expected} or {second.expected}", lambda value: first.holds(value) or second.holds(value),
-                lambda value: (first if first.holds(value) else second).parts(value))
+    return Kind(
+        f"{first.expected} or {second.expected}",
+        lambda value: first.holds(value) or second.holds(value),
+        lambda value: (first if first.holds(value) else second).parts(value),
+    )
 
 
 def list_of(kind: Kind) -> Kind:
     """A list of values of that kind."""
-    return Kind(f"a list, each {kind.expected}", lambda value: isinstance(value, list),
-                lambda value: ((f"[{place}]", kind, item) for place, item in enumerate(value)))
+    return Kind(
+        f"a list, each {kind.expected}",
+        lambda value: isinstance(value, list),
+        lambda value: ((f"[{place}]", kind, item) for place, item in enumerate(value)),
+    )
 
 
 def table_of(kind: Kind) -> Kind:
     """An object of any keys whose values are of that kind."""
-    return Kind(f"an object, each value {kind.expected}", lambda value: isinstance(value, dict),
-                lambda value: ((f"[{short(name)}]", kind, item) for name, item in value.items()))
+    return Kind(
+        f"an object, each value {kind.expected}",
+        lambda value: isinstance(value, dict),
+        lambda value: ((f"[{short(name)}]", kind, item) for name, item in value.items()),
+    )
 
 
-def record(required: Mapping[str, Kind] = {}, optional: Mapping[str, Kind] = {}, *, closed: bool = False) -> Kind:
+def record(
+    required: Mapping[str, Kind] = {}, optional: Mapping[str, Kind] = {}, *, closed: bool = False
+) -> Kind:
     """An object with fields of those kinds; closed: and with no others."""
+
     def parts(value: Mapping[str, Any]) -> Iterable[tuple[str, Kind, Any]]:
         for name, kind in required.items():
             yield f".{name}", kind, value.get(name, ABSENT)
@@ -82,6 +110,7 @@ def record(required: Mapping[str, Kind] = {}, optional: Mapping[str, Kind] = {},
         for name in value if closed else ():
             if name not in required and name not in optional:
                 yield f"[{short(name)}]", NOTHING, value[name]
+
     return Kind("a JSON object", lambda value: isinstance(value, dict), parts)
 
 
@@ -118,7 +147,12 @@ def misfit(kind: Kind, value: Any, place: str = "") -> str | None:
         return f"{name} is missing, expected {kind.expected}"
     if not kind.holds(value):
         return f"{name} is {short(value)}, expected {kind.expected}"
-    return next(filter(None, (misfit(part, item, place + inner) for inner, part, item in kind.parts(value))), None)
+    return next(
+        filter(
+            None, (misfit(part, item, place + inner) for inner, part, item in kind.parts(value))
+        ),
+        None,
+    )
 
 
 def check(path: Path, kind: Kind, value: Any) -> None:
@@ -128,7 +162,9 @@ def check(path: Path, kind: Kind, value: Any) -> None:
 
 
 def is_there(path: Path) -> bool:
-    """Is there a file of that name? A folder or a broken link in its place is OSError, not an absent file."""
+    """Is there a file of that name? A folder or a broken link in its place is OSError,
+    not an absent file.
+    """
     if path.is_file():
         return True
     if path.is_dir():
@@ -141,20 +177,28 @@ def is_there(path: Path) -> bool:
 def read_json(path: Path, kind: Kind = OBJECT) -> dict[str, Any]:
     """The JSON object in a file of a checkpoint.
 
-    Raises FileNotFoundError, another OSError, or ValueError in one line: for text that is not UTF-8 or not JSON, for NaN and
-    infinities, for a key that stands twice in an object, and for what is not as `kind` declares.
+    Raises FileNotFoundError, another OSError, or ValueError in one line: for text that
+    is not UTF-8 or not JSON, for NaN and infinities, for a key that stands twice in an
+    object, and for what is not as `kind` declares.
     """
     if not is_there(path):
         raise FileNotFoundError(f"{path.parent} has no {path.name}: not a checkpoint folder")
     try:
         string = path.read_bytes().decode("utf-8")
-        raw = json.loads(string, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+        raw = json.loads(
+            string, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite
+        )
         if re.search(r"\\u[dD][89a-fA-F]", string):
-            json.dumps(raw, ensure_ascii=False).encode()        # half a character fails here, and nowhere near its file later
+            # half a character fails here, and nowhere near its file later
+            json.dumps(raw, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: byte {error.start} is not UTF-8 text") from None
+        raise ValueError(
+            f"{path} is not valid JSON: byte {error.start} is not UTF-8 text"
+        ) from None
     except UnicodeEncodeError:
-        raise ValueError(f"{path} is not valid JSON: a string holds half a character (\\ud800 to \\udfff alone)") from None
+        raise ValueError(
+            f"{path} is not valid JSON: a string holds half a character (\\ud800 to \\udfff alone)"
+        ) from None
     except RecursionError:
         raise ValueError(f"{path} is not valid JSON: it nests too deep") from None
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""JSON lines: whatever is wrong with one that others wrote is a ValueError with the reason; those written here are whole or absent."""
+"""JSON lines: whatever is wrong with one that others wrote is a ValueError with the
+reason; those written here are whole or absent.
+"""
+
 from __future__ import annotations
 
 import json
@@ -9,7 +12,8 @@ from typing import Any, NamedTuple
 
 FORM = '{"prompt": text, …}'
 
-TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}        # how files are read: bytes that are not UTF-8 stay, for check_text
+# how files are read: bytes that are not UTF-8 stay, for check_text
+TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -35,23 +39,31 @@ def reason(error: Exception) -> str:
 
 
 def check_text(text: str) -> None:
-    r"""Raise ValueError on what UTF-8 cannot say: a byte that was none of it, or a lone surrogate, which JSON can spell (\ud800)."""
+    r"""Raise ValueError on what UTF-8 cannot say: a byte that was none of it, or a lone
+    surrogate, which JSON can spell (\ud800).
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         byte = f"byte 0x{code - 0xDC00:x}, or " if 0xDC80 <= code <= 0xDCFF else ""
-        raise ValueError(f"not UTF-8 text: {byte}lone surrogate \\u{code:x} at character {error.start + 1}") from None
+        raise ValueError(
+            f"not UTF-8 text: {byte}lone surrogate \\u{code:x} at character {error.start + 1}"
+        ) from None
 
 
 def write_rows(rows: Iterable[NamedTuple], path: Path) -> None:
-    """Write JSONL under another name in the same folder first, so that `path` is whole or absent; raises OSError that names it."""
+    """Write JSONL under another name in the same folder first, so that `path` is whole
+    or absent; raises OSError that names it.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
+                file.writelines(
+                    json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows
+                )
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -60,13 +72,18 @@ def write_rows(rows: Iterable[NamedTuple], path: Path) -> None:
 
 
 def check_unicode(string: str) -> None:
-    r"""Raise ValueError on what no tokenizer takes: a lone surrogate, which JSON can spell (\ud800) and bytes that are not UTF-8 turn into."""
+    r"""Raise ValueError on what no tokenizer takes: a lone surrogate, which JSON can
+    spell (\ud800) and bytes that are not UTF-8 turn into.
+    """
     try:
         string.encode()
     except UnicodeEncodeError as error:
-        before, found = string[max(0, error.start - 16):error.start], string[error.start]
-        raise ValueError(f"text is not Unicode: behind {before!r} stands {found!r}, half a character or a byte that is not UTF-8: give UTF-8 "
-                         "text") from None
+        before, found = string[max(0, error.start - 16) : error.start], string[error.start]
+        raise ValueError(
+            f"text is not Unicode: behind {before!r} stands {found!r}, half a character or a byte "
+            "that is not UTF-8: give UTF-8 "
+            "text"
+        ) from None
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -95,9 +112,14 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
-    """(prompt, completion) of every row of a JSONL file; raises FileNotFoundError, or ValueError naming file and line."""
+    """(prompt, completion) of every row of a JSONL file; raises FileNotFoundError, or
+    ValueError naming file and line.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such data file; give a JSONL file of rows {{"prompt": text, "completion": text}}')
+        raise FileNotFoundError(
+            f'{path}: no such data file; give a JSONL file of rows {{"prompt": text, '
+            f'"completion": text}}'
+        )
     pairs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -108,7 +130,9 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
         except (json.JSONDecodeError, KeyError, TypeError):
             pair = (None, None)
         if not all(isinstance(string, str) and string for string in pair):
-            raise ValueError(f'{path}:{number}: expected {{"prompt": text, "completion": text}}, both not empty')
+            raise ValueError(
+                f'{path}:{number}: expected {{"prompt": text, "completion": text}}, both not empty'
+            )
         pairs.append(pair)
     if not pairs:
         raise ValueError(f"{path}: no rows")

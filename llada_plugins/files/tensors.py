@@ -1,4 +1,5 @@
 """Safetensors files: written whole, opened with errors of one line."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -13,9 +14,13 @@ from torch import Tensor
 from .json_files import first_line
 
 
-def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file that others may read: the library gives it mode 0600, whatever the umask."""
-    part = path.with_name(f".{path.name}")        # a process that is killed leaves the file as it was
+def save_tensors(
+    state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file that others may read: the library gives it mode 0600,
+    whatever the umask.
+    """
+    part = path.with_name(f".{path.name}")  # a process that is killed leaves the file as it was
     try:
         save_file(dict(state), part, metadata={"format": "pt", **(metadata or {})})
         part.chmod(0o644)
@@ -27,5 +32,7 @@ def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
 def _open(path: Path, device: torch.device | str = "cpu") -> Any:
     try:
         return safe_open(path, "pt", device=str(device))
-    except Exception as error:        # safetensors raises its own type for a torn or foreign file
-        raise ValueError(f"{path} is not a readable safetensors file: {first_line(error)}") from None
+    except Exception as error:  # safetensors raises its own type for a torn or foreign file
+        raise ValueError(
+            f"{path} is not a readable safetensors file: {first_line(error)}"
+        ) from None

@@ -1,9 +1,11 @@
 """lm-eval's response cache (`--use_cache`) with an entry for each repeat of a request.
 
-lm-eval's keys hold a request's arguments alone: of a task with `repeats: 4` the last answer stays,
-and a second run gets it four times. Here the n-th equal request of a call, from 0, has an entry of
-its own from n = 1 on. lm-eval asks and writes as it does without us; only the keys differ.
+lm-eval's keys hold a request's arguments alone: of a task with `repeats: 4` the last
+answer stays, and a second run gets it four times. Here the n-th equal request of a
+call, from 0, has an entry of its own from n = 1 on. lm-eval asks and writes as it does
+without us; only the keys differ.
 """
+
 from __future__ import annotations
 
 import json
@@ -30,7 +32,7 @@ class RepeatHook(CacheHook):
 
     def __init__(self, cache: SqliteDict) -> None:
         if not isinstance(cache, _Repeats):
-            cache.__class__ = _Repeats        # lm-eval holds this very object
+            cache.__class__ = _Repeats  # lm-eval holds this very object
             cache.supplied = False
         cache.begin()
         self.dbdict = cache
@@ -43,7 +45,8 @@ class RepeatHook(CacheHook):
         numbers = []
         for key in keys:
             known = missing.get(key, ())
-            # lm-eval does not look for requests with do_sample=True: all of them are here, in order
+            # lm-eval does not look for requests with do_sample=True: all of them are
+            # here, in order
             numbers.append(known[seen[key]] if seen[key] < len(known) else seen[key])
             seen[key] += 1
         return numbers
@@ -56,7 +59,9 @@ class RepeatHook(CacheHook):
         self.dbdict.keep(SAMPLERS_KEY, 0, json.dumps(kept.as_dict()))
 
     def read_samplers(self, samplers: Samplers) -> None:
-        """Add what the file's answers were decoded with, if it supplied any: of which tasks is not known."""
+        """Add what the file's answers were decoded with, if it supplied any: of which
+        tasks is not known.
+        """
         if self.dbdict.supplied:
             self._read(samplers)
 
@@ -64,7 +69,7 @@ class RepeatHook(CacheHook):
         try:
             samplers.read(json.loads(self.dbdict[SAMPLERS_KEY]))
         except KeyError:
-            pass        # a new file, or one of likelihoods alone
+            pass  # a new file, or one of likelihoods alone
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any, number: int = 0) -> None:
         """Keep the answer to the n-th repeat of a request as soon as it is known."""
@@ -79,7 +84,7 @@ class _Repeats(SqliteDict):
     def begin(self) -> None:
         self.asked: Counter[str] = Counter()
         self.missing: defaultdict[str, list[int]] = defaultdict(list)
-        self.ended = False        # has lm-eval asked for all requests of the call?
+        self.ended = False  # has lm-eval asked for all requests of the call?
 
     def missing_repeats(self) -> dict[str, tuple[int, ...]]:
         self.ended = True

@@ -1,4 +1,5 @@
 """What the answers of each task were decoded with, for lm-eval's results file."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -7,7 +8,7 @@ from typing import Any
 
 from llada_plugins.sampling.config import SamplerConfig
 
-DIFFERS = "see samplers"        # stands where answers do not agree on an option
+DIFFERS = "see samplers"  # stands where answers do not agree on an option
 
 
 class Samplers:
@@ -26,18 +27,30 @@ class Samplers:
             self.note(task, [SamplerConfig(**each) for each in samplers])
 
     def as_dict(self) -> dict[str, list[dict[str, Any]]]:
-        return {task: [asdict(sampler) for sampler in samplers] for task, samplers in self.by_task.items()}
+        return {
+            task: [asdict(sampler) for sampler in samplers]
+            for task, samplers in self.by_task.items()
+        }
 
     def info(self) -> dict[str, Any]:
-        """For the `config` of the results: `sampler`, where all answers agree, and `samplers` by task.
+        """For the `config` of the results: `sampler`, where all answers agree, and
+        `samplers` by task.
 
-        Empty where nothing was decoded: then the model's own options are all that there is to say.
+        Empty where nothing was decoded: then the model's own options are all that there
+        is to say.
         """
-        used = list(dict.fromkeys(sampler for samplers in self.by_task.values() for sampler in samplers))
+        used = list(
+            dict.fromkeys(sampler for samplers in self.by_task.values() for sampler in samplers)
+        )
         if not used:
             return {}
-        agreed = {name: value if all(getattr(each, name) == value for each in used) else DIFFERS
-                  for name, value in asdict(used[0]).items()}
+        agreed = {
+            name: value if all(getattr(each, name) == value for each in used) else DIFFERS
+            for name, value in asdict(used[0]).items()
+        }
         sources = {sampler.source for sampler in used}
-        return {"sampler": agreed, "samplers": self.as_dict(),
-                "confidence_source": sources.pop() if len(sources) == 1 else DIFFERS}
+        return {
+            "sampler": agreed,
+            "samplers": self.as_dict(),
+            "confidence_source": sources.pop() if len(sources) == 1 else DIFFERS,
+        }

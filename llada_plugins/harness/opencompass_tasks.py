@@ -1,6 +1,7 @@
 """What stock OpenCompass is doing while it calls a model: its data sets, and the row of a prompt.
 
-OpenCompass tells a model neither. Both stand in the frames of the callers, under the names that
+OpenCompass tells a model neither. Both stand in the frames of the callers, under the
+names that
 0.5.4 gives them; what is not found there is None, and the model says what it cannot do without
 it. Not for how a prompt reads, nor for what is answered.
 """
@@ -37,7 +38,8 @@ NEEDS_AGENT = (
     "AgentInferencer drives an agent, not a model: name OpenCompass' LagentAgent in `models`, with "
     "this model as its llm"
 )
-# of opencompass.datasets: their evaluators read lists of answers, all others score one as wrong
+# of opencompass.datasets: their evaluators read lists of answers, all others score one
+# as wrong
 LISTS = ("humaneval", "mbpp", "LCBench", "cruxeval", "s2_tomg_bench", "SciReasoner")
 
 
@@ -99,9 +101,9 @@ def asking(model: Any) -> Asking | None:
 def repeats(now: Asking) -> Repeats:
     """How often each row's question came before in the uncut data set.
 
-    What a question is, the columns say that the template reads: rows that are equal in them get
-    one prompt. Where they are not known, every row counts as a repeat of the first, so that none
-    gets the random numbers of another.
+    What a question is, the columns say that the template reads: rows that are equal in
+    them get one prompt. Where they are not known, every row counts as a repeat of the
+    first, so that none gets the random numbers of another.
     """
     test, frame = now.retriever.test_ds, infer_task()
     config = frame.f_locals["self"].dataset_cfg if frame else None
@@ -189,7 +191,8 @@ def check_dataset(config: Mapping[str, Any], num_answers: int) -> None:
     if num_answers > 1:
         raise ValueError(
             f"{where}{evaluator} scores a list of num_return_sequences={num_answers} answers as "
-            f"one wrong answer: leave num_return_sequences out and write n={num_answers} in the data "
+            f"one wrong answer: leave num_return_sequences out and write n={num_answers} in the "
+            "data "
             "set's entry"
         )
     if name == "SCInferencer":

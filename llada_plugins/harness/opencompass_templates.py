@@ -1,4 +1,5 @@
 """How OpenCompass' prompt templates become the text that a model reads. Not for tokens."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -12,29 +13,43 @@ from llada_plugins.models import text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROLES = {"HUMAN": "user", "BOT": "assistant", "SYSTEM": "system"}        # OpenCompass role -> chat role
+ROLES = {"HUMAN": "user", "BOT": "assistant", "SYSTEM": "system"}  # OpenCompass role -> chat role
 
 
 class TemplateParser:
-    """Renders templates through the tokenizer's chat template (chat), or as OpenCompass' own parser does.
+    """Renders templates through the tokenizer's chat template (chat), or as
+    OpenCompass' own parser does.
 
     A tokenizer without a chat template is refused at once where `chat` asks for it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool, meta_template: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        chat: bool,
+        meta_template: Mapping[str, Any] | None = None,
+    ) -> None:
         self.tokenizer, self.chat, self.meta_template = tokenizer, chat, meta_template
         self._stock = LMTemplateParser(meta_template)
         if chat:
             self._render_chat([{"role": "user", "content": "?"}])
 
     def parse_template(self, prompt_template: Any, mode: str) -> str | list[str]:
-        """The exact text that the model reads: of one template a string, of a list or tuple of templates a list.
+        """The exact text that the model reads: of one template a string, of a list or
+        tuple of templates a list.
 
-        mode "gen": up to where the answer begins; "ppl": the answer included. A chat drops the text that a template puts at the start
-        of the answer, as OpenCompass does for chat models. A plain string is a user's turn in gen mode and taken as it is in ppl mode.
+        mode "gen": up to where the answer begins; "ppl": the answer included. A chat
+        drops the text that a template puts at the start of the answer, as OpenCompass
+        does for chat models. A plain string is a user's turn in gen mode and taken as
+        it is in ppl mode.
         """
         if isinstance(prompt_template, str):
-            return self._chat(PromptList([prompt_template]), mode) if self.chat and mode == "gen" else prompt_template
+            return (
+                self._chat(PromptList([prompt_template]), mode)
+                if self.chat and mode == "gen"
+                else prompt_template
+            )
         if messages := _is_messages(prompt_template):
             prompt_template = PromptList(_turn(message) for message in prompt_template)
         if not isinstance(prompt_template, PromptList):
@@ -50,16 +65,20 @@ class TemplateParser:
         if isinstance(template, str):
             return None
         whole = self.parse_template(template, "ppl")
-        wraps = self.chat or self.meta_template        # then gen mode itself ends where the answer begins
+        wraps = self.chat or self.meta_template  # then gen mode itself ends where the answer begins
         context = self.parse_template(template if wraps else _without_reply(template), "gen")
-        return (context, whole[len(context):]) if context and whole.startswith(context) and len(context) < len(whole) else None
+        return (
+            (context, whole[len(context) :])
+            if context and whole.startswith(context) and len(context) < len(whole)
+            else None
+        )
 
     def _wrapped(self, turns: PromptList, mode: str) -> str:
         """Messages, each between its role's marks of meta_template, as ChatInferencer wraps them.
 
-        A role that meta_template does not list is taken bare. The parser of prompt templates would
-        not do: it makes whole rounds, so it adds an empty answer between two questions in a row,
-        and refuses a system message.
+        A role that meta_template does not list is taken bare. The parser of prompt
+        templates would not do: it makes whole rounds, so it adds an empty answer
+        between two questions in a row, and refuses a system message.
         """
         if mode == "gen":
             turns = _without_reply(turns)
@@ -74,7 +93,7 @@ class TemplateParser:
     def _chat(self, template: PromptList, mode: str) -> str:
         messages = _merged(template)
         replied = bool(messages) and messages[-1]["role"] == "assistant"
-        if not messages:                               # the in-context examples of a zero-shot task
+        if not messages:  # the in-context examples of a zero-shot task
             return ""
         if replied and mode == "ppl":
             return self._render_chat(messages, prefill=True)
@@ -87,8 +106,8 @@ class TemplateParser:
 def _is_messages(template: Any) -> bool:
     """Is it a chat, a list of {role, content}?
 
-    The *_rawprompt_* configs hand over such lists, and ChatInferencer for every turn. OpenCompass'
-    own prompt templates are lists too, but mark their sections.
+    The *_rawprompt_* configs hand over such lists, and ChatInferencer for every turn.
+    OpenCompass' own prompt templates are lists too, but mark their sections.
     """
     if not isinstance(template, list) or not template:
         return False
@@ -103,7 +122,8 @@ def _turn(message: Mapping[str, Any]) -> dict[str, str]:
         content = content.get("prediction")
     if not isinstance(content, str):
         raise ValueError(
-            f"the content of a message must be text, got {type(content).__name__}: this model reads no "
+            f"the content of a message must be text, got {type(content).__name__}: this model "
+            "reads no "
             "pictures or parts"
         )
     return {**message, "role": role_of.get(message["role"], message["role"]), "prompt": content}
@@ -114,14 +134,21 @@ def _is_turn(item: str | Mapping[str, Any]) -> bool:
 
 
 def _merged(template: PromptList) -> list[dict[str, str]]:
-    """Chat messages: section marks and empty turns dropped, neighbours of one role joined by a newline, loose text the user's."""
+    """Chat messages: section marks and empty turns dropped, neighbours of one role
+    joined by a newline, loose text the user's.
+    """
     messages: list[dict[str, str]] = []
     for item in filter(_is_turn, template):
-        role, content = ("HUMAN", item) if isinstance(item, str) else (item["role"], item.get("prompt", ""))
+        role, content = (
+            ("HUMAN", item) if isinstance(item, str) else (item["role"], item.get("prompt", ""))
+        )
         if role not in ROLES:
             role = item.get("fallback_role", role)
         if role not in ROLES:
-            raise ValueError(f"a chat template has no role {role!r}: give the turn a fallback_role, one of {', '.join(ROLES)}")
+            raise ValueError(
+                f"a chat template has no role {role!r}: give the turn a fallback_role, one of "
+                f"{', '.join(ROLES)}"
+            )
         if content and messages and messages[-1]["role"] == ROLES[role]:
             messages[-1]["content"] += "\n" + content
         elif content:
@@ -136,4 +163,4 @@ def _without_reply(template: Any) -> PromptList:
     turns = [number for number, item in enumerate(template) if _is_turn(item) and item]
     if not turns or isinstance(template[turns[-1]], str) or template[turns[-1]]["role"] != "BOT":
         return template
-    return PromptList(template[:turns[-1]] + template[turns[-1] + 1:])
+    return PromptList(template[: turns[-1]] + template[turns[-1] + 1 :])

@@ -1,4 +1,5 @@
 """Routed seeds (ALA): prompt-conditioned embeddings at masked positions."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,17 +18,32 @@ from .router import load_router, routed
 class ALAOptions:
     """Where the router comes from."""
 
-    router: str | None = arg(None, "folder of a router made by training.router_sft (default: 'router' in the checkpoint's folder, if it is there)")
+    router: str | None = arg(
+        None,
+        "folder of a router made by training.router_sft (default: 'router' in the checkpoint's "
+        "folder, if it is there)",
+    )
 
 
 def routed_seeds(load: Callable[[], LLaDA], folder: Path, options: ALAOptions) -> Prepared:
-    """ALA: prompt-conditioned seeds instead of one static mask embedding; all sampler options as for the baseline."""
+    """ALA: prompt-conditioned seeds instead of one static mask embedding; all sampler
+    options as for the baseline.
+    """
     place = Path(options.router).expanduser() if options.router else folder / "router"
     if not place.is_dir():
-        raise FileNotFoundError(f"llada_ala needs a router: {place} is not a folder; pass router=FOLDER, made by python -m training.router_sft")
+        raise FileNotFoundError(
+            f"llada_ala needs a router: {place} is not a folder; pass router=FOLDER, made by "
+            "python -m training.router_sft"
+        )
     model = load()
     if model.special_tokens is None:
         raise ValueError(f"{folder}: llada_ala needs a checkpoint that names its mask token")
     router = load_router(place, model)
-    denoise = routed(model_denoiser(model), router, model.embedding, model.special_tokens.mask, model.model["transformer"]["blocks"])
+    denoise = routed(
+        model_denoiser(model),
+        router,
+        model.embedding,
+        model.special_tokens.mask,
+        model.model["transformer"]["blocks"],
+    )
     return Prepared(model, denoise, _own_stream(model), max_answer=router.config.max_positions)

@@ -1,9 +1,13 @@
-"""UPS, the Unmasking Policy Stream of RemeDi (arXiv 2509.23653): a score h per position that says whether its token should stand.
+"""UPS, the Unmasking Policy Stream of RemeDi (arXiv 2509.23653): a score h per position
+that says whether its token should stand.
 
-Two kinds. The light head reads the final-norm hidden state of a frozen backbone and is a file of its own, which
-`python -m training.remask_sft` makes and `ups=FOLDER` loads. RemeDi's official bi-tower is part of its checkpoint, feeds back into
-the token stream, and is recognised by its tensors (checkpoint.py). How scores rank positions is confidence.py's business.
+Two kinds. The light head reads the final-norm hidden state of a frozen backbone and is
+a file of its own, which `python -m training.remask_sft` makes and `ups=FOLDER` loads.
+RemeDi's official bi-tower is part of its checkpoint, feeds back into the token stream,
+and is recognised by its tensors (checkpoint.py). How scores rank positions is
+confidence.py's business.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -23,8 +27,15 @@ from llada_plugins.models.llada_config import WIDTH
 from .addon import Part, check_part, fill_part, read_part, write_part
 
 CONFIG, WEIGHTS = "ups_config.json", "ups.safetensors"
-UPS_HEAD = Part(CONFIG, WEIGHTS, "UPS head", "head", "reads hidden states", "training.remask_sft",
-                {"d_model": WIDTH, "width": whole(0, 2**20), "kind": one_of("mlp")})
+UPS_HEAD = Part(
+    CONFIG,
+    WEIGHTS,
+    "UPS head",
+    "head",
+    "reads hidden states",
+    "training.remask_sft",
+    {"d_model": WIDTH, "width": whole(0, 2**20), "kind": one_of("mlp")},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +43,15 @@ class PolicyConfig:
     """What a light head is, and which backbone it was trained on."""
 
     d_model: int
-    width: int             # hidden units; 0 = one linear map
-    backbone: str          # fingerprint of the backbone's weights
+    width: int  # hidden units; 0 = one linear map
+    backbone: str  # fingerprint of the backbone's weights
     kind: str = "mlp"
 
 
 class PolicyHead(nn.Module):
-    """Linear-GELU-Linear from the final-norm hidden state (..., D) to a raw score h (...), fp32; sigmoid(h) is the confidence."""
+    """Linear-GELU-Linear from the final-norm hidden state (..., D) to a raw score h
+    (...), fp32; sigmoid(h) is the confidence.
+    """
 
     def __init__(self, d_model: int, width: int) -> None:
         super().__init__()
@@ -56,14 +69,20 @@ def policy_denoiser(model: LLaDA, head: PolicyHead) -> Denoiser:
     return model_denoiser(model, head)
 
 
-def save_policy(head: PolicyHead, folder: Path, backbone: str, extra_config: Mapping[str, Any] | None = None) -> None:
-    """Write ups_config.json and ups.safetensors; extra_config: further keys of the former, such as the training command."""
+def save_policy(
+    head: PolicyHead, folder: Path, backbone: str, extra_config: Mapping[str, Any] | None = None
+) -> None:
+    """Write ups_config.json and ups.safetensors; extra_config: further keys of the
+    former, such as the training command.
+    """
     config = PolicyConfig(d_model=head.d_model, width=head.width, backbone=backbone)
     write_part(UPS_HEAD, head, folder, {**asdict(config), **(extra_config or {})})
 
 
 def load_policy(folder: Path, model: LLaDA) -> PolicyHead:
-    """The light head in `folder`, on the model's device; refuses one of another width or trained on another backbone."""
+    """The light head in `folder`, on the model's device; refuses one of another width
+    or trained on another backbone.
+    """
     raw = read_part(UPS_HEAD, folder)
     check_part(UPS_HEAD, raw, folder, model)
     with torch.device("meta"):

@@ -1,4 +1,5 @@
 """What a method makes of a loaded model, and the row that a method is."""
+
 from __future__ import annotations
 
 import logging
@@ -17,7 +18,8 @@ from llada_plugins.rewards.steps import StepSplit
 from llada_plugins.sampling.config import ADAPTIVE_RULES
 
 logger = logging.getLogger(__name__)
-COUNT_RULES = (*ADAPTIVE_RULES, "remask_ratio", "revise")        # alternatives: who names one gets no other by default
+# alternatives: who names one gets no other by default
+COUNT_RULES = (*ADAPTIVE_RULES, "remask_ratio", "revise")
 
 
 class Judge(NamedTuple):
@@ -29,13 +31,18 @@ class Judge(NamedTuple):
     question_pattern: str | None = None
 
     def question(self, prompt: str) -> str:
-        """What was asked: the last match of question_pattern's first group in the prompt, without one the whole prompt."""
+        """What was asked: the last match of question_pattern's first group in the
+        prompt, without one the whole prompt.
+        """
         if self.question_pattern is None:
             return prompt.strip()
         found = list(re.finditer(self.question_pattern, prompt, re.DOTALL))
         if not found:
-            raise ValueError(f"question_pattern={self.question_pattern!r} is not in the prompt that begins {prompt[:40]!r}: "
-                             "give a regular expression whose first group is the question")
+            raise ValueError(
+                f"question_pattern={self.question_pattern!r} is not in the prompt that begins "
+                f"{prompt[:40]!r}: "
+                "give a regular expression whose first group is the question"
+            )
         return found[-1][1].strip()
 
 
@@ -44,18 +51,21 @@ class Prepared(NamedTuple):
 
     model: LLaDA
     denoise: Denoiser
-    policy: str | None = None                                              # which unmasking-policy stream it has, in words for results
-    defaults: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda given: {}    # sampler options in addition to the given ones
-    judge: Judge | None = None                                             # reviews every block
-    max_answer: int | None = None                                          # tokens of the longest answer that it knows, if not the context
+    policy: str | None = None  # which unmasking-policy stream it has, in words for results
+    # sampler options in addition to the given ones
+    defaults: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda given: {}
+    judge: Judge | None = None  # reviews every block
+    max_answer: int | None = None  # tokens of the longest answer that it knows, if not the context
 
 
 class Method(NamedTuple):
     """A row of METHODS."""
 
-    options: type                                                          # dataclass of the method's own options
-    prepare: Callable[[Callable[[], LLaDA], Path, Any], Prepared]          # loads the model, its folder, the options
-    likelihood: str = "the checkpoint's own: this method changes decoding only"        # whose likelihoods it gives, in words for results
+    options: type  # dataclass of the method's own options
+    # loads the model, its folder, the options
+    prepare: Callable[[Callable[[], LLaDA], Path, Any], Prepared]
+    # whose likelihoods it gives, in words for results
+    likelihood: str = "the checkpoint's own: this method changes decoding only"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +74,16 @@ class NoOptions:
 
 
 def baseline(load: Callable[[], LLaDA], folder: Path, options: NoOptions) -> Prepared:
-    """The published sampler on the plain model; of a RemeDi checkpoint, its own policy stream remains available."""
+    """The published sampler on the plain model; of a RemeDi checkpoint, its own policy
+    stream remains available.
+    """
     model = load()
     return Prepared(model, model_denoiser(model), _own_stream(model))
 
 
 def _own_stream(model: LLaDA) -> str | None:
-    return "RemeDi's bi-tower: 'ups' is the paper's rule, h at every position" if isinstance(model, BiTowerLLaDA) else None
+    return (
+        "RemeDi's bi-tower: 'ups' is the paper's rule, h at every position"
+        if isinstance(model, BiTowerLLaDA)
+        else None
+    )

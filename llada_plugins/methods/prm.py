@@ -1,4 +1,5 @@
 """Process-reward candidates and back-masking (LLaDA-R3)."""
+
 from __future__ import annotations
 
 import re
@@ -23,10 +24,22 @@ R3_BLOCK_LENGTH = 32
 class PRMOptions(ReviewConfig, PRMConfig):
     """Which process reward model judges, what it reads, and what its verdicts are used for."""
 
-    prm: str | None = arg(None, "folder or hub id of a process reward model (default: 'prm' in the checkpoint's folder, if it is there)")
-    step_split: StepSplit | None = arg(None, "what a step is: block, line or blank_line (default: what the PRM's config.json says, else blank_line)")
-    question_pattern: str | None = arg(None, "regular expression whose first group, at its last match in the prompt, is the question for the PRM "
-                                             "(default: the whole prompt, special tokens removed)")
+    prm: str | None = arg(
+        None,
+        "folder or hub id of a process reward model (default: 'prm' in the checkpoint's folder, "
+        "if it is there)",
+    )
+    step_split: StepSplit | None = arg(
+        None,
+        "what a step is: block, line or blank_line (default: what the PRM's config.json says, "
+        "else blank_line)",
+    )
+    question_pattern: str | None = arg(
+        None,
+        "regular expression whose first group, at its last match in the prompt, is the question "
+        "for the PRM "
+        "(default: the whole prompt, special tokens removed)",
+    )
 
     def __post_init__(self) -> None:
         ReviewConfig.__post_init__(self)
@@ -35,9 +48,14 @@ class PRMOptions(ReviewConfig, PRMConfig):
             try:
                 groups = re.compile(self.question_pattern).groups
             except re.error as error:
-                raise ValueError(f"question_pattern={self.question_pattern!r} is no regular expression: {error}") from None
+                raise ValueError(
+                    f"question_pattern={self.question_pattern!r} is no regular expression: {error}"
+                ) from None
             if not groups:
-                raise ValueError(f"question_pattern={self.question_pattern!r} has no group: put the question in parentheses")
+                raise ValueError(
+                    f"question_pattern={self.question_pattern!r} has no group: put the question "
+                    "in parentheses"
+                )
 
 
 def judged_blocks(load: Callable[[], LLaDA], folder: Path, options: PRMOptions) -> Prepared:
@@ -49,10 +67,23 @@ def judged_blocks(load: Callable[[], LLaDA], folder: Path, options: PRMOptions) 
     model = load()
 
     def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-        return {} if given.get("block_length") else {"block_length": prm.config.get("block_length", R3_BLOCK_LENGTH)}
+        return (
+            {}
+            if given.get("block_length")
+            else {"block_length": prm.config.get("block_length", R3_BLOCK_LENGTH)}
+        )
+
     step_split = options.step_split or prm.config.get("step_split", "blank_line")
     if step_split not in get_args(StepSplit):
-        raise ValueError(f"{options.prm}: step_split in config.json is {step_split!r}, must be one of {', '.join(get_args(StepSplit))}: "
-                         "pass step_split=")
-    return Prepared(model, model_denoiser(model), _own_stream(model), defaults,
-                    Judge(prm.load(model.device), options, step_split, options.question_pattern))
+        raise ValueError(
+            f"{options.prm}: step_split in config.json is {step_split!r}, must be one of "
+            f"{', '.join(get_args(StepSplit))}: "
+            "pass step_split="
+        )
+    return Prepared(
+        model,
+        model_denoiser(model),
+        _own_stream(model),
+        defaults,
+        Judge(prm.load(model.device), options, step_split, options.question_pattern),
+    )

@@ -1,7 +1,10 @@
-"""The METHODS table: what each model name of the harnesses is made of. A new method is a function, its options and a row.
+"""The METHODS table: what each model name of the harnesses is made of. A new method is
+a function, its options and a row.
 
-A method turns a loaded model into a Denoiser and says which sampler options its users expect unless they choose others.
+A method turns a loaded model into a Denoiser and says which sampler options its users
+expect unless they choose others.
 """
+
 from __future__ import annotations
 
 from llada_plugins.sampling.confidence import POLICY_SOURCES
@@ -21,12 +24,20 @@ METHODS: dict[str, Method] = {
 
 
 def check_policy(sampler: SamplerConfig, prepared: Prepared) -> None:
-    """Raise ValueError where the sampler asks for a policy stream that the model lacks, or for one that could change nothing."""
+    """Raise ValueError where the sampler asks for a policy stream that the model lacks,
+    or for one that could change nothing.
+    """
     if sampler.source not in POLICY_SOURCES:
         return
     if prepared.policy is None:
-        raise ValueError(f"confidence_source={sampler.source!r} needs an unmasking-policy stream, and there is none: use llada_ups with ups=FOLDER, "
-                         "or a RemeDi checkpoint")
+        raise ValueError(
+            f"confidence_source={sampler.source!r} needs an unmasking-policy stream, and there is "
+            "none: use llada_ups with ups=FOLDER, "
+            "or a RemeDi checkpoint"
+        )
     if sampler.source == "ups" and prepared.policy.startswith("light") and not sampler.revises:
-        raise ValueError("confidence_source='ups' ranks visible tokens, and with these options none is ever masked again: set revise=true, or "
-                         "revise_below with threshold, factor or error_budget")
+        raise ValueError(
+            "confidence_source='ups' ranks visible tokens, and with these options none is ever "
+            "masked again: set revise=true, or "
+            "revise_below with threshold, factor or error_budget"
+        )

@@ -1,8 +1,11 @@
-"""RemeDi's official bi-tower (arXiv 2509.23653): a second tower of blocks beside LLaDA's, feeding back into it, scores every position.
+"""RemeDi's official bi-tower (arXiv 2509.23653): a second tower of blocks beside
+LLaDA's, feeding back into it, scores every position.
 
-Parameter names equal the published checkpoint's (51 tensors beside LLaDA's 291), so `pretrained=maple-research-lab/RemeDi-Instruct` loads.
-Dropping the tower is not an option: token logits depend on its feedback.
+Parameter names equal the published checkpoint's (51 tensors beside LLaDA's 291), so
+`pretrained=maple-research-lab/RemeDi-Instruct` loads. Dropping the tower is not an
+option: token logits depend on its feedback.
 """
+
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -10,8 +13,9 @@ from torch import Tensor, nn
 from .llada import Block, LLaDA, RMSNorm, View
 from .llada_config import LLaDAConfig
 
-AFTER_LAYERS = (0, 10, 20, 30)        # constants of the published code, not in its config
-MARK = "model.blocks_upm."            # tensors that tell such a checkpoint; its config names it in several ways
+AFTER_LAYERS = (0, 10, 20, 30)  # constants of the published code, not in its config
+# tensors that tell such a checkpoint; its config names it in several ways
+MARK = "model.blocks_upm."
 
 
 class BiTowerLLaDA(LLaDA):
@@ -21,12 +25,19 @@ class BiTowerLLaDA(LLaDA):
 
     def __init__(self, config: LLaDAConfig) -> None:
         if config.n_layers <= AFTER_LAYERS[-1]:
-            raise ValueError(f"RemeDi's tower follows layers {AFTER_LAYERS}, but this config has n_layers={config.n_layers}")
+            raise ValueError(
+                f"RemeDi's tower follows layers {AFTER_LAYERS}, but this config has "
+                f"n_layers={config.n_layers}"
+            )
         super().__init__(config)
         width = config.d_model
         self.model["blocks_upm"] = nn.ModuleList(Block(config) for _ in AFTER_LAYERS)
-        self.model["backprop_linears"] = nn.ModuleList(nn.Linear(width, width) for _ in AFTER_LAYERS)
-        self.model["backprop_norms"] = nn.ModuleList(RMSNorm(width, config.rms_norm_eps) for _ in AFTER_LAYERS)
+        self.model["backprop_linears"] = nn.ModuleList(
+            nn.Linear(width, width) for _ in AFTER_LAYERS
+        )
+        self.model["backprop_norms"] = nn.ModuleList(
+            RMSNorm(width, config.rms_norm_eps) for _ in AFTER_LAYERS
+        )
         self.model["ln_f_upm"] = RMSNorm(width, config.rms_norm_eps)
         self.model["linear_confidence"] = nn.Linear(width, 1)
 
@@ -37,9 +48,13 @@ class BiTowerLLaDA(LLaDA):
             *self.model["linear_confidence"].parameters(),
         ]
 
-    def _stack(self, x: Tensor, cos: Tensor, sin: Tensor, view: View, states: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-        tower = zip(self.model["blocks_upm"], self.model["backprop_norms"], self.model["backprop_linears"])
-        policy: Tensor | None = None                                                        # (B, L, D)
+    def _stack(
+        self, x: Tensor, cos: Tensor, sin: Tensor, view: View, states: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        tower = zip(
+            self.model["blocks_upm"], self.model["backprop_norms"], self.model["backprop_linears"]
+        )
+        policy: Tensor | None = None  # (B, L, D)
         for number, block in enumerate(self.model["transformer"]["blocks"]):
             if states is not None:
                 states.append(x)
@@ -48,5 +63,5 @@ class BiTowerLLaDA(LLaDA):
                 policy_block, norm, feedback = next(tower)
                 policy = policy_block(x if policy is None else x + policy, cos, sin, view)
                 x = feedback(norm(policy)) + x
-        confidence = self.model["linear_confidence"](self.model["ln_f_upm"](policy))        # (B, L, 1)
+        confidence = self.model["linear_confidence"](self.model["ln_f_upm"](policy))  # (B, L, 1)
         return x, confidence.squeeze(-1).float()

@@ -1,4 +1,5 @@
 """What identifies a model: its tensors' names and values."""
+
 from __future__ import annotations
 
 import hashlib
@@ -11,24 +12,34 @@ from .llada import LLaDA
 from .quantization import quantization_of
 from .submodules import check_present
 
-FINGERPRINT_VALUES = 64        # of each tensor: enough to tell two trained models apart, and 20 kB to read of an 8B model
+# of each tensor: enough to tell two trained models apart, and 20 kB to read of an 8B
+# model
+FINGERPRINT_VALUES = 64
 
 
 def signature(name: str, tensor: Tensor) -> bytes:
-    """What a tensor contributes to a fingerprint: name, shape, and first values in bfloat16, whatever dtype it is loaded in."""
+    """What a tensor contributes to a fingerprint: name, shape, and first values in
+    bfloat16, whatever dtype it is loaded in.
+    """
     values = tensor.detach().flatten()[:FINGERPRINT_VALUES].to(torch.bfloat16).float().cpu()
     return f"{name}{tuple(tensor.shape)}".encode() + values.numpy().tobytes()
 
 
 def fingerprint(signatures: Mapping[str, bytes]) -> str:
     """Identifies weights by the signatures of all tensors."""
-    return hashlib.sha256(b"".join(signatures[name] for name in sorted(signatures))).hexdigest()[:16]
+    return hashlib.sha256(b"".join(signatures[name] for name in sorted(signatures))).hexdigest()[
+        :16
+    ]
 
 
 def backbone_fingerprint(model: LLaDA) -> str:
-    """Identifies the backbone's weights, whatever dtype they are loaded in and however they were quantised at load."""
+    """Identifies the backbone's weights, whatever dtype they are loaded in and however
+    they were quantised at load.
+    """
     record = quantization_of(model)
     if record and record.fingerprint:
         return record.fingerprint
     check_present(model, "the fingerprint that ties a part to its backbone")
-    return fingerprint({name: signature(name, tensor) for name, tensor in model.state_dict().items()})
+    return fingerprint(
+        {name: signature(name, tensor) for name, tensor in model.state_dict().items()}
+    )

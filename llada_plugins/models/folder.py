@@ -1,4 +1,7 @@
-"""A checkpoint's folder: where it is, what its config says, which tensors and special tokens it has."""
+"""A checkpoint's folder: where it is, what its config says, which tensors and special
+tokens it has.
+"""
+
 from __future__ import annotations
 
 import logging
@@ -30,28 +33,59 @@ from .text import read_tokenizer_files
 
 logger = logging.getLogger(__name__)
 
-TINY = Path(__file__).parents[1] / "tiny" / "sudoku4"        # the model shipped in the package that is taken where none is named
+# the model shipped in the package that is taken where none is named
+TINY = Path(__file__).parents[1] / "tiny" / "sudoku4"
 DEFAULT = "tiny"
 SHIPPED = {DEFAULT: TINY, "sudoku4": TINY, "nim": TINY.parent / "nim"}
-ARCHITECTURES = {"LLaDAModelLM"}                          # by architecture, not model_type: LLaDA-MoE says "llada" too
+ARCHITECTURES = {"LLaDAModelLM"}  # by architecture, not model_type: LLaDA-MoE says "llada" too
 MASK_NAMES = ("<|mdm_mask|>", "<[MASK]>", "[MASK]", "<mask>")
 EOT_NAMES = ("<|eot_id|>",)
-CONFIG = record(optional={"architectures": nullable(list_of(TEXT)), "quantization_config": nullable(record())})
-INDEX = record({"weight_map": table_of(Kind("a .safetensors file in the folder", lambda name: _stays_inside(name)))})
-# Of generation_config.json the ends of answers are read. Options of sampling (temperature, top_p, max_length …) belong to a run and
-# have no effect; what processes logits or ends answers in a way that no option here has is refused unless it asks for nothing.
+CONFIG = record(
+    optional={"architectures": nullable(list_of(TEXT)), "quantization_config": nullable(record())}
+)
+INDEX = record(
+    {
+        "weight_map": table_of(
+            Kind("a .safetensors file in the folder", lambda name: _stays_inside(name))
+        )
+    }
+)
+# Of generation_config.json the ends of answers are read. Options of sampling
+# (temperature, top_p, max_length …) belong to a run and have no effect; what processes
+# logits or ends answers in a way that no option here has is refused unless it asks for
+# nothing.
 GENERATION = record(optional={"eos_token_id": ENDS})
 NOT_GENERATED = {
-    **dict.fromkeys((
-        "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids", "constraints", "sequence_bias",
-        "forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids", "stop_strings", "exponential_decay_length_penalty",
-        "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens", "watermarking_config"), 0),
+    **dict.fromkeys(
+        (
+            "suppress_tokens",
+            "begin_suppress_tokens",
+            "bad_words_ids",
+            "force_words_ids",
+            "constraints",
+            "sequence_bias",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "forced_decoder_ids",
+            "stop_strings",
+            "exponential_decay_length_penalty",
+            "no_repeat_ngram_size",
+            "encoder_no_repeat_ngram_size",
+            "min_length",
+            "min_new_tokens",
+            "watermarking_config",
+        ),
+        0,
+    ),
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), 1),
 }
 
 
-def resolve(pretrained: str | Path | None, revision: str | None = None, option: str = "pretrained") -> Path:
-    """The local folder of a checkpoint: a shipped model by name ("tiny" for None), a folder, or a hub id (downloaded or from the cache).
+def resolve(
+    pretrained: str | Path | None, revision: str | None = None, option: str = "pretrained"
+) -> Path:
+    """The local folder of a checkpoint: a shipped model by name ("tiny" for None), a
+    folder, or a hub id (downloaded or from the cache).
 
     option: what messages call it.
     """
@@ -60,24 +94,39 @@ def resolve(pretrained: str | Path | None, revision: str | None = None, option: 
     folder = Path(pretrained).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise ValueError(f"revision={revision!r} has no effect on a folder ({folder}): leave it out, or give a hub id")
+            raise ValueError(
+                f"revision={revision!r} has no effect on a folder ({folder}): leave it out, or "
+                "give a hub id"
+            )
         return folder
     text = str(pretrained)
     if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise FileNotFoundError(f"{option}={text!r}: no such folder; give a checkpoint folder, a hub id such as GSAI-ML/LLaDA-8B-Instruct, "
-                                f"or a model shipped in the package: {', '.join(SHIPPED)}")
+        raise FileNotFoundError(
+            f"{option}={text!r}: no such folder; give a checkpoint folder, a hub id such as "
+            "GSAI-ML/LLaDA-8B-Instruct, "
+            f"or a model shipped in the package: {', '.join(SHIPPED)}"
+        )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
-    except Exception as error:        # offline, unknown id, gated: many types, one remedy
+        return Path(
+            snapshot_download(
+                text,
+                revision=revision,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
+            )
+        )
+    except Exception as error:  # offline, unknown id, gated: many types, one remedy
         raise FileNotFoundError(
-            f"{option}={text!r}: no such folder, and the hub did not deliver it ({type(error).__name__}: {first_line(error)}); "
-            "download it where there is a network and pass the folder") from error
+            f"{option}={text!r}: no such folder, and the hub did not deliver it "
+            f"({type(error).__name__}: {first_line(error)}); "
+            "download it where there is a network and pass the folder"
+        ) from error
 
 
 def read_config(folder: Path) -> LLaDAConfig:
-    """The model's config; refuses foreign architectures and switches that the module does not implement.
+    """The model's config; refuses foreign architectures and switches that the module
+    does not implement.
 
     Ids that generation_config.json names as ends stand behind those of config.json.
     """
@@ -85,14 +134,23 @@ def read_config(folder: Path) -> LLaDAConfig:
     raw = read_json(path, CONFIG)
     architectures = raw.get("architectures") or []
     if not ARCHITECTURES & set(architectures) and not is_bitower(folder):
-        raise ValueError(f"{path}: architectures is {short(architectures)}, expected one of {sorted(ARCHITECTURES)}: not a LLaDA checkpoint")
+        raise ValueError(
+            f"{path}: architectures is {short(architectures)}, expected one of "
+            f"{sorted(ARCHITECTURES)}: not a LLaDA checkpoint"
+        )
     config = LLaDAConfig.from_dict(raw, str(path))
     if unknown := unknown_fields(raw):
-        logger.warning("%s has fields that published LLaDA configs do not have, and they are not read: %s", path, ", ".join(map(one_line, unknown)))
+        logger.warning(
+            "%s has fields that published LLaDA configs do not have, and they are not read: %s",
+            path,
+            ", ".join(map(one_line, unknown)),
+        )
     path = folder / "generation_config.json"
     if is_there(path):
         ends = token_ids([*config.ends, *_generation_ends(path)])
-        config = with_fields(config, eos_token_id=ends[0] if ends else None, more_eos_token_ids=ends[1:])
+        config = with_fields(
+            config, eos_token_id=ends[0] if ends else None, more_eos_token_ids=ends[1:]
+        )
         config.check(str(path))
     return config
 
@@ -102,30 +160,48 @@ def _generation_ends(path: Path) -> tuple[int, ...]:
     raw = read_json(path, GENERATION)
     for name, nothing in NOT_GENERATED.items():
         if raw.get(name) not in (None, nothing, 0, [], {}):
-            raise ValueError(f"{path}: {name} is {short(raw[name])}, which has no effect here: remove it there, and use the options of "
-                             "a run instead (logits_eos_inf, stop strings of the task)")
+            raise ValueError(
+                f"{path}: {name} is {short(raw[name])}, which has no effect here: remove it "
+                "there, and use the options of "
+                "a run instead (logits_eos_inf, stop strings of the task)"
+            )
     return token_ids(raw.get("eos_token_id"))
 
 
 def _stays_inside(name: Any) -> bool:
-    """Is it the name of a shard that lies in the folder? By the name alone: where a hub cache links to is its own business."""
-    if not isinstance(name, str) or not name.endswith(".safetensors") or "\0" in name or PureWindowsPath(name).anchor:
+    """Is it the name of a shard that lies in the folder? By the name alone: where a hub
+    cache links to is its own business.
+    """
+    if (
+        not isinstance(name, str)
+        or not name.endswith(".safetensors")
+        or "\0" in name
+        or PureWindowsPath(name).anchor
+    ):
         return False
     return not PurePosixPath(name).is_absolute() and ".." not in PureWindowsPath(name).parts
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file, from the index of a sharded checkpoint or the header of model.safetensors."""
+    """Tensor name -> file, from the index of a sharded checkpoint or the header of
+    model.safetensors.
+    """
     index = folder / "model.safetensors.index.json"
     if is_there(index):
         weight_map = read_json(index, INDEX)["weight_map"]
         absent = sorted({name for name in weight_map.values() if not is_there(folder / name)})
         if absent:
-            raise FileNotFoundError(f"{folder}: the index names {', '.join(map(one_line, absent[:8]))}, not in the folder: the download is incomplete")
+            raise FileNotFoundError(
+                f"{folder}: the index names {', '.join(map(one_line, absent[:8]))}, not in the "
+                "folder: the download is incomplete"
+            )
         return {tensor: folder / name for tensor, name in weight_map.items()}
     single = folder / "model.safetensors"
     if not is_there(single):
-        raise FileNotFoundError(f"{folder} has neither model.safetensors nor model.safetensors.index.json; only safetensors are read, never pickles")
+        raise FileNotFoundError(
+            f"{folder} has neither model.safetensors nor model.safetensors.index.json; only "
+            "safetensors are read, never pickles"
+        )
     return {name: single for name in tensor_names(single)}
 
 
@@ -144,42 +220,65 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def is_bitower(folder: Path) -> bool:
-    """Does the checkpoint hold RemeDi's policy tower? By its tensors: its uploads disagree on model_type and architectures."""
+    """Does the checkpoint hold RemeDi's policy tower? By its tensors: its uploads
+    disagree on model_type and architectures.
+    """
     try:
         return any(name.startswith(MARK) for name in tensor_files(folder))
-    except FileNotFoundError:        # reported where the tensors are needed
+    except FileNotFoundError:  # reported where the tensors are needed
         return False
 
 
 def _quantization_config(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint says of its quantisation: in config.json, or in the file of its own that AutoGPTQ writes."""
+    """What a checkpoint says of its quantisation: in config.json, or in the file of its
+    own that AutoGPTQ writes.
+    """
     path = folder / "quantize_config.json"
-    return read_json(folder / "config.json", CONFIG).get("quantization_config") or (read_json(path) if is_there(path) else None)
+    return read_json(folder / "config.json", CONFIG).get("quantization_config") or (
+        read_json(path) if is_there(path) else None
+    )
 
 
-def special_tokens(folder: Path, config: LLaDAConfig, mask_id: int | None = None) -> SpecialTokens | None:
-    """Mask, EOS and EoT ids: from config, what it lacks by name from the tokenizer's files; None if no mask is known.
+def special_tokens(
+    folder: Path, config: LLaDAConfig, mask_id: int | None = None
+) -> SpecialTokens | None:
+    """Mask, EOS and EoT ids: from config, what it lacks by name from the tokenizer's
+    files; None if no mask is known.
 
     An eos_token of the tokenizer that config does not name ends answers as well.
     """
     files = read_tokenizer_files(folder)
     ids, named = files.added, files.id_of("eos_token")
-    mask = next((token for token in (mask_id, config.mask_token_id, *(ids.get(name) for name in MASK_NAMES)) if token is not None), None)
+    mask = next(
+        (
+            token
+            for token in (mask_id, config.mask_token_id, *(ids.get(name) for name in MASK_NAMES))
+            if token is not None
+        ),
+        None,
+    )
     if mask is None:
         return None
     eos, *more = token_ids([*config.ends, named]) or [None]
     for name, token in (("mask token", mask), ("eos_token", named or 0)):
         if not 0 <= token < config.num_embeddings:
-            raise ValueError(f"{folder}: the {name}'s id {token} is outside the vocabulary of {config.num_embeddings}")
+            raise ValueError(
+                f"{folder}: the {name}'s id {token} is outside the vocabulary of "
+                f"{config.num_embeddings}"
+            )
     eot = next((ids[name] for name in EOT_NAMES if name in ids), None)
     return SpecialTokens(mask, eos, eot, tuple(more))
 
 
 def stored_dtype(folder: Path) -> str:
-    """The dtype of a checkpoint's first tensor, by its name in DTYPES; float32 for what has none of these."""
+    """The dtype of a checkpoint's first tensor, by its name in DTYPES; float32 for what
+    has none of these.
+    """
     name, path = next(iter(tensor_files(folder).items()))
     with _open(path) as file:
-        return {"BF16": "bfloat16", "F16": "float16"}.get(file.get_slice(name).get_dtype(), "float32")
+        return {"BF16": "bfloat16", "F16": "float16"}.get(
+            file.get_slice(name).get_dtype(), "float32"
+        )
 
 
 def known_special_tokens(model: LLaDA) -> SpecialTokens:
@@ -187,5 +286,12 @@ def known_special_tokens(model: LLaDA) -> SpecialTokens:
     if model.special_tokens is not None:
         return model.special_tokens
     if model.config.mask_token_id is None:
-        raise ValueError("the checkpoint names no mask token: config.json has no mask_token_id; pass special=SpecialTokens(mask=…)")
-    return SpecialTokens(model.config.mask_token_id, model.config.eos_token_id, more_eos=model.config.more_eos_token_ids)
+        raise ValueError(
+            "the checkpoint names no mask token: config.json has no mask_token_id; pass "
+            "special=SpecialTokens(mask=…)"
+        )
+    return SpecialTokens(
+        model.config.mask_token_id,
+        model.config.eos_token_id,
+        more_eos=model.config.more_eos_token_ids,
+    )

@@ -1,8 +1,11 @@
-"""The LLaDA transformer in reading order: bidirectional, pre-norm, SwiGLU, RoPE; parameter names equal the published checkpoint's.
+"""The LLaDA transformer in reading order: bidirectional, pre-norm, SwiGLU, RoPE;
+parameter names equal the published checkpoint's.
 
-Numerically equal to the published modeling code (tests/test_model.py), without remote code, import side effects or a
-pinned transformers. Nothing here knows of samplers, masks to fill or harnesses; `checkpoint.py` loads and saves it.
+Numerically equal to the published modeling code (tests/test_model.py), without remote
+code, import side effects or a pinned transformers. Nothing here knows of samplers,
+masks to fill or harnesses; `checkpoint.py` loads and saves it.
 """
+
 from __future__ import annotations
 
 import math
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) in fp32, cast back *before* the weight is applied (as the published code; F.rms_norm rounds differently in bf16)."""
+    """x / rms(x) in fp32, cast back *before* the weight is applied (as the published
+    code; F.rms_norm rounds differently in bf16).
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -36,7 +41,9 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (length, head_dim) fp32 on the CPU: the published code builds them there, and bf16 tables break the model."""
+    """cos and sin, each (length, head_dim) fp32 on the CPU: the published code builds
+    them there, and bf16 tables break the model.
+    """
     frequency = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
     angle = torch.outer(torch.arange(length, dtype=torch.float), frequency)
     angle = torch.cat([angle, angle], -1)
@@ -50,15 +57,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, full_precision: bool) -> Tensor:
     return (y * cos.to(y.dtype) + torch.cat([-second, first], -1) * sin.to(y.dtype)).to(x.dtype)
 
 
-Past = dict[nn.Module, tuple[Tensor, Tensor]]        # block -> rotated keys and values of all columns, each (B, H, L, head_dim)
+# block -> rotated keys and values of all columns, each (B, H, L, head_dim)
+Past = dict[nn.Module, tuple[Tensor, Tensor]]
 
 
 class View(NamedTuple):
     """What a block attends to."""
 
-    visible: Tensor | None               # bool, broadcastable to (B, H, L, L), True = may be attended; None = everything
-    columns: slice = slice(None)         # where the block's input stands among the L columns
-    past: Past | None = None             # keys and values of the other columns; those of the input take their place in it
+    # bool, broadcastable to (B, H, L, L), True = may be attended; None = everything
+    visible: Tensor | None
+    columns: slice = slice(None)  # where the block's input stands among the L columns
+    # keys and values of the other columns; those of the input take their place in it
+    past: Past | None = None
 
     def extend(self, block: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all columns from those of the input."""
@@ -73,10 +83,13 @@ class View(NamedTuple):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """Bidirectional attention; visible: bool, broadcastable to (B, H, queries, keys), True = may be attended."""
+    """Bidirectional attention; visible: bool, broadcastable to (B, H, queries, keys),
+    True = may be attended.
+    """
     if q.device.type != "cpu" or not q.requires_grad:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    # On the CPU the fused backward costs 5x the explicit one at L = 33 (52 % of a training step).
+    # On the CPU the fused backward costs 5x the explicit one at L = 33 (52 % of a
+    # training step).
     score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if visible is not None:
         score = score.masked_fill(~visible, -math.inf)
@@ -86,8 +99,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
 def by_parts(x: Tensor, weight: Tensor, size: int = 2048) -> Tensor:
     """x (..., D) times weight (V, D) transposed, `size` rows of the weight at a time.
 
-    A BLAS repacks the weight before it multiplies: a part's copy stays in the processor's cache, a whole vocabulary's does not. For 16 to
-    64 rows and 126,464 tokens 17 to 20 % less time, the same sums bit by bit; in bfloat16 no less.
+    A BLAS repacks the weight before it multiplies: a part's copy stays in the
+    processor's cache, a whole vocabulary's does not. For 16 to 64 rows and 126,464
+    tokens 17 to 20 % less time, the same sums bit by bit; in bfloat16 no less.
     """
     rows = x.reshape(-1, x.shape[-1])
     product = rows.new_empty(len(rows), len(weight))
@@ -103,7 +117,9 @@ def _in_parts(x: Tensor) -> bool:
 
 
 class Block(nn.Module):
-    """One pre-norm layer. ff_proj is the gate (through SiLU), up_proj multiplies it, ff_out projects down."""
+    """One pre-norm layer. ff_proj is the gate (through SiLU), up_proj multiplies it,
+    ff_out projects down.
+    """
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
@@ -120,23 +136,33 @@ class Block(nn.Module):
         self.ff_proj = nn.Linear(width, hidden, bias=config.include_bias)
         self.up_proj = nn.Linear(width, hidden, bias=config.include_bias)
         self.ff_out = nn.Linear(hidden, width, bias=config.include_bias)
-        self.recompute = False        # keep the input alone for the backward pass, and compute everything else again in it
+        # keep the input alone for the backward pass, and compute everything else again
+        # in it
+        self.recompute = False
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():        # inside the block: hooks that change its input, such as a router's, run once
+        # inside the block: hooks that change its input, such as a router's, run once
+        if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._layer, x, cos, sin, view, use_reentrant=False)
         return self._layer(x, cos, sin, view)
 
     def _layer(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
         config, (batch, length, _) = self.config, x.shape
-        h = self.attn_norm(x)                                                               # (B, L, D)
-        q, k, v = (proj(h).view(batch, length, -1, config.head_dim).transpose(1, 2)         # (B, H, L, head_dim)
-                   for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, cos, sin, config.rope_full_precision), rotate(k, cos, sin, config.rope_full_precision)
+        h = self.attn_norm(x)  # (B, L, D)
+        # (B, H, L, head_dim)
+        q, k, v = (
+            proj(h).view(batch, length, -1, config.head_dim).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = (
+            rotate(q, cos, sin, config.rope_full_precision),
+            rotate(k, cos, sin, config.rope_full_precision),
+        )
         k, v = view.extend(self, k, v)
         if config.num_kv_heads != config.n_heads:
             k, v = (t.repeat_interleave(config.n_heads // config.num_kv_heads, 1) for t in (k, v))
-        attended = attend(q, k, v, view.visible).transpose(1, 2).reshape(batch, length, -1)      # (B, L, D)
+        # (B, L, D)
+        attended = attend(q, k, v, view.visible).transpose(1, 2).reshape(batch, length, -1)
         x = x + self.attn_out(attended)
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
@@ -145,15 +171,19 @@ class Block(nn.Module):
 class Streams(NamedTuple):
     """What a forward pass computes before the head."""
 
-    hidden: Tensor                        # (B, L, D) final-norm hidden state
-    confidence: Tensor | None = None      # (B, L) raw score of an unmasking-policy stream, fp32
+    hidden: Tensor  # (B, L, D) final-norm hidden state
+    confidence: Tensor | None = None  # (B, L) raw score of an unmasking-policy stream, fp32
 
 
 class Recomputing:
-    """Activation checkpointing under the names that transformers' Trainer calls; for modules that have Blocks inside."""
+    """Activation checkpointing under the names that transformers' Trainer calls; for
+    modules that have Blocks inside.
+    """
 
     def activation_checkpointing_enable(self, **_: Any) -> None:
-        """Every block keeps its input alone for the backward pass; transformers' options are not asked."""
+        """Every block keeps its input alone for the backward pass; transformers'
+        options are not asked.
+        """
         for module in self.modules():
             if isinstance(module, Block):
                 module.recompute = True
@@ -162,13 +192,14 @@ class Recomputing:
 
 
 class LLaDA(Recomputing, nn.Module):
-    """LLaDA (arXiv 2502.09992): a bidirectional transformer that predicts every masked token at once.
+    """LLaDA (arXiv 2502.09992): a bidirectional transformer that predicts every masked
+    token at once.
 
-    Called with token ids it returns logits (B, L, V); `hidden_states` and `head` are the two halves of that, for callers that
-    need logits at a few positions only.
+    Called with token ids it returns logits (B, L, V); `hidden_states` and `head` are
+    the two halves of that, for callers that need logits at a few positions only.
     """
 
-    own_stream = False        # has the class an unmasking-policy stream of its own?
+    own_stream = False  # has the class an unmasking-policy stream of its own?
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
@@ -179,11 +210,16 @@ class LLaDA(Recomputing, nn.Module):
             "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
         }
         if not config.weight_tying:
-            transformer["ff_out"] = nn.Linear(config.d_model, config.num_embeddings, bias=config.include_bias)
+            transformer["ff_out"] = nn.Linear(
+                config.d_model, config.num_embeddings, bias=config.include_bias
+            )
         self.model = nn.ModuleDict({"transformer": nn.ModuleDict(transformer)})
-        self.special_tokens: SpecialTokens | None = None         # set where the checkpoint's files are at hand
-        self.origin: Origin | None = None        # of a loaded model, what its checkpoint says beside the weights
-        self._rotary: tuple[Tensor, Tensor] | None = None        # not a buffer: .to(bfloat16) must never reach it
+        # set where the checkpoint's files are at hand
+        self.special_tokens: SpecialTokens | None = None
+        # of a loaded model, what its checkpoint says beside the weights
+        self.origin: Origin | None = None
+        # not a buffer: .to(bfloat16) must never reach it
+        self._rotary: tuple[Tensor, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -202,30 +238,54 @@ class LLaDA(Recomputing, nn.Module):
         """The embedding table, under the name that PEFT and transformers look for."""
         return self.embedding
 
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
-                inputs_embeds: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
         """Logits (B, L, V) for ids (B, L), or (N, V) at the N positions of `at`, bool (B, L).
 
-        attention_mask: (B, L), nonzero = real token, or (B, L, L), nonzero = the row's token may attend to the column's.
-        Raises ValueError where L exceeds config.max_sequence_length.
+        attention_mask: (B, L), nonzero = real token, or (B, L, L), nonzero = the row's
+        token may attend to the column's. Raises ValueError where L exceeds
+        config.max_sequence_length.
         """
         hidden = self.hidden_states(input_ids, attention_mask, inputs_embeds=inputs_embeds)
         return self.head(hidden if at is None else hidden[at])
 
-    def hidden_states(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
-                      inputs_embeds: Tensor | None = None, every_layer: bool = False) -> Tensor | list[Tensor]:
+    def hidden_states(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        every_layer: bool = False,
+    ) -> Tensor | list[Tensor]:
         """The final-norm hidden state (B, L, D), which `head` turns into logits.
 
-        every_layer: a list of n_layers + 1 instead: the embeddings, the outputs of all blocks but the last, the final-norm state.
+        every_layer: a list of n_layers + 1 instead: the embeddings, the outputs of all
+        blocks but the last, the final-norm state.
         """
         return self._run(input_ids, attention_mask, inputs_embeds, every_layer)[0]
 
-    def streams(self, input_ids: Tensor | None, attention_mask: Tensor | None = None, *, inputs_embeds: Tensor | None = None,
-                columns: slice = slice(None), past: Past | None = None) -> Streams:
-        """Hidden state and, in models that have an unmasking-policy stream of their own, its score; embeddings go before ids.
+    def streams(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        columns: slice = slice(None),
+        past: Past | None = None,
+    ) -> Streams:
+        """Hidden state and, in models that have an unmasking-policy stream of their
+        own, its score; embeddings go before ids.
 
-        past: a dict that a forward of all columns fills with keys and values. columns: with a filled past, compute these alone, at
-        their places among the others; the result is of them alone, and their keys and values are replaced in past, in place.
+        past: a dict that a forward of all columns fills with keys and values. columns:
+        with a filled past, compute these alone, at their places among the others; the
+        result is of them alone, and their keys and values are replaced in past, in
+        place.
         """
         return Streams(*self._run(input_ids, attention_mask, inputs_embeds, False, columns, past))
 
@@ -243,26 +303,44 @@ class LLaDA(Recomputing, nn.Module):
             return by_parts(hidden, head.weight)
         return head(hidden)
 
-    def _run(self, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None,
-             every_layer: bool, columns: slice = slice(None), past: Past | None = None) -> tuple[Tensor | list[Tensor], Tensor | None]:
-        """The final-norm hidden state, or all states, and the score of the policy stream, if there is one."""
+    def _run(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        every_layer: bool,
+        columns: slice = slice(None),
+        past: Past | None = None,
+    ) -> tuple[Tensor | list[Tensor], Tensor | None]:
+        """The final-norm hidden state, or all states, and the score of the policy
+        stream, if there is one.
+        """
         assert past is not None or columns == slice(None)
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given.shape[1] > self.config.max_sequence_length:
             limit = self.config.max_sequence_length
-            raise ValueError(f"{given.shape[1]} tokens exceed the model's context of {limit} "
-                             "(max_sequence_length of its config): give fewer")
-        x = self.embedding(given[:, columns]) if inputs_embeds is None else given[:, columns]        # (B, L, D)
+            raise ValueError(
+                f"{given.shape[1]} tokens exceed the model's context of {limit} "
+                "(max_sequence_length of its config): give fewer"
+            )
+        # (B, L, D)
+        x = self.embedding(given[:, columns]) if inputs_embeds is None else given[:, columns]
         cos, sin = (table[columns] for table in self._rotary_table(given.shape[1], x.device))
-        visible = None if attention_mask is None else attention_mask.bool().unsqueeze(1)        # (B, 1, L) or (B, 1, L, L)
-        view = View(visible.unsqueeze(1) if visible is not None and visible.dim() == 3 else visible, columns, past)
+        # (B, 1, L) or (B, 1, L, L)
+        visible = None if attention_mask is None else attention_mask.bool().unsqueeze(1)
+        view = View(
+            visible.unsqueeze(1) if visible is not None and visible.dim() == 3 else visible,
+            columns,
+            past,
+        )
         states: list[Tensor] | None = [] if every_layer else None
         x, confidence = self._stack(x, cos, sin, view, states)
         x = self.model["transformer"]["ln_f"](x)
         return x if states is None else [*states, x], confidence
 
-    def _stack(self, x: Tensor, cos: Tensor, sin: Tensor, view: View,
-               states: list[Tensor] | None) -> tuple[Tensor, Tensor | None]:
+    def _stack(
+        self, x: Tensor, cos: Tensor, sin: Tensor, view: View, states: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
         """All blocks on x; states, if given, receives the input of each."""
         for block in self.model["transformer"]["blocks"]:
             if states is not None:
@@ -271,15 +349,24 @@ class LLaDA(Recomputing, nn.Module):
         return x, None
 
     def _rotary_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        if self._rotary is None or self._rotary[0].shape[0] < length or self._rotary[0].device != device:
-            with torch.inference_mode(False):        # tables made under inference_mode could never take part in a backward
-                cos, sin = rotary_table(max(length, 256), self.config.head_dim, self.config.rope_theta)
+        if (
+            self._rotary is None
+            or self._rotary[0].shape[0] < length
+            or self._rotary[0].device != device
+        ):
+            # tables made under inference_mode could never take part in a backward
+            with torch.inference_mode(False):
+                cos, sin = rotary_table(
+                    max(length, 256), self.config.head_dim, self.config.rope_theta
+                )
                 self._rotary = cos.to(device), sin.to(device)
         return self._rotary[0][:length], self._rotary[1][:length]
 
 
 def empty_like(model: LLaDA) -> LLaDA:
-    """A model of the same class, config and origin on the meta device, to be filled with weights."""
+    """A model of the same class, config and origin on the meta device, to be filled
+    with weights.
+    """
     with torch.device("meta"):
         empty = type(model)(model.config)
     empty.origin = model.origin
@@ -287,7 +374,9 @@ def empty_like(model: LLaDA) -> LLaDA:
 
 
 def initialise(model: LLaDA, generator: torch.Generator) -> None:
-    """Random weights for training from scratch: N(0, 0.02) embeddings, fan-in scaled projections, residual outputs shrunk by depth."""
+    """Random weights for training from scratch: N(0, 0.02) embeddings, fan-in scaled
+    projections, residual outputs shrunk by depth.
+    """
     depth = (2 * model.config.n_layers) ** -0.5
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,4 +1,5 @@
 """The configuration of a dense LLaDA: what its config.json may say, and what of it is refused."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -20,54 +21,152 @@ from llada_plugins.files.json_files import (
     whole,
 )
 
-# Switches of the published config that change the arithmetic: this module implements exactly these values.
+# Switches of the published config that change the arithmetic: this module implements
+# exactly these values.
 IMPLEMENTED = {
-    "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "rope": True, "alibi": False,
-    "attention_layer_norm": False, "input_emb_norm": False, "scale_logits": False, "bias_for_layer_norm": False,
-    "block_group_size": 1, "layer_norm_with_affine": True, "multi_query_attention": (None, False),
-    "attention_dropout": 0.0, "embedding_dropout": 0.0, "residual_dropout": 0.0,
+    "block_type": "llama",
+    "activation_type": "silu",
+    "layer_norm_type": "rms",
+    "rope": True,
+    "alibi": False,
+    "attention_layer_norm": False,
+    "input_emb_norm": False,
+    "scale_logits": False,
+    "bias_for_layer_norm": False,
+    "block_group_size": 1,
+    "layer_norm_with_affine": True,
+    "multi_query_attention": (None, False),
+    "attention_dropout": 0.0,
+    "embedding_dropout": 0.0,
+    "residual_dropout": 0.0,
 }
-STATED = ("block_type", "activation_type", "layer_norm_type", "rope")        # absent, they mean something else to the published code
+# absent, they mean something else to the published code
+STATED = ("block_type", "activation_type", "layer_norm_type", "rope")
 # Fields of a published config that no forward pass in eval mode reads, given IMPLEMENTED.
 WITHOUT_EFFECT = {
-    "alibi_bias_max", "architectures", "attention_layer_norm_with_affine", "auto_map", "flash_attention", "init_cutoff_factor",
-    "init_device", "init_fn", "init_std", "mlp_ratio", "model_type", "precision", "transformers_version", "use_cache",
-    "_name_or_path", "_attn_implementation", "bos_token_id", "dtype", "torch_dtype", "tie_word_embeddings",        # transformers'
-    "id2label", "label2id", "is_encoder_decoder", "output_attentions", "output_hidden_states", "return_dict",
-    "chunk_size_feed_forward", "problem_type", "initializer_range",
-    "quantization_config",        # read in gptq.py
-    "training",                   # what this package writes of how a model was made
+    "alibi_bias_max",
+    "architectures",
+    "attention_layer_norm_with_affine",
+    "auto_map",
+    "flash_attention",
+    "init_cutoff_factor",
+    "init_device",
+    "init_fn",
+    "init_std",
+    "mlp_ratio",
+    "model_type",
+    "precision",
+    "transformers_version",
+    "use_cache",
+    # transformers'
+    "_name_or_path",
+    "_attn_implementation",
+    "bos_token_id",
+    "dtype",
+    "torch_dtype",
+    "tie_word_embeddings",
+    "id2label",
+    "label2id",
+    "is_encoder_decoder",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "chunk_size_feed_forward",
+    "problem_type",
+    "initializer_range",
+    "quantization_config",  # read in gptq.py
+    "training",  # what this package writes of how a model was made
 }
-# Fields by which relatives ask for other arithmetic, and the number that asks for none (for switches null, false, 0 or empty).
+# Fields by which relatives ask for other arithmetic, and the number that asks for none
+# (for switches null, false, 0 or empty).
 FOREIGN: dict[str, Any] = {
-    **dict.fromkeys((
-        "rope_scaling", "rope_parameters", "sliding_window", "use_sliding_window", "layer_types", "attn_logit_softcapping",
-        "final_logit_softcapping", "logit_softcap", "clip_qkv", "embedding_layer_norm", "norm_after", "qk_norm", "use_qk_norm",
-        "attention_bias", "qkv_bias", "mlp_bias", "parallel_attn", "use_parallel_residual", "causal", "is_causal", "is_decoder",
-        "shift_logits", "position_embedding_type", "num_experts", "n_experts", "num_local_experts", "moe_num_experts",
-        "num_experts_per_tok", "n_shared_experts", "kv_lora_rank", "q_lora_rank", "block_size", "compression_config",
-        "pruned_heads", "add_cross_attention")),
-    **dict.fromkeys((
-        "partial_rotary_factor", "rotary_pct", "rope_scaling_factor", "rope_position_scale", "logit_scale", "logits_scaling",
-        "embedding_multiplier", "residual_multiplier", "scale_emb", "emb_scale"), 1),
+    **dict.fromkeys(
+        (
+            "rope_scaling",
+            "rope_parameters",
+            "sliding_window",
+            "use_sliding_window",
+            "layer_types",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "logit_softcap",
+            "clip_qkv",
+            "embedding_layer_norm",
+            "norm_after",
+            "qk_norm",
+            "use_qk_norm",
+            "attention_bias",
+            "qkv_bias",
+            "mlp_bias",
+            "parallel_attn",
+            "use_parallel_residual",
+            "causal",
+            "is_causal",
+            "is_decoder",
+            "shift_logits",
+            "position_embedding_type",
+            "num_experts",
+            "n_experts",
+            "num_local_experts",
+            "moe_num_experts",
+            "num_experts_per_tok",
+            "n_shared_experts",
+            "kv_lora_rank",
+            "q_lora_rank",
+            "block_size",
+            "compression_config",
+            "pruned_heads",
+            "add_cross_attention",
+        )
+    ),
+    **dict.fromkeys(
+        (
+            "partial_rotary_factor",
+            "rotary_pct",
+            "rope_scaling_factor",
+            "rope_position_scale",
+            "logit_scale",
+            "logits_scaling",
+            "embedding_multiplier",
+            "residual_multiplier",
+            "scale_emb",
+            "emb_scale",
+        ),
+        1,
+    ),
 }
-LAYERS, WIDTH, TOKENS = whole(1, 1000), whole(1, 2**20), whole(1, 2**24)        # far above any model, far below what memory holds
+# far above any model, far below what memory holds
+LAYERS, WIDTH, TOKENS = whole(1, 1000), whole(1, 2**20), whole(1, 2**24)
 TOKEN = whole(0, 2**24 - 1)
-ENDS = nullable(either(TOKEN, list_of(TOKEN)))        # eos_token_id: Llama 3 and its heirs list several
+ENDS = nullable(either(TOKEN, list_of(TOKEN)))  # eos_token_id: Llama 3 and its heirs list several
 REQUIRED: dict[str, Kind] = {
-    "d_model": WIDTH, "n_heads": WIDTH, "n_layers": LAYERS, "vocab_size": TOKENS, "mlp_hidden_size": WIDTH,
-    "max_sequence_length": TOKENS, "rope_theta": number(1, 1e12), "rms_norm_eps": number(1e-20, 1), "weight_tying": FLAG,
-    "include_bias": FLAG, "include_qkv_bias": FLAG, "rope_full_precision": FLAG,
+    "d_model": WIDTH,
+    "n_heads": WIDTH,
+    "n_layers": LAYERS,
+    "vocab_size": TOKENS,
+    "mlp_hidden_size": WIDTH,
+    "max_sequence_length": TOKENS,
+    "rope_theta": number(1, 1e12),
+    "rms_norm_eps": number(1e-20, 1),
+    "weight_tying": FLAG,
+    "include_bias": FLAG,
+    "include_qkv_bias": FLAG,
+    "rope_full_precision": FLAG,
 }
 OPTIONAL: dict[str, Kind] = {
-    "n_kv_heads": nullable(WIDTH), "embedding_size": nullable(TOKENS), "mask_token_id": nullable(TOKEN), "eos_token_id": ENDS,
+    "n_kv_heads": nullable(WIDTH),
+    "embedding_size": nullable(TOKENS),
+    "mask_token_id": nullable(TOKEN),
+    "eos_token_id": ENDS,
     "pad_token_id": nullable(whole(-1, 2**24 - 1)),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LLaDAConfig:
-    """The fields of the published config.json that this module reads; none has a silent default that changes the arithmetic."""
+    """The fields of the published config.json that this module reads; none has a silent
+    default that changes the arithmetic.
+    """
 
     d_model: int
     n_heads: int
@@ -84,20 +183,30 @@ class LLaDAConfig:
     n_kv_heads: int | None = None
     embedding_size: int | None = None
     mask_token_id: int | None = None
-    eos_token_id: int | None = None                    # the one that training appends
+    eos_token_id: int | None = None  # the one that training appends
     pad_token_id: int | None = None
-    more_eos_token_ids: tuple[int, ...] = ()           # the others that end an answer, where eos_token_id is a list
+    # the others that end an answer, where eos_token_id is a list
+    more_eos_token_ids: tuple[int, ...] = ()
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> LLaDAConfig:
-        """Read a published config; raise ValueError naming the fields that are missing, of a wrong kind or not implemented."""
+        """Read a published config; raise ValueError naming the fields that are missing,
+        of a wrong kind or not implemented.
+        """
         for name, allowed in IMPLEMENTED.items():
             values = allowed if isinstance(allowed, tuple) else (allowed,)
             if name in raw and not any(same(raw[name], value) for value in values):
-                raise ValueError(f"{source}: {name} is {raw[name]!r}, but only {values[0]!r} is implemented: not a plain LLaDA checkpoint")
-        missing = [name for name in REQUIRED if raw.get(name) is None] + [name for name in STATED if name not in raw]
+                raise ValueError(
+                    f"{source}: {name} is {raw[name]!r}, but only {values[0]!r} is implemented: "
+                    "not a plain LLaDA checkpoint"
+                )
+        missing = [name for name in REQUIRED if raw.get(name) is None] + [
+            name for name in STATED if name not in raw
+        ]
         if missing:
-            raise ValueError(f"{source}: needs {', '.join(missing)}; a LLaDA config.json states them")
+            raise ValueError(
+                f"{source}: needs {', '.join(missing)}; a LLaDA config.json states them"
+            )
         if problem := misfit(record(REQUIRED, OPTIONAL), raw):
             raise ValueError(f"{source}: {problem}")
         _refuse_foreign(raw, source)
@@ -108,18 +217,32 @@ class LLaDAConfig:
         return config
 
     def check(self, source: str) -> None:
-        """Raise ValueError on numbers that do not go together; source: what the message begins with."""
+        """Raise ValueError on numbers that do not go together; source: what the message
+        begins with.
+        """
         if self.d_model % self.n_heads or self.n_heads % self.num_kv_heads or self.head_dim % 2:
-            raise ValueError(f"{source}: d_model ({self.d_model}), n_heads ({self.n_heads}) and n_kv_heads ({self.num_kv_heads}) "
-                             "do not divide each other into heads of even width")
+            raise ValueError(
+                f"{source}: d_model ({self.d_model}), n_heads ({self.n_heads}) and n_kv_heads "
+                f"({self.num_kv_heads}) "
+                "do not divide each other into heads of even width"
+            )
         if self.num_embeddings < self.vocab_size:
-            raise ValueError(f"{source}: embedding_size ({self.embedding_size}) is below vocab_size ({self.vocab_size})")
+            raise ValueError(
+                f"{source}: embedding_size ({self.embedding_size}) is below vocab_size "
+                f"({self.vocab_size})"
+            )
         if beyond := [token for token in self.ends if token >= self.num_embeddings]:
-            raise ValueError(f"{source}: eos_token_id names {beyond[0]}, outside the vocabulary of {self.num_embeddings}")
+            raise ValueError(
+                f"{source}: eos_token_id names {beyond[0]}, outside the vocabulary of "
+                f"{self.num_embeddings}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The published form, switches included, so that the published code reads it too."""
-        switches = {name: value[0] if isinstance(value, tuple) else value for name, value in IMPLEMENTED.items()}
+        switches = {
+            name: value[0] if isinstance(value, tuple) else value
+            for name, value in IMPLEMENTED.items()
+        }
         fields = dataclasses.asdict(self)
         if more := fields.pop("more_eos_token_ids"):
             fields["eos_token_id"] = [self.eos_token_id, *more]
@@ -157,19 +280,41 @@ def token_ids(value: int | list[int | None] | None) -> tuple[int, ...]:
 def _refuse_foreign(raw: Mapping[str, Any], source: str) -> None:
     """Raise ValueError where a field asks for arithmetic that this module does not have."""
     head_dim = raw["d_model"] // raw["n_heads"]
-    plain_rope = {"rope_type": "default", "type": "default", "rope_theta": raw["rope_theta"], "partial_rotary_factor": 1}
+    plain_rope = {
+        "rope_type": "default",
+        "type": "default",
+        "rope_theta": raw["rope_theta"],
+        "partial_rotary_factor": 1,
+    }
     for name, value in raw.items():
         if name not in FOREIGN and not (name == "head_dim" and value != head_dim):
             continue
-        neutral = value in (None, False, 0, "none", "", [], {}) or FOREIGN.get(name) is not None and same(value, FOREIGN[name])
-        if name in ("rope_scaling", "rope_parameters") and isinstance(value, dict):        # transformers 5 repeats rope_theta there
-            neutral = all(key in plain_rope and same(each, plain_rope[key]) for key, each in value.items())
+        neutral = (
+            value in (None, False, 0, "none", "", [], {})
+            or FOREIGN.get(name) is not None
+            and same(value, FOREIGN[name])
+        )
+        # transformers 5 repeats rope_theta there
+        if name in ("rope_scaling", "rope_parameters") and isinstance(value, dict):
+            neutral = all(
+                key in plain_rope and same(each, plain_rope[key]) for key, each in value.items()
+            )
         if not neutral:
-            raise ValueError(f"{source}: {name} is {short(value)}, which is not implemented: a model that was trained with it would give "
-                             "other answers here")
+            raise ValueError(
+                f"{source}: {name} is {short(value)}, which is not implemented: a model that was "
+                "trained with it would give "
+                "other answers here"
+            )
 
 
 def unknown_fields(raw: Mapping[str, Any]) -> list[str]:
     """The fields that neither published configs nor this module know."""
-    known = WITHOUT_EFFECT | IMPLEMENTED.keys() | REQUIRED.keys() | OPTIONAL.keys() | FOREIGN.keys() | {"head_dim"}
+    known = (
+        WITHOUT_EFFECT
+        | IMPLEMENTED.keys()
+        | REQUIRED.keys()
+        | OPTIONAL.keys()
+        | FOREIGN.keys()
+        | {"head_dim"}
+    )
     return sorted(raw.keys() - known)

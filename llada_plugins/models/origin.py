@@ -1,8 +1,11 @@
-"""What a checkpoint's folder says beside its weights, kept so that whatever is saved from them says it too.
+"""What a checkpoint's folder says beside its weights, kept so that whatever is saved
+from them says it too.
 
-The published code that config.json names (auto_map) is carried along as bytes and never run: with it
-transformers' trust_remote_code loads what was trained as it loads the checkpoint itself.
+The published code that config.json names (auto_map) is carried along as bytes and never
+run: with it transformers' trust_remote_code loads what was trained as it loads the
+checkpoint itself.
 """
+
 from __future__ import annotations
 
 import re
@@ -14,17 +17,17 @@ if TYPE_CHECKING:
     from .llada import LLaDA
     from .llada_config import LLaDAConfig
 
-NOT_KEPT = ("quantization_config",)        # weights are saved plain, whatever they were
-DTYPES = ("torch_dtype", "dtype")          # what transformers has called the dtype of the weights
+NOT_KEPT = ("quantization_config",)  # weights are saved plain, whatever they were
+DTYPES = ("torch_dtype", "dtype")  # what transformers has called the dtype of the weights
 GENERATION = "generation_config.json"
 
 
 class Origin(NamedTuple):
     """What is kept of a folder."""
 
-    raw: dict[str, Any]           # its config.json
-    read: LLaDAConfig             # what was made of that
-    files: dict[str, bytes]       # further files by name
+    raw: dict[str, Any]  # its config.json
+    read: LLaDAConfig  # what was made of that
+    files: dict[str, bytes]  # further files by name
 
 
 def read_origin(folder: Path, raw: Mapping[str, Any], read: LLaDAConfig) -> Origin:
@@ -33,13 +36,15 @@ def read_origin(folder: Path, raw: Mapping[str, Any], read: LLaDAConfig) -> Orig
     code = sorted(folder.glob("*.py")) if modules else []
     kept = [path for path in (*code, folder / GENERATION) if path.is_file()]
     raw, repository = dict(raw), _hub_id(folder)
-    if repository and modules - {path.stem for path in code}:        # downloads leave code behind
+    if repository and modules - {path.stem for path in code}:  # downloads leave code behind
         raw["auto_map"] = _of_repository(raw["auto_map"], repository)
     return Origin(raw, read, {path.name: path.read_bytes() for path in kept})
 
 
 def config_of(model: LLaDA) -> dict[str, Any]:
-    """The model's config.json: of a loaded one all that its checkpoint's says, but for what has changed."""
+    """The model's config.json: of a loaded one all that its checkpoint's says, but for
+    what has changed.
+    """
     published = model.config.to_dict()
     if model.origin is None:
         return published
@@ -47,7 +52,11 @@ def config_of(model: LLaDA) -> dict[str, Any]:
     changed = {name: value for name, value in published.items() if value != read[name]}
     dtype = str(model.dtype).removeprefix("torch.")
     changed |= {name: dtype for name in DTYPES if raw.get(name) is not None}
-    return {name: value for name, value in {**published, **raw, **changed}.items() if name not in NOT_KEPT}
+    return {
+        name: value
+        for name, value in {**published, **raw, **changed}.items()
+        if name not in NOT_KEPT
+    }
 
 
 def write_files(model: LLaDA, folder: Path) -> None:
@@ -57,7 +66,9 @@ def write_files(model: LLaDA, folder: Path) -> None:
 
 
 def _modules(auto_map: Any) -> set[str]:
-    """Names of the modules in the folder that an auto_map names, {kind: "module.Class"}, some of it in lists."""
+    """Names of the modules in the folder that an auto_map names, {kind:
+    "module.Class"}, some of it in lists.
+    """
     return {name.partition(".")[0] for name in _names(auto_map) if "--" not in name}
 
 
@@ -69,10 +80,12 @@ def _names(auto_map: Any) -> list[str]:
 
 def _of_repository(auto_map: dict[str, Any], repository: str) -> dict[str, Any]:
     """As transformers writes it for code that stays where it is: "repository--module.Class"."""
+
     def named(value: Any) -> Any:
         if isinstance(value, list):
             return [named(each) for each in value]
         return f"{repository}--{value}" if isinstance(value, str) and "--" not in value else value
+
     return {kind: named(value) for kind, value in auto_map.items()}
 
 

@@ -1,8 +1,11 @@
-"""Weights of Linears in 8 or 4 bits, activations in the model's dtype: int8 by torchao, NF4 by bitsandbytes, both optional packages.
+"""Weights of Linears in 8 or 4 bits, activations in the model's dtype: int8 by torchao,
+NF4 by bitsandbytes, both optional packages.
 
-Weight-only on purpose: an answer must not depend on its batch, and what quantises activations (LLM.int8, torchao's dynamic int8) may
-choose scales or outlier columns by what else is in it. Checkpoints that are stored in 4 bits are read by gptq.py.
+Weight-only on purpose: an answer must not depend on its batch, and what quantises
+activations (LLM.int8, torchao's dynamic int8) may choose scales or outlier columns by
+what else is in it. Checkpoints that are stored in 4 bits are read by gptq.py.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -16,24 +19,30 @@ from torch import Tensor, nn
 
 from llada_plugins.options.startup_messages import silenced
 
-QUANTIZE = ("int8", "nf4", "packed")        # values of the option; "packed" leaves a GPTQ checkpoint as it is stored
+# values of the option; "packed" leaves a GPTQ checkpoint as it is stored
+QUANTIZE = ("int8", "nf4", "packed")
 
-NF4_BLOCK = 64        # weights that share a scale
+NF4_BLOCK = 64  # weights that share a scale
 
 
 class Quantization(NamedTuple):
-    """What became of a model's weights when it was loaded; kept on the model, see `quantization_of`."""
+    """What became of a model's weights when it was loaded; kept on the model, see
+    `quantization_of`.
+    """
 
-    method: str                     # in words, for results
-    num_parameters: int             # of the model as it was before; packed weights do not show their number
-    fingerprint: str | None         # of the weights as they were before; None where they are plain tensors again
+    method: str  # in words, for results
+    num_parameters: int  # of the model as it was before; packed weights do not show their number
+    # of the weights as they were before; None where they are plain tensors again
+    fingerprint: str | None
 
 
 class NF4Linear(nn.Module):
-    """A Linear whose weight is NF4 (QLoRA, arXiv 2305.14314) with its block scales in 8 bits, dequantised in every forward.
+    """A Linear whose weight is NF4 (QLoRA, arXiv 2305.14314) with its block scales in 8
+    bits, dequantised in every forward.
 
-    It stays on the device where it was made. Not bitsandbytes' own Linear4bit: on CPUs with AVX512-BF16 that takes a bfloat16 kernel
-    which fails at sizes that are no multiples of its blocks.
+    It stays on the device where it was made. Not bitsandbytes' own Linear4bit: on CPUs
+    with AVX512-BF16 that takes a bfloat16 kernel which fails at sizes that are no
+    multiples of its blocks.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -41,10 +50,15 @@ class NF4Linear(nn.Module):
 
         super().__init__()
         self.shape, self.bias = linear.weight.shape, linear.bias
-        # In rows of one block: bitsandbytes 0.50 dequantises longer rows wrongly on the CPU where a block runs over their end (336 inputs:
-        # relative error .253, as rows of one block .092).
-        rows = F.pad(linear.weight.data.flatten(), (0, -self.shape.numel() % NF4_BLOCK)).view(-1, NF4_BLOCK)
-        self.packed, self.state = quantize_4bit(rows, quant_type="nf4", blocksize=NF4_BLOCK, compress_statistics=True)
+        # In rows of one block: bitsandbytes 0.50 dequantises longer rows wrongly on the
+        # CPU where a block runs over their end (336 inputs: relative error .253, as
+        # rows of one block .092).
+        rows = F.pad(linear.weight.data.flatten(), (0, -self.shape.numel() % NF4_BLOCK)).view(
+            -1, NF4_BLOCK
+        )
+        self.packed, self.state = quantize_4bit(
+            rows, quant_type="nf4", blocksize=NF4_BLOCK, compress_statistics=True
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.dequantised(), self.bias)
@@ -53,18 +67,25 @@ class NF4Linear(nn.Module):
         """The weight (O, I), in the dtype in which it was given."""
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(self.packed, self.state).flatten()[:self.shape.numel()].view(self.shape)
+        return (
+            dequantize_4bit(self.packed, self.state)
+            .flatten()[: self.shape.numel()]
+            .view(self.shape)
+        )
 
 
 def _int8(linear: nn.Linear) -> nn.Module:
-    """One scale for each output, symmetric; the weight becomes a tensor subclass that knows how to multiply."""
+    """One scale for each output, symmetric; the weight becomes a tensor subclass that
+    knows how to multiply.
+    """
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     quantize_(linear, Int8WeightOnlyConfig(set_inductor_config=False))
     return linear
 
 
-METHODS: dict[str, tuple[str, Callable[[nn.Linear], nn.Module]]] = {        # the package, what it makes of a Linear
+# the package, what it makes of a Linear
+METHODS: dict[str, tuple[str, Callable[[nn.Linear], nn.Module]]] = {
     "int8": ("torchao", _int8),
     "nf4": ("bitsandbytes", NF4Linear),
 }
@@ -72,7 +93,9 @@ METHODS: dict[str, tuple[str, Callable[[nn.Linear], nn.Module]]] = {        # th
 
 @silenced()
 def check_quantize(quantize: str | None) -> None:
-    """Raise ValueError on a value that is not known, ImportError where its package is not installed."""
+    """Raise ValueError on a value that is not known, ImportError where its package is
+    not installed.
+    """
     if quantize is not None and quantize not in QUANTIZE:
         raise ValueError(f"quantize must be none or one of {', '.join(QUANTIZE)}, got {quantize!r}")
     if quantize in METHODS:
@@ -80,18 +103,31 @@ def check_quantize(quantize: str | None) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ImportError(f"quantize={quantize} needs {package} ({error}): pip install 'llada-plugins[quantize]'") from error
+            raise ImportError(
+                f"quantize={quantize} needs {package} ({error}): pip install "
+                "'llada-plugins[quantize]'"
+            ) from error
 
 
 def check_applies(quantize: str | None, source: Path, *, packed: bool, has_linears: bool) -> None:
-    """Raise ValueError where the option does not suit the checkpoint. packed: it is GPTQ; has_linears: there is what can be quantised."""
+    """Raise ValueError where the option does not suit the checkpoint. packed: it is
+    GPTQ; has_linears: there is what can be quantised.
+    """
     if packed and quantize in METHODS:
-        raise ValueError(f"quantize={quantize} is for checkpoints in full precision, and {source} is GPTQ 4-bit: leave it out "
-                         "(weights are dequantised), or give quantize=packed (they stay in 4 bits)")
+        raise ValueError(
+            f"quantize={quantize} is for checkpoints in full precision, and {source} is GPTQ "
+            "4-bit: leave it out "
+            "(weights are dequantised), or give quantize=packed (they stay in 4 bits)"
+        )
     if quantize == "packed" and not packed:
-        raise ValueError(f"quantize=packed is for GPTQ checkpoints, and {source} is none: give quantize=int8 or nf4, or leave it out")
+        raise ValueError(
+            f"quantize=packed is for GPTQ checkpoints, and {source} is none: give quantize=int8 "
+            "or nf4, or leave it out"
+        )
     if quantize is not None and not has_linears:
-        raise ValueError(f"quantize={quantize} would change nothing: the blocks of {source} have no Linear")
+        raise ValueError(
+            f"quantize={quantize} would change nothing: the blocks of {source} have no Linear"
+        )
 
 
 def quantization_of(model: nn.Module) -> Quantization | None:
@@ -102,7 +138,11 @@ def quantization_of(model: nn.Module) -> Quantization | None:
 def num_parameters(model: nn.Module) -> int:
     """Parameters of the model, however its weights are kept."""
     record = quantization_of(model)
-    return record.num_parameters if record else sum(parameter.numel() for parameter in model.parameters())
+    return (
+        record.num_parameters
+        if record
+        else sum(parameter.numel() for parameter in model.parameters())
+    )
 
 
 def describe(method: str) -> str:
@@ -112,6 +152,8 @@ def describe(method: str) -> str:
 
 
 def quantise_linear(linear: nn.Linear, method: str) -> nn.Module:
-    """What takes the Linear's place; it may be changed or share its bias, so it is not to be used again."""
+    """What takes the Linear's place; it may be changed or share its bias, so it is not
+    to be used again.
+    """
     _, make = METHODS[method]
     return make(linear.requires_grad_(False))

@@ -1,4 +1,5 @@
 """Ids of the tokens that mean something to decoding."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ class SpecialTokens(NamedTuple):
     mask: int
     eos: int | None = None
     eot: int | None = None
-    more_eos: tuple[int, ...] = ()        # further ids of eos_token_id, where that is a list
+    more_eos: tuple[int, ...] = ()  # further ids of eos_token_id, where that is a list
 
     @property
     def ends(self) -> tuple[int, ...]:

@@ -15,8 +15,9 @@ from torch.nn.modules import module as global_hooks
 def is_plain_linear(module: nn.Module, x: Tensor) -> bool:
     """Is calling `module` on x a product with its weight, and nothing besides?
 
-    An instance's own `forward` is how accelerate wraps a module; a weight of another class than
-    Parameter has arithmetic of its own (torchao), and one that lies elsewhere comes with the call.
+    An instance's own `forward` is how accelerate wraps a module; a weight of another
+    class than Parameter has arithmetic of its own (torchao), and one that lies
+    elsewhere comes with the call.
     """
     hooked = (
         module._forward_hooks
@@ -34,8 +35,8 @@ def is_plain_linear(module: nn.Module, x: Tensor) -> bool:
 def table(embedding: nn.Module, num_rows: int) -> Tensor:
     """The rows (V, D) of an embedding, as a head that shares them multiplies by them.
 
-    Hooks change what is looked up, not the rows. An adapter changes them and has no such weight;
-    offloaded ones come with the call: there all ids are looked up.
+    Hooks change what is looked up, not the rows. An adapter changes them and has no
+    such weight; offloaded ones come with the call: there all ids are looked up.
     """
     if isinstance(embedding, nn.Embedding) and not embedding.weight.is_meta:
         return embedding.weight
@@ -47,7 +48,7 @@ def home(module: nn.Module) -> torch.device:
 
     Raises ValueError where its weights are on the meta device and nothing would bring them.
     """
-    for part in module.modules():        # peft keeps an embedding's adapter in such, and calls none
+    for part in module.modules():  # peft keeps an embedding's adapter in such, and calls none
         if isinstance(part, nn.ParameterDict) and any(each.is_meta for each in part.values()):
             raise ValueError(
                 "an embedding's adapter is offloaded, and peft reads it without a call that would "

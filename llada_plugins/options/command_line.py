@@ -1,4 +1,5 @@
 """Command lines from option dataclasses; what is wrong with one is told in one line."""
+
 from __future__ import annotations
 
 import argparse
@@ -15,26 +16,40 @@ HELP = "--help lists them"
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """What is wrong with a command line is a ValueError of one line, not an exit below the usage of a hundred flags."""
+    """What is wrong with a command line is a ValueError of one line, not an exit below
+    the usage of a hundred flags.
+    """
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see --help")
 
 
 class FlagParser(OneLineParser):
-    """A misspelt flag is told with the nearest known one, before argparse misses the one that it was meant for."""
+    """A misspelt flag is told with the nearest known one, before argparse misses the
+    one that it was meant for.
+    """
 
-    what = "flag"        # what is unknown, in the message
+    what = "flag"  # what is unknown, in the message
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         """As argparse's, but nothing is left over."""
         words = sys.argv[1:] if args is None else list(args)
         known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
         flags = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
-        reject_unknown(dict.fromkeys(flag for flag in flags if flag and " " not in flag), known, self.what, HELP)
+        reject_unknown(
+            dict.fromkeys(flag for flag in flags if flag and " " not in flag),
+            known,
+            self.what,
+            HELP,
+        )
         parsed, rest = super().parse_known_args(words, namespace)
         if rest:
-            raise ValueError(f"{rest[0]!r} belongs to no flag: flags begin with --, values with spaces need quotes")
+            raise ValueError(
+                f"{rest[0]!r} belongs to no flag: flags begin with --, values with spaces need "
+                "quotes"
+            )
         return parsed, rest
 
 
@@ -52,17 +67,21 @@ class DefaultsOnce(argparse.ArgumentDefaultsHelpFormatter):
     """Help that tells a default where there is one that the text does not tell itself."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.const is False:        # --no_x, of which HfArgumentParser tells what --x does
+        if action.const is False:  # --no_x, of which HfArgumentParser tells what --x does
             return f"turns --{action.dest} off"
         told = action.required or action.default in (None, "", []) or "(default: " in action.help
         return action.help if told else super()._get_help_string(action)
 
 
-def run_command(options: type, program: str, work: Callable[[Any], str], argv: Sequence[str] | None) -> int:
-    """A report's command line: read `options`, print what `work` returns; the user's mistakes end it with one line and status 1."""
+def run_command(
+    options: type, program: str, work: Callable[[Any], str], argv: Sequence[str] | None
+) -> int:
+    """A report's command line: read `options`, print what `work` returns; the user's
+    mistakes end it with one line and status 1.
+    """
     parser = dataclass_parser(options, prog=program)
     try:
-        parsed, = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        (parsed,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
         text = work(parsed)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

@@ -1,4 +1,5 @@
 """Attention statistics of a decoded answer."""
+
 from __future__ import annotations
 
 import math
@@ -14,27 +15,40 @@ Measured = TypeVar("Measured")
 
 
 def attention(block: Block, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
-    """The attention weights of a block on its input: (B, L, D) -> (B, H, queries, keys), fp32, by its own projections."""
+    """The attention weights of a block on its input: (B, L, D) -> (B, H, queries,
+    keys), fp32, by its own projections.
+    """
     config, h = block.config, block.attn_norm(x)
-    q, k = (proj(h).view(*x.shape[:2], -1, config.head_dim).transpose(1, 2) for proj in (block.q_proj, block.k_proj))
+    q, k = (
+        proj(h).view(*x.shape[:2], -1, config.head_dim).transpose(1, 2)
+        for proj in (block.q_proj, block.k_proj)
+    )
     q, k = (rotate(each, cos, sin, config.rope_full_precision).float() for each in (q, k))
     k = k.repeat_interleave(config.n_heads // config.num_kv_heads, 1)
-    score = q @ k.transpose(-1, -2) * config.head_dim ** -0.5
+    score = q @ k.transpose(-1, -2) * config.head_dim**-0.5
     if visible is not None:
         score = score.masked_fill(~visible, -math.inf)
     return score.softmax(-1)
 
 
 @torch.inference_mode()
-def each_attention(model: LLaDA, tokens: Tensor, measure: Callable[[Tensor], Measured]) -> dict[str, Measured]:
-    """`measure` of the attention weights of every block in a forward of tokens (B, L), by the block's name; one block's exist at a time."""
+def each_attention(
+    model: LLaDA, tokens: Tensor, measure: Callable[[Tensor], Measured]
+) -> dict[str, Measured]:
+    """`measure` of the attention weights of every block in a forward of tokens (B, L),
+    by the block's name; one block's exist at a time.
+    """
     found: dict[str, Measured] = {}
     hooks = []
     for name, block in model.named_modules():
         if isinstance(block, Block):
+
             def hook(block: Block, given: tuple, output: Tensor, name: str = name) -> None:
                 x, cos, sin, view = given
-                found[name.removeprefix("model.").removeprefix("transformer.")] = measure(attention(block, x, cos, sin, view.visible))
+                found[name.removeprefix("model.").removeprefix("transformer.")] = measure(
+                    attention(block, x, cos, sin, view.visible)
+                )
+
             hooks.append(block.register_forward_hook(hook))
     try:
         model.hidden_states(tokens)
@@ -47,29 +61,55 @@ def each_attention(model: LLaDA, tokens: Tensor, measure: Callable[[Tensor], Mea
 class Looks(NamedTuple):
     """Where the queries of a group look, per head (H,): means over queries."""
 
-    entropy: Tensor      # nats; ln L where attention is uniform over L places
-    distance: Tensor     # tokens between query and key
-    to_prompt: Tensor    # share of attention that goes to the prompt, 0-1
+    entropy: Tensor  # nats; ln L where attention is uniform over L places
+    distance: Tensor  # tokens between query and key
+    to_prompt: Tensor  # share of attention that goes to the prompt, 0-1
 
 
 def looks(weights: Tensor, prompt_length: int) -> dict[str, Looks]:
     """Of weights (1, H, L, L) of a prompt and the masks behind it: the queries of either."""
     place = torch.arange(weights.shape[-1], device=weights.device)
-    entropy = torch.special.entr(weights).sum(-1)[0]                                           # (H, L)
+    entropy = torch.special.entr(weights).sum(-1)[0]  # (H, L)
     distance = (weights * (place[:, None] - place).abs()).sum(-1)[0]
     to_prompt = weights[..., :prompt_length].sum(-1)[0]
-    return {name: Looks(*(values[:, queries].mean(-1).cpu() for values in (entropy, distance, to_prompt)))
-            for name, queries in (("prompt", slice(prompt_length)), ("masked", slice(prompt_length, None)))}
+    return {
+        name: Looks(
+            *(values[:, queries].mean(-1).cpu() for values in (entropy, distance, to_prompt))
+        )
+        for name, queries in (
+            ("prompt", slice(prompt_length)),
+            ("masked", slice(prompt_length, None)),
+        )
+    }
 
 
-def summarise(model: LLaDA, prompts: Sequence[Sequence[int]], num_masks: int, mask_id: int) -> list[dict[str, Any]]:
-    """A row for each block and group of queries, means over prompts: before decoding, when the whole answer is masked; without a router."""
-    measured = [each_attention(model, torch.tensor([[*prompt, *[mask_id] * num_masks]], device=model.device),
-                               lambda weights: looks(weights, len(prompt))) for prompt in prompts]
+def summarise(
+    model: LLaDA, prompts: Sequence[Sequence[int]], num_masks: int, mask_id: int
+) -> list[dict[str, Any]]:
+    """A row for each block and group of queries, means over prompts: before decoding,
+    when the whole answer is masked; without a router.
+    """
+    measured = [
+        each_attention(
+            model,
+            torch.tensor([[*prompt, *[mask_id] * num_masks]], device=model.device),
+            lambda weights: looks(weights, len(prompt)),
+        )
+        for prompt in prompts
+    ]
     rows = []
     for name in measured[0]:
         for group in ("prompt", "masked"):
-            heads = {field: torch.stack([getattr(each[name][group], field) for each in measured]).mean(0) for field in Looks._fields}
-            rows.append({"block": name, "queries": group, **{field: float(values.mean()) for field, values in heads.items()},
-                         "heads": {field: values.tolist() for field, values in heads.items()}})
+            heads = {
+                field: torch.stack([getattr(each[name][group], field) for each in measured]).mean(0)
+                for field in Looks._fields
+            }
+            rows.append(
+                {
+                    "block": name,
+                    "queries": group,
+                    **{field: float(values.mean()) for field, values in heads.items()},
+                    "heads": {field: values.tolist() for field, values in heads.items()},
+                }
+            )
     return rows

@@ -1,4 +1,5 @@
 """Two samplers side by side on the same prompts."""
+
 from __future__ import annotations
 
 import sys
@@ -27,11 +28,19 @@ class AnalyzeConfig:
     output: str = arg(help="folder for the report; must be empty or absent")
     model: Literal[tuple(METHODS)] = arg("llada", f"one of {', '.join(METHODS)}")
     prompt: str | None = arg(None, "the one prompt")
-    data: str | None = arg(None, f"prompts from a JSONL file of rows {FORM} (default: those of the shipped model's task)")
+    data: str | None = arg(
+        None,
+        f"prompts from a JSONL file of rows {FORM} (default: those of the shipped model's task)",
+    )
     num_prompts: int = arg(8, "prompts at most")
     chat: bool = arg(False, "every prompt is a user's turn in the tokenizer's chat template")
-    compare: str | None = arg(None, "settings of the sampler, as 'steps=8; threshold=0.9,block_length=8' (default: one block, four blocks "
-                                    "by either semi-autoregressive method, random order, threshold 0.9; of these, what agrees with the options)")
+    compare: str | None = arg(
+        None,
+        "settings of the sampler, as 'steps=8; threshold=0.9,block_length=8' (default: one block, "
+        "four blocks "
+        "by either semi-autoregressive method, random order, threshold 0.9; of these, what agrees "
+        "with the options)",
+    )
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
@@ -46,17 +55,25 @@ def settings(compare: str) -> dict[str, dict[str, str]]:
     for setting in (part.strip() for part in compare.split(";")):
         pairs = [pair.split("=", 1) for pair in setting.split(",") if pair.strip()]
         if any(len(pair) < 2 for pair in pairs):
-            raise ValueError(f"compare={setting!r}: expected NAME=VALUE with commas between, and semicolons between settings")
+            raise ValueError(
+                f"compare={setting!r}: expected NAME=VALUE with commas between, and semicolons "
+                "between settings"
+            )
         found[setting or "as given"] = {name.strip(): value.strip() for name, value in pairs}
     return found
 
 
 def default_settings(engine: Engine) -> dict[str, dict[str, str]]:
-    """What is compared unless --compare says: those that agree with the options given to the engine; the others are named in one line."""
+    """What is compared unless --compare says: those that agree with the options given
+    to the engine; the others are named in one line.
+    """
     length = engine.sampler.gen_length
     block = engine.given.get("block_length") or (length // 4 if length % 4 == 0 else length)
-    known = settings(f"block_length={length},sampling_method=fixed_length; block_length={block},sampling_method=semi_ar_padding; "
-                     f"block_length={block},sampling_method=semi_ar_origin; remasking=random; threshold=0.9")
+    known = settings(
+        f"block_length={length},sampling_method=fixed_length; "
+        f"block_length={block},sampling_method=semi_ar_padding; "
+        f"block_length={block},sampling_method=semi_ar_origin; remasking=random; threshold=0.9"
+    )
     found = {name: options for name, options in known.items() if _agrees(engine, options)}
     left = f"the given options rule out {'; '.join(name for name in known if name not in found)}"
     if not found:
@@ -67,8 +84,13 @@ def default_settings(engine: Engine) -> dict[str, dict[str, str]]:
 
 
 def _agrees(engine: Engine, options: Mapping[str, str]) -> bool:
-    """Are sampler options valid beside those given to the engine, and none of them another value of one?"""
-    if any(engine.given.get(name) not in (None, value) for name, value in coerce(SamplerConfig, options).items()):
+    """Are sampler options valid beside those given to the engine, and none of them
+    another value of one?
+    """
+    if any(
+        engine.given.get(name) not in (None, value)
+        for name, value in coerce(SamplerConfig, options).items()
+    ):
         return False
     try:
         engine.sampler_for(options)
@@ -77,8 +99,12 @@ def _agrees(engine: Engine, options: Mapping[str, str]) -> bool:
     return True
 
 
-def compare_methods(engine: Engine, prompts: Sequence[str], options: Mapping[str, Mapping[str, str]]) -> dict[str, list[Completion]]:
-    """Every setting's answers to the prompts, in their order. All settings are checked before the first forward."""
+def compare_methods(
+    engine: Engine, prompts: Sequence[str], options: Mapping[str, Mapping[str, str]]
+) -> dict[str, list[Completion]]:
+    """Every setting's answers to the prompts, in their order. All settings are checked
+    before the first forward.
+    """
     samplers = {name: engine.sampler_for(given) for name, given in options.items()}
     answers = {}
     for name, sampler in samplers.items():
@@ -88,7 +114,9 @@ def compare_methods(engine: Engine, prompts: Sequence[str], options: Mapping[str
 
 
 def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> float:
-    """Share of places at which two lists of answers hold the same token, 0-1; where one answer is longer, they do not."""
+    """Share of places at which two lists of answers hold the same token, 0-1; where one
+    answer is longer, they do not.
+    """
     pairs = [pair for one, other in zip(first, second) for pair in zip_longest(one, other)]
     return sum(one == other for one, other in pairs) / len(pairs) if pairs else 1.0
 
@@ -98,61 +126,128 @@ def analyze(config: AnalyzeConfig, options: Mapping[str, Any]) -> dict[str, Any]
     folder = resolve(options.get("pretrained"), options.get("revision"))
     task = next((name for name in TASKS if SHIPPED[name] == folder), None)
     if config.prompt is None and config.data is None and task is None:
-        raise ValueError("give --prompt TEXT or --data FILE.jsonl: this checkpoint has no task of its own")
+        raise ValueError(
+            "give --prompt TEXT or --data FILE.jsonl: this checkpoint has no task of its own"
+        )
     if config.prompt is not None:
         prompts, of_task = [config.prompt], {"gen_length": SamplerConfig.gen_length}
     elif config.data is not None:
-        prompts = read_prompts(Path(config.data))[:config.num_prompts]
+        prompts = read_prompts(Path(config.data))[: config.num_prompts]
         of_task = {"gen_length": SamplerConfig.gen_length}
     else:
-        prompts, of_task = TASKS[task].prompts(config.num_prompts, 0), {"gen_length": TASKS[task].answer_length}
+        prompts, of_task = (
+            TASKS[task].prompts(config.num_prompts, 0),
+            {"gen_length": TASKS[task].answer_length},
+        )
     engine = Engine(config.model, **{**of_task, **options})
     if config.chat:
         prompts = [engine.render_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
-    answers = compare_methods(engine, prompts, default_settings(engine) if config.compare is None else settings(config.compare))
-    ids = {name: [engine.encode(completion.text) for completion in found] for name, found in answers.items()}
+    answers = compare_methods(
+        engine,
+        prompts,
+        default_settings(engine) if config.compare is None else settings(config.compare),
+    )
+    ids = {
+        name: [engine.encode(completion.text) for completion in found]
+        for name, found in answers.items()
+    }
     return {
-        "checkpoint": engine.folder.name, "prompts": prompts, "gen_length": engine.sampler.gen_length,
-        "methods": {name: {"answers": [completion.text for completion in found], **_mean(found, "num_forwards", "num_tokens", "seconds")}
-                    for name, found in answers.items()},
-        "agreement": {one: {other: agreement(ids[one], ids[other]) for other in ids} for one in ids},
-        "same_text": {one: {other: sum(a.text == b.text for a, b in zip(answers[one], answers[other])) / len(prompts) for other in answers}
-                      for one in answers},
-        "attention": summarise(engine.model, [engine.encode(prompt) for prompt in prompts], engine.sampler.gen_length, engine.special.mask),
-        "options": {**asdict(config), **options}}
+        "checkpoint": engine.folder.name,
+        "prompts": prompts,
+        "gen_length": engine.sampler.gen_length,
+        "methods": {
+            name: {
+                "answers": [completion.text for completion in found],
+                **_mean(found, "num_forwards", "num_tokens", "seconds"),
+            }
+            for name, found in answers.items()
+        },
+        "agreement": {
+            one: {other: agreement(ids[one], ids[other]) for other in ids} for one in ids
+        },
+        "same_text": {
+            one: {
+                other: sum(a.text == b.text for a, b in zip(answers[one], answers[other]))
+                / len(prompts)
+                for other in answers
+            }
+            for one in answers
+        },
+        "attention": summarise(
+            engine.model,
+            [engine.encode(prompt) for prompt in prompts],
+            engine.sampler.gen_length,
+            engine.special.mask,
+        ),
+        "options": {**asdict(config), **options},
+    }
 
 
 def _mean(found: Sequence[Completion], *names: str) -> dict[str, float]:
-    return {name: sum(getattr(completion, name) for completion in found) / len(found) for name in names}
+    return {
+        name: sum(getattr(completion, name) for completion in found) / len(found) for name in names
+    }
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The report's numbers as Markdown."""
     methods, attention_rows = report["methods"], report["attention"]
     numbered = {name: str(number) for number, name in enumerate(methods, 1)}
-    costs = [[numbered[name], name, f"{row['num_forwards']:.1f}", f"{row['num_tokens']:.1f}", f"{row['seconds']:.3f}"]
-             for name, row in methods.items()]
-    agreements = [[numbered[one], *(f"{value:.2f}" for value in row.values())] for one, row in report["agreement"].items()]
-    looked = [[row["block"], row["queries"], *(f"{row[field]:.2f}" for field in Looks._fields)] for row in attention_rows]
-    return "\n\n".join([
-        f"{report['checkpoint']}, {len(report['prompts'])} prompts, means over them; seconds are this machine's",
-        markdown(["", "method", "forwards", "tokens", "seconds"], costs),
-        "share of equal tokens", markdown(["", *numbered.values()], agreements),
-        f"attention before decoding, {report['gen_length']} masks: entropy (nats), distance (tokens), share of the prompt",
-        markdown(["block", "queries", "entropy", "distance", "to prompt"], looked)])
+    costs = [
+        [
+            numbered[name],
+            name,
+            f"{row['num_forwards']:.1f}",
+            f"{row['num_tokens']:.1f}",
+            f"{row['seconds']:.3f}",
+        ]
+        for name, row in methods.items()
+    ]
+    agreements = [
+        [numbered[one], *(f"{value:.2f}" for value in row.values())]
+        for one, row in report["agreement"].items()
+    ]
+    looked = [
+        [row["block"], row["queries"], *(f"{row[field]:.2f}" for field in Looks._fields)]
+        for row in attention_rows
+    ]
+    return "\n\n".join(
+        [
+            f"{report['checkpoint']}, {len(report['prompts'])} prompts, means over them; seconds "
+            "are this machine's",
+            markdown(["", "method", "forwards", "tokens", "seconds"], costs),
+            "share of equal tokens",
+            markdown(["", *numbered.values()], agreements),
+            f"attention before decoding, {report['gen_length']} masks: entropy (nats), distance "
+            "(tokens), share of the prompt",
+            markdown(["block", "queries", "entropy", "distance", "to prompt"], looked),
+        ]
+    )
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> None:
     """agreement.png and attention.png."""
     plot = pyplot()
-    names, shares = list(report["agreement"]), [list(row.values()) for row in report["agreement"].values()]
+    names, shares = (
+        list(report["agreement"]),
+        [list(row.values()) for row in report["agreement"].values()],
+    )
     figure, axes = plot.subplots(figsize=(1.5 + 0.8 * len(names), 1.5 + 0.8 * len(names)))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, values in enumerate(shares):
         for column, value in enumerate(values):
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", bbox=dict(facecolor="white", edgecolor="none"))
+            axes.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                bbox=dict(facecolor="white", edgecolor="none"),
+            )
     axes.set_xticks(range(len(names)), range(1, len(names) + 1))
-    axes.set_yticks(range(len(names)), [f"{name}  {number}" for number, name in enumerate(names, 1)])
+    axes.set_yticks(
+        range(len(names)), [f"{name}  {number}" for number, name in enumerate(names, 1)]
+    )
     axes.set(title="Share of equal tokens")
     figure.savefig(folder / "agreement.png", dpi=120, bbox_inches="tight")
     plot.close(figure)

@@ -1,4 +1,5 @@
 """What an installation lacks, and what to do about it: one check after the other."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -30,9 +31,9 @@ from llada_plugins.files.installation import (
 
 OK, NOTE, FAIL = "ok", "note", "FAIL"
 START_UP_FILE = "llada_plugins_lm_eval.pth"
-FINDER = "LLaDAPluginsFinder"        # what that file adds to sys.meta_path
-PATIENCE = 600        # seconds that a harness may take to start on a busy machine
-Ask = Callable[[str], "dict[str, Any] | str"]        # a harness -> its answer, or what failed
+FINDER = "LLaDAPluginsFinder"  # what that file adds to sys.meta_path
+PATIENCE = 600  # seconds that a harness may take to start on a busy machine
+Ask = Callable[[str], "dict[str, Any] | str"]  # a harness -> its answer, or what failed
 
 
 class Finding(NamedTuple):
@@ -60,10 +61,13 @@ def ask_lm_eval() -> dict[str, Any]:
         try:
             found = registry.get_model(each.name)
             models[each.name] = f"{found.__module__}:{found.__qualname__}"
-        except Exception as error:        # whatever the harness or an import in it raises
+        except Exception as error:  # whatever the harness or an import in it raises
             errors[each.name] = repr(error)
-    return {"models": models, "errors": errors,
-            "reads_entry_points": hasattr(registry, "load_plugins")}
+    return {
+        "models": models,
+        "errors": errors,
+        "reads_entry_points": hasattr(registry, "load_plugins"),
+    }
 
 
 def ask_opencompass() -> dict[str, str]:
@@ -84,12 +88,19 @@ def asked(harness: str) -> dict[str, Any] | str:
 
     The Python starts in an empty folder: of a clone, it would find what is not installed.
     """
-    code = f"import json; from llada_plugins.reports import doctor; answer = doctor.ask_{harness}(); " \
-           "print(json.dumps(answer))"
+    code = (
+        f"import json; from llada_plugins.reports import doctor; answer = doctor.ask_{harness}(); "
+        "print(json.dumps(answer))"
+    )
     with tempfile.TemporaryDirectory() as folder:
         try:
-            finished = subprocess.run([sys.executable, "-c", code], cwd=folder, text=True,
-                                      capture_output=True, timeout=PATIENCE)
+            finished = subprocess.run(
+                [sys.executable, "-c", code],
+                cwd=folder,
+                text=True,
+                capture_output=True,
+                timeout=PATIENCE,
+            )
         except subprocess.TimeoutExpired:
             return f"no answer within {PATIENCE} s"
     if finished.returncode == 0:
@@ -103,8 +114,12 @@ def check_installation() -> Iterator[Finding]:
     package = ours()
     home = Path(__file__).parents[1]
     if package is None:
-        yield Finding(FAIL, "llada-plugins", f"{home} is imported, but not installed: no harness "
-                      "finds it", f"pip install -e {home.parent}")
+        yield Finding(
+            FAIL,
+            "llada-plugins",
+            f"{home} is imported, but not installed: no harness finds it",
+            f"pip install -e {home.parent}",
+        )
         return
     yield Finding(OK, "llada-plugins", f"{package.version} in {home}")
     allowed = package.metadata["Requires-Python"]
@@ -114,8 +129,12 @@ def check_installation() -> Iterator[Finding]:
     if SpecifierSet(allowed).contains(python, prereleases=True):
         yield Finding(OK, "Python", f"{python} ({sys.executable})")
     else:
-        yield Finding(FAIL, "Python", f"{python}, but {allowed} is needed", "make an environment "
-                      "with another Python")
+        yield Finding(
+            FAIL,
+            "Python",
+            f"{python}, but {allowed} is needed",
+            "make an environment with another Python",
+        )
     try:
         yield Finding(OK, "configs", str(shipped("configs")))
     except FileNotFoundError as error:
@@ -127,8 +146,12 @@ def check_requirements() -> Iterator[Finding]:
     for requirement in requirements(None):
         if not satisfied(requirement):
             version = installed(requirement.name) or "not installed"
-            yield Finding(FAIL, requirement.name, f"{version}, needed is {requirement}",
-                          f"pip install '{requirement}'")
+            yield Finding(
+                FAIL,
+                requirement.name,
+                f"{version}, needed is {requirement}",
+                f"pip install '{requirement}'",
+            )
 
 
 def check_versions() -> Iterator[Finding]:
@@ -138,39 +161,58 @@ def check_versions() -> Iterator[Finding]:
     here = {key(each.name): installed(each.name) for each in named}
     here = {name: version for name, version in here.items() if version}
     # torch's local part says for which GPU it was built
-    other = {name: version for name, version in here.items()
-             if name in pins and version.split("+")[0] != pins[name]}
+    other = {
+        name: version
+        for name, version in here.items()
+        if name in pins and version.split("+")[0] != pins[name]
+    }
     same = f"{len(here) - len(other)} of {len(here)} packages as tested"
     if not other:
         yield Finding(OK, "versions", same)
         return
     told = ", ".join(f"{name} {version} (tested {pins[name]})" for name, version in other.items())
-    yield Finding(NOTE, "versions", f"{same}; others: {told}",
-                  f"if something fails: pip install -c {shipped('constraints.txt')} "
-                  "'llada-plugins[…]'")
+    yield Finding(
+        NOTE,
+        "versions",
+        f"{same}; others: {told}",
+        f"if something fails: pip install -c {shipped('constraints.txt')} 'llada-plugins[…]'",
+    )
 
 
 def check_conflicts() -> Iterator[Finding]:
     """Packages that break one another and that pip does not report."""
     if (major("pyarrow") or 0) >= 26 and (major("numpy") or 2) < 2:
-        yield Finding(FAIL, "pyarrow", f"{installed('pyarrow')} needs NumPy 2 when it is imported, "
-                      f"and NumPy is {installed('numpy')}", "pip install 'pyarrow<26'")
+        yield Finding(
+            FAIL,
+            "pyarrow",
+            f"{installed('pyarrow')} needs NumPy 2 when it is imported, "
+            f"and NumPy is {installed('numpy')}",
+            "pip install 'pyarrow<26'",
+        )
     lite = installed("mmengine-lite")
     if installed("mmengine") and lite:
         pin = tested().get("mmengine-lite", lite)
-        yield Finding(FAIL, "mmengine", f"{installed('mmengine')} lies over the files of "
-                      f"mmengine-lite {lite}, which OpenCompass needs",
-                      "pip uninstall -y mmengine opencv-python; pip install --force-reinstall "
-                      f"--no-deps mmengine-lite=={pin}; pip install 'numpy<2'")
+        yield Finding(
+            FAIL,
+            "mmengine",
+            f"{installed('mmengine')} lies over the files of "
+            f"mmengine-lite {lite}, which OpenCompass needs",
+            "pip uninstall -y mmengine opencv-python; pip install --force-reinstall "
+            f"--no-deps mmengine-lite=={pin}; pip install 'numpy<2'",
+        )
 
 
 def check_hardware() -> Iterator[Finding]:
     """Where models run by default, in which dtype, and whether torch.compile could work."""
     try:
         import torch
-    except (ImportError, OSError) as error:        # OSError: a shared library in it does not load
-        yield Finding(FAIL, "torch", f"{installed('torch')} cannot be imported: {error}",
-                      "pip install --force-reinstall torch, the build for this machine")
+    except (ImportError, OSError) as error:  # OSError: a shared library in it does not load
+        yield Finding(
+            FAIL,
+            "torch",
+            f"{installed('torch')} cannot be imported: {error}",
+            "pip install --force-reinstall torch, the build for this machine",
+        )
         return
     from llada_plugins.models.loading import pick_device, pick_dtype
 
@@ -180,17 +222,30 @@ def check_hardware() -> Iterator[Finding]:
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / 1e9
         name = f"{torch.cuda.get_device_name(device)}, {memory:.0f} GB"
-    yield Finding(OK, "device", f"{device.type} ({name}), models are {dtype}; torch "
-                  f"{torch.__version__}, {torch.get_num_threads()} CPU threads")
+    yield Finding(
+        OK,
+        "device",
+        f"{device.type} ({name}), models are {dtype}; torch "
+        f"{torch.__version__}, {torch.get_num_threads()} CPU threads",
+    )
     on_gpu = device.type == "cuda"
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))),
-                    None)
+    compiler = next(
+        filter(None, map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))), None
+    )
     if on_gpu and importlib.util.find_spec("triton") is None:
-        yield Finding(NOTE, "torch.compile", "not available: triton is missing",
-                      "pip install triton, or leave --torch_compile out")
+        yield Finding(
+            NOTE,
+            "torch.compile",
+            "not available: triton is missing",
+            "pip install triton, or leave --torch_compile out",
+        )
     elif compiler is None:
-        yield Finding(NOTE, "torch.compile", "not available: no C++ compiler on the PATH",
-                      "install g++, or leave --torch_compile out")
+        yield Finding(
+            NOTE,
+            "torch.compile",
+            "not available: no C++ compiler on the PATH",
+            "install g++, or leave --torch_compile out",
+        )
     else:
         yield Finding(OK, "torch.compile", f"can work: {'triton, ' * on_gpu}{compiler}")
 
@@ -201,8 +256,12 @@ def check_extras() -> Iterator[Finding]:
         wanted = list(requirements(extra))
         remedy = f"if needed: pip install 'llada-plugins[{extra}]'"
         whole = all(map(satisfied, wanted))
-        yield Finding(OK if whole else NOTE, f"[{extra}]", ", ".join(map(_told, wanted)),
-                      "" if whole else remedy)
+        yield Finding(
+            OK if whole else NOTE,
+            f"[{extra}]",
+            ", ".join(map(_told, wanted)),
+            "" if whole else remedy,
+        )
 
 
 def _told(requirement: Any) -> str:
@@ -222,13 +281,21 @@ def check_lm_eval(ask: Ask = asked) -> Iterator[Finding]:
     answer = ask("lm_eval")
     subject = "lm_eval"
     if isinstance(answer, str):
-        yield Finding(FAIL, subject, f"cannot be imported: {answer}",
-                      "see the lines above; pip install 'llada-plugins[lmeval]'")
+        yield Finding(
+            FAIL,
+            subject,
+            f"cannot be imported: {answer}",
+            "see the lines above; pip install 'llada-plugins[lmeval]'",
+        )
         return
     taken = {name: value for name, value in answer["models"].items() if value != wanted[name]}
     if taken:
-        yield Finding(FAIL, subject, f"has another package's class under our name: {taken}",
-                      "uninstall that package here, or give each an environment")
+        yield Finding(
+            FAIL,
+            subject,
+            f"has another package's class under our name: {taken}",
+            "uninstall that package here, or give each an environment",
+        )
     if answer["errors"]:
         text = f"{installed('lm_eval')} does not find {', '.join(answer['errors'])}"
         reason, remedy = _unfound(package, answer)
@@ -243,13 +310,17 @@ def _unfound(package: Distribution, answer: dict[str, Any]) -> tuple[str, str]:
     place = Path(str(package.locate_file(START_UP_FILE)))
     meanwhile = "llada-eval in place of lm_eval"
     if not answer["reads_entry_points"] and not place.is_file():
-        return (f"{place} is missing, so the build step of this installation did not run",
-                f"{again(package)}; until then {meanwhile}")
+        return (
+            f"{place} is missing, so the build step of this installation did not run",
+            f"{again(package)}; until then {meanwhile}",
+        )
     started = any(type(finder).__name__ == FINDER for finder in sys.meta_path)
     if not answer["reads_entry_points"] and not started:
         return f"Python does not process {place}: its folder is on PYTHONPATH only", meanwhile
-    return (next(iter(answer["errors"].values())),
-            "see the lines above; pip install 'llada-plugins[lmeval]'")
+    return (
+        next(iter(answer["errors"].values())),
+        "see the lines above; pip install 'llada-plugins[lmeval]'",
+    )
 
 
 def check_opencompass(ask: Ask = asked) -> Iterator[Finding]:
@@ -258,8 +329,12 @@ def check_opencompass(ask: Ask = asked) -> Iterator[Finding]:
         return
     answer = ask("opencompass")
     if isinstance(answer, str):
-        yield Finding(FAIL, "opencompass", f"{installed('opencompass')} does not build our models: "
-                      f"{answer}", "see the lines above; pip install 'llada-plugins[opencompass]'")
+        yield Finding(
+            FAIL,
+            "opencompass",
+            f"{installed('opencompass')} does not build our models: {answer}",
+            "see the lines above; pip install 'llada-plugins[opencompass]'",
+        )
         return
     yield Finding(OK, "opencompass", f"{installed('opencompass')} builds {answer['built']}")
     yield from _other_command("opencompass")
@@ -270,13 +345,24 @@ def _other_command(name: str) -> Iterator[Finding]:
     mine = Path(sysconfig.get_path("scripts")) / name
     first = shutil.which(name)
     if first is None or Path(first).resolve() != mine.resolve():
-        yield Finding(NOTE, name, f"the shell takes {first or 'none'}, not this environment's",
-                      f"activate the environment, or call {mine}")
+        yield Finding(
+            NOTE,
+            name,
+            f"the shell takes {first or 'none'}, not this environment's",
+            f"activate the environment, or call {mine}",
+        )
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    check_installation, check_requirements, check_versions, check_conflicts, check_hardware,
-    check_extras, check_lm_eval, check_opencompass)
+    check_installation,
+    check_requirements,
+    check_versions,
+    check_conflicts,
+    check_hardware,
+    check_extras,
+    check_lm_eval,
+    check_opencompass,
+)
 
 
 def findings() -> Iterator[Finding]:
@@ -284,7 +370,11 @@ def findings() -> Iterator[Finding]:
     for check in CHECKS:
         try:
             yield from check()
-        except Exception as error:        # a broken environment may break a check anywhere
+        except Exception as error:  # a broken environment may break a check anywhere
             subject = check.__name__.removeprefix("check_")
-            yield Finding(FAIL, subject, f"could not be looked at: {error!r}",
-                          "see the lines above; pip check")
+            yield Finding(
+                FAIL,
+                subject,
+                f"could not be looked at: {error!r}",
+                "see the lines above; pip check",
+            )

@@ -1,4 +1,5 @@
 """Effective rank of the masked positions' hidden states."""
+
 from __future__ import annotations
 
 import json
@@ -21,9 +22,13 @@ from llada_plugins.tasks.registry import TASKS
 
 from .render import pyplot
 
-COLUMNS = {"baseline": "baseline", "random_router": "random router, replacing", "router": "trained router"}
+COLUMNS = {
+    "baseline": "baseline",
+    "random_router": "random router, replacing",
+    "router": "trained router",
+}
 FORMS = '{"prompt": text, …} or {"input_ids": [ids], "prompt_length": number}'
-NUM_MASKS = 16        # where no task of the package says how long an answer is
+NUM_MASKS = 16  # where no task of the package says how long an answer is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +36,24 @@ class RankOptions:
     """What is compared on which prompts."""
 
     output: str = arg(help="folder for the report; must be empty or absent")
-    pretrained: str | None = arg(None, "checkpoint folder or hub id (default: the model that is shipped for the task)")
-    router: str | None = arg(None, "folder of a trained router (default: 'router' in the checkpoint's folder, if it is there)")
-    task: Literal["sudoku4", "nim"] | None = arg(None, "prompts of a shipped task (default: nim for the shipped nim model, else sudoku4)")
+    pretrained: str | None = arg(
+        None, "checkpoint folder or hub id (default: the model that is shipped for the task)"
+    )
+    router: str | None = arg(
+        None,
+        "folder of a trained router (default: 'router' in the checkpoint's folder, if it is there)",
+    )
+    task: Literal["sudoku4", "nim"] | None = arg(
+        None, "prompts of a shipped task (default: nim for the shipped nim model, else sudoku4)"
+    )
     data: str | None = arg(None, f"prompts from a JSONL file in place of a task's, of rows {FORMS}")
     prompt_length: int | None = arg(None, "prompts of so many random ids in place of a task's")
     num_prompts: int = arg(32, "prompts at most, over which ranks are averaged")
-    num_masks: int | None = arg(None, f"masked tokens after each prompt (default: the task's answer length; {NUM_MASKS} for other prompts)")
+    num_masks: int | None = arg(
+        None,
+        f"masked tokens after each prompt (default: the task's answer length; {NUM_MASKS} for "
+        "other prompts)",
+    )
     seed: int = arg(0, "of the random router, the task's problems and random prompts")
     device: str = arg("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
@@ -46,45 +62,65 @@ class RankOptions:
         for name in ("prompt_length", "num_prompts", "num_masks"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        given = [name for name in ("task", "data", "prompt_length") if getattr(self, name) is not None]
+        given = [
+            name for name in ("task", "data", "prompt_length") if getattr(self, name) is not None
+        ]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} all say what the prompts are: give one")
 
 
 def effective_rank(states: Tensor) -> Tensor:
-    """exp(entropy) of the normalised singular values of matrices (..., N, D) -> (...), from 1 to min(N, D), fp64.
+    """exp(entropy) of the normalised singular values of matrices (..., N, D) -> (...),
+    from 1 to min(N, D), fp64.
 
-    Roy & Vetterli, "The effective rank" (EUSIPCO 2007), definition 1. 1 = all rows are multiples of one; NaN for a matrix of zeros.
+    Roy & Vetterli, "The effective rank" (EUSIPCO 2007), definition 1. 1 = all rows are
+    multiples of one; NaN for a matrix of zeros.
     """
-    values = torch.linalg.svdvals(states.double())                    # (..., min(N, D))
+    values = torch.linalg.svdvals(states.double())  # (..., min(N, D))
     share = values / values.sum(-1, keepdim=True)
     return torch.special.entr(share).sum(-1).exp()
 
 
 @torch.inference_mode()
-def mask_ranks(model: LLaDA, prompts: Sequence[Sequence[int]], num_masks: int, router: Router | None = None) -> list[float]:
-    """Effective rank of the masked positions' states (num_masks, D), mean over prompts: at the input, then after every layer."""
+def mask_ranks(
+    model: LLaDA, prompts: Sequence[Sequence[int]], num_masks: int, router: Router | None = None
+) -> list[float]:
+    """Effective rank of the masked positions' states (num_masks, D), mean over prompts:
+    at the input, then after every layer.
+    """
     mask_id = known_special_tokens(model).mask
     ranks = []
     for prompt in prompts:
-        tokens = torch.tensor([[*prompt, *[mask_id] * num_masks]], device=model.device)                      # (1, L)
+        tokens = torch.tensor([[*prompt, *[mask_id] * num_masks]], device=model.device)  # (1, L)
         start = torch.tensor([len(prompt)], device=model.device)
         embeds = None if router is None else route(router, model.embedding, tokens, start, mask_id)
         states = model.hidden_states(tokens, inputs_embeds=embeds, every_layer=True)
-        ranks.append(effective_rank(torch.stack([state[0, len(prompt):].cpu() for state in states])))        # (n_layers + 1,)
+        # (n_layers + 1,)
+        ranks.append(
+            effective_rank(torch.stack([state[0, len(prompt) :].cpu() for state in states]))
+        )
     return torch.stack(ranks).mean(0).tolist()
 
 
 def random_router(model: LLaDA, num_masks: int, seed: int) -> Router:
-    """A fresh router that replaces the mask embedding, its weights from the seed; the global random state stays as it was."""
-    config = RouterConfig(d_model=model.config.d_model, heads=model.config.n_heads, mode="replace", max_positions=max(num_masks, 1024))
+    """A fresh router that replaces the mask embedding, its weights from the seed; the
+    global random state stays as it was.
+    """
+    config = RouterConfig(
+        d_model=model.config.d_model,
+        heads=model.config.n_heads,
+        mode="replace",
+        max_positions=max(num_masks, 1024),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Router(config).to(model.device).eval()
 
 
 def read_prompts(path: Path, encode: Callable[[str], list[int]]) -> list[list[int]]:
-    """The prompts of a JSONL file as ids; raises FileNotFoundError, or ValueError naming file and line."""
+    """The prompts of a JSONL file as ids; raises FileNotFoundError, or ValueError
+    naming file and line.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORMS}")
     prompts = []
@@ -108,31 +144,48 @@ def load_prompts(options: RankOptions, folder: Path, model: LLaDA) -> list[list[
     if options.prompt_length is not None:
         mask_id = known_special_tokens(model).mask
         generator = torch.Generator().manual_seed(options.seed)
-        ids = torch.randint(model.config.vocab_size - 1, (options.num_prompts, options.prompt_length), generator=generator)
+        ids = torch.randint(
+            model.config.vocab_size - 1,
+            (options.num_prompts, options.prompt_length),
+            generator=generator,
+        )
         return (ids + (ids >= mask_id)).tolist()
 
     tokenizer = text.load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
 
     def encode(string: str) -> list[int]:
         if tokenizer is None:
-            raise FileNotFoundError(f"{folder} has no tokenizer.json: pass --prompt_length N for random prompts, or --data with rows of "
-                                    "input_ids")
+            raise FileNotFoundError(
+                f"{folder} has no tokenizer.json: pass --prompt_length N for random prompts, or "
+                "--data with rows of "
+                "input_ids"
+            )
         return text.encode(tokenizer, string)
 
     if options.data is not None:
-        return read_prompts(Path(options.data), encode)[:options.num_prompts]
-    return [encode(prompt) for prompt in TASKS[_task(options, folder)].prompts(options.num_prompts, options.seed)]
+        return read_prompts(Path(options.data), encode)[: options.num_prompts]
+    return [
+        encode(prompt)
+        for prompt in TASKS[_task(options, folder)].prompts(options.num_prompts, options.seed)
+    ]
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], num_masks: int, model: LLaDA) -> None:
-    """Raise ValueError on a prompt that the model cannot read or that leaves no room for the masks."""
+    """Raise ValueError on a prompt that the model cannot read or that leaves no room
+    for the masks.
+    """
     longest = max(map(len, prompts))
     if longest + num_masks > model.config.max_sequence_length:
-        raise ValueError(f"a prompt of {longest} tokens and num_masks={num_masks} exceed the model's context of "
-                         f"{model.config.max_sequence_length} tokens: shorten the prompts or lower --num_masks")
+        raise ValueError(
+            f"a prompt of {longest} tokens and num_masks={num_masks} exceed the model's context of "
+            f"{model.config.max_sequence_length} tokens: shorten the prompts or lower --num_masks"
+        )
     largest = max(max(prompt) for prompt in prompts)
     if largest >= model.config.num_embeddings or min(min(prompt) for prompt in prompts) < 0:
-        raise ValueError(f"prompt ids must be from 0 to {model.config.num_embeddings - 1}, found one outside: made with another tokenizer?")
+        raise ValueError(
+            f"prompt ids must be from 0 to {model.config.num_embeddings - 1}, found one outside: "
+            "made with another tokenizer?"
+        )
 
 
 def compare(options: RankOptions) -> dict[str, Any]:
@@ -140,25 +193,40 @@ def compare(options: RankOptions) -> dict[str, Any]:
     folder = resolve(options.pretrained or options.task)
     model = load_model(folder, device=options.device, dtype=options.dtype)
     of_task = options.data is None and options.prompt_length is None
-    num_masks = options.num_masks or (TASKS[_task(options, folder)].answer_length if of_task else NUM_MASKS)
+    num_masks = options.num_masks or (
+        TASKS[_task(options, folder)].answer_length if of_task else NUM_MASKS
+    )
     prompts = load_prompts(options, folder, model)
     check_prompts(prompts, num_masks, model)
-    routers: dict[str, Router | None] = {"baseline": None, "random_router": random_router(model, num_masks, options.seed)}
+    routers: dict[str, Router | None] = {
+        "baseline": None,
+        "random_router": random_router(model, num_masks, options.seed),
+    }
     place = Path(options.router).expanduser() if options.router else folder / "router"
     if options.router or place.is_dir():
         routers["router"] = load_router(place, model)
-    ranks = {name: mask_ranks(model, prompts, num_masks, router) for name, router in routers.items()}
-    return {**ranks, "num_masks": num_masks, "num_prompts": len(prompts), "checkpoint": folder.name,
-            "dtype": str(model.dtype).removeprefix("torch."), "options": asdict(options)}
+    ranks = {
+        name: mask_ranks(model, prompts, num_masks, router) for name, router in routers.items()
+    }
+    return {
+        **ranks,
+        "num_masks": num_masks,
+        "num_prompts": len(prompts),
+        "checkpoint": folder.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "options": asdict(options),
+    }
 
 
 def run(options: RankOptions) -> dict[str, Any]:
     """Compare, and write the report into options.output; returns it."""
-    pyplot()        # what is missing is said before the work
+    pyplot()  # what is missing is said before the work
     check_empty(Path(options.output))
     report = compare(options)
     with whole_folder(Path(options.output)) as partial:
-        (partial / "effective_rank.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (partial / "effective_rank.json").write_text(
+            json.dumps(report, indent=1) + "\n", encoding="utf-8"
+        )
         draw(report, partial / "effective_rank.png")
     return report
 
@@ -166,13 +234,26 @@ def run(options: RankOptions) -> dict[str, Any]:
 def table(report: Mapping[str, Any]) -> str:
     """The ranks as a Markdown table, one row a layer."""
     names = [name for name in COLUMNS if name in report]
-    lines = [f"effective rank of {report['num_masks']} masked positions, mean over {report['num_prompts']} prompts, "
-             f"{report['checkpoint']}", "",
-             "| after | " + " | ".join(COLUMNS[name] for name in names) + " |", "|---|" + "---|" * len(names)]
+    lines = [
+        f"effective rank of {report['num_masks']} masked positions, mean over "
+        f"{report['num_prompts']} prompts, "
+        f"{report['checkpoint']}",
+        "",
+        "| after | " + " | ".join(COLUMNS[name] for name in names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
     for layer, values in enumerate(zip(*(report[name] for name in names))):
-        lines.append(f"| {f'layer {layer}' if layer else 'input'} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
+        lines.append(
+            f"| {f'layer {layer}' if layer else 'input'} | "
+            + " | ".join(f"{value:.2f}" for value in values)
+            + " |"
+        )
     if "router" not in report:
-        lines += ["", "no trained router: none beside the checkpoint and no --router; python -m training.router_sft makes one"]
+        lines += [
+            "",
+            "no trained router: none beside the checkpoint and no --router; python -m "
+            "training.router_sft makes one",
+        ]
     return "\n".join(lines)
 
 
@@ -183,7 +264,11 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     for name, label in COLUMNS.items():
         if name in report:
             axes.plot(report[name], marker="o", label=label)
-    axes.set(title=f"Effective rank of {report['num_masks']} masked positions", xlabel="layer (0 = input)", ylabel="effective rank")
+    axes.set(
+        title=f"Effective rank of {report['num_masks']} masked positions",
+        xlabel="layer (0 = input)",
+        ylabel="effective rank",
+    )
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(0, report["num_masks"] + 0.5)
     axes.legend()
@@ -195,8 +280,12 @@ def _prompt_ids(row: Any, encode: Callable[[str], list[int]]) -> list[Any]:
     """The prompt of a row in one of FORMS; of another row, nothing."""
     if isinstance(row, dict) and isinstance(row.get("prompt"), str):
         return encode(row["prompt"])
-    if isinstance(row, dict) and isinstance(row.get("input_ids"), list) and type(row.get("prompt_length")) is int:
-        return row["input_ids"][:max(0, row["prompt_length"])]
+    if (
+        isinstance(row, dict)
+        and isinstance(row.get("input_ids"), list)
+        and type(row.get("prompt_length")) is int
+    ):
+        return row["input_ids"][: max(0, row["prompt_length"])]
     return []
 
 

@@ -1,11 +1,15 @@
-"""How well a confidence tells clean tokens from incorrect ones: what training.remask_sft logs and reports show, in torch alone."""
+"""How well a confidence tells clean tokens from incorrect ones: what
+training.remask_sft logs and reports show, in torch alone.
+"""
+
 from __future__ import annotations
 
 from torch import Tensor
 
 
 def auc(score: Tensor, positive: Tensor) -> float:
-    """Area under the ROC curve: the probability that a positive scores above a negative, ties counting one half (Mann-Whitney).
+    """Area under the ROC curve: the probability that a positive scores above a
+    negative, ties counting one half (Mann-Whitney).
 
     score: any shape. positive: bool of that shape. nan where one of the two kinds is absent.
     """
@@ -15,14 +19,20 @@ def auc(score: Tensor, positive: Tensor) -> float:
     if not num_positive or not num_negative:
         return float("nan")
     value, count = score.unique(return_inverse=True, return_counts=True)[1:]
-    rank = (count.cumsum(0) - (count.double() - 1) / 2)[value]        # from 1; tied scores share the mean of their ranks
-    return float((rank[positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+    # from 1; tied scores share the mean of their ranks
+    rank = (count.cumsum(0) - (count.double() - 1) / 2)[value]
+    return float(
+        (rank[positive].sum() - num_positive * (num_positive + 1) / 2)
+        / (num_positive * num_negative)
+    )
 
 
 def expected_calibration_error(probability: Tensor, label: Tensor, bins: int = 15) -> float:
-    """Mean distance between stated probability and share of clean tokens, over equal bins weighted by size (Guo et al., arXiv 1706.04599).
+    """Mean distance between stated probability and share of clean tokens, over equal
+    bins weighted by size (Guo et al., arXiv 1706.04599).
 
-    probability: 0-1, any shape. label: of that shape, bool, or a probability where the truth is soft. nan without tokens.
+    probability: 0-1, any shape. label: of that shape, bool, or a probability where the
+    truth is soft. nan without tokens.
     """
     probability, label = probability.flatten().double(), label.flatten().double()
     if not probability.numel():
@@ -33,10 +43,16 @@ def expected_calibration_error(probability: Tensor, label: Tensor, bins: int = 1
 
 
 def confusion(probability: Tensor, label: Tensor, cut: float = 0.5) -> dict[str, int]:
-    """Counts tp, fp, tn, fn of calling a token clean where its probability is at least `cut`; positive = clean.
+    """Counts tp, fp, tn, fn of calling a token clean where its probability is at least
+    `cut`; positive = clean.
 
     probability: 0-1, any shape. label: bool of that shape, True = clean.
     """
     called, clean = probability.flatten() >= cut, label.flatten().bool()
-    counts = {"tp": called & clean, "fp": called & ~clean, "tn": ~called & ~clean, "fn": ~called & clean}
+    counts = {
+        "tp": called & clean,
+        "fp": called & ~clean,
+        "tn": ~called & ~clean,
+        "fn": ~called & clean,
+    }
     return {name: int(tokens.sum()) for name, tokens in counts.items()}

@@ -1,4 +1,7 @@
-"""Files of a report: a folder that appears whole or not at all, and plots. Knows no model; matplotlib is imported when it is drawn with."""
+"""Files of a report: a folder that appears whole or not at all, and plots. Knows no
+model; matplotlib is imported when it is drawn with.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,8 +16,10 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install matplotlib (the extra opencompass brings it: "
-                          "pip install 'llada-plugins[opencompass]')") from error
+        raise ImportError(
+            "plots need matplotlib: pip install matplotlib (the extra opencompass brings it: "
+            "pip install 'llada-plugins[opencompass]')"
+        ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plot
 
@@ -23,4 +28,6 @@ def pyplot() -> Any:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table."""
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [header, ["---"] * len(header), *rows])
+    return "\n".join(
+        f"| {' | '.join(map(str, row))} |" for row in [header, ["---"] * len(header), *rows]
+    )

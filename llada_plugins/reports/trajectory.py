@@ -1,4 +1,7 @@
-"""How answers come about: every state of a decoded batch, its mask counts, and the tokens that were taken back and changed."""
+"""How answers come about: every state of a decoded batch, its mask counts, and the
+tokens that were taken back and changed.
+"""
+
 from __future__ import annotations
 
 import time
@@ -15,24 +18,23 @@ from llada_plugins.sampling.generate import generate
 from llada_plugins.sampling.sampler import Sample, Step
 from llada_plugins.sampling.unmask_schedule import planned
 
-MASKED = -1        # in a history of answers, which holds no padding
+MASKED = -1  # in a history of answers, which holds no padding
 
 
 class Decoded(NamedTuple):
     """A decoded batch."""
 
     samples: list[Sample]
-    history: Tensor        # (S + 1, B, G) before the first step and after each, MASKED where masked;
-                           # G = decoded_length
+    history: Tensor  # (S + 1, B, G) before the first step and after each, MASKED where masked;
+    # G = decoded_length
     seconds: float
-
 
 
 class Change(NamedTuple):
     """A token that stood, was masked again and ended as another."""
 
-    step: int              # after which it was masked again, from 1
-    position: int          # in the answer
+    step: int  # after which it was masked again, from 1
+    position: int  # in the answer
     first: int
     final: int
 
@@ -50,14 +52,25 @@ def record(engine: Engine, prompts: Sequence[Sequence[int]], config: SamplerConf
         history.append(answers.clone())
 
     began = time.perf_counter()
-    samples = generate(engine.model, prompts, config, special=engine.special, denoise=engine.denoise, on_step=on_step)
+    samples = generate(
+        engine.model,
+        prompts,
+        config,
+        special=engine.special,
+        denoise=engine.denoise,
+        on_step=on_step,
+    )
     return Decoded(samples, torch.stack(history).cpu(), time.perf_counter() - began)
 
 
 def expected_masks(config: SamplerConfig) -> list[int]:
-    """Masked tokens after each step of a fixed schedule, whole blocks: K_n stand of the active one."""
+    """Masked tokens after each step of a fixed schedule, whole blocks: K_n stand of the
+    active one.
+    """
     plan = planned(torch.ones(1, config.block, dtype=torch.bool), config)[0]
-    standing = [block * config.block + int(stand) for block in range(config.num_blocks) for stand in plan]
+    standing = [
+        block * config.block + int(stand) for block in range(config.num_blocks) for stand in plan
+    ]
     return [config.decoded_length - stand for stand in [0, *standing]]
 
 
@@ -71,18 +84,35 @@ def corrections(history: Tensor) -> list[list[Change]]:
     found: list[list[Change]] = [[] for _ in range(history.shape[1])]
     changed = removed(history) & (history[:-1] != history[-1])
     for step, row, position in changed.nonzero().tolist():
-        found[row].append(Change(step + 1, position, int(history[step, row, position]), int(history[-1, row, position])))
+        found[row].append(
+            Change(
+                step + 1,
+                position,
+                int(history[step, row, position]),
+                int(history[-1, row, position]),
+            )
+        )
     return found
 
 
 def trajectory(engine: Engine, prompt: str, history: Tensor, changes: Sequence[Change]) -> str:
-    """One row's answers step by step as text, '_' where masked, and what was taken back; history: (S + 1, G)."""
+    """One row's answers step by step as text, '_' where masked, and what was taken
+    back; history: (S + 1, G).
+    """
+
     def word(token: int) -> str:
         return "_" if token == MASKED else text.decode(engine.tokenizer, [token], ())
 
     lines = [prompt]
     for step, answer in enumerate(history.tolist()):
-        taken = [f"{word(change.first)!r} at {change.position}, finally {word(change.final)!r}"
-                 for change in changes if change.step == step]
-        lines.append(f"  after step {step:>3}  " + "".join(map(word, answer)) + (f"    masked again: {'; '.join(taken)}" if taken else ""))
+        taken = [
+            f"{word(change.first)!r} at {change.position}, finally {word(change.final)!r}"
+            for change in changes
+            if change.step == step
+        ]
+        lines.append(
+            f"  after step {step:>3}  "
+            + "".join(map(word, answer))
+            + (f"    masked again: {'; '.join(taken)}" if taken else "")
+        )
     return "\n".join(lines)

@@ -1,4 +1,5 @@
 """What an unmasking policy is worth: detection of incorrect tokens, and accuracy of decoding."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -30,28 +31,54 @@ def samplers(options: ReportOptions, problems: Sequence[Problem]) -> dict[str, S
     block = options.block_length or 1
     longest = max(len(problem.answer_ids) for problem in problems)
     gen_length = options.gen_length or math.ceil(longest / block) * block
-    common = dict(gen_length=gen_length, block_length=options.block_length, steps=options.steps or max(1, gen_length // 2))
+    common = dict(
+        gen_length=gen_length,
+        block_length=options.block_length,
+        steps=options.steps or max(1, gen_length // 2),
+    )
     return {source: compared(source, **common) for source in options.sources}
 
 
 def compared(source: str, **common: Any) -> SamplerConfig:
-    """A source of SOURCES in RemeDi's sampler, or plain low-confidence decoding; common: the other options of SamplerConfig."""
-    return SamplerConfig(**common) if source == "plain" else SamplerConfig(revise=True, confidence_source=source, **common)
+    """A source of SOURCES in RemeDi's sampler, or plain low-confidence decoding;
+    common: the other options of SamplerConfig.
+    """
+    return (
+        SamplerConfig(**common)
+        if source == "plain"
+        else SamplerConfig(revise=True, confidence_source=source, **common)
+    )
 
 
-def is_right(engine: Engine, options: ReportOptions, problem: Problem, answer: Sequence[int]) -> bool:
-    """Any valid completion of a sudoku; of other data, the completion itself but for surrounding white space."""
-    string = text.without_special_tokens(engine.tokenizer, text.decode(engine.tokenizer, answer, engine.special.ends))
-    return string.strip() == problem.completion.strip() if options.data else sudoku.is_valid(problem.prompt, string)
+def is_right(
+    engine: Engine, options: ReportOptions, problem: Problem, answer: Sequence[int]
+) -> bool:
+    """Any valid completion of a sudoku; of other data, the completion itself but for
+    surrounding white space.
+    """
+    string = text.without_special_tokens(
+        engine.tokenizer, text.decode(engine.tokenizer, answer, engine.special.ends)
+    )
+    return (
+        string.strip() == problem.completion.strip()
+        if options.data
+        else sudoku.is_valid(problem.prompt, string)
+    )
 
 
-def decoding_report(engine: Engine, problems: Sequence[Problem], configs: Mapping[str, SamplerConfig],
-                    options: ReportOptions) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """What each source did, and some of its trajectories. Sources take turns in every batch, so that all meet the same machine."""
+def decoding_report(
+    engine: Engine,
+    problems: Sequence[Problem],
+    configs: Mapping[str, SamplerConfig],
+    options: ReportOptions,
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """What each source did, and some of its trajectories. Sources take turns in every
+    batch, so that all meet the same machine.
+    """
     runs: dict[str, list[Decoded]] = {source: [] for source in configs}
     batches = list(_batches(problems, options.batch_size))
     prompts = [[problem.prompt_ids for problem in batch] for batch in batches]
-    record(engine, prompts[0], next(iter(configs.values())))        # a process's first run is its slowest
+    record(engine, prompts[0], next(iter(configs.values())))  # a process's first run is its slowest
     for batch in prompts:
         for source, config in configs.items():
             runs[source].append(record(engine, batch, config))
@@ -65,44 +92,74 @@ def decoding_report(engine: Engine, problems: Sequence[Problem], configs: Mappin
                 right += 1
                 corrected += len(changes)
                 if changes and len(shown[source]) < options.num_trajectories:
-                    shown[source].append(trajectory(engine, batch[row].prompt, run.history[:, row], changes))
-        report[source] = {"accuracy": right / len(problems), "corrected_in_right_answers": corrected,
-                          **_decoding_numbers(runs[source], config)}
+                    shown[source].append(
+                        trajectory(engine, batch[row].prompt, run.history[:, row], changes)
+                    )
+        report[source] = {
+            "accuracy": right / len(problems),
+            "corrected_in_right_answers": corrected,
+            **_decoding_numbers(runs[source], config),
+        }
     return report, shown
 
 
 def _decoding_numbers(runs: Sequence[Decoded], config: SamplerConfig) -> dict[str, Any]:
-    masks = torch.cat([(run.history == MASKED).sum(-1) for run in runs], 1)        # (S + 1, all rows)
+    masks = torch.cat([(run.history == MASKED).sum(-1) for run in runs], 1)  # (S + 1, all rows)
     forwards = [sample.num_forwards for run in runs for sample in run.samples]
     return {
         "masked_again": sum(int(removed(run.history).sum()) for run in runs),
         "mean_forwards": statistics.mean(forwards),
-        "milliseconds_per_step_and_batch": 1000 * statistics.median(run.seconds / (len(run.history) - 1) for run in runs),
+        "milliseconds_per_step_and_batch": 1000
+        * statistics.median(run.seconds / (len(run.history) - 1) for run in runs),
         "mask_count": masks.double().mean(1).tolist(),
         "mask_count_never_rises": bool((masks[1:] <= masks[:-1]).all()),
-        "mask_count_follows_schedule": bool((masks == torch.tensor(expected_masks(config))[:, None]).all()),
+        "mask_count_follows_schedule": bool(
+            (masks == torch.tensor(expected_masks(config))[:, None]).all()
+        ),
     }
 
 
 def run(options: ReportOptions) -> dict[str, Any]:
     """Measure and write everything into options.output; returns the report."""
-    pyplot()        # what is missing is said before the work
+    pyplot()  # what is missing is said before the work
     check_empty(Path(options.output))
-    engine = Engine("llada_ups", pretrained=options.pretrained, ups=options.ups, device=options.device, dtype=options.dtype)
+    engine = Engine(
+        "llada_ups",
+        pretrained=options.pretrained,
+        ups=options.ups,
+        device=options.device,
+        dtype=options.dtype,
+    )
     if engine.prepared.policy is None:
-        raise ValueError(f"{engine.folder} has no policy head beside it: pass --ups FOLDER of one that training.remask_sft made")
+        raise ValueError(
+            f"{engine.folder} has no policy head beside it: pass --ups FOLDER of one that "
+            "training.remask_sft made"
+        )
     problems = load_problems(options, engine)
     configs = samplers(options, problems)
     for config in configs.values():
         check_policy(config, engine.prepared)
-    detection = {kind: detection_report(detect(engine, problems, noise, options))
-                 for kind, noise in noises(engine, problems, options).items()}
+    detection = {
+        kind: detection_report(detect(engine, problems, noise, options))
+        for kind, noise in noises(engine, problems, options).items()
+    }
     decoding, trajectories = decoding_report(engine, problems, configs, options)
-    report = {"model": engine.info(), "num_problems": len(problems), "batch_size": options.batch_size, "device": str(engine.model.device),
-              "detection": detection, "decoding": decoding, "options": dataclasses.asdict(options)}
+    report = {
+        "model": engine.info(),
+        "num_problems": len(problems),
+        "batch_size": options.batch_size,
+        "device": str(engine.model.device),
+        "detection": detection,
+        "decoding": decoding,
+        "options": dataclasses.asdict(options),
+    }
     with whole_folder(Path(options.output)) as folder:
-        (folder / "ups_report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        shown = "\n\n".join("\n\n".join([f"== {source}", *texts]) for source, texts in trajectories.items())
+        (folder / "ups_report.json").write_text(
+            json.dumps(report, indent=1) + "\n", encoding="utf-8"
+        )
+        shown = "\n\n".join(
+            "\n\n".join([f"== {source}", *texts]) for source, texts in trajectories.items()
+        )
         (folder / "trajectories.txt").write_text(shown + "\n", encoding="utf-8")
         draw(report, folder)
     return report
@@ -110,16 +167,57 @@ def run(options: ReportOptions) -> dict[str, Any]:
 
 def table(report: Mapping[str, Any]) -> str:
     """The report's main numbers as Markdown."""
-    detection = [[kind, found["num_visible"], found["num_incorrect"], f"{found['auc']['policy']:.3f}", f"{found['auc']['tps_prob']:.3f}",
-                  f"{found['calibration_error']['policy']:.3f}", f"{found['confusion']['tn']} / {found['confusion']['fn']}"]
-                 for kind, found in report["detection"].items()]
-    decoding = [[source, f"{found['accuracy']:.3f}", f"{found['mean_forwards']:.2f}", f"{found['milliseconds_per_step_and_batch']:.1f}",
-                 found["masked_again"], found["corrected_in_right_answers"],
-                 "yes" if found["mask_count_follows_schedule"] and found["mask_count_never_rises"] else "NO"]
-                for source, found in report["decoding"].items()]
-    return "\n\n".join([
-        markdown(["incorrect tokens", "visible", "incorrect", "AUC policy", "AUC tps_prob", "calibration error",
-                  "doubted: incorrect / clean"], detection),
-        markdown(["source", "accuracy", "forwards", "ms a step and batch", "masked again", "corrected (right answers)",
-                  "mask count as scheduled"],
-                 decoding)])
+    detection = [
+        [
+            kind,
+            found["num_visible"],
+            found["num_incorrect"],
+            f"{found['auc']['policy']:.3f}",
+            f"{found['auc']['tps_prob']:.3f}",
+            f"{found['calibration_error']['policy']:.3f}",
+            f"{found['confusion']['tn']} / {found['confusion']['fn']}",
+        ]
+        for kind, found in report["detection"].items()
+    ]
+    decoding = [
+        [
+            source,
+            f"{found['accuracy']:.3f}",
+            f"{found['mean_forwards']:.2f}",
+            f"{found['milliseconds_per_step_and_batch']:.1f}",
+            found["masked_again"],
+            found["corrected_in_right_answers"],
+            "yes"
+            if found["mask_count_follows_schedule"] and found["mask_count_never_rises"]
+            else "NO",
+        ]
+        for source, found in report["decoding"].items()
+    ]
+    return "\n\n".join(
+        [
+            markdown(
+                [
+                    "incorrect tokens",
+                    "visible",
+                    "incorrect",
+                    "AUC policy",
+                    "AUC tps_prob",
+                    "calibration error",
+                    "doubted: incorrect / clean",
+                ],
+                detection,
+            ),
+            markdown(
+                [
+                    "source",
+                    "accuracy",
+                    "forwards",
+                    "ms a step and batch",
+                    "masked again",
+                    "corrected (right answers)",
+                    "mask count as scheduled",
+                ],
+                decoding,
+            ),
+        ]
+    )

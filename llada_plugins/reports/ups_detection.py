@@ -1,4 +1,5 @@
 """How well a policy tells incorrect tokens from clean ones."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -22,91 +23,154 @@ class Noise(NamedTuple):
     """A kind of incorrect token."""
 
     replace: Replace
-    rate: float            # r of `remask_noise`
+    rate: float  # r of `remask_noise`
 
 
 class Visible(NamedTuple):
     """The visible answer tokens of all noisy rows, N of them; confidences on the CPU."""
 
-    clean: Tensor          # (N,) bool
-    policy: Tensor         # (N,) sigmoid(h)
-    tps_prob: Tensor       # (N,) probability of the token where it stands
+    clean: Tensor  # (N,) bool
+    policy: Tensor  # (N,) sigmoid(h)
+    tps_prob: Tensor  # (N,) probability of the token where it stands
 
 
 @torch.inference_mode()
-def detect(engine: Engine, problems: Sequence[Problem], noise: Noise, options: ReportOptions) -> Visible:
+def detect(
+    engine: Engine, problems: Sequence[Problem], noise: Noise, options: ReportOptions
+) -> Visible:
     """Scores of the visible answer tokens of noise_draws noisy copies of every problem."""
     generator = torch.Generator().manual_seed(options.seed)
     parts = []
     for batch in _batches(list(problems) * options.noise_draws, options.batch_size):
-        tokens, padded = align([problem.prompt_ids + problem.answer_ids for problem in batch], engine.model.device)      # (B, L)
-        lengths = torch.tensor([len(problem.answer_ids) for problem in batch], device=tokens.device)[:, None]
-        answer = torch.arange(tokens.shape[1], 0, -1, device=tokens.device) <= lengths      # answers end together
-        noisy = remask_noise(tokens, answer, engine.special.mask, generator, r=noise.rate, replace=noise.replace)
+        # (B, L)
+        tokens, padded = align(
+            [problem.prompt_ids + problem.answer_ids for problem in batch], engine.model.device
+        )
+        lengths = torch.tensor(
+            [len(problem.answer_ids) for problem in batch], device=tokens.device
+        )[:, None]
+        # answers end together
+        answer = torch.arange(tokens.shape[1], 0, -1, device=tokens.device) <= lengths
+        noisy = remask_noise(
+            tokens, answer, engine.special.mask, generator, r=noise.rate, replace=noise.replace
+        )
         window = slice(tokens.shape[1] - int(lengths.max()), tokens.shape[1])
-        prediction = engine.denoise(Canvas(noisy.tokens, tokens.shape[1] - lengths[:, 0], padded), window)
-        visible = (answer & ~noisy.masked)[:, window]                                       # (B, W)
+        prediction = engine.denoise(
+            Canvas(noisy.tokens, tokens.shape[1] - lengths[:, 0], padded), window
+        )
+        visible = (answer & ~noisy.masked)[:, window]  # (B, W)
         token = noisy.tokens[:, window].clamp(min=0)
         every = torch.arange(visible.shape[1], device=tokens.device).expand_as(visible)
-        own = token_probability(Candidates(prediction.logits_at(every).float(), token, ~visible, None, False, lambda: token))
-        parts.append(Visible(*(values[visible].cpu() for values in
-                               (~noisy.incorrect[:, window], prediction.confidence.float().sigmoid(), own))))
+        own = token_probability(
+            Candidates(
+                prediction.logits_at(every).float(), token, ~visible, None, False, lambda: token
+            )
+        )
+        parts.append(
+            Visible(
+                *(
+                    values[visible].cpu()
+                    for values in (
+                        ~noisy.incorrect[:, window],
+                        prediction.confidence.float().sigmoid(),
+                        own,
+                    )
+                )
+            )
+        )
     found = Visible(*map(torch.cat, zip(*parts)))
     if found.clean.all() or not found.clean.any():
-        raise ValueError("the noise left only clean or only incorrect tokens, too few to measure with: "
-                         "give more problems, noise_draws or r_samples")
+        raise ValueError(
+            "the noise left only clean or only incorrect tokens, too few to measure with: "
+            "give more problems, noise_draws or r_samples"
+        )
     return found
 
 
 def noises(engine: Engine, problems: Sequence[Problem], options: ReportOptions) -> dict[str, Noise]:
-    """The kinds of incorrect token: what the answers are written with, the whole vocabulary, and what the model itself would say."""
+    """The kinds of incorrect token: what the answers are written with, the whole
+    vocabulary, and what the model itself would say.
+    """
     special = set(engine.tokenizer.all_special_ids) | {engine.special.mask, *engine.special.ends}
     words = sorted(set(range(min(len(engine.tokenizer), engine.model.config.vocab_size))) - special)
     alphabet = sorted({token for problem in problems for token in problem.answer_ids} - special)
     if len(alphabet) < 2:
-        raise ValueError("the completions are all written with one token: incorrect ones cannot be made of it")
-    return {"answer_alphabet": Noise(another_of(torch.tensor(alphabet)), options.r_incorrect),
-            "vocabulary": Noise(another_of(torch.tensor(words)), options.r_incorrect),
-            "model_samples": Noise(model_samples(engine.denoise, engine.special.mask), options.r_samples)}
+        raise ValueError(
+            "the completions are all written with one token: incorrect ones cannot be made of it"
+        )
+    return {
+        "answer_alphabet": Noise(another_of(torch.tensor(alphabet)), options.r_incorrect),
+        "vocabulary": Noise(another_of(torch.tensor(words)), options.r_incorrect),
+        "model_samples": Noise(
+            model_samples(engine.denoise, engine.special.mask), options.r_samples
+        ),
+    }
 
 
 def model_samples(denoise: Denoiser, mask_id: int) -> Replace:
-    """Replacements drawn from the model's own softmax at the chosen positions, which it sees masked (PRISM's noise, arXiv 2510.01384).
+    """Replacements drawn from the model's own softmax at the chosen positions, which it
+    sees masked (PRISM's noise, arXiv 2510.01384).
 
-    A draw that equals the clean token is a clean token. Where a problem has several answers, so may one that does not.
+    A draw that equals the clean token is a clean token. Where a problem has several
+    answers, so may one that does not.
     """
-    def replace(noisy: Tensor, chosen: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
+
+    def replace(
+        noisy: Tensor, chosen: Tensor, tokens: Tensor, generator: torch.Generator
+    ) -> Tensor:
         start = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-        prediction = denoise(Canvas(noisy.masked_fill(chosen, mask_id), start, bool((tokens == PADDING).any())), slice(0, tokens.shape[1]))
+        prediction = denoise(
+            Canvas(noisy.masked_fill(chosen, mask_id), start, bool((tokens == PADDING).any())),
+            slice(0, tokens.shape[1]),
+        )
         most = max(1, int(chosen.sum(-1).max()))
-        at = chosen.logical_not().byte().argsort(dim=-1, stable=True)[:, :most]                        # (B, M), chosen columns first
-        logits = prediction.logits_at(at).float()                                                      # (B, M, V)
+        # (B, M), chosen columns first
+        at = chosen.logical_not().byte().argsort(dim=-1, stable=True)[:, :most]
+        logits = prediction.logits_at(at).float()  # (B, M, V)
         logits[..., mask_id] = -torch.inf
-        probability = logits[chosen.gather(1, at)].softmax(-1).to(generator.device)                    # (N, V)
+        probability = logits[chosen.gather(1, at)].softmax(-1).to(generator.device)  # (N, V)
         if not len(probability):
             return tokens[chosen]
         return torch.multinomial(probability, 1, generator=generator)[:, 0].to(tokens.device)
+
     return replace
 
 
 def detection_report(visible: Visible) -> dict[str, Any]:
-    """AUC of both confidences, calibration of each as the probability of being clean, and the policy's confusion matrix at 0.5."""
+    """AUC of both confidences, calibration of each as the probability of being clean,
+    and the policy's confusion matrix at 0.5.
+    """
     return {
-        "num_visible": len(visible.clean), "num_incorrect": int((~visible.clean).sum()),
-        "auc": {"policy": auc(visible.policy, visible.clean), "tps_prob": auc(visible.tps_prob, visible.clean)},
-        "calibration_error": {"policy": expected_calibration_error(visible.policy, visible.clean, BINS),
-                              "tps_prob": expected_calibration_error(visible.tps_prob, visible.clean, BINS)},
+        "num_visible": len(visible.clean),
+        "num_incorrect": int((~visible.clean).sum()),
+        "auc": {
+            "policy": auc(visible.policy, visible.clean),
+            "tps_prob": auc(visible.tps_prob, visible.clean),
+        },
+        "calibration_error": {
+            "policy": expected_calibration_error(visible.policy, visible.clean, BINS),
+            "tps_prob": expected_calibration_error(visible.tps_prob, visible.clean, BINS),
+        },
         "confusion": confusion(visible.policy, visible.clean),
         "reliability": reliability(visible.policy, visible.clean),
     }
 
 
 def reliability(probability: Tensor, label: Tensor) -> list[dict[str, float]]:
-    """Mean probability and share of clean tokens in each of BINS equal bins that is not empty, the bins of the calibration error."""
+    """Mean probability and share of clean tokens in each of BINS equal bins that is not
+    empty, the bins of the calibration error.
+    """
     number = (probability.double() * BINS).long().clamp(0, BINS - 1)
     rows = []
     for each in number.unique().tolist():
         inside = number == each
-        rows.append({"low": each / BINS, "high": (each + 1) / BINS, "count": int(inside.sum()),
-                     "mean_probability": float(probability[inside].double().mean()), "share_clean": float(label[inside].double().mean())})
+        rows.append(
+            {
+                "low": each / BINS,
+                "high": (each + 1) / BINS,
+                "count": int(inside.sum()),
+                "mean_probability": float(probability[inside].double().mean()),
+                "share_clean": float(label[inside].double().mean()),
+            }
+        )
     return rows

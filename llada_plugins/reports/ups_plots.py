@@ -1,4 +1,5 @@
 """Plots of the report on an unmasking policy."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -23,7 +24,9 @@ def _paint_auc(report: Mapping[str, Any], axes: Any) -> None:
     kinds = list(report["detection"])
     for shift, confidence in ((-0.2, "policy"), (0.2, "tps_prob")):
         heights = [report["detection"][kind]["auc"][confidence] for kind in kinds]
-        bars = axes.bar([place + shift for place in range(len(kinds))], heights, 0.4, label=confidence)
+        bars = axes.bar(
+            [place + shift for place in range(len(kinds))], heights, 0.4, label=confidence
+        )
         axes.bar_label(bars, fmt="%.3f")
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set_ylim(0, 1.1)
@@ -33,30 +36,65 @@ def _paint_auc(report: Mapping[str, Any], axes: Any) -> None:
 def _paint_calibration(report: Mapping[str, Any], axes: Any) -> None:
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
     for kind, found in report["detection"].items():
-        axes.plot([row["mean_probability"] for row in found["reliability"]], [row["share_clean"] for row in found["reliability"]],
-                  marker="o", label=f"{kind}, error {found['calibration_error']['policy']:.3f}")
+        axes.plot(
+            [row["mean_probability"] for row in found["reliability"]],
+            [row["share_clean"] for row in found["reliability"]],
+            marker="o",
+            label=f"{kind}, error {found['calibration_error']['policy']:.3f}",
+        )
     axes.legend()
 
 
 def _paint_confusion(report: Mapping[str, Any], axes: Any) -> None:
     counts = report["detection"]["answer_alphabet"]["confusion"]
     rows = [[counts["tn"], counts["fp"]], [counts["fn"], counts["tp"]]]
-    axes.imshow([[count / max(1, sum(row)) for count in row] for row in rows], cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(
+        [[count / max(1, sum(row)) for count in row] for row in rows], cmap="Blues", vmin=0, vmax=1
+    )
     for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        axes.text(column, row, str(rows[row][column]), ha="center", va="center", bbox=dict(facecolor="white", edgecolor="none"))
+        axes.text(
+            column,
+            row,
+            str(rows[row][column]),
+            ha="center",
+            va="center",
+            bbox=dict(facecolor="white", edgecolor="none"),
+        )
     axes.set_xticks([0, 1], ["h < 0", "h ≥ 0"])
     axes.set_yticks([0, 1], ["incorrect", "clean"])
 
 
 def _paint_mask_count(report: Mapping[str, Any], axes: Any) -> None:
-    for number, (source, found) in enumerate(report["decoding"].items()):        # curves coincide: thinner ones lie on top
-        axes.plot(found["mask_count"], marker=".", linewidth=2 * (len(report["decoding"]) - number), alpha=0.6, label=source)
+    # curves coincide: thinner ones lie on top
+    for number, (source, found) in enumerate(report["decoding"].items()):
+        axes.plot(
+            found["mask_count"],
+            marker=".",
+            linewidth=2 * (len(report["decoding"]) - number),
+            alpha=0.6,
+            label=source,
+        )
     axes.legend()
 
 
 PLOTS: dict[str, tuple[str, str, str, Callable[[Mapping[str, Any], Any], None]]] = {
     "auc": ("Incorrect-token detection", "incorrect tokens are", "AUC", _paint_auc),
-    "calibration": ("Reliability of sigmoid(h) at visible tokens", "mean sigmoid(h)", "share of clean tokens", _paint_calibration),
-    "confusion": ("Visible tokens, incorrect ones from the answer's alphabet", "policy", "token", _paint_confusion),
-    "mask_count": ("Masked tokens of the answer (mean over problems)", "step", "masked tokens", _paint_mask_count),
+    "calibration": (
+        "Reliability of sigmoid(h) at visible tokens",
+        "mean sigmoid(h)",
+        "share of clean tokens",
+        _paint_calibration,
+    ),
+    "confusion": (
+        "Visible tokens, incorrect ones from the answer's alphabet",
+        "policy",
+        "token",
+        _paint_confusion,
+    ),
+    "mask_count": (
+        "Masked tokens of the answer (mean over problems)",
+        "step",
+        "masked tokens",
+        _paint_mask_count,
+    ),
 }

@@ -1,4 +1,5 @@
 """Problems of a report on an unmasking policy, and its options."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -12,7 +13,8 @@ from llada_plugins.files.jsonl import read_pairs
 from llada_plugins.options.fields import arg
 from llada_plugins.tasks import sudoku
 
-SOURCES = ("plain", "tps_prob", "ups", "ups_all", "random", "entropy", "margin")        # plain never masks a token again
+# plain never masks a token again
+SOURCES = ("plain", "tps_prob", "ups", "ups_all", "random", "entropy", "margin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,20 +22,42 @@ class ReportOptions:
     """What is measured on what."""
 
     output: str = arg(help="folder for the report; must be empty or absent")
-    pretrained: str | None = arg(None, "checkpoint folder or hub id (default: the tiny model shipped in the package)")
-    ups: str | None = arg(None, "folder of the policy head (default: 'ups' in the checkpoint's folder)")
-    data: str | None = arg(None, 'JSONL file of rows {"prompt": text, "completion": text} (default: 4x4 sudoku\'s test problems)')
+    pretrained: str | None = arg(
+        None, "checkpoint folder or hub id (default: the tiny model shipped in the package)"
+    )
+    ups: str | None = arg(
+        None, "folder of the policy head (default: 'ups' in the checkpoint's folder)"
+    )
+    data: str | None = arg(
+        None,
+        'JSONL file of rows {"prompt": text, "completion": text} (default: 4x4 sudoku\'s test '
+        "problems)",
+    )
     append_eos: bool = arg(True, "end every completion of --data with EOS, as training does")
     num: int = arg(500, "problems at most")
-    sources: list[str] = dataclasses.field(default_factory=lambda: ["plain", "tps_prob", "random", "ups"],
-                                           metadata={"help": f"samplers to decode with, of {', '.join(SOURCES)}"})
-    gen_length: int | None = arg(None, "answer length in tokens (default: that of the longest completion)")
+    sources: list[str] = dataclasses.field(
+        default_factory=lambda: ["plain", "tps_prob", "random", "ups"],
+        metadata={"help": f"samplers to decode with, of {', '.join(SOURCES)}"},
+    )
+    gen_length: int | None = arg(
+        None, "answer length in tokens (default: that of the longest completion)"
+    )
     block_length: int | None = arg(None, "tokens decoded together (default: gen_length)")
-    steps: int | None = arg(None, "denoising steps for the whole answer (default: half of gen_length)")
-    r_incorrect: float = arg(0.1, "peak rate (0-1) of incorrect tokens among visible ones, reached where half the answer is masked")
-    r_samples: float = arg(0.5, "the same rate for tokens that the model itself draws: most of its draws are clean")
+    steps: int | None = arg(
+        None, "denoising steps for the whole answer (default: half of gen_length)"
+    )
+    r_incorrect: float = arg(
+        0.1,
+        "peak rate (0-1) of incorrect tokens among visible ones, reached where half the answer is "
+        "masked",
+    )
+    r_samples: float = arg(
+        0.5, "the same rate for tokens that the model itself draws: most of its draws are clean"
+    )
     noise_draws: int = arg(4, "noisy copies of every problem, for each kind of noise")
-    num_trajectories: int = arg(5, "right answers shown step by step in which a token was corrected")
+    num_trajectories: int = arg(
+        5, "right answers shown step by step in which a token was corrected"
+    )
     batch_size: int = arg(50, "rows of a forward")
     device: str = arg("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
@@ -47,7 +71,9 @@ class ReportOptions:
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
         if unknown := [source for source in self.sources if source not in SOURCES]:
-            raise ValueError(f"sources must be among {', '.join(SOURCES)}, got {', '.join(unknown)}")
+            raise ValueError(
+                f"sources must be among {', '.join(SOURCES)}, got {', '.join(unknown)}"
+            )
 
 
 class Problem(NamedTuple):
@@ -61,9 +87,16 @@ class Problem(NamedTuple):
 
 def load_problems(options: ReportOptions, engine: Engine) -> list[Problem]:
     """The file's problems, or the sudoku's, as the engine's tokens."""
-    pairs = read_pairs(Path(options.data))[:options.num] if options.data else sudoku.problems("test", options.num)
+    pairs = (
+        read_pairs(Path(options.data))[: options.num]
+        if options.data
+        else sudoku.problems("test", options.num)
+    )
     if options.data and options.append_eos and engine.special.eos is None:
-        raise ValueError("--append_eos needs an EOS token: this checkpoint's config.json states no eos_token_id; pass --append_eos false")
+        raise ValueError(
+            "--append_eos needs an EOS token: this checkpoint's config.json states no "
+            "eos_token_id; pass --append_eos false"
+        )
     end = [engine.special.eos] if options.data and options.append_eos else []
     problems = []
     for prompt, completion in pairs:
@@ -71,10 +104,13 @@ def load_problems(options: ReportOptions, engine: Engine) -> list[Problem]:
         problems.append(Problem(prompt, completion, prompt_ids, answer_ids + end))
     longest = max(len(problem.prompt_ids) + len(problem.answer_ids) for problem in problems)
     if longest > engine.max_length:
-        raise ValueError(f"a problem of {longest} tokens exceeds the model's context of {engine.max_length}: leave it out of --data")
+        raise ValueError(
+            f"a problem of {longest} tokens exceeds the model's context of {engine.max_length}: "
+            "leave it out of --data"
+        )
     return problems
 
 
 def _batches(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
     for first in range(0, len(problems), size):
-        yield problems[first:first + size]
+        yield problems[first : first + size]

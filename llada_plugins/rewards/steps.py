@@ -1,8 +1,11 @@
-"""Answers as solutions: which steps an answer in work consists of, and which of its blocks each step belongs to.
+"""Answers as solutions: which steps an answer in work consists of, and which of its
+blocks each step belongs to.
 
-Between a Review, which compares blocks of tokens, and a process reward model, which reads the steps of a text. Steps are always
-scored in the context of the whole solution so far, and text that follows an end token is no part of it.
+Between a Review, which compares blocks of tokens, and a process reward model, which
+reads the steps of a text. Steps are always scored in the context of the whole solution
+so far, and text that follows an end token is no part of it.
 """
+
 from __future__ import annotations
 
 import re
@@ -22,10 +25,12 @@ class Step(NamedTuple):
     """A step of a solution."""
 
     text: str
-    blocks: range        # the blocks its characters come from
+    blocks: range  # the blocks its characters come from
 
 
-def block_ends(answer: Sequence[int], block: int, ends: Sequence[int], decode: Callable[[Sequence[int]], str]) -> tuple[str, list[int]]:
+def block_ends(
+    answer: Sequence[int], block: int, ends: Sequence[int], decode: Callable[[Sequence[int]], str]
+) -> tuple[str, list[int]]:
     """The text of the answer before its first end token, and where in it each block ends."""
     kept = before_end(answer, ends)
     whole = decode(kept)
@@ -37,32 +42,52 @@ def block_ends(answer: Sequence[int], block: int, ends: Sequence[int], decode: C
 def split_steps(text: str, edges: Sequence[int], by: StepSplit) -> list[Step]:
     """The steps of `text`, none of them blank; edges: where each block ends in it.
 
-    block: a step a block. line, blank_line: a step lies between newlines or blank lines, and may touch several blocks.
+    block: a step a block. line, blank_line: a step lies between newlines or blank
+    lines, and may touch several blocks.
     """
     starts = [0, *edges[:-1]]
     if by == "block":
         spans = list(zip(starts, edges))
     else:
         cuts = [match.span() for match in re.finditer(SEPARATORS[by], text)]
-        spans = list(zip([0, *(stop for _, stop in cuts)], [*(start for start, _ in cuts), len(text)]))
+        spans = list(
+            zip([0, *(stop for _, stop in cuts)], [*(start for start, _ in cuts), len(text)])
+        )
     steps = []
     for start, stop in spans:
         piece = text[start:stop]
-        start, stop = start + len(piece) - len(piece.lstrip()), stop - len(piece) + len(piece.rstrip())
+        start, stop = (
+            start + len(piece) - len(piece.lstrip()),
+            stop - len(piece) + len(piece.rstrip()),
+        )
         if start < stop:
-            touched = [number for number, (first, last) in enumerate(zip(starts, edges)) if first < stop and last > start]
+            touched = [
+                number
+                for number, (first, last) in enumerate(zip(starts, edges))
+                if first < stop and last > start
+            ]
             steps.append(Step(text[start:stop], range(touched[0], touched[-1] + 1)))
     return steps
 
 
-def block_scorer(scorer: StepScorer, questions: Sequence[str], *, block: int, ends: Sequence[int], decode: Callable[[Sequence[int]], str],
-                 by: StepSplit, shorten: Callable[[int], None] | None = None) -> Scorer:
-    """Scores of the blocks of answers to `questions`: the mean of the steps that touch a block (as in LLaDA-R3), None without any.
+def block_scorer(
+    scorer: StepScorer,
+    questions: Sequence[str],
+    *,
+    block: int,
+    ends: Sequence[int],
+    decode: Callable[[Sequence[int]], str],
+    by: StepSplit,
+    shorten: Callable[[int], None] | None = None,
+) -> Scorer:
+    """Scores of the blocks of answers to `questions`: the mean of the steps that touch
+    a block (as in LLaDA-R3), None without any.
 
-    shorten: told the rows whose question loses its beginning, since the scorer's context would
-    not hold it; a solution that alone is too long has no scores. Without it, such a solution is
-    a ValueError.
+    shorten: told the rows whose question loses its beginning, since the scorer's
+    context would not hold it; a solution that alone is too long has no scores. Without
+    it, such a solution is a ValueError.
     """
+
     def judge(rows: Sequence[int], steps: Sequence[list[str]]) -> list[Scores]:
         try:
             return scorer.score([(questions[row], each) for row, each in zip(rows, steps)])
@@ -95,11 +120,14 @@ def block_scorer(scorer: StepScorer, questions: Sequence[str], *, block: int, en
                 ]
                 result[number][index] = sum(touching) / len(touching) if touching else None
         return result
+
     return score
 
 
 def _common(prefix: str, whole: str) -> str:
-    """What `prefix` shares with the beginning of `whole`: the last character of a torn byte sequence decodes to a replacement sign."""
+    """What `prefix` shares with the beginning of `whole`: the last character of a torn
+    byte sequence decodes to a replacement sign.
+    """
     length = 0
     while length < min(len(prefix), len(whole)) and prefix[length] == whole[length]:
         length += 1

@@ -1,8 +1,11 @@
-"""Which prompts are decoded together next: batches stay full while answers of different lengths end and others begin.
+"""Which prompts are decoded together next: batches stay full while answers of different
+lengths end and others begin.
 
-All rows of a batch are at the same block, so they share their columns and are padded for the lengths of their prompts only. A row
-that has filled a block waits until it is its turn again; what waits is token ids, some kilobytes.
+All rows of a batch are at the same block, so they share their columns and are padded
+for the lengths of their prompts only. A row that has filled a block waits until it is
+its turn again; what waits is token ids, some kilobytes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -11,10 +14,13 @@ from collections.abc import Callable, Sequence
 class Queue:
     """Rows that wait, by the block that each fills next. True while there are any.
 
-    lengths: tokens of each row, prompt and answer. at_once: how many rows of so many tokens make a batch (default: all).
+    lengths: tokens of each row, prompt and answer. at_once: how many rows of so many
+    tokens make a batch (default: all).
     """
 
-    def __init__(self, lengths: Sequence[int], num_blocks: int, at_once: Callable[[int], int] | None = None) -> None:
+    def __init__(
+        self, lengths: Sequence[int], num_blocks: int, at_once: Callable[[int], int] | None = None
+    ) -> None:
         self.lengths, self.at_once = lengths, at_once or (lambda longest: max(1, len(lengths)))
         self.waiting: list[list[int]] = [[] for _ in range(num_blocks)]
         self.waiting[0] = sorted(range(len(lengths)), key=self._rank)
@@ -29,10 +35,14 @@ class Queue:
     def take(self) -> tuple[int, list[int]]:
         """The next block to fill and its batch, longest first.
 
-        The deepest block for which a full batch waits, so that answers end early and little waits; where none does, the shallowest,
-        whose rows then join those that wait deeper. So only the last few batches are not full, at most one of each block.
+        The deepest block for which a full batch waits, so that answers end early and
+        little waits; where none does, the shallowest, whose rows then join those that
+        wait deeper. So only the last few batches are not full, at most one of each
+        block.
         """
-        number = next((number for number in reversed(range(len(self.waiting))) if self._is_full(number)), None)
+        number = next(
+            (number for number in reversed(range(len(self.waiting))) if self._is_full(number)), None
+        )
         if number is None:
             number = next(number for number, rows in enumerate(self.waiting) if rows)
         rows = self.waiting[number]

@@ -1,7 +1,9 @@
-"""Which proposals to trust: one function a confidence source, each from the candidates of a step to a score, higher = keep.
+"""Which proposals to trust: one function a confidence source, each from the candidates
+of a step to a score, higher = keep.
 
 A new source is a function and a row of CONFIDENCE; the decode loop does not change.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,16 +18,19 @@ from llada_plugins.diffusion.denoiser import log_total
 class Candidates(NamedTuple):
     """The positions that a step decides on: M of each row."""
 
-    logits: Tensor                    # (B, M, V) fp32: bf16 ties make ranks arbitrary
-    tokens: Tensor                    # (B, M) the proposal where masked, else the token that stands there
-    masked: Tensor                    # (B, M) bool
-    policy: Tensor | None             # (B, M) raw score h of the unmasking-policy stream, if the model has one
-    policy_ranks_masked: bool         # was the stream trained to rank masked positions too (RemeDi's bi-tower)?
-    uniform: Callable[[], Tensor]     # draws (B, M) U(0, 1)
+    logits: Tensor  # (B, M, V) fp32: bf16 ties make ranks arbitrary
+    tokens: Tensor  # (B, M) the proposal where masked, else the token that stands there
+    masked: Tensor  # (B, M) bool
+    policy: Tensor | None  # (B, M) raw score h of the unmasking-policy stream, if the model has one
+    # was the stream trained to rank masked positions too (RemeDi's bi-tower)?
+    policy_ranks_masked: bool
+    uniform: Callable[[], Tensor]  # draws (B, M) U(0, 1)
 
 
 def token_probability(candidates: Candidates) -> Tensor:
-    """Softmax probability of the token: LLaDA's low_confidence remasking, RemeDi's TPS probability."""
+    """Softmax probability of the token: LLaDA's low_confidence remasking, RemeDi's TPS
+    probability.
+    """
     logits = candidates.logits
     return (logits.gather(-1, candidates.tokens[..., None])[..., 0] - log_total(logits)).exp()
 
@@ -47,25 +52,38 @@ def uniform(candidates: Candidates) -> Tensor:
 
 
 def token_logit(candidates: Candidates) -> Tensor:
-    """The token's raw logit: what RemeDi's released script ranks by, although its paper ranks by the policy stream."""
+    """The token's raw logit: what RemeDi's released script ranks by, although its paper
+    ranks by the policy stream.
+    """
     return candidates.logits.gather(-1, candidates.tokens[..., None])[..., 0]
 
 
 def policy(candidates: Candidates) -> Tensor:
-    """sigmoid(h) of the unmasking-policy stream at every position: RemeDi's rule (arXiv 2509.23653, section 3.2), the plan's literal one."""
+    """sigmoid(h) of the unmasking-policy stream at every position: RemeDi's rule (arXiv
+    2509.23653, section 3.2), the plan's literal one.
+    """
     if candidates.policy is None:
-        raise ValueError("confidence_source='ups' needs a model with an unmasking-policy stream: use --model llada_ups with ups=FOLDER, or a RemeDi checkpoint")
+        raise ValueError(
+            "confidence_source='ups' needs a model with an unmasking-policy stream: use --model "
+            "llada_ups with ups=FOLDER, or a RemeDi checkpoint"
+        )
     return candidates.policy.float().sigmoid()
 
 
 def policy_of_visible(candidates: Candidates) -> Tensor:
-    """sigmoid(h) where a token stands; where one is only proposed, its probability, unless the stream was trained to rank those as well.
+    """sigmoid(h) where a token stands; where one is only proposed, its probability,
+    unless the stream was trained to rank those as well.
 
-    A light head never saw the proposal, so at masked positions it can only guess p(x0 | xt), which the softmax knows: with h
-    everywhere nearly all of its gain is lost (sudoku4, 8 steps: .778 against .874).
+    A light head never saw the proposal, so at masked positions it can only guess p(x0 |
+    xt), which the softmax knows: with h everywhere nearly all of its gain is lost
+    (sudoku4, 8 steps: .778 against .874).
     """
     score = policy(candidates)
-    return score if candidates.policy_ranks_masked else torch.where(candidates.masked, token_probability(candidates), score)
+    return (
+        score
+        if candidates.policy_ranks_masked
+        else torch.where(candidates.masked, token_probability(candidates), score)
+    )
 
 
 CONFIDENCE: dict[str, Callable[[Candidates], Tensor]] = {
@@ -77,6 +95,7 @@ CONFIDENCE: dict[str, Callable[[Candidates], Tensor]] = {
     "ups_all": policy,
     "tps_logit": token_logit,
 }
-POLICY_SOURCES = ("ups", "ups_all")                     # need an unmasking-policy stream
-PROBABILITIES = ("tps_prob", "margin", "ups", "ups_all")        # scores on the scale that a threshold is stated in
-PUBLISHED_NAMES = {"low_confidence": "tps_prob"}        # LLaDA's names for `remasking`, where they differ
+POLICY_SOURCES = ("ups", "ups_all")  # need an unmasking-policy stream
+# scores on the scale that a threshold is stated in
+PROBABILITIES = ("tps_prob", "margin", "ups", "ups_all")
+PUBLISHED_NAMES = {"low_confidence": "tps_prob"}  # LLaDA's names for `remasking`, where they differ

@@ -1,4 +1,7 @@
-"""The options of decoding and the rules between them; every published decoder is a setting of this one class."""
+"""The options of decoding and the rules between them; every published decoder is a
+setting of this one class.
+"""
+
 from __future__ import annotations
 
 import math
@@ -10,115 +13,245 @@ from llada_plugins.options.fields import arg, build, coerce
 
 from .confidence import CONFIDENCE, PROBABILITIES, PUBLISHED_NAMES
 
-ADAPTIVE_RULES = ("threshold", "factor", "error_budget")        # rules by which the number of tokens kept depends on their scores
+# rules by which the number of tokens kept depends on their scores
+ADAPTIVE_RULES = ("threshold", "factor", "error_budget")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How an answer is decoded. The defaults are LLaDA's: one block, one token a step, greedy, low-confidence remasking."""
+    """How an answer is decoded. The defaults are LLaDA's: one block, one token a step,
+    greedy, low-confidence remasking.
+    """
 
-    gen_length: int = arg(128, "answer length in tokens; where block_length does not divide it, the last "
-                               "block is decoded whole and the answer cut")
-    steps: int | None = arg(None, "denoising steps for the whole answer (default: gen_length, one token a step); ignored under "
-                                  "adaptive rules: threshold, factor, error_budget")
-    block_length: int | None = arg(None, "tokens decoded together, left to right block by block (default: gen_length, one block)")
+    gen_length: int = arg(
+        128,
+        "answer length in tokens; where block_length does not divide it, the last "
+        "block is decoded whole and the answer cut",
+    )
+    steps: int | None = arg(
+        None,
+        "denoising steps for the whole answer (default: gen_length, one token a step); ignored "
+        "under "
+        "adaptive rules: threshold, factor, error_budget",
+    )
+    block_length: int | None = arg(
+        None,
+        "tokens decoded together, left to right block by block (default: gen_length, one block)",
+    )
     sampling_method: Literal["fixed_length", "semi_ar_padding", "semi_ar_origin"] | None = arg(
-        None, "fixed_length: one block; semi_ar_padding: blocks on a canvas whose later masks are visible; "
-              "semi_ar_origin: the canvas grows block by block and ends at EOS (default: by block_length, one of the first two)")
-    temperature: float = arg(0.0, "0 = greedy; above it tokens are sampled, by the inverse distribution function in float64")
-    top_k: int | None = arg(None, "sample among the k most probable tokens only; needs temperature > 0")
-    top_p: float | None = arg(None, "sample among the most probable tokens of this total probability (0-1); needs temperature > 0")
-    cfg_scale: float = arg(0.0, "classifier-free guidance; 0 = off, else every step costs a double batch")
-    remasking: str | None = arg(None, "LLaDA's name for confidence_source: low_confidence (= tps_prob) or random")
-    confidence_source: str | None = arg(None, f"what ranks the proposals: {', '.join(CONFIDENCE)} (default: tps_prob)")
-    threshold: float | None = arg(None, "keep every token at least this probable (0-1), at least one a step, instead of a fixed number")
-    factor: float | None = arg(None, "keep the n most probable tokens while (n + 1)(1 - probability) < factor (Fast-dLLM)")
-    error_budget: float | None = arg(None, "keep the most probable tokens while their errors (1 - probability) sum to at most this, "
-                                           "at least one a step")
-    remask_ratio: float | None = arg(None, "mask-and-refine: mask the least trusted fraction (0-1) of the block again after every step but the last")
-    revise: bool = arg(False, "dynamic remasking (RemeDi): after step n exactly K_n tokens of the block stand, the best by confidence_source, "
-                              "visible ones competing; all others are masked again")
-    revise_below: float | None = arg(None, "under adaptive rules: mask visible tokens of the block again whose score (0-1) is below this")
-    max_forwards: int | None = arg(None, "forward passes for the whole answer. Under adaptive rules they are shared equally by its blocks, and the "
-                                         "last of a block keeps every token (default: one a token); with a process reward model, candidates included")
+        None,
+        "fixed_length: one block; semi_ar_padding: blocks on a canvas whose later masks are "
+        "visible; "
+        "semi_ar_origin: the canvas grows block by block and ends at EOS (default: by "
+        "block_length, one of the first two)",
+    )
+    temperature: float = arg(
+        0.0,
+        "0 = greedy; above it tokens are sampled, by the inverse distribution function in float64",
+    )
+    top_k: int | None = arg(
+        None, "sample among the k most probable tokens only; needs temperature > 0"
+    )
+    top_p: float | None = arg(
+        None,
+        "sample among the most probable tokens of this total probability (0-1); needs temperature "
+        "> 0",
+    )
+    cfg_scale: float = arg(
+        0.0, "classifier-free guidance; 0 = off, else every step costs a double batch"
+    )
+    remasking: str | None = arg(
+        None, "LLaDA's name for confidence_source: low_confidence (= tps_prob) or random"
+    )
+    confidence_source: str | None = arg(
+        None, f"what ranks the proposals: {', '.join(CONFIDENCE)} (default: tps_prob)"
+    )
+    threshold: float | None = arg(
+        None,
+        "keep every token at least this probable (0-1), at least one a step, instead of a fixed "
+        "number",
+    )
+    factor: float | None = arg(
+        None, "keep the n most probable tokens while (n + 1)(1 - probability) < factor (Fast-dLLM)"
+    )
+    error_budget: float | None = arg(
+        None,
+        "keep the most probable tokens while their errors (1 - probability) sum to at most this, "
+        "at least one a step",
+    )
+    remask_ratio: float | None = arg(
+        None,
+        "mask-and-refine: mask the least trusted fraction (0-1) of the block again after every "
+        "step but the last",
+    )
+    revise: bool = arg(
+        False,
+        "dynamic remasking (RemeDi): after step n exactly K_n tokens of the block stand, the best "
+        "by confidence_source, "
+        "visible ones competing; all others are masked again",
+    )
+    revise_below: float | None = arg(
+        None,
+        "under adaptive rules: mask visible tokens of the block again whose score (0-1) is below "
+        "this",
+    )
+    max_forwards: int | None = arg(
+        None,
+        "forward passes for the whole answer. Under adaptive rules they are shared equally by its "
+        "blocks, and the "
+        "last of a block keeps every token (default: one a token); with a process reward model, "
+        "candidates included",
+    )
     logits_eos_inf: bool = arg(False, "EOS is never produced")
     confidence_eos_eot_inf: bool = arg(False, "EOS and EoT may be proposed but are kept last")
-    early_stop: bool = arg(False, "stop once a finished block holds EOS or EoT: the answer ends with that block")
+    early_stop: bool = arg(
+        False, "stop once a finished block holds EOS or EoT: the answer ends with that block"
+    )
     cache: Literal["none", "prefix", "dual"] = arg(
-        "none", "freeze keys and values after a block's first step: those before the block (prefix), or before and after it (dual); faster, "
-                "and an approximation")
-    cache_refresh: int | None = arg(None, "with a cache, every so many steps of a block a forward of everything (default: at its first alone)")
+        "none",
+        "freeze keys and values after a block's first step: those before the block (prefix), or "
+        "before and after it (dual); faster, "
+        "and an approximation",
+    )
+    cache_refresh: int | None = arg(
+        None,
+        "with a cache, every so many steps of a block a forward of everything (default: at its "
+        "first alone)",
+    )
     seed: int = arg(0, "with the prompt, determines every random number of its answer")
 
     def __post_init__(self) -> None:
-        for name in ("gen_length", "steps", "block_length", "top_k", "max_forwards", "cache_refresh"):
+        for name in (
+            "gen_length",
+            "steps",
+            "block_length",
+            "top_k",
+            "max_forwards",
+            "cache_refresh",
+        ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.cache_refresh is not None and self.cache == "none":
-            raise ValueError("cache_refresh has no effect with cache='none': set cache to prefix or dual, or leave it out")
+            raise ValueError(
+                "cache_refresh has no effect with cache='none': set cache to prefix or dual, or "
+                "leave it out"
+            )
         self._check_blocks()
         self._check_sampling()
         self._check_counts()
 
     def _check_blocks(self) -> None:
         if self.sampling_method == "fixed_length" and self.num_blocks > 1:
-            raise ValueError(f"sampling_method='fixed_length' decodes one block: leave block_length out or set it to gen_length ({self.gen_length}), "
-                             f"got {self.block_length}")
+            raise ValueError(
+                "sampling_method='fixed_length' decodes one block: leave block_length out or set "
+                f"it to gen_length ({self.gen_length}), "
+                f"got {self.block_length}"
+            )
         if self.steps is None or self.adaptive:
             return
         if self.steps % self.num_blocks:
             rounded = ", rounded up" if self.decoded_length > self.gen_length else ""
-            raise ValueError(f"steps ({self.steps}) must be a multiple of the number of blocks "
-                             f"({self.num_blocks} = gen_length {self.gen_length} / "
-                             f"block_length {self.block}{rounded})")
+            raise ValueError(
+                f"steps ({self.steps}) must be a multiple of the number of blocks "
+                f"({self.num_blocks} = gen_length {self.gen_length} / "
+                f"block_length {self.block}{rounded})"
+            )
         if self.steps > self.decoded_length and self.remask_ratio is None:
-            raise ValueError(f"steps ({self.steps}) must not exceed {self.answer_in_words}: "
-                             "every step unmasks at least one token")
+            raise ValueError(
+                f"steps ({self.steps}) must not exceed {self.answer_in_words}: "
+                "every step unmasks at least one token"
+            )
 
     def _check_sampling(self) -> None:
-        if not (0 <= self.temperature < math.inf and 0 <= self.cfg_scale < math.inf):        # so written, NaN is refused too
-            raise ValueError(f"temperature and cfg_scale must be numbers from 0 up, got {self.temperature} and {self.cfg_scale}")
+        # so written, NaN is refused too
+        if not (0 <= self.temperature < math.inf and 0 <= self.cfg_scale < math.inf):
+            raise ValueError(
+                f"temperature and cfg_scale must be numbers from 0 up, got {self.temperature} and "
+                f"{self.cfg_scale}"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
-            raise ValueError("top_k and top_p have no effect at temperature=0: set a temperature or leave them out")
+            raise ValueError(
+                "top_k and top_p have no effect at temperature=0: set a temperature or leave them "
+                "out"
+            )
         for name in ("remasking", "confidence_source"):
             value = getattr(self, name)
             if value is not None and PUBLISHED_NAMES.get(value, value) not in CONFIDENCE:
-                raise ValueError(f"{name} must be one of {', '.join([*PUBLISHED_NAMES, *CONFIDENCE])}, got {value!r}")
-        if self.remasking and self.confidence_source and PUBLISHED_NAMES.get(self.remasking, self.remasking) != self.source:
-            raise ValueError(f"remasking={self.remasking!r} and confidence_source={self.confidence_source!r} are two names of one option: give one")
+                raise ValueError(
+                    f"{name} must be one of {', '.join([*PUBLISHED_NAMES, *CONFIDENCE])}, got "
+                    f"{value!r}"
+                )
+        if (
+            self.remasking
+            and self.confidence_source
+            and PUBLISHED_NAMES.get(self.remasking, self.remasking) != self.source
+        ):
+            raise ValueError(
+                f"remasking={self.remasking!r} and confidence_source={self.confidence_source!r} "
+                "are two names of one option: give one"
+            )
 
     def _check_counts(self) -> None:
-        rules = {name: getattr(self, name) for name in (*ADAPTIVE_RULES, "remask_ratio", "revise") if getattr(self, name) is not None}
+        rules = {
+            name: getattr(self, name)
+            for name in (*ADAPTIVE_RULES, "remask_ratio", "revise")
+            if getattr(self, name) is not None
+        }
         if not self.revise:
             del rules["revise"]
         if len(rules) > 1:
             raise ValueError(f"{' and '.join(rules)} are alternatives: give one")
         for name, value in rules.items():
             unbounded = name in ("factor", "error_budget")
-            if not value > 0 or not unbounded and value > 1 or name == "remask_ratio" and value == 1:
-                raise ValueError(f"{name} must be {'above 0' if unbounded else 'between 0 and 1'}, got {value}")
+            if (
+                not value > 0
+                or not unbounded
+                and value > 1
+                or name == "remask_ratio"
+                and value == 1
+            ):
+                raise ValueError(
+                    f"{name} must be {'above 0' if unbounded else 'between 0 and 1'}, got {value}"
+                )
         if self.revise_below is not None and not self.adaptive:
-            raise ValueError("revise_below has no effect without threshold, factor or error_budget: set one of them, or leave it out")
+            raise ValueError(
+                "revise_below has no effect without threshold, factor or error_budget: set one of "
+                "them, or leave it out"
+            )
         if self.revise_below is not None and not 0 < self.revise_below <= 1:
             raise ValueError(f"revise_below must be above 0 and at most 1, got {self.revise_below}")
         if self.max_forwards is not None and self.max_forwards < self.num_blocks:
-            raise ValueError(f"max_forwards ({self.max_forwards}) must be at least the number of blocks ({self.num_blocks}): each needs one")
+            raise ValueError(
+                f"max_forwards ({self.max_forwards}) must be at least the number of blocks "
+                f"({self.num_blocks}): each needs one"
+            )
         if self.adaptive and self.source not in PROBABILITIES:
-            raise ValueError(f"{', '.join(ADAPTIVE_RULES)} compare probabilities: they need confidence_source {', '.join(PROBABILITIES)}, "
-                             f"got {self.source!r}")
+            raise ValueError(
+                f"{', '.join(ADAPTIVE_RULES)} compare probabilities: they need confidence_source "
+                f"{', '.join(PROBABILITIES)}, "
+                f"got {self.source!r}"
+            )
 
     def check_budget(self, reviewed: bool) -> None:
-        """Raise ValueError where max_forwards could change nothing, or cannot be kept. reviewed: are there candidates to save on?"""
+        """Raise ValueError where max_forwards could change nothing, or cannot be kept.
+        reviewed: are there candidates to save on?
+        """
         if self.max_forwards is None or self.adaptive:
             return
         if not reviewed:
-            raise ValueError("max_forwards has no effect without threshold, factor, error_budget or a process reward model: use one of them, "
-                             "or leave it out")
+            raise ValueError(
+                "max_forwards has no effect without threshold, factor, error_budget or a process "
+                "reward model: use one of them, "
+                "or leave it out"
+            )
         if self.max_forwards < self.steps_per_block * self.num_blocks:
-            raise ValueError(f"max_forwards ({self.max_forwards}) must be at least steps ({self.steps_per_block * self.num_blocks}): "
-                             "a single candidate of every block takes as many")
+            raise ValueError(
+                f"max_forwards ({self.max_forwards}) must be at least steps "
+                f"({self.steps_per_block * self.num_blocks}): "
+                "a single candidate of every block takes as many"
+            )
 
     @property
     def block(self) -> int:
@@ -177,8 +310,9 @@ class SamplerConfig:
 def judged(options: Mapping[str, Any], base: SamplerConfig) -> SamplerConfig:
     """The sampler of options that may leave the answer's length to a task.
 
-    Without gen_length it has the fewest whole blocks that the other options allow; ValueError where
-    no length would do, so that those are refused before there is a request.
+    Without gen_length it has the fewest whole blocks that the other options allow;
+    ValueError where no length would do, so that those are refused before there is a
+    request.
     """
     if "gen_length" in options:
         return build(SamplerConfig, options, base)

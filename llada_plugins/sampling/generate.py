@@ -1,4 +1,7 @@
-"""Answers from a model: its denoiser, wrapped as the sampler's options ask, in the one decode loop."""
+"""Answers from a model: its denoiser, wrapped as the sampler's options ask, in the one
+decode loop.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -14,14 +17,25 @@ from .config import SamplerConfig
 from .sampler import Review, Sample, Step, decode, once
 
 
-def generate(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerConfig | None = None, *,
-             special: SpecialTokens | None = None, denoise: Denoiser | None = None, keys: Sequence[int] | None = None,
-             stop: Callable[[list[int]], bool] | None = None, on_step: Callable[[Step], None] | None = None,
-             review: Review = once) -> list[Sample]:
-    """Decode one answer to each token prompt, all in one batch; an answer does not depend on the others.
+def generate(
+    model: LLaDA,
+    prompts: Sequence[Sequence[int]],
+    config: SamplerConfig | None = None,
+    *,
+    special: SpecialTokens | None = None,
+    denoise: Denoiser | None = None,
+    keys: Sequence[int] | None = None,
+    stop: Callable[[list[int]], bool] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    review: Review = once,
+) -> list[Sample]:
+    """Decode one answer to each token prompt, all in one batch; an answer does not
+    depend on the others.
 
-    special: mask, EOS and EoT ids, by default those of the checkpoint. denoise: a denoiser to use in place of the model's plain
-    one. keys, stop, on_step, review: see `decode`. Raises ValueError on a prompt that is empty or does not fit the model's context.
+    special: mask, EOS and EoT ids, by default those of the checkpoint. denoise: a
+    denoiser to use in place of the model's plain one. keys, stop, on_step, review: see
+    `decode`. Raises ValueError on a prompt that is empty or does not fit the model's
+    context.
     """
     config = config or SamplerConfig()
     special = special or known_special_tokens(model)
@@ -29,21 +43,38 @@ def generate(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerConf
     check_fits(model, prompts, config)
     config.check_budget(reviewed=review is not once)
     denoise = with_options(denoise or model_denoiser(model), config, special)
-    return decode(denoise, prompts, config, special, device=model.device, keys=keys, stop=stop, on_step=on_step, review=review)
+    return decode(
+        denoise,
+        prompts,
+        config,
+        special,
+        device=model.device,
+        keys=keys,
+        stop=stop,
+        on_step=on_step,
+        review=review,
+    )
 
 
 def with_options(denoise: Denoiser, config: SamplerConfig, special: SpecialTokens) -> Denoiser:
-    """The denoiser under the sampler's options that concern it: a cache, guidance of which each branch has its own, suppression."""
+    """The denoiser under the sampler's options that concern it: a cache, guidance of
+    which each branch has its own, suppression.
+    """
     if config.cache != "none":
         denoise = cached(denoise, config.cache, config.cache_refresh)
     if config.cfg_scale > 0:
         denoise = guided(denoise, config.cfg_scale, special.mask)
     if config.logits_eos_inf:
         if special.eos is None:
-            raise ValueError("logits_eos_inf needs an EOS token: this checkpoint's config.json states no eos_token_id")
+            raise ValueError(
+                "logits_eos_inf needs an EOS token: this checkpoint's config.json states no "
+                "eos_token_id"
+            )
         denoise = suppressed(denoise, [special.eos, *special.more_eos])
     if config.confidence_eos_eot_inf and not special.ends:
-        raise ValueError("confidence_eos_eot_inf needs an EOS or EoT token: this checkpoint names neither")
+        raise ValueError(
+            "confidence_eos_eot_inf needs an EOS or EoT token: this checkpoint names neither"
+        )
     return denoise
 
 
@@ -52,6 +83,8 @@ def check_fits(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerCo
     limit = model.config.max_sequence_length
     for number, prompt in enumerate(prompts):
         if len(prompt) + config.decoded_length > limit:
-            raise ValueError(f"prompt {number} of {len(prompt)} tokens and {config.answer_in_words} "
-                             f"exceed the model's context of {limit} tokens: "
-                             "shorten the prompt or lower gen_length")
+            raise ValueError(
+                f"prompt {number} of {len(prompt)} tokens and {config.answer_in_words} "
+                f"exceed the model's context of {limit} tokens: "
+                "shorten the prompt or lower gen_length"
+            )

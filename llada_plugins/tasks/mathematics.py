@@ -1,7 +1,9 @@
-"""Questions with mathematical answers: files of them, how they are asked, and math-verify's judgement, the one rule of every task here.
+"""Questions with mathematical answers: files of them, how they are asked, and
+math-verify's judgement, the one rule of every task here.
 
 math-verify bounds its work by an alarm signal: grade in the main thread.
 """
+
 from __future__ import annotations
 
 import csv
@@ -10,7 +12,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."        # the wording of Qwen and OpenCompass
+# the wording of Qwen and OpenCompass
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 QUESTION_COLUMNS = ("question", "problem")
 
 
@@ -18,18 +21,20 @@ class Question(NamedTuple):
     """A row of a data set."""
 
     question: str
-    answer: str        # LaTeX, bare or in \boxed{}; X of a solution ending in "#### X" (GSM8K)
+    answer: str  # LaTeX, bare or in \boxed{}; X of a solution ending in "#### X" (GSM8K)
 
 
 class Grade(NamedTuple):
     """The judgement of one response."""
 
     correct: bool
-    answer: str        # as extracted from the response, "" where it has none
+    answer: str  # as extracted from the response, "" where it has none
 
 
 def read(path: Path) -> list[Question]:
-    """The questions of a .csv, .jsonl or .json file with the columns question (or problem) and answer; others are ignored."""
+    """The questions of a .csv, .jsonl or .json file with the columns question (or
+    problem) and answer; others are ignored.
+    """
     try:
         rows = _rows(path)
     except (csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -49,14 +54,21 @@ def check_grader() -> None:
     try:
         import math_verify  # noqa: F401
     except ImportError as error:
-        raise ImportError("grading mathematics needs math-verify: pip install 'llada-plugins[grading]'") from error
+        raise ImportError(
+            "grading mathematics needs math-verify: pip install 'llada-plugins[grading]'"
+        ) from error
 
 
 def check_references(questions: list[Question]) -> None:
-    """Raise ValueError on a reference that math-verify cannot read: every answer to it would count as wrong."""
+    """Raise ValueError on a reference that math-verify cannot read: every answer to it
+    would count as wrong.
+    """
     for number, question in enumerate(questions, 1):
         if not _reference(question.answer):
-            raise ValueError(f"row {number}: math-verify reads no answer in {question.answer!r}: give LaTeX, bare or in \\boxed{{}}")
+            raise ValueError(
+                f"row {number}: math-verify reads no answer in {question.answer!r}: give LaTeX, "
+                f"bare or in \\boxed{{}}"
+            )
 
 
 def grade(reference: str, response: str) -> Grade:
@@ -64,7 +76,7 @@ def grade(reference: str, response: str) -> Grade:
     check_grader()
     from math_verify import parse, verify
 
-    found = parse(response)        # expressions, then the text they were read from
+    found = parse(response)  # expressions, then the text they were read from
     return Grade(bool(verify(_reference(reference), found)), str(found[-1]) if found else "")
 
 
@@ -75,7 +87,8 @@ def _reference(answer: str) -> list[Any]:
 
 
 def _rows(path: Path) -> list[Any]:
-    with path.open(encoding="utf-8-sig", newline="") as file:        # spreadsheets write a byte order mark
+    # spreadsheets write a byte order mark
+    with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".csv":
             return list(csv.DictReader(file))
         if path.suffix == ".jsonl":
@@ -87,18 +100,24 @@ def _rows(path: Path) -> list[Any]:
 
 def _question(path: Path, number: int, row: Any) -> Question:
     if not isinstance(row, dict):
-        raise ValueError(f"{path}, row {number}: not an object with the columns question (or problem) and answer")
+        raise ValueError(
+            f"{path}, row {number}: not an object with the columns question (or problem) and answer"
+        )
     column = next((name for name in QUESTION_COLUMNS if name in row), "question")
     for name in (column, "answer"):
         if name not in row:
-            raise ValueError(f"{path}, row {number}: no column {name!r}; there are {', '.join(map(str, row))}; "
-                             "needed are question (or problem) and answer")
+            raise ValueError(
+                f"{path}, row {number}: no column {name!r}; there are {', '.join(map(str, row))}; "
+                "needed are question (or problem) and answer"
+            )
         if row[name] is None or not str(row[name]).strip():
             raise ValueError(f"{path}, row {number}: {name} is empty")
     return Question(str(row[column]), _final(str(row["answer"])))
 
 
 def _final(answer: str) -> str:
-    """What follows #### in the last line, if it begins so; math-verify prefers what "answer" precedes."""
+    """What follows #### in the last line, if it begins so; math-verify prefers what
+    "answer" precedes.
+    """
     found = re.search(r"^####\s*(\S.*)\Z", answer.rstrip(), re.MULTILINE)
     return found[1] if found else answer

@@ -1,20 +1,26 @@
-"""Nim: positions with an exact solver, on which routers are trained and measured, and the rule that judges a move.
+"""Nim: positions with an exact solver, on which routers are trained and measured, and
+the rule that judges a move.
 
-Players take from one heap in turn; who takes the last object wins. A position is lost exactly if the xor of its heaps is 0, and a
-move wins exactly if it leaves such a position (Bouton, 1901): any winning move counts. Four splits: "train" and "test" have 2-4
-heaps of 1-7, and a hash of the position decides to which of the two it belongs; "ood_heaps" has 5-6 heaps of 1-7, "ood_sizes" 2-4
-heaps of 1-15 with one above 7 at least. All positions of a split are equally likely; only "train" repeats them. The random streams
-come from `random.Random`, so they are the same on every platform.
+Players take from one heap in turn; who takes the last object wins. A position is lost
+exactly if the xor of its heaps is 0, and a move wins exactly if it leaves such a
+position (Bouton, 1901): any winning move counts. Four splits: "train" and "test" have
+2-4 heaps of 1-7, and a hash of the position decides to which of the two it belongs;
+"ood_heaps" has 5-6 heaps of 1-7, "ood_sizes" 2-4 heaps of 1-15 with one above 7 at
+least. All positions of a split are equally likely; only "train" repeats them. The
+random streams come from `random.Random`, so they are the same on every platform.
 
-In text a heap is a hexadecimal digit. Six places for heaps, '.' where there is none, then '=':
+In text a heap is a hexadecimal digit. Six places for heaps, '.' where there is none,
+then '=':
 
     position  "351...="      heaps of 3, 5 and 1
     answer    "367...B2"     their running xor in six places, then the move: heap B is left with 2; "##" where no move wins
 
-The model in the package was first trained on answers with any of the winning moves, then on the first winning heap's: with the former
-alone most errors (177 of 268) combined the heap of one winning move with the size of another, with the latter alone it learned the 1,757
-positions by heart (training/runs/presets.py has the numbers).
+The model in the package was first trained on answers with any of the winning moves,
+then on the first winning heap's: with the former alone most errors (177 of 268)
+combined the heap of one winning move with the size of another, with the latter alone it
+learned the 1,757 positions by heart (training/runs/presets.py has the numbers).
 """
+
 from __future__ import annotations
 
 import functools
@@ -28,13 +34,17 @@ from typing import NamedTuple
 DEFAULT_NUM_TEST = 1000
 ANSWER_LENGTH = 8
 PLACES = 6
-HEAP_NAMES = "ABCDEF"             # capitals, apart from the hexadecimal digits
+HEAP_NAMES = "ABCDEF"  # capitals, apart from the hexadecimal digits
 LOST = "##"
-TEST_SHARE = 96                   # of 256: 1,000 distinct test positions are needed, and in distribution there are 2,793 in all
+# of 256: 1,000 distinct test positions are needed, and in distribution there are 2,793
+# in all
+TEST_SHARE = 96
 
 
 class Problem(NamedTuple):
-    """A position as the model's prompt, e.g. "351...=", and one right answer: running xors and the first winning heap's move, or '##'."""
+    """A position as the model's prompt, e.g. "351...=", and one right answer: running
+    xors and the first winning heap's move, or '##'.
+    """
 
     position: str
     answer: str
@@ -44,7 +54,7 @@ class Split(NamedTuple):
     """Which positions a split has."""
 
     num_heaps: range
-    largest: range        # sizes that its largest heap may have
+    largest: range  # sizes that its largest heap may have
 
 
 SPLITS = {
@@ -58,8 +68,9 @@ SPLITS = {
 def problems(split: str, num: int, seed: int = 0, *, any_move: bool = False) -> list[Problem]:
     """`num` problems drawn independently. A longer list starts with the shorter one.
 
-    split: a name in SPLITS. any_move: each answer shows a move drawn among all winning ones, in place of the first. Raises
-    ValueError where a split that does not repeat positions has fewer.
+    split: a name in SPLITS. any_move: each answer shows a move drawn among all winning
+    ones, in place of the first. Raises ValueError where a split that does not repeat
+    positions has fewer.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -72,7 +83,10 @@ def problems(split: str, num: int, seed: int = 0, *, any_move: bool = False) -> 
         position = _text(heaps)
         if split in ("train", "test") and split_of(position) != split:
             continue
-        drawn.setdefault(len(drawn) if split == "train" else position, Problem(position, _answer(heaps, stream if any_move else None)))
+        drawn.setdefault(
+            len(drawn) if split == "train" else position,
+            Problem(position, _answer(heaps, stream if any_move else None)),
+        )
     return list(drawn.values())
 
 
@@ -81,34 +95,46 @@ def num_positions(split: str) -> int:
     """How many positions a split has."""
     num_heaps, largest = SPLITS[split]
     if split in ("train", "test"):
-        every = itertools.chain.from_iterable(itertools.product(largest, repeat=count) for count in num_heaps)
+        every = itertools.chain.from_iterable(
+            itertools.product(largest, repeat=count) for count in num_heaps
+        )
         return sum(split_of(_text(heaps)) == split for heaps in every)
     return sum(largest[-1] ** count - (largest[0] - 1) ** count for count in num_heaps)
 
 
 def split_of(position: str) -> str:
-    """The split, "train" or "test", to which a position of 2-4 heaps of 1-7 belongs, from its hash."""
+    """The split, "train" or "test", to which a position of 2-4 heaps of 1-7 belongs,
+    from its hash.
+    """
     return "test" if hashlib.sha256(position.encode()).digest()[0] < TEST_SHARE else "train"
 
 
 def is_winning(position: str, answer: str) -> bool:
-    """Whether `answer`, stripped, is 8 characters that end in a winning move, or in '##' where there is none; its xors do not count."""
+    """Whether `answer`, stripped, is 8 characters that end in a winning move, or in
+    '##' where there is none; its xors do not count.
+    """
     heaps = [int(size, 16) for size in position.removesuffix("=").rstrip(".")]
     answer = answer.strip()
     return len(answer) == ANSWER_LENGTH and answer[-2:] in (winning_moves(heaps) or [LOST])
 
 
 def winning_moves(heaps: Sequence[int]) -> list[str]:
-    """Every winning move, e.g. "B2": the moves after which the xor of all heaps is 0. Empty where the position is lost."""
+    """Every winning move, e.g. "B2": the moves after which the xor of all heaps is 0.
+    Empty where the position is lost.
+    """
     total = functools.reduce(operator.xor, heaps, 0)
-    return [f"{name}{size ^ total:x}" for name, size in zip(HEAP_NAMES, heaps) if size ^ total < size]
+    return [
+        f"{name}{size ^ total:x}" for name, size in zip(HEAP_NAMES, heaps) if size ^ total < size
+    ]
 
 
 def _draw(split: Split, stream: random.Random) -> list[int]:
     """Heaps of a position, each position of the split equally likely."""
     top = split.largest[-1]
     while True:
-        count, = stream.choices(split.num_heaps, weights=[top ** count for count in split.num_heaps])
+        (count,) = stream.choices(
+            split.num_heaps, weights=[top**count for count in split.num_heaps]
+        )
         heaps = [stream.randint(1, top) for _ in range(count)]
         if max(heaps) in split.largest:
             return heaps
@@ -119,6 +145,8 @@ def _text(heaps: Sequence[int]) -> str:
 
 
 def _answer(heaps: Sequence[int], stream: random.Random | None) -> str:
-    xors = "".join(f"{total:x}" for total in itertools.accumulate(heaps, operator.xor)).ljust(PLACES, ".")
+    xors = "".join(f"{total:x}" for total in itertools.accumulate(heaps, operator.xor)).ljust(
+        PLACES, "."
+    )
     moves = winning_moves(heaps) or [LOST]
     return xors + (moves[0] if stream is None or moves == [LOST] else stream.choice(moves))

@@ -1,4 +1,7 @@
-"""The package's tasks as OpenCompass data sets and evaluators, by class reference in a config; they need no data files."""
+"""The package's tasks as OpenCompass data sets and evaluators, by class reference in a
+config; they need no data files.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ from opencompass.openicl.icl_evaluator import BaseEvaluator
 
 from . import nim, sudoku
 
-NUM_TRAIN = 64        # rows from which a retriever may draw in-context examples
+NUM_TRAIN = 64  # rows from which a retriever may draw in-context examples
 
 
 class Sudoku4Dataset(BaseDataset):
@@ -23,7 +26,9 @@ class Sudoku4Dataset(BaseDataset):
 
 
 class NimDataset(BaseDataset):
-    """Columns: position (the prompt, ends in '='), answer (running xors and one of the winning moves)."""
+    """Columns: position (the prompt, ends in '='), answer (running xors and one of the
+    winning moves).
+    """
 
     @staticmethod
     def load(num: int = nim.DEFAULT_NUM_TEST, seed: int = 0, split: str = "test") -> DatasetDict:
@@ -34,18 +39,34 @@ class NimDataset(BaseDataset):
 class RuleEvaluator(BaseEvaluator):
     """The share of answers, in percent, that a task's rule accepts."""
 
-    question: str        # the column that the rule judges answers by
+    question: str  # the column that the rule judges answers by
 
     @staticmethod
     def accepts(question: str, answer: str) -> bool:
         """The task's rule."""
         raise NotImplementedError
 
-    def score(self, predictions: Sequence[str], references: Sequence[str], test_set: Dataset) -> dict[str, Any]:
-        """references: one right answer each, to look at; the questions come from the test set's own column."""
-        details = [{self.question: question, "pred": prediction, "answer": reference, "correct": self.accepts(question, prediction)}
-                   for question, prediction, reference in zip(test_set[self.question], predictions, references, strict=True)]
-        return {"accuracy": 100 * sum(detail["correct"] for detail in details) / len(details), "details": details}
+    def score(
+        self, predictions: Sequence[str], references: Sequence[str], test_set: Dataset
+    ) -> dict[str, Any]:
+        """references: one right answer each, to look at; the questions come from the
+        test set's own column.
+        """
+        details = [
+            {
+                self.question: question,
+                "pred": prediction,
+                "answer": reference,
+                "correct": self.accepts(question, prediction),
+            }
+            for question, prediction, reference in zip(
+                test_set[self.question], predictions, references, strict=True
+            )
+        ]
+        return {
+            "accuracy": 100 * sum(detail["correct"] for detail in details) / len(details),
+            "details": details,
+        }
 
 
 class Sudoku4Evaluator(RuleEvaluator):
@@ -63,5 +84,9 @@ class NimEvaluator(RuleEvaluator):
 
 
 def _rows(train: Sequence[Any], test: Sequence[Any]) -> DatasetDict:
-    return DatasetDict({split: Dataset.from_list([problem._asdict() for problem in found])
-                        for split, found in (("train", train), ("test", test))})
+    return DatasetDict(
+        {
+            split: Dataset.from_list([problem._asdict() for problem in found])
+            for split, found in (("train", train), ("test", test))
+        }
+    )

@@ -1,9 +1,13 @@
-"""4x4 sudoku: the puzzles on which the tiny model is trained and measured, and the rules that judge an answer.
+"""4x4 sudoku: the puzzles on which the tiny model is trained and measured, and the
+rules that judge an answer.
 
-A puzzle shows 2 to 8 clues of a solved grid and often has several completions: every one that keeps the clues counts. Train and test
-puzzles never meet, whatever their number or seed: a hash of the puzzle decides to which split it belongs. (Puzzles, not grids:
-all 288 solved grids occur in both.) The random streams come from `random.Random`, so they are the same on every platform.
+A puzzle shows 2 to 8 clues of a solved grid and often has several completions: every
+one that keeps the clues counts. Train and test puzzles never meet, whatever their
+number or seed: a hash of the puzzle decides to which split it belongs. (Puzzles, not
+grids: all 288 solved grids occur in both.) The random streams come from
+`random.Random`, so they are the same on every platform.
 """
+
 from __future__ import annotations
 
 import functools
@@ -13,12 +17,14 @@ import random
 from typing import Literal, NamedTuple
 
 DEFAULT_NUM_TEST = 500
-TEST_SHARE = 8                    # one puzzle in so many belongs to the test split
+TEST_SHARE = 8  # one puzzle in so many belongs to the test split
 MIN_CLUES, MAX_CLUES = 2, 8
 
 
 class Problem(NamedTuple):
-    """A puzzle as the model's prompt, e.g. "..1.4...........=" (row by row, '.' unknown), and the 16 digits of one completion."""
+    """A puzzle as the model's prompt, e.g. "..1.4...........=" (row by row, '.'
+    unknown), and the 16 digits of one completion.
+    """
 
     puzzle: str
     solution: str
@@ -33,7 +39,9 @@ def solutions() -> tuple[str, ...]:
 
 
 def problems(split: Literal["train", "test"], num: int, seed: int = 0) -> list[Problem]:
-    """`num` problems drawn independently: a random solved grid, 2-8 clues at random places. A longer list starts with the shorter one."""
+    """`num` problems drawn independently: a random solved grid, 2-8 clues at random
+    places. A longer list starts with the shorter one.
+    """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     stream = random.Random(f"sudoku4 {split} {seed}")
@@ -53,13 +61,19 @@ def split_of(puzzle: str) -> Literal["train", "test"]:
 
 
 def is_valid(puzzle: str, completion: str) -> bool:
-    """Whether `completion`, stripped, is 16 digits that solve the grid and keep the puzzle's clues."""
+    """Whether `completion`, stripped, is 16 digits that solve the grid and keep the
+    puzzle's clues.
+    """
     answer = completion.strip()
-    return len(answer) == 16 and _solved(answer) and all(clue in (".", digit) for clue, digit in zip(puzzle, answer))
+    return (
+        len(answer) == 16
+        and _solved(answer)
+        and all(clue in (".", digit) for clue, digit in zip(puzzle, answer))
+    )
 
 
 def _solved(grid: str) -> bool:
-    rows = [grid[4 * row:4 * row + 4] for row in range(4)]
+    rows = [grid[4 * row : 4 * row + 4] for row in range(4)]
     columns = [grid[column::4] for column in range(4)]
-    boxes = [grid[corner:corner + 2] + grid[corner + 4:corner + 6] for corner in (0, 2, 8, 10)]
+    boxes = [grid[corner : corner + 2] + grid[corner + 4 : corner + 6] for corner in (0, 2, 8, 10)]
     return all(sorted(unit) == ["1", "2", "3", "4"] for unit in rows + columns + boxes)

@@ -1,9 +1,13 @@
-"""Pre-training data: text from files, folders or the hub, tokenised once into a file from which rows are cut as they are needed.
+"""Pre-training data: text from files, folders or the hub, tokenised once into a file
+from which rows are cut as they are needed.
 
-Text is read as a stream and tokens are mapped from the disk, so neither has to fit into memory, and rows can still be shuffled.
-Documents follow each other, each with an EOS behind it; rows are cut wherever they end. What is on the disk is named by a digest of
-the data, the tokenizer and EOS, and used again by any run with the same; it does not depend on the length of rows.
+Text is read as a stream and tokens are mapped from the disk, so neither has to fit into
+memory, and rows can still be shuffled. Documents follow each other, each with an EOS
+behind it; rows are cut wherever they end. What is on the disk is named by a digest of
+the data, the tokenizer and EOS, and used again by any run with the same; it does not
+depend on the length of rows.
 """
+
 from __future__ import annotations
 
 import json
@@ -25,28 +29,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMS = '{"text": text} or {"input_ids": [ids]}, other keys aside'
-SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}        # what files call them
-PIECE = 1 << 18        # characters of a text file that are tokenised together, up to the end of a line
-BATCH = 1 << 20        # characters that go to the tokenizer at a time
+# what files call them
+SPLITS = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+PIECE = 1 << 18  # characters of a text file that are tokenised together, up to the end of a line
+BATCH = 1 << 20  # characters that go to the tokenizer at a time
 
-Piece = str | list[int] | None        # text, ids as they are, or the end of a document
+Piece = str | list[int] | None  # text, ids as they are, or the end of a document
 
 
-NAMES = {"wikitext2": Hub("Salesforce/wikitext", "wikitext-2-raw-v1", joined=True),
-         "wikitext103": Hub("Salesforce/wikitext", "wikitext-103-raw-v1", joined=True),
-         "tinystories": Hub("roneneldan/TinyStories")}
+NAMES = {
+    "wikitext2": Hub("Salesforce/wikitext", "wikitext-2-raw-v1", joined=True),
+    "wikitext103": Hub("Salesforce/wikitext", "wikitext-103-raw-v1", joined=True),
+    "tinystories": Hub("roneneldan/TinyStories"),
+}
 
 
 class Source(NamedTuple):
     """Text that can be read more than once."""
 
-    name: str                                   # in messages
-    digest: Callable[[], str]                   # of what is read
+    name: str  # in messages
+    digest: Callable[[], str]  # of what is read
     pieces: Callable[[], Iterator[Piece]]
 
 
 def find(dataset: str, config: str | None, split: str | None) -> Source:
-    """A split of a file (which is its own only split), of a folder with a file or more for each split, or of a hub data set.
+    """A split of a file (which is its own only split), of a folder with a file or more
+    for each split, or of a hub data set.
 
     split: None is the validation split, or the test split where there is no other.
     Raises FileNotFoundError or ValueError that says what there is.
@@ -54,29 +66,44 @@ def find(dataset: str, config: str | None, split: str | None) -> Source:
     path = Path(dataset).expanduser()
     if dataset in NAMES:
         if config is not None:
-            raise ValueError(f"--dataset_config has no effect on --dataset {dataset}, which is {NAMES[dataset].title}: leave it out")
+            raise ValueError(
+                f"--dataset_config has no effect on --dataset {dataset}, which is "
+                f"{NAMES[dataset].title}: leave it out"
+            )
         return _hub(NAMES[dataset], split)
     if not path.exists():
         if looks_like_a_path(dataset):
-            raise FileNotFoundError(f"{dataset}: no such data; give a text file, a JSONL file with rows {FORMS}, a folder with a file for "
-                                    f"each split, a hub name, or one of {', '.join(NAMES)}")
+            raise FileNotFoundError(
+                f"{dataset}: no such data; give a text file, a JSONL file with rows {FORMS}, a "
+                "folder with a file for "
+                f"each split, a hub name, or one of {', '.join(NAMES)}"
+            )
         return _hub(Hub(dataset, config), split)
     if config is not None:
         raise ValueError(f"--dataset_config has no effect on files ({dataset}): leave it out")
     files = [path] if path.is_file() else _split_files(path, split)
-    return Source(", ".join(map(str, files)), lambda: digest(files), lambda: (piece for file in files for piece in _read(file)))
+    return Source(
+        ", ".join(map(str, files)),
+        lambda: digest(files),
+        lambda: (piece for file in files for piece in _read(file)),
+    )
 
 
 def _split_files(folder: Path, split: str | None) -> list[Path]:
-    """The files whose name has the split as a word, as in wiki.train.tokens or train-00000-of-00002.jsonl."""
+    """The files whose name has the split as a word, as in wiki.train.tokens or
+    train-00000-of-00002.jsonl.
+    """
     files = sorted(file for file in folder.iterdir() if file.is_file())
     for name in ("validation", "test") if split is None else (split,):
         words = next((each for each in SPLITS.values() if name in each), (name,))
         if found := [file for file in files if set(words) & set(re.split(r"[._-]", file.name))]:
             return found
     there = ", ".join(file.name for file in files) or "nothing"
-    raise FileNotFoundError(f"{folder} has no file for the split {split or 'validation or test'}, but {there}: choose with --train_split "
-                            "and --eval_split, or give a file")
+    raise FileNotFoundError(
+        f"{folder} has no file for the split {split or 'validation or test'}, but {there}: choose "
+        "with --train_split "
+        "and --eval_split, or give a file"
+    )
 
 
 def _read(file: Path) -> Iterator[Piece]:
@@ -87,7 +114,8 @@ def _read(file: Path) -> Iterator[Piece]:
                 yield _row(parse(line))
                 yield None
         else:
-            with file.open(**TEXT, newline="") as stream:        # newline="": a line's end stays what it is
+            # newline="": a line's end stays what it is
+            with file.open(**TEXT, newline="") as stream:
                 while lines := stream.readlines(PIECE):
                     for number, line in enumerate(lines, number + 1):
                         check_text(line)
@@ -111,7 +139,9 @@ def _row(row: Any) -> Piece:
 def _hub(hub: Hub, split: str | None) -> Source:
     name, rows = load(hub, split, "--dataset")
     if "text" not in rows.column_names:
-        raise ValueError(f"--dataset {hub.title} has no column text, but {', '.join(rows.column_names)}")
+        raise ValueError(
+            f"--dataset {hub.title} has no column text, but {', '.join(rows.column_names)}"
+        )
 
     def pieces() -> Iterator[Piece]:
         for row in rows:
@@ -120,30 +150,42 @@ def _hub(hub: Hub, split: str | None) -> Source:
                 yield None
         if hub.joined:
             yield None
+
     return Source(f"{hub.title} {name}", lambda: f"{rows._fingerprint} {hub.joined}", pieces)
 
 
 class Rows(torch.utils.data.Dataset):
-    """Rows of seq_len tokens, the last one shorter, of a tokenised source; every n-th where there are more than `limit`."""
+    """Rows of seq_len tokens, the last one shorter, of a tokenised source; every n-th
+    where there are more than `limit`.
+    """
 
     def __init__(self, folder: Path, seq_len: int, limit: int | None = None) -> None:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.key: str = folder.name
-        self.bytes_per_token: float | None = meta["num_bytes"] and meta["num_bytes"] / meta["num_tokens"]        # None where rows are ids
+        # None where rows are ids
+        self.bytes_per_token: float | None = (
+            meta["num_bytes"] and meta["num_bytes"] / meta["num_tokens"]
+        )
         self.seq_len = seq_len
         self._tokens = np.memmap(folder / "tokens.bin", meta["dtype"], "r")
         total = -(-len(self._tokens) // seq_len)
-        self._numbers = range(total) if limit is None or total <= limit else [n * total // limit for n in range(limit)]
+        self._numbers = (
+            range(total)
+            if limit is None or total <= limit
+            else [n * total // limit for n in range(limit)]
+        )
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def __getitem__(self, number: int) -> list[int]:
         first = self._numbers[number] * self.seq_len
-        return self._tokens[first:first + self.seq_len].tolist()
+        return self._tokens[first : first + self.seq_len].tolist()
 
 
-def tokenise(source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_id: int, cache: Path) -> Path:
+def tokenise(
+    source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_id: int, cache: Path
+) -> Path:
     """The folder in `cache` that has the source's tokens, made if it is not there.
 
     Raises ValueError on ids outside the vocabulary, and on data without any text.
@@ -156,26 +198,47 @@ def tokenise(source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int
             for ids, size, ended in _encoded(source.pieces(), tokenizer):
                 num_bytes = None if size is None or num_bytes is None else num_bytes + size
                 if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-                    raise ValueError(f"{source.name}: input_ids must be between 0 and {vocab_size - 1}, found {min(ids)} to {max(ids)}")
+                    raise ValueError(
+                        f"{source.name}: input_ids must be between 0 and {vocab_size - 1}, found "
+                        f"{min(ids)} to {max(ids)}"
+                    )
                 num_documents += ended
                 num_tokens += len(ids)
                 np.array(ids + [eos_id] * ended, kind).tofile(file)
         if num_tokens == 0:
-            raise ValueError(f"{source.name}: no text; give a text file, or a JSONL file with rows {FORMS}")
-        meta = {"source": source.name, "dtype": kind, "num_tokens": num_tokens + num_documents, "num_bytes": num_bytes,
-                "num_documents": num_documents}
+            raise ValueError(
+                f"{source.name}: no text; give a text file, or a JSONL file with rows {FORMS}"
+            )
+        meta = {
+            "source": source.name,
+            "dtype": kind,
+            "num_tokens": num_tokens + num_documents,
+            "num_bytes": num_bytes,
+            "num_documents": num_documents,
+        }
         (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
     return kept(cache, [source.digest(), tokenizer.backend_tokenizer.to_str(), eos_id, kind], write)
 
 
-def _encoded(pieces: Iterator[Piece], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], int | None, bool]]:
-    """(ids, bytes of the text or None, does a document end here?); texts are tokenised many at a time."""
+def _encoded(
+    pieces: Iterator[Piece], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], int | None, bool]]:
+    """(ids, bytes of the text or None, does a document end here?); texts are tokenised
+    many at a time.
+    """
     waiting: list[Piece] = []
     size = 0
 
     def flush() -> Iterator[tuple[list[int], int | None, bool]]:
         texts = [piece for piece in waiting if isinstance(piece, str)]
-        encoded = iter(tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"] if texts else ())
+        encoded = iter(
+            tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+                "input_ids"
+            ]
+            if texts
+            else ()
+        )
         for piece in waiting:
             if piece is None:
                 yield [], 0, True
@@ -184,6 +247,7 @@ def _encoded(pieces: Iterator[Piece], tokenizer: PreTrainedTokenizerBase) -> Ite
             else:
                 yield piece, None, False
         waiting.clear()
+
     for piece in pieces:
         waiting.append(piece)
         size += len(piece or ())
@@ -193,22 +257,29 @@ def _encoded(pieces: Iterator[Piece], tokenizer: PreTrainedTokenizerBase) -> Ite
     yield from flush()
 
 
-def collate_rows(eos_id: int, boundaries: bool) -> Callable[[Sequence[list[int]]], dict[str, Tensor]]:
-    """Batches for pre-training: input_ids (B, L), weight (B, L) fp32, 1 at tokens and 0 at the padding of short rows.
+def collate_rows(
+    eos_id: int, boundaries: bool
+) -> Callable[[Sequence[list[int]]], dict[str, Tensor]]:
+    """Batches for pre-training: input_ids (B, L), weight (B, L) fp32, 1 at tokens and 0
+    at the padding of short rows.
 
-    With padding an attention_mask (B, L) that hides it; with boundaries one (B, L, L) under which a token attends to those of its
-    document alone. A document ends with its EOS.
+    With padding an attention_mask (B, L) that hides it; with boundaries one (B, L, L)
+    under which a token attends to those of its document alone. A document ends with its
+    EOS.
     """
+
     def collate(rows: Sequence[list[int]]) -> dict[str, Tensor]:
         length = max(len(row) for row in rows)
-        tokens = torch.tensor([row + [eos_id] * (length - len(row)) for row in rows])       # (B, L)
+        tokens = torch.tensor([row + [eos_id] * (length - len(row)) for row in rows])  # (B, L)
         real = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
         batch = {"input_ids": tokens, "weight": real.float()}
         if boundaries:
             end = (tokens == eos_id).long()
-            document = end.cumsum(-1) - end                                                 # (B, L): the EOS is its document's last token
-            batch["attention_mask"] = document[:, :, None] == document[:, None, :]          # (B, L, L); padding is documents of one token
+            document = end.cumsum(-1) - end  # (B, L): the EOS is its document's last token
+            # (B, L, L); padding is documents of one token
+            batch["attention_mask"] = document[:, :, None] == document[:, None, :]
         elif not real.all():
             batch["attention_mask"] = real
         return batch
+
     return collate

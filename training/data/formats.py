@@ -1,4 +1,5 @@
 """Public data formats as dialogues: one function a format."""
+
 from __future__ import annotations
 
 import json
@@ -28,12 +29,14 @@ class Dialogue(NamedTuple):
 class Skip(NamedTuple):
     """A row that did not fit."""
 
-    place: str        # FILE:LINE, of a JSON array FILE: row NUMBER, both from 1
+    place: str  # FILE:LINE, of a JSON array FILE: row NUMBER, both from 1
     reason: str
 
 
 def sharegpt(row: dict[str, Any]) -> Dialogue:
-    """ShareGPT: the conversation, begun by the row's system text and ended by the chosen answer of a preference pair, where it has them."""
+    """ShareGPT: the conversation, begun by the row's system text and ended by the
+    chosen answer of a preference pair, where it has them.
+    """
     return Dialogue(dialogue.read_row("conversations", row))
 
 
@@ -59,7 +62,9 @@ def problem_solution(row: dict[str, Any]) -> Row:
 
 
 def gsm8k(row: dict[str, Any]) -> Row:
-    """GSM8K: the question and its answer, calculator marks and the final "#### number" as published."""
+    """GSM8K: the question and its answer, calculator marks and the final "#### number"
+    as published.
+    """
     return Row(_text(row, "question"), _text(row, "answer"))
 
 
@@ -79,18 +84,22 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Row | Dialogue]] = {
     "gsm8k": gsm8k,
     "opc": opc,
 }
-HONOURED = {"sharegpt": ("system", "chosen"), "messages": ("system", "chosen")}        # of row_keys.ROW_KEYS, by format
+# of row_keys.ROW_KEYS, by format
+HONOURED = {"sharegpt": ("system", "chosen"), "messages": ("system", "chosen")}
 
 
 def as_dialogue(row: Row | Dialogue) -> Dialogue:
     """A question and its answer as a dialogue of one turn each."""
     if isinstance(row, Dialogue):
         return row
-    return Dialogue([{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.completion}])
+    return Dialogue(
+        [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.completion}]
+    )
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, row) of the rows of a file or of a folder's files; of what cannot be read, the ValueError in the row's place.
+    """(place, row) of the rows of a file or of a folder's files; of what cannot be
+    read, the ValueError in the row's place.
 
     Raises FileNotFoundError, or ValueError for parquet and a broken JSON array.
     """
@@ -102,18 +111,22 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
             yield from read_rows(file)
         return
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a JSONL file, a JSON array or a folder of such")
+        raise FileNotFoundError(
+            f"{path}: no such file; give a JSONL file, a JSON array or a folder of such"
+        )
     text = path.read_text(**TEXT)
     if text.startswith("PAR1"):
         raise ValueError(f"{path}: not UTF-8 text but parquet: export it as JSONL first")
     first = text.lstrip().partition("\n")[0].rstrip()
     try:
-        whole = json.loads(text)        # of JSONL it fails behind the first line
+        whole = json.loads(text)  # of JSONL it fails behind the first line
     except (ValueError, RecursionError) as error:
         place = f"{path}:{getattr(error, 'lineno', 1)}"
         if first.startswith("[") and not first.endswith("]"):
-            raise ValueError(f"{place}: a JSON array that cannot be read: {reason(error)}") from None
-        if first.endswith(("{", ",")):        # one object on many lines
+            raise ValueError(
+                f"{place}: a JSON array that cannot be read: {reason(error)}"
+            ) from None
+        if first.endswith(("{", ",")):  # one object on many lines
             yield place, ValueError(reason(error))
             return
     else:
@@ -122,7 +135,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
         else:
             yield f"{path}:1", whole
         return
-    for number, line in enumerate(text.split("\n"), 1):        # splitlines would cut at U+2028 inside strings
+    # splitlines would cut at U+2028 inside strings
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield f"{path}:{number}", parse(line)
@@ -130,10 +144,14 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 yield f"{path}:{number}", error
 
 
-def convert(path: Path, name: str, *, chat: bool = False, strict: bool = False) -> tuple[list[Row | Dialogue], list[Skip]]:
-    """The rows of `path` in format `name`, and those that were skipped; together they are all rows of the file.
+def convert(
+    path: Path, name: str, *, chat: bool = False, strict: bool = False
+) -> tuple[list[Row | Dialogue], list[Skip]]:
+    """The rows of `path` in format `name`, and those that were skipped; together they
+    are all rows of the file.
 
-    chat: all as dialogues. strict: raise ValueError at the first bad row instead of skipping it.
+    chat: all as dialogues. strict: raise ValueError at the first bad row instead of
+    skipping it.
     """
     rows: list[Row | Dialogue] = []
     skipped: list[Skip] = []
@@ -145,7 +163,9 @@ def convert(path: Path, name: str, *, chat: bool = False, strict: bool = False) 
                 raise ValueError(f"expected an object, found {type(raw).__name__}")
             check_row(raw, HONOURED.get(name, ()))
             row = FORMATS[name](raw)
-            for text in [turn["content"] for turn in row.messages] if isinstance(row, Dialogue) else row:
+            for text in (
+                [turn["content"] for turn in row.messages] if isinstance(row, Dialogue) else row
+            ):
                 check_text(text)
             rows.append(as_dialogue(row) if chat else row)
         except ValueError as error:
@@ -161,7 +181,11 @@ def convert(path: Path, name: str, *, chat: bool = False, strict: bool = False) 
 def _text(row: dict[str, Any], field: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
-        found = f"{type(value).__name__}" if field in row else f"keys {', '.join(sorted(row)) or 'none'}"
+        found = (
+            f"{type(value).__name__}"
+            if field in row
+            else f"keys {', '.join(sorted(row)) or 'none'}"
+        )
         raise ValueError(f"{field!r} must be text, found {found}")
     if not value.strip():
         raise ValueError(f"{field!r} is empty")

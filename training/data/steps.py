@@ -1,4 +1,5 @@
 """Rows of reasoning steps with labels, for process reward models."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +39,9 @@ Encode = Callable[[StepRow], StepExample]
 
 
 def step_encoder(tokenizer: PreTrainedTokenizerBase, separator: str) -> Encode:
-    """Rows to token rows by the function that scores; raises ValueError where the separator has no token."""
+    """Rows to token rows by the function that scores; raises ValueError where the
+    separator has no token.
+    """
     token_class_ids(tokenizer, "", [], separator)
 
     def encode(row: StepRow) -> StepExample:
@@ -47,11 +50,14 @@ def step_encoder(tokenizer: PreTrainedTokenizerBase, separator: str) -> Encode:
         for position, label in zip(positions, row.labels, strict=True):
             labels[position] = int(label)
         return StepExample(ids, labels)
+
     return encode
 
 
 def read_steps(path: Path) -> list[StepRow]:
-    """The rows of a JSONL file. Raises FileNotFoundError, or ValueError that names file and line."""
+    """The rows of a JSONL file. Raises FileNotFoundError, or ValueError that names file
+    and line.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORM}")
     rows = []
@@ -66,27 +72,40 @@ def read_steps(path: Path) -> list[StepRow]:
 
 
 def collate_steps(pad_id: int) -> Callable[[Sequence[StepExample]], dict[str, Tensor]]:
-    """Batches padded on the right: input_ids, attention_mask, labels and weight, all (B, L); weight is 1 where a step is read."""
+    """Batches padded on the right: input_ids, attention_mask, labels and weight, all
+    (B, L); weight is 1 where a step is read.
+    """
+
     def padded(rows: Iterable[Sequence[int]], value: int) -> Tensor:
-        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+        return pad_sequence(
+            [torch.tensor(row) for row in rows], batch_first=True, padding_value=value
+        )
 
     def collate(examples: Sequence[StepExample]) -> dict[str, Tensor]:
         labels = padded((example.labels for example in examples), IGNORED)
-        return {"input_ids": padded((example.input_ids for example in examples), pad_id),
-                "attention_mask": padded(([1] * len(example.input_ids) for example in examples), 0),
-                "labels": labels, "weight": (labels != IGNORED).float()}
+        return {
+            "input_ids": padded((example.input_ids for example in examples), pad_id),
+            "attention_mask": padded(([1] * len(example.input_ids) for example in examples), 0),
+            "labels": labels,
+            "weight": (labels != IGNORED).float(),
+        }
+
     return collate
 
 
 def _parse(row: Any) -> StepRow:
     if not isinstance(row, dict) or row.keys() != set(StepRow._fields):
-        found = f"keys {sorted(row)}: leave others out" if isinstance(row, dict) else type(row).__name__
+        found = (
+            f"keys {sorted(row)}: leave others out" if isinstance(row, dict) else type(row).__name__
+        )
         raise ValueError(f"expected {FORM}, found {found}")
     prompt, steps, labels = (row[name] for name in StepRow._fields)
     if not isinstance(prompt, str) or not _list_of(str, steps) or not _list_of(bool, labels):
         raise ValueError(f"expected {FORM}, found a value of another type")
     if len(steps) != len(labels):
-        raise ValueError(f"{len(steps)} completions but {len(labels)} labels: give one label to each step")
+        raise ValueError(
+            f"{len(steps)} completions but {len(labels)} labels: give one label to each step"
+        )
     if not steps:
         raise ValueError("completions is empty: a solution has at least one step")
     for text in (prompt, *steps):

@@ -1,7 +1,9 @@
-"""Tokenised data on the disk, whole or absent, named by a digest of all that it is made of: any run with the same finds it again.
+"""Tokenised data on the disk, whole or absent, named by a digest of all that it is made
+of: any run with the same finds it again.
 
 Not for what the tokens are: corpus.py keeps a stream of documents, data.py rows.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -15,7 +17,8 @@ from llada_plugins.files.atomic import whole_folder
 def kept(cache: Path, made_of: Sequence[Any], write: Callable[[Path], None]) -> Path:
     """The folder in `cache` of what `write` leaves in a folder, which it does if that is not there.
 
-    made_of: all that it depends on, data and tokenizer by content, as values whose repr tells them apart. Raises OSError that names cache.
+    made_of: all that it depends on, data and tokenizer by content, as values whose repr
+    tells them apart. Raises OSError that names cache.
     """
     folder = cache / hashlib.blake2b(repr(list(made_of)).encode(), digest_size=12).hexdigest()
     if folder.is_dir():
@@ -24,8 +27,10 @@ def kept(cache: Path, made_of: Sequence[Any], write: Callable[[Path], None]) -> 
         with whole_folder(folder) as partial:
             write(partial)
     except OSError as error:
-        if not folder.is_dir():        # else another run has put it there meanwhile
-            raise OSError(f"tokens could not be kept in {cache} ({error}): give another --token_cache") from error
+        if not folder.is_dir():  # else another run has put it there meanwhile
+            raise OSError(
+                f"tokens could not be kept in {cache} ({error}): give another --token_cache"
+            ) from error
     return folder
 
 

@@ -1,8 +1,11 @@
-"""Objectives: what a batch costs, as functions that the trainer calls. A batch states what each token is worth in its `weight`.
+"""Objectives: what a batch costs, as functions that the trainer calls. A batch states
+what each token is worth in its `weight`.
 
-Every objective returns a sum and the total weight that the sum is to be divided by; the trainer divides once, by the weight of the
-whole update (all micro-batches of all processes), so accumulation and data parallelism do not change the loss.
+Every objective returns a sum and the total weight that the sum is to be divided by; the
+trainer divides once, by the weight of the whole update (all micro-batches of all
+processes), so accumulation and data parallelism do not change the loss.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,112 +18,185 @@ from torch import Tensor, nn
 from llada_plugins.diffusion.forward_process import Noisy, Replace, mask_tokens, remask_noise
 from llada_plugins.diffusion.random_streams import request_key, uniform
 
-IGNORED = -100        # transformers pads labels of batches of other lengths with it
+IGNORED = -100  # transformers pads labels of batches of other lengths with it
 
 
 class Loss(NamedTuple):
-    """sum / count is the loss; count depends on the batch alone, never on the noise, so that the estimate stays unbiased."""
+    """sum / count is the loss; count depends on the batch alone, never on the noise, so
+    that the estimate stays unbiased.
+    """
 
-    sum: Tensor          # scalar, fp32, with gradient
-    count: Tensor        # scalar: the batch's total weight
-    predictions: Tensor | None = None        # (B, L, K) what the evaluation's metrics are made of, where an objective has any
-    labels: Tensor | None = None             # (B, L) what they are held against; IGNORED where there is nothing to compare
+    sum: Tensor  # scalar, fp32, with gradient
+    count: Tensor  # scalar: the batch's total weight
+    # (B, L, K) what the evaluation's metrics are made of, where an objective has any
+    predictions: Tensor | None = None
+    # (B, L) what they are held against; IGNORED where there is nothing to compare
+    labels: Tensor | None = None
 
 
 class Objective(Protocol):
     """The loss of a collated batch; all randomness comes from the generator."""
 
-    def __call__(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Loss: ...
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> Loss: ...
 
 
 def sft(mask_id: int) -> Objective:
-    """LLaDA's supervised fine-tuning (arXiv 2502.09992, Algorithm 2; its GUIDELINES.md): the prompt is never masked.
+    """LLaDA's supervised fine-tuning (arXiv 2502.09992, Algorithm 2; its
+    GUIDELINES.md): the prompt is never masked.
 
-    Cross-entropy at masked answer tokens over p, each sample divided by its answer length (the batch's weight), mean over samples.
-    The answer includes its EOS padding.
+    Cross-entropy at masked answer tokens over p, each sample divided by its answer
+    length (the batch's weight), mean over samples. The answer includes its EOS padding.
     """
-    def sft_objective(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Loss:
-        tokens, weight = batch["input_ids"], batch["weight"]                            # (B, L)
+
+    def sft_objective(
+        model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> Loss:
+        tokens, weight = batch["input_ids"], batch["weight"]  # (B, L)
         noisy = mask_tokens(tokens, weight > 0, mask_id, generator)
-        logits = model(noisy.tokens)[noisy.masked].float()                              # (masked tokens, V)
+        logits = model(noisy.tokens)[noisy.masked].float()  # (masked tokens, V)
         cross_entropy = F.cross_entropy(logits, tokens[noisy.masked], reduction="none")
         share = (weight / noisy.p_mask)[noisy.masked]
         return Loss((cross_entropy * share).sum(), weight.sum())
+
     return sft_objective
 
 
 def pretrain(mask_id: int, random_lengths: float = 0.01) -> Objective:
-    """LLaDA's pre-training (arXiv 2502.09992, Algorithm 1): any token may be masked; cross-entropy at masked ones over p, mean over tokens.
+    """LLaDA's pre-training (arXiv 2502.09992, Algorithm 1): any token may be masked;
+    cross-entropy at masked ones over p, mean over tokens.
 
-    The batch's weight is 1 at real tokens, 0 at padding. random_lengths: share of training batches cut to a length drawn from 1 to
-    theirs; such a batch's mean over what is left weighs as much as the whole batch would. Evaluations have `counted_noise`.
+    The batch's weight is 1 at real tokens, 0 at padding. random_lengths: share of
+    training batches cut to a length drawn from 1 to theirs; such a batch's mean over
+    what is left weighs as much as the whole batch would. Evaluations have
+    `counted_noise`.
     """
-    def pretrain_objective(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Loss:
-        tokens, weight, attention_mask = batch["input_ids"], batch["weight"], batch.get("attention_mask")
-        if model.training and random_lengths and float(torch.rand((), generator=generator)) < random_lengths:
+
+    def pretrain_objective(
+        model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> Loss:
+        tokens, weight, attention_mask = (
+            batch["input_ids"],
+            batch["weight"],
+            batch.get("attention_mask"),
+        )
+        if (
+            model.training
+            and random_lengths
+            and float(torch.rand((), generator=generator)) < random_lengths
+        ):
             cut = int(torch.randint(1, tokens.shape[1] + 1, (), generator=generator))
-            tokens, weight = tokens[:, :cut], weight[:, :cut]                           # (B, cut)
-            attention_mask = attention_mask if attention_mask is None else attention_mask[:, :cut][..., :cut]
-        noisy = mask_tokens(tokens, weight > 0, mask_id, generator) if model.training else counted_noise(tokens, weight > 0, mask_id)
-        logits = model(noisy.tokens, attention_mask, at=noisy.masked).float()           # (masked tokens, V)
+            tokens, weight = tokens[:, :cut], weight[:, :cut]  # (B, cut)
+            attention_mask = (
+                attention_mask if attention_mask is None else attention_mask[:, :cut][..., :cut]
+            )
+        noisy = (
+            mask_tokens(tokens, weight > 0, mask_id, generator)
+            if model.training
+            else counted_noise(tokens, weight > 0, mask_id)
+        )
+        logits = model(noisy.tokens, attention_mask, at=noisy.masked).float()  # (masked tokens, V)
         cross_entropy = F.cross_entropy(logits, tokens[noisy.masked], reduction="none")
         share = (weight / noisy.p_mask)[noisy.masked]
         count = batch["weight"].sum()
         return Loss((cross_entropy * share).sum() * (count / weight.sum()), count)
+
     return pretrain_objective
 
 
 def counted_noise(tokens: Tensor, maskable: Tensor, mask_id: int) -> Noisy:
-    """Of each row's n maskable tokens k ~ U{1..n} masked, p = k / n: the bound of `mask_tokens` with less variance (LLaDA, eq. 14).
+    """Of each row's n maskable tokens k ~ U{1..n} masked, p = k / n: the bound of
+    `mask_tokens` with less variance (LLaDA, eq. 14).
 
-    All is drawn from a hash of the row's maskable tokens: the same in any batch, on any number of processes.
+    All is drawn from a hash of the row's maskable tokens: the same in any batch, on any
+    number of processes.
     """
     rows = zip(tokens.tolist(), maskable.tolist())
-    key = torch.tensor([request_key(0, [token for token, real in zip(*row) if real]) for row in rows])[:, None]
-    length = maskable.sum(-1, keepdim=True).cpu()                                       # (B, 1)
+    key = torch.tensor(
+        [request_key(0, [token for token, real in zip(*row) if real]) for row in rows]
+    )[:, None]
+    length = maskable.sum(-1, keepdim=True).cpu()  # (B, 1)
     count = (uniform(key, 0, 0) * length).long() + 1
-    order = uniform(key, 1, torch.arange(tokens.shape[1])).masked_fill(~maskable.cpu(), 1.0).argsort(-1).argsort(-1)        # (B, L)
+    # (B, L)
+    order = (
+        uniform(key, 1, torch.arange(tokens.shape[1]))
+        .masked_fill(~maskable.cpu(), 1.0)
+        .argsort(-1)
+        .argsort(-1)
+    )
     masked = (order < count).to(tokens.device)
     return Noisy(tokens.masked_fill(masked, mask_id), masked, (count / length).to(tokens.device))
 
 
 def routed_sft(mask_id: int) -> Objective:
-    """The loss of `sft` through an ALA router: the same noise and normalisation. The model is a `router.RoutedLLaDA`."""
+    """The loss of `sft` through an ALA router: the same noise and normalisation. The
+    model is a `router.RoutedLLaDA`.
+    """
     objective = sft(mask_id)
 
-    def routed_objective(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Loss:
-        prompt_lengths = (batch["weight"] > 0).int().argmax(-1)                         # (B,)
-        return objective(lambda tokens: model(tokens, prompt_lengths=prompt_lengths), batch, generator)
+    def routed_objective(
+        model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> Loss:
+        prompt_lengths = (batch["weight"] > 0).int().argmax(-1)  # (B,)
+        return objective(
+            lambda tokens: model(tokens, prompt_lengths=prompt_lengths), batch, generator
+        )
+
     return routed_objective
 
 
-def remask_sft(mask_id: int, *, r_incorrect: float, lambda_ups: float, label_smoothing: float, train_backbone: bool,
-               incorrect: Callable[[nn.Module], Replace]) -> Objective:
-    """RemeDi's Remask SFT (arXiv 2509.23653, section 4.1): L_TPS + lambda_ups * L_UPS on answers with masks and incorrect tokens.
+def remask_sft(
+    mask_id: int,
+    *,
+    r_incorrect: float,
+    lambda_ups: float,
+    label_smoothing: float,
+    train_backbone: bool,
+    incorrect: Callable[[nn.Module], Replace],
+) -> Objective:
+    """RemeDi's Remask SFT (arXiv 2509.23653, section 4.1): L_TPS + lambda_ups * L_UPS
+    on answers with masks and incorrect tokens.
 
-    L_TPS is LLaDA's SFT loss, at masked tokens only (not at incorrect ones), and is left out where the backbone is frozen. L_UPS is the
-    binary cross-entropy of the score h at every answer token, against 1 where clean, 0 where incorrect, and the detached p(x0 | xt)
-    where masked. Both are divided by each sample's answer length, then averaged over samples, as in `sft`.
-    label_smoothing: s takes a label y to s + (1 - 2 s) y; RemeDi's code has 0.05 (.95, .05, .05 + .9 p).
-    incorrect: where incorrect tokens come from, given the model. The model is a `policy.PolicyModel`.
+    L_TPS is LLaDA's SFT loss, at masked tokens only (not at incorrect ones), and is
+    left out where the backbone is frozen. L_UPS is the binary cross-entropy of the
+    score h at every answer token, against 1 where clean, 0 where incorrect, and the
+    detached p(x0 | xt) where masked. Both are divided by each sample's answer length,
+    then averaged over samples, as in `sft`. label_smoothing: s takes a label y to s +
+    (1 - 2 s) y; RemeDi's code has 0.05 (.95, .05, .05 + .9 p). incorrect: where
+    incorrect tokens come from, given the model. The model is a `policy.PolicyModel`.
     """
-    def remask_objective(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Loss:
-        tokens, weight = batch["input_ids"], batch["weight"]                            # (B, L)
+
+    def remask_objective(
+        model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> Loss:
+        tokens, weight = batch["input_ids"], batch["weight"]  # (B, L)
         answer = weight > 0
-        noisy = remask_noise(tokens, answer, mask_id, generator, r=r_incorrect, replace=incorrect(model))
-        at = noisy.masked if model.training else answer                                 # N positions; only metrics ask for more
-        logits, score = model(noisy.tokens, at)                                         # (N, V), (B, L)
+        noisy = remask_noise(
+            tokens, answer, mask_id, generator, r=r_incorrect, replace=incorrect(model)
+        )
+        at = noisy.masked if model.training else answer  # N positions; only metrics ask for more
+        logits, score = model(noisy.tokens, at)  # (N, V), (B, L)
         logits = logits.float()
-        cross_entropy = F.cross_entropy(logits, tokens[at], reduction="none")           # (N,)
+        cross_entropy = F.cross_entropy(logits, tokens[at], reduction="none")  # (N,)
         probability = torch.zeros_like(score).masked_scatter(at, (-cross_entropy.detach()).exp())
         label = torch.where(noisy.masked, probability, (~noisy.incorrect).float())
         label = label_smoothing + (1 - 2 * label_smoothing) * label
-        total = lambda_ups * (F.binary_cross_entropy_with_logits(score, label, reduction="none") * weight).sum()
+        total = (
+            lambda_ups
+            * (F.binary_cross_entropy_with_logits(score, label, reduction="none") * weight).sum()
+        )
         if train_backbone:
             total = total + (cross_entropy * (weight / noisy.p_mask * noisy.masked)[at]).sum()
         if model.training:
             return Loss(total, weight.sum())
         standing = (logits.gather(-1, noisy.tokens[at][:, None])[:, 0] - logits.logsumexp(-1)).exp()
         predictions = torch.stack([score, torch.zeros_like(score).masked_scatter(at, standing)], -1)
-        return Loss(total, weight.sum(), predictions, (~noisy.incorrect).long().masked_fill(~answer | noisy.masked, IGNORED))
+        return Loss(
+            total,
+            weight.sum(),
+            predictions,
+            (~noisy.incorrect).long().masked_fill(~answer | noisy.masked, IGNORED),
+        )
+
     return remask_objective

@@ -1,4 +1,7 @@
-"""Checkpoints that can be relied on: whole or absent, one line where they cannot be written, resumed only by the run that wrote them."""
+"""Checkpoints that can be relied on: whole or absent, one line where they cannot be
+written, resumed only by the run that wrote them.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -23,22 +26,61 @@ from llada_plugins.models.fingerprint import fingerprint, signature
 
 RUN = "run.json"
 STATE = "trainer_state.json"
-UNFINISHED = ".unfinished"        # folder in which a checkpoint is written before it gets its name
-PARTS = {        # of a checkpoint, and what the files or folders are called that have them
-    "weights": ("*.safetensors", "pytorch_model*"), "optimizer": ("optimizer*",), "schedule": ("scheduler.pt",), "state": (STATE,)}
-SAME = ("optim", "optim_args", "optim_target_modules", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
-        "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "seed", "data_seed", "dataloader_drop_last")
+UNFINISHED = ".unfinished"  # folder in which a checkpoint is written before it gets its name
+PARTS = {  # of a checkpoint, and what the files or folders are called that have them
+    "weights": ("*.safetensors", "pytorch_model*"),
+    "optimizer": ("optimizer*",),
+    "schedule": ("scheduler.pt",),
+    "state": (STATE,),
+}
+SAME = (
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "seed",
+    "data_seed",
+    "dataloader_drop_last",
+)
 """TrainingArguments that a resumed run shares with its beginning. The optimizer's and the schedule's numbers come with a checkpoint, so
 that others would have no effect; another seed repeats some rows of the epoch and leaves others out. Of the rest, length, precision and
 max_grad_norm take effect from the checkpoint on."""
-FREE = ("preset", "model", "tokenizer", "data", "dataset", "dataset_config", "train_split",        # `identity` knows them by content
-        "eval_split", "eval_data", "eval_rows", "token_cache", "prompt", "gen_length", "steps", "remask_ratio", "temperature", "top_k", "top_p")
+# `identity` knows them by content
+FREE = (
+    "preset",
+    "model",
+    "tokenizer",
+    "data",
+    "dataset",
+    "dataset_config",
+    "train_split",
+    "eval_split",
+    "eval_data",
+    "eval_rows",
+    "token_cache",
+    "prompt",
+    "gen_length",
+    "steps",
+    "remask_ratio",
+    "temperature",
+    "top_k",
+    "top_p",
+)
 """Options of the commands that may differ: training does not see them. A new one is compared unless it is listed."""
-NUM_ROWS = 1000                   # of the data that identify it, spread over all of them
+NUM_ROWS = 1000  # of the data that identify it, spread over all of them
 
 
 class WholeCheckpoints(Trainer):
-    """transformers' Trainer, of whose checkpoints every one that has its name is complete, whenever the process was killed."""
+    """transformers' Trainer, of whose checkpoints every one that has its name is
+    complete, whenever the process was killed.
+    """
 
     _parent: str | None = None
 
@@ -49,7 +91,9 @@ class WholeCheckpoints(Trainer):
         return self._parent or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint in UNFINISHED, move it to its place, and only then remove what save_total_limit has no room for."""
+        """Write a checkpoint in UNFINISHED, move it to its place, and only then remove
+        what save_total_limit has no room for.
+        """
         self.check_weights()
         output = Path(self.args.output_dir)
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -59,8 +103,10 @@ class WholeCheckpoints(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._parent = None
-            placed(self.state, output, output / UNFINISHED / name if self.args.should_save else None)
-            self.accelerator.wait_for_everyone()        # every process has files in it
+            placed(
+                self.state, output, output / UNFINISHED / name if self.args.should_save else None
+            )
+            self.accelerator.wait_for_everyone()  # every process has files in it
             if self.args.should_save:
                 shutil.rmtree(output / name, ignore_errors=True)
                 (output / UNFINISHED / name).replace(output / name)
@@ -69,14 +115,19 @@ class WholeCheckpoints(Trainer):
 
     def _remove_oldest(self, output: Path) -> None:
         """Keep `save_total_limit` checkpoints, among them the last and the best."""
-        if not hasattr(trainer_utils, "rotate_checkpoints"):        # transformers 5.0 and before
+        if not hasattr(trainer_utils, "rotate_checkpoints"):  # transformers 5.0 and before
             self._rotate_checkpoints(output_dir=str(output))
             return
-        trainer_utils.rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit,
-                                         best_model_checkpoint=self.state.best_model_checkpoint)
+        trainer_utils.rotate_checkpoints(
+            output_dir=str(output),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+        )
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
-        """Nothing where no update is left: transformers 5.23, which resumes from a last checkpoint inside an epoch, would make one more."""
+        """Nothing where no update is left: transformers 5.23, which resumes from a last
+        checkpoint inside an epoch, would make one more.
+        """
         if not self._is_done():
             super()._run_epoch(*arguments, **options)
 
@@ -91,7 +142,7 @@ class WholeCheckpoints(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model alone."""
-        if _internal_call:        # by _save_checkpoint and others, which tell of errors themselves
+        if _internal_call:  # by _save_checkpoint and others, which tell of errors themselves
             return super().save_model(output_dir, _internal_call)
         self.check_weights()
         with writing("the model", Path(self.args.output_dir)):
@@ -99,7 +150,9 @@ class WholeCheckpoints(Trainer):
 
 
 def placed(state: TrainerState, output: Path, written: Path | None) -> None:
-    """Correct the place of the best checkpoint where it is the one in UNFINISHED; written: its folder, for the state."""
+    """Correct the place of the best checkpoint where it is the one in UNFINISHED;
+    written: its folder, for the state.
+    """
     best = state.best_model_checkpoint and Path(state.best_model_checkpoint)
     if best and best.parent.name == UNFINISHED:
         state.best_model_checkpoint = str(output / best.name)
@@ -109,37 +162,63 @@ def placed(state: TrainerState, output: Path, written: Path | None) -> None:
 
 @contextmanager
 def writing(what: str, output: Path) -> Iterator[None]:
-    """Turn what libraries raise on a full disk into one OSError line that names what is kept; removes what was begun."""
+    """Turn what libraries raise on a full disk into one OSError line that names what is
+    kept; removes what was begun.
+    """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:        # the last two from torch.save and save_file
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # the last two from torch.save and save_file
         shutil.rmtree(output / UNFINISHED, ignore_errors=True)
         last = get_last_checkpoint(str(output)) if output.is_dir() else None
-        kept = f"{last} is whole: make room, then continue with --resume" if last else "there is no checkpoint to continue from"
-        raise OSError(f"{what} could not be written to {output} ({(str(error).splitlines() or [''])[0][:200]}); {kept}") from error
+        kept = (
+            f"{last} is whole: make room, then continue with --resume"
+            if last
+            else "there is no checkpoint to continue from"
+        )
+        raise OSError(
+            f"{what} could not be written to {output} "
+            f"({(str(error).splitlines() or [''])[0][:200]}); {kept}"
+        ) from error
 
 
 def check_whole(checkpoint: Path) -> None:
-    """Raise ValueError on a checkpoint of which something is missing or cut short, as a torn copy or a failing disk leaves it.
+    """Raise ValueError on a checkpoint of which something is missing or cut short, as a
+    torn copy or a failing disk leaves it.
 
     Reads indices and JSON, not the bytes of tensors: those of a large model take minutes.
     """
-    missing = [what for what, patterns in PARTS.items() if not any(any(checkpoint.glob(pattern)) for pattern in patterns)]
+    missing = [
+        what
+        for what, patterns in PARTS.items()
+        if not any(any(checkpoint.glob(pattern)) for pattern in patterns)
+    ]
     if missing == ["optimizer", "schedule"]:
-        raise ValueError(f"--resume: {checkpoint} has no optimizer and no schedule, as --save_only_model leaves it; give it as --model of a "
-                         "new run")
+        raise ValueError(
+            f"--resume: {checkpoint} has no optimizer and no schedule, as --save_only_model "
+            "leaves it; give it as --model of a "
+            "new run"
+        )
     if missing:
-        raise ValueError(f"--resume: {checkpoint} is damaged, it has no {' and no '.join(missing)}: {_without(checkpoint)}")
+        raise ValueError(
+            f"--resume: {checkpoint} is damaged, it has no {' and no '.join(missing)}: "
+            f"{_without(checkpoint)}"
+        )
     for path in sorted(path for path in checkpoint.iterdir() if path.suffix in READ):
         try:
             READ[path.suffix](path)
         except (ValueError, OSError, SafetensorError, BadZipFile, EOFError, zlib.error) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise ValueError(f"--resume: {path} is damaged ({reason}): {_without(checkpoint)}") from None
+            raise ValueError(
+                f"--resume: {path} is damaged ({reason}): {_without(checkpoint)}"
+            ) from None
 
 
 def _without(checkpoint: Path) -> str:
-    steps = [path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    steps = [
+        path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        for path in checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    ]
     before = sorted(int(step) for step in steps if step.isdigit())[:-1]
     if not before:
         return "there is none before it: start again with --overwrite"
@@ -158,44 +237,65 @@ def _read_pickled(path: Path) -> None:
     """What torch.save writes: a zip archive, whose index stands at its end."""
     with ZipFile(path) as archive:
         for name in archive.namelist():
-            if name.endswith("data.pkl"):        # all but the tensors' bytes, whose checksums nobody reads
+            # all but the tensors' bytes, whose checksums nobody reads
+            if name.endswith("data.pkl"):
                 archive.read(name)
 
 
 READ: dict[str, Callable[[Path], None]] = {
-    ".json": _read_json, ".safetensors": _read_tensors, ".pt": _read_pickled, ".pth": _read_pickled, ".bin": _read_pickled}
+    ".json": _read_json,
+    ".safetensors": _read_tensors,
+    ".pt": _read_pickled,
+    ".pth": _read_pickled,
+    ".bin": _read_pickled,
+}
 
 
 def identity(model: nn.Module, rows: Sequence[Any] | Iterable[Any]) -> dict[str, str]:
-    """What a run starts from, the model by its weights before training and the data by some of its rows: the same when it is resumed."""
-    weights = fingerprint({name: signature(name, tensor) for name, tensor in model.state_dict().items()})
+    """What a run starts from, the model by its weights before training and the data by
+    some of its rows: the same when it is resumed.
+    """
+    weights = fingerprint(
+        {name: signature(name, tensor) for name, tensor in model.state_dict().items()}
+    )
     digest = hashlib.sha256()
     if isinstance(rows, Sized):
         digest.update(f"{len(rows)} ".encode())
         chosen = (rows[number] for number in range(0, len(rows), max(1, len(rows) // NUM_ROWS)))
     else:
-        chosen = islice(rows, NUM_ROWS)        # a stream has a beginning only
+        chosen = islice(rows, NUM_ROWS)  # a stream has a beginning only
     for row in chosen:
         digest.update(repr(row).encode())
     return {"model": weights, "data": digest.hexdigest()[:16]}
 
 
-def begin(output: Path, description: Mapping[str, Any], found: Mapping[str, str], *, resume: bool) -> None:
-    """Write run.json; raises ValueError on resuming another run. Removes what a killed process had begun.
+def begin(
+    output: Path, description: Mapping[str, Any], found: Mapping[str, str], *, resume: bool
+) -> None:
+    """Write run.json; raises ValueError on resuming another run. Removes what a killed
+    process had begun.
 
-    description: `arguments` (of transformers), `options` (of the command) and `rows_of_update` are compared with what the run had.
+    description: `arguments` (of transformers), `options` (of the command) and
+    `rows_of_update` are compared with what the run had.
     """
     if resume:
         try:
             run = json.loads((output / RUN).read_text(encoding="utf-8"))
             before = run["identity"]
         except (OSError, ValueError, KeyError):
-            raise ValueError(f"--resume: {output / RUN} does not tell which run this is: start again with --overwrite") from None
+            raise ValueError(
+                f"--resume: {output / RUN} does not tell which run this is: start again with "
+                "--overwrite"
+            ) from None
         _check_settings(output, run, json.loads(json.dumps(description)))
         for name, value in found.items():
             if before.get(name) != value:
-                raise ValueError(f"--resume: {output} was trained on {'another model' if name == 'model' else 'other data'} ({name} "
-                                 f"{before.get(name)}, given is {value}): give what {RUN} names, or another output_dir")
+                raise ValueError(
+                    f"--resume: {output} was trained on "
+                    f"{'another model' if name == 'model' else 'other data'} ({name} "
+                    f"{before.get(name)}, given is {value}): give what {RUN} names, or another "
+                    "output_dir"
+                )
     output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
     write_whole(output / RUN, json.dumps({**description, "identity": dict(found)}, indent=1) + "\n")
@@ -205,17 +305,32 @@ def _check_settings(output: Path, before: Mapping[str, Any], now: Mapping[str, A
     settings = _settings(now)
     for name, value in _settings(before).items():
         given = settings.get(name, value)
-        # of fused optimizers the states are the same, and which is the default depends on versions
-        if given != value and not (name == "optim" and given.removesuffix("_fused") == value.removesuffix("_fused")):
-            had, remedy = (f"without --{name}", "leave it out") if value is None else (f"with --{name} {value}", f"give --{name} {value}")
-            raise ValueError(f"--resume: {output} was trained {had}, given is {given}: {remedy}, or another output_dir")
+        # of fused optimizers the states are the same, and which is the default depends
+        # on versions
+        if given != value and not (
+            name == "optim" and given.removesuffix("_fused") == value.removesuffix("_fused")
+        ):
+            had, remedy = (
+                (f"without --{name}", "leave it out")
+                if value is None
+                else (f"with --{name} {value}", f"give --{name} {value}")
+            )
+            raise ValueError(
+                f"--resume: {output} was trained {had}, given is {given}: {remedy}, or another "
+                "output_dir"
+            )
     rows, given = before.get("rows_of_update"), now.get("rows_of_update")
     if None not in (rows, given) and rows != given:
-        raise ValueError(f"--resume: an update of {output} took {rows} rows (--per_device_train_batch_size x --gradient_accumulation_steps x "
-                         f"processes), now it would take {given}: give as many, or another output_dir")
+        raise ValueError(
+            f"--resume: an update of {output} took {rows} rows (--per_device_train_batch_size x "
+            "--gradient_accumulation_steps x "
+            f"processes), now it would take {given}: give as many, or another output_dir"
+        )
 
 
 def _settings(description: Mapping[str, Any]) -> dict[str, Any]:
     arguments, options = description.get("arguments", {}), description.get("options", {})
-    return {**{name: arguments[name] for name in SAME if name in arguments},
-            **{name: value for name, value in options.items() if name not in FREE}}
+    return {
+        **{name: arguments[name] for name in SAME if name in arguments},
+        **{name: value for name, value in options.items() if name not in FREE},
+    }

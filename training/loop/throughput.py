@@ -1,4 +1,7 @@
-"""Tokens a second and model FLOP utilisation of training, for metrics.jsonl. Knows nothing of objectives."""
+"""Tokens a second and model FLOP utilisation of training, for metrics.jsonl. Knows
+nothing of objectives.
+"""
+
 from __future__ import annotations
 
 import time
@@ -12,9 +15,11 @@ from llada_plugins.models.llada import LLaDA
 
 
 class Throughput(TrainerCallback):
-    """Adds tokens_per_second of the updates since the last line, all processes together; evaluations and checkpoints are left out.
+    """Adds tokens_per_second of the updates since the last line, all processes
+    together; evaluations and checkpoints are left out.
 
-    flops: of a token; with peak, FLOP/s of a device, it also adds flop_utilisation (0-1). Tokens are padding too: the model sees it.
+    flops: of a token; with peak, FLOP/s of a device, it also adds flop_utilisation
+    (0-1). Tokens are padding too: the model sees it.
     """
 
     def __init__(self, flops: float | None = None, peak: float | None = None) -> None:
@@ -29,13 +34,22 @@ class Throughput(TrainerCallback):
         """The update's micro-batches on this process."""
         self._tokens += sum(batch["input_ids"].numel() for batch in batches)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self._seconds += time.perf_counter() - self._began
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: object) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: object,
+    ) -> None:
         if "loss" not in logs or not self._seconds:
             return
-        rate = self._tokens / self._seconds        # of this process
+        rate = self._tokens / self._seconds  # of this process
         logs["tokens_per_second"] = rate * args.world_size
         if self.flops and self.peak:
             logs["flop_utilisation"] = rate * self.flops / self.peak
@@ -43,18 +57,26 @@ class Throughput(TrainerCallback):
 
 
 def training_flops(model: LLaDA, length: int) -> float:
-    """FLOPs that training must spend on a token of a row of `length`: 6 a weight of a matrix, 12 D L a layer for attention.
+    """FLOPs that training must spend on a token of a row of `length`: 6 a weight of a
+    matrix, 12 D L a layer for attention.
 
-    The head counts half, for on average every other token is masked and has logits; recomputation would not count.
+    The head counts half, for on average every other token is masked and has logits;
+    recomputation would not count.
     """
     config = model.config
-    blocks = sum(weight.numel() for weight in model.model["transformer"]["blocks"].parameters() if weight.dim() == 2)
+    blocks = sum(
+        weight.numel()
+        for weight in model.model["transformer"]["blocks"].parameters()
+        if weight.dim() == 2
+    )
     head = config.num_embeddings * config.d_model / 2
     return 6 * (blocks + head) + 12 * config.n_layers * config.d_model * length
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, repetitions: int = 5) -> float:
-    """FLOP/s of the best of some square matrix products: what the device reaches here, not what its maker states."""
+    """FLOP/s of the best of some square matrix products: what the device reaches here,
+    not what its maker states.
+    """
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -65,10 +87,12 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, repetitions: int = 5) 
         a @ b
         wait()
         seconds.append(time.perf_counter() - began)
-    return 2 * size ** 3 / min(seconds[1:])        # the first call is slower
+    return 2 * size**3 / min(seconds[1:])  # the first call is slower
 
 
 def measured(model: nn.Module, length: int, arguments: TrainingArguments) -> Throughput:
-    """Throughput with the utilisation of this process's device, in the precision of its matrix products."""
+    """Throughput with the utilisation of this process's device, in the precision of its
+    matrix products.
+    """
     dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
     return Throughput(training_flops(model, length), matmul_peak(arguments.device, dtype))

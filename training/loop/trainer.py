@@ -1,8 +1,10 @@
-"""The one trainer: transformers' Trainer with the objective as a function; DDP, accumulation, precision, resuming are the library's.
+"""The one trainer: transformers' Trainer with the objective as a function; DDP,
+accumulation, precision, resuming are the library's.
 
-What it adds: a loss divided once by the weight of the whole update, noise that a resumed run draws again, checkpoints in the
-published layout, and metrics.jsonl.
+What it adds: a loss divided once by the weight of the whole update, noise that a
+resumed run draws again, checkpoints in the published layout, and metrics.jsonl.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -14,7 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from llada_plugins.files.atomic import write_whole
 
@@ -25,52 +34,92 @@ from .throughput import Throughput
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-Save = Callable[[nn.Module, Path, Mapping[str, Tensor] | None], None]        # model, folder, its state dict if it had to be gathered
-Load = Callable[[nn.Module, Path], None]                                     # fills the model from what Save wrote, to resume
-Measure = Callable[[Tensor, Tensor], dict[str, float]]                       # predictions and labels of a whole evaluation -> metrics
+# model, folder, its state dict if it had to be gathered
+Save = Callable[[nn.Module, Path, Mapping[str, Tensor] | None], None]
+Load = Callable[[nn.Module, Path], None]  # fills the model from what Save wrote, to resume
+# predictions and labels of a whole evaluation -> metrics
+Measure = Callable[[Tensor, Tensor], dict[str, float]]
 
 
 class DiffusionTrainer(WholeCheckpoints):
-    """Trains a model on an objective; `save` writes what a checkpoint needs to be loaded again, beside what resuming needs."""
+    """Trains a model on an objective; `save` writes what a checkpoint needs to be
+    loaded again, beside what resuming needs.
+    """
 
-    loss_is_scaled_for_ga = True        # compute_loss divides by the weight of the whole update
+    loss_is_scaled_for_ga = True  # compute_loss divides by the weight of the whole update
 
-    def __init__(self, model: nn.Module, arguments: TrainingArguments, *, objective: Objective, save: Save,
-                 collate: Callable[[Sequence[Any]], dict[str, Tensor]], train: Sequence[Any], evaluation: Sequence[Any] | None = None,
-                 load: Load | None = None, measure: Measure | None = None, callbacks: Sequence[TrainerCallback] = (),
-                 throughput: Throughput | None = None) -> None:
-        config, model.config = model.config, None        # transformers would write use_cache into it, and ours is frozen
-        compute_metrics = measure and (lambda found: measure(torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)))
-        super().__init__(model, arguments, collate, train_dataset=train, eval_dataset=evaluation, callbacks=[MetricsFile()],
-                         compute_metrics=compute_metrics)
+    def __init__(
+        self,
+        model: nn.Module,
+        arguments: TrainingArguments,
+        *,
+        objective: Objective,
+        save: Save,
+        collate: Callable[[Sequence[Any]], dict[str, Tensor]],
+        train: Sequence[Any],
+        evaluation: Sequence[Any] | None = None,
+        load: Load | None = None,
+        measure: Measure | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        throughput: Throughput | None = None,
+    ) -> None:
+        # transformers would write use_cache into it, and ours is frozen
+        config, model.config = model.config, None
+        compute_metrics = measure and (
+            lambda found: measure(
+                torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)
+            )
+        )
+        super().__init__(
+            model,
+            arguments,
+            collate,
+            train_dataset=train,
+            eval_dataset=evaluation,
+            callbacks=[MetricsFile()],
+            compute_metrics=compute_metrics,
+        )
         model.config = config
-        self.model_accepts_loss_kwargs = True        # loss_is_scaled_for_ga, as older transformers are told
+        # loss_is_scaled_for_ga, as older transformers are told
+        self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
-        if self.pop_callback(ProgressCallback):        # which disable_tqdm has left out
+        if self.pop_callback(ProgressCallback):  # which disable_tqdm has left out
             self.add_callback(ProgressBar())
         self.throughput = throughput or Throughput()
-        self.callback_handler.callbacks[:0] = [self.throughput, *callbacks]        # first: what they add to a line is logged everywhere
+        # first: what they add to a line is logged everywhere
+        self.callback_handler.callbacks[:0] = [self.throughput, *callbacks]
         self.objective = objective
         self.save = save
         self.load = load
         self._micro_step = 0
 
-    def get_batch_samples(self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int,
-                          device: torch.device) -> tuple[list[dict[str, Tensor]], Tensor]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
         """The micro-batches of the next update, and their total weight over all processes."""
         self.throughput.begin()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches:        # transformers 5.0 and before ask beyond the end of an epoch in which they resume
+        # transformers 5.0 and before ask beyond the end of an epoch in which they
+        # resume
+        if not batches:
             return [], torch.zeros((), device=device)
         self.throughput.count(batches)
         weight = torch.stack([batch["weight"].sum() for batch in batches]).sum().to(device)
         self._micro_step = 0
         return batches, self.accelerator.gather(weight).sum()
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
-                     num_items_in_batch: Tensor | None = None) -> Tensor:
-        """This micro-batch's share of the update's loss, times the number of processes, by which DDP divides its gradients."""
-        # numbered as one process that accumulates all of the update's micro-batches would meet them: the same noise on any number
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor:
+        """This micro-batch's share of the update's loss, times the number of processes,
+        by which DDP divides its gradients.
+        """
+        # numbered as one process that accumulates all of the update's micro-batches
+        # would meet them: the same noise on any number
         number = self._micro_step * self.args.world_size + self.args.process_index
         generator = noise(self.args.seed, self.state.global_step, number, 0)
         self._micro_step += 1
@@ -80,39 +129,80 @@ class DiffusionTrainer(WholeCheckpoints):
 
     def _check_finite(self, loss: Loss, message: str) -> None:
         if not loss.sum.isfinite():
-            raise FloatingPointError(f"{message.format(float(loss.sum.detach()))}; {self._last_good_checkpoint()}")
+            raise FloatingPointError(
+                f"{message.format(float(loss.sum.detach()))}; {self._last_good_checkpoint()}"
+            )
 
     def check_weights(self) -> None:
-        """What the last update broke has had no loss yet, and must neither be saved nor push a good checkpoint out."""
-        broken = not all(getattr(weight, "to_local", lambda: weight)().isfinite().all() for weight in self.model.parameters())
-        if self.accelerator.gather(torch.tensor([broken], device=self.args.device)).any():        # all processes stop, or none
-            raise FloatingPointError(f"weights are not finite after update {self.state.global_step}; {self._last_good_checkpoint()}")
+        """What the last update broke has had no loss yet, and must neither be saved nor
+        push a good checkpoint out.
+        """
+        broken = not all(
+            getattr(weight, "to_local", lambda: weight)().isfinite().all()
+            for weight in self.model.parameters()
+        )
+        # all processes stop, or none
+        if self.accelerator.gather(torch.tensor([broken], device=self.args.device)).any():
+            raise FloatingPointError(
+                f"weights are not finite after update {self.state.global_step}; "
+                f"{self._last_good_checkpoint()}"
+            )
 
     def _last_good_checkpoint(self) -> str:
-        """The newest checkpoint whose weights have had a finite loss since: one at the present step may be what is broken."""
-        found = {int(path.name.removeprefix("checkpoint-")): path for path in Path(self.args.output_dir).glob("checkpoint-*")}
+        """The newest checkpoint whose weights have had a finite loss since: one at the
+        present step may be what is broken.
+        """
+        found = {
+            int(path.name.removeprefix("checkpoint-")): path
+            for path in Path(self.args.output_dir).glob("checkpoint-*")
+        }
         good = [step for step in found if step < self.state.global_step]
-        return f"the last good checkpoint is {found[max(good)]}" if good else "there is no checkpoint from before it"
+        return (
+            f"the last good checkpoint is {found[max(good)]}"
+            if good
+            else "there is no checkpoint from before it"
+        )
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool,
-                        ignore_keys: list[str] | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Loss, predictions and labels of an evaluation batch under noise that depends on its tokens alone: the same at every evaluation.
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Loss, predictions and labels of an evaluation batch under noise that depends
+        on its tokens alone: the same at every evaluation.
 
-        transformers averages it by rows; where processes share an uneven last batch, the rows it repeats to fill it weigh in.
+        transformers averages it by rows; where processes share an uneven last batch,
+        the rows it repeats to fill it weigh in.
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.objective(model, inputs, noise(inputs["input_ids"].tolist()))
-        self._check_finite(loss, f"the evaluation loss is {{}} after update {self.state.global_step}")
+        self._check_finite(
+            loss, f"the evaluation loss is {{}} after update {self.state.global_step}"
+        )
         return loss.sum / loss.count, loss.predictions, loss.labels
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write the model; its state dict comes ready-made where it had to be gathered (FSDP, DeepSpeed)."""
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write the model; its state dict comes ready-made where it had to be gathered
+        (FSDP, DeepSpeed).
+        """
         if self.args.should_save:
-            self.save(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), state_dict)
+            self.save(
+                self.accelerator.unwrap_model(self.model),
+                Path(output_dir or self.args.output_dir),
+                state_dict,
+            )
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Weights of a checkpoint to resume from: transformers looks for a whole model, which some of ours save only under FSDP."""
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """Weights of a checkpoint to resume from: transformers looks for a whole model,
+        which some of ours save only under FSDP.
+        """
         if self.load is None or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -122,24 +212,48 @@ class DiffusionTrainer(WholeCheckpoints):
 class ProgressBar(ProgressCallback):
     """transformers' bar without its lines: MetricsFile logs them."""
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         pass
 
 
 class MetricsFile(TrainerCallback):
-    """All that is logged, one JSON object a line in metrics.jsonl and one log line each; resuming drops the lines after the checkpoint."""
+    """All that is logged, one JSON object a line in metrics.jsonl and one log line
+    each; resuming drops the lines after the checkpoint.
+    """
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         path = Path(args.output_dir) / METRICS
         if state.is_world_process_zero and path.is_file():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]        # not torn
-            write_whole(path, "".join(line for line in lines if json.loads(line)["step"] <= state.global_step))
+            # not torn
+            lines = [
+                line
+                for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+                if line.endswith("}\n")
+            ]
+            write_whole(
+                path,
+                "".join(line for line in lines if json.loads(line)["step"] <= state.global_step),
+            )
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-               logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
         if not state.is_world_process_zero:
             return
-        logger.info("step %d: %s", state.global_step, ", ".join(f"{name} {value:.4g}" for name, value in logs.items()))
+        logger.info(
+            "step %d: %s",
+            state.global_step,
+            ", ".join(f"{name} {value:.4g}" for name, value in logs.items()),
+        )
         path = Path(args.output_dir) / METRICS
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -147,6 +261,8 @@ class MetricsFile(TrainerCallback):
 
 
 def noise(*key: Any) -> torch.Generator:
-    """A CPU generator seeded by a key (numbers, lists of numbers) rather than by what was drawn before: what makes resuming exact."""
+    """A CPU generator seeded by a key (numbers, lists of numbers) rather than by what
+    was drawn before: what makes resuming exact.
+    """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

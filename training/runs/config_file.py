@@ -1,7 +1,9 @@
 """--config FILE: the flags of a training command in a YAML or JSON file, by name and without dashes.
 
-They become words of the command line and stand before its own, which therefore win; types, choices and rules are checked in one place.
+They become words of the command line and stand before its own, which therefore win;
+types, choices and rules are checked in one place.
 """
+
 from __future__ import annotations
 
 import json
@@ -13,12 +15,14 @@ from typing import Any
 from llada_plugins.options.command_line import HELP, OneLineParser
 from llada_plugins.options.fields import reject_unknown
 
-OWN = ("help", "config")        # flags that a file cannot hold
+OWN = ("help", "config")  # flags that a file cannot hold
 UNSET = (None, "null", "~", "", [])
 
 
 def flags(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
-    """The words for the file that --config names in `argv`, none without; raises ValueError that names file and flag."""
+    """The words for the file that --config names in `argv`, none without; raises
+    ValueError that names file and flag.
+    """
     path, values = given(argv)
     # in reverse, for of --x and --no_x, which share a name, the first takes a value
     known = {action.dest: action for action in reversed(parser._actions) if action.dest not in OWN}
@@ -41,16 +45,25 @@ def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     if path.suffix not in (".yaml", ".yml", ".json"):
-        raise ValueError(f"--config {path}: give a .yaml, .yml or .json file; python -m training.create_configs writes some")
+        raise ValueError(
+            f"--config {path}: give a .yaml, .yml or .json file; python -m "
+            "training.create_configs writes some"
+        )
     if not path.is_file():
-        raise FileNotFoundError(f"--config {path}: no such file; python -m training.create_configs writes some")
+        raise FileNotFoundError(
+            f"--config {path}: no such file; python -m training.create_configs writes some"
+        )
     try:
-        text = path.read_text(encoding="utf-8-sig")        # editors on Windows write a byte order mark
-        # values stay the words that were written: 5e-4 and no are not the number and the strategy that YAML would make of them
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
+        # values stay the words that were written: 5e-4 and no are not the number and
+        # the strategy that YAML would make of them
         values = json.loads(text) if path.suffix == ".json" else yaml.load(text, yaml.BaseLoader)
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not {'JSON' if path.suffix == '.json' else 'YAML'}: {' '.join(str(error).split())}") from None
-    if values is None:        # nothing but comments
+        raise ValueError(
+            f"{path}: not {'JSON' if path.suffix == '.json' else 'YAML'}: "
+            f"{' '.join(str(error).split())}"
+        ) from None
+    if values is None:  # nothing but comments
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected flags as NAME: VALUE, found {type(values).__name__}")
@@ -61,7 +74,10 @@ def _words(name: str, value: Any, action: Action) -> list[str]:
     if isinstance(value, list) and action.nargs not in ("*", "+"):
         raise ValueError(f"{name}: one value is expected, found a list of {len(value)}")
     kind: Callable[[str], Any] = action.type or str
-    words = [each if isinstance(each, str) else json.dumps(each) for each in (value if isinstance(value, list) else [value])]
+    words = [
+        each if isinstance(each, str) else json.dumps(each)
+        for each in (value if isinstance(value, list) else [value])
+    ]
     for word in words:
         try:
             kind(word)

@@ -1,7 +1,10 @@
-"""LoRA (arXiv 2106.09685) by peft for the training commands: which projections are adapted, and the result in PEFT's layout.
+"""LoRA (arXiv 2106.09685) by peft for the training commands: which projections are
+adapted, and the result in PEFT's layout.
 
-Evaluate with `peft=OUTPUT_DIR` beside `pretrained=`, or merge: python -m training.merge. See llada_plugins/models/lora.py for reading.
+Evaluate with `peft=OUTPUT_DIR` beside `pretrained=`, or merge: python -m
+training.merge. See llada_plugins/models/lora.py for reading.
 """
+
 from __future__ import annotations
 
 import re
@@ -21,7 +24,8 @@ from llada_plugins.models.lora import BACKBONE, PREFIX, WEIGHTS, targeted
 from llada_plugins.options.fields import arg
 from training.loop.trainer import Save
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")        # of a block; the head is an ff_out as well
+# of a block; the head is an ff_out as well
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
 DEFAULT_RANK = 8
 
 
@@ -31,7 +35,8 @@ class LoRA(NamedTuple):
     rank: int
     alpha: float
     dropout: float
-    projections: tuple[str, ...]        # regular expressions, each for the whole of q_proj or of blocks.0.q_proj
+    # regular expressions, each for the whole of q_proj or of blocks.0.q_proj
+    projections: tuple[str, ...]
 
     @property
     def scale(self) -> float:
@@ -48,15 +53,32 @@ class LoRA(NamedTuple):
 class LoRAOptions:
     """Adapters instead of all weights."""
 
-    lora: bool = arg(False, "train LoRA adapters of the blocks' projections in place of the weights; peft=OUTPUT_DIR evaluates them")
+    lora: bool = arg(
+        False,
+        "train LoRA adapters of the blocks' projections in place of the weights; peft=OUTPUT_DIR "
+        "evaluates them",
+    )
     lora_r: int | None = arg(None, f"rank of the adapters (default: {DEFAULT_RANK})")
-    lora_alpha: float | None = arg(None, "what B A is multiplied by, times the rank (default: twice the rank)")
-    lora_dropout: float | None = arg(None, "share of an adapter's inputs that are dropped in training, 0-1 (default: 0)")
-    lora_target: str | None = arg(None, f"adapted projections of the blocks: names with commas between, or a regular expression for the "
-                                        rf"whole name, such as '.*_proj' or 'blocks\.[0-3]\..*' (default: all: {','.join(PROJECTIONS)})")
+    lora_alpha: float | None = arg(
+        None, "what B A is multiplied by, times the rank (default: twice the rank)"
+    )
+    lora_dropout: float | None = arg(
+        None, "share of an adapter's inputs that are dropped in training, 0-1 (default: 0)"
+    )
+    lora_target: str | None = arg(
+        None,
+        "adapted projections of the blocks: names with commas between, or a regular expression "
+        "for the "
+        r"whole name, such as '.*_proj' or 'blocks\.[0-3]\..*' (default: all: "
+        rf"{','.join(PROJECTIONS)})",
+    )
 
     def __post_init__(self) -> None:
-        given = [name for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target") if getattr(self, name) is not None]
+        given = [
+            name
+            for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target")
+            if getattr(self, name) is not None
+        ]
         if given and not self.lora:
             raise ValueError(f"--{given[0]} needs --lora")
         if self.lora_r is not None and self.lora_r < 1:
@@ -64,15 +86,22 @@ class LoRAOptions:
         if self.lora_alpha is not None and not 0 < self.lora_alpha < float("inf"):
             raise ValueError(f"--lora_alpha must be above 0, got {self.lora_alpha}")
         if self.lora_dropout is not None and not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"--lora_dropout must be at least 0 and below 1, got {self.lora_dropout}")
+            raise ValueError(
+                f"--lora_dropout must be at least 0 and below 1, got {self.lora_dropout}"
+            )
         if self.lora_target == "":
-            raise ValueError(f"--lora_target is empty: leave it out to adapt all projections, or give some of {','.join(PROJECTIONS)}")
+            raise ValueError(
+                "--lora_target is empty: leave it out to adapt all projections, or give some of "
+                f"{','.join(PROJECTIONS)}"
+            )
         if self.lora_target is not None:
-            try:        # first by itself, else its parentheses could close those of the pattern
+            try:  # first by itself, else its parentheses could close those of the pattern
                 re.compile(self.lora_target)
                 re.compile(self.adapters.pattern)
             except re.error as error:
-                raise ValueError(f"--lora_target {self.lora_target!r} is no regular expression: {error}") from None
+                raise ValueError(
+                    f"--lora_target {self.lora_target!r} is no regular expression: {error}"
+                ) from None
 
     @property
     def adapters(self) -> LoRA | None:
@@ -86,38 +115,56 @@ class LoRAOptions:
 
 
 def add_lora(model: LLaDA, lora: LoRA, generator: torch.Generator) -> None:
-    """Freeze the model and add adapters that train, in place, in float32; before training they change nothing."""
+    """Freeze the model and add adapters that train, in place, in float32; before
+    training they change nothing.
+    """
     config = _peft_config(lora)
     from peft import inject_adapter_in_model
 
     if not targeted(model, lora.pattern):
-        raise ValueError(f"--lora_target {','.join(lora.projections)!r} names no projection of a block: there are {', '.join(PROJECTIONS)}, in "
-                         f"full blocks.0.{PROJECTIONS[0]} to blocks.{model.config.n_layers - 1}.{PROJECTIONS[-1]}")
+        raise ValueError(
+            f"--lora_target {','.join(lora.projections)!r} names no projection of a block: there "
+            f"are {', '.join(PROJECTIONS)}, in "
+            f"full blocks.0.{PROJECTIONS[0]} to "
+            f"blocks.{model.config.n_layers - 1}.{PROJECTIONS[-1]}"
+        )
     inject_adapter_in_model(config, model.requires_grad_(False))
-    with torch.no_grad():        # as peft initialises them, but from the generator; lora_B stays zero
+    with torch.no_grad():  # as peft initialises them, but from the generator; lora_B stays zero
         for name, parameter in model.named_parameters():
-            if ".lora_" in name:        # which peft gives the dtype of what they adapt
+            if ".lora_" in name:  # which peft gives the dtype of what they adapt
                 parameter.data = parameter.data.float()
             if ".lora_A." in name:
-                parameter.uniform_(-parameter.shape[1] ** -0.5, parameter.shape[1] ** -0.5, generator=generator)
+                parameter.uniform_(
+                    -(parameter.shape[1] ** -0.5), parameter.shape[1] ** -0.5, generator=generator
+                )
 
 
 def save_lora(model: LLaDA, lora: LoRA, base: str) -> Save:
-    """Writes the adapters as PEFT does, and which weights they belong to. model: as it was loaded; base: what --model said."""
+    """Writes the adapters as PEFT does, and which weights they belong to. model: as it
+    was loaded; base: what --model said.
+    """
     backbone = backbone_fingerprint(model)
 
     def save(adapted: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:
-        _peft_config(lora, base_model_name_or_path=base, inference_mode=True).save_pretrained(str(folder))
-        tensors = {_saved(name): tensor.detach().cpu().contiguous()
-                   for name, tensor in (adapted.state_dict() if state is None else state).items() if ".lora_" in name}
+        _peft_config(lora, base_model_name_or_path=base, inference_mode=True).save_pretrained(
+            str(folder)
+        )
+        tensors = {
+            _saved(name): tensor.detach().cpu().contiguous()
+            for name, tensor in (adapted.state_dict() if state is None else state).items()
+            if ".lora_" in name
+        }
         save_tensors(tensors, folder / WEIGHTS, {BACKBONE: backbone})
+
     return save
 
 
 def load_lora(model: nn.Module, folder: Path) -> None:
     """Fill the adapters from what `save_lora` wrote."""
     saved = load_file(folder / WEIGHTS)
-    model.load_state_dict({name: saved[_saved(name)] for name in model.state_dict() if ".lora_" in name}, strict=False)
+    model.load_state_dict(
+        {name: saved[_saved(name)] for name in model.state_dict() if ".lora_" in name}, strict=False
+    )
 
 
 def _saved(name: str) -> str:
@@ -129,4 +176,10 @@ def _peft_config(lora: LoRA, **more: Any) -> Any:
         from peft import LoraConfig
     except ImportError:
         raise ImportError("--lora needs peft: pip install 'llada-plugins[train]'") from None
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.pattern, **more)
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.pattern,
+        **more,
+    )

@@ -1,4 +1,5 @@
 """Options of the kinds of fine-tuning."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,23 +15,49 @@ from .presets import ROUTER_PRESETS
 class SFTOptions:
     """What is trained on what."""
 
-    preset: str | None = arg(None, f"a model from scratch with its data: {', '.join(launch.PRESETS)}; it sets the other flags' defaults")
-    model: str | None = arg(None, "checkpoint folder or hub id to start from; 'tiny' is the model in the package")
-    data: str | None = arg(None, 'JSONL file of rows {"prompt", "completion"}, {"messages"}, {"conversations"} or {"input_ids", '
-                                 '"prompt_length"}, or a hub name, or a folder that `datasets` loads, with such columns')
+    preset: str | None = arg(
+        None,
+        f"a model from scratch with its data: {', '.join(launch.PRESETS)}; it sets the other "
+        "flags' defaults",
+    )
+    model: str | None = arg(
+        None, "checkpoint folder or hub id to start from; 'tiny' is the model in the package"
+    )
+    data: str | None = arg(
+        None,
+        'JSONL file of rows {"prompt", "completion"}, {"messages"}, {"conversations"} or '
+        '{"input_ids", '
+        '"prompt_length"}, or a hub name, or a folder that `datasets` loads, with such columns',
+    )
     dataset_config: str | None = arg(None, "configuration of a hub data set")
     train_split: str = arg("train", "split to train on; a file has none")
-    eval_split: str | None = arg(None, "split for the evaluation loss; a file has none: see --eval_data")
-    eval_data: str | None = arg(None, "JSONL file of the same form for the evaluation loss (see --eval_strategy)")
+    eval_split: str | None = arg(
+        None, "split for the evaluation loss; a file has none: see --eval_data"
+    )
+    eval_data: str | None = arg(
+        None, "JSONL file of the same form for the evaluation loss (see --eval_strategy)"
+    )
     dtype: Literal["float32", "bfloat16"] = arg(
-        "float32", "of weights that do not train, as under --lora, a light policy head or a router: bfloat16 halves their memory; what "
-                   "trains is float32, see --bf16 for mixed precision")
-    append_eos: bool = arg(True, "end every text completion with EOS; rows of ids are taken as they are")
+        "float32",
+        "of weights that do not train, as under --lora, a light policy head or a router: bfloat16 "
+        "halves their memory; what "
+        "trains is float32, see --bf16 for mixed precision",
+    )
+    append_eos: bool = arg(
+        True, "end every text completion with EOS; rows of ids are taken as they are"
+    )
     seq_len: int | None = arg(
-        None, "tokens after which rows lose the end of their answer; those whose prompt leaves it no room are left out and counted "
-              "(default: rows too long for the model are an error)")
-    token_cache: str | None = arg(None, "folder for tokenised rows, which any run may share: found again by content of data and tokenizer, and "
-                                        "options (default: a temporary file, made at every start)")
+        None,
+        "tokens after which rows lose the end of their answer; those whose prompt leaves it no "
+        "room are left out and counted "
+        "(default: rows too long for the model are an error)",
+    )
+    token_cache: str | None = arg(
+        None,
+        "folder for tokenised rows, which any run may share: found again by content of data and "
+        "tokenizer, and "
+        "options (default: a temporary file, made at every start)",
+    )
 
     def __post_init__(self) -> None:
         if (self.preset is None) == (self.model is None):
@@ -44,8 +71,11 @@ class SFTOptions:
         if self.dtype != "float32" and self.preset is not None:
             raise ValueError(f"a preset's model is float32: leave --dtype {self.dtype} out")
         if self.dtype != "float32" and not self.freezes:
-            raise ValueError(f"--dtype {self.dtype} is for weights that do not train, and here all do: leave it out, or add --lora; --bf16 is mixed "
-                             "precision")
+            raise ValueError(
+                f"--dtype {self.dtype} is for weights that do not train, and here all do: leave "
+                "it out, or add --lora; --bf16 is mixed "
+                "precision"
+            )
 
     @property
     def freezes(self) -> bool:
@@ -61,7 +91,10 @@ class FineTuningOptions(lora.LoRAOptions, SFTOptions):
         SFTOptions.__post_init__(self)
         lora.LoRAOptions.__post_init__(self)
         if self.lora and self.preset is not None:
-            raise ValueError("--lora adapts a checkpoint: give --model DIR with --data FILE.jsonl in place of --preset")
+            raise ValueError(
+                "--lora adapts a checkpoint: give --model DIR with --data FILE.jsonl in place of "
+                "--preset"
+            )
 
     @property
     def freezes(self) -> bool:
@@ -72,12 +105,30 @@ class FineTuningOptions(lora.LoRAOptions, SFTOptions):
 class RouterOptions(SFTOptions):
     """What is trained on what, and the router's shape."""
 
-    preset: str | None = arg(None, f"a router with its backbone and data: {', '.join(ROUTER_PRESETS)}; it sets the other flags' defaults")
-    router_mode: str = arg("residual", "residual: mask embedding + output, the identity before training; replace: the output alone")
+    preset: str | None = arg(
+        None,
+        f"a router with its backbone and data: {', '.join(ROUTER_PRESETS)}; it sets the other "
+        "flags' defaults",
+    )
+    router_mode: str = arg(
+        "residual",
+        "residual: mask embedding + output, the identity before training; replace: the output "
+        "alone",
+    )
     router_layers: int = arg(1, "cross-attention layers")
     router_heads: int = arg(4, "attention heads")
     router_mlp: int = arg(0, "hidden units of the MLP after each attention; 0 = none")
-    router_blocks: int = arg(1, "transformer blocks that get seeds, each its own, the first ones; 1 = only the input")
-    router_scaled: bool = arg(False, "seeds in units of the mask embedding's RMS, so that a learning rate suits embeddings of any size")
-    max_positions: int = arg(1024, "longest answer, and reach into the prompt from its end, in tokens")
-    no_prompt: bool = arg(False, "the control: a static bias for each answer position, learned without any prompt")
+    router_blocks: int = arg(
+        1, "transformer blocks that get seeds, each its own, the first ones; 1 = only the input"
+    )
+    router_scaled: bool = arg(
+        False,
+        "seeds in units of the mask embedding's RMS, so that a learning rate suits embeddings of "
+        "any size",
+    )
+    max_positions: int = arg(
+        1024, "longest answer, and reach into the prompt from its end, in tokens"
+    )
+    no_prompt: bool = arg(
+        False, "the control: a static bias for each answer position, learned without any prompt"
+    )

@@ -1,11 +1,16 @@
-"""What Remask SFT trains and writes: a light UPS head on a backbone that is frozen, trained whole, or adapted by LoRA.
+"""What Remask SFT trains and writes: a light UPS head on a backbone that is frozen,
+trained whole, or adapted by LoRA.
 
-A RemeDi checkpoint has a policy stream of its own, which is trained in the head's place, with the backbone.
+A RemeDi checkpoint has a policy stream of its own, which is trained in the head's
+place, with the backbone.
 
-Output folders. Every run leaves `ups_config.json` and `ups.safetensors` in the folder itself, so `ups=FOLDER` loads any of them. A run
-that changes the backbone leaves a complete checkpoint beside them, adapters merged, with the head once more in `ups/`, where
-`pretrained=FOLDER` looks for it by default. A stream of the checkpoint's own is part of it, and there is no head.
+Output folders. Every run leaves `ups_config.json` and `ups.safetensors` in the folder
+itself, so `ups=FOLDER` loads any of them. A run that changes the backbone leaves a
+complete checkpoint beside them, adapters merged, with the head once more in `ups/`,
+where `pretrained=FOLDER` looks for it by default. A stream of the checkpoint's own is
+part of it, and there is no head.
 """
+
 from __future__ import annotations
 
 import json
@@ -37,7 +42,7 @@ from .lora import LoRA, LoRAOptions, add_lora
 from .options import SFTOptions
 from .presets import UPS_PRESETS
 
-ADAPTER = "adapter.safetensors"                   # LoRA's own tensors: what resuming needs beside the merged model
+ADAPTER = "adapter.safetensors"  # LoRA's own tensors: what resuming needs beside the merged model
 METRICS = {f"eval_{name}" for name in ("loss", "ups_auc", "tps_prob_auc", "ups_bce", "ups_ece")}
 
 
@@ -45,16 +50,38 @@ METRICS = {f"eval_{name}" for name in ("loss", "ups_auc", "tps_prob_auc", "ups_b
 class RemaskOptions(LoRAOptions, SFTOptions):
     """What is trained on what, and with which noise."""
 
-    preset: str | None = arg(None, f"a head with its backbone and data: {', '.join(UPS_PRESETS)}; it sets the other flags' defaults")
+    preset: str | None = arg(
+        None,
+        f"a head with its backbone and data: {', '.join(UPS_PRESETS)}; it sets the other flags' "
+        "defaults",
+    )
     ups_width: int = arg(128, "hidden units of the head; 0 = one linear map")
-    r_incorrect: float = arg(0.1, "r: an unmasked answer token turns incorrect with probability 4 r t (1 - t), t the mask noise; 0-1")
-    incorrect_from: str = arg("answers", "incorrect tokens: answers (ids of the data's answers) or vocabulary (all but special ones), "
-                                         "never the clean token; or samples (the model's own; one that equals the clean token is clean)")
-    lambda_ups: float = arg(1.0, "weight of the head's loss beside the backbone's; RemeDi, which trains jointly, has 0.3. Alone it "
-                                 "only scales the gradient, before clipping")
-    label_smoothing: float = arg(0.0, "the head's labels y become s + (1 - 2 s) y; RemeDi has s = 0.05; below 0.5")
+    r_incorrect: float = arg(
+        0.1,
+        "r: an unmasked answer token turns incorrect with probability 4 r t (1 - t), t the mask "
+        "noise; 0-1",
+    )
+    incorrect_from: str = arg(
+        "answers",
+        "incorrect tokens: answers (ids of the data's answers) or vocabulary (all but special "
+        "ones), "
+        "never the clean token; or samples (the model's own; one that equals the clean token is "
+        "clean)",
+    )
+    lambda_ups: float = arg(
+        1.0,
+        "weight of the head's loss beside the backbone's; RemeDi, which trains jointly, has 0.3. "
+        "Alone it "
+        "only scales the gradient, before clipping",
+    )
+    label_smoothing: float = arg(
+        0.0, "the head's labels y become s + (1 - 2 s) y; RemeDi has s = 0.05; below 0.5"
+    )
     joint: bool = arg(False, "train the backbone as well; output_dir is then a complete checkpoint")
-    lora: bool = arg(False, "train LoRA adapters of the backbone's blocks as well; they are merged into the checkpoint")
+    lora: bool = arg(
+        False,
+        "train LoRA adapters of the backbone's blocks as well; they are merged into the checkpoint",
+    )
 
     def __post_init__(self) -> None:
         SFTOptions.__post_init__(self)
@@ -64,11 +91,16 @@ class RemaskOptions(LoRAOptions, SFTOptions):
         if not 0 <= self.r_incorrect <= 1:
             raise ValueError(f"--r_incorrect must be between 0 and 1, got {self.r_incorrect}")
         if self.incorrect_from not in INCORRECT_FROM:
-            raise ValueError(f"--incorrect_from must be one of {', '.join(INCORRECT_FROM)}, got {self.incorrect_from!r}")
+            raise ValueError(
+                f"--incorrect_from must be one of {', '.join(INCORRECT_FROM)}, got "
+                f"{self.incorrect_from!r}"
+            )
         if not self.lambda_ups > 0 or self.lambda_ups == float("inf"):
             raise ValueError(f"--lambda_ups must be above 0, got {self.lambda_ups}")
         if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"--label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}")
+            raise ValueError(
+                f"--label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}"
+            )
         if self.joint and self.lora:
             raise ValueError("--joint trains the whole backbone, --lora adapters of it: give one")
 
@@ -80,12 +112,14 @@ class RemaskOptions(LoRAOptions, SFTOptions):
 class PolicyOutput(NamedTuple):
     """What Remask SFT needs of a forward pass."""
 
-    logits: Tensor        # (N, V) at the N positions asked for
-    score: Tensor         # (B, L) raw score h of every position, fp32
+    logits: Tensor  # (N, V) at the N positions asked for
+    score: Tensor  # (B, L) raw score h of every position, fp32
 
 
 class PolicyModel(Recomputing, nn.Module):
-    """A backbone with a light head; a frozen backbone runs without a graph, so that training costs little more than its forward."""
+    """A backbone with a light head; a frozen backbone runs without a graph, so that
+    training costs little more than its forward.
+    """
 
     def __init__(self, backbone: LLaDA, head: PolicyHead | None) -> None:
         """head: None where the backbone's own stream takes its place."""
@@ -96,14 +130,21 @@ class PolicyModel(Recomputing, nn.Module):
     def forward(self, tokens: Tensor, at: Tensor) -> PolicyOutput:
         """Logits at `at` (B, L), bool, and scores everywhere, of tokens (B, L)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            hidden, score = self.backbone.streams(tokens)        # (B, L, D), (B, L) or None
+            hidden, score = self.backbone.streams(tokens)  # (B, L, D), (B, L) or None
             logits = self.backbone.head(hidden[at])
         return PolicyOutput(logits, score if self.head is None else self.head(hidden))
 
 
-def policy_model(backbone: LLaDA, width: int, generator: torch.Generator, *, joint: bool = False,
-                 lora: LoRA | None = None) -> PolicyModel:
-    """The backbone, frozen unless joint or lora is given, with a head of `width` hidden units; changes the backbone in place.
+def policy_model(
+    backbone: LLaDA,
+    width: int,
+    generator: torch.Generator,
+    *,
+    joint: bool = False,
+    lora: LoRA | None = None,
+) -> PolicyModel:
+    """The backbone, frozen unless joint or lora is given, with a head of `width` hidden
+    units; changes the backbone in place.
 
     A backbone with a policy stream of its own gets no head: ValueError unless joint is given.
     """
@@ -116,53 +157,74 @@ def policy_model(backbone: LLaDA, width: int, generator: torch.Generator, *, joi
             )
         return PolicyModel(backbone, None)
     head = PolicyHead(backbone.config.d_model, width)
-    with torch.no_grad():        # as torch initialises them, but from the generator
+    with torch.no_grad():  # as torch initialises them, but from the generator
         for parameter in head.parameters():
             fan_in = parameter.shape[1] if parameter.dim() == 2 else width or head.d_model
-            parameter.uniform_(-fan_in ** -0.5, fan_in ** -0.5, generator=generator)
+            parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
     if lora is not None:
         add_lora(backbone, lora, generator)
     return PolicyModel(backbone, head)
 
 
-# --- where incorrect tokens come from --------------------------------------------------------------------------------
+# --- where incorrect tokens come from -------------------------------------------------
+
 
 def answer_tokens(job: Job) -> list[int]:
     """Ids that occur in the training data's answers."""
-    return sorted({token for example in job.train for token in example.input_ids[example.prompt_length:]})
+    return sorted(
+        {token for example in job.train for token in example.input_ids[example.prompt_length :]}
+    )
 
 
 def ordinary_tokens(job: Job) -> list[int]:
     """The tokenizer's ids that the model knows, without special tokens."""
     tokenizer = load_tokenizer(job.tokenizer_folder)
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return [token for token in range(min(len(tokenizer), job.model.config.vocab_size)) if token not in special]
+    return [
+        token
+        for token in range(min(len(tokenizer), job.model.config.vocab_size))
+        if token not in special
+    ]
 
 
 def _alphabet(ids: Callable[[Job], list[int]]) -> Callable[[Job], Callable[[nn.Module], Replace]]:
     def source(job: Job) -> Callable[[nn.Module], Replace]:
         found = [token for token in ids(job) if token != job.model.config.mask_token_id]
         if len(found) < 2:
-            raise ValueError(f"--incorrect_from answers: the answers hold {len(found)} different tokens, incorrect ones need at least 2")
+            raise ValueError(
+                f"--incorrect_from answers: the answers hold {len(found)} different tokens, "
+                "incorrect ones need at least 2"
+            )
         replace = another_of(torch.tensor(found))
         return lambda model: replace
+
     return source
 
 
 def _samples(job: Job) -> Callable[[nn.Module], Replace]:
-    """The model's own samples, drawn at the chosen positions at once, all masked: the errors that parallel decoding makes."""
+    """The model's own samples, drawn at the chosen positions at once, all masked: the
+    errors that parallel decoding makes.
+    """
     mask_id = job.model.config.mask_token_id
 
     def source(model: nn.Module) -> Replace:
-        def replace(noisy: Tensor, chosen: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        def replace(
+            noisy: Tensor, chosen: Tensor, tokens: Tensor, generator: torch.Generator
+        ) -> Tensor:
             with torch.no_grad():
-                logits = model(noisy.masked_fill(chosen, mask_id), chosen).logits.double()        # (N, V)
+                logits = model(noisy.masked_fill(chosen, mask_id), chosen).logits.double()  # (N, V)
             logits[:, mask_id] = -torch.inf
             cumulative = logits.softmax(-1).cumsum(-1)
-            draw = torch.rand(len(logits), 1, generator=generator, device=generator.device, dtype=torch.float64)
-            found = torch.searchsorted(cumulative, draw.to(logits.device) * cumulative[:, -1:], right=True)
+            draw = torch.rand(
+                len(logits), 1, generator=generator, device=generator.device, dtype=torch.float64
+            )
+            found = torch.searchsorted(
+                cumulative, draw.to(logits.device) * cumulative[:, -1:], right=True
+            )
             return found[:, 0].clamp(max=logits.shape[-1] - 1)
+
         return replace
+
     return source
 
 
@@ -174,12 +236,15 @@ INCORRECT_FROM: dict[str, Callable[[Job], Callable[[nn.Module], Replace]]] = {
 }
 
 
-# --- metrics ---------------------------------------------------------------------------------------------------------
+# --- metrics --------------------------------------------------------------------------
+
 
 def measure(predictions: Tensor, labels: Tensor) -> dict[str, float]:
-    """Clean against incorrect among visible answer tokens: AUC of h and of the token's probability; BCE (nats) and ECE of sigmoid(h).
+    """Clean against incorrect among visible answer tokens: AUC of h and of the token's
+    probability; BCE (nats) and ECE of sigmoid(h).
 
-    predictions: (B, L, 2) h and probability. labels: (B, L) 1 clean, 0 incorrect, else IGNORED. An AUC that does not exist is left out.
+    predictions: (B, L, 2) h and probability. labels: (B, L) 1 clean, 0 incorrect, else
+    IGNORED. An AUC that does not exist is left out.
     """
     visible = labels != IGNORED
     clean = labels[visible] == 1
@@ -193,13 +258,16 @@ def measure(predictions: Tensor, labels: Tensor) -> dict[str, float]:
         "ups_ece": expected_calibration_error(score.sigmoid(), clean),
         "incorrect_share": float((~clean).double().mean()),
     }
-    return {name: value for name, value in found.items() if value == value}        # NaN is not JSON
+    return {name: value for name, value in found.items() if value == value}  # NaN is not JSON
 
 
-# --- output folders --------------------------------------------------------------------------------------------------
+# --- output folders -------------------------------------------------------------------
+
 
 def save_remask(job: Job, extra_config: Mapping[str, Any], lora: LoRA | None = None) -> Save:
-    """Writes the head and, where the backbone trains, a complete checkpoint; job.model: the backbone as it was loaded."""
+    """Writes the head and, where the backbone trains, a complete checkpoint; job.model:
+    the backbone as it was loaded.
+    """
     fingerprint = backbone_fingerprint(job.model)
 
     def save(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:
@@ -214,11 +282,16 @@ def save_remask(job: Job, extra_config: Mapping[str, Any], lora: LoRA | None = N
         backbone = merged(model.backbone, _under(state, "backbone."), lora)
         save_model(backbone, folder, extra_config)
         copy_tokenizer(job.tokenizer_folder, folder)
-        adapter = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if ".lora_" in name}
+        adapter = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in state.items()
+            if ".lora_" in name
+        }
         if adapter:
             save_tensors(adapter, folder / ADAPTER)
         for place in () if head is None else (folder, folder / "ups"):
             save_policy(head, place, backbone_fingerprint(backbone), extra_config)
+
     return save
 
 
@@ -233,12 +306,19 @@ def load_remask(model: PolicyModel, folder: Path) -> None:
 
 
 def merged(backbone: LLaDA, state: Mapping[str, Tensor], lora: LoRA | None = None) -> LLaDA:
-    """The backbone as a plain model of this state, its weights with LoRA's; without adapters, as it is."""
+    """The backbone as a plain model of this state, its weights with LoRA's; without
+    adapters, as it is.
+    """
     plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
         layer, adapted, kind = name.partition(".base_layer.")
         if adapted and kind == "weight":
-            tensor = merged_weight(tensor, state[f"{layer}.lora_A.default.weight"], state[f"{layer}.lora_B.default.weight"], lora.scale)
+            tensor = merged_weight(
+                tensor,
+                state[f"{layer}.lora_A.default.weight"],
+                state[f"{layer}.lora_B.default.weight"],
+                lora.scale,
+            )
         if ".lora_" not in name:
             plain[f"{layer}.{kind}" if adapted else name] = tensor
     model = empty_like(backbone)
@@ -247,13 +327,21 @@ def merged(backbone: LLaDA, state: Mapping[str, Tensor], lora: LoRA | None = Non
 
 
 def record_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
-    """Add the last evaluation's metrics to the head's config, wherever the folder has one, or to the checkpoint's."""
+    """Add the last evaluation's metrics to the head's config, wherever the folder has
+    one, or to the checkpoint's.
+    """
     of_head = [path for path in (folder / CONFIG, folder / "ups" / CONFIG) if path.is_file()]
     for path in of_head or [folder / "config.json"]:
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["training"]["metrics"] = {name: value for name, value in metrics.items() if name in METRICS}
+        config["training"]["metrics"] = {
+            name: value for name, value in metrics.items() if name in METRICS
+        }
         path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor.detach() for name, tensor in state.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor.detach()
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }

@@ -1,4 +1,7 @@
-"""What pre-training trains, on what, and what an evaluation shows: the bound, the perplexity of a byte, a sample."""
+"""What pre-training trains, on what, and what an evaluation shows: the bound, the
+perplexity of a byte, a sample.
+"""
+
 from __future__ import annotations
 
 import math
@@ -8,7 +11,13 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from llada_plugins.models import text
 from llada_plugins.models.folder import MASK_NAMES, resolve
@@ -27,7 +36,8 @@ from .arguments import RunArguments
 from .jobs import Job, _checkpoint, _trainable
 from .presets import PRETRAIN_PRESETS, TINY_SHAPE
 
-SHAPE = {"d_model": 128, "n_layers": 4, "n_heads": 4}        # of a model from scratch where no flag says otherwise
+# of a model from scratch where no flag says otherwise
+SHAPE = {"d_model": 128, "n_layers": 4, "n_heads": 4}
 SEQ_LEN = 256
 
 
@@ -35,38 +45,97 @@ SEQ_LEN = 256
 class PretrainOptions:
     """What is trained on what."""
 
-    preset: str | None = arg(None, f"a model from scratch: {', '.join(PRETRAIN_PRESETS)}; it sets the other flags' defaults, --dataset too")
-    model: str | None = arg(None, "checkpoint folder or hub id to go on from (default: a model from scratch)")
-    dataset: str | None = arg(None, 'text file, JSONL file of rows {"text": text} or {"input_ids": [ids]}, folder with a file for each '
-                                    f"split, hub name, or one of {', '.join(corpus.NAMES)}")
+    preset: str | None = arg(
+        None,
+        f"a model from scratch: {', '.join(PRETRAIN_PRESETS)}; it sets the other flags' defaults, "
+        "--dataset too",
+    )
+    model: str | None = arg(
+        None, "checkpoint folder or hub id to go on from (default: a model from scratch)"
+    )
+    dataset: str | None = arg(
+        None,
+        'text file, JSONL file of rows {"text": text} or {"input_ids": [ids]}, folder with a file '
+        "for each "
+        f"split, hub name, or one of {', '.join(corpus.NAMES)}",
+    )
     dataset_config: str | None = arg(None, "configuration of a hub data set")
     train_split: str = arg("train", "split to train on; a file has none")
-    eval_split: str | None = arg(None, "split for the validation bound (default: validation, else test); a file has none: see --eval_data")
-    eval_data: str | None = arg(None, "file for the validation bound, in place of a split of --dataset")
-    eval_rows: int = arg(512, "rows of the validation bound at most, spread evenly over the data; 0 = all")
-    seq_len: int | None = arg(None, f"tokens of a row (default: the model's context); from scratch also the context (default: {SEQ_LEN})")
-    pack_boundaries: bool = arg(False, "tokens attend to their own document only, not to others packed into the same row")
-    random_lengths: float = arg(0.01, "share of batches cut to a length drawn from 1 to theirs; 0-1")
-    token_cache: str | None = arg(None, "folder for tokenised data, which any run may share (default: tokens in output_dir)")
-    tokenizer: str | None = arg(None, "of a model from scratch: folder or hub id of one with an EOS and a mask token (default: bytes)")
+    eval_split: str | None = arg(
+        None,
+        "split for the validation bound (default: validation, else test); a file has none: see "
+        "--eval_data",
+    )
+    eval_data: str | None = arg(
+        None, "file for the validation bound, in place of a split of --dataset"
+    )
+    eval_rows: int = arg(
+        512, "rows of the validation bound at most, spread evenly over the data; 0 = all"
+    )
+    seq_len: int | None = arg(
+        None,
+        "tokens of a row (default: the model's context); from scratch also the context (default: "
+        f"{SEQ_LEN})",
+    )
+    pack_boundaries: bool = arg(
+        False, "tokens attend to their own document only, not to others packed into the same row"
+    )
+    random_lengths: float = arg(
+        0.01, "share of batches cut to a length drawn from 1 to theirs; 0-1"
+    )
+    token_cache: str | None = arg(
+        None, "folder for tokenised data, which any run may share (default: tokens in output_dir)"
+    )
+    tokenizer: str | None = arg(
+        None,
+        "of a model from scratch: folder or hub id of one with an EOS and a mask token (default: "
+        "bytes)",
+    )
     d_model: int | None = arg(None, f"of a model from scratch: width (default: {SHAPE['d_model']})")
-    n_layers: int | None = arg(None, f"of a model from scratch: layers (default: {SHAPE['n_layers']})")
-    n_heads: int | None = arg(None, f"of a model from scratch: attention heads (default: {SHAPE['n_heads']})")
-    mlp_hidden_size: int | None = arg(None, "of a model from scratch: hidden units of an MLP (default: 8/3 of the width, to the next 16)")
-    prompt: str = arg("", "text before the sample that every evaluation prints; empty: the beginning of a document")
-    gen_length: int = arg(64, "tokens of the sample; 0 = no sample (nor is there one under FSDP or DeepSpeed)")
+    n_layers: int | None = arg(
+        None, f"of a model from scratch: layers (default: {SHAPE['n_layers']})"
+    )
+    n_heads: int | None = arg(
+        None, f"of a model from scratch: attention heads (default: {SHAPE['n_heads']})"
+    )
+    mlp_hidden_size: int | None = arg(
+        None,
+        "of a model from scratch: hidden units of an MLP (default: 8/3 of the width, to the next "
+        "16)",
+    )
+    prompt: str = arg(
+        "",
+        "text before the sample that every evaluation prints; empty: the beginning of a document",
+    )
+    gen_length: int = arg(
+        64, "tokens of the sample; 0 = no sample (nor is there one under FSDP or DeepSpeed)"
+    )
     steps: int | None = arg(None, "denoising steps of the sample (default: gen_length)")
-    remask_ratio: float = arg(0.0, "share of the sample masked again after every step but the last (0-1); 0 = tokens stay")
+    remask_ratio: float = arg(
+        0.0, "share of the sample masked again after every step but the last (0-1); 0 = tokens stay"
+    )
     temperature: float = arg(0.8, "of the sample; 0 = greedy")
-    top_k: int = arg(0, "sample among the k most probable tokens only, at a temperature above 0; 0 = all")
-    top_p: float = arg(0.0, "sample among the most probable tokens of this total probability (0-1), at a temperature above 0; 0 = all")
+    top_k: int = arg(
+        0, "sample among the k most probable tokens only, at a temperature above 0; 0 = all"
+    )
+    top_p: float = arg(
+        0.0,
+        "sample among the most probable tokens of this total probability (0-1), at a temperature "
+        "above 0; 0 = all",
+    )
 
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in PRETRAIN_PRESETS:
-            raise ValueError(f"--preset must be one of {', '.join(PRETRAIN_PRESETS)}, got {self.preset!r}")
+            raise ValueError(
+                f"--preset must be one of {', '.join(PRETRAIN_PRESETS)}, got {self.preset!r}"
+            )
         if self.dataset is None:
             raise ValueError("give --dataset FILE, FOLDER or NAME, or --preset NAME, which has one")
-        scratch = [name for name in ("preset", "tokenizer", *SHAPE, "mlp_hidden_size") if getattr(self, name) is not None]
+        scratch = [
+            name
+            for name in ("preset", "tokenizer", *SHAPE, "mlp_hidden_size")
+            if getattr(self, name) is not None
+        ]
         if self.model is not None and scratch:
             raise ValueError(f"--model brings its shape and tokenizer: leave --{scratch[0]} out")
         for name in ("seq_len", *SHAPE, "mlp_hidden_size"):
@@ -83,26 +152,39 @@ class PretrainOptions:
 
     def sampler(self) -> SamplerConfig:
         """How the sample is decoded."""
-        return SamplerConfig(gen_length=self.gen_length, steps=self.steps, remask_ratio=self.remask_ratio or None,
-                             temperature=self.temperature, top_k=self.top_k or None, top_p=self.top_p or None)
+        return SamplerConfig(
+            gen_length=self.gen_length,
+            steps=self.steps,
+            remask_ratio=self.remask_ratio or None,
+            temperature=self.temperature,
+            top_k=self.top_k or None,
+            top_p=self.top_p or None,
+        )
 
 
 def pretrain_job(options: PretrainOptions, arguments: RunArguments) -> Job:
-    """Model, rows and tokenizer. A tokenizer made here and, by default, the tokenised data are written into the output folder."""
+    """Model, rows and tokenizer. A tokenizer made here and, by default, the tokenised
+    data are written into the output folder.
+    """
     sources = [corpus.find(options.dataset, options.dataset_config, options.train_split)]
     if options.eval_data is not None:
         sources.append(corpus.find(options.eval_data, None, None))
     elif not Path(options.dataset).is_file():
         sources.append(corpus.find(options.dataset, options.dataset_config, options.eval_split))
     elif options.eval_split is not None:
-        raise ValueError(f"--eval_split has no effect on a file ({options.dataset}): give --eval_data FILE")
+        raise ValueError(
+            f"--eval_split has no effect on a file ({options.dataset}): give --eval_data FILE"
+        )
     output = Path(arguments.output_dir)
     if options.model is not None:
         folder, words = _checkpoint(options.model)
         model, seq_len = _trainable(folder), options.seq_len or words.max_length
         launch.train_logits_alone(model)
         if seq_len > words.max_length:
-            raise ValueError(f"--seq_len must be between 1 and the model's {words.max_length} tokens, got {seq_len}")
+            raise ValueError(
+                f"--seq_len must be between 1 and the model's {words.max_length} tokens, got "
+                f"{seq_len}"
+            )
     else:
         seq_len = options.seq_len or SEQ_LEN
         folder, model = _from_scratch(options, output, seq_len, arguments)
@@ -110,31 +192,57 @@ def pretrain_job(options: PretrainOptions, arguments: RunArguments) -> Job:
     config, tokenizer = model.config, text.load_tokenizer(folder)
     cache = Path(options.token_cache) if options.token_cache else output / "tokens"
     with arguments.main_process_first():
-        tokens = [corpus.tokenise(source, tokenizer, config.vocab_size, config.eos_token_id, cache) for source in sources]
-    train, *evaluation = (corpus.Rows(found, seq_len, limit) for found, limit in zip(tokens, (None, options.eval_rows or None)))
+        tokens = [
+            corpus.tokenise(source, tokenizer, config.vocab_size, config.eos_token_id, cache)
+            for source in sources
+        ]
+    train, *evaluation = (
+        corpus.Rows(found, seq_len, limit)
+        for found, limit in zip(tokens, (None, options.eval_rows or None))
+    )
     collate = corpus.collate_rows(config.eos_token_id, options.pack_boundaries)
     return Job(model, train, evaluation[0] if evaluation else None, collate, folder)
 
 
-def _from_scratch(options: PretrainOptions, output: Path, seq_len: int, arguments: RunArguments) -> tuple[Path, LLaDA]:
+def _from_scratch(
+    options: PretrainOptions, output: Path, seq_len: int, arguments: RunArguments
+) -> tuple[Path, LLaDA]:
     shape = {name: getattr(options, name) or default for name, default in SHAPE.items()}
     mlp_hidden_size = options.mlp_hidden_size or -(-8 * shape["d_model"] // 48) * 16
     if shape["d_model"] % (2 * shape["n_heads"]):
-        raise ValueError(f"--d_model must be a multiple of twice --n_heads ({shape['n_heads']}), got {shape['d_model']}")
+        raise ValueError(
+            f"--d_model must be a multiple of twice --n_heads ({shape['n_heads']}), got "
+            f"{shape['d_model']}"
+        )
     if options.tokenizer is not None:
         folder = resolve(options.tokenizer, option="--tokenizer")
         tokenizer = text.load_tokenizer(folder)
         known, eos = tokenizer.get_vocab(), tokenizer.eos_token_id
-        mask, vocab_size = next((known[name] for name in MASK_NAMES if name in known), None), max(known.values()) + 1
+        mask, vocab_size = (
+            next((known[name] for name in MASK_NAMES if name in known), None),
+            max(known.values()) + 1,
+        )
         if mask is None or eos is None:
-            raise ValueError(f"--tokenizer {folder} needs an EOS token and a mask token, one of {', '.join(MASK_NAMES)}: add what it lacks")
+            raise ValueError(
+                f"--tokenizer {folder} needs an EOS token and a mask token, one of "
+                f"{', '.join(MASK_NAMES)}: add what it lacks"
+            )
     else:
         folder = output
         with arguments.main_process_first():
             ids = byte_tokenizer(folder)
         eos, mask, vocab_size = ids[EOS], ids[MASK], 256 + len(ids)
-    fields = {**TINY_SHAPE, **shape, "mlp_hidden_size": mlp_hidden_size, "max_sequence_length": seq_len}
-    model = LLaDA(LLaDAConfig(vocab_size=vocab_size, mask_token_id=mask, eos_token_id=eos, pad_token_id=eos, **fields))
+    fields = {
+        **TINY_SHAPE,
+        **shape,
+        "mlp_hidden_size": mlp_hidden_size,
+        "max_sequence_length": seq_len,
+    }
+    model = LLaDA(
+        LLaDAConfig(
+            vocab_size=vocab_size, mask_token_id=mask, eos_token_id=eos, pad_token_id=eos, **fields
+        )
+    )
     initialise(model, noise("weights", arguments.seed))
     return folder, model
 
@@ -143,18 +251,24 @@ def _check_sample(options: PretrainOptions, folder: Path, model: LLaDA) -> None:
     limit = model.config.max_sequence_length
     prompt = _prompt(options, text.load_tokenizer(folder), model.config.eos_token_id)
     if options.gen_length and len(prompt) + options.gen_length > limit:
-        raise ValueError(f"--prompt of {len(prompt)} tokens and --gen_length {options.gen_length} exceed the model's context of {limit} "
-                         "tokens: lower --gen_length")
+        raise ValueError(
+            f"--prompt of {len(prompt)} tokens and --gen_length {options.gen_length} exceed the "
+            f"model's context of {limit} "
+            "tokens: lower --gen_length"
+        )
 
 
 def _prompt(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> list[int]:
-    return (text.encode(tokenizer, options.prompt) if options.prompt else []) or [eos_id]        # behind EOS a document begins
+    # behind EOS a document begins
+    return (text.encode(tokenizer, options.prompt) if options.prompt else []) or [eos_id]
 
 
 class Evaluations(TrainerCallback):
-    """Adds to an evaluation's line the perplexity of a byte, and prints a sample, decoded with the same noise every time.
+    """Adds to an evaluation's line the perplexity of a byte, and prints a sample,
+    decoded with the same noise every time.
 
-    The loss bounds the negative log-likelihood of a token (nats) from above, so the perplexity is an upper bound as well.
+    The loss bounds the negative log-likelihood of a token (nats) from above, so the
+    perplexity is an upper bound as well.
     """
 
     def __init__(self, job: Job, options: PretrainOptions) -> None:
@@ -162,14 +276,35 @@ class Evaluations(TrainerCallback):
         self.config, self.options = job.model.config, options
         self.tokenizer = text.load_tokenizer(job.tokenizer_folder)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
         if "eval_loss" in logs and self.bytes_per_token:
-            logs["eval_byte_perplexity"] = math.exp(min(logs["eval_loss"] / self.bytes_per_token, 700.0))        # e^710 overflows
+            # e^710 overflows
+            logs["eval_byte_perplexity"] = math.exp(
+                min(logs["eval_loss"] / self.bytes_per_token, 700.0)
+            )
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: LLaDA, **_: Any) -> None:
-        if state.is_world_process_zero and self.options.gen_length and not (launch.asks_for_fsdp(args) or args.deepspeed_plugin):
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: LLaDA,
+        **_: Any,
+    ) -> None:
+        if (
+            state.is_world_process_zero
+            and self.options.gen_length
+            and not (launch.asks_for_fsdp(args) or args.deepspeed_plugin)
+        ):
             line = f"sample at step {state.global_step}: {self.sample(model)!r}"
-            with tqdm.external_write_mode():        # above the bar, if there is one
+            with tqdm.external_write_mode():  # above the bar, if there is one
                 print(line, flush=True)
 
     @torch.no_grad()
