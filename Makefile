@@ -4,6 +4,7 @@
 # make test        the fast tests; make test-slow runs the others. WORKERS=2 is how many run at once
 # make test-machines  the fast tests with the kernels of other processors, and with two threads
 # make test-floats    the tests that compare floats, with the kernels of other processors
+# make check       lint and format (ruff), types (mypy), the direction of imports (import-linter)
 # make docs        the documentation as a web site in outputs/docs; fails on a broken link. No network
 # make options     writes docs/options.md from the dataclasses
 # make doctor      is the installation whole, and do both harnesses find our models
@@ -27,7 +28,7 @@ KERNELS_scalar = ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONED
 KERNELS_avx2 = ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats fuzz docs options doctor install clean
+.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats fuzz check docs options doctor install clean
 
 demo ablation ablation-prm test test-slow test-machines test-floats fuzz: export HF_HUB_OFFLINE = 1
 demo ablation ablation-prm test test-slow test-machines test-floats fuzz: export HF_DATASETS_OFFLINE = 1
@@ -67,6 +68,12 @@ test-machines: test
 	$(KERNELS_scalar) $(PYTEST) -m "not slow" tests
 	$(KERNELS_avx2) $(PYTEST) -m "not slow" tests
 	LLADA_TEST_THREADS=2 $(PYTEST) -n 1 -m "not slow" tests
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

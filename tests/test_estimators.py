@@ -79,7 +79,7 @@ def expected(log_p: Tensor, share: dict[int, float]) -> float:
 
 
 def uniform_counts(length: int) -> dict[int, float]:
-    return {k: 1 / length for k in range(1, length + 1)}
+    return dict.fromkeys(range(1, length + 1), 1 / length)
 
 
 def published_counts(length: int, batch: int) -> dict[int, float]:

@@ -48,7 +48,7 @@ def test_the_shipped_judge_helps_and_is_counted():
     judged = completions(Engine("llada_prm", **ROWS))
     assert accuracy(judged) > accuracy(plain) + 0.1
     assert {each.num_prm_calls for each in plain} == {0} and all(
-        4 <= each.num_prm_calls and each.num_forwards >= 4 for each in judged
+        each.num_prm_calls >= 4 and each.num_forwards >= 4 for each in judged
     )
     assert all(0 < each.prm_seconds < each.seconds for each in judged)
 

@@ -641,7 +641,7 @@ def table(cwd: Path) -> list[dict[str, str]]:
     failed, and writes '-' there.
     """
     rows = list(csv.DictReader(sorted(cwd.rglob("summary_*.csv"))[-1].open()))
-    assert rows and not any("-" == cell for row in rows for cell in row.values()), rows
+    assert rows and not any(cell == "-" for row in rows for cell in row.values()), rows
     return rows
 
 

@@ -27,7 +27,6 @@ from training.loop import objectives
 from training.loop.objectives import Loss
 from training.loop.throughput import Throughput, training_flops
 from training.loop.trainer import noise
-from training.runs import launch
 
 pytestmark = pytest.mark.floats
 

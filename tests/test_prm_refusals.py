@@ -25,7 +25,7 @@ from tests.test_prm import (
     fresh,
     saved,
     scorer_of,
-)  # noqa: F401 (fixtures)
+)
 from training.data.byte_tokenizer import byte_tokenizer
 
 Damage = Callable[[Path], object]

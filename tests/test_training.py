@@ -662,7 +662,7 @@ def test_fine_tuning_all_weights_reports_the_flop_utilisation(tmp_path):
     out = short_run(tmp_path, "--logging_steps", "1")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert all(
-        0 < line["flop_utilisation"] and 0 < line["tokens_per_second"]
+        line["flop_utilisation"] > 0 and line["tokens_per_second"] > 0
         for line in lines
         if "loss" in line
     )

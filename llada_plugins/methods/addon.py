@@ -95,7 +95,7 @@ def fill_part(part: Part, module: Module, folder: Path, model: LLaDA) -> Module:
     path = folder / part.weights
     load_tensors(
         module,
-        {name: path for name in tensor_names(path)},
+        dict.fromkeys(tensor_names(path), path),
         device=model.device,
         dtype=torch.float32,
         source=folder,

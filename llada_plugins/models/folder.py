@@ -202,7 +202,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
             f"{folder} has neither model.safetensors nor model.safetensors.index.json; only "
             "safetensors are read, never pickles"
         )
-    return {name: single for name in tensor_names(single)}
+    return dict.fromkeys(tensor_names(single), single)
 
 
 def _raise_problems(beginning: str, problems: Sequence[str]) -> None:
