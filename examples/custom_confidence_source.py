@@ -11,7 +11,7 @@ model is sure, small where it hesitates among many tokens.
 from torch import Tensor
 
 from llada_plugins import Engine
-from llada_plugins.engine.engine import Request
+from llada_plugins.engine import Request
 from llada_plugins.sampling.confidence import CONFIDENCE, Candidates
 from llada_plugins.tasks import sudoku
 

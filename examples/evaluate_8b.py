@@ -1,7 +1,7 @@
 """Evaluate a checkpoint in lm-eval from Python, exactly and with the fast approximations.
 
-    python examples/evaluate_8b.py                                               tiny model, 4x4 sudoku
-    python examples/evaluate_8b.py GSAI-ML/LLaDA-8B-Instruct --task gsm8k        a GPU, and the hub
+    python examples/evaluate_8b.py                         tiny model, 4x4 sudoku
+    python examples/evaluate_8b.py GSAI-ML/LLaDA-8B-Instruct --task gsm8k
 
 The exact setting is the one with which LLaDA's authors report 78.9 on GSM8K (one token
 a step). The fast one keeps every token that is at least 0.9 probable, and freezes keys

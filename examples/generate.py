@@ -1,13 +1,13 @@
 """Text in, text out: two questions in one batch.
 
-python examples/generate.py                                          the tiny model in the package
-python examples/generate.py GSAI-ML/LLaDA-8B-Instruct "What is 17 times 3?"       needs a GPU
+python examples/generate.py                       the tiny model in the package
+python examples/generate.py GSAI-ML/LLaDA-8B-Instruct "What is 17 times 3?"
 """
 
 import sys
 
 from llada_plugins import Engine
-from llada_plugins.engine.engine import Request
+from llada_plugins.engine import Request
 
 PUZZLES = ["12.3.3.23..1..3.=", "..313.4...23.3.4="]  # 4x4 sudokus, row by row
 

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from llada_plugins import Engine
-from llada_plugins.engine.engine import Request
+from llada_plugins.engine import Request
 from llada_plugins.tasks import sudoku
 from training import remask_sft
 

@@ -1,10 +1,12 @@
-"""README's commands: each is run here on the shipped model, or is known to be run by
-`make demo` or to need a real checkpoint.
+"""Commands of README and docs/: each is run on the shipped models, or, where it needs what
+is the user's, its options are known.
 """
 
 from __future__ import annotations
 
-import importlib
+import configparser
+import glob
+import importlib.util
 import os
 import re
 import shlex
@@ -14,69 +16,198 @@ from pathlib import Path
 
 import pytest
 
+from llada_plugins.engine.engine import option_classes
+from llada_plugins.methods.table import METHODS
+from llada_plugins.options.fields import build, coerce, names, reject_unknown
+from llada_plugins.sampling.config import SamplerConfig
+
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-    re.sub(r"\s+#.*", "", line).strip()
-    for language, block in BLOCKS
-    if not language
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip()
-]
-# .ci/run runs them as they stand
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+# run as they stand by .ci/run
 DEMO = ("make demo", "make test", "opencompass configs/eval_llada.py")
-# need a checkpoint or data that are the user's
-PLACEHOLDERS = re.compile(r"GSAI-ML/|\bDIR\b|FILE\.jsonl")
+# need a checkpoint, data or another command's output, which are the user's
+PLACEHOLDERS = re.compile(r"GSAI-ML/|LLADA_MODEL=|\bDIR\b|FILE\.(jsonl|csv)|--preset nim ")
+SETTING = re.compile(r"^[A-Z_]+=\S*$")  # of the environment, before a command
+SHORTER = {"lm_eval": ["--limit", "2"], "training": ["--max_steps", "2", "--overwrite"]}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return [text for found, text in BLOCK.findall(PAGES[page]) if found == language]
+
+
+def commands(page: str) -> list[str]:
+    """Of a page's blocks without a language, one a line."""
+    lines = [line for text in blocks(page, "") for line in text.replace("\\\n", " ").splitlines()]
+    return [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip()]
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+
+
+def words(command: str) -> list[str]:
+    """The command's words, without what is set in its environment."""
+    found = shlex.split(command)
+    while SETTING.match(found[0]):
+        found.pop(0)
+    return found
+
+
+def program(command: str) -> str:
+    return words(command)[0]
+
+
 RUNNABLE = [
-    command for command in COMMANDS if not PLACEHOLDERS.search(command) and command not in DEMO
+    command
+    for command in COMMANDS
+    if not PLACEHOLDERS.search(command)
+    and command not in DEMO
+    and program(command) not in ("make", "pip")
 ]
-SHORTER = {"lm_eval": ["--limit", "2"], "training": ["--max_steps", "2", "--overwrite"], "make": []}
+OF_LM_EVAL = [command for command in COMMANDS if "lm_eval" in words(command)]
+OF_THE_USER = [
+    command for command in COMMANDS if PLACEHOLDERS.search(command) and program(command) == "python"
+]
 
 
-def test_readme_shows_commands_of_every_kind() -> None:
-    programs = {shlex.split(command)[0] for command in COMMANDS}
-    assert {"make", "lm_eval", "opencompass", "python"} <= programs
+# -- what is written
 
 
-def test_the_demo_runs_what_readme_says_it_runs() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert (
-        "opencompass configs/eval_llada.py" in makefile
-        and "lm_eval --model llada --tasks sudoku4 --include_path configs/lmeval" in makefile
+def test_readme_is_read_in_two_minutes():
+    assert len(PAGES["README.md"].splitlines()) <= 130
+
+
+def test_readme_shows_commands_of_every_kind():
+    assert {"pip", "lm_eval", "opencompass", "python"} <= set(map(program, commands("README.md")))
+
+
+def test_the_demo_runs_what_readme_says_it_runs():
+    assert "opencompass configs/eval_llada.py" in MAKEFILE
+    assert "lm_eval --model llada --tasks sudoku4 --include_path configs/lmeval" in MAKEFILE
+    assert {"test", "test-slow", "demo", "docs"} <= set(
+        re.search(r"for target in (.*);", CI)[1].split()
     )
-    assert re.search(
-        r"for target in .*\btest\b.*\bdemo\b.*; do",
-        (ROOT / ".ci" / "run").read_text(encoding="utf-8"),
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_module_that_a_page_calls_exists(page):
+    for module in set(re.findall(r"python -m ([\w.]+\w)", PAGES[page])):
+        assert importlib.util.find_spec(module), module
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_make_target_that_a_page_names_exists(page):
+    targets = set(re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split())
+    assert set(re.findall(r"`make ([\w-]+)", PAGES[page])) <= targets
+    assert {
+        words(command)[1] for command in commands(page) if program(command) == "make"
+    } <= targets
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_names_exists(page):
+    quoted = re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.\w+)`", PAGES[page])
+    configs = re.findall(r"\bconfigs/[\w/.-]+\.(?:py|yaml|json)", PAGES[page])
+    for path in quoted + configs:
+        if re.search(r"NAME|FAMILY", path):  # of what a recipe adds
+            continue
+        assert any((ROOT / base / path).exists() for base in ("", "llada_plugins")), path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_extra_that_a_page_installs_exists(page):
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    for extras in re.findall(r"(?:llada-plugins|\.)\[([\w,]+)\]", PAGES[page]):
+        assert set(extras.split(",")) <= set(settings["options.extras_require"]), extras
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_of_a_page_compiles(page):
+    for text in blocks(page, "python"):
+        compile(text, page, "exec")
+
+
+# -- what needs the user's checkpoint or data
+
+
+@pytest.mark.parametrize("command", OF_LM_EVAL)
+def test_options_in_an_lm_eval_command_are_known(command):
+    flags = dict(zip(words(command), words(command)[1:], strict=False))
+    method = flags["--model"]
+    given = dict(
+        pair.split("=", 1)
+        for flag in ("--model_args", "--gen_kwargs")
+        for pair in flags.get(flag, "").split(",")
+        if pair
     )
+    reject_unknown(given, names(*option_classes(method)))
+    build(SamplerConfig, coerce(SamplerConfig, given), SamplerConfig(gen_length=16))
+    build(METHODS[method].options, coerce(METHODS[method].options, given))
 
 
-def test_the_python_example_runs() -> None:
-    example = "\n".join(block for language, block in BLOCKS if language == "python")
+@pytest.mark.slow
+@pytest.mark.parametrize("command", OF_THE_USER)
+def test_flags_in_commands_that_need_the_users_files_exist(command):
+    line = words(command)
+    if line[1] != "-m" or line[2] == "llada_plugins.configs":
+        return
+    module, method = line[2], [line[n + 1] for n, word in enumerate(line) if word == "--model"]
+    chosen = ["--model", *method] if method and method[0] in METHODS else []
     done = subprocess.run(
-        [sys.executable, "-c", example], capture_output=True, text=True, timeout=300, cwd=ROOT
+        [sys.executable, "-m", module, *chosen, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in line if word.startswith("--"))
+
+
+# -- what runs
+
+
+def test_the_python_example_of_readme_runs():
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks("README.md", "python"))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", [command for command in RUNNABLE if not command.startswith("make")]
-)
-def test_a_command_of_readme_runs(command: str, tmp_path: Path) -> None:
-    words = shlex.split(command)
+@pytest.mark.parametrize("command", RUNNABLE)
+def test_a_command_runs(command, tmp_path):
+    line = [
+        str(tmp_path / "out") if word.startswith("outputs/") else word for word in words(command)
+    ]
+    line = [each for word in line for each in (sorted(glob.glob(word, root_dir=ROOT)) or [word])]
+    start = {
+        "lm_eval": ["-m", "lm_eval"],
+        "torchrun": ["-m", "torch.distributed.run"],
+        "opencompass": ["-m", "opencompass.cli.main"],
+        "python": [],
+    }[line[0]]
     kind = (
         "lm_eval"
-        if words[0] == "lm_eval"
+        if "lm_eval" in line
         else "training"
-        if "training." in command and "convert" not in command
-        else "make"
+        if re.search(r"training\.\w*(sft|train)", command)
+        else None
     )
-    program = [sys.executable, "-m", "lm_eval"] if words[0] == "lm_eval" else [sys.executable]
-    words = [str(tmp_path / "out") if word.startswith("outputs/") else word for word in words[1:]]
     done = subprocess.run(
-        [*program, *words, *SHORTER[kind]],
+        [sys.executable, *start, *line[1:], *SHORTER.get(kind, [])],
         cwd=ROOT,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -84,17 +215,3 @@ def test_a_command_of_readme_runs(command: str, tmp_path: Path) -> None:
         timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.mark.parametrize(
-    "command",
-    [command for command in COMMANDS if PLACEHOLDERS.search(command) and "training." in command],
-)
-def test_flags_in_commands_that_need_the_users_files_exist(command: str, capsys) -> None:
-    words = shlex.split(command)
-    module = words[words.index("-m") + 1]
-    with pytest.raises(SystemExit) as ended:
-        importlib.import_module(module).main(["--help"])
-    assert not ended.value.code
-    said = capsys.readouterr().out
-    assert all(word in said for word in words if word.startswith("--"))
