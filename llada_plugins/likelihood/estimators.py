@@ -76,7 +76,7 @@ def count_masks(length: int, draws: range, key: int, batch: int) -> Masks:
     (0, 1), and its weight has the interval's width. Rows draw independently: one place
     for all intervals would move all counts together. Tokens of a count are those of
     lowest rank in the row's own random order. The published code rounds a linspace
-    instead, which is not uniform; see README "Deviations".
+    instead, which is not uniform; see docs/reproduce.md.
     """
     if length < 30 and 2**length - 1 <= draws.stop:
         return enumerated(length)

@@ -4,8 +4,8 @@ blocks again that it does not like.
 The three samplers of LLaDA-R3 as settings of one loop over closed blocks: `vanilla`
 (candidates for every block), `backmask` (and blocks behind are masked and refilled),
 `window` (every K blocks are, together). A scorer is any function from answers to one
-score per block; this file knows neither text nor process reward models. See README
-"Deviations" for what R3's code does.
+score per block; this file knows neither text nor process reward models. See
+docs/reproduce.md for what R3's code does.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def candidates_at(
     logits[..., special.mask] = of_mask
     if config.confidence_eos_eot_inf:
         # upstream's two writes hit the noisy and the raw logits, the same tensor only
-        # at temperature 0; see README "Deviations"
+        # at temperature 0; see docs/reproduce.md
         logits = without(logits, special.ends)
     policy = None if prediction.confidence is None else prediction.confidence.gather(1, at)
     return Candidates(
