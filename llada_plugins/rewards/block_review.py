@@ -42,15 +42,15 @@ class ReviewConfig:
 
     method: Literal["vanilla", "backmask", "window"] = arg(
         "backmask",
-        "vanilla: the best of several candidates for every block; backmask: blocks behind that "
-        "score low are masked and filled "
-        "again; window: every backmasking_frequency blocks, all of them are refined together",
+        "vanilla: the best of several candidates for every block; backmask: finished blocks that "
+        "score low are masked and filled again; window: every backmasking_frequency blocks, all "
+        "of them are refined together",
     )
     backmasking_rule: Literal["only_low", "legacy"] = arg(
         "only_low",
         "only_low: blocks below the threshold, and only a result that scores no less is taken; "
-        "legacy: R3's random positions of "
-        "all blocks behind by min-max probabilities, the old state is dropped",
+        "legacy: R3's random positions of all finished blocks by min-max probabilities, and the "
+        "old state is dropped",
     )
     num_candidates_per_block: int | None = arg(
         None,
@@ -60,7 +60,7 @@ class ReviewConfig:
         None, "completions of what was masked again (default: 5 for legacy, else 1)"
     )
     backmasking_lookback: int = arg(
-        3, "blocks behind that may be masked again, the newest included"
+        3, "finished blocks that may be masked again, the newest included"
     )
     backmasking_threshold: float | None = arg(
         None, "blocks that score less (0-1) are low (default: 0.5; legacy 0.9; window 0.8)"

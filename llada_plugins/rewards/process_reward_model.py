@@ -110,12 +110,12 @@ class PRMConfig:
     )
     prm_separator: str | None = arg(
         None,
-        "token_classification: text behind every step (default: step_separator in the PRM's "
+        "token_classification: text after every step (default: step_separator in the PRM's "
         "config.json); in double quotes it is "
         'JSON: "\\n\\n" is two newlines, without quotes it is four characters',
     )
     prm_marker: str | None = arg(
-        None, "token behind every step (default: <extra_0> for qwen, ки for math_shepherd)"
+        None, "token after every step (default: <extra_0> for qwen, ки for math_shepherd)"
     )
     prm_positive: str | None = arg(
         None, "math_shepherd, chat: token that means a right step (default: +)"
