@@ -21,7 +21,7 @@ from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.lora import CONFIG, PREFIX, WEIGHTS, targeted
 from tests.tolerance import measured, rounding
 from training import merge, sft
-from training.runs.lora import PROJECTIONS, LoRA, LoRAOptions, add_lora
+from training.runs.lora_adapters import PROJECTIONS, LoRA, LoRAOptions, add_lora
 
 pytestmark = pytest.mark.floats
 

@@ -32,8 +32,8 @@ from training.data.byte_tokenizer import byte_tokenizer
 from training.data.steps import StepRow, collate_steps, read_steps, step_encoder
 from training.data.sudoku_steps import solutions_in_steps
 from training.loop.objectives import IGNORED
-from training.runs import reward
-from training.runs.reward import PRMOptions
+from training.runs import prm_run as reward
+from training.runs.prm_run import PRMOptions
 
 pytestmark = pytest.mark.floats
 

@@ -18,7 +18,7 @@ from llada_plugins.models import llada as model_module
 from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
 from llada_plugins.models.llada import initialise
 from training import remask_sft, router_sft, sft
-from training.runs.policy import PolicyModel
+from training.runs.remask_run import PolicyModel
 
 pytestmark = pytest.mark.floats
 

@@ -33,10 +33,10 @@ from training.data.rows import Example, collate_answers
 from training.loop import objectives
 from training.loop.objectives import IGNORED
 from training.loop.trainer import noise
-from training.runs import policy
+from training.runs import remask_run as policy
 from training.runs.jobs import TOKENIZER_FILES, Job
-from training.runs.lora import PROJECTIONS, LoRA
-from training.runs.policy import PolicyModel, merged, policy_model
+from training.runs.lora_adapters import PROJECTIONS, LoRA
+from training.runs.remask_run import PolicyModel, merged, policy_model
 
 pytestmark = pytest.mark.floats
 

@@ -24,7 +24,8 @@ from training import router_sft
 from training.data.rows import collate_answers, encode, vocabulary
 from training.loop import objectives
 from training.loop.trainer import noise
-from training.runs import launch, routing
+from training.runs import launch
+from training.runs import router_run as routing
 from training.runs.arguments import RunArguments
 from training.runs.jobs import Job
 from training.runs.launch import run

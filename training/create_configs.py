@@ -21,9 +21,9 @@ from llada_plugins.options.fields import arg
 from training.runs import presets
 from training.runs.arguments import RunArguments
 from training.runs.options import FineTuningOptions, RouterOptions
-from training.runs.policy import RemaskOptions
-from training.runs.pretraining import PretrainOptions
-from training.runs.reward import PRMOptions
+from training.runs.pretrain_run import PretrainOptions
+from training.runs.prm_run import PRMOptions
+from training.runs.remask_run import RemaskOptions
 
 COMMANDS: dict[str, tuple[type, Mapping[str, Any]]] = {
     "pretrain": (PretrainOptions, presets.PRETRAIN_PRESETS),

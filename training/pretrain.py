@@ -16,7 +16,7 @@ from training.loop import objectives
 from training.loop.throughput import measured
 from training.runs import launch
 from training.runs.presets import PRETRAIN_PRESETS
-from training.runs.pretraining import Evaluations, PretrainOptions, pretrain_job
+from training.runs.pretrain_run import Evaluations, PretrainOptions, pretrain_job
 
 USAGE = "python -m training.pretrain (--preset NAME | --dataset DATA [--model DIR]) --output_dir DIR [flags; --help lists them]"
 

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.runs import launch, reward
+from training.runs import launch
+from training.runs import prm_run as reward
 from training.runs.presets import PRM_PRESETS
 
 USAGE = "python -m training.prm_sft (--preset NAME | --model DIR --data FILE.jsonl) --output_dir DIR [flags; --help lists them]"

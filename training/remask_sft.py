@@ -16,7 +16,8 @@ from pathlib import Path
 
 from training.loop import objectives
 from training.loop.trainer import noise
-from training.runs import launch, policy
+from training.runs import launch
+from training.runs import remask_run as policy
 from training.runs.jobs import checkpoint_job, preset_job
 from training.runs.presets import UPS_PRESETS
 

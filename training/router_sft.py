@@ -14,7 +14,8 @@ from pathlib import Path
 
 from training.loop import objectives
 from training.loop.trainer import noise
-from training.runs import launch, routing
+from training.runs import launch
+from training.runs import router_run as routing
 from training.runs.jobs import checkpoint_job, preset_job
 from training.runs.options import RouterOptions
 from training.runs.presets import ROUTER_PRESETS

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from training.loop import objectives
 from training.loop.throughput import measured
 from training.loop.trainer import noise
-from training.runs import launch, lora
+from training.runs import launch
+from training.runs import lora_adapters as lora
 from training.runs.jobs import checkpoint_job, mean_length, preset_job
 from training.runs.options import FineTuningOptions
 

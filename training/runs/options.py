@@ -7,7 +7,8 @@ from typing import Literal
 
 from llada_plugins.options.fields import arg
 
-from . import launch, lora
+from . import launch
+from . import lora_adapters as lora
 from .presets import ROUTER_PRESETS
 
 

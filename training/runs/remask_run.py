@@ -38,7 +38,7 @@ from training.loop.objectives import IGNORED
 from training.loop.trainer import Save
 
 from .jobs import Job, copy_tokenizer
-from .lora import LoRA, LoRAOptions, add_lora
+from .lora_adapters import LoRA, LoRAOptions, add_lora
 from .options import SFTOptions
 from .presets import UPS_PRESETS
 
