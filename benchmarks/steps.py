@@ -9,7 +9,6 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from llada_plugins import SamplerConfig
 from llada_plugins.diffusion.cache import cached
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, model_denoiser
+from llada_plugins.diffusion.memory import Memory
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import Router, RouterConfig, routed
 from llada_plugins.models import gptq
@@ -157,9 +157,9 @@ def filled(
     rows: tuple[tuple[int, ...], ...],
     window: tuple[int, int],
     config: SamplerConfig,
-) -> dict[str, Any]:
+) -> Memory:
     """What a cache remembers after the first step: made in the repetition that is not measured."""
-    memory: dict[str, Any] = {}
+    memory = Memory()
     canvas = canvas_of(torch.tensor(rows, device=model.device), config)
     with torch.inference_mode():
         cached(model_denoiser(model), mode)(canvas._replace(memory=memory), slice(*window))

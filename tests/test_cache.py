@@ -15,6 +15,7 @@ import torch
 from llada_plugins.diffusion.cache import cached
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction, model_denoiser
 from llada_plugins.diffusion.guidance import guided
+from llada_plugins.diffusion.memory import Memory, Rows
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import Router, RouterConfig, routed
@@ -166,15 +167,38 @@ def hooked(model: LLaDA, hook) -> Iterator[None]:
             handle.remove()
 
 
+class Inputs:
+    """What each layer reads, and the steps of this block so far."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.by_block: dict[Block, torch.Tensor] = {}
+
+    def keep_rows(self, rows: Rows) -> None:
+        self.by_block = {block: rows.of(values) for block, values in self.by_block.items()}
+
+
+class Branches:
+    """A memory for each branch of guidance."""
+
+    def __init__(self) -> None:
+        self.each = (Memory(), Memory())
+
+    def keep_rows(self, rows: Rows) -> None:
+        for memory in self.each:
+            memory.keep_rows(rows)
+
+
 def frozen(denoise: Denoiser, model: LLaDA, mode: str, refresh: int | None = None) -> Denoiser:
     """What a cache is, slowly: whole forwards in which each layer reads its former
     inputs, but at the columns in work.
     """
 
     def denoise_frozen(canvas: Canvas, window: slice) -> Prediction:
-        inputs = canvas.memory.setdefault("inputs", {})
-        step = canvas.memory["frozen_step"] = canvas.memory.get("frozen_step", -1) + 1
-        whole = step % (refresh or 1000) == 0
+        kept = canvas.memory.of(Inputs)
+        inputs = kept.by_block
+        whole = kept.num_steps % (refresh or 1000) == 0
+        kept.num_steps += 1
         columns = window if mode == "dual" else slice(window.start, canvas.tokens.shape[1])
 
         def hook(block: Block, arguments: tuple) -> tuple:
@@ -247,7 +271,7 @@ def test_each_branch_of_guidance_has_its_own_cache(subject, mode, refresh):
         blank = canvas.tokens.clone()
         for row, start in zip(blank, canvas.answer_start):
             row[:start][row[:start] != PADDING] = MASK
-        own = [canvas.memory.setdefault(branch, {}) for branch in ("conditional", "unconditional")]
+        own = canvas.memory.of(Branches).each
         one, other = (
             cached(denoise, mode, refresh)(canvas._replace(tokens=tokens, memory=memory), window)
             for tokens, memory in zip((canvas.tokens, blank), own)

@@ -20,6 +20,7 @@ from llada_plugins.diffusion.denoiser import (
     model_denoiser,
 )
 from llada_plugins.diffusion.guidance import guided
+from llada_plugins.diffusion.memory import Memory
 from llada_plugins.likelihood.estimate import log_likelihood
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import (
@@ -458,7 +459,7 @@ def test_seeds_that_a_block_remembers_are_those_of_its_later_steps(model, kind):
     first = torch.tensor([[5, 6, 7, MASK, 8, 9], [PADDING, 4, 7, 9, MASK, 9]])
     later = torch.tensor([[5, 6, 7, 8, MASK, MASK], [PADDING, 4, 7, MASK, 9, MASK]])
     for grown in (first[:, :0], torch.full((2, 2), MASK)):
-        memory: dict = {}
+        memory = Memory()
         denoise = routed(
             lambda canvas, window: seen.append(canvas),
             router,

@@ -1,40 +1,58 @@
-"""Caches of keys and values as a Denoiser: after a block's first step only a few
-columns are computed. Faster, and an approximation.
+"""Caches of keys and values as a Denoiser: most steps compute a few columns only.
 
-Fast-dLLM (arXiv 2505.22618): the first step of a block is a forward of the whole
-canvas, whose keys and values stand until the block is done. Nothing outlives the block,
-because what is kept lives in the canvas's memory, which the sampler makes anew for
-each.
+Faster, and an approximation. Fast-dLLM (arXiv 2505.22618): the first step of a block is a
+forward of the whole canvas, whose keys and values stand until the block is done. Nothing
+outlives the block, because what is kept lives in the canvas's memory, which the sampler
+makes anew for each.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+from llada_plugins.models.llada import Past
+
 from .denoiser import Canvas, Denoiser, Prediction
+from .memory import Rows
+
+
+class KeysAndValues:
+    """Those of a block's last forward of the whole canvas, and the steps taken since."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0  # of this block
+        self.past: Past = {}
+
+    def keep_rows(self, rows: Rows) -> None:
+        """Forget all other rows: layer by layer, so that old and new are not held at once."""
+        for layer, (keys, values) in self.past.items():
+            self.past[layer] = rows.of(keys), rows.of(values)
 
 
 def cached(
     denoise: Denoiser, mode: Literal["prefix", "dual"], refresh: int | None = None
 ) -> Denoiser:
-    """The denoiser with the keys and values frozen before the window (prefix), or on
-    both sides of it (dual).
+    """The denoiser with frozen keys and values: before the window, or on both sides of it.
 
-    refresh: every so many steps of a block, a forward of the whole canvas (default: at
-    its first step alone; 1 is the plain denoiser). Rows, guided branches and a
-    bi-tower's streams each have their own; routed embeddings are read as they are at
-    every step.
+    mode: prefix freezes those before the window, dual those before and after it. refresh:
+    every so many steps of a block, a forward of the whole canvas (default: at its first
+    step alone; 1 is the plain denoiser). Rows, guided branches and a bi-tower's streams
+    each have their own; routed embeddings are read as they are at every step.
     """
 
     def denoise_cached(canvas: Canvas, window: slice) -> Prediction:
-        memory = canvas.memory
-        if memory is None:
+        if canvas.memory is None:
             return denoise(canvas, window)
-        step = memory["step"] = memory.get("step", -1) + 1
-        if step == 0 or refresh is not None and step % refresh == 0:
-            memory["past"], columns = {}, slice(None)
+        frozen = canvas.memory.of(KeysAndValues)
+        step = frozen.num_steps
+        frozen.num_steps += 1
+        if step == 0 or (refresh is not None and step % refresh == 0):
+            frozen.past = {}
+            columns = slice(None)
+        elif mode == "dual":
+            columns = window
         else:
-            columns = window if mode == "dual" else slice(window.start, None)
-        return denoise(canvas._replace(columns=columns, past=memory["past"]), window)
+            columns = slice(window.start, None)
+        return denoise(canvas._replace(columns=columns, past=frozen.past), window)
 
     return denoise_cached

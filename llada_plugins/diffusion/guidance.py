@@ -11,8 +11,9 @@ from .denoiser import PADDING, Canvas, Denoiser, Prediction
 
 
 def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
-    """Classifier-free guidance u + (scale + 1)(c - u), where u sees a masked prompt
-    (LLaDA, arXiv 2502.09992, appendix A).
+    """Classifier-free guidance (LLaDA, arXiv 2502.09992, appendix A).
+
+    The prediction is u + (scale + 1)(c - u), where c sees the prompt and u a masked one.
     """
 
     def denoise_guided(canvas: Canvas, window: slice) -> Prediction:
@@ -22,20 +23,19 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
         column = torch.arange(tokens.shape[1], device=tokens.device)
         prompt = (column < start[:, None]) & (tokens != PADDING)
         blank = tokens.masked_fill(prompt, mask_id)
-        both = denoise(
-            canvas._replace(tokens=torch.cat([tokens, blank]), answer_start=start.repeat(2)), window
-        )
+        tokens_of_both = torch.cat([tokens, blank])  # (2 B, L)
+        both = denoise(canvas._replace(tokens=tokens_of_both, answer_start=start.repeat(2)), window)
 
         def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
-            of_both = None if rows is None else torch.cat([rows, rows + len(tokens)])
-            conditional, unconditional = both.logits_at(torch.cat([at, at]), of_both).chunk(2)
+            rows_of_both = None if rows is None else torch.cat([rows, rows + len(tokens)])
+            logits = both.logits_at(torch.cat([at, at]), rows_of_both)
+            conditional, unconditional = logits.chunk(2)
             return unconditional + (scale + 1) * (conditional - unconditional)
 
-        return Prediction(
-            logits_at,
-            None if both.confidence is None else both.confidence.chunk(2)[0],
-            both.ranks_masked,
-        )
+        confidence = both.confidence
+        if confidence is not None:
+            confidence = confidence[: len(tokens)]  # of the branch that sees the prompt
+        return Prediction(logits_at, confidence, both.ranks_masked)
 
     return denoise_guided
 
@@ -45,16 +45,19 @@ def suppressed(denoise: Denoiser, ids: Sequence[int]) -> Denoiser:
 
     def denoise_suppressed(canvas: Canvas, window: slice) -> Prediction:
         prediction = denoise(canvas, window)
-        return prediction._replace(
-            logits_at=lambda at, rows=None: without(prediction.logits_at(at, rows), ids)
-        )
+
+        def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
+            return without(prediction.logits_at(at, rows), ids)
+
+        return prediction._replace(logits_at=logits_at)
 
     return denoise_suppressed
 
 
 def without(logits: Tensor, ids: Sequence[int]) -> Tensor:
-    """A copy of logits (..., V) with a few ids at probability zero; one by one, since a
-    tensor of ids would go to the device at every step.
+    """A copy of logits (..., V) with a few ids at probability zero.
+
+    One by one, since a tensor of ids would go to the device at every step.
     """
     logits = logits.clone()
     for token in ids:

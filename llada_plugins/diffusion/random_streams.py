@@ -16,18 +16,19 @@ from torch import Tensor
 
 
 def request_key(seed: int, *sequences: Iterable[int]) -> int:
-    """A 63-bit key from the seed and token sequences: the identity of a request's random stream."""
+    """A 63-bit key from the seed and token sequences: the name of a request's random stream."""
     text = repr((seed, [[int(token) for token in sequence] for sequence in sequences])).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def uniform(key: Tensor, *counters: Tensor | int) -> Tensor:
-    """Independent U(0, 1), float64, never 0 or 1, one for each broadcast combination of
-    int64 key and counters.
+    """Independent U(0, 1), float64, never 0 or 1.
+
+    One for each combination of key and counters, int64 tensors that broadcast.
     """
     state = _mix(key)
-    # an int stays on the CPU, as a scalar that every device takes along: a copy to it
-    # would be waited for
+    # An int stays on the CPU, as a scalar that every device takes along: a copy to the
+    # device would be waited for.
     for counter in counters:
         state = _mix(state ^ _mix(torch.as_tensor(counter, dtype=torch.int64) + _GOLDEN))
     # 52 bits: with 53 the largest would round to 1
@@ -49,8 +50,9 @@ def _shift(z: Tensor, bits: int) -> Tensor:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The output function of SplitMix64 (Steele et al. 2014) after one step of its
-    counter; int64 arithmetic wraps as it must.
+    """The output of SplitMix64 (Steele et al. 2014) after one step of its counter.
+
+    int64 arithmetic wraps around, as the algorithm needs.
     """
     z = z + _GOLDEN
     z = (z ^ _shift(z, 30)) * _FIRST

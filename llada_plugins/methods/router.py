@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction, embeddable
+from llada_plugins.diffusion.memory import Rows
 from llada_plugins.files.json_files import FLAG, TEXT, number, whole
 from llada_plugins.models.llada import LLaDA, Recomputing
 from llada_plugins.models.llada_config import WIDTH
@@ -247,7 +248,7 @@ def seeds_of(
     column = torch.arange(start, device=tokens.device) - shift[:, None]
     source = tokens.gather(1, column.clamp(min=0))
     present = (column >= 0) & (source != PADDING)
-    prompt = embedding(source.clamp(min=0))  # (B, P, D)
+    prompt = embedding(embeddable(source))  # (B, P, D)
     mask_embedding = embedding(source.new_full((1,), mask_id))[0]  # (D,)
     precision = next(router.out.parameters()).dtype
     return router(prompt.to(precision), present, mask_embedding.to(precision), max(0, last) + 1).to(
@@ -265,7 +266,7 @@ def placed(
         1, position.clamp(0, seeds.shape[1] - 1)[..., None, None].expand(-1, -1, *seeds.shape[2:])
     )
     # (B, L, blocks, D)
-    own = F.pad(embedding(tokens.clamp(min=0))[:, :, None], (0, 0, 0, seeds.shape[2] - 1))
+    own = F.pad(embedding(embeddable(tokens))[:, :, None], (0, 0, 0, seeds.shape[2] - 1))
     return torch.where(seeded[..., None, None], seeds, own)
 
 
@@ -292,6 +293,21 @@ def added(blocks: Sequence[nn.Module], seeds: Tensor) -> Iterator[None]:
             handle.remove()
 
 
+class BlockSeeds:
+    """A block's seeds (B, W, blocks, D), made at its first step.
+
+    Only tokens of the window change in later steps, and the seeds reach to its end.
+    """
+
+    def __init__(self) -> None:
+        self.seeds: Tensor | None = None
+
+    def keep_rows(self, rows: Rows) -> None:
+        """Forget all other rows."""
+        if self.seeds is not None:
+            self.seeds = rows.of(self.seeds)
+
+
 def routed(
     denoise: Denoiser,
     router: Router,
@@ -307,16 +323,15 @@ def routed(
     check_blocks(router, max(1, len(blocks)))
 
     def denoise_routed(canvas: Canvas, window: slice) -> Prediction:
-        memory, place = (
-            {} if canvas.memory is None else canvas.memory,
-            (canvas.tokens, canvas.answer_start, mask_id),
-        )
-        # once a block: only tokens of the window change, and seeds reach to its end
-        if "seeds" not in memory:
-            memory["seeds"] = seeds_of(
-                router, embedding, *place, stop=0 if canvas.memory is None else window.stop
-            )
-        routes = placed(memory["seeds"], embedding, *place)  # (B, L, blocks, D)
+        answers = canvas.tokens, canvas.answer_start, mask_id
+        if canvas.memory is None:
+            seeds = seeds_of(router, embedding, *answers)
+        else:
+            remembered = canvas.memory.of(BlockSeeds)
+            if remembered.seeds is None:
+                remembered.seeds = seeds_of(router, embedding, *answers, stop=window.stop)
+            seeds = remembered.seeds
+        routes = placed(seeds, embedding, *answers)  # (B, L, blocks, D)
         with added(blocks, routes[:, canvas.columns]):
             return denoise(canvas._replace(embeds=routes[:, :, 0]), window)
 

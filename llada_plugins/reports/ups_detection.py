@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, align
+from llada_plugins.diffusion.denoiser import (
+    PADDING,
+    Canvas,
+    Denoiser,
+    align,
+    embeddable,
+    masked_first,
+)
 from llada_plugins.diffusion.forward_process import Replace, another_of, remask_noise
 from llada_plugins.engine.engine import Engine
 from llada_plugins.sampling.confidence import Candidates, token_probability
@@ -59,7 +66,7 @@ def detect(
             Canvas(noisy.tokens, tokens.shape[1] - lengths[:, 0], padded), window
         )
         visible = (answer & ~noisy.masked)[:, window]  # (B, W)
-        token = noisy.tokens[:, window].clamp(min=0)
+        token = embeddable(noisy.tokens[:, window])
         every = torch.arange(visible.shape[1], device=tokens.device).expand_as(visible)
         own = token_probability(
             Candidates(
@@ -124,8 +131,7 @@ def model_samples(denoise: Denoiser, mask_id: int) -> Replace:
             slice(0, tokens.shape[1]),
         )
         most = max(1, int(chosen.sum(-1).max()))
-        # (B, M), chosen columns first
-        at = chosen.logical_not().byte().argsort(dim=-1, stable=True)[:, :most]
+        at = masked_first(chosen)[:, :most]  # (B, M), the chosen columns among them
         logits = prediction.logits_at(at).float()  # (B, M, V)
         logits[..., mask_id] = -torch.inf
         probability = logits[chosen.gather(1, at)].softmax(-1).to(generator.device)  # (N, V)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, align
+from llada_plugins.diffusion.memory import Memory
 from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.special_tokens import SpecialTokens
 
@@ -113,7 +114,7 @@ def unmask(
     after.
     """
     # of these steps alone: what a cache keeps cannot outlive them
-    whole, canvas = canvas.tokens, canvas._replace(memory={})
+    whole, canvas = canvas.tokens, canvas._replace(memory=Memory())
     block = whole[:, window]  # (B, W), a view: writes go through
     masked = block == special.mask
     plan = planned(masked, config, steps)
@@ -131,7 +132,12 @@ def unmask(
         if num_rows < len(rows):  # who is done rides no further
             whole[rows, window] = block.clone()  # both may be one memory
             going = masked.any(-1).logical_not().byte().argsort(stable=True)[:num_rows]
-            canvas, rows, keys, masked = canvas.take(going), rows[going], keys[going], masked[going]
+            canvas, rows, keys, masked = (
+                canvas.keep_rows(going),
+                rows[going],
+                keys[going],
+                masked[going],
+            )
             block, plan = canvas.tokens[:, window], plan if plan is None else plan[going]
         forwards[rows] += 1
         # masked columns first, in order; a row with fewer of them fills up with pinned ones

@@ -1,0 +1,55 @@
+"""What wrappers of a denoiser remember between the steps of one block.
+
+A cache remembers keys and values, a router its seeds. Each declares a small class of its
+own for that, and asks the canvas's memory for the one object of that class. So no wrapper
+sees what another keeps, and every value has a type.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+
+class Rows:
+    """Some rows of a batch: which of them, and how to take them from a tensor of all."""
+
+    def __init__(self, numbers: Tensor, num_rows: int) -> None:
+        self.numbers, self.num_rows = numbers, num_rows
+
+    def of(self, values: Tensor) -> Tensor:
+        """These rows of values, which has num_rows rows or a multiple of that.
+
+        Under guidance a wrapper sees all rows twice, the second time with a blank prompt.
+        """
+        branches = values.unflatten(0, (-1, self.num_rows))
+        return branches[:, self.numbers].flatten(0, 1)
+
+
+class Remembered(Protocol):
+    """What one wrapper keeps. Made without arguments at the first step of a block."""
+
+    def keep_rows(self, rows: Rows) -> None:
+        """Forget all other rows, in place."""
+
+
+Kept = TypeVar("Kept", bound=Remembered)
+
+
+class Memory:
+    """One object of each class that a wrapper asks for, for the steps of one block."""
+
+    def __init__(self) -> None:
+        self._kept: dict[type[Any], Remembered] = {}
+
+    def of(self, kind: type[Kept]) -> Kept:
+        """The object of this class, made when it is asked for the first time."""
+        kept = self._kept.setdefault(kind, kind())
+        assert isinstance(kept, kind)
+        return kept
+
+    def keep_rows(self, rows: Rows) -> None:
+        """Forget all other rows, in place."""
+        for kept in self._kept.values():
+            kept.keep_rows(rows)
