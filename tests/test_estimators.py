@@ -13,20 +13,17 @@ from scipy import stats
 from torch import Tensor
 
 from llada_plugins.diffusion.random_streams import request_key
+from llada_plugins.likelihood.budget import budget, check_length
+from llada_plugins.likelihood.control_variate import SHRINKAGE, terms
 from llada_plugins.likelihood.estimators import (
     ESTIMATORS,
-    SHRINKAGE,
     Masks,
     bernoulli_masks,
-    budget,
-    check_length,
     count_masks,
     enumerated,
-    is_settled,
-    mean_and_error,
     published_masks,
-    terms,
 )
+from llada_plugins.likelihood.standard_error import is_settled, mean_and_error
 from tests.tolerance import EPS64, rounding
 
 pytestmark = pytest.mark.floats

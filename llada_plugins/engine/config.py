@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llada_plugins.likelihood.estimators import ESTIMATORS, Budget, budget
+from llada_plugins.likelihood.budget import Budget, budget
+from llada_plugins.likelihood.estimators import ESTIMATORS
 from llada_plugins.models.quantization import QUANTIZE
 from llada_plugins.options.fields import arg
 from llada_plugins.sampling.config import SamplerConfig

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from llada_plugins.diffusion.denoiser import capacity, check_unmasked
 from llada_plugins.diffusion.random_streams import request_key
-from llada_plugins.likelihood.estimate import LogLikelihood, Mark, iterate
+from llada_plugins.likelihood.estimate import LikelihoodSettings, LogLikelihood, Mark, iterate
 from llada_plugins.methods.table import METHODS, check_policy
 from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
@@ -250,16 +250,19 @@ class Engine:
                 yield number, self._logged(fitted[number], estimate)
             else:
                 scored.append(number)
-        estimates = iterate(
-            self.model,
-            [fitted[number] for number in scored],
-            self.config.budget(),
+        settings = LikelihoodSettings(
+            limits=self.config.budget(),
             estimator=self.config.estimator,
             seed=self.config.mc_seed,
             cfg_scale=self.common.cfg_scale,
             batch_size=batch_size or self.config.batch_size,
             batch_tokens=self.config.batch_tokens,
             greedy_check=self.config.greedy_check,
+        )
+        estimates = iterate(
+            self.model,
+            [fitted[number] for number in scored],
+            settings,
             special=self.special,
             denoise=self.denoise,
         )
