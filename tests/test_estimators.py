@@ -384,6 +384,47 @@ def test_a_settled_best_choice_is_rarely_wrong():
     assert found > 50 and wrong < 0.1 * 2000  # of all questions, which is what the confidence is of
 
 
+def settling_margin(num_rows: int, confidence: float) -> float:
+    """The margin, in standard errors, from which two choices of few rows are settled; bisected."""
+    noise = torch.randn(num_rows, generator=torch.Generator().manual_seed(2)).double()
+    noise = noise - noise.mean()
+    _, error = mean_and_error([noise])
+    low, high = 0.0, 100.0
+    while high - low > 1e-9:
+        margin = (low + high) / 2
+        choices = [[noise + margin * error], [torch.zeros(num_rows).double()]]
+        if is_settled(choices, [1, 1], confidence, 1):
+            high = margin
+        else:
+            low = margin
+    return high
+
+
+@pytest.mark.parametrize("num_rows", [8, 16, 64])
+@pytest.mark.parametrize("confidence", [0.9, 0.99, 0.999])
+def test_the_margin_that_settles_is_students_quantile_of_the_rows(num_rows, confidence):
+    freedom = 2 / 3 * num_rows
+    z, student = stats.norm.ppf(confidence), stats.t.ppf(confidence, freedom)
+    # what Student's quantile has beyond its first correction to the normal one, in the next
+    # order of Fisher's expansion and its share of that for all that follow
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96 / freedom**2
+    rest = second * (1 + z**2 / freedom)
+    margin = settling_margin(num_rows, confidence)
+    assert student - rest < margin < student
+    assert margin - z > (student - z) / 2  # most of what few rows add is there
+
+
+def test_few_rows_settle_a_wrong_choice_about_as_rarely_as_the_confidence_says():
+    generator, confidence, questions = torch.Generator().manual_seed(4), 0.98, 6000
+    drawn = torch.randn(questions, 2, 8, generator=generator).double()
+    wrong = 0  # of two choices of one mean, the first is called the better
+    for first, other in drawn:
+        if first.mean() > other.mean():
+            wrong += is_settled([[first], [other]], [1, 1], confidence, 1)
+    # half more at most: the error is an estimate, and its degrees of freedom a rule of thumb
+    assert 0 < wrong < 1.5 * (1 - confidence) * questions
+
+
 def test_rounds_double_up_to_the_limit():
     assert list(budget("count", 128).rounds()) == [range(128)]
     assert list(budget("count", "auto:0.1", 100).rounds()) == [
