@@ -1,24 +1,32 @@
 """Which confidence source, and how many tokens a step? Accuracy on the tiny model,
 everything else fixed.
 
-    make ablation                                                     both tables at their defaults; 1000 problems, one CPU thread
-    python -m benchmarks.ablation --num 300 --steps 8 --output DIR    a quick look
+    make ablation
+        both tables at their defaults; 1000 problems, one CPU thread
+    python -m benchmarks.ablation --num 300 --steps 8 --output DIR
+        a quick look
 
-1. Steps x source, greedy, one block. `plain` is LLaDA's low-confidence decoding, which never masks a token again; all others rank in
-   RemeDi's sampler with the same K_n: after step n the K_n best tokens stand, visible ones competing. Beside each accuracy, the paired
-   95 % bootstrap interval of `ups` less that source, on the same problems. (Where steps does not divide the 16 tokens, plain has
-   LLaDA's schedule, which takes the remainder first, and the others RemeDi's, which takes it last.)
-2. Accuracy per forward: fixed K_n beside threshold and factor decoding, without revision and with it (tokens with sigmoid(h) below
-   revise_below are masked again). A row of problems is at the cap when its last forward had to keep every token.
+1. Steps x source, greedy, one block. `plain` is LLaDA's low-confidence decoding, which
+   never masks a token again; all others rank in RemeDi's sampler with the same K_n:
+   after step n the K_n best tokens stand, visible ones competing. Beside each accuracy,
+   the paired 95 % bootstrap interval of `ups` less that source, on the same problems.
+   (Where steps does not divide the 16 tokens, plain has LLaDA's schedule, which takes
+   the remainder first, and the others RemeDi's, which takes it last.)
+2. Accuracy per forward: fixed K_n beside threshold and factor decoding, without
+   revision and with it (tokens with sigmoid(h) below revise_below are masked again). A
+   row of problems is at the cap when its last forward had to keep every token.
 
 The same through the stock harnesses, answer by answer (but under `random`, where they
 give a repeated puzzle other random numbers):
     for source in tps_prob ups ups_all random entropy margin; do
-      lm_eval --model llada_ups --model_args confidence_source=$source,steps=8 --tasks sudoku4 --include_path configs/lmeval \\
+      lm_eval --model llada_ups --model_args confidence_source=$source,steps=8 \\
+              --tasks sudoku4 --include_path configs/lmeval \\
               --metadata '{"num": 1000}' --batch_size 50
-    done                                                              plain: --model llada --model_args steps=8
-    lm_eval --model llada_ups --model_args threshold=0.95,revise_below=0.5 --tasks sudoku4 --include_path configs/lmeval
+    done
+    lm_eval --model llada_ups --model_args threshold=0.95,revise_below=0.5 \\
+            --tasks sudoku4 --include_path configs/lmeval
     opencompass configs/eval_llada_ups_ablation.py
+`plain` is the first of these with --model llada --model_args steps=8.
 Writes ablation.json, tables.md and frontier.png into --output, all or nothing.
 """
 

@@ -1,8 +1,10 @@
 """What does a process reward model buy, per forward? Accuracy on 4x4 sudoku, the tiny
 model and its tiny PRM.
 
-    make ablation-prm                                          the table at its defaults; 500 problems, one CPU thread
-    python -m benchmarks.ablation_prm --num 100 --output DIR   a quick look
+    make ablation-prm
+        the table at its defaults; 500 problems, one CPU thread
+    python -m benchmarks.ablation_prm --num 100 --output DIR
+        a quick look
 
 A row of the sudoku is a block and a step, filled in one forward. `greedy` decodes once.
 `best of n` decodes the whole answer n times, greedily once and n - 1 times at the

@@ -118,7 +118,8 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]], num: int) -> s
         lines += [
             f"{task}, {num} problems, greedy, block_length {BLOCK_LENGTHS[task]}; speed: of an "
             "answer, over the published loop's",
-            f"{'form':<32}{'accuracy':>10}{'as exact':>10}{'forwards':>10}{'answer x faster':>17}{'sampled':>10}",
+            f"{'form':<32}{'accuracy':>10}{'as exact':>10}{'forwards':>10}"
+            f"{'answer x faster':>17}{'sampled':>10}",
         ]
         lines += [
             f"{name:<32}{row['accuracy']:>10.3f}{row['same_answers']:>10.3f}{row['mean_forwards']:>10.2f}"

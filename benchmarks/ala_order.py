@@ -1,12 +1,14 @@
 """Does a router help where the prompt decides in which order an answer can be filled?
 The report of `ala_report` on chained sums.
 
-    python -m benchmarks.ala_order          one backbone (190 CPU-seconds), then 3 seeds of 6 variants of 30 each
+    python -m benchmarks.ala_order
+        one backbone (190 CPU-seconds), then 3 seeds of 6 variants of 30 each
 
 The answer is a ring of 8 digits. The prompt says at which place its sum begins, in
 which direction it runs, and what every place adds:
 
-    prompt    "<301c2213="     from place 3 (a letter: it adds 2) to the left: 2, 2+1, 2+1+0, … modulo 4
+    prompt    "<301c2213="     from place 3 (a letter: it adds 2) to the left:
+                               2, 2+1, 2+1+0, … modulo 4
     answer    what the sum is at each place
 
 Each digit follows from its neighbour in one small step, and without it only from the

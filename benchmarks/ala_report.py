@@ -1,7 +1,8 @@
 """What an ALA router adds to a frozen backbone, beside its control: the same training
 without any prompt.
 
-    python -m benchmarks.ala_report                         Nim, 3 seeds of 4 variants: 10 CPU-minutes
+    python -m benchmarks.ala_report
+        Nim, 3 seeds of 4 variants: 10 CPU-minutes
     python -m benchmarks.ala_report --task sudoku4 --variants router,bias
 
 `benchmarks.ala_order` makes the same report of a task of its own.

@@ -1,9 +1,12 @@
 """Time of a decoding step, ours against the published loop (benchmarks/reference.py),
 on random weights of a real shape.
 
-    python -m benchmarks.generation                             100M shape, one CPU thread; 8 minutes of it, 6 GB
-    python -m benchmarks.generation --peer DIR [DIR ...]        beside checkouts of LLaDA, Fast-dLLM or dllm; 2 minutes each a repetition
-    python -m benchmarks.generation --shape 8b --device cuda    LLaDA-8B's shape in bfloat16; the check in float32 needs 34 GB
+    python -m benchmarks.generation
+        100M shape, one CPU thread; 8 minutes of it, 6 GB
+    python -m benchmarks.generation --peer DIR [DIR ...]
+        beside checkouts of LLaDA, Fast-dLLM or dllm; 2 minutes each a repetition
+    python -m benchmarks.generation --shape 8b --device cuda
+        LLaDA-8B's shape in bfloat16; the check in float32 needs 34 GB
 
 A step in the middle of a generation is measured: the prompt and the blocks before the
 active one are text, num_masked tokens of the active block and all blocks after it are
@@ -54,6 +57,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,10 +153,7 @@ class Options:
             raise ValueError(f"check_length must be even and at least 2, got {self.check_length}")
         for name in ("json", "plot"):
             check_folder(name, getattr(self, name))
-        if self.plot and Path(self.plot).suffix not in speed_plot.SUFFIXES:
-            raise ValueError(
-                f"plot must end in {', '.join(speed_plot.SUFFIXES)}, got {self.plot!r}"
-            )
+        speed_plot.check_suffix(self.plot)
         if self.memory_length < 0 or self.memory_length % (32 * self.block_length):
             raise ValueError(
                 f"memory_length must be 0 or a multiple of 32 blocks ({32 * self.block_length}), "
@@ -260,6 +261,11 @@ def middle_of_generation(model: LLaDA, options: Options) -> tuple[Tensor, slice]
     return tokens, window
 
 
+def on_a_copy(step: Callable[..., None], model: LLaDA, tokens: Tensor, *rest: Any) -> None:
+    """A step on a copy of the tokens: it writes into what it is given."""
+    step(model, tokens.clone(), *rest)
+
+
 def measure(model: LLaDA, options: Options) -> dict[str, list[Seconds]]:
     """Seconds of every measured step of each form, sampled and `_greedy`; of batches
     sampled alone.
@@ -273,10 +279,8 @@ def measure(model: LLaDA, options: Options) -> dict[str, list[Seconds]]:
     seconds: dict[str, list[Seconds]] = {name: [] for name in cases}
     for repetition in range(1 + options.steps_measured):
         for name, (step, config) in cases.items():
-            taken = timed(
-                lambda: step(model, tokens.clone(), window, config, options.num_masked),
-                model.device,
-            )
+            work = partial(on_a_copy, step, model, tokens, window, config, options.num_masked)
+            taken = timed(work, model.device)
             if repetition > 0:
                 seconds[name].append(taken)
     return seconds
@@ -389,7 +393,8 @@ def floors(model: LLaDA, options: Options, names: Sequence[str], clock: str) -> 
     configs = {"exact": options.sampler(options.temperature), "exact_greedy": options.sampler(0.0)}
     shares = {
         name: roofline.matmul_share(
-            model, lambda: FORMS["exact"](model, tokens.clone(), window, config, options.num_masked)
+            model,
+            partial(on_a_copy, FORMS["exact"], model, tokens, window, config, options.num_masked),
         )
         for name, config in configs.items()
     }

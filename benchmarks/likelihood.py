@@ -1,9 +1,12 @@
 """Seconds and memory of likelihoods at equal standard error, ours against the published
 loop (benchmarks/reference.py).
 
-    python -m benchmarks.likelihood                              100M shape, random weights, one CPU thread; 4 minutes
-    python -m benchmarks.likelihood --fit_steps 60               weights fitted to a synthetic language; 3 minutes more, 7 GB
-    python -m benchmarks.likelihood --shape 8b --device cuda     LLaDA-8B's shape in bfloat16
+    python -m benchmarks.likelihood
+        100M shape, random weights, one CPU thread; 4 minutes
+    python -m benchmarks.likelihood --fit_steps 60
+        weights fitted to a synthetic language; 3 minutes more, 7 GB
+    python -m benchmarks.likelihood --shape 8b --device cuda
+        LLaDA-8B's shape in bfloat16
 
 Requests are questions with four choices, prompts and answers of different lengths. The
 published loop takes mc_num masked rows of each, mc_batch at a time; its squared
@@ -336,7 +339,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['shape']['name']}, {weights}, {machine['dtype']}, {machine['device']}: {clock} "
         "time",
-        f"{'':<14}{'mc_num':>8}{'rows':>8}{'seconds':>10}{'peak MB':>10}{'std. error':>12}{'x faster':>10}",
+        f"{'':<14}{'mc_num':>8}{'rows':>8}{'seconds':>10}{'peak MB':>10}"
+        f"{'std. error':>12}{'x faster':>10}",
     ]
     for name, each in result["runs"].items():
         peak = "" if each["peak_bytes"] is None else f"{each['peak_bytes'] / 1e6:.0f}"

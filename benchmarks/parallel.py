@@ -1,8 +1,10 @@
 """How many tokens to keep at once? Accuracy over mean forwards of threshold, factor and
 error_budget on the shipped tiny models.
 
-    python -m benchmarks.parallel                           both tasks, 1000 problems each; one CPU minute
-    python -m benchmarks.parallel --num 100 --json FILE     a quick look
+    python -m benchmarks.parallel
+        both tasks, 1000 problems each; one CPU minute
+    python -m benchmarks.parallel --num 100 --json FILE
+        a quick look
 
 Each rule runs over a grid of its parameter, greedy, one block, on the same problems as
 one token a forward. Beside each accuracy: its difference to one token a forward, and to

@@ -24,7 +24,7 @@ from torch import Tensor
 from llada_plugins import SamplerConfig, generate
 from llada_plugins.models.llada import LLaDA
 
-from .clock import timed
+from .clock import Seconds, timed
 
 NUM_BLOCKS = 2  # of a measured answer: one with masks behind it, one without
 STEPS_WITHOUT_CACHE = 2  # of each block; every step of a loop without a cache costs the same
@@ -225,6 +225,22 @@ def settings(cache: str, block_length: int, temperature: float) -> dict[str, Sam
     }
 
 
+def beside(
+    decode: Decode, model: LLaDA, prompt: Tensor, config: SamplerConfig
+) -> tuple[dict[str, Seconds], dict[str, list[int]]]:
+    """One answer of theirs and then of ours: what each took, and its tokens."""
+    answers: dict[str, list[int]] = {}
+
+    def theirs() -> None:
+        answers["theirs"] = decode(prompt, config)[0, prompt.shape[1] :].tolist()
+
+    def ours() -> None:
+        answers["ours"] = generate(model, prompt.tolist(), config)[0].answer
+
+    seconds = {"theirs": timed(theirs, model.device), "ours": timed(ours, model.device)}
+    return seconds, answers
+
+
 def compare(
     peers: Sequence[Peer],
     model: LLaDA,
@@ -250,30 +266,17 @@ def compare(
         for name, decode, config in cases:
             if "error" in found.get(name, {}):
                 continue
-            answers: dict[str, list[int]] = {}
-
-            def theirs() -> None:
-                answers["theirs"] = decode(prompt, config)[0, prompt.shape[1] :].tolist()
-
-            def ours() -> None:
-                answers["ours"] = generate(model, prompt.tolist(), config)[0].answer
-
             try:
                 if name not in found:  # the first call is slower: a few steps, not measured
                     decode(prompt, replace(config, steps=2 * NUM_BLOCKS))
-                result = found.setdefault(
-                    name,
-                    {
-                        "theirs": [],
-                        "ours": [],
-                        "same_tokens": True if config.temperature == 0 else None,
-                    },
-                )
-                for side, work in (("theirs", theirs), ("ours", ours)):
-                    result[side].append(getattr(timed(work, model.device), clock))
+                seconds, answers = beside(decode, model, prompt, config)
             except BROKEN as error:
                 found[name] = {"error": f"{type(error).__name__}: {error}"}
                 continue
+            same = True if config.temperature == 0 else None
+            result = found.setdefault(name, {"theirs": [], "ours": [], "same_tokens": same})
+            for side, taken in seconds.items():
+                result[side].append(getattr(taken, clock))
             if config.temperature == 0:
                 result["same_tokens"] &= answers["theirs"] == answers["ours"]
     for result in [result for result in found.values() if "error" not in result]:
@@ -285,7 +288,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     """The comparison as text."""
     words = {True: "yes", False: "NO", None: "both sample"}
     lines = [
-        f"{'peer and form, an answer of two blocks':<40}{'theirs s':>10}{'ours s':>10}{'x faster':>10}  same tokens"
+        f"{'peer and form, an answer of two blocks':<40}{'theirs s':>10}{'ours s':>10}"
+        f"{'x faster':>10}  same tokens"
     ]
     for name, each in found.items():
         if "error" in each:

@@ -15,6 +15,7 @@ not measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -145,7 +146,7 @@ def measured_ceiling(
     rates = []
     for rows in (512, 4096 if device.type == "cuda" else 1024):
         x = torch.ones(rows, width, device=device, dtype=dtype)
-        rates.append(2.0 * rows * width * width / best(lambda: F.linear(x, weight)))
+        rates.append(2.0 * rows * width * width / best(partial(F.linear, x, weight)))
     stream = torch.ones(megabytes * 2**20 // weight.itemsize, device=device, dtype=dtype).view(
         -1, 1024
     )
@@ -189,10 +190,9 @@ def table(
         for size, each in ceilings.items()
     ]
     lines.append(f"{'form':<32}{'floor ms':>12}{'median ms':>12}{'achieved':>10}")
-    lines += [
-        f"{name:<32}{1000 * floor:>12.1f}{1000 * seconds[name]:>12.1f}{floor / seconds[name]:>10.2f}"
-        for name, floor in floors.items()
-    ]
+    for name, floor in floors.items():
+        taken = seconds[name]
+        lines.append(f"{name:<32}{1000 * floor:>12.1f}{1000 * taken:>12.1f}{floor / taken:>10.2f}")
     lines += [
         f"outside matrix products and attention, {name}: {100 * share:.1f} % of a step"
         for name, share in overhead.items()

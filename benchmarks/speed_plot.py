@@ -12,6 +12,12 @@ from llada_plugins.reports.render import pyplot
 SUFFIXES = (".png", ".pdf", ".svg")
 
 
+def check_suffix(plot: str | None) -> None:
+    """Raise ValueError for a file whose format is not known, before anything is measured."""
+    if plot and Path(plot).suffix not in SUFFIXES:
+        raise ValueError(f"plot must end in {', '.join(SUFFIXES)}, got {plot!r}")
+
+
 def draw(result: dict[str, Any], file: Path) -> None:
     """Up to four panels, as far as they were measured."""
     panels = (

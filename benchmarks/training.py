@@ -1,10 +1,15 @@
 """Throughput and memory of pre-training, against a bare PyTorch loop, on random weights and tokens.
 
-    python -m benchmarks.training                                              a small shape, one CPU thread; 1 minute of it
-    python -m benchmarks.training --shape 100m --measure memory --seq_len 64   one model of 279 M parameters; 6 GB
-    python -m benchmarks.training --measure throughput --torch_compile         what compiling buys: the bare loop stays as it is; 2 minutes
-    python -m benchmarks.training --shape 100m --seq_len 512 --activation_checkpointing   what is saved and what it costs; 4 minutes, 10 GB
-    python -m benchmarks.training --shape 100m --device cuda --dtype bfloat16 --batch_size 32 --seq_len 1024
+    python -m benchmarks.training
+        a small shape, one CPU thread; 1 minute of it
+    python -m benchmarks.training --shape 100m --measure memory --seq_len 64
+        one model of 279 M parameters; 6 GB
+    python -m benchmarks.training --measure throughput --torch_compile
+        what compiling buys: the bare loop stays as it is; 2 minutes
+    python -m benchmarks.training --shape 100m --seq_len 512 --activation_checkpointing
+        what is saved and what it costs; 4 minutes, 10 GB
+    python -m benchmarks.training --shape 100m --device cuda --dtype bfloat16 \\
+            --batch_size 32 --seq_len 1024
 
 `throughput`: after every update of the trainer the bare loop makes the same one on a
 copy of the model: same batch, masks, precision, clipping and optimizer. The ratio is

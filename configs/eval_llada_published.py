@@ -1,12 +1,17 @@
 """Every task with the sampler settings that LLaDA's authors published for it: GSM8K,
 MATH, HumanEval, MBPP, for one checkpoint.
 
-reproduces  the rows of configs/opencompass/presets.py: ML-GSAI/LLaDA EVAL.md and the LLaDA 1.5 report
+reproduces  the rows of configs/opencompass/presets.py: ML-GSAI/LLaDA EVAL.md and the
+            LLaDA 1.5 report
 command     LLADA_MODEL=LLaDA-8B-Instruct opencompass configs/eval_llada_published.py
-            LLADA_MODEL: LLaDA-8B-Instruct (default), LLaDA-8B-Base or LLaDA-1.5; LLADA_TASKS=gsm8k,mbpp: these only;
-            LLADA_PRETRAINED: where the checkpoint is (default: the hub's); LLADA_WORKERS=n: on n GPUs at once (splits stay the same,
-            so a run may be resumed with another n). COMPASS_DATA_CACHE: the folder that holds OpenCompass' data/ (default: here)
-cost        one forward pass a token and row: for Instruct 13,302 rows of 256 or 512 tokens, 10,000 of them MATH, which runs twice
+            LLADA_MODEL: LLaDA-8B-Instruct (default), LLaDA-8B-Base or LLaDA-1.5;
+            LLADA_TASKS=gsm8k,mbpp: these only;
+            LLADA_PRETRAINED: where the checkpoint is (default: the hub's);
+            LLADA_WORKERS=n: on n GPUs at once (splits stay the same, so a run may be
+            resumed with another n).
+            COMPASS_DATA_CACHE: the folder that holds OpenCompass' data/ (default: here)
+cost        one forward pass a token and row: for Instruct 13,302 rows of 256 or 512
+            tokens, 10,000 of them MATH, which runs twice
 published   presets.py, `published`
 ours        not run
 """

@@ -1,13 +1,17 @@
 """Learned remasking on 4x4 sudoku: the tiny model and its UPS head, 8 steps, nothing
 varied but the confidence source.
 
-reproduces  the comparison of RemeDi's paper (arXiv 2509.23653), not its numbers: under each source 2n of 16 tokens stand after step n,
-            so forwards and mask counts are equal; LLaDA-tiny, which never takes a token back, is the baseline at the same 8 forwards
+reproduces  the comparison of RemeDi's paper (arXiv 2509.23653), not its numbers: under
+            each source 2n of 16 tokens stand after step n, so forwards and mask counts
+            are equal; LLaDA-tiny, which never takes a token back, is the baseline at
+            the same 8 forwards
 command     opencompass configs/eval_llada_ups.py
-cost        about four CPU minutes, most of it OpenCompass' start of nine processes (--debug: one); no data, no network
+cost        about four CPU minutes, most of it OpenCompass' start of nine processes
+            (--debug: one); no data, no network
 published   -
-ours        ups 84.6, tps_prob 77.2, random 57.6, never-remask 77.2 (500 problems); paired, at 95 %: ups above tps_prob by 7.4 +-4.4,
-            above never-remask by 7.4 +-3.6
+ours        ups 84.6, tps_prob 77.2, random 57.6, never-remask 77.2 (500 problems);
+            paired, at 95 %: ups above tps_prob by 7.4 +-4.4, above never-remask by 7.4
+            +-3.6
 """
 
 from mmengine.config import read_base

@@ -1,11 +1,14 @@
 """Steps x confidence source on 4x4 sudoku, and adaptive decoding with and without
 revision: benchmarks/ablation.py in stock OpenCompass.
 
-reproduces  no paper's table. Within one number of steps only the source differs; LLaDA-tiny, which takes no token back, is the baseline
+reproduces  no paper's table. Within one number of steps only the source differs;
+            LLaDA-tiny, which takes no token back, is the baseline
 command     opencompass configs/eval_llada_ups_ablation.py
-cost        27 entries, two processes each: estimated 20 CPU minutes, most of it OpenCompass' start of them; no data, no network
+cost        27 entries, two processes each: estimated 20 CPU minutes, most of it
+            OpenCompass' start of them; no data, no network
 published   -
-ours        not run in full; `make ablation` decodes the same settings in a fifth of the time, with paired intervals
+ours        not run in full; `make ablation` decodes the same settings in a fifth of the
+            time, with paired intervals
 """
 
 from mmengine.config import read_base

@@ -1,11 +1,13 @@
 """The sampler settings and scores that LLaDA's authors published for OpenCompass; a
 fragment for read_base, data only.
 
-reproduces  ML-GSAI/LLaDA EVAL.md (Base at 256, Instruct, block-diffusion rows) and the LLaDA 1.5 report; all greedy, one token a step
+reproduces  ML-GSAI/LLaDA EVAL.md (Base at 256, Instruct, block-diffusion rows) and the
+            LLaDA 1.5 report; all greedy, one token a step
 command     opencompass configs/eval_llada_published.py
 cost        see there
-published   `published`: percent, in the authors' OpenCompass (a fork of 0.4.2). Their Base runs of GSM8K and HumanEval used data set
-            configs of that fork, which stock OpenCompass does not have
+published   `published`: percent, in the authors' OpenCompass (a fork of 0.4.2). Their
+            Base runs of GSM8K and HumanEval used data set configs of that fork, which
+            stock OpenCompass does not have
 ours        not run
 """
 

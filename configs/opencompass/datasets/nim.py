@@ -1,7 +1,8 @@
 """Nim: 1,000 held-out positions of 2-4 heaps of 1-7, and 500 each with more and with
 larger heaps. Any winning move counts.
 
-reproduces  no paper's table; the task on which routers (ALA) are trained and compared with their control
+reproduces  no paper's table; the task on which routers (ALA) are trained and compared
+            with their control
 command     opencompass --config-dir configs/opencompass --models llada_nim --datasets nim
 cost        two minutes on one CPU core with OpenCompass' start of its processes
 published   -

@@ -1,7 +1,8 @@
 """4x4 sudoku, 2 to 8 clues, 500 problems made by a rule: no data files, no network. Any
 valid completion counts.
 
-reproduces  no paper's table; the task on which the tiny model was trained and decoders are compared on a CPU
+reproduces  no paper's table; the task on which the tiny model was trained and decoders
+            are compared on a CPU
 command     opencompass --config-dir configs/opencompass --models llada_tiny --datasets sudoku4
 cost        under a minute on one CPU core
 published   -

@@ -1,7 +1,8 @@
 """LLaDA-8B-Instruct with its authors' setting for GSM8K, MATH and ARC-C: 512 tokens,
 512 steps, one block, EOS and EoT kept last.
 
-command     opencompass --config-dir configs/opencompass --models llada_8b_instruct --datasets gsm8k_gen
+command     opencompass --config-dir configs/opencompass --models llada_8b_instruct \\
+                --datasets gsm8k_gen
             (other tasks have settings of their own: configs/eval_llada_published.py)
 cost        16 GB of weights in bfloat16, one GPU
 published   configs/opencompass/presets.py, row LLaDA-8B-Instruct gsm8k

@@ -6,9 +6,11 @@ paper ranks by the policy stream (here `ups`; confidence_source='tps_logit' is t
 script's), and it freezes the keys and values of prompt and finished blocks, which are
 recomputed here and so see the current block. Scores need not agree.
 
-command     opencompass --config-dir configs/opencompass --models remedi_instruct --datasets gsm8k_gen
+command     opencompass --config-dir configs/opencompass --models remedi_instruct \\
+                --datasets gsm8k_gen
 cost        18 GB of weights in bfloat16, one GPU, up to 1024 forwards an answer
-published   arXiv 2509.23653 states GSM8K 89.1 for its final model, after reinforcement learning; not for this one under these options
+published   arXiv 2509.23653 states GSM8K 89.1 for its final model, after reinforcement
+            learning; not for this one under these options
 ours        not run
 """
 
