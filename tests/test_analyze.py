@@ -78,7 +78,7 @@ def test_weights_are_those_of_a_softmax_written_out(make_model, fields):
     found = each_attention(model, TOKENS, lambda weights: weights[0].double())
     assert list(found) == ["blocks.0", "blocks.1"]
     bounds = [
-        measured(lambda of: each_attention(of, TOKENS, lambda weights: weights[0])[name], model)
+        measured(lambda of, name=name: each_attention(of, TOKENS, lambda w: w[0])[name], model)
         for name in found
     ]
     for weights, expected, bound in zip(found.values(), written_out(model, TOKENS), bounds):

@@ -43,7 +43,7 @@ def test_every_public_name_can_be_imported_and_says_what_it_is(name):
 
 def test_another_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'llada_plugins' has no attribute 'Sampler'"):
-        llada_plugins.Sampler
+        _ = llada_plugins.Sampler
 
 
 @pytest.mark.parametrize(

@@ -317,8 +317,8 @@ PLAIN = """
 from benchmarks import reference
 from llada_plugins import SamplerConfig
 
-def generate(model, prompt, steps, gen_length, block_length, temperature, mask_id):
-    config = SamplerConfig(gen_length=gen_length, block_length=block_length, steps=steps, temperature=temperature)
+def generate(model, prompt, mask_id, **options):
+    config = SamplerConfig(**options)
     return reference.generate(lambda tokens: model(tokens).logits, prompt, config, mask_id).tokens
 """
 CACHED = """
@@ -327,13 +327,15 @@ from model.modeling_llada import LLaDAModelLM
 from llada_plugins import SamplerConfig, generate as decode
 
 def loop(cache):
-    def generate(model, prompt, steps, gen_length, block_length, temperature, mask_id):
-        config = SamplerConfig(gen_length=gen_length, block_length=block_length, steps=steps, temperature=temperature, cache=cache)
+    def generate(model, prompt, mask_id, **options):
+        config = SamplerConfig(**options, cache=cache)
         sample, = decode(model, prompt.tolist(), config)
         return torch.cat([prompt, torch.tensor([sample.answer])], 1), sample.num_forwards
     return generate
 
-generate, generate_with_prefix_cache, generate_with_dual_cache = loop("none"), loop("prefix"), loop("dual")
+generate = loop("none")
+generate_with_prefix_cache = loop("prefix")
+generate_with_dual_cache = loop("dual")
 """
 MODELLING = """
 from llada_plugins.models.llada import LLaDA

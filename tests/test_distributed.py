@@ -263,7 +263,7 @@ def test_two_processes_make_the_updates_of_one_that_accumulates_twice_as_often(
                 gradient,
                 atol=bound,
                 rtol=0,
-                msg=lambda text: f"{name}, update {step + 1}: {text}",
+                msg=lambda text, name=name, step=step: f"{name}, update {step + 1}: {text}",
             )
     # An update of Adam is rate * m / (sqrt(v) + epsilon), whose m and sqrt(v) are means
     # of gradients: either errs by no more than these. epsilon is large here, so that a

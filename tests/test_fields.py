@@ -341,7 +341,7 @@ def test_a_shard_stays_in_its_folder_by_name_and_a_link_out_of_it_is_a_caches_bu
 ):
     (folder / "model.safetensors").rename(tmp_path / "blob")
     (folder / "part.safetensors").symlink_to(tmp_path / "blob")
-    names = [name for name in load_state(tmp_path / "blob")]
+    names = list(load_state(tmp_path / "blob"))
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "part.safetensors")}))
     load_model(folder, device="cpu")

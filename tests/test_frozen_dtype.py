@@ -1,4 +1,7 @@
-"""--dtype bfloat16: weights that do not train are held in 16 bits, what trains in 32, and the result fits the checkpoint as it is stored."""
+"""--dtype bfloat16: what is frozen is held in 16 bits, what trains in 32.
+
+The result fits the checkpoint as it is stored.
+"""
 
 from __future__ import annotations
 

@@ -270,7 +270,11 @@ def test_adapters_made_by_peft_are_merged_as_peft_merges_them(tiny_checkpoint, t
     for name, tensor in found.state_dict().items():  # r products, a scale and a sum
         bound = rounding(2 * (options["r"] + 2), tensor.abs().max() + change)
         torch.testing.assert_close(
-            tensor, expected[name], atol=bound, rtol=0, msg=lambda text: f"{name}: {text}"
+            tensor,
+            expected[name],
+            atol=bound,
+            rtol=0,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 

@@ -227,7 +227,10 @@ def test_the_default_schedule_of_ups_is_remedis(make, beside):
 
 # ---- what is refused
 
-NO_STREAM = "needs an unmasking-policy stream, and there is none: use llada_ups with ups=FOLDER, or a RemeDi checkpoint"
+NO_STREAM = (
+    "needs an unmasking-policy stream, and there is none: use llada_ups with ups=FOLDER, "
+    "or a RemeDi checkpoint"
+)
 MISTAKES = {
     "ups without a head": (dict(confidence_source="ups"), f"confidence_source='ups' {NO_STREAM}"),
     "ups_all without a head": (
@@ -271,7 +274,10 @@ def test_a_policy_that_is_not_there_is_told_in_one_line(make, mistake):
     ids=str,
 )
 def test_a_light_head_that_could_change_nothing_is_refused(make, beside, options):
-    message = "with these options none is ever masked again: set revise=true, or revise_below with threshold, factor or error_budget"
+    message = (
+        "with these options none is ever masked again: set revise=true, or revise_below with "
+        "threshold, factor or error_budget"
+    )
     with pytest.raises(ValueError, match=message):
         make(pretrained=beside, **options)
     engine = make(pretrained=beside, gen_length=12)

@@ -114,7 +114,7 @@ def test_each_split_has_its_numbers_and_sizes_of_heaps(split, num_heaps, largest
     assert all("0" not in heaps for heaps in positions)
 
 
-def test_positions_that_are_evaluated_do_not_repeat_and_asking_for_more_than_there_are_is_an_error():
+def test_positions_that_are_evaluated_do_not_repeat_and_asking_for_too_many_is_an_error():
     assert num_positions("train") + num_positions("test") == 7**2 + 7**3 + 7**4
     assert num_positions("ood_sizes") == sum(15**count - 7**count for count in (2, 3, 4))
     for split in EVALUATED:

@@ -41,7 +41,10 @@ pytestmark = pytest.mark.floats
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 DATA = ROOT.parent / "shared" / "data"
-CHAT = "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+CHAT = (
+    "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
 OPTIONS = dict(gen_length=8, steps=4, block_length=4, mc_num=16)
 PROMPTS = ["ab", "a longer prompt", "c", "ab"]
 
@@ -786,8 +789,8 @@ from llada_plugins.opencompass_models import LLaDA
 datasets = [*ARC_c_datasets, *piqa_datasets, *winogrande_datasets]
 for dataset in datasets:
     dataset['reader_cfg']['test_range'] = '[:3]'
-models = [dict(type=LLaDA, abbr=abbr, path=None, chat=chat, mc_num=4, batch_size=2, run_cfg=dict(num_gpus=0))
-          for abbr, chat in (('base', False), ('chat', True))]
+common = dict(type=LLaDA, path=None, mc_num=4, batch_size=2, run_cfg=dict(num_gpus=0))
+models = [dict(common, abbr='base', chat=False), dict(common, abbr='chat', chat=True)]
 """
 
 

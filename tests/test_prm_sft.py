@@ -260,7 +260,7 @@ def test_the_metrics_of_an_evaluation_in_closed_form():
 # --- runs -----------------------------------------------------------------------------
 
 
-def test_a_run_from_a_causal_lm_says_that_its_head_is_fresh_and_leaves_what_transformers_and_the_scorer_load(
+def test_a_run_from_a_causal_lm_says_that_its_head_is_fresh_and_leaves_what_others_load(
     base, data, tmp_path, caplog
 ):
     folder = trained(

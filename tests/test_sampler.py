@@ -8,12 +8,20 @@ import itertools
 import math
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from scipy import stats
 
-from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction, log_total
+from llada_plugins.diffusion.denoiser import (
+    PADDING,
+    Canvas,
+    Denoiser,
+    Prediction,
+    capacity,
+    log_total,
+)
 from llada_plugins.diffusion.guidance import guided, suppressed
 from llada_plugins.diffusion.random_streams import uniform
 from llada_plugins.models.loading import load_model
@@ -21,7 +29,8 @@ from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.confidence import CONFIDENCE, PROBABILITIES, Candidates
 from llada_plugins.sampling.config import ADAPTIVE_RULES, SamplerConfig
 from llada_plugins.sampling.generate import generate, with_options
-from llada_plugins.sampling.propose import propose, sample
+from llada_plugins.sampling.propose import propose
+from llada_plugins.sampling.propose import sample as sampled_tokens
 from llada_plugins.sampling.sampler import Draft, Filled, Sample, Step, decode, once
 from llada_plugins.sampling.unmask_schedule import PASSING, keep_top, num_passing, quota
 from tests.tolerance import rounding
@@ -267,14 +276,14 @@ def test_an_answer_does_not_depend_on_who_takes_whose_place(options):
     ends = dict(stop=lambda answer: sum(answer) % 3 == 0, keys=range(len(prompts)))
     together = run(options, prompts, **ends)
     for size in (1, 2, 5):
-        assert run(options, prompts, **ends, at_once=lambda longest: size) == together
+        assert run(options, prompts, **ends, at_once=capacity(size)) == together
         assert (
             run(
                 options,
                 prompts[::-1],
                 stop=ends["stop"],
                 keys=range(len(prompts))[::-1],
-                at_once=lambda longest: size,
+                at_once=capacity(size),
             )
             == together[::-1]
         )
@@ -284,7 +293,9 @@ def test_an_answer_does_not_depend_on_who_takes_whose_place(options):
 def test_an_answer_does_not_depend_on_how_many_positions_are_judged_at_once(options, monkeypatch):
     steps, whole = steps_of(options)
     for num in (1, 17):  # one column of all rows, three columns
-        monkeypatch.setattr("llada_plugins.sampling.propose.positions_at_once", lambda device: num)
+        monkeypatch.setattr(
+            "llada_plugins.sampling.propose.positions_at_once", lambda device, num=num: num
+        )
         parts, samples = steps_of(options)
         assert samples == whole
         for part, step in zip(parts, steps, strict=True):
@@ -846,7 +857,7 @@ def test_a_sample_is_the_token_at_which_the_summed_probabilities_pass_the_drawn_
     logits = 5 * torch.randn(60, 200, generator=generator)
     logits[:, ::7] = -float("inf")
     drawn = torch.rand(60, generator=generator, dtype=torch.float64)
-    found = sample(logits, drawn, SamplerConfig(temperature=0.6)).tolist()
+    found = sampled_tokens(logits, drawn, SamplerConfig(temperature=0.6)).tolist()
     for row, (values, point) in enumerate(zip(logits.tolist(), drawn.tolist())):
         weight = [math.exp(value / 0.6) for value in values]
         assert (
@@ -865,7 +876,7 @@ def test_the_tail_is_reached_and_what_has_no_probability_is_not(drawn, token):
     """
     logits = torch.full((1, VOCAB), -float("inf"))
     logits[0, 1], logits[0, 2], logits[0, VOCAB - 2] = math.log(2e-13), 0.0, math.log(2e-13)
-    assert sample(
+    assert sampled_tokens(
         logits, torch.tensor([drawn], dtype=torch.float64), SamplerConfig(temperature=1.0)
     ).tolist() == [token]
 
@@ -879,10 +890,9 @@ def test_sampled_tokens_do_not_depend_on_the_rows_beside_them():
     together = propose(logits, config, lambda: drawn)
     assert together.shape == (5, 30)
     for row in range(5):
-        assert torch.equal(
-            propose(logits[row : row + 1, 7:9], config, lambda: drawn[row : row + 1, 7:9])[0],
-            together[row, 7:9],
-        )
+        here = (slice(row, row + 1), slice(7, 9))
+        alone = propose(logits[here], config, partial(drawn.__getitem__, here))
+        assert torch.equal(alone, together[here])
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,12 @@ def hand_picked(source: str) -> list[str]:
             small = any(value < COARSE for bound in bounds for value in numbers(bound))
             if small or (name in COMPARES and not bounds):
                 found.append(f"{node.lineno}: {ast.unparse(node)}")
-        elif isinstance(node, ast.Compare) and isinstance(node.ops[-1], (ast.Lt, ast.LtE)):
-            if any(value < COARSE for value in numbers(node.comparators[-1])):
-                found.append(f"{node.lineno}: {ast.unparse(node)}")
+        elif (
+            isinstance(node, ast.Compare)
+            and isinstance(node.ops[-1], (ast.Lt, ast.LtE))
+            and any(value < COARSE for value in numbers(node.comparators[-1]))
+        ):
+            found.append(f"{node.lineno}: {ast.unparse(node)}")
     return found
 
 

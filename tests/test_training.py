@@ -680,7 +680,7 @@ def test_a_checkpoint_without_optimizer_is_not_resumed(tmp_path):
 @pytest.mark.parametrize(
     "train", [sft.main, remask_sft.main, router_sft.main], ids=["sft", "remask_sft", "router_sft"]
 )
-def test_rows_longer_than_the_model_takes_are_one_line_and_with_seq_len_lose_the_end_of_their_answer(
+def test_rows_longer_than_the_model_are_one_line_and_with_seq_len_lose_their_answers_end(
     tmp_path, caplog, train
 ):
     data = tmp_path / "data.jsonl"
@@ -780,7 +780,10 @@ def test_a_transformers_too_old_to_train_with_is_told_before_anything_is_read(
         sft.main(
             ["--model", "absent", "--data", "absent.jsonl", "--output_dir", "absent", "--use_cpu"]
         )
-    message = f"error: training needs transformers 4.57 or newer, found {version}: pip install 'transformers>=4.57'"
+    message = (
+        f"error: training needs transformers 4.57 or newer, found {version}: "
+        "pip install 'transformers>=4.57'"
+    )
     assert (exit_info.value.code == message) == old
 
 

@@ -315,16 +315,17 @@ def test_without_matplotlib_the_install_line_comes_before_any_work(monkeypatch, 
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError, match="half way"):
-        with whole_folder(tmp_path / "out") as folder:
-            (folder / "file").write_text("half")
-            raise RuntimeError("half way")
+    with (
+        pytest.raises(RuntimeError, match="half way"),
+        whole_folder(tmp_path / "out") as folder,
+    ):
+        (folder / "file").write_text("half")
+        raise RuntimeError("half way")
     assert not list(tmp_path.iterdir())
     with whole_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("whole")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (
-        tmp_path / "out" / "file"
-    ).read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "file").read_text() == "whole"
 
 
 def test_markdown_has_a_header_a_rule_and_the_rows():
