@@ -20,7 +20,7 @@ from llada_plugins.methods.ala import ALAOptions
 from llada_plugins.methods.prm import PRMOptions
 from llada_plugins.methods.ups import UPSOptions
 from llada_plugins.options.fields import PUBLISHED, names
-from llada_plugins.rewards.block_review import ReviewConfig
+from llada_plugins.rewards.review_config import ReviewConfig
 from llada_plugins.sampling.config import SamplerConfig
 
 LIKELIHOOD = (

@@ -14,13 +14,8 @@ import torch
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
 from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.special_tokens import SpecialTokens
-from llada_plugins.rewards.block_review import (
-    BlockReview,
-    ReviewConfig,
-    Scores,
-    masked_shares,
-    summary,
-)
+from llada_plugins.rewards.block_review import BlockReview, Scores, masked_shares, summary
+from llada_plugins.rewards.review_config import ReviewConfig
 from llada_plugins.rewards.steps import block_ends, block_scorer, split_steps
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate, with_options

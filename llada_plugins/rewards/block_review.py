@@ -1,8 +1,7 @@
-"""Reviews: fill a block several times and keep what a scorer likes best; mask earlier
-blocks again that it does not like.
+"""Reviews: fill a block several times, keep what a scorer likes best, mask again what it does not.
 
 The three samplers of LLaDA-R3 as settings of one loop over closed blocks: `vanilla`
-(candidates for every block), `backmask` (and blocks behind are masked and refilled),
+(candidates for every block), `backmask` (and finished blocks are masked and refilled),
 `window` (every K blocks are, together). A scorer is any function from answers to one
 score per block; this file knows neither text nor process reward models. See
 docs/reproduce.md for what R3's code does.
@@ -13,202 +12,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from llada_plugins.diffusion.random_streams import request_key, uniform
-from llada_plugins.options.fields import arg
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.sampler import Draft, Filled
 
-# of an answer's blocks, 0-1, higher is better; None where a block holds nothing to
-# judge
-Scores = list[float | None]
+from .review_config import SAMPLED, Metric, ReviewConfig
+
+# of an answer's blocks, 0-1, higher is better; None where a block holds nothing to judge
+Scores: TypeAlias = Sequence[float | None]
 # which prompts, their answers so far -> scores
-Scorer = Callable[[Sequence[int], Sequence[Sequence[int]]], list[Scores]]
-
-# temperature of alternatives where the sampler itself is greedy: equal candidates are
-# no choice
-SAMPLED = 0.7
+Scorer: TypeAlias = Callable[[Sequence[int], Sequence[Sequence[int]]], Sequence[Scores]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReviewConfig:
-    """How much is tried, and what is masked again. Names and defaults are LLaDA-R3's
-    where it has them.
-    """
-
-    method: Literal["vanilla", "backmask", "window"] = arg(
-        "backmask",
-        "vanilla: the best of several candidates for every block; backmask: finished blocks that "
-        "score low are masked and filled again; window: every backmasking_frequency blocks, all "
-        "of them are refined together",
-    )
-    backmasking_rule: Literal["only_low", "legacy"] = arg(
-        "only_low",
-        "only_low: blocks below the threshold, and only a result that scores no less is taken; "
-        "legacy: R3's random positions of all finished blocks by min-max probabilities, and the "
-        "old state is dropped",
-    )
-    num_candidates_per_block: int | None = arg(
-        None,
-        "completions of every block to choose from (default: 5 for vanilla and legacy, else 1)",
-    )
-    num_demasking_candidates: int | None = arg(
-        None, "completions of what was masked again (default: 5 for legacy, else 1)"
-    )
-    backmasking_lookback: int = arg(
-        3, "finished blocks that may be masked again, the newest included"
-    )
-    backmasking_threshold: float | None = arg(
-        None, "blocks that score less (0-1) are low (default: 0.5; legacy 0.9; window 0.8)"
-    )
-    backmasking_min_score_threshold: float | None = arg(
-        None, "another published name of backmasking_threshold"
-    )
-    backmasking_alpha: float = arg(
-        5.0,
-        "how steeply the masked share falls with the score, exp(-alpha score); legacy and window",
-    )
-    backmasking_intensity: float = arg(
-        0.5, "masked share (0-1) of the worst block; legacy and window"
-    )
-    backmasking_frequency: int | None = arg(
-        None,
-        "blocks from one look back to the next (default: 1; window 8); the last block always has "
-        "one",
-    )
-    num_refinement_samples: int = arg(12, "refined copies to choose from; window")
-    max_retry_attempts: int | None = arg(
-        None, "rounds of masking again at one look back (default: 2; legacy and window 1)"
-    )
-    global_demasking: bool | None = arg(
-        None,
-        "fill all masked blocks together rather than one after another (default: legacy and "
-        "window)",
-    )
-    selection_metric: Literal["mean", "product", "min_score", "last"] | None = arg(
-        None,
-        "what compares answers: over their blocks' scores (default: mean; legacy and window "
-        "product)",
-    )
-    candidate_temperature: float | None = arg(
-        None,
-        f"of candidates after the first, and of refills (default: temperature, or {SAMPLED} if "
-        "that is 0)",
-    )
-    max_prm_calls: int | None = arg(
-        None, "scored answers per request; when they are spent, blocks are filled once and kept"
-    )
-
-    def __post_init__(self) -> None:
-        for name in (
-            "num_candidates_per_block",
-            "num_demasking_candidates",
-            "backmasking_lookback",
-            "backmasking_frequency",
-            "num_refinement_samples",
-            "max_retry_attempts",
-        ):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.max_prm_calls is not None and self.max_prm_calls < 0:
-            raise ValueError(f"max_prm_calls must not be negative, got {self.max_prm_calls}")
-        for name in (
-            "backmasking_threshold",
-            "backmasking_min_score_threshold",
-            "backmasking_intensity",
-        ):
-            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {value}")
-        if self.candidate_temperature is not None and not self.candidate_temperature > 0:
-            raise ValueError(
-                f"candidate_temperature must be above 0, got {self.candidate_temperature}: greedy "
-                "candidates would all be equal"
-            )
-        if (
-            self.backmasking_threshold is not None
-            and self.backmasking_min_score_threshold is not None
-        ):
-            raise ValueError(
-                "backmasking_threshold and backmasking_min_score_threshold are two names of one "
-                "option: give one"
-            )
-
-    @property
-    def random_positions(self) -> bool:
-        """Are random positions of all blocks masked again, rather than whole blocks
-        that score low?
-        """
-        return self.method == "window" or self.backmasking_rule == "legacy"
-
-    @property
-    def replaces(self) -> bool:
-        """Is the state before a refill dropped, whatever it scored?"""
-        return self.method == "backmask" and self.backmasking_rule == "legacy"
-
-    @property
-    def candidates(self) -> int:
-        return self.num_candidates_per_block or (
-            5 if self.method == "vanilla" or self.replaces else 1
-        )
-
-    @property
-    def refills(self) -> int:
-        return (
-            self.num_refinement_samples
-            if self.method == "window"
-            else self.num_demasking_candidates or (5 if self.replaces else 1)
-        )
-
-    @property
-    def threshold(self) -> float:
-        given = (
-            self.backmasking_min_score_threshold
-            if self.backmasking_threshold is None
-            else self.backmasking_threshold
-        )
-        return (
-            given
-            if given is not None
-            else 0.8
-            if self.method == "window"
-            else 0.9
-            if self.replaces
-            else 0.5
-        )
-
-    @property
-    def frequency(self) -> int:
-        return self.backmasking_frequency or (8 if self.method == "window" else 1)
-
-    @property
-    def lookback(self) -> int:
-        return self.frequency if self.method == "window" else self.backmasking_lookback
-
-    @property
-    def rounds(self) -> int:
-        return (
-            0
-            if self.method == "vanilla"
-            else self.max_retry_attempts or (1 if self.random_positions else 2)
-        )
-
-    @property
-    def together(self) -> bool:
-        return self.random_positions if self.global_demasking is None else self.global_demasking
-
-    @property
-    def metric(self) -> str:
-        return self.selection_metric or ("product" if self.random_positions else "mean")
-
-
-def summary(scores: Scores, metric: str) -> float:
-    """One number for an answer from its blocks' scores; -inf for an answer with nothing
-    to judge.
-    """
+def summary(scores: Scores, metric: Metric) -> float:
+    """One number for an answer from its blocks' scores; -inf where there is nothing to judge."""
     judged = [score for score in scores if score is not None]
     if not judged:
         return -math.inf
@@ -221,30 +43,66 @@ def summary(scores: Scores, metric: str) -> float:
 
 
 def masked_shares(scores: Sequence[float], config: ReviewConfig) -> list[float]:
-    """The share of each block to mask again, 0-1. legacy: exp(-alpha s), min-max scaled
-    to [0.01, 1], so the worst block's is the intensity whatever it scores; window:
-    relative to the worst block.
+    """The share of each block to mask again, 0-1.
+
+    legacy: exp(-alpha s), min-max scaled to [0.01, 1], so the worst block's is the
+    intensity whatever it scores; window: relative to the worst block.
     """
-    raw = [max(math.exp(-config.backmasking_alpha * score), 0.01) for score in scores]
-    if config.replaces:
-        low, high = min(raw), max(raw)
+    badness = [max(math.exp(-config.backmasking_alpha * score), 0.01) for score in scores]
+    low, high = min(badness), max(badness)
+    if not config.replaces:
+        scaled = [value / high for value in badness]
+    elif high > low:
+        scaled = [0.01 + 0.99 * (value - low) / (high - low) for value in badness]
+    else:
         # equal scores: R3 divides by nearly zero; their own probabilities say how bad
         # all of them are
-        raw = [0.01 + 0.99 * (value - low) / (high - low) for value in raw] if high > low else raw
-    else:
-        raw = [value / max(raw) for value in raw]
-    return [value * config.backmasking_intensity for value in raw]
+        scaled = badness
+    return [value * config.backmasking_intensity for value in scaled]
 
 
-class _State(NamedTuple):
-    """Rows of a draft with their scores and what this block has cost so far; the
-    tensors are written to.
-    """
+@dataclass(frozen=True)
+class _Progress:
+    """What a block has come to, by row of its draft; lists and tensors are written to."""
 
     draft: Draft
     scores: list[Scores]  # of the rows as they stand in draft.tokens; [] where they were not scored
-    forwards: Tensor  # (B,)
-    num_scored: list[int]  # (B,)
+    forwards: Tensor  # (B,) spent on this block
+    num_scored: list[int]  # (B,) answers scored for this block
+
+    @classmethod
+    def of(cls, draft: Draft) -> _Progress:
+        """Nothing done yet."""
+        size = len(draft.rows)
+        return cls(draft, [[] for _ in range(size)], torch.zeros_like(draft.rows), [0] * size)
+
+    def forwards_so_far(self, row: int) -> int:
+        """Forwards of a row, earlier blocks included."""
+        return int(self.draft.forwards[row]) + int(self.forwards[row])
+
+    def scored_so_far(self, row: int) -> int:
+        """Scored answers of a row, for earlier blocks as well."""
+        return int(self.draft.num_scored[row]) + self.num_scored[row]
+
+    def keep(self, copy: _Copy) -> None:
+        """Put a copy in the place of its row."""
+        self.scores[copy.owner] = copy.scores
+        self.draft.tokens[copy.owner] = copy.tokens
+
+
+class _Copies(NamedTuple):
+    """N copies of rows, to be filled each with its own random stream."""
+
+    owners: list[int]  # rows of the draft
+    streams: list[tuple[int, int, int]]  # block, attempt (0 for candidates) and number of the copy
+
+
+class _Copy(NamedTuple):
+    """A copy that was filled and scored."""
+
+    owner: int
+    scores: Scores
+    tokens: Tensor  # (L,)
 
 
 class BlockReview:
@@ -254,222 +112,211 @@ class BlockReview:
         self, config: ReviewConfig, sampler: SamplerConfig, score: Scorer, mask_id: int
     ) -> None:
         self.config, self.sampler, self.score, self.mask_id = config, sampler, score, mask_id
-        self.alternative = replace(
-            sampler, temperature=config.candidate_temperature or sampler.temperature or SAMPLED
-        )
-        # at most
-        self.block_cost = (
-            sampler.forwards_per_block if sampler.adaptive else sampler.steps_per_block
-        )
+        temperature = config.candidate_temperature or sampler.temperature or SAMPLED
+        self.alternative = replace(sampler, temperature=temperature)
+        # forwards that fill a block, at most
+        self.block_cost = sampler.steps_per_block
+        if sampler.adaptive:
+            self.block_cost = sampler.forwards_per_block
 
     def __call__(self, draft: Draft) -> Filled:
-        size = len(draft.rows)
-        state = _State(draft, [[] for _ in range(size)], torch.zeros_like(draft.rows), [0] * size)
-        self._choose_candidates(state)
-        regular = (
-            draft.number == self.sampler.num_blocks - 1
-            or (draft.number + 1) % self.config.frequency == 0
-        )
-        due = [
-            row
-            for row, answer in enumerate(self._answers(draft, draft.tokens))
-            if regular or draft.ended(answer)
-        ]
+        progress = _Progress.of(draft)
+        self._choose_candidates(progress)
+        due = self._rows_to_look_back(draft)
         for attempt in range(1, self.config.rounds + 1):
-            self._score_missing(state, due)
-            due = self._refill(state, due, attempt)
+            self._score_missing(progress, due)
+            due = self._refill(progress, due, attempt)
             if not due:
                 break
-        return Filled(state.forwards, torch.tensor(state.num_scored, device=draft.rows.device))
+        num_scored = torch.tensor(progress.num_scored, device=draft.rows.device)
+        return Filled(progress.forwards, num_scored)
 
-    def _choose_candidates(self, state: _State) -> None:
-        """Fill the block, and several times where the budgets allow: of its candidates
-        every row keeps the best.
-        """
-        draft = state.draft
-        extra = [
-            max(0, self._affordable(state, row, self.config.candidates, self.block_cost) - 1)
-            for row in range(len(draft.rows))
-        ]
-        blank, block = draft.tokens.clone(), range(draft.number, draft.number + 1)
-        state.forwards.add_(draft.fill(draft.tokens, draft.rows, draft.keys, block))
-        owners = [row for row in range(len(extra)) for _ in range(extra[row])]
-        if not owners:
-            return
-        copies = [number for count in extra for number in range(1, count + 1)]
-        tokens = self._fill_copies(
-            state, blank, owners, [(draft.number, 0, copy) for copy in copies], block
-        )
-        several = [row for row in range(len(extra)) if extra[row]]
-        self._score_missing(state, several)
-        for row, owner_scores, candidate in self._scored_copies(state, tokens, owners):
-            if summary(owner_scores, "last") > summary(state.scores[row], "last"):
-                state.scores[row] = owner_scores
-                draft.tokens[row] = candidate
+    def _rows_to_look_back(self, draft: Draft) -> list[int]:
+        """All rows, every `frequency` blocks and after the last; else those that have ended."""
+        last = draft.number == self.sampler.num_blocks - 1
+        if last or (draft.number + 1) % self.config.frequency == 0:
+            return list(range(len(draft.rows)))
+        answers = self._answers(draft, draft.tokens)
+        return [row for row, answer in enumerate(answers) if draft.ended(answer)]
 
-    def _refill(self, state: _State, due: Sequence[int], attempt: int) -> list[int]:
-        """Mask low blocks again and fill them; returns the rows that deserve another attempt."""
-        draft, config = state.draft, self.config
-        first = max(0, draft.number + 1 - config.lookback)
-        owners: list[int] = []
-        copies: list[int] = []
+    def _choose_candidates(self, progress: _Progress) -> None:
+        """Fill the block, several times where the budgets allow; every row keeps the best."""
+        draft = progress.draft
+        block = range(draft.number, draft.number + 1)
+        copies = self._further_candidates(progress)
         blank = draft.tokens.clone()
-        for row in due:
-            at = self._positions_to_mask(state, row, first, attempt)
-            if not at:
-                continue
-            number = self._affordable(
-                state, row, config.refills, self._refill_cost(at, draft.number + 1 - first)
+        progress.forwards.add_(draft.fill(draft.tokens, draft.rows, draft.keys, block))
+        if not copies.owners:
+            return
+        tokens = self._fill_copies(progress, blank, copies, block)
+        self._score_missing(progress, sorted(set(copies.owners)))
+        for copy in self._scored_copies(progress, tokens, copies.owners):
+            if summary(copy.scores, "last") > summary(progress.scores[copy.owner], "last"):
+                progress.keep(copy)
+
+    def _further_candidates(self, progress: _Progress) -> _Copies:
+        """What is tried of this block beside the plain fill."""
+        copies = _Copies([], [])
+        for row in range(len(progress.draft.rows)):
+            num_candidates = self._affordable(
+                progress, row, self.config.candidates, self.block_cost
             )
-            owners += [row] * number
-            copies += range(number)
-            if number:
-                blank[row, [draft.start + position for position in at]] = self.mask_id
-        if not owners:
+            for number in range(1, num_candidates):
+                copies.owners.append(row)
+                copies.streams.append((progress.draft.number, 0, number))
+        return copies
+
+    def _refill(self, progress: _Progress, due: Sequence[int], attempt: int) -> list[int]:
+        """Mask low blocks again and fill them; returns the rows that deserve another attempt."""
+        draft = progress.draft
+        blocks = range(max(0, draft.number + 1 - self.config.lookback), draft.number + 1)
+        blank = draft.tokens.clone()
+        copies = _Copies([], [])
+        for row in due:
+            masked = self._positions_to_mask(progress, row, blocks, attempt)
+            if not masked:
+                continue
+            cost = self._refill_cost(masked, len(blocks))
+            num_refills = self._affordable(progress, row, self.config.refills, cost)
+            if num_refills:
+                blank[row, [draft.start + position for position in masked]] = self.mask_id
+            for number in range(1, num_refills + 1):
+                copies.owners.append(row)
+                copies.streams.append((draft.number, attempt, number))
+        if not copies.owners:
             return []
-        streams = [(draft.number, attempt, copy + 1) for copy in copies]
-        tokens = self._fill_copies(state, blank, owners, streams, range(first, draft.number + 1))
-        best: dict[int, tuple[float, Scores, Tensor]] = {}
-        for row, scores, candidate in self._scored_copies(state, tokens, owners):
-            value = summary(scores, config.metric)
-            if row not in best or value > best[row][0]:
-                best[row] = value, scores, candidate
-        for row, (value, scores, candidate) in best.items():
-            if config.replaces or value >= summary(state.scores[row], config.metric):
-                state.scores[row] = scores
-                draft.tokens[row] = candidate
+        tokens = self._fill_copies(progress, blank, copies, blocks)
+        return self._keep_best(progress, self._scored_copies(progress, tokens, copies.owners))
+
+    def _keep_best(self, progress: _Progress, copies: Sequence[_Copy]) -> list[int]:
+        """Of every row's refills take the best, unless the row as it stood is better.
+
+        Returns the rows that had any.
+        """
+
+        def value(scores: Scores) -> float:
+            return summary(scores, self.config.metric)
+
+        best: dict[int, _Copy] = {}
+        for copy in copies:
+            if copy.owner not in best or value(copy.scores) > value(best[copy.owner].scores):
+                best[copy.owner] = copy
+        for row, copy in best.items():
+            if self.config.replaces or value(copy.scores) >= value(progress.scores[row]):
+                progress.keep(copy)
         return list(best)
 
-    def _positions_to_mask(self, state: _State, row: int, first: int, attempt: int) -> list[int]:
-        """Answer positions to mask again: none where no judged block from `first` on is low."""
-        draft, config, width = state.draft, self.config, self.sampler.block
+    def _positions_to_mask(
+        self, progress: _Progress, row: int, blocks: range, attempt: int
+    ) -> list[int]:
+        """Answer positions to mask again: none where no judged one of the blocks is low."""
+        draft, config, width = progress.draft, self.config, self.sampler.block
         judged = {
             number: score
-            for number, score in enumerate(state.scores[row])
-            if number >= first and score is not None
+            for number, score in enumerate(progress.scores[row])
+            if number >= blocks.start and score is not None
         }
         low = [number for number, score in judged.items() if score < config.threshold]
-        if not low or config.replaces and draft.number + 1 < config.lookback:
+        # R3's own rule waits until there are as many blocks as it looks back on
+        too_early = config.replaces and draft.number + 1 < config.lookback
+        if not low or too_early:
             return []
         if not config.random_positions:
             return [number * width + position for number in low for position in range(width)]
         position = torch.arange(width, device=draft.keys.device)
-        at = []
+        masked = []
         for number, share in zip(judged, masked_shares(list(judged.values()), config)):
-            # steps are not negative
+            # the attempt is negative, since steps are not: no random number is used twice
             order = uniform(draft.keys[row], number, -attempt, position).argsort().tolist()
-            at += sorted(number * width + chosen for chosen in order[: int(width * share)])
-        return at
+            chosen = sorted(order[: int(width * share)])
+            masked += [number * width + place for place in chosen]
+        return masked
 
     def _fill_copies(
-        self,
-        state: _State,
-        blank: Tensor,
-        owners: Sequence[int],
-        streams: Sequence[tuple[int, int, int]],
-        blocks: range,
+        self, progress: _Progress, blank: Tensor, copies: _Copies, blocks: range
     ) -> Tensor:
-        """Copies (N, L) of the owners' rows, their masked tokens of `blocks` filled,
-        each with its own random stream.
-        """
-        draft = state.draft
-        owner = torch.tensor(owners, device=blank.device)
+        """Copies (N, L) of the owners' rows of `blank`, their masked tokens of `blocks` filled."""
+        draft = progress.draft
+        owner = torch.tensor(copies.owners, device=blank.device)
         tokens, rows = blank[owner], draft.rows[owner]
         own = draft.keys.tolist()
-        keys = torch.tensor(
-            [request_key(own[row], stream) for row, stream in zip(owners, streams)],
-            device=blank.device,
-        )
+        streams = [request_key(own[row], stream) for row, stream in zip(*copies)]
+        keys = torch.tensor(streams, device=blank.device)
         if len(blocks) > 1 and self.config.together:
-            spent = draft.fill(
-                tokens, rows, keys, blocks, self.alternative, self._refill_steps(len(blocks))
-            )
-            state.forwards.index_add_(0, owner, spent)
+            steps = self._steps_together(len(blocks))
+            spent = draft.fill(tokens, rows, keys, blocks, self.alternative, steps)
+            progress.forwards.index_add_(0, owner, spent)
             return tokens
         for number in blocks:
             column = draft.start + number * self.sampler.block
-            needy = (
-                (tokens[:, column : column + self.sampler.block] == self.mask_id)
-                .any(-1)
-                .nonzero()[:, 0]
-            )
-            if len(needy):
-                part = tokens[needy]
-                spent = draft.fill(
-                    part, rows[needy], keys[needy], range(number, number + 1), self.alternative
-                )
-                tokens[needy] = part
-                state.forwards.index_add_(0, owner[needy], spent)
+            is_masked = tokens[:, column : column + self.sampler.block] == self.mask_id
+            needy = is_masked.any(-1).nonzero()[:, 0]  # copies with something to fill there
+            if not len(needy):
+                continue
+            block = range(number, number + 1)
+            filled = tokens[needy]
+            spent = draft.fill(filled, rows[needy], keys[needy], block, self.alternative)
+            tokens[needy] = filled
+            progress.forwards.index_add_(0, owner[needy], spent)
         return tokens
 
-    def _refill_steps(self, num_blocks: int) -> int:
-        """Steps that fill blocks together: window takes those of one block, legacy
-        those of all, never more than the answer's.
+    def _steps_together(self, num_blocks: int) -> int:
+        """Steps that fill blocks together, never more than the answer's.
+
+        window takes those of one block, legacy those of all.
         """
         steps = self.sampler.steps_per_block
-        return (
-            steps
-            if self.config.method == "window"
-            else min(steps * num_blocks, self.sampler.steps_per_block * self.sampler.num_blocks)
-        )
+        if self.config.method == "window":
+            return steps
+        return min(steps * num_blocks, steps * self.sampler.num_blocks)
 
-    def _refill_cost(self, at: Sequence[int], num_blocks: int) -> int:
-        """Forwards, at most, that filling the answer positions `at` takes."""
+    def _refill_cost(self, masked: Sequence[int], num_blocks: int) -> int:
+        """Forwards, at most, that filling these answer positions takes."""
         if not self.config.together or num_blocks == 1:
-            return len({position // self.sampler.block for position in at}) * self.block_cost
-        return (
-            num_blocks * self.block_cost
-            if self.sampler.adaptive
-            else self._refill_steps(num_blocks)
-        )
+            touched = {position // self.sampler.block for position in masked}
+            return len(touched) * self.block_cost
+        if self.sampler.adaptive:
+            return num_blocks * self.block_cost
+        return self._steps_together(num_blocks)
 
-    def _affordable(self, state: _State, row: int, wanted: int, cost: int) -> int:
-        """How many copies of `cost` forwards and one scoring each the budgets allow,
-        later blocks paid for.
+    def _affordable(self, progress: _Progress, row: int, wanted: int, cost: int) -> int:
+        """How many copies the budgets allow, at `cost` forwards and one scoring each.
+
+        Forwards that later blocks may need are set aside.
         """
-        draft, config = state.draft, self.config
         if self.sampler.max_forwards is not None:
-            later = (self.sampler.num_blocks - draft.number - 1) * self.block_cost
-            wanted = min(
-                wanted,
-                (
-                    self.sampler.max_forwards
-                    - int(draft.forwards[row])
-                    - int(state.forwards[row])
-                    - later
-                )
-                // cost,
-            )
-        if config.max_prm_calls is not None:
-            wanted = min(
-                wanted, config.max_prm_calls - int(draft.num_scored[row]) - state.num_scored[row]
-            )
+            later = (self.sampler.num_blocks - progress.draft.number - 1) * self.block_cost
+            left = self.sampler.max_forwards - progress.forwards_so_far(row) - later
+            wanted = min(wanted, left // cost)
+        if self.config.max_prm_calls is not None:
+            wanted = min(wanted, self.config.max_prm_calls - progress.scored_so_far(row))
         return max(wanted, 0)
 
-    def _score_missing(self, state: _State, rows: Sequence[int]) -> None:
+    def _score_missing(self, progress: _Progress, rows: Sequence[int]) -> None:
         """Score rows as they stand, where that is not known and the budget allows."""
-        budget, draft = self.config.max_prm_calls, state.draft
+        budget = self.config.max_prm_calls
         missing = [
             row
             for row in rows
-            if not state.scores[row]
-            and (budget is None or int(draft.num_scored[row]) + state.num_scored[row] < budget)
+            if not progress.scores[row] and (budget is None or progress.scored_so_far(row) < budget)
         ]
         if missing:
-            for row, scores, _ in self._scored_copies(state, draft.tokens[missing], missing):
-                state.scores[row] = scores
+            tokens = progress.draft.tokens[missing]
+            for copy in self._scored_copies(progress, tokens, missing):
+                progress.scores[copy.owner] = copy.scores
 
     def _scored_copies(
-        self, state: _State, tokens: Tensor, owners: Sequence[int]
-    ) -> list[tuple[int, Scores, Tensor]]:
-        scores = self.score(
-            [int(state.draft.rows[row]) for row in owners], self._answers(state.draft, tokens)
-        )
+        self, progress: _Progress, tokens: Tensor, owners: Sequence[int]
+    ) -> list[_Copy]:
+        prompts = [int(progress.draft.rows[row]) for row in owners]
+        scores = self.score(prompts, self._answers(progress.draft, tokens))
         for row, each in zip(owners, scores):
-            state.num_scored[row] += any(score is not None for score in each)
-        return list(zip(owners, scores, tokens))
+            if any(score is not None for score in each):
+                progress.num_scored[row] += 1
+        return [_Copy(*copy) for copy in zip(owners, scores, tokens)]
 
     def _answers(self, draft: Draft, tokens: Tensor) -> list[list[int]]:
         # what is cut off in the end is not judged
         length = min((draft.number + 1) * self.sampler.block, self.sampler.gen_length)
-        return tokens[:, draft.start : draft.start + length].tolist()
+        answers: list[list[int]] = tokens[:, draft.start : draft.start + length].tolist()
+        return answers
