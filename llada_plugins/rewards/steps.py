@@ -1,5 +1,4 @@
-"""Answers as solutions: which steps an answer in work consists of, and which of its
-blocks each step belongs to.
+"""Answers as solutions: steps of text in place of blocks of tokens.
 
 Between a Review, which compares blocks of tokens, and a process reward model, which
 reads the steps of a text. Steps are always scored in the context of the whole solution
@@ -8,8 +7,11 @@ so far, and text that follows an end token is no part of it.
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from llada_plugins.models.text import before_end
@@ -21,11 +23,18 @@ StepSplit = Literal["block", "line", "blank_line"]
 SEPARATORS = {"line": r"\n+", "blank_line": r"\n[^\S\n]*\n\s*"}
 
 
-class Step(NamedTuple):
+class ReasoningStep(NamedTuple):
     """A step of a solution."""
 
     text: str
     blocks: range  # the blocks its characters come from
+
+
+class Span(NamedTuple):
+    """Characters of a text."""
+
+    start: int
+    stop: int
 
 
 def block_ends(
@@ -35,39 +44,83 @@ def block_ends(
     kept = before_end(answer, ends)
     whole = decode(kept)
     # a character whose bytes are spread over two blocks belongs to the later one
-    edges = [len(_common(decode(kept[:stop]), whole)) for stop in range(block, len(answer), block)]
+    edges = [_common(decode(kept[:stop]), whole) for stop in range(block, len(answer), block)]
     return whole, [*edges, len(whole)]
 
 
-def split_steps(text: str, edges: Sequence[int], by: StepSplit) -> list[Step]:
+def split_steps(text: str, edges: Sequence[int], by: StepSplit) -> list[ReasoningStep]:
     """The steps of `text`, none of them blank; edges: where each block ends in it.
 
     block: a step a block. line, blank_line: a step lies between newlines or blank
     lines, and may touch several blocks.
     """
-    starts = [0, *edges[:-1]]
-    if by == "block":
-        spans = list(zip(starts, edges))
-    else:
-        cuts = [match.span() for match in re.finditer(SEPARATORS[by], text)]
-        spans = list(
-            zip([0, *(stop for _, stop in cuts)], [*(start for start, _ in cuts), len(text)])
-        )
+    blocks = [Span(start, stop) for start, stop in zip([0, *edges[:-1]], edges)]
+    pieces = blocks if by == "block" else _between(text, SEPARATORS[by])
     steps = []
-    for start, stop in spans:
-        piece = text[start:stop]
-        start, stop = (
-            start + len(piece) - len(piece.lstrip()),
-            stop - len(piece) + len(piece.rstrip()),
-        )
-        if start < stop:
-            touched = [
-                number
-                for number, (first, last) in enumerate(zip(starts, edges))
-                if first < stop and last > start
-            ]
-            steps.append(Step(text[start:stop], range(touched[0], touched[-1] + 1)))
+    for piece in pieces:
+        start, stop = _stripped(text, piece)
+        if start == stop:
+            continue
+        touched = [
+            number
+            for number, block in enumerate(blocks)
+            if block.start < stop and block.stop > start
+        ]
+        steps.append(ReasoningStep(text[start:stop], range(touched[0], touched[-1] + 1)))
     return steps
+
+
+def _between(text: str, separator: str) -> list[Span]:
+    """The pieces of a text between matches of a regular expression."""
+    cuts = [Span(*match.span()) for match in re.finditer(separator, text)]
+    starts = [0, *(cut.stop for cut in cuts)]
+    stops = [*(cut.start for cut in cuts), len(text)]
+    return [Span(start, stop) for start, stop in zip(starts, stops)]
+
+
+def _stripped(text: str, span: Span) -> Span:
+    """The span without white space at its ends; an empty one where there is nothing else."""
+    piece = text[span.start : span.stop]
+    start = span.start + len(piece) - len(piece.lstrip())
+    return Span(start, start + len(piece.strip()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepJudge:
+    """A process reward model for the answers to some questions."""
+
+    scorer: StepScorer
+    questions: Sequence[str]
+    # told the rows whose question loses its beginning; None: too long is an error
+    shorten: Callable[[int], None] | None
+
+    def __call__(self, rows: Sequence[int], solutions: Sequence[list[str]]) -> Sequence[Scores]:
+        """Scores of the steps of each solution, an answer to the question of its row."""
+        asked = [self.questions[row] for row in rows]
+        try:
+            return self.scorer.score(list(zip(asked, solutions)))
+        except TooLong:
+            if self.shorten is None:
+                raise
+        return self._score_shortened(rows, solutions, self.shorten)
+
+    def _score_shortened(
+        self, rows: Sequence[int], solutions: Sequence[list[str]], shorten: Callable[[int], None]
+    ) -> Sequence[Scores]:
+        fitting: list[tuple[str, list[str]]] = []
+        places = []  # of the fitting ones
+        scores: list[Scores] = [[None] * len(steps) for steps in solutions]
+        for place, (row, steps) in enumerate(zip(rows, solutions)):
+            question = self.scorer.shortened(self.questions[row], steps)
+            if question != self.questions[row]:
+                shorten(row)
+            if question is not None:
+                fitting.append((question, steps))
+                places.append(place)
+        if fitting:
+            for place, values in zip(places, self.scorer.score(fitting)):
+                scores[place] = values
+        return scores
 
 
 def block_scorer(
@@ -80,55 +133,49 @@ def block_scorer(
     by: StepSplit,
     shorten: Callable[[int], None] | None = None,
 ) -> Scorer:
-    """Scores of the blocks of answers to `questions`: the mean of the steps that touch
-    a block (as in LLaDA-R3), None without any.
+    """Scores of the blocks of answers to `questions`.
 
+    The mean of the steps that touch a block (as in LLaDA-R3), None without any.
     shorten: told the rows whose question loses its beginning, since the scorer's
     context would not hold it; a solution that alone is too long has no scores. Without
     it, such a solution is a ValueError.
     """
-
-    def judge(rows: Sequence[int], steps: Sequence[list[str]]) -> list[Scores]:
-        try:
-            return scorer.score([(questions[row], each) for row, each in zip(rows, steps)])
-        except TooLong:
-            if shorten is None:
-                raise
-        asked = [scorer.shortened(questions[row], each) for row, each in zip(rows, steps)]
-        for row, question in zip(rows, asked):
-            if question != questions[row]:
-                shorten(row)
-        fitting = [(question, each) for question, each in zip(asked, steps) if question is not None]
-        values = iter(scorer.score(fitting) if fitting else [])
-        return [
-            [None] * len(each) if question is None else next(values)
-            for question, each in zip(asked, steps)
-        ]
+    judge = StepJudge(scorer=scorer, questions=questions, shorten=shorten)
 
     def score(rows: Sequence[int], answers: Sequence[Sequence[int]]) -> list[Scores]:
-        steps = [split_steps(*block_ends(answer, block, ends, decode), by) for answer in answers]
-        judged = [number for number, each in enumerate(steps) if each]
-        texts = [[step.text for step in steps[number]] for number in judged]
-        values = judge([rows[number] for number in judged], texts) if judged else []
-        result: list[Scores] = [[None] * -(-len(answer) // block) for answer in answers]
-        for number, scores in zip(judged, values):
-            for index in range(len(result[number])):
-                touching = [
-                    value
-                    for step, value in zip(steps[number], scores)
-                    if index in step.blocks and value is not None
-                ]
-                result[number][index] = sum(touching) / len(touching) if touching else None
+        solutions = [
+            split_steps(*block_ends(answer, block, ends, decode), by) for answer in answers
+        ]
+        judged = [number for number, steps in enumerate(solutions) if steps]
+        values: dict[int, Scores] = {}
+        if judged:
+            texts = [[step.text for step in solutions[number]] for number in judged]
+            values = dict(zip(judged, judge([rows[number] for number in judged], texts)))
+        result = []
+        for number, answer in enumerate(answers):
+            num_blocks = math.ceil(len(answer) / block)
+            result.append(_of_blocks(solutions[number], values.get(number, []), num_blocks))
         return result
 
     return score
 
 
-def _common(prefix: str, whole: str) -> str:
-    """What `prefix` shares with the beginning of `whole`: the last character of a torn
-    byte sequence decodes to a replacement sign.
+def _of_blocks(steps: Sequence[ReasoningStep], values: Scores, num_blocks: int) -> Scores:
+    """For each block, the mean value of the steps that touch it."""
+    scores: list[float | None] = []
+    for number in range(num_blocks):
+        touching = [
+            value
+            for step, value in zip(steps, values)
+            if number in step.blocks and value is not None
+        ]
+        scores.append(sum(touching) / len(touching) if touching else None)
+    return scores
+
+
+def _common(prefix: str, whole: str) -> int:
+    """How many characters `prefix` shares with the beginning of `whole`.
+
+    Not all: the last character of a torn byte sequence decodes to a replacement sign.
     """
-    length = 0
-    while length < min(len(prefix), len(whole)) and prefix[length] == whole[length]:
-        length += 1
-    return prefix[:length]
+    return len(os.path.commonprefix([prefix, whole]))
