@@ -322,6 +322,13 @@ def test_the_interval_is_wilsons(correct: int, total: int) -> None:
     assert "4.0 forwards, 3.0 PRM calls, 7.0 tokens, 2.000 s, of which 25.0 % in the PRM" in text
 
 
+def test_questions_that_took_no_time_have_a_summary() -> None:
+    row = {name: "0" for name in Row._fields} | {"overlong": "skipped"}
+    text = summary("m.csv", [row, row])
+    assert "accuracy 0.000" in text and "2 did not fit" in text
+    assert text.endswith("0.000 s, of which 0.0 % in the PRM")
+
+
 @pytest.mark.parametrize("model", METHODS)
 def test_every_option_of_the_model_is_a_flag(model: str) -> None:
     options = names(*option_classes(model))

@@ -9,21 +9,12 @@ from typing import Literal
 from llada_plugins.likelihood.budget import Budget, budget
 from llada_plugins.likelihood.estimators import ESTIMATORS
 from llada_plugins.models.quantization import QUANTIZE
-from llada_plugins.options.fields import arg
+from llada_plugins.options.fields import arg, names
 from llada_plugins.sampling.config import SamplerConfig
 
 from .overlong import OVERLONG
 
 HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
-LIKELIHOOD = (
-    "estimator",
-    "mc_num",
-    "mc_max",
-    "mc_confidence",
-    "mc_batch",
-    "mc_seed",
-    "greedy_check",
-)
 # none changes an answer by itself, but for rounding
 NOT_IDENTITY = (
     "pretrained",
@@ -37,8 +28,8 @@ NOT_IDENTITY = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Which model, where it runs, and how likelihoods are estimated."""
+class ModelOptions:
+    """Which model, and how much of it runs at once."""
 
     pretrained: str | None = arg(
         None, "checkpoint folder or hub id (default: the tiny model shipped in the package)"
@@ -59,11 +50,10 @@ class EngineConfig:
     )
     device: str = arg("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
-    quantize: Literal[QUANTIZE] | None = arg(
+    quantize: Literal[QUANTIZE] | None = arg(  # type: ignore[valid-type]  # names of a table
         None,
         "int8 (torchao) or nf4 (bitsandbytes): the blocks' Linears in 8 or 4 bits; packed: a GPTQ "
-        "checkpoint stays in 4 bits "
-        "(default: weights in dtype, a GPTQ checkpoint is dequantised)",
+        "checkpoint stays in 4 bits (default: weights in dtype, a GPTQ checkpoint is dequantised)",
     )
     batch_size: int = arg(
         1,
@@ -73,7 +63,7 @@ class EngineConfig:
     max_length: int | None = arg(
         None, "context in tokens, prompt and answer (default: the model's; lower it to save memory)"
     )
-    overlong: Literal[OVERLONG] = arg(
+    overlong: Literal[OVERLONG] = arg(  # type: ignore[valid-type]  # names of a table
         "truncate",
         "what does not fit the context: truncate (as lm-eval: a prompt or context loses its "
         "beginning, as does a longer answer that is to be scored), skip (answered by nothing, "
@@ -82,35 +72,44 @@ class EngineConfig:
     mask_id: int | None = arg(
         None, "id of the mask token, where neither config.json nor the tokenizer names it"
     )
-    estimator: Literal[tuple(ESTIMATORS)] = arg(
+    batch_tokens: int | None = arg(
+        None,
+        "tokens of one batch, prompts, answers and padding included, in place of batch_size rows; "
+        "guidance runs twice as many, a process reward model's candidates as many each",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "batch_tokens", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodOptions:
+    """How likelihoods are estimated, and where they are written down."""
+
+    estimator: Literal[tuple(ESTIMATORS)] = arg(  # type: ignore[valid-type]  # names of a table
         "count",
         "likelihood: count (LLaDA's bound; enumerated where that takes no more than mc_num rows), "
-        "published (its authors' code), "
-        "bernoulli (SMDM), chain (left to right) or exact (enumeration)",
+        "published (its authors' code), bernoulli (SMDM), chain (left to right) or exact "
+        "(enumeration)",
     )
     mc_num: int | str = arg(
         128,
         "masked rows drawn per likelihood request; auto:0.1 draws until the standard error is at "
-        "most 0.1 nats "
-        "or the best choice of a question is settled",
+        "most 0.1 nats or the best choice of a question is settled",
     )
     mc_max: int | None = arg(None, "with mc_num=auto, rows drawn at most (default 1024)")
     mc_confidence: float | None = arg(
         None,
         "with mc_num=auto, probability (0.5-1) with which a settled choice is the best (default "
-        "0.99; "
-        "1: only the standard error counts)",
+        "0.99; 1: only the standard error counts)",
     )
     mc_batch: int | None = arg(
         None, "with estimator=published, rows of one sweep over the numbers of masks (default 8)"
     )
     mc_seed: int = arg(0, "with the request's context, determines its masks")
-    batch_tokens: int | None = arg(
-        None,
-        "tokens of one batch, prompts, answers and padding included, in place of batch_size rows; "
-        "guidance "
-        "runs twice as many, a process reward model's candidates as many each",
-    )
     greedy_check: bool = arg(
         False,
         "does greedy decoding give the answer? up to one forward more per answer token of a "
@@ -122,21 +121,31 @@ class EngineConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batch_tokens", "max_length"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         self.budget()
-        if (
-            self.likelihood_log is not None
-            and not Path(self.likelihood_log).absolute().parent.is_dir()
-        ):
+        if self.likelihood_log is None:
+            return
+        log = Path(self.likelihood_log)
+        if not log.absolute().parent.is_dir():
             raise ValueError(
                 f"likelihood_log={self.likelihood_log!r}: its folder does not exist: create it "
                 "first"
             )
-        if self.likelihood_log is not None and Path(self.likelihood_log).is_dir():
+        if log.is_dir():
             raise ValueError(f"likelihood_log={self.likelihood_log!r} is a folder: give a file")
 
     def budget(self) -> Budget:
         """Rows drawn per likelihood request."""
         return budget(self.estimator, self.mc_num, self.mc_max, self.mc_confidence, self.mc_batch)
+
+
+# what results say of likelihoods: all of these options but the file's
+LIKELIHOOD = tuple(name for name in names(LikelihoodOptions) if name != "likelihood_log")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(LikelihoodOptions, ModelOptions):  # fields in the order of ModelOptions first
+    """Which model, where it runs, and how likelihoods are estimated."""
+
+    def __post_init__(self) -> None:
+        ModelOptions.__post_init__(self)
+        LikelihoodOptions.__post_init__(self)

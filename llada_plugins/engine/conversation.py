@@ -1,8 +1,9 @@
-"""A conversation with a model: turns, the answer as it is decoded, commands."""
+"""A conversation with a model, turn by turn."""
 
 from __future__ import annotations
 
-from .engine import Completion, Engine, Request
+from .engine import Engine
+from .request import Completion, Request
 
 
 class Conversation:
@@ -19,8 +20,9 @@ class Conversation:
         self.messages = list(self.beginning)
 
     def ask(self, line: str) -> Completion:
-        """The answer. A turn that does not fit the context (ValueError) or is
-        interrupted is forgotten.
+        """The answer; a turn that does not fit the context (ValueError) is forgotten.
+
+        So is one that is interrupted.
         """
         turns = [*self.messages, {"role": "user", "content": line}]
         prompt = self.engine.render_chat(turns) if self.chat else line

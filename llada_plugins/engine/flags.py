@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from llada_plugins.methods.table import METHODS
@@ -24,8 +24,9 @@ def read_flags(
     description: str | None,
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Any, dict[str, str]]:
-    """An instance of `own`, whose field `model` names the method, and the method's
-    options as given; ValueError on what neither has.
+    """An instance of `own`, and the options of the method that its field `model` names.
+
+    The options are as given; ValueError on what neither has.
 
     defaults: the program's own, of options of the method, for --help.
     """
@@ -46,22 +47,21 @@ def read_flags(
         group = parser.add_argument_group(options.__name__, (options.__doc__ or "").split("\n")[0])
         for field in fields(options):
             default = (defaults or {}).get(field.name, field.default)
-            shown = field.metadata["help"] + (
-                "" if default in (None, MISSING) else f" (default: {default})"
-            )
-            switch = (
-                {"action": argparse.BooleanOptionalAction}
-                if options is own and isinstance(default, bool)
-                else {"metavar": "VALUE"}
-            )
-            group.add_argument(
-                f"--{field.name}",
-                required=default is MISSING,
-                help=shown.replace("%", "%%"),
-                **switch,
-            )
+            _add_flag(group, field, default, switch=options is own and isinstance(default, bool))
     given = parser.parse_args(argv)
     mine = {name: value for name, value in vars(given).items() if name in names(own)}
-    return build(own, mine), {
-        name: value for name, value in vars(given).items() if name not in mine
-    }
+    others = {name: value for name, value in vars(given).items() if name not in mine}
+    return build(own, mine), others
+
+
+def _add_flag(group: argparse._ArgumentGroup, field: Field, default: Any, *, switch: bool) -> None:
+    """The flag of a field; switch: --NAME and --no-NAME, not --NAME VALUE."""
+    told = field.metadata["help"]
+    if default not in (None, MISSING):
+        told += f" (default: {default})"
+    group.add_argument(
+        f"--{field.name}",
+        required=default is MISSING,
+        help=told.replace("%", "%%"),
+        **({"action": argparse.BooleanOptionalAction} if switch else {"metavar": "VALUE"}),
+    )

@@ -16,10 +16,9 @@ from llada_plugins.likelihood.estimate import Mark
 if TYPE_CHECKING:
     from llada_plugins.rewards.process_reward_model import StepScorer
 
-    from .engine import Request
+    from .request import Request
 
 logger = logging.getLogger(__name__)
-
 
 MARKS: dict[str, Mark] = {"truncate": "truncated", "skip": "skipped"}
 OVERLONG = (*MARKS, "error")  # values of the option

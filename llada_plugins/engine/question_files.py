@@ -19,8 +19,7 @@ from llada_plugins.tasks.mathematics import Question
 from .engine import Completion, Engine, Request
 from .progress import progress
 
-# tokens, unless gen_length says otherwise: LLaDA's published length for MATH, and
-# LLaDA-R3's
+# tokens, unless gen_length says otherwise: the published length of LLaDA and LLaDA-R3 for MATH
 ANSWER_LENGTH = 512
 
 
@@ -32,7 +31,9 @@ class EvaluateConfig:
         help=".csv, .jsonl or .json file with the columns question (or problem) and answer"
     )
     output: str = arg(help="metrics .csv; where it holds rows of the same run, that run goes on")
-    model: Literal[tuple(METHODS)] = arg("llada", f"one of {', '.join(METHODS)}")
+    model: Literal[tuple(METHODS)] = arg(  # type: ignore[valid-type]  # names of a table
+        "llada", f"one of {', '.join(METHODS)}"
+    )
     limit: int | None = arg(
         None, "ask the first so many questions only; may be raised when a run goes on"
     )
@@ -52,7 +53,8 @@ class EvaluateConfig:
 class Row(NamedTuple):
     """A row of the metrics file."""
 
-    index: int  # of the question in the data, from 0
+    # of the question in the data, from 0; a column's name, though tuples have a method so named
+    index: int  # type: ignore[assignment]
     id: str  # digest of question and reference
     correct: int  # 1 or 0
     answer: str  # as extracted from the response, "" where it has none
@@ -67,8 +69,9 @@ class Row(NamedTuple):
 
 
 def evaluate(config: EvaluateConfig, options: dict[str, Any]) -> str:
-    """Ask what the metrics file lacks; returns the summary of all its rows. options: of
-    Engine, by name.
+    """Ask what the metrics file lacks; returns the summary of all its rows.
+
+    options: of Engine, by name.
     """
     mathematics.check_grader()
     questions = mathematics.read(Path(config.data))
@@ -76,24 +79,16 @@ def evaluate(config: EvaluateConfig, options: dict[str, Any]) -> str:
     with MetricsFile(Path(config.output), Row._fields) as metrics:
         metrics.expect(data=_digest(questions), instruction=config.instruction, until=config.until)
         engine = Engine(config.model, **{"gen_length": ANSWER_LENGTH, **options})
-        chat = (
-            bool(engine.tokenizer.chat_template) if config.chat == "auto" else config.chat == "true"
-        )
+        chat = config.chat == "true"
+        if config.chat == "auto":
+            chat = bool(engine.tokenizer.chat_template)
         metrics.expect(chat=chat, engine=json.loads(engine.fingerprint()))
         rows = metrics.begin(data_file=config.data, model=engine.info())
         _check_rows(metrics.path, rows, questions)
-        rows += _answer_missing(
-            engine,
-            metrics,
-            questions[: config.limit],
-            {int(row["index"]) for row in rows},
-            config,
-            chat,
-        )
-    return summary(
-        config.output,
-        [row for row in rows if config.limit is None or int(row["index"]) < config.limit],
-    )
+        done = {int(row["index"]) for row in rows}
+        rows += _answer_missing(engine, metrics, questions[: config.limit], done, config, chat)
+    within = [row for row in rows if config.limit is None or int(row["index"]) < config.limit]
+    return summary(config.output, within)
 
 
 def _answer_missing(
@@ -153,30 +148,32 @@ def _check_rows(path: Path, rows: Sequence[dict[str, str]], questions: Sequence[
         if ids.pop(row["index"], None) != row["id"]:
             raise ValueError(
                 f"{path} was changed: its row with index {row['index']} is there twice or of "
-                "another question: "
-                "give another file"
+                "another question: give another file"
             )
 
 
 def summary(name: str, rows: Sequence[dict[str, str]]) -> str:
-    """Accuracy with its 95 % interval (Wilson's, which is right near 0 and 1 as well),
-    and the cost per question.
+    """Accuracy with its 95 % interval, and the cost per question.
+
+    The interval is Wilson's, which is right near 0 and 1 as well.
     """
 
     def mean(column: str) -> float:
         return sum(float(row[column]) for row in rows) / len(rows)
 
-    accuracy, seconds, share = mean("correct"), mean("seconds"), 1.959964**2 / len(rows)
+    accuracy, share = mean("correct"), 1.959964**2 / len(rows)
     middle = (accuracy + share / 2) / (1 + share)
     half = math.sqrt(share * (accuracy * (1 - accuracy) + share / 4)) / (1 + share)
+    # skipped questions take no time, and all of them may have been skipped
+    seconds, prm_seconds = mean("seconds"), mean("prm_seconds")
+    in_prm = prm_seconds / seconds if seconds else 0.0
     overlong = sum(bool(row["overlong"]) for row in rows)
     told = f"; {overlong} did not fit the context, see the column overlong" if overlong else ""
     return (
         f"{name}: {len(rows)} questions, accuracy {accuracy:.3f}, 95 % interval "
         f"{middle - half:.3f} to {middle + half:.3f}{told}\n"
         f"a question: {mean('forwards'):.1f} forwards, {mean('prm_calls'):.1f} PRM calls, "
-        f"{mean('tokens'):.1f} tokens, "
-        f"{seconds:.3f} s, of which {100 * mean('prm_seconds') / seconds:.1f} % in the PRM"
+        f"{mean('tokens'):.1f} tokens, {seconds:.3f} s, of which {100 * in_prm:.1f} % in the PRM"
     )
 
 

@@ -15,14 +15,10 @@ class Screen:
         self.num_lines = 0
 
     def draw(self, string: str) -> None:
-        """Show as much of the string's end as the terminal has room for; control
-        characters as spaces.
-        """
+        """Show as much of the string's end as there is room for; control characters as spaces."""
         columns, rows = shutil.get_terminal_size()
-        lines = wrap(
-            "".join(each if each.isprintable() or each == "\n" else " " for each in string),
-            columns - 1,
-        )[-max(rows - 1, 1) :]
+        shown = "".join(each if each.isprintable() or each == "\n" else " " for each in string)
+        lines = wrap(shown, columns - 1)[-max(rows - 1, 1) :]
         self.out.write(self._home() + "\n".join(lines))
         self.out.flush()
         self.num_lines = len(lines)
@@ -41,13 +37,7 @@ def wrap(string: str, columns: int) -> list[str]:
     """Lines that fill no more than `columns` cells of a terminal."""
     lines, used = [""], 0
     for symbol in string:
-        cells = (
-            2
-            if unicodedata.east_asian_width(symbol) in "WF"
-            else 0
-            if unicodedata.combining(symbol)
-            else 1
-        )
+        cells = num_cells(symbol)
         if symbol == "\n" or used + cells > columns:
             lines.append("")
             used = 0
@@ -55,3 +45,10 @@ def wrap(string: str, columns: int) -> list[str]:
             lines[-1] += symbol
             used += cells
     return lines
+
+
+def num_cells(symbol: str) -> int:
+    """Cells of a terminal that a character fills: 2 for wide ones, 0 for combining ones."""
+    if unicodedata.east_asian_width(symbol) in "WF":
+        return 2
+    return 0 if unicodedata.combining(symbol) else 1

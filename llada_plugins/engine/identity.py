@@ -1,0 +1,93 @@
+"""Who an engine is: its fingerprint, and what result files say of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llada_plugins.methods.table import METHODS
+from llada_plugins.models.quantization import num_parameters, quantization_of
+
+from .config import LIKELIHOOD, NOT_IDENTITY
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+ENDS = 1 << 22  # bytes at either end of a file that its digest reads
+
+
+def fingerprint(engine: Engine) -> str:
+    """What determines the engine's answers, as one line of JSON; the checkpoint by its content."""
+    options = asdict(engine.config)
+    identity = {
+        "method": engine.method,
+        "checkpoint": digest(engine.folder),
+        **_adapter(engine),
+        "device": engine.model.device.type,
+        **{name: value for name, value in options.items() if name not in NOT_IDENTITY},
+        "method_options": {
+            name: _by_content(value) for name, value in asdict(engine.method_options).items()
+        },
+        "sampler": _sampler(engine),
+    }
+    return json.dumps(identity, sort_keys=True)
+
+
+def info(engine: Engine) -> dict[str, Any]:
+    """For result files: what was evaluated, and how."""
+    record = quantization_of(engine.model)
+    return {
+        "method": engine.method,
+        "checkpoint": engine.folder.name,
+        "checkpoint_digest": digest(engine.folder),
+        **_adapter(engine),
+        "model_num_parameters": num_parameters(engine.model),
+        "quantization": record.method if record else None,
+        "model_dtype": str(engine.model.dtype),
+        "sampler": _sampler(engine),
+        "confidence_source": engine.common.source,
+        "policy": engine.prepared.policy,
+        "chat_template": engine.chat_template,
+        "method_options": asdict(engine.method_options),
+        "likelihood": METHODS[engine.method].likelihood,
+        "overlong": engine.config.overlong,
+        **{name: getattr(engine.config, name) for name in LIKELIHOOD},
+    }
+
+
+def digest(folder: Path) -> str:
+    """A digest of a checkpoint, add-ons beside it included.
+
+    It reads sizes and both ends of the weight files (all of a small one), the JSON files
+    and the templates.
+    """
+    found = hashlib.sha256()
+    kinds = ("safetensors", "json", "jinja")
+    for path in sorted(path for kind in kinds for path in folder.rglob(f"*.{kind}")):
+        size = path.stat().st_size
+        found.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            found.update(file.read(ENDS))
+            file.seek(max(0, size - ENDS))
+            found.update(file.read())
+    return found.hexdigest()[:16]
+
+
+def _adapter(engine: Engine) -> dict[str, str]:
+    """The LoRA adapter by its content, where there is one."""
+    return {"peft_digest": digest(engine.adapter)} if engine.adapter else {}
+
+
+def _by_content(value: Any) -> Any:
+    """An option as it is, the name of a folder as what the folder holds."""
+    if isinstance(value, str) and Path(value).is_dir():
+        return digest(Path(value))
+    return value
+
+
+def _sampler(engine: Engine) -> dict[str, Any]:
+    """The options of every request; gen_length is None where it is each task's."""
+    return {**asdict(engine.common), "gen_length": engine.given.get("gen_length")}
