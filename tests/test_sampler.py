@@ -31,7 +31,7 @@ from llada_plugins.sampling.config import ADAPTIVE_RULES, SamplerConfig
 from llada_plugins.sampling.generate import generate, with_options
 from llada_plugins.sampling.propose import propose
 from llada_plugins.sampling.propose import sample as sampled_tokens
-from llada_plugins.sampling.sampler import Draft, Filled, Sample, Step, decode, once
+from llada_plugins.sampling.sampler import Draft, Filled, Sample, Step, decode, unreviewed
 from llada_plugins.sampling.unmask_schedule import PASSING, keep_top, num_passing, quota
 from tests.tolerance import rounding
 
@@ -709,7 +709,7 @@ def test_early_stop_cuts_at_the_block_that_ends_and_changes_nothing_before(more,
 @pytest.mark.parametrize("method", [None, "semi_ar_origin"])
 def test_an_end_that_a_review_writes_into_an_earlier_block_ends_the_row(method):
     def review(draft: Draft) -> Filled:
-        filled = once(draft)
+        filled = unreviewed(draft)
         if draft.number == 1:
             draft.tokens[:, draft.start + 1] = SPECIAL.eos
         return filled

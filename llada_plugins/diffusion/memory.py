@@ -23,7 +23,7 @@ class Rows:
 
         Under guidance a wrapper sees all rows twice, the second time with a blank prompt.
         """
-        branches = values.unflatten(0, (-1, self.num_rows))
+        branches: Tensor = values.unflatten(0, (-1, self.num_rows))
         return branches[:, self.numbers].flatten(0, 1)
 
 

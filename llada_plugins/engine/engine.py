@@ -25,7 +25,7 @@ from llada_plugins.models.folder import read_config, resolve, special_tokens
 from llada_plugins.options.fields import build, coerce, names, reject_unknown, with_origins
 from llada_plugins.sampling.config import SamplerConfig, judged
 from llada_plugins.sampling.generate import with_options
-from llada_plugins.sampling.sampler import Review, decode_each, once
+from llada_plugins.sampling.sampler import Review, decode_each, unreviewed
 
 from . import identity, likelihood_log
 from .config import HARNESS_DEFAULTS, EngineConfig
@@ -225,7 +225,7 @@ class Engine:
         """The method's review of answers to these questions; cut: gets the rows of those cut."""
         judge = self.prepared.judge
         if judge is None:
-            return once
+            return unreviewed
         limit = judge.scorer.max_length
 
         def shorten(row: int) -> None:

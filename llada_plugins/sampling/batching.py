@@ -1,9 +1,9 @@
-"""Which prompts are decoded together next: batches stay full while answers of different
-lengths end and others begin.
+"""Which prompts are decoded together next.
 
-All rows of a batch are at the same block, so they share their columns and are padded
-for the lengths of their prompts only. A row that has filled a block waits until it is
-its turn again; what waits is token ids, some kilobytes.
+Batches stay full while answers of different lengths end and others begin. All rows of a
+batch are at the same block, so they share their columns and are padded for the lengths of
+their prompts only. A row that has filled a block waits until it is its turn again; what
+waits is token ids, some kilobytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class Queue:
     def __init__(
         self, lengths: Sequence[int], num_blocks: int, at_once: Callable[[int], int] | None = None
     ) -> None:
-        self.lengths, self.at_once = lengths, at_once or (lambda longest: max(1, len(lengths)))
+        self.lengths = lengths
+        self.at_once = at_once or (lambda longest: max(1, len(lengths)))
         self.waiting: list[list[int]] = [[] for _ in range(num_blocks)]
         self.waiting[0] = sorted(range(len(lengths)), key=self._rank)
 
@@ -40,19 +41,20 @@ class Queue:
         wait deeper. So only the last few batches are not full, at most one of each
         block.
         """
-        number = next(
-            (number for number in reversed(range(len(self.waiting))) if self._is_full(number)), None
-        )
-        if number is None:
-            number = next(number for number, rows in enumerate(self.waiting) if rows)
+        number = self._next_block()
         rows = self.waiting[number]
         size = self.at_once(self.lengths[rows[0]])
         self.waiting[number] = rows[size:]
         return number, rows[:size]
 
+    def _next_block(self) -> int:
+        nonempty = [number for number, rows in enumerate(self.waiting) if rows]
+        full = [number for number in nonempty if self._is_full(number)]
+        return full[-1] if full else nonempty[0]
+
     def _is_full(self, number: int) -> bool:
         rows = self.waiting[number]
-        return bool(rows) and len(rows) >= self.at_once(self.lengths[rows[0]])
+        return len(rows) >= self.at_once(self.lengths[rows[0]])
 
     def _rank(self, row: int) -> tuple[int, int]:
         return -self.lengths[row], row

@@ -1,7 +1,12 @@
-"""Which proposals to trust: one function a confidence source, each from the candidates
-of a step to a score, higher = keep.
+"""Which proposals to trust: one function a confidence source.
 
-A new source is a function and a row of CONFIDENCE; the decode loop does not change.
+Each makes a score, higher = keep, of the candidates of a step. A new source is a function
+and a row of CONFIDENCE; the decode loop does not change. If its scores lie between 0 and 1
+and mean the probability that a token is right, its name belongs to PROBABILITIES as well:
+only these may go with the adaptive rules (threshold, factor, error_budget), which compare
+scores with a number that the user gives. A source that needs a model with an
+unmasking-policy stream also belongs to POLICY_SOURCES, so that a model without one is
+refused at the start.
 """
 
 from __future__ import annotations
@@ -21,29 +26,34 @@ class Candidates(NamedTuple):
     logits: Tensor  # (B, M, V) fp32: bf16 ties make ranks arbitrary
     tokens: Tensor  # (B, M) the proposal where masked, else the token that stands there
     masked: Tensor  # (B, M) bool
-    policy: Tensor | None  # (B, M) raw score h of the unmasking-policy stream, if the model has one
-    # was the stream trained to rank masked positions too (RemeDi's bi-tower)?
-    policy_ranks_masked: bool
+    policy: Tensor | None  # (B, M) raw score h of the policy stream, if the model has one
+    policy_ranks_masked: bool  # was it trained to rank masked positions too (RemeDi's bi-tower)?
     uniform: Callable[[], Tensor]  # draws (B, M) U(0, 1)
 
 
-def token_probability(candidates: Candidates) -> Tensor:
-    """Softmax probability of the token: LLaDA's low_confidence remasking, RemeDi's TPS
-    probability.
+def token_logit(candidates: Candidates) -> Tensor:
+    """The token's raw logit: what RemeDi's released script ranks by.
+
+    RemeDi's paper ranks by the policy stream.
     """
-    logits = candidates.logits
-    return (logits.gather(-1, candidates.tokens[..., None])[..., 0] - log_total(logits)).exp()
+    return candidates.logits.gather(-1, candidates.tokens[..., None])[..., 0]
+
+
+def token_probability(candidates: Candidates) -> Tensor:
+    """Softmax probability of the token: LLaDA's low_confidence, RemeDi's TPS probability."""
+    return (token_logit(candidates) - log_total(candidates.logits)).exp()
 
 
 def margin(candidates: Candidates) -> Tensor:
-    """Probability of the best token less that of the second best (Kim et al., arXiv 2502.06768)."""
+    """Probability of the best token less the second best's (Kim et al., arXiv 2502.06768)."""
     best, second = candidates.logits.softmax(-1).topk(2, dim=-1).values.unbind(-1)
     return best - second
 
 
 def negative_entropy(candidates: Candidates) -> Tensor:
     """Minus the entropy (nats) of the predicted distribution (Dream, arXiv 2508.15487)."""
-    return -torch.special.entr(candidates.logits.softmax(-1)).sum(-1)
+    entropy: Tensor = torch.special.entr(candidates.logits.softmax(-1)).sum(-1)
+    return -entropy
 
 
 def uniform(candidates: Candidates) -> Tensor:
@@ -51,17 +61,8 @@ def uniform(candidates: Candidates) -> Tensor:
     return candidates.uniform().float()
 
 
-def token_logit(candidates: Candidates) -> Tensor:
-    """The token's raw logit: what RemeDi's released script ranks by, although its paper
-    ranks by the policy stream.
-    """
-    return candidates.logits.gather(-1, candidates.tokens[..., None])[..., 0]
-
-
 def policy(candidates: Candidates) -> Tensor:
-    """sigmoid(h) of the unmasking-policy stream at every position: RemeDi's rule (arXiv
-    2509.23653, section 3.2), the plan's literal one.
-    """
+    """sigmoid(h) of the policy stream at every position (RemeDi, arXiv 2509.23653, 3.2)."""
     if candidates.policy is None:
         raise ValueError(
             "confidence_source='ups' needs a model with an unmasking-policy stream: use --model "
@@ -71,19 +72,17 @@ def policy(candidates: Candidates) -> Tensor:
 
 
 def policy_of_visible(candidates: Candidates) -> Tensor:
-    """sigmoid(h) where a token stands; where one is only proposed, its probability,
-    unless the stream was trained to rank those as well.
+    """sigmoid(h) where a token stands; where one is only proposed, its probability.
 
-    A light head never saw the proposal, so at masked positions it can only guess p(x0 |
-    xt), which the softmax knows: with h everywhere nearly all of its gain is lost
-    (sudoku4, 8 steps: .778 against .874).
+    A stream that was trained to rank proposals as well scores both. A light head never
+    saw the proposal, so at masked positions it can only guess p(x0 | xt), which the
+    softmax knows: with h everywhere nearly all of its gain is lost (sudoku4, 8 steps:
+    .778 against .874).
     """
     score = policy(candidates)
-    return (
-        score
-        if candidates.policy_ranks_masked
-        else torch.where(candidates.masked, token_probability(candidates), score)
-    )
+    if candidates.policy_ranks_masked:
+        return score
+    return torch.where(candidates.masked, token_probability(candidates), score)
 
 
 CONFIDENCE: dict[str, Callable[[Candidates], Tensor]] = {
@@ -96,6 +95,5 @@ CONFIDENCE: dict[str, Callable[[Candidates], Tensor]] = {
     "tps_logit": token_logit,
 }
 POLICY_SOURCES = ("ups", "ups_all")  # need an unmasking-policy stream
-# scores on the scale that a threshold is stated in
-PROBABILITIES = ("tps_prob", "margin", "ups", "ups_all")
+PROBABILITIES = ("tps_prob", "margin", "ups", "ups_all")  # may go with adaptive rules
 PUBLISHED_NAMES = {"low_confidence": "tps_prob"}  # LLaDA's names for `remasking`, where they differ

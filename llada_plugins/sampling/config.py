@@ -1,5 +1,6 @@
-"""The options of decoding and the rules between them; every published decoder is a
-setting of this one class.
+"""The options of decoding and the rules between them.
+
+Every published decoder is a setting of this one class.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ from .confidence import CONFIDENCE, PROBABILITIES, PUBLISHED_NAMES
 
 # rules by which the number of tokens kept depends on their scores
 ADAPTIVE_RULES = ("threshold", "factor", "error_budget")
+# how many tokens stand after each step, where that does not depend on scores
+Schedule = Literal["linear", "linear_revised", "mask_and_refine"]
+COUNTS = ("gen_length", "steps", "block_length", "top_k", "max_forwards", "cache_refresh")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How an answer is decoded. The defaults are LLaDA's: one block, one token a step,
-    greedy, low-confidence remasking.
+    """How an answer is decoded.
+
+    The defaults are LLaDA's: one block, one token a step, greedy, low-confidence
+    remasking.
     """
 
     gen_length: int = arg(
@@ -31,8 +37,7 @@ class SamplerConfig:
     steps: int | None = arg(
         None,
         "denoising steps for the whole answer (default: gen_length, one token a step); ignored "
-        "under "
-        "adaptive rules: threshold, factor, error_budget",
+        "under adaptive rules: threshold, factor, error_budget",
     )
     block_length: int | None = arg(
         None,
@@ -41,8 +46,7 @@ class SamplerConfig:
     sampling_method: Literal["fixed_length", "semi_ar_padding", "semi_ar_origin"] | None = arg(
         None,
         "fixed_length: one block; semi_ar_padding: blocks on a canvas whose later masks are "
-        "visible; "
-        "semi_ar_origin: the canvas grows block by block and ends at EOS (default: by "
+        "visible; semi_ar_origin: the canvas grows block by block and ends at EOS (default: by "
         "block_length, one of the first two)",
     )
     temperature: float = arg(
@@ -54,8 +58,8 @@ class SamplerConfig:
     )
     top_p: float | None = arg(
         None,
-        "sample among the most probable tokens of this total probability (0-1); needs temperature "
-        "> 0",
+        "sample among the most probable tokens of this total probability (0-1); "
+        "needs temperature > 0",
     )
     cfg_scale: float = arg(
         0.0, "classifier-free guidance; 0 = off, else every step costs a double batch"
@@ -68,8 +72,8 @@ class SamplerConfig:
     )
     threshold: float | None = arg(
         None,
-        "keep every token at least this probable (0-1), at least one a step, instead of a fixed "
-        "number",
+        "keep every token at least this probable (0-1), at least one a step, "
+        "instead of a fixed number",
     )
     factor: float | None = arg(
         None, "keep the n most probable tokens while (n + 1)(1 - probability) < factor (Fast-dLLM)"
@@ -87,20 +91,18 @@ class SamplerConfig:
     revise: bool = arg(
         False,
         "dynamic remasking (RemeDi): after step n exactly K_n tokens of the block stand, the best "
-        "by confidence_source, "
-        "visible ones competing; all others are masked again",
+        "by confidence_source, visible ones competing; all others are masked again",
     )
     revise_below: float | None = arg(
         None,
-        "under adaptive rules: mask visible tokens of the block again whose score (0-1) is below "
-        "this",
+        "under adaptive rules: mask visible tokens of the block again "
+        "whose score (0-1) is below this",
     )
     max_forwards: int | None = arg(
         None,
         "forward passes for the whole answer. Under adaptive rules they are shared equally by its "
-        "blocks, and the "
-        "last of a block keeps every token (default: one a token); with a process reward model, "
-        "candidates included",
+        "blocks, and the last of a block keeps every token (default: one a token); with a process "
+        "reward model, candidates included",
     )
     logits_eos_inf: bool = arg(False, "EOS is never produced")
     confidence_eos_eot_inf: bool = arg(False, "EOS and EoT may be proposed but are kept last")
@@ -110,26 +112,19 @@ class SamplerConfig:
     cache: Literal["none", "prefix", "dual"] = arg(
         "none",
         "freeze keys and values after a block's first step: those before the block (prefix), or "
-        "before and after it (dual); faster, "
-        "and an approximation",
+        "before and after it (dual); faster, and an approximation",
     )
     cache_refresh: int | None = arg(
         None,
-        "with a cache, every so many steps of a block a forward of everything (default: at its "
-        "first alone)",
+        "with a cache, every so many steps of a block a forward of everything "
+        "(default: at its first alone)",
     )
     seed: int = arg(0, "with the prompt, determines every random number of its answer")
 
     def __post_init__(self) -> None:
-        for name in (
-            "gen_length",
-            "steps",
-            "block_length",
-            "top_k",
-            "max_forwards",
-            "cache_refresh",
-        ):
-            if (value := getattr(self, name)) is not None and value < 1:
+        for name in COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.cache_refresh is not None and self.cache == "none":
             raise ValueError(
@@ -138,23 +133,24 @@ class SamplerConfig:
             )
         self._check_blocks()
         self._check_sampling()
-        self._check_counts()
+        self._check_names()
+        self._check_kept()
+        self._check_budgets()
 
     def _check_blocks(self) -> None:
         if self.sampling_method == "fixed_length" and self.num_blocks > 1:
             raise ValueError(
                 "sampling_method='fixed_length' decodes one block: leave block_length out or set "
-                f"it to gen_length ({self.gen_length}), "
-                f"got {self.block_length}"
+                f"it to gen_length ({self.gen_length}), got {self.block_length}"
             )
         if self.steps is None or self.adaptive:
             return
         if self.steps % self.num_blocks:
             rounded = ", rounded up" if self.decoded_length > self.gen_length else ""
             raise ValueError(
-                f"steps ({self.steps}) must be a multiple of the number of blocks "
-                f"({self.num_blocks} = gen_length {self.gen_length} / "
-                f"block_length {self.block}{rounded})"
+                f"steps ({self.steps}) must be a multiple of the number of blocks ("
+                f"{self.num_blocks} = gen_length {self.gen_length} / block_length {self.block}"
+                f"{rounded})"
             )
         if self.steps > self.decoded_length and self.remask_ratio is None:
             raise ValueError(
@@ -176,45 +172,38 @@ class SamplerConfig:
                 "top_k and top_p have no effect at temperature=0: set a temperature or leave them "
                 "out"
             )
+
+    def _check_names(self) -> None:
         for name in ("remasking", "confidence_source"):
             value = getattr(self, name)
             if value is not None and PUBLISHED_NAMES.get(value, value) not in CONFIDENCE:
-                raise ValueError(
-                    f"{name} must be one of {', '.join([*PUBLISHED_NAMES, *CONFIDENCE])}, got "
-                    f"{value!r}"
-                )
-        if (
-            self.remasking
-            and self.confidence_source
-            and PUBLISHED_NAMES.get(self.remasking, self.remasking) != self.source
-        ):
+                known = ", ".join([*PUBLISHED_NAMES, *CONFIDENCE])
+                raise ValueError(f"{name} must be one of {known}, got {value!r}")
+        if not self.remasking or not self.confidence_source:
+            return
+        if PUBLISHED_NAMES.get(self.remasking, self.remasking) != self.source:
             raise ValueError(
                 f"remasking={self.remasking!r} and confidence_source={self.confidence_source!r} "
                 "are two names of one option: give one"
             )
 
-    def _check_counts(self) -> None:
-        rules = {
-            name: getattr(self, name)
-            for name in (*ADAPTIVE_RULES, "remask_ratio", "revise")
-            if getattr(self, name) is not None
-        }
-        if not self.revise:
-            del rules["revise"]
-        if len(rules) > 1:
-            raise ValueError(f"{' and '.join(rules)} are alternatives: give one")
-        for name, value in rules.items():
-            unbounded = name in ("factor", "error_budget")
-            if (
-                not value > 0
-                or not unbounded
-                and value > 1
-                or name == "remask_ratio"
-                and value == 1
-            ):
-                raise ValueError(
-                    f"{name} must be {'above 0' if unbounded else 'between 0 and 1'}, got {value}"
-                )
+    def _given(self, *options: str) -> list[str]:
+        """Those of the options that are set and not switched off."""
+        return [name for name in options if not _is_off(getattr(self, name))]
+
+    def _check_kept(self) -> None:
+        given = self._given(*ADAPTIVE_RULES, "remask_ratio", "revise")
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are alternatives: give one")
+        for name in self._given("threshold", "remask_ratio"):
+            value = getattr(self, name)
+            inside = 0 < value < 1 or (value == 1 and name == "threshold")
+            if not inside:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        for name in self._given("factor", "error_budget"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
         if self.revise_below is not None and not self.adaptive:
             raise ValueError(
                 "revise_below has no effect without threshold, factor or error_budget: set one of "
@@ -222,6 +211,8 @@ class SamplerConfig:
             )
         if self.revise_below is not None and not 0 < self.revise_below <= 1:
             raise ValueError(f"revise_below must be above 0 and at most 1, got {self.revise_below}")
+
+    def _check_budgets(self) -> None:
         if self.max_forwards is not None and self.max_forwards < self.num_blocks:
             raise ValueError(
                 f"max_forwards ({self.max_forwards}) must be at least the number of blocks "
@@ -230,12 +221,12 @@ class SamplerConfig:
         if self.adaptive and self.source not in PROBABILITIES:
             raise ValueError(
                 f"{', '.join(ADAPTIVE_RULES)} compare probabilities: they need confidence_source "
-                f"{', '.join(PROBABILITIES)}, "
-                f"got {self.source!r}"
+                f"{', '.join(PROBABILITIES)}, got {self.source!r}"
             )
 
     def check_budget(self, reviewed: bool) -> None:
         """Raise ValueError where max_forwards could change nothing, or cannot be kept.
+
         reviewed: are there candidates to save on?
         """
         if self.max_forwards is None or self.adaptive:
@@ -243,13 +234,12 @@ class SamplerConfig:
         if not reviewed:
             raise ValueError(
                 "max_forwards has no effect without threshold, factor, error_budget or a process "
-                "reward model: use one of them, "
-                "or leave it out"
+                "reward model: use one of them, or leave it out"
             )
-        if self.max_forwards < self.steps_per_block * self.num_blocks:
+        least = self.steps_per_block * self.num_blocks
+        if self.max_forwards < least:
             raise ValueError(
-                f"max_forwards ({self.max_forwards}) must be at least steps "
-                f"({self.steps_per_block * self.num_blocks}): "
+                f"max_forwards ({self.max_forwards}) must be at least steps ({least}): "
                 "a single candidate of every block takes as many"
             )
 
@@ -260,7 +250,8 @@ class SamplerConfig:
 
     @property
     def num_blocks(self) -> int:
-        return -(-self.gen_length // self.block)
+        """Blocks of an answer, the last of which may be cut."""
+        return -(-self.gen_length // self.block)  # rounded up
 
     @property
     def decoded_length(self) -> int:
@@ -279,6 +270,7 @@ class SamplerConfig:
 
     @property
     def steps_per_block(self) -> int:
+        """Denoising steps of each block under a fixed schedule."""
         return (self.steps or self.decoded_length) // self.num_blocks
 
     @property
@@ -293,6 +285,13 @@ class SamplerConfig:
         return any(getattr(self, rule) is not None for rule in ADAPTIVE_RULES)
 
     @property
+    def schedule(self) -> Schedule:
+        """The name in unmask_schedule.SCHEDULES, unless a rule is adaptive."""
+        if self.remask_ratio is not None:
+            return "mask_and_refine"
+        return "linear_revised" if self.revise else "linear"
+
+    @property
     def revises(self) -> bool:
         """May a token that was kept be masked again?"""
         return self.revise or self.remask_ratio is not None or self.revise_below is not None
@@ -304,13 +303,18 @@ class SamplerConfig:
 
     @property
     def grows(self) -> bool:
+        """Does the canvas grow block by block, so that no later masks are seen?"""
         return self.sampling_method == "semi_ar_origin"
+
+
+def _is_off(value: object) -> bool:
+    return value is None or value is False
 
 
 def judged(options: Mapping[str, Any], base: SamplerConfig) -> SamplerConfig:
     """The sampler of options that may leave the answer's length to a task.
 
-    Without gen_length it has the fewest whole blocks that the other options allow;
+    Without gen_length it has the fewest whole blocks that the other options allow.
     ValueError where no length would do, so that those are refused before there is a
     request.
     """
@@ -319,10 +323,10 @@ def judged(options: Mapping[str, Any], base: SamplerConfig) -> SamplerConfig:
     known = coerce(SamplerConfig, options)
     steps = max(1, known.get("steps") or 1)
     block = max(1, known.get("block_length") or steps)
-    refusal: ValueError | None = None
+    refusals: list[ValueError] = []
     for num_blocks in range(1, steps + 1):
         try:
             return build(SamplerConfig, {**options, "gen_length": num_blocks * block}, base)
         except ValueError as error:
-            refusal = refusal or error
-    raise refusal
+            refusals.append(error)
+    raise refusals[0]

@@ -1,6 +1,4 @@
-"""Answers from a model: its denoiser, wrapped as the sampler's options ask, in the one
-decode loop.
-"""
+"""Answers from a model: its denoiser, wrapped as the options ask, in the one decode loop."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.special_tokens import SpecialTokens
 
 from .config import SamplerConfig
-from .sampler import Review, Sample, Step, decode, once
+from .sampler import Review, Sample, Step, decode, unreviewed
 
 
 def generate(
@@ -27,21 +25,20 @@ def generate(
     keys: Sequence[int] | None = None,
     stop: Callable[[list[int]], bool] | None = None,
     on_step: Callable[[Step], None] | None = None,
-    review: Review = once,
+    review: Review = unreviewed,
 ) -> list[Sample]:
-    """Decode one answer to each token prompt, all in one batch; an answer does not
-    depend on the others.
+    """Decode one answer to each token prompt, all in one batch.
 
-    special: mask, EOS and EoT ids, by default those of the checkpoint. denoise: a
-    denoiser to use in place of the model's plain one. keys, stop, on_step, review: see
-    `decode`. Raises ValueError on a prompt that is empty or does not fit the model's
-    context.
+    An answer does not depend on the others. special: mask, EOS and EoT ids, by default
+    those of the checkpoint. denoise: a denoiser to use in place of the model's plain one.
+    keys, stop, on_step, review: see `decode_each`. Raises ValueError on a prompt that is
+    empty or does not fit the model's context.
     """
     config = config or SamplerConfig()
     special = special or known_special_tokens(model)
     check_unmasked(prompts, special.mask)
     check_fits(model, prompts, config)
-    config.check_budget(reviewed=review is not once)
+    config.check_budget(reviewed=review is not unreviewed)
     denoise = with_options(denoise or model_denoiser(model), config, special)
     return decode(
         denoise,
@@ -57,8 +54,11 @@ def generate(
 
 
 def with_options(denoise: Denoiser, config: SamplerConfig, special: SpecialTokens) -> Denoiser:
-    """The denoiser under the sampler's options that concern it: a cache, guidance of
-    which each branch has its own, suppression.
+    """The denoiser under the sampler's options that concern it.
+
+    These are a cache, guidance, around it, so that each branch has a cache of its own, and
+    suppressed tokens. Raises ValueError where an option needs a token that the checkpoint
+    does not name.
     """
     if config.cache != "none":
         denoise = cached(denoise, config.cache, config.cache_refresh)

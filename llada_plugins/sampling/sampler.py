@@ -1,9 +1,8 @@
-"""Decode a masked-diffusion language model: one loop, three small choices (what to
-trust, how many to keep, what may be revised).
+"""Decode a masked-diffusion language model: the one loop in which masks become tokens.
 
-Every published decoder here is a set of options of `SamplerConfig`, not another loop.
-The sampler sees a Denoiser and token rows; it knows nothing of models, guidance,
-caches, tokenizers or harnesses.
+Every published decoder here is a set of options of `SamplerConfig`, not another loop:
+what to trust, how many tokens to keep, which may be revised. The sampler sees a Denoiser
+and token rows; it knows nothing of models, guidance, caches, tokenizers or harnesses.
 """
 
 from __future__ import annotations
@@ -14,45 +13,68 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from llada_plugins.diffusion.denoiser import Canvas, Denoiser, align
+from llada_plugins.diffusion.denoiser import Canvas, Denoiser, align, masked_first
 from llada_plugins.diffusion.memory import Memory
 from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.special_tokens import SpecialTokens
 
 from .batching import Queue
 from .config import SamplerConfig
-from .propose import judge
+from .propose import ActiveBlock, proposals_at
 from .unmask_schedule import keep, planned
 
 
 class Step(NamedTuple):
-    """What one step did, for observers: B rows, the W positions of the block."""
+    """What one step did, for observers: B rows, the W positions of the block.
+
+    rows: which of the prompts; under a Review a prompt may come several times, once for
+    each candidate. proposal: where nothing was proposed, the token that stands there.
+    """
 
     block: int  # number of the block, from 0
     step: int  # number of the step in the block, from 0
-    # (B,) which of the prompts; under a Review a prompt may come several times, once
-    # for each candidate
-    rows: Tensor
-    # (B, W) proposed tokens; where nothing was proposed, the token that stands there
-    proposal: Tensor
+    rows: Tensor  # (B,)
+    proposal: Tensor  # (B, W) tokens
     score: Tensor  # (B, W) fp32; inf where a token is pinned
     kept: Tensor  # (B, W) bool: unmasked by this step
     remasked: Tensor  # (B, W) bool: masked again by this step
 
 
 class Sample(NamedTuple):
-    """A decoded answer."""
+    """A decoded answer.
+
+    num_forwards: forward passes that worked on this row, candidates included; a guided
+    pass counts one.
+    """
 
     answer: list[int]  # token ids without the prompt; gen_length of them unless stopped early
-    # forward passes that worked on this row, candidates included; a guided pass counts
-    # one
     num_forwards: int
-    num_scored: int = 0  # answers in work that a Review had scored
+    num_scored: int = 0  # unfinished answers that a Review had scored
+
+
+class Fill(Protocol):
+    """Unmask `blocks` of tokens (N, L) in place; returns the forwards of each row, (N,).
+
+    rows: (N,) which of the prompts. keys: (N,) random streams. blocks: neighbours, filled
+    together. config: default that of the answer. steps: of a fixed schedule, default
+    those of one block.
+    """
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        rows: Tensor,
+        keys: Tensor,
+        blocks: range,
+        config: SamplerConfig | None = None,
+        steps: int | None = None,
+    ) -> Tensor: ...
 
 
 class Draft(NamedTuple):
-    """Rows in work whose block `number` is masked: blocks before it are filled, later
-    ones masked, as far as they exist.
+    """A batch of unfinished answers whose block `number` is to be filled.
+
+    Blocks before it are filled, later ones masked, as far as they exist.
     """
 
     number: int
@@ -62,8 +84,7 @@ class Draft(NamedTuple):
     forwards: Tensor  # (B,) spent on earlier blocks
     num_scored: Tensor  # (B,) by a Review on earlier blocks
     start: int  # column of the first answer token
-    # (tokens (N, L), rows (N,), keys (N,), blocks (a range), config, steps): `unmask`
-    fill: Callable[..., Tensor]
+    fill: Fill
     ended: Callable[[list[int]], bool]  # is an answer complete that fills its blocks so far?
 
 
@@ -75,22 +96,70 @@ class Filled(NamedTuple):
 
 
 class Review(Protocol):
-    """Fill block `draft.number` of draft.tokens in place; may fill it several times,
-    compare, and mask earlier blocks again.
+    """Fill block `draft.number` of draft.tokens in place.
 
-    Later blocks stay masked. Deterministic, and a row's result does not depend on other
-    rows: random numbers from draft.keys only.
+    It may fill it several times, compare, and mask earlier blocks again. Later blocks
+    stay masked. Deterministic, and a row's result does not depend on other rows: random
+    numbers from draft.keys only.
     """
 
     def __call__(self, draft: Draft) -> Filled: ...
 
 
-def once(draft: Draft) -> Filled:
+def unreviewed(draft: Draft) -> Filled:
     """The review that looks at nothing: plain decoding."""
-    forwards = draft.fill(
-        draft.tokens, draft.rows, draft.keys, range(draft.number, draft.number + 1)
-    )
+    block = range(draft.number, draft.number + 1)
+    forwards = draft.fill(draft.tokens, draft.rows, draft.keys, block)
     return Filled(forwards, torch.zeros_like(forwards))
+
+
+# ---- the loop
+
+
+class RowsInWork(NamedTuple):
+    """The N rows of a canvas whose window still has masks, and what belongs to each."""
+
+    canvas: Canvas
+    window: slice
+    numbers: Tensor  # (N,) of these rows among those at the start
+    keys: Tensor  # (N,) random streams
+    plan: Tensor | None  # (N, S) tokens that stand after each step of a fixed schedule
+
+    @property
+    def block(self) -> Tensor:
+        """The window's tokens (N, W), a view: what is written here, the canvas holds."""
+        return self.canvas.tokens[:, self.window]
+
+    def keep_rows(self, places: Tensor) -> RowsInWork:
+        """The rows at these places alone."""
+        return RowsInWork(
+            self.canvas.keep_rows(places),
+            self.window,
+            self.numbers[places],
+            self.keys[places],
+            None if self.plan is None else self.plan[places],
+        )
+
+    def copy_to(self, tokens: Tensor) -> None:
+        """Write the blocks to their rows of tokens (B, L)."""
+        tokens[self.numbers, self.window] = self.block.clone()  # both may be one memory
+
+
+class MasksLeft(NamedTuple):
+    """What is left to do before a step."""
+
+    num_rows: int  # how many rows have masks
+    most: int  # how many masks the row with most of them has
+
+
+def masks_left(num_masked: Tensor) -> list[MasksLeft]:
+    """What is left before each of S steps, from every row's masks before each, (B, S).
+
+    Waits for the device, one time for all steps.
+    """
+    num_rows = (num_masked > 0).sum(0)
+    most = num_masked.amax(0)
+    return [MasksLeft(*each) for each in torch.stack([num_rows, most], 1).tolist()]
 
 
 def unmask(
@@ -103,69 +172,129 @@ def unmask(
     *,
     offset: int = 0,
     steps: int | None = None,
-    on_step: Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor], None] | None = None,
+    on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
-    """Denoise canvas.tokens[:, window] in place until none of it is masked. Returns the
-    forwards that each row needed, (B,).
+    """Denoise canvas.tokens[:, window] in place until none of it is masked.
 
-    keys: (B,) random streams. offset: the window's first position in the answer. steps:
-    of a fixed schedule, by default those of one block. on_step: called with the step's
-    number, the rows in work, their proposal and score, and their block before and
-    after.
+    Returns the forwards that each row needed, (B,). keys: (B,) random streams. offset:
+    the window's first position in the answer. steps: of a fixed schedule, by default
+    those of one block. on_step: sees every step; its rows are numbers of canvas rows.
     """
-    # of these steps alone: what a cache keeps cannot outlive them
-    whole, canvas = canvas.tokens, canvas._replace(memory=Memory())
-    block = whole[:, window]  # (B, W), a view: writes go through
-    masked = block == special.mask
+    tokens = canvas.tokens
+    masked = tokens[:, window] == special.mask  # (B, W)
+    width = masked.shape[1]
     plan = planned(masked, config, steps)
-    width, rows = block.shape[1], torch.arange(len(block), device=block.device)
-    forwards = torch.zeros_like(rows)
-    limit = config.forwards_per_block * (width // config.block) if plan is None else plan.shape[1]
-    ahead = (
-        [] if plan is None else _in_work(torch.cat([masked.sum(-1, keepdim=True), width - plan], 1))
-    )
-    for step in range(limit):
-        masked = block == special.mask
-        num_rows, num_masked = ahead[step] if ahead else _in_work(masked.sum(-1, keepdim=True))[0]
-        if num_rows == 0:
+    if plan is None:
+        foreseen = None
+        num_steps = config.forwards_per_block * (width // config.block)
+    else:
+        foreseen = masks_left(torch.cat([masked.sum(-1, keepdim=True), width - plan], 1))
+        num_steps = plan.shape[1]
+    # a memory for these steps alone: what a cache keeps must not outlive them
+    canvas = canvas._replace(memory=Memory())
+    work = RowsInWork(canvas, window, torch.arange(len(tokens), device=tokens.device), keys, plan)
+    forwards = torch.zeros_like(work.numbers)
+    for step in range(num_steps):
+        masked = work.block == special.mask  # (N, W)
+        if foreseen is None:
+            [left] = masks_left(masked.sum(-1, keepdim=True))
+        else:
+            left = foreseen[step]
+        if left.num_rows == 0:
             break
-        if num_rows < len(rows):  # who is done rides no further
-            whole[rows, window] = block.clone()  # both may be one memory
-            going = masked.any(-1).logical_not().byte().argsort(stable=True)[:num_rows]
-            canvas, rows, keys, masked = (
-                canvas.keep_rows(going),
-                rows[going],
-                keys[going],
-                masked[going],
-            )
-            block, plan = canvas.tokens[:, window], plan if plan is None else plan[going]
-        forwards[rows] += 1
-        # masked columns first, in order; a row with fewer of them fills up with pinned ones
-        # (B, M)
-        at = (
-            masked.logical_not()
-            .byte()
-            .argsort(dim=-1, stable=True)[:, : width if config.revises else num_masked]
-        )
-        proposal, score = judge(
-            denoise(canvas, window), at, block, keys, (offset, step), config, special
-        )
-        standing = keep(
-            score, masked, None if plan is None else plan[:, step], step == limit - 1, config
-        )
-        before = block.clone() if on_step else block
-        block.copy_(torch.where(standing, proposal, special.mask))
-        if on_step:
-            on_step(step, rows, proposal, score, before, block.clone())
-    whole[rows, window] = block.clone()
+        if left.num_rows < len(work.numbers):  # rows that are done cost no further forwards
+            work.copy_to(tokens)
+            work = work.keep_rows(masked_first(masked.any(-1))[: left.num_rows])
+            masked = work.block == special.mask
+        forwards[work.numbers] += 1
+        num_columns = width if config.revises else left.most
+        columns = masked_first(masked)[:, :num_columns]  # (N, M)
+        block = ActiveBlock(work.block, work.keys, offset, step)
+        prediction = denoise(work.canvas, window)
+        proposal, score = proposals_at(prediction, columns, block, config, special)
+        count = None if work.plan is None else work.plan[:, step]
+        standing = keep(score, masked, count, step == num_steps - 1, config)
+        work.block.copy_(torch.where(standing, proposal, special.mask))
+        if on_step is not None:
+            is_masked = work.block == special.mask
+            kept, remasked = masked & ~is_masked, ~masked & is_masked
+            number = offset // config.block
+            on_step(Step(number, step, work.numbers, proposal, score, kept, remasked))
+    work.copy_to(tokens)
     return forwards
 
 
-def _in_work(left: Tensor) -> list[list[int]]:
-    """How many rows have masks, and how many the fullest has, for every step, from the
-    masks before each, (B, S). Waits for the device.
-    """
-    return torch.stack([(left > 0).sum(0), left.amax(0)], 1).tolist()
+# ---- prompts to answers, block by block
+
+
+class FillBlocks(NamedTuple):
+    """`Fill` for the drafts of one batch."""
+
+    denoise: Denoiser
+    config: SamplerConfig
+    special: SpecialTokens
+    start: int  # column of the first answer token
+    padded: bool  # has any row PADDING?
+    on_step: Callable[[Step], None] | None
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        rows: Tensor,
+        keys: Tensor,
+        blocks: range,
+        config: SamplerConfig | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """See `Fill`."""
+        width = self.config.block
+        return unmask(
+            self.denoise,
+            Canvas(tokens, rows.new_full((len(rows),), self.start), self.padded),
+            slice(self.start + blocks.start * width, self.start + blocks.stop * width),
+            keys,
+            config or self.config,
+            self.special,
+            offset=blocks.start * width,
+            steps=steps,
+            on_step=self._observer(rows),
+        )
+
+    def _observer(self, rows: Tensor) -> Callable[[Step], None] | None:
+        """on_step with prompts in place of rows of the canvas."""
+        on_step = self.on_step
+        if on_step is None:
+            return None
+        return lambda step: on_step(step._replace(rows=rows[step.rows]))
+
+
+class Answers:
+    """How far the answer to each of P prompts is, and what it has cost."""
+
+    def __init__(self, keys: Sequence[int], device: torch.device) -> None:
+        self.keys = torch.tensor(keys, device=device, dtype=torch.long)  # (P,) random streams
+        self.tokens: list[list[int]] = [[] for _ in keys]  # of the blocks that are filled
+        self.forwards = torch.zeros_like(self.keys)
+        self.num_scored = torch.zeros_like(self.keys)
+
+    def add(self, draft: Draft, cost: Filled, batch: Sequence[int], width: int) -> None:
+        """Take over what the draft holds of the batch's answers, its block included."""
+        self.forwards[draft.rows] += cost.forwards
+        self.num_scored[draft.rows] += cost.num_scored
+        columns = slice(draft.start, draft.start + (draft.number + 1) * width)
+        for row, answer in zip(batch, draft.tokens[:, columns].tolist()):
+            self.tokens[row] = answer
+
+    def samples(self, rows: Sequence[int], length: int) -> list[tuple[int, Sample]]:
+        """The finished answers of these rows, cut to this length."""
+        if not rows:
+            return []
+        numbers = torch.tensor(rows, device=self.keys.device)
+        costs = zip(self.forwards[numbers].tolist(), self.num_scored[numbers].tolist())
+        return [
+            (row, Sample(self.tokens[row][:length], num_forwards, num_scored))
+            for row, (num_forwards, num_scored) in zip(rows, costs)
+        ]
 
 
 def decode(
@@ -175,9 +304,7 @@ def decode(
     special: SpecialTokens,
     **options: Any,
 ) -> list[Sample]:
-    """Answers to token prompts of any lengths, in their order; options are those of
-    `decode_each`.
-    """
+    """Answers to token prompts of any lengths, in their order; options as of `decode_each`."""
     found = dict(decode_each(denoise, prompts, config, special, **options))
     return [found[number] for number in range(len(prompts))]
 
@@ -193,121 +320,66 @@ def decode_each(
     keys: Sequence[int] | None = None,
     stop: Callable[[list[int]], bool] | None = None,
     on_step: Callable[[Step], None] | None = None,
-    review: Review = once,
+    review: Review = unreviewed,
     at_once: Callable[[int], int] | None = None,
 ) -> Iterator[tuple[int, Sample]]:
     """Decode block by block; yields the (number, sample) of each prompt as answers end.
-    No answer depends on the others.
 
-    keys: random streams, by default from config.seed and the prompt. stop: asked at the
-    end of every block with the row's answer so far; True ends the row. review: how a
-    block is filled. at_once: how many rows of so many tokens, prompt and answer, make a
-    batch (default: all). A row that has ended leaves, and a waiting one takes its place
-    (batching.py).
+    No answer depends on the others. keys: random streams, by default from config.seed and
+    the prompt. stop: asked at the end of every block with the row's answer so far; True
+    ends the row. review: how a block is filled. at_once: how many rows of so many tokens,
+    prompt and answer, make a batch (default: all). A row that has ended leaves, and a
+    waiting one takes its place (batching.py).
     """
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {number} is empty: give at least one token")
     device = torch.device(device)
-    streams = torch.tensor(
-        keys or [request_key(config.seed, prompt) for prompt in prompts],
-        device=device,
-        dtype=torch.long,
-    )
-    forwards, num_scored = torch.zeros(2, len(prompts), dtype=torch.long, device=device)
-    answers: list[list[int]] = [[] for _ in prompts]
+    keys = keys or [request_key(config.seed, prompt) for prompt in prompts]
+    answers = Answers(keys, device)
 
     def ended(answer: list[int]) -> bool:
-        return len(answer) >= config.gen_length or _ended(answer, config, special, stop)
+        return is_ended(answer, config, special, stop)
 
     lengths = [len(prompt) + config.decoded_length for prompt in prompts]
     queue = Queue(lengths, config.num_blocks, at_once)
     while queue:
         number, batch = queue.take()
-        tokens, padded = align([[*prompts[row], *answers[row]] for row in batch], device)
-        start, ahead = (
-            tokens.shape[1] - number * config.block,
-            1 if config.grows else config.num_blocks - number,
-        )
-        # (B, L)
-        tokens = torch.cat(
-            [tokens, tokens.new_full((len(batch), ahead * config.block), special.mask)], 1
-        )
+        filled, padded = align([[*prompts[row], *answers.tokens[row]] for row in batch], device)
+        start = filled.shape[1] - number * config.block
+        num_masks = config.block if config.grows else config.decoded_length - number * config.block
+        masks = filled.new_full((len(batch), num_masks), special.mask)
         rows = torch.tensor(batch, device=device)
-
-        def fill(
-            tokens: Tensor,
-            rows: Tensor,
-            keys: Tensor,
-            blocks: range,
-            config: SamplerConfig = config,
-            steps: int | None = None,
-        ) -> Tensor:
-            canvas = Canvas(tokens, rows.new_full((len(rows),), start), padded)
-            window = slice(start + blocks.start * config.block, start + blocks.stop * config.block)
-            return unmask(
-                denoise,
-                canvas,
-                window,
-                keys,
-                config,
-                special,
-                offset=blocks.start * config.block,
-                steps=steps,
-                on_step=_observer(on_step, blocks.start, rows, special.mask),
-            )
-
-        cost = review(
-            Draft(
-                number,
-                tokens,
-                rows,
-                streams[rows],
-                forwards[rows],
-                num_scored[rows],
-                start,
-                fill,
-                ended,
-            )
+        draft = Draft(
+            number,
+            torch.cat([filled, masks], 1),  # (B, L)
+            rows,
+            answers.keys[rows],
+            answers.forwards[rows],
+            answers.num_scored[rows],
+            start,
+            FillBlocks(denoise, config, special, start, padded, on_step),
+            ended,
         )
-        forwards[rows] += cost.forwards
-        num_scored[rows] += cost.num_scored
-        done, more = [], []
-        for row, answer in zip(
-            batch, tokens[:, start : start + (number + 1) * config.block].tolist()
-        ):
-            answers[row] = answer
-            (done if ended(answer) else more).append(row)
-        if more:
-            queue.put(number + 1, more)
-        if done:
-            at = torch.tensor(done, device=device)
-            for row, *counts in zip(done, forwards[at].tolist(), num_scored[at].tolist()):
-                yield row, Sample(answers[row][: config.gen_length], *counts)
+        answers.add(draft, review(draft), batch, config.block)
+        done = [row for row in batch if ended(answers.tokens[row])]
+        waiting = [row for row in batch if row not in done]
+        if waiting:
+            queue.put(number + 1, waiting)
+        yield from answers.samples(done, config.gen_length)
 
 
-def _ended(
+def is_ended(
     answer: list[int],
     config: SamplerConfig,
     special: SpecialTokens,
     stop: Callable[[list[int]], bool] | None,
 ) -> bool:
-    # of any block: a review may write them
-    if (config.early_stop or config.grows) and any(token in special.ends for token in answer):
+    """Is an answer complete that fills its blocks so far?"""
+    if len(answer) >= config.gen_length:
+        return True
+    # EOS of any block, since a review may write all of them
+    may_end = config.early_stop or config.grows
+    if may_end and any(token in special.ends for token in answer):
         return True
     return stop is not None and stop(answer)
-
-
-def _observer(
-    on_step: Callable[[Step], None] | None, number: int, rows: Tensor, mask_id: int
-) -> Callable[..., None] | None:
-    if on_step is None:
-        return None
-
-    def observe(
-        step: int, at: Tensor, proposal: Tensor, score: Tensor, before: Tensor, after: Tensor
-    ) -> None:
-        was, is_masked = before == mask_id, after == mask_id
-        on_step(Step(number, step, rows[at], proposal, score, was & ~is_masked, ~was & is_masked))
-
-    return observe

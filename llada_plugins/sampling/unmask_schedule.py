@@ -1,18 +1,20 @@
-"""How many tokens of a block stand after a step: fixed schedules, known beforehand, and
-rules that look at the scores.
+"""How many tokens of a block stand after a step.
 
-The decode loop asks `planned` once a block and `keep` every step. A new rule is a
+Fixed schedules are known before the first step; adaptive rules look at the scores. The
+decode loop asks `planned` once a block and `keep` every step. A new schedule is a function
+here, its row in SCHEDULES and a case of SamplerConfig.schedule; a new adaptive rule is a
 function here, its row in PASSING and an option in SamplerConfig.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .config import ADAPTIVE_RULES, SamplerConfig
+from .config import ADAPTIVE_RULES, SamplerConfig, Schedule
 
 INF = float("inf")
 
@@ -33,37 +35,62 @@ def quota(num_masked: Tensor, steps: int, *, remainder_last: bool = False) -> Te
     return share[:, None] + (step < remainder[:, None])
 
 
-def planned(masked: Tensor, config: SamplerConfig, steps: int | None = None) -> Tensor | None:
-    """Tokens of the block that stand after each step, (B, steps), where that does not
-    depend on scores; else None.
+class Unfilled(NamedTuple):
+    """A block before its first step, B rows."""
 
-    steps: default a block's share of config.steps.
+    num_masked: Tensor  # (B,)
+    width: int  # tokens of the block
+    steps: int
+
+
+def linear(block: Unfilled, config: SamplerConfig) -> Tensor:
+    """Equal shares of the masked tokens, larger ones first (LLaDA)."""
+    return block.width - block.num_masked[:, None] + quota(block.num_masked, block.steps).cumsum(-1)
+
+
+def linear_revised(block: Unfilled, config: SamplerConfig) -> Tensor:
+    """Equal shares of the masked tokens, larger ones last (RemeDi's dynamic remasking)."""
+    shares = quota(block.num_masked, block.steps, remainder_last=True)
+    return block.width - block.num_masked[:, None] + shares.cumsum(-1)
+
+
+def mask_and_refine(block: Unfilled, config: SamplerConfig) -> Tensor:
+    """All but remask_ratio of the block after every step, and all of it after the last."""
+    assert config.remask_ratio is not None
+    num_refined = int(config.remask_ratio * block.width + 1e-6)
+    size = len(block.num_masked), block.steps
+    kept = torch.full(size, block.width - num_refined, device=block.num_masked.device)
+    kept[:, -1] = block.width
+    return kept
+
+
+# a block and its options -> tokens that stand after each step, (B, steps)
+SCHEDULES: dict[Schedule, Callable[[Unfilled, SamplerConfig], Tensor]] = {
+    "linear": linear,
+    "linear_revised": linear_revised,
+    "mask_and_refine": mask_and_refine,
+}
+
+
+def planned(masked: Tensor, config: SamplerConfig, steps: int | None = None) -> Tensor | None:
+    """Tokens of the block that stand after each step, (B, steps); None under adaptive rules.
+
+    masked: (B, W) bool. steps: default a block's share of config.steps.
     """
     if config.adaptive:
         return None
-    width, steps = masked.shape[1], steps or config.steps_per_block
-    if config.remask_ratio is not None:
-        kept = torch.full(
-            (masked.shape[0], steps),
-            width - int(config.remask_ratio * width + 1e-6),
-            device=masked.device,
-        )
-        kept[:, -1] = width
-        return kept
-    num_masked = masked.sum(-1)
-    return (width - num_masked)[:, None] + quota(
-        num_masked, steps, remainder_last=config.revise
-    ).cumsum(-1)
+    block = Unfilled(masked.sum(-1), masked.shape[1], steps or config.steps_per_block)
+    return SCHEDULES[config.schedule](block, config)
 
 
 def keep(
     score: Tensor, masked: Tensor, count: Tensor | None, last: bool, config: SamplerConfig
 ) -> Tensor:
-    """Which positions of the block stand after this step, (B, W) bool; all others are
-    masked (again).
+    """Which positions of the block stand after this step, (B, W) bool.
 
-    score: (B, W). masked: (B, W) bool, before the step. count: (B,) of a planned
-    schedule, or None, and then every row has masks. last: no forward is left.
+    All others are masked, or masked again. score: (B, W). masked: (B, W) bool, before the
+    step. count: (B,) of a planned schedule, or None, and then every row has masks. last:
+    no forward is left.
     """
     if count is not None:
         return keep_top(score, count)
@@ -73,15 +100,18 @@ def keep(
     if config.revise_below is not None:
         standing = standing & (score >= config.revise_below)
     candidates = score.masked_fill(~masked, -INF)
-    return standing | masked & keep_top(candidates, num_passing(candidates, config).clamp_min(1))
+    num_kept = num_passing(candidates, config).clamp_min(1)
+    return standing | (masked & keep_top(candidates, num_kept))
 
 
 def num_passing(score: Tensor, config: SamplerConfig) -> Tensor:
-    """How many of the masked positions pass the adaptive rule, (B,); score: (B, W),
-    -inf where nothing is masked.
+    """How many of the masked positions pass the adaptive rule, (B,).
+
+    score: (B, W), -inf where nothing is masked.
     """
-    (rule,) = (name for name in ADAPTIVE_RULES if getattr(config, name) is not None)
-    return PASSING[rule](score.sort(dim=-1, descending=True).values, getattr(config, rule))
+    [rule] = [name for name in ADAPTIVE_RULES if getattr(config, name) is not None]
+    ordered = score.sort(dim=-1, descending=True).values
+    return PASSING[rule](ordered, getattr(config, rule))
 
 
 def num_probable(ordered: Tensor, threshold: float) -> Tensor:
@@ -96,11 +126,10 @@ def num_within_factor(ordered: Tensor, factor: float) -> Tensor:
 
 
 def num_within_budget(ordered: Tensor, error_budget: float) -> Tensor:
-    """The n best while their errors 1 - p sum to at most the budget: by the union
-    bound, all right with probability 1 - error_budget.
+    """The n best while their errors 1 - p sum to at most the budget.
 
-    Factor bounds the same sum by n + 1 times the worst error, and so keeps no more at
-    an equal value.
+    By the union bound, all are right with probability 1 - error_budget. Factor bounds the
+    same sum by n + 1 times the worst error, and so keeps no more at an equal value.
     """
     errors = 1 - ordered.double()  # so that the order in which a device adds does not decide
     return (errors.cumsum(-1) <= error_budget).sum(-1)
@@ -115,8 +144,9 @@ PASSING: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def keep_top(score: Tensor, count: Tensor) -> Tensor:
-    """The `count` (B,) best positions of every row of score (B, W), as bool; ties go to
-    the left, on every device.
+    """The `count` (B,) best positions of every row of score (B, W), as bool.
+
+    Ties go to the left, on every device.
     """
     rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     return rank < count[:, None]
