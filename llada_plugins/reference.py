@@ -44,13 +44,13 @@ from the classes that declare the options, so it is complete and current.
 
 An option has the same name everywhere: in lm-eval's `--model_args`, `--gen_kwargs` and a task's
 `generation_kwargs`, in an OpenCompass model dict, as a flag of `python -m llada_plugins.evaluate`
-and `python -m llada_plugins.chat`, and in Python. [Evaluate](evaluate.md#which-value-wins) says which
-value wins where several are given.
+and `python -m llada_plugins.chat`, and in Python. [Evaluate](evaluate.md#which-value-wins) says
+which value wins where several are given.
 
 - A task's `generation_kwargs` and `--gen_kwargs` take the options of [decoding](#decoding) only.
 - lm-eval takes `batch_size` and `device` as its own `--batch_size` and `--device`.
-- OpenCompass calls `pretrained` `path`, and `max_length` `max_seq_len`; `batch_size` is a key of the
-  model's entry there.
+- OpenCompass calls `pretrained` `path`, and `max_length` `max_seq_len`; `batch_size` is a key of
+  the model's entry there.
 - In the harnesses `early_stop` is true unless it is given.
 - A default of – means that the option is off, or that its text says what happens without it.
 """
