@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from llada_plugins.engine.flags import read_flags
 from llada_plugins.engine.question_files import ANSWER_LENGTH, EvaluateConfig, evaluate
-from llada_plugins.rewards.process_reward_model import ScoreError
+from llada_plugins.rewards.step_scorer import ScoreError
 
 USAGE = "python -m llada_plugins.evaluate --data FILE --output FILE.csv [--model NAME] [--OPTION VALUE ...]"
 

@@ -27,7 +27,7 @@ from llada_plugins.files.csv_journal import MetricsFile
 from llada_plugins.methods.table import METHODS
 from llada_plugins.models.folder import TINY
 from llada_plugins.options.fields import names
-from llada_plugins.rewards.process_reward_model import ScoreError
+from llada_plugins.rewards.step_scorer import ScoreError
 from llada_plugins.tasks import mathematics, sudoku
 from llada_plugins.tasks.mathematics import Grade, Question, check_references, grade, read
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from llada_plugins.likelihood.estimate import Mark
 
 if TYPE_CHECKING:
-    from llada_plugins.rewards.process_reward_model import StepScorer
+    from llada_plugins.rewards.step_scorer import StepScorer
 
     from .request import Request
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from llada_plugins.diffusion.denoiser import Denoiser, model_denoiser
 from llada_plugins.models.bitower import BiTowerLLaDA
 from llada_plugins.models.llada import LLaDA
-from llada_plugins.rewards.process_reward_model import StepScorer
 from llada_plugins.rewards.review_config import ReviewConfig
+from llada_plugins.rewards.step_scorer import StepScorer
 from llada_plugins.rewards.steps import StepSplit
 from llada_plugins.sampling.config import ADAPTIVE_RULES
 

@@ -11,7 +11,8 @@ from typing import Any, get_args
 from llada_plugins.diffusion.denoiser import model_denoiser
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import arg
-from llada_plugins.rewards.process_reward_model import PRMConfig, open_prm
+from llada_plugins.rewards.prm_config import PRMConfig
+from llada_plugins.rewards.process_reward_model import open_prm
 from llada_plugins.rewards.review_config import ReviewConfig
 from llada_plugins.rewards.steps import StepSplit
 

@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from llada_plugins.options.startup_messages import silenced
 
 # values of the option; "packed" leaves a GPTQ checkpoint as it is stored
-QUANTIZE = ("int8", "nf4", "packed")
+Quantize = Literal["int8", "nf4", "packed"]
+QUANTIZE = get_args(Quantize)
 
 NF4_BLOCK = 64  # weights that share a scale
 

@@ -1,5 +1,6 @@
-"""The four published families of process reward models: how each spells a solution,
-where its scores are read, and what head it has.
+"""The four published families of process reward models.
+
+How each spells a solution, where its scores are read, and what head it has.
 
 Positions are found by what was written where, never by searching for a token that the
 text itself may contain.
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import nn
 
@@ -68,7 +69,8 @@ def qwen_encoder(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, str])
     """Qwen2.5-Math-PRM: system, question, and an assistant's turn with the marker
     behind every step.
     """
-    marker, token = options["prm_marker"], one_token(tokenizer, "prm_marker", options["prm_marker"])
+    marker = options["prm_marker"]
+    token = one_token(tokenizer, "prm_marker", marker)
 
     def encode(question: str, steps: Sequence[str]) -> Encoded:
         answer = "".join(step + marker for step in steps)
@@ -78,21 +80,24 @@ def qwen_encoder(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, str])
         ends = [len(string)]
         for step in reversed(steps[1:]):
             ends.insert(0, ends[0] - len(step + marker))
-        return at(tokenizer, string, ends, token)
+        return read_at_markers(tokenizer, string, ends, token)
 
     return encode
 
 
 def math_shepherd_encoder(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, str]) -> Encode:
     """Math-Shepherd (arXiv 2312.08935): "question step1 ки", a newline, "step2 ки" and so on."""
-    marker, token = options["prm_marker"], one_token(tokenizer, "prm_marker", options["prm_marker"])
+    marker = options["prm_marker"]
+    token = one_token(tokenizer, "prm_marker", marker)
 
     def encode(question: str, steps: Sequence[str]) -> Encoded:
-        string, ends = question, []
+        string = question
+        ends: list[int] = []
         for step in steps:
-            string += ("\n" if ends else " ") + f"{step} {marker}"
+            before = "\n" if ends else " "
+            string += f"{before}{step} {marker}"
             ends.append(len(string))
-        return at(tokenizer, string, ends, token)
+        return read_at_markers(tokenizer, string, ends, token)
 
     return encode
 
@@ -103,14 +108,13 @@ def chat_encoder(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, str])
 
     A score is the model's own choice of that turn, so it is read one position before it.
     """
-    positive, token = (
-        options["prm_positive"],
-        one_token(tokenizer, "prm_positive", options["prm_positive"]),
-    )
+    positive = options["prm_positive"]
+    token = one_token(tokenizer, "prm_positive", positive)
 
     def encode(question: str, steps: Sequence[str]) -> Encoded:
-        turns = [turn for step in steps for turn in (("user", step), ("assistant", positive))]
-        turns[0] = ("user", f"{question} {steps[0]}")
+        turns = []
+        for step in (f"{question} {steps[0]}", *steps[1:]):
+            turns += [("user", step), ("assistant", positive)]
         strings = [render(tokenizer, turns[:count]) for count in range(2, len(turns) + 1, 2)]
         if not all(strings[-1].startswith(string) for string in strings):
             raise ValueError(
@@ -118,7 +122,8 @@ def chat_encoder(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, str])
                 "unknown where steps end: "
                 "use the template that the PRM was trained with"
             )
-        ids, positions = at(tokenizer, strings[-1], [len(string) for string in strings], token)
+        ends = [len(string) for string in strings]
+        ids, positions = read_at_markers(tokenizer, strings[-1], ends, token)
         return Encoded(ids, [position - 1 for position in positions])
 
     return encode
@@ -147,9 +152,12 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]])
     )
 
 
-def at(tokenizer: PreTrainedTokenizerBase, string: str, ends: Sequence[int], token: int) -> Encoded:
-    """Ids of the string, and the positions of the markers that end at these characters,
-    wherever else the same token may stand.
+def read_at_markers(
+    tokenizer: PreTrainedTokenizerBase, string: str, ends: Sequence[int], token: int
+) -> Encoded:
+    """Ids of the string, and the positions of the markers that end at these characters.
+
+    The same token may stand elsewhere too.
     """
     bos = tokenizer.bos_token
     encoding = tokenizer(
@@ -161,12 +169,12 @@ def at(tokenizer: PreTrainedTokenizerBase, string: str, ends: Sequence[int], tok
         for position, (start, end) in enumerate(encoding["offset_mapping"])
         if end > start
     }
-    positions = [place.get(end) for end in ends]
-    if any(position is None or ids[position] != token for position in positions):
+    positions = [place[end] for end in ends if end in place]
+    if len(positions) < len(ends) or any(ids[position] != token for position in positions):
         raise ValueError(
             f"the PRM's tokenizer joins the marker {tokenizer.convert_ids_to_tokens(token)!r} "
-            "with the text around it: "
-            "give the tokenizer and the marker that the PRM was trained with"
+            "with the text around it: give the tokenizer and the marker that the PRM was trained "
+            "with"
         )
     return Encoded(ids, positions)
 
@@ -175,13 +183,8 @@ def mlp_head(config: PretrainedConfig) -> dict[str, nn.Module]:
     """Qwen2.5-Math-PRM's; transformers' own classes would leave it out and put random
     numbers in its place.
     """
-    return {
-        "score": nn.Sequential(
-            nn.Linear(config.hidden_size, config.hidden_size),
-            nn.ReLU(),
-            nn.Linear(config.hidden_size, 2),
-        )
-    }
+    width = config.hidden_size
+    return {"score": nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))}
 
 
 def linear_head(config: PretrainedConfig) -> dict[str, nn.Module]:
@@ -191,22 +194,20 @@ def linear_head(config: PretrainedConfig) -> dict[str, nn.Module]:
             f"this PRM has {config.num_labels} labels (id2label), a token-classification PRM has "
             "2: wrong and right"
         )
-    return {
-        "score": nn.Linear(
-            config.hidden_size, 2, bias=getattr(config, "token_classification_bias", True)
-        )
-    }
+    bias = getattr(config, "token_classification_bias", True)
+    return {"score": nn.Linear(config.hidden_size, 2, bias=bias)}
 
 
 def vocabulary_head(config: PretrainedConfig) -> dict[str, nn.Module]:
     """A language model's, of which two rows are kept after loading; tied ones are the
     embedding's.
     """
-    return (
-        {}
-        if config.tie_word_embeddings
-        else {"lm_head": nn.Linear(config.hidden_size, config.vocab_size, bias=False)}
-    )
+    if config.tie_word_embeddings:
+        return {}
+    return {"lm_head": nn.Linear(config.hidden_size, config.vocab_size, bias=False)}
+
+
+FamilyName = Literal["qwen", "token_classification", "math_shepherd", "chat"]
 
 
 class Family(NamedTuple):
@@ -217,7 +218,7 @@ class Family(NamedTuple):
     head: Head
 
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[FamilyName, Family] = {
     "qwen": Family(
         {
             "prm_marker": "<extra_0>",
@@ -237,11 +238,13 @@ FAMILIES: dict[str, Family] = {
 
 
 def find_family(
-    folder: Path, asked: str | None, architectures: Sequence[str], tensors: Sequence[str]
-) -> str:
+    folder: Path, asked: FamilyName | None, architectures: Sequence[str], tensors: Sequence[str]
+) -> FamilyName:
     """The family that the files decide; where they leave it open, the one asked for.
+
     Raises ValueError where the two disagree.
     """
+    possible: list[FamilyName]
     if "Qwen2ForProcessRewardModel" in architectures or "score.0.weight" in tensors:
         possible = ["qwen"]  # whatever else is said: no other family has a head of two layers
     elif any(name.endswith("ForTokenClassification") for name in architectures):

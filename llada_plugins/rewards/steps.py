@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from llada_plugins.models.text import before_end
 
 from .block_review import Scorer, Scores
-from .process_reward_model import StepScorer, TooLong
+from .step_scorer import StepScorer, TooLong
 
 StepSplit = Literal["block", "line", "blank_line"]
 SEPARATORS = {"line": r"\n+", "blank_line": r"\n[^\S\n]*\n\s*"}
