@@ -20,8 +20,7 @@ from llada_plugins.diffusion.memory import Memory
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import Router, RouterConfig, routed
 from llada_plugins.models import gptq
-from llada_plugins.models.llada import LLaDA
-from llada_plugins.models.loading import BLOCKS
+from llada_plugins.models.llada import BLOCKS, LLaDA
 from llada_plugins.models.quantization import quantise_linear
 from llada_plugins.sampling.sampler import unmask
 

@@ -21,8 +21,8 @@ from llada_plugins.methods.policy_head import PolicyHead, load_policy, save_poli
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.folder import TINY
 from llada_plugins.models.gptq import PackedLinear
-from llada_plugins.models.llada import LLaDA
-from llada_plugins.models.loading import BLOCKS, load_model, load_quantised, save_model
+from llada_plugins.models.llada import BLOCKS, LLaDA
+from llada_plugins.models.loading import load_model, load_quantised, save_model
 from llada_plugins.models.quantization import (
     METHODS,
     NF4Linear,

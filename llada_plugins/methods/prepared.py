@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llada_plugins.diffusion.denoiser import Denoiser, model_denoiser
-from llada_plugins.models.bitower import BiTowerLLaDA
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.rewards.review_config import ReviewConfig
 from llada_plugins.rewards.step_scorer import StepScorer
@@ -84,6 +83,6 @@ def baseline(load: Callable[[], LLaDA], folder: Path, options: NoOptions) -> Pre
 def _own_stream(model: LLaDA) -> str | None:
     return (
         "RemeDi's bi-tower: 'ups' is the paper's rule, h at every position"
-        if isinstance(model, BiTowerLLaDA)
+        if model.own_stream
         else None
     )

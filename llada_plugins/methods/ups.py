@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from llada_plugins.diffusion.denoiser import model_denoiser
-from llada_plugins.models.bitower import BiTowerLLaDA
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import arg
 from llada_plugins.sampling.config import ADAPTIVE_RULES
@@ -37,7 +36,7 @@ def learned_remasking(load: Callable[[], LLaDA], folder: Path, options: UPSOptio
     """
     beside, model = folder / "ups", load()
     head = Path(options.ups).expanduser() if options.ups else beside if beside.is_dir() else None
-    if isinstance(model, BiTowerLLaDA):
+    if model.own_stream:
         if options.ups:
             raise ValueError(
                 f"ups={options.ups!r} has no effect: this checkpoint has RemeDi's own policy "

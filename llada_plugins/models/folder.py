@@ -25,9 +25,9 @@ from llada_plugins.files.json_files import (
 )
 from llada_plugins.files.tensors import _open
 
-from .bitower import MARK
+from .families import FAMILIES, recognise
 from .llada import LLaDA
-from .llada_config import ENDS, LLaDAConfig, token_ids, unknown_fields
+from .llada_config import ENDS, LLaDAConfig, token_ids
 from .special_tokens import SpecialTokens
 from .text import read_tokenizer_files
 
@@ -37,9 +37,6 @@ logger = logging.getLogger(__name__)
 TINY = Path(__file__).parents[1] / "tiny" / "sudoku4"
 DEFAULT = "tiny"
 SHIPPED = {DEFAULT: TINY, "sudoku4": TINY, "nim": TINY.parent / "nim"}
-ARCHITECTURES = {"LLaDAModelLM"}  # by architecture, not model_type: LLaDA-MoE says "llada" too
-MASK_NAMES = ("<|mdm_mask|>", "<[MASK]>", "[MASK]", "<mask>")
-EOT_NAMES = ("<|eot_id|>",)
 CONFIG = record(
     optional={"architectures": nullable(list_of(TEXT)), "quantization_config": nullable(record())}
 )
@@ -132,14 +129,10 @@ def read_config(folder: Path) -> LLaDAConfig:
     """
     path = folder / "config.json"
     raw = read_json(path, CONFIG)
-    architectures = raw.get("architectures") or []
-    if not ARCHITECTURES & set(architectures) and not is_bitower(folder):
-        raise ValueError(
-            f"{path}: architectures is {short(architectures)}, expected one of "
-            f"{sorted(ARCHITECTURES)}: not a LLaDA checkpoint"
-        )
-    config = LLaDAConfig.from_dict(raw, str(path))
-    if unknown := unknown_fields(raw):
+    name = recognise(raw.get("architectures") or [], _known_tensors(folder), path)
+    family = FAMILIES[name]
+    config = with_fields(family.read_config(raw, str(path)), family=name)
+    if unknown := family.unknown_fields(raw):
         logger.warning(
             "%s has fields that published LLaDA configs do not have, and they are not read: %s",
             path,
@@ -219,14 +212,12 @@ def tensor_names(path: Path) -> list[str]:
         return list(file.keys())
 
 
-def is_bitower(folder: Path) -> bool:
-    """Does the checkpoint hold RemeDi's policy tower? By its tensors: its uploads
-    disagree on model_type and architectures.
-    """
+def _known_tensors(folder: Path) -> list[str]:
+    """The names of the stored tensors; none where files are absent."""
     try:
-        return any(name.startswith(MARK) for name in tensor_files(folder))
+        return list(tensor_files(folder))
     except FileNotFoundError:  # reported where the tensors are needed
-        return False
+        return []
 
 
 def _quantization_config(folder: Path) -> dict[str, Any] | None:
@@ -247,16 +238,11 @@ def special_tokens(
 
     An eos_token of the tokenizer that config does not name ends answers as well.
     """
-    files = read_tokenizer_files(folder)
+    files, family = read_tokenizer_files(folder), FAMILIES[config.family]
     ids, named = files.added, files.id_of("eos_token")
-    mask = next(
-        (
-            token
-            for token in (mask_id, config.mask_token_id, *(ids.get(name) for name in MASK_NAMES))
-            if token is not None
-        ),
-        None,
-    )
+    by_name = [ids.get(name) for name in family.mask_names]
+    candidates = (mask_id, config.mask_token_id, *by_name)
+    mask = next((token for token in candidates if token is not None), None)
     if mask is None:
         return None
     eos, *more = token_ids([*config.ends, named]) or [None]
@@ -266,7 +252,7 @@ def special_tokens(
                 f"{folder}: the {name}'s id {token} is outside the vocabulary of "
                 f"{config.num_embeddings}"
             )
-    eot = next((ids[name] for name in EOT_NAMES if name in ids), None)
+    eot = next((ids[name] for name in family.eot_names if name in ids), None)
     return SpecialTokens(mask, eos, eot, tuple(more))
 
 

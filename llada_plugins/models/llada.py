@@ -57,6 +57,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, full_precision: bool) -> Tensor:
     return (y * cos.to(y.dtype) + torch.cat([-second, first], -1) * sin.to(y.dtype)).to(x.dtype)
 
 
+BLOCKS = "model.transformer.blocks."  # beginning of the names of all tensors of the blocks
+
 # block -> rotated keys and values of all columns, each (B, H, L, head_dim)
 Past = dict[nn.Module, tuple[Tensor, Tensor]]
 

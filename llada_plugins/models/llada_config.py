@@ -187,6 +187,8 @@ class LLaDAConfig:
     pad_token_id: int | None = None
     # the others that end an answer, where eos_token_id is a list
     more_eos_token_ids: tuple[int, ...] = ()
+    # a name in FAMILIES: whose layout the checkpoint has, and is saved in
+    family: str = dataclasses.field(default="llada", compare=False)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> LLaDAConfig:
@@ -212,7 +214,8 @@ class LLaDAConfig:
         _refuse_foreign(raw, source)
         ends = token_ids(raw.get("eos_token_id"))
         read = {**raw, "eos_token_id": ends[0] if ends else None, "more_eos_token_ids": ends[1:]}
-        config = cls(**{f.name: read[f.name] for f in dataclasses.fields(cls) if f.name in read})
+        names = (*REQUIRED, *OPTIONAL, "more_eos_token_ids")
+        config = cls(**{name: read[name] for name in names if name in read})
         config.check(source)
         return config
 
@@ -244,6 +247,7 @@ class LLaDAConfig:
             for name, value in IMPLEMENTED.items()
         }
         fields = dataclasses.asdict(self)
+        del fields["family"]
         if more := fields.pop("more_eos_token_ids"):
             fields["eos_token_id"] = [self.eos_token_id, *more]
         return {"model_type": "llada", "architectures": ["LLaDAModelLM"], **switches, **fields}

@@ -25,12 +25,11 @@ from llada_plugins.files.json_files import (
 )
 from llada_plugins.files.tensors import _open, save_tensors
 
-from .bitower import BiTowerLLaDA
+from .families import FAMILIES
 from .fingerprint import fingerprint, signature
 from .folder import (
     _quantization_config,
     _raise_problems,
-    is_bitower,
     read_config,
     resolve,
     special_tokens,
@@ -52,10 +51,6 @@ from .quantization import (
 from .submodules import check_present
 
 logger = logging.getLogger(__name__)
-
-
-BLOCKS = "model.transformer.blocks."  # where the Linears are that quantize= changes
-
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # as safetensors name them
@@ -100,15 +95,17 @@ def load_tensors(
     dtype: torch.dtype,
     source: Path,
     finish: Callable[[str, nn.Module], nn.Module] = lambda name, filled: filled,
+    stored_name: Callable[[str], str] = str,
 ) -> None:
     """Fill a meta-device module from safetensors, every tensor accounted for by name
     and shape before the first is read.
 
     Parameters are cast to dtype, buffers keep the file's. finish: what takes the place
     of each submodule that holds tensors, called with its name and itself when it is
-    filled and before the next is read.
+    filled and before the next is read. stored_name: what the files call a tensor of
+    `files`, which has the module's names.
     """
-    _account(module, files, source)
+    _account(module, files, source, stored_name)
     by_owner: dict[str, list[str]] = {}
     for name in files:
         owner, _, leaf = name.rpartition(".")
@@ -120,7 +117,8 @@ def load_tensors(
         for name, leaves in by_owner.items():
             owner, prefix = module.get_submodule(name), name and f"{name}."
             state = {
-                leaf: opened[files[prefix + leaf]].get_tensor(prefix + leaf) for leaf in leaves
+                leaf: opened[files[prefix + leaf]].get_tensor(stored_name(prefix + leaf))
+                for leaf in leaves
             }
             parameters = dict(owner.named_parameters(recurse=False))
             state = {
@@ -134,20 +132,26 @@ def load_tensors(
                 replace(module, name, finished)
 
 
-def _account(module: nn.Module, files: Mapping[str, Path], source: Path) -> None:
+def _account(
+    module: nn.Module,
+    files: Mapping[str, Path],
+    source: Path,
+    stored_name: Callable[[str], str],
+) -> None:
     """Raise ValueError that lists the tensors which are missing, left over or of
     another shape, from the headers of the files.
     """
     wanted = module.state_dict()
-    problems = [f"missing {name}" for name in sorted(wanted.keys() - files.keys())]
-    problems += [f"left over {one_line(name)}" for name in sorted(files.keys() - wanted.keys())]
+    missing, left_over = wanted.keys() - files.keys(), files.keys() - wanted.keys()
+    problems = [f"missing {name}" for name in sorted(map(stored_name, missing))]
+    problems += [f"left over {one_line(name)}" for name in sorted(map(stored_name, left_over))]
     by_file: dict[Path, list[str]] = {}
     for name in wanted.keys() & files.keys():
         by_file.setdefault(files[name], []).append(name)
     for path, names in sorted(by_file.items()):
         with _open(path) as file:
             for name in sorted(names):
-                expected, stored = wanted[name], file.get_slice(name)
+                expected, stored = wanted[name], file.get_slice(stored_name(name))
                 kinds = tuple(FLOATING.values()) if expected.dtype in FLOATING else ("I32",)
                 if (shape := tuple(stored.get_shape())) != expected.shape:
                     problems.append(f"{name} is {list(shape)}, expected {list(expected.shape)}")
@@ -203,10 +207,11 @@ def load_model(
         )
     folder = resolve(pretrained, revision)
     config = read_config(folder)
-    files = tensor_files(folder)
+    family = FAMILIES[config.family]
+    files = {family.our_name(name): path for name, path in tensor_files(folder).items()}
     special = special_tokens(folder, config)
     with torch.device("meta"):
-        model = BiTowerLLaDA(config) if is_bitower(folder) else LLaDA(config)
+        model = family.module(config)
     model.special_tokens = special
     model.origin = read_origin(folder, read_json(folder / "config.json"), config)
     adapter = None if peft is None else Adapter(resolve(peft, option="peft"), model)
@@ -217,8 +222,9 @@ def load_model(
         dtype=precision,
         source=folder,
         quantize=quantize,
-        blocks=BLOCKS,
+        blocks=family.blocks,
         adapter=adapter,
+        stored_name=family.stored_name,
     )
     return model.eval().requires_grad_(False)
 
@@ -234,13 +240,14 @@ def load_quantised(
     blocks: str,
     adapter: Adapter | None = None,
     unread: Collection[str] = (),
+    stored_name: Callable[[str], str] = str,
 ) -> Quantization | None:
     """load_tensors, of a GPTQ checkpoint too, which quantises each Linear whose name
     begins with `blocks` before it reads the next.
 
     quantize: as for load_model. adapter: merged into each module before that. unread:
-    tensors that the files hold beside `files`. Returns what became of the weights, None
-    where they are not quantised.
+    tensors that the files hold beside `files`. stored_name: as for load_tensors. Returns
+    what became of the weights, None where they are not quantised.
     """
     check_quantize(quantize)
     packing = read_packing(_quantization_config(source), files, source)
@@ -249,7 +256,7 @@ def load_quantised(
         for name, part in module.named_modules()
     )
     check_applies(quantize, source, packed=packing is not None, has_linears=applies)
-    _check_shards(files, unread)
+    _check_shards({stored_name(name): path for name, path in files.items()}, unread)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     if packing:
         pack_linears(module, files, packing)
@@ -280,7 +287,15 @@ def load_quantised(
             else plain
         )
 
-    load_tensors(module, files, device=device, dtype=dtype, source=source, finish=finish)
+    load_tensors(
+        module,
+        files,
+        device=device,
+        dtype=dtype,
+        source=source,
+        finish=finish,
+        stored_name=stored_name,
+    )
     if adapter is not None:
         adapter.check_backbone(fingerprint(stored))
     if not packing and quantize is None:
@@ -290,8 +305,8 @@ def load_quantised(
 
 
 def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | None = None) -> None:
-    """Write config.json and model.safetensors in the published layout; extra_config:
-    further keys of config.json.
+    """Write config.json and model.safetensors in the published layout of the model's
+    family; extra_config: further keys of config.json.
 
     Of a loaded model also what its checkpoint says beside the weights (origin.py): the
     other keys of its config.json, the code that these name, and generation_config.json.
@@ -303,8 +318,10 @@ def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | Non
         )
     check_present(model, "a checkpoint")
     folder.mkdir(parents=True, exist_ok=True)
+    family = FAMILIES[model.config.family]
     state: dict[str, Tensor] = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+        family.stored_name(name): tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
     }
     save_tensors(state, folder / "model.safetensors")
     write_files(model, folder)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .families import FAMILIES
+
 if TYPE_CHECKING:
     from .llada import LLaDA
     from .llada_config import LLaDAConfig
@@ -45,10 +47,11 @@ def config_of(model: LLaDA) -> dict[str, Any]:
     """The model's config.json: of a loaded one all that its checkpoint's says, but for
     what has changed.
     """
-    published = model.config.to_dict()
+    write = FAMILIES[model.config.family].write_config
+    published = write(model.config)
     if model.origin is None:
         return published
-    raw, read = model.origin.raw, model.origin.read.to_dict()
+    raw, read = model.origin.raw, write(model.origin.read)
     changed = {name: value for name, value in published.items() if value != read[name]}
     dtype = str(model.dtype).removeprefix("torch.")
     changed |= {name: dtype for name in DTYPES if raw.get(name) is not None}

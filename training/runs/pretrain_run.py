@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from llada_plugins.models import text
-from llada_plugins.models.folder import MASK_NAMES, resolve
+from llada_plugins.models.families import FAMILIES
+from llada_plugins.models.folder import resolve
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.special_tokens import SpecialTokens
@@ -218,14 +219,15 @@ def _from_scratch(
         folder = resolve(options.tokenizer, option="--tokenizer")
         tokenizer = text.load_tokenizer(folder)
         known, eos = tokenizer.get_vocab(), tokenizer.eos_token_id
+        mask_names = FAMILIES["llada"].mask_names
         mask, vocab_size = (
-            next((known[name] for name in MASK_NAMES if name in known), None),
+            next((known[name] for name in mask_names if name in known), None),
             max(known.values()) + 1,
         )
         if mask is None or eos is None:
             raise ValueError(
                 f"--tokenizer {folder} needs an EOS token and a mask token, one of "
-                f"{', '.join(MASK_NAMES)}: add what it lacks"
+                f"{', '.join(mask_names)}: add what it lacks"
             )
     else:
         folder = output
