@@ -340,19 +340,36 @@ def run(options: Options) -> dict[str, Any]:
 def tables(result: Mapping[str, Any]) -> str:
     """Both tables and the verdicts as Markdown."""
     options = result["options"]
-    cells = {(row["source"], row["steps"]): row for row in result["sources"]}
-    rows = [
+    return "\n\n".join(
         [
-            source,
-            *(text for steps in options["steps"] for text in _source_cells(cells[source, steps])),
+            f"{options['num']} problems, greedy; ± and [] are 95 % intervals, the latter paired",
+            _source_table(result["sources"], options["steps"]),
+            _frontier_table(result["frontier"], options["max_forwards"]),
+            _target_table(result["targets"]),
         ]
-        for source in SOURCES
-    ]
+    )
+
+
+def _source_table(sources: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> str:
+    cells = {(row["source"], row["steps"]): _source_cells(row) for row in sources}
+    header, rows = ["source"], [[source] for source in SOURCES]
+    for num in steps:
+        header += [f"{num} steps", "ups less this"]
+        for row in rows:
+            row.extend(cells[row[0], num])
+    return markdown(header, rows)
+
+
+def _frontier_table(frontier: Sequence[Mapping[str, Any]], max_forwards: int) -> str:
     header = [
-        "source",
-        *(text for steps in options["steps"] for text in (f"{steps} steps", "ups less this")),
+        "rule",
+        "accuracy",
+        "mean forwards",
+        f"at the cap of {max_forwards}",
+        "less the same without revision",
+        "frontier",
     ]
-    frontier = [
+    rows = [
         [
             row["name"],
             f"{row['accuracy']:.3f} ± {row['half']:.3f}",
@@ -361,35 +378,22 @@ def tables(result: Mapping[str, Any]) -> str:
             Interval(**row["less_unrevised"]) if "less_unrevised" in row else "",
             "yes" if row["on_frontier"] else "",
         ]
-        for row in result["frontier"]
+        for row in frontier
     ]
-    targets = [
+    return markdown(header, rows)
+
+
+def _target_table(targets: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
         [
             each["target"],
             "–" if each["value"] is None else f"{each['value']:.3f}",
             Interval(**each["interval"]) if "interval" in each else each["row"] or "",
             "met" if each["met"] else "MISSED",
         ]
-        for each in result["targets"]
+        for each in targets
     ]
-    return "\n\n".join(
-        [
-            f"{options['num']} problems, greedy; ± and [] are 95 % intervals, the latter paired",
-            markdown(header, rows),
-            markdown(
-                [
-                    "rule",
-                    "accuracy",
-                    "mean forwards",
-                    f"at the cap of {options['max_forwards']}",
-                    "less the same without revision",
-                    "frontier",
-                ],
-                frontier,
-            ),
-            markdown(["target", "measured", "interval or row", ""], targets),
-        ]
-    )
+    return markdown(["target", "measured", "interval or row", ""], rows)
 
 
 def _source_cells(row: Mapping[str, Any]) -> tuple[str, str]:

@@ -86,10 +86,8 @@ def _ways(task: Task, block_length: int, num: int) -> dict[str, Accuracy]:
     )
     exact: list[list[int]] = []
     for name, way in WAYS.items():
-        engine, config = (
-            load(way.weights),
-            SamplerConfig(gen_length=task.gen_length, block_length=block_length, **way.options),
-        )
+        engine = load(way.weights)
+        config = SamplerConfig(gen_length=task.gen_length, block_length=block_length, **way.options)
         prompts = [engine.encode(prompt) for prompt, _ in problems]
         samples = [
             sample

@@ -210,15 +210,9 @@ def masked_cross_entropy(engine: Engine, problems: Sequence[tuple[str, str]]) ->
                 Canvas(tokens, tokens.new_full((len(tokens),), start), padded=False),
                 slice(start, start + length),
             )
-            logits = (
-                prediction.logits_at(
-                    torch.arange(length, device=tokens.device).expand(len(tokens), -1)
-                )
-                .float()
-                .cpu()
-            )
-            # (B, L)
-            cost = F.cross_entropy(logits.transpose(1, 2), clean[:, start:], reduction="none")
+            positions = torch.arange(length, device=tokens.device).expand(len(tokens), -1)
+            logits = prediction.logits_at(positions).float().cpu().transpose(1, 2)  # (B, V, L)
+            cost = F.cross_entropy(logits, clean[:, start:], reduction="none")  # (B, L)
             total[first : first + BATCH] += (cost * hidden).sum(-1).double() / num_masked
     return total / length
 
@@ -231,9 +225,24 @@ def mean(values: Tensor) -> dict[str, float]:
     }
 
 
-def metrics(measured: Measured) -> dict[str, Tensor]:
-    """Metric name -> one value per problem."""
+Metrics = dict[str, Tensor]  # name -> one value per problem
+
+
+def metrics(measured: Measured) -> Metrics:
+    """What is compared of a measurement."""
     return {"cross_entropy": measured.cross_entropy, **measured.correct}
+
+
+def less(of: Sequence[Metrics], others: Sequence[Metrics]) -> dict[str, dict[str, Any]]:
+    """Paired differences of every metric: a mean a seed, and one over seeds."""
+    found = {}
+    for metric in of[0]:
+        differences = [each[metric] - other[metric] for each, other in zip(of, others, strict=True)]
+        found[metric] = {
+            "seeds": [mean(difference) for difference in differences],
+            "pooled": mean(torch.stack(differences).mean(0)),
+        }
+    return found
 
 
 def run(task: Task, options: Options) -> dict[str, Any]:
@@ -241,41 +250,17 @@ def run(task: Task, options: Options) -> dict[str, Any]:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     variants = [name for name in VARIANTS if name in options.variants.split(",")]
     plain = metrics(measure(task, options.num, None))
-    found = {
-        name: [
-            metrics(measure(task, options.num, train(task, options, name, seed))) for seed in seeds
-        ]
-        for name in variants
-    }
-    pairs = [(name, None) for name in variants] + [
-        (name, CONTROL[name]) for name in variants if CONTROL.get(name) in variants
-    ]
-
-    def less(name: str, other: str | None, metric: str) -> dict[str, Any]:
-        others = [plain] * len(seeds) if other is None else found[other]
-        differences = [
-            each[metric] - its_other[metric] for each, its_other in zip(found[name], others)
-        ]
-        return {
-            "seeds": [mean(difference) for difference in differences],
-            "pooled": mean(torch.stack(differences).mean(0)),
-        }
-
+    runs: dict[str, list[Metrics]] = {"plain": [plain] * len(seeds)}
+    for name in variants:
+        routers = (train(task, options, name, seed) for seed in seeds)
+        runs[name] = [metrics(measure(task, options.num, router)) for router in routers]
+    pairs = [(name, "plain") for name in variants]
+    pairs += [(name, CONTROL[name]) for name in variants if CONTROL.get(name) in variants]
     return {
-        "plain": {metric: mean(values) for metric, values in plain.items()},
-        "variants": {
-            name: [
-                {metric: mean(values) for metric, values in each.items()} for each in found[name]
-            ]
-            for name in variants
-        },
+        "plain": means(plain),
+        "variants": {name: [means(each) for each in runs[name]] for name in variants},
         "differences": [
-            {
-                "of": name,
-                "less": other or "plain",
-                **{metric: less(name, other, metric) for metric in plain},
-            }
-            for name, other in pairs
+            {"of": name, "less": other, **less(runs[name], runs[other])} for name, other in pairs
         ],
         "problems": {metric: len(values) for metric, values in plain.items()},
         "seeds": seeds,
@@ -283,43 +268,47 @@ def run(task: Task, options: Options) -> dict[str, Any]:
     }
 
 
+def means(measured: Metrics) -> dict[str, dict[str, float]]:
+    """Metric name -> its mean over problems."""
+    return {metric: mean(values) for metric, values in measured.items()}
+
+
 def tables(result: dict[str, Any]) -> str:
     """Two Markdown tables: every model, and the differences."""
     columns = list(result["plain"])
     head = ["masked CE" if metric == "cross_entropy" else metric for metric in columns]
-
-    def row(*cells: str) -> str:
-        return f"| {' | '.join(cells)} |"
-
-    lines = [row("model", "seed", *head), row(*["---"] * (len(head) + 2))]
-    models = [("plain", "", result["plain"])] + [
-        (name, str(seed), each)
-        for name, runs in result["variants"].items()
-        for seed, each in zip(result["seeds"], runs)
-    ]
-    for name, seed, each in models:
-        lines.append(
-            row(
-                name,
-                seed,
-                *(
-                    f"{each[metric]['mean']:.4f}"
-                    if metric == "cross_entropy"
-                    else f"{each[metric]['mean']:.3f} ±{each[metric]['half_width']:.3f}"
-                    for metric in columns
-                ),
-            )
-        )
-    lines += ["", row("difference", "seed", *head), row(*["---"] * (len(head) + 2))]
+    rule = _row(*["---"] * (len(head) + 2))
+    lines = [_row("model", "seed", *head), rule, _model_row("plain", "", result["plain"])]
+    for name, runs in result["variants"].items():
+        for seed, each in zip(result["seeds"], runs):
+            lines.append(_model_row(name, str(seed), each))
+    lines += ["", _row("difference", "seed", *head), rule]
     for each in result["differences"]:
-        for number, seed in enumerate([*map(str, result["seeds"]), "all"]):
-            cells = [
-                each[metric]["pooled"] if seed == "all" else each[metric]["seeds"][number]
-                for metric in columns
-            ]
-            texts = (f"{cell['mean']:+.4f} ±{cell['half_width']:.4f}" for cell in cells)
-            lines.append(row(f"{each['of']} - {each['less']}", seed, *texts))
+        title = f"{each['of']} - {each['less']}"
+        for number, seed in enumerate(result["seeds"]):
+            cells = [each[metric]["seeds"][number] for metric in columns]
+            lines.append(_difference_row(title, str(seed), cells))
+        lines.append(_difference_row(title, "all", [each[metric]["pooled"] for metric in columns]))
     return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _model_row(name: str, seed: str, found: dict[str, dict[str, float]]) -> str:
+    texts = [
+        f"{cell['mean']:.4f}"
+        if metric == "cross_entropy"
+        else f"{cell['mean']:.3f} ±{cell['half_width']:.3f}"
+        for metric, cell in found.items()
+    ]
+    return _row(name, seed, *texts)
+
+
+def _difference_row(title: str, seed: str, cells: Sequence[dict[str, float]]) -> str:
+    texts = (f"{cell['mean']:+.4f} ±{cell['half_width']:.4f}" for cell in cells)
+    return _row(title, seed, *texts)
 
 
 def command_line(

@@ -66,10 +66,8 @@ def choices(problem: nim.Problem, num: int, stream: random.Random) -> list[str]:
 
 def run(options: Options) -> dict[str, Any]:
     """The whole benchmark; its result can be written as JSON."""
-    engine, stream = (
-        Engine("llada", pretrained="nim", device="cpu", dtype="float32"),
-        random.Random(options.seed),
-    )
+    engine = Engine("llada", pretrained="nim", device="cpu", dtype="float32")
+    stream = random.Random(options.seed)
     sets = [
         [
             (engine.encode(problem.position), engine.encode(answer))

@@ -49,8 +49,8 @@ def language(vocab_size: int, seed: int) -> Language:
 def texts(spoken: Language, num: int, length: int, generator: torch.Generator) -> Tensor:
     """Random texts (num, length) as ids."""
     topic = torch.randint(NUM_TOPICS, (num,), generator=generator)
-    # (num, length)
-    word = torch.multinomial(spoken.topics[topic], length, replacement=True, generator=generator)
+    likely = spoken.topics[topic]  # (num, words): how likely each word is
+    word = torch.multinomial(likely, length, replacement=True, generator=generator)
     follows = torch.rand(num, length, generator=generator) < FOLLOWS
     which = torch.randint(2, (num, length), generator=generator)
     for place in range(1, length):

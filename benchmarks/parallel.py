@@ -140,17 +140,13 @@ def measure(task: Task, options: Options) -> dict[str, Outcome]:
     """Decode every problem under every setting; settings share the forwards on canvases
     that they have in common.
     """
-    engine, problems = (
-        Engine("llada", pretrained=task.pretrained, device="cpu", dtype="float32"),
-        task.problems("test", options.num),
-    )
+    engine = Engine("llada", pretrained=task.pretrained, device="cpu", dtype="float32")
+    problems = task.problems("test", options.num)
     found: dict[str, list[tuple[bool, int]]] = {name: [] for name in settings(task.gen_length)}
     for first in range(0, options.num, options.batch_size):
         batch = problems[first : first + options.batch_size]
-        prompts, denoise = (
-            [engine.encode(prompt) for prompt, _ in batch],
-            remembered(engine.denoise),
-        )
+        prompts = [engine.encode(prompt) for prompt, _ in batch]
+        denoise = remembered(engine.denoise)
         for name, config in settings(task.gen_length).items():
             samples = generate(
                 engine.model, prompts, config, special=engine.special, denoise=denoise
@@ -170,14 +166,10 @@ def less_curve(
     linear between two; None beyond the fewest or most.
     """
     num, outcomes = len(other.correct), [other, *curve]
-    # how often each problem, over n
-    drawn = (
-        numpy.random.default_rng(seed).multinomial(num, numpy.full(num, 1 / num), size=num_draws)
-        / num
-    )
-    weights = numpy.concatenate([numpy.full((1, num), 1 / num), drawn])  # first: as they are
-    # (1 + draws, 1 + K)
-    accuracy, forwards = (
+    equal = numpy.full(num, 1 / num)
+    times = numpy.random.default_rng(seed).multinomial(num, equal, size=num_draws)
+    weights = numpy.concatenate([equal[None], times / num])  # first: the problems as they are
+    accuracy, forwards = (  # (1 + draws, 1 + K)
         weights @ numpy.stack(values, 1).astype(float) for values in zip(*outcomes)
     )
     if not forwards[0, 1:].min() <= forwards[0, 0] <= forwards[0, 1:].max():

@@ -279,8 +279,10 @@ def compare(
                 result[side].append(getattr(taken, clock))
             if config.temperature == 0:
                 result["same_tokens"] &= answers["theirs"] == answers["ours"]
-    for result in [result for result in found.values() if "error" not in result]:
-        result["ratio"] = statistics.median(result["theirs"]) / statistics.median(result["ours"])
+    for result in found.values():
+        if "error" not in result:
+            theirs, ours = statistics.median(result["theirs"]), statistics.median(result["ours"])
+            result["ratio"] = theirs / ours
     return found
 
 

@@ -145,11 +145,9 @@ def run(options: Options) -> dict[str, Any]:
         options.seed,
     )
     model.to(pick_dtype(options.dtype, device))
-    prompts, clock, sizes = (
-        prompts_of(model, options),
-        "wall" if device.type == "cuda" else "cpu",
-        [],
-    )
+    prompts = prompts_of(model, options)
+    clock = "wall" if device.type == "cuda" else "cpu"
+    sizes: list[int] = []
     each = ways(counted(model_denoiser(model), sizes), model, prompts, options)
     each["full"]()  # the first forwards are slower
     seconds: dict[str, list[float]] = {name: [] for name in each}

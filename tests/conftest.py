@@ -63,7 +63,7 @@ def public() -> Callable[[str], Path]:
         for folder in PUBLIC:
             if (folder / name).exists():
                 return folder / name
-        pytest.skip(f"no {name} in {' or '.join(map(str, PUBLIC))}")
+        pytest.skip(f"needs the public data {name}, see tests/data/README.md")
 
     return find
 

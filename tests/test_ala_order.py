@@ -90,9 +90,8 @@ def test_a_short_run_trains_a_backbone_and_routers_and_writes_the_report(tmp_pat
     ]
     ala_order.main(command)
     report = json.loads((tmp_path / "order" / "report.json").read_text())
-    assert set(report["variants"]) == {"block_router", "block_bias"} and set(
-        report["problems"].values()
-    ) == {20}
+    assert set(report["variants"]) == {"block_router", "block_bias"}
+    assert set(report["problems"].values()) == {20}
     assert list(report["plain"]) == ["cross_entropy", "test@2", "test@4", "test@8"]
     config = json.loads((tmp_path / "order" / "block_router-0" / "router_config.json").read_text())
     assert (config["blocks"], config["layers"], config["use_prompt"]) == (4, 2, True)

@@ -99,9 +99,8 @@ def test_the_blocks_of_a_second_tower_are_named_apart(make_model):
     model = BiTowerLLaDA(config)
     initialise(model, torch.Generator().manual_seed(0))
     found = each_attention(model.eval(), TOKENS, lambda weights: tuple(weights.shape))
-    assert sum(name.startswith("blocks_upm.") for name in found) == len(AFTER_LAYERS) and len(
-        found
-    ) == config.n_layers + len(AFTER_LAYERS)
+    assert sum(name.startswith("blocks_upm.") for name in found) == len(AFTER_LAYERS)
+    assert len(found) == config.n_layers + len(AFTER_LAYERS)
     assert set(found.values()) == {(1, 4, 12, 12)}
 
 
@@ -115,9 +114,8 @@ def test_summaries_of_uniform_and_of_fixed_attention_have_closed_forms():
         assert uniform[group].distance.tolist() == pytest.approx([distance] * 2)
     first = torch.zeros(1, 2, length, length)
     first[..., 0] = 1  # all look at the first token
-    assert (looks(first, prompt)["masked"].entropy == 0).all() and (
-        looks(first, prompt)["masked"].to_prompt == 1
-    ).all()
+    assert (looks(first, prompt)["masked"].entropy == 0).all()
+    assert (looks(first, prompt)["masked"].to_prompt == 1).all()
     assert looks(first, prompt)["masked"].distance.tolist() == pytest.approx(
         [sum(range(prompt, length)) / (length - prompt)] * 2
     )
@@ -156,10 +154,8 @@ def test_settings_are_read_as_they_are_written():
 
 
 ONE = "block_length=16,sampling_method=fixed_length"
-PADDING, ORIGIN = (
-    "block_length=4,sampling_method=semi_ar_padding",
-    "block_length=4,sampling_method=semi_ar_origin",
-)
+PADDING = "block_length=4,sampling_method=semi_ar_padding"
+ORIGIN = "block_length=4,sampling_method=semi_ar_origin"
 RANDOM, ADAPTIVE = "remasking=random", "threshold=0.9"
 
 

@@ -36,9 +36,9 @@ def test_the_public_names_are_these():
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_can_be_imported_and_says_what_it_is(name):
     value = getattr(llada_plugins, name)
-    assert (
-        value.__doc__ and value.__name__ == name and value.__module__.startswith("llada_plugins.")
-    )
+    assert value.__doc__
+    assert value.__name__ == name
+    assert value.__module__.startswith("llada_plugins.")
 
 
 def test_another_name_is_an_attribute_error():

@@ -465,10 +465,8 @@ def test_a_step_reads_every_weight_but_the_embedding_and_the_norms(shape):
 def test_floor_is_the_larger_of_computing_and_reading_and_a_batch_reads_weights_once():
     config, place = generation.model_config("8b", 4096), roofline.Place(512, 384, 32, 16)
     quick, slow = roofline.Ceiling(1e30, 1e12), roofline.Ceiling(1e12, 1e30)
-    names, cuts = (
-        ["dual_later", "dual_later_batch8", "dual_later_alone", "exact", "ups"],
-        range(0, 128, 16),
-    )
+    names = ["dual_later", "dual_later_batch8", "dual_later_alone", "exact", "ups"]
+    cuts = range(0, 128, 16)
     reading = roofline.step_floors(config, names, place, cuts, 2, {2: quick})
     computing = roofline.step_floors(config, names, place, cuts, 2, {2: slow})
     assert set(reading) == set(names) - {"ups"}

@@ -312,11 +312,9 @@ def test_on_a_terminal_a_failed_turn_leads_back_to_the_prompt_and_in_a_pipe_to_s
     monkeypatch.setattr(sys, "stdin", Terminal(lines))
     assert chat.main(PLAIN) == 0
     shown = capsys.readouterr()
-    assert (
-        "exceed the context of 4096 tokens" in shown.err
-        and "/reset" in shown.err
-        and direct(PUZZLES[0]) in shown.out
-    )
+    assert "exceed the context of 4096 tokens" in shown.err
+    assert "/reset" in shown.err
+    assert direct(PUZZLES[0]) in shown.out
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     with pytest.raises(SystemExit, match="exceed the context"):
         chat.main(PLAIN)

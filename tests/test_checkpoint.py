@@ -88,16 +88,14 @@ def test_save_then_load_is_bit_equal(tmp_path, make_model, fields):
     loaded = load_model(tmp_path, device="cpu", dtype="float32")
     assert loaded.config == model.config
     state, expected = loaded.state_dict(), model.state_dict()
-    assert state.keys() == expected.keys() and all(
-        torch.equal(state[name], expected[name]) for name in state
-    )
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
 
 
 def test_a_loaded_model_is_ready_for_inference(folder):
     model = load_model(folder, device="cpu")
-    assert not model.training and not any(
-        parameter.requires_grad or parameter.is_meta for parameter in model.parameters()
-    )
+    assert not model.training
+    assert not any(parameter.requires_grad or parameter.is_meta for parameter in model.parameters())
     assert model.dtype == torch.float32 and model.device == torch.device("cpu")
     assert load_model(folder, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
 
@@ -277,10 +275,8 @@ def test_a_folder_that_does_not_exist_is_not_sought_on_the_hub(tmp_path):
 def test_a_hub_id_offline_says_to_download_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     message = error_of("nobody/no-such-model")
-    assert (
-        "'nobody/no-such-model'" in message
-        and "download it where there is a network and pass the folder" in message
-    )
+    assert "'nobody/no-such-model'" in message
+    assert "download it where there is a network and pass the folder" in message
 
 
 def test_the_published_config_and_tensor_names_are_this_modules(published):

@@ -258,9 +258,8 @@ def test_a_row_without_a_learnable_answer_is_skipped_with_the_reason(tmp_path, n
     (tmp_path / "in.json").write_text(json.dumps([good, row]))
     rows, skipped = convert(tmp_path / "in.json", name)
     assert len(rows) == 1 and len(skipped) == 1
-    assert skipped[0].place == f"{tmp_path / 'in.json'}: row 2" and skipped[0].reason.startswith(
-        reason
-    )
+    assert skipped[0].place == f"{tmp_path / 'in.json'}: row 2"
+    assert skipped[0].reason.startswith(reason)
     with pytest.raises(ValueError, match="in.json: row 2: "):
         convert(tmp_path / "in.json", name, strict=True)
 
@@ -439,7 +438,8 @@ def test_a_broken_object_on_many_lines_is_one_row(tmp_path):
     }.items():
         (tmp_path / f"{name}.json").write_text(text)
     rows, skipped = convert(tmp_path, "math")
-    assert len(rows) == 1 and [skip.place for skip in skipped] == [
+    assert len(rows) == 1
+    assert [skip.place for skip in skipped] == [
         f"{tmp_path / '2.json'}:4",
         f"{tmp_path / '3.json'}:2",
     ]
@@ -455,9 +455,8 @@ def test_strict_ends_at_the_first_bad_row_and_writes_nothing(tmp_path, line):
         command.main(
             ["--format", "gsm8k", "--input", str(source), "--output", str(out), "--strict"]
         )
-    assert str(exit_info.value.code).startswith(
-        f"error: {source}:2: {BAD[line]}"
-    ) and "\n" not in str(exit_info.value.code)
+    assert str(exit_info.value.code).startswith(f"error: {source}:2: {BAD[line]}")
+    assert "\n" not in str(exit_info.value.code)
     assert not out.parent.exists()
 
 

@@ -139,10 +139,8 @@ def test_a_hub_data_set_is_read_as_documents_or_as_one_text(monkeypatch, name, e
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert list(find(name, None, "train").pieces()) == expected
-    assert (
-        find(name, None, None).name.endswith(" test")
-        and find(name, None, None).digest() != find(name, None, "train").digest()
-    )
+    assert find(name, None, None).name.endswith(" test")
+    assert find(name, None, None).digest() != find(name, None, "train").digest()
     assert asked[0] == (corpus.NAMES[name] if name in corpus.NAMES else Hub(name))[:2]
     with pytest.raises(ValueError, match="has no split dev, but train, test"):
         find(name, None, "dev")

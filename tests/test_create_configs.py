@@ -46,9 +46,8 @@ def test_every_commented_default_is_the_default(tmp_path, name):
     values = yaml.safe_load(text)
     options, _ = COMMANDS[name]
     known = [field.name for field in RunArguments.__dataclass_fields__.values() if field.init]
-    assert list(values)[: len(names(options))] == names(options) and sorted(values) == sorted(
-        [*names(options), *known]
-    )
+    assert list(values)[: len(names(options))] == names(options)
+    assert sorted(values) == sorted([*names(options), *known])
     (tmp_path / "file.yaml").write_text(text)
     flags = model_flags(name)
     assert parsed(name, *flags, "--config", str(tmp_path / "file.yaml")) == parsed(
@@ -177,10 +176,8 @@ def test_a_run_keeps_what_its_file_said(tmp_path):
     )
     sft.main(["--config", str(config), "--output_dir", str(tmp_path / "out")])
     run = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert (
-        run["config"] == yaml.load(config.read_text(), yaml.BaseLoader)
-        and run["arguments"]["max_steps"] == 1
-    )
+    assert run["config"] == yaml.load(config.read_text(), yaml.BaseLoader)
+    assert run["arguments"]["max_steps"] == 1
     assert run["command"] == [
         "python",
         "-m",

@@ -536,9 +536,8 @@ def test_a_data_set_that_does_not_fit_is_refused_in_one_line(
                 "--use_cpu",
             ]
         )
-    assert str(exit_info.value.code).startswith(
-        f"error: {message.format(set=place)}"
-    ) and "\n" not in str(exit_info.value.code)
+    assert str(exit_info.value.code).startswith(f"error: {message.format(set=place)}")
+    assert "\n" not in str(exit_info.value.code)
     assert not (tmp_path / "out").exists()
 
 
@@ -551,9 +550,8 @@ def test_stored_rows_are_the_rows_in_any_order():
         for _ in range(100)
     ]
     stored = data.Examples(iter(rows))
-    assert list(stored) == rows and [stored[n] for n in (99, 0, -1, -100, 50)] == [
-        rows[n] for n in (99, 0, -1, -100, 50)
-    ]
+    assert list(stored) == rows
+    assert [stored[n] for n in (99, 0, -1, -100, 50)] == [rows[n] for n in (99, 0, -1, -100, 50)]
     assert len(data.Examples([])) == 0 and list(data.Examples([])) == []
     with pytest.raises(IndexError):
         stored[100]
@@ -583,15 +581,13 @@ def test_rows_are_found_again_by_content_and_are_the_same(
     tmp_path, words, caplog, no_tokens_are_made
 ):
     caplog.set_level("INFO")
-    rows, options = (
-        [
-            {"messages": [USER, ANSWER]},
-            PROMPTED,
-            LONG,
-            {"input_ids": [1, 2, 3], "prompt_length": 2},
-        ],
-        dict(seq_len=8),
-    )
+    rows = [
+        {"messages": [USER, ANSWER]},
+        PROMPTED,
+        LONG,
+        {"input_ids": [1, 2, 3], "prompt_length": 2},
+    ]
+    options = dict(seq_len=8)
     made = read(tmp_path, words, *rows, **options)
     kept = read(tmp_path, words, *rows, **options, cache=tmp_path / "cache")
     no_tokens_are_made()
@@ -634,10 +630,8 @@ def test_rows_of_other_data_options_or_tokenizers_are_others(tmp_path, words, tm
 
 
 def test_rows_of_a_data_set_are_kept_too(tmp_path, words, folder_of, no_tokens_are_made):
-    place, options = (
-        folder_of([PROMPTED] * 2, [PROMPTED]),
-        dict(append_eos=True, cache=tmp_path / "kept"),
-    )
+    place = folder_of([PROMPTED] * 2, [PROMPTED])
+    options = dict(append_eos=True, cache=tmp_path / "kept")
     made = [
         list(data.read_hub(str(place), None, split, words, **options))
         for split in ("train", "test")
@@ -695,9 +689,8 @@ def test_of_two_runs_that_keep_the_same_one_wins_and_both_go_on(tmp_path):
         token_cache.kept(tmp_path, ["same"], theirs)  # the other is done first
 
     found = token_cache.kept(tmp_path, ["same"], mine)
-    assert [path.name for path in tmp_path.iterdir()] == [found.name] and (
-        found / "file"
-    ).read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == [found.name]
+    assert (found / "file").read_text() == "theirs"
 
 
 def test_a_cache_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, words, full_disk):

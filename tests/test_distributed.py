@@ -273,10 +273,8 @@ def test_two_processes_make_the_updates_of_one_that_accumulates_twice_as_often(
     # relative error is no more than the error of one token
     slope = max(sum(float(gradient.abs().sum()) for gradient in step.values()) for step in expected)
     token = token_error(load_model(tiny_checkpoint, device="cpu"))
-    assert (
-        losses(two) == pytest.approx(losses(one), rel=token, abs=slope * moved)
-        and len(losses(one)) == STEPS
-    )
+    assert losses(two) == pytest.approx(losses(one), rel=token, abs=slope * moved)
+    assert len(losses(one)) == STEPS
     (name,) = (path.name for path in one.glob("*.safetensors"))
     before = load_file(tiny_checkpoint / "model.safetensors")
     for key, tensor in load_file(one / name).items():
@@ -326,9 +324,8 @@ def test_checkpoints_of_two_processes_load_and_are_resumed_exactly(tmp_path, tin
         tmp_path / "gradients of resumed",
     )
     expected, found = (load_file(out / weights) for out in (whole, cut))
-    assert expected.keys() == found.keys() and all(
-        torch.equal(tensor, found[name]) for name, tensor in expected.items()
-    )
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     assert losses(cut) == losses(whole)
 
 
@@ -364,9 +361,9 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_accelerate_reads_the_file(name):
     config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
-    assert (
-        config.distributed_type == KINDS[name] and config.num_processes == 2 and not config.use_cpu
-    )
+    assert config.distributed_type == KINDS[name]
+    assert config.num_processes == 2
+    assert not config.use_cpu
 
 
 def test_every_file_of_the_folder_is_tested_and_the_flags_say_what_the_file_says():
@@ -417,8 +414,6 @@ def test_launchers_start_two_processes_on_cpus(tmp_path, launcher):
         cwd=Path(__file__).parents[1],
     )
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    assert (
-        last["epoch"] == pytest.approx(STEPS * 2 * 4 / 24)
-        and load_model(out, device="cpu") is not None
-    )
+    assert last["epoch"] == pytest.approx(STEPS * 2 * 4 / 24)
+    assert load_model(out, device="cpu") is not None
     assert RunArguments(output_dir=str(out), use_cpu=True).world_size == 1

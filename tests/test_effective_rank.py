@@ -170,11 +170,9 @@ def test_the_command_writes_ranks_and_a_plot_and_says_that_there_is_no_router(
     assert "router" not in report and (report["num_masks"], report["num_prompts"]) == (12, 3)
     assert report["baseline"][0] == pytest.approx(1, abs=0.01) and report["random_router"][0] >= 1.2
     printed = capsys.readouterr().out
-    assert (
-        "| input | 1.00 | " in printed
-        and "| layer 2 | " in printed
-        and "no trained router: none beside the checkpoint" in printed
-    )
+    assert "| input | 1.00 | " in printed
+    assert "| layer 2 | " in printed
+    assert "no trained router: none beside the checkpoint" in printed
 
 
 @pytest.mark.parametrize("where", ["beside", "given"])
@@ -290,11 +288,9 @@ def test_mistakes_end_in_one_line_and_nothing_is_written(tiny_checkpoint, tmp_pa
     ]
     with pytest.raises(SystemExit) as refused:
         command.main([*arguments, *(flag.format(tmp=tmp_path) for flag in flags)])
-    assert (
-        str(refused.value).startswith("error: ")
-        and message in str(refused.value)
-        and "\n" not in str(refused.value)
-    )
+    assert str(refused.value).startswith("error: ")
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 

@@ -118,11 +118,9 @@ def test_a_batch_keeps_to_its_tokens_and_takes_as_many_rows_as_fit(make_engine, 
     requests = [
         Request(prompt, SamplerConfig(gen_length=12, temperature=1.0)) for prompt in PROMPTS
     ]
-    expected, engine, seen = (
-        texts(make_engine(), requests),
-        make_engine(batch_size=2, batch_tokens=batch_tokens),
-        [],
-    )
+    expected = texts(make_engine(), requests)
+    engine = make_engine(batch_size=2, batch_tokens=batch_tokens)
+    seen = []
     denoise = engine.denoise
 
     def watched(canvas: Canvas, window: slice) -> Prediction:
@@ -202,7 +200,8 @@ def test_counts_and_time_are_reported(make_engine):
         "abcdef",
         6,
         8,
-    ) and completion.seconds > 0
+    )
+    assert completion.seconds > 0
     assert one(engine, gen_length=16, block_length=4, early_stop=False).num_forwards == 16
 
 
@@ -470,15 +469,11 @@ def test_a_chat_ends_with_the_assistants_header_once(make_engine, template):
     question = {"role": "user", "content": "How many?"}
     chat = engine.render_chat([{"role": "system", "content": "Be brief."}, question])
     assert chat.endswith("How many?<|eot_id|>" + HEADER) and chat.count(HEADER) == 1
-    assert (
-        chat.startswith("<|startoftext|><|start_header_id|>system")
-        and chat.count("<|startoftext|>") == 1
-    )
+    assert chat.startswith("<|startoftext|><|start_header_id|>system")
+    assert chat.count("<|startoftext|>") == 1
     turns = [question, {"role": "assistant", "content": "Two."}, question]
-    assert (
-        engine.render_chat(turns).endswith("How many?<|eot_id|>" + HEADER)
-        and engine.render_chat(turns).count(HEADER) == 2
-    )
+    assert engine.render_chat(turns).endswith("How many?<|eot_id|>" + HEADER)
+    assert engine.render_chat(turns).count(HEADER) == 2
 
 
 @pytest.mark.parametrize("template", [None, ASKED_TEMPLATE], ids=["always", "asked"])
@@ -561,10 +556,8 @@ def test_likelihoods_are_the_librarys_whatever_the_batch(make_engine):
         found = dict(make_engine(mc_num=20, mc_seed=3, batch_size=batch_size).log_likelihood(pairs))
         assert sorted(found) == list(range(len(pairs)))
         for number, value in enumerate(expected):
-            assert (
-                found[number].value == pytest.approx(value.value, abs=bound)
-                and found[number].num_forwards == value.num_forwards
-            )
+            assert found[number].value == pytest.approx(value.value, abs=bound)
+            assert found[number].num_forwards == value.num_forwards
     guided = dict(make_engine(mc_num=20, mc_seed=3, cfg_scale=1.0).log_likelihood(pairs))
     assert abs(guided[0].value - expected[0].value) > 10 * bound
 
@@ -635,11 +628,9 @@ def test_the_fingerprint_follows_what_determines_answers_and_nothing_else(
 def test_the_facts_for_result_files_are_json(make_engine):
     engine = make_engine(gen_length=8, remasking="low_confidence")
     info = json.loads(json.dumps(engine.info()))
-    assert (
-        info["sampler"]["gen_length"] == 8
-        and info["confidence_source"] == "tps_prob"
-        and info["model_dtype"] == "torch.float32"
-    )
+    assert info["sampler"]["gen_length"] == 8
+    assert info["confidence_source"] == "tps_prob"
+    assert info["model_dtype"] == "torch.float32"
     assert info["model_num_parameters"] == sum(
         parameter.numel() for parameter in engine.model.parameters()
     )

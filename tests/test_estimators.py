@@ -152,7 +152,8 @@ def test_enumeration_is_the_bound_and_the_chain_is_the_chain_rule(length):
     chain = ESTIMATORS["chain"](length, range(8), 0, 8)
     # all from j on masked
     conditionals = [float(log_p[sum(1 << p for p in range(j, length)), j]) for j in range(length)]
-    assert chain.exact and float(terms(chain, looked_up(log_p, chain)).mean()) == pytest.approx(
+    assert chain.exact
+    assert float(terms(chain, looked_up(log_p, chain)).mean()) == pytest.approx(
         sum(conditionals), abs=rounding(length, sum(conditionals), eps=EPS64)
     )
 
@@ -267,14 +268,11 @@ def test_counts_are_stratified_and_small_ones_drawn_more_often_for_less_weight(l
     masks = count_masks(length, range(num), request_key(0, [1]), 8)
     count = masks.masked.sum(-1)
     for row, k in enumerate(count.tolist()):
-        assert row / num < often[k] and often[k - 1] < (row + 1) / num + rounding(
-            length, 1.0, eps=EPS64
-        )
+        assert row / num < often[k]
+        assert often[k - 1] < (row + 1) / num + rounding(length, 1.0, eps=EPS64)
     width = masks.weight * count / length  # of the counts that a row stands for
-    assert (
-        float(width.sum()) == pytest.approx(num)
-        and (width.diff() >= -rounding(length + num, num, eps=EPS64)).all()
-    )
+    assert float(width.sum()) == pytest.approx(num)
+    assert (width.diff() >= -rounding(length + num, num, eps=EPS64)).all()
     # shares run from -1 to 1, uniformly
     assert float((width * masks.share).sum()) == pytest.approx(
         0, abs=rounding(num * length, width, eps=EPS64)
@@ -290,18 +288,12 @@ def test_counts_are_stratified_and_small_ones_drawn_more_often_for_less_weight(l
 def test_weighted_counts_and_positions_are_uniform():
     length, num, seeds = 7, 16, 1500
     masks = [count_masks(length, range(num), request_key(seed), 8) for seed in range(seeds)]
-    masked, weight = (
-        torch.cat([each.masked for each in masks]),
-        torch.cat([each.weight for each in masks]),
-    )
+    masked = torch.cat([each.masked for each in masks])
+    weight = torch.cat([each.weight for each in masks])
     count = masked.sum(-1)
-    # (n, seeds)
-    share = torch.stack(
-        [
-            (weight * count * (count == k)).view(seeds, num).sum(-1) / length / num
-            for k in range(1, length + 1)
-        ]
-    )
+    counts = torch.arange(1, length + 1)[:, None]
+    weighed = weight * count * (count == counts)  # (length, seeds * num)
+    share = weighed.view(length, seeds, num).sum(-1) / length / num  # (length, seeds)
     assert ((share.mean(-1) - 1 / length).abs() < 4 * share.std(-1) / seeds**0.5).all()
     places = masked[count == 2]
     pairs = torch.bincount(
@@ -363,13 +355,11 @@ def test_choices_are_settled_once_the_margin_is_beyond_chance_by_sum_and_by_mean
 
     assert settled(noise, noise - 1)  # the same noise: no chance in the difference
     assert not settled(noise, noise.roll(7) - 0.1)
-    assert settled(noise, noise.roll(7) - 3) and not settled(
-        noise, noise.roll(7) - 0.6, confidence=0.999999
-    )
+    assert settled(noise, noise.roll(7) - 3)
+    assert not settled(noise, noise.roll(7) - 0.6, confidence=0.999999)
     assert not settled(noise, noise)  # equal choices never are
-    assert settled(noise - 20, noise - 10, lengths=(2, 2)) and not settled(
-        noise - 20, noise - 10, lengths=(2, 1)
-    )
+    assert settled(noise - 20, noise - 10, lengths=(2, 2))
+    assert not settled(noise - 20, noise - 10, lengths=(2, 1))
 
 
 def test_a_settled_best_choice_is_rarely_wrong():
@@ -489,9 +479,8 @@ def test_published_sweeps_are_the_golden_counts():
 @pytest.mark.parametrize("limit", [2, 3, 16, 17, 18, 33, 65, 100])
 def test_rounds_cover_all_rows_and_none_is_of_one_row(limit):
     rounds = list(budget("count", "auto:0.1", mc_max=limit).rounds())
-    assert [row for each in rounds for row in each] == list(range(limit)) and min(
-        map(len, rounds)
-    ) > 1
+    assert [row for each in rounds for row in each] == list(range(limit))
+    assert min(map(len, rounds)) > 1
 
 
 @pytest.mark.parametrize("num", [1, 16])

@@ -80,9 +80,8 @@ def test_what_is_as_declared_is_read_as_it_stands(tmp_path):
         "inner": {"id": 0, "more": "é\n"},
         "way": 0.0,
     }
-    assert (
-        misfit(KIND, value) is None and read_json(write(tmp_path, json.dumps(value)), KIND) == value
-    )
+    assert misfit(KIND, value) is None
+    assert read_json(write(tmp_path, json.dumps(value)), KIND) == value
 
 
 NO_JSON = {

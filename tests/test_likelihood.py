@@ -82,7 +82,8 @@ def test_short_answers_are_enumerated_exactly(model, cfg_scale):
 def test_an_answer_of_one_token_takes_one_forward_and_is_its_log_probability(model):
     (value,) = log_likelihood(model, [([1, 2, 3], [4])], mc_num=1)
     expected = model(torch.tensor([[1, 2, 3, MASK]]))[0, -1].log_softmax(-1)[4]
-    assert value.value == pytest.approx(float(expected), abs=token_error(model)) and (
+    assert value.value == pytest.approx(float(expected), abs=token_error(model))
+    assert (
         value.stderr,
         value.num_forwards,
     ) == (0, 1)
@@ -134,11 +135,9 @@ def test_rows_of_all_requests_fill_the_batches(model):
         model, PAIRS, mc_num=10, batch_size=8, denoise=counting(model_denoiser(model), rows)
     )
     total = sum(value.num_forwards for value in values)
-    assert (
-        total <= 10 + 3 + 7 + 1 + 10
-        and sum(rows) == total
-        and rows == [8] * (total // 8) + [total % 8] * (total % 8 > 0)
-    )
+    assert total <= 10 + 3 + 7 + 1 + 10
+    assert sum(rows) == total
+    assert rows == [8] * (total // 8) + [total % 8] * (total % 8 > 0)
 
 
 def test_batches_keep_to_the_token_budget_longest_rows_first(model):
@@ -149,9 +148,8 @@ def test_batches_keep_to_the_token_budget_longest_rows_first(model):
         return model_denoiser(model)(canvas, window)
 
     log_likelihood(model, PAIRS, mc_num=10, batch_tokens=21, denoise=denoise)
-    assert (
-        all(rows * length <= 21 for rows, length in shapes) and max(rows for rows, _ in shapes) > 3
-    )
+    assert all(rows * length <= 21 for rows, length in shapes)
+    assert max(rows for rows, _ in shapes) > 3
     assert [length for _, length in shapes] == sorted(
         (length for _, length in shapes), reverse=True
     )
@@ -367,11 +365,9 @@ def test_rows_are_drawn_until_the_error_is_small_enough_or_the_limit_is_reached(
     loose, tight = (
         log_likelihood(model, [pair], mc_num=f"auto:{target}")[0] for target in (2, 0.25)
     )
-    assert (
-        loose.stderr <= 2
-        and tight.stderr <= 0.25
-        and loose.num_forwards < tight.num_forwards <= 1024
-    )
+    assert loose.stderr <= 2
+    assert tight.stderr <= 0.25
+    assert loose.num_forwards < tight.num_forwards <= 1024
     assert not caplog.messages
     (stopped,) = log_likelihood(model, [pair], mc_num="auto:0.001", mc_max=40)
     assert stopped.stderr > 0.001 and 30 < stopped.num_forwards <= 40
@@ -438,12 +434,10 @@ def test_greedy_flags_are_those_of_decoding_one_token_a_step(model):
             )
             for answers in (decoded, other)
         )
-        assert [value.greedy for value in right] == [True] * 3 and [
-            value.greedy for value in wrong
-        ] == [False] * 3
-        assert all(value.num_forwards == 1 + 5 for value in right) and all(
-            2 <= value.num_forwards <= 1 + 5 for value in wrong
-        )
+        assert [value.greedy for value in right] == [True] * 3
+        assert [value.greedy for value in wrong] == [False] * 3
+        assert all(value.num_forwards == 1 + 5 for value in right)
+        assert all(2 <= value.num_forwards <= 1 + 5 for value in wrong)
     plain = log_likelihood(model, list(zip(prompts, decoded)), mc_num=1)
     assert [value.greedy for value in plain] == [None] * 3 and isinstance(plain[0], LogLikelihood)
 

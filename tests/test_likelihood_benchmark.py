@@ -74,11 +74,9 @@ def test_published_loop_is_exact_on_one_token(model):
 def test_values_of_single_tokens_are_compared(model, monkeypatch):
     options = likelihood.Options(shape="tiny", prompt_length=8, answer_length=6, mc_num=16)
     pairs = likelihood.questions(model, options)
-    assert (
-        len(pairs) == 16
-        and len({tuple(prompt) for prompt, _ in pairs}) == 4
-        and len({len(answer) for _, answer in pairs}) > 1
-    )
+    assert len(pairs) == 16
+    assert len({tuple(prompt) for prompt, _ in pairs}) == 4
+    assert len({len(answer) for _, answer in pairs}) > 1
     assert likelihood.same_values(model, pairs, options)
     monkeypatch.setattr(reference, "log_likelihood", lambda *arguments: [0.0])
     assert not likelihood.same_values(model, pairs, options)
@@ -89,14 +87,10 @@ def test_command_writes_its_result_as_json(tmp_path, capsys):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["same_values"] is True and set(result["ratios"]) == {"equal_error", "equal_rows"}
     runs = result["runs"]
-    assert (
-        runs["equal_error"]["variance"] <= runs["published"]["variance"]
-        and runs["published"]["rows"] == 2 * 4 * 16
-    )
-    assert (
-        runs["equal_rows"]["mc_num"] == runs["published"]["mc_num"] == 16
-        and runs["equal_rows"]["rows"] <= 2 * 4 * 16
-    )
+    assert runs["equal_error"]["variance"] <= runs["published"]["variance"]
+    assert runs["published"]["rows"] == 2 * 4 * 16
+    assert runs["equal_rows"]["mc_num"] == runs["published"]["mc_num"] == 16
+    assert runs["equal_rows"]["rows"] <= 2 * 4 * 16
     assert "same values of single tokens: yes" in capsys.readouterr().out
 
 
@@ -110,11 +104,10 @@ def test_fitted_weights_are_measured_on_text_and_random_ones_on_random_ids(capsy
 def test_texts_keep_to_one_topic_except_for_common_words_and_successors():
     spoken = language.language(5000, seed=0)
     texts = language.texts(spoken, 50, 40, torch.Generator().manual_seed(0))
-    assert (
-        len(spoken.words.unique()) == language.NUM_WORDS and torch.isin(texts, spoken.words).all()
-    )
-    # (50, 40)
-    word = torch.full((5000,), -1).scatter(0, spoken.words, torch.arange(language.NUM_WORDS))[texts]
+    assert len(spoken.words.unique()) == language.NUM_WORDS
+    assert torch.isin(texts, spoken.words).all()
+    numbers = torch.arange(language.NUM_WORDS)
+    word = torch.full((5000,), -1).scatter(0, spoken.words, numbers)[texts]  # (50, 40)
     follows = (spoken.successors[word[:, :-1]] == word[:, 1:, None]).any(-1)
     # and some by chance
     assert language.FOLLOWS - 0.05 < float(follows.double().mean()) < language.FOLLOWS + 0.1
@@ -131,30 +124,23 @@ def test_texts_keep_to_one_topic_except_for_common_words_and_successors():
 
 
 def test_fitted_weights_predict_other_texts_better_and_are_ready_for_inference(model):
-    spoken, other = (
-        language.language(100, seed=0),
-        random_model(model.config, torch.device("cpu"), seed=1),
-    )
+    spoken = language.language(100, seed=0)
+    other = random_model(model.config, torch.device("cpu"), seed=1)
     before, after = language.fit(
         other, spoken, steps=30, length=24, generator=torch.Generator().manual_seed(0)
     )
-    assert (
-        after < before - 0.5
-        and not other.training
-        and not any(each.requires_grad for each in other.parameters())
-    )
+    assert after < before - 0.5
+    assert not other.training
+    assert not any(each.requires_grad for each in other.parameters())
 
 
 def test_answers_go_on_where_their_prompt_ends(model):
-    options, spoken = (
-        likelihood.Options(shape="tiny", prompt_length=8, answer_length=12),
-        language.language(100, seed=0),
-    )
+    options = likelihood.Options(shape="tiny", prompt_length=8, answer_length=12)
+    spoken = language.language(100, seed=0)
     text = language.texts(spoken, 4, 20, torch.Generator().manual_seed(0))
     for prompt, answer in likelihood.questions(model, options, spoken)[:4]:
-        assert prompt == text[0, 8 - len(prompt) : 8].tolist() and any(
-            answer == row[8 : 8 + len(answer)].tolist() for row in text
-        )
+        assert prompt == text[0, 8 - len(prompt) : 8].tolist()
+        assert any(answer == row[8 : 8 + len(answer)].tolist() for row in text)
 
 
 @pytest.mark.parametrize(

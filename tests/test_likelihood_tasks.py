@@ -371,7 +371,8 @@ def test_requests_targets_and_metrics_are_those_of_the_stock_task_on_the_hubs_ro
         expected = requests(theirs, other, shots)
         assert [
             (label[number] + found[0], *found[1:]) for found in requests(ours, mine, shots)
-        ] == expected and expected[0]
+        ] == expected
+        assert expected[0]
         assert ours.doc_to_target(mine) == theirs.doc_to_target(other)
         # any values, the same for both
         answers = [(-float(len(pair[-1])), False) for pair in expected]
@@ -382,9 +383,8 @@ def test_requests_targets_and_metrics_are_those_of_the_stock_task_on_the_hubs_ro
             pytest.approx(metrics) if name == "truthfulqa_mc2" else metrics
         )
     assert len(theirs.eval_docs) == 2 and len(ours.eval_docs) == (8 if name == "winogrande" else 2)
-    assert (
-        ours.aggregation().keys() == theirs.aggregation().keys() and ours.VERSION == theirs.VERSION
-    )
+    assert ours.aggregation().keys() == theirs.aggregation().keys()
+    assert ours.VERSION == theirs.VERSION
 
 
 def test_one_name_runs_every_task_with_the_shots_of_the_published_table(manager, local) -> None:
@@ -443,7 +443,7 @@ def test_missing_data_is_named(manager, monkeypatch, tmp_path) -> None:
         tasks_of(manager, "mmlu_local")
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the public data sets as whole files")
 @pytest.mark.parametrize(
     ("group", "sizes"),
     [
@@ -474,10 +474,8 @@ def test_public_files_are_read_whole(manager, monkeypatch, group, sizes) -> None
         rows = [json.loads(line) for line in (DATA / lines).open(encoding="utf-8")] if lines else []
         for row, doc in zip(rows[:500], docs):
             if name == "winogrande":
-                assert (
-                    task.doc_to_choice(doc) == row["context_options"]
-                    and task.doc_to_target(doc) == row["continuation"]
-                )
+                assert task.doc_to_choice(doc) == row["context_options"]
+                assert task.doc_to_target(doc) == row["continuation"]
                 assert task.doc_to_text(doc) == row["gold"]
             else:
                 assert (task.doc_to_text(doc), task.doc_to_target(doc)) == (
@@ -595,7 +593,7 @@ def test_the_stock_command_gives_finite_metrics_for_every_task(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the files of ARC and PIQA")
 def test_the_shipped_opencompass_config_scores_by_perplexity_and_by_log_likelihood(
     tmp_path,
 ) -> None:

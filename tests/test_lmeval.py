@@ -316,10 +316,8 @@ def test_simple_evaluate_finds_the_model_by_name_and_reports_its_settings(
         bootstrap_iters=0,
     )
     assert results["results"]["sudoku4"]["acc,none"] >= 0.5
-    assert (
-        results["config"]["sampler"]["steps"] == 16
-        and results["config"]["confidence_source"] == "tps_prob"
-    )
+    assert results["config"]["sampler"]["steps"] == 16
+    assert results["config"]["confidence_source"] == "tps_prob"
 
 
 @pytest.mark.slow

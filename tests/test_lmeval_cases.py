@@ -155,9 +155,8 @@ def test_tasks_of_several_lengths_are_decoded_in_whole_blocks_and_cut_with_one_w
     )
     lengths = [lm._request(*instance.args).sampler.gen_length for instance in requests]
     assert lengths == [30, 30, 64, 64, 90, 90]
-    assert (
-        all(full.startswith(cut) for cut, full in zip(answers, whole)) and answers[:2] != whole[:2]
-    )
+    assert all(full.startswith(cut) for cut, full in zip(answers, whole))
+    assert answers[:2] != whole[:2]
 
 
 # ---- choices that share a token with their context
@@ -237,9 +236,8 @@ def test_a_second_run_with_a_cache_gives_the_same_four_different_answers(
         for cache in (None, path, path)
     )
     assert first == second == without
-    assert [len(set(answers)) for answers in first] == [4, 4, 4] and len(
-        set(first[0] + first[2])
-    ) == 8
+    assert [len(set(answers)) for answers in first] == [4, 4, 4]
+    assert len(set(first[0] + first[2])) == 8
 
 
 def test_a_run_that_was_killed_among_repeats_goes_on_with_the_others(tiny_checkpoint, tmp_path):
@@ -333,7 +331,8 @@ def test_without_answers_the_results_hold_the_models_options(tiny_checkpoint):
     assert (info["sampler"]["steps"], info["sampler"]["gen_length"]) == (
         4,
         None,
-    ) and "samplers" not in info
+    )
+    assert "samplers" not in info
 
 
 @pytest.mark.parametrize(
@@ -375,11 +374,9 @@ class Stock:
     """lm-eval's own functions of HFLM on our tokenizer."""
 
     backend, add_bos_token = "causal", None
-    tok_encode, tok_batch_encode, tok_decode = (
-        HFLM.tok_encode,
-        HFLM.tok_batch_encode,
-        HFLM.tok_decode,
-    )
+    tok_encode = HFLM.tok_encode
+    tok_batch_encode = HFLM.tok_batch_encode
+    tok_decode = HFLM.tok_decode
 
     def __init__(self, lm: LLaDA) -> None:
         self.tokenizer, self.prefix_token_id = lm.tokenizer, lm.prefix_token_id

@@ -133,9 +133,8 @@ def test_bos_stays_with_the_context_and_the_pair_is_the_whole_text(model, contex
     first, second = model._encode_pair(context, continuation)
     assert first + second == model.tok_encode(context + continuation)
     bos = model.tokenizer.bos_token_id
-    assert bos not in second and first.count(bos) == (
-        context.startswith(BOS) or len(model.tok_encode(""))
-    )
+    assert bos not in second
+    assert first.count(bos) == (context.startswith(BOS) or len(model.tok_encode("")))
 
 
 def test_an_empty_context_is_bos_once(model):
@@ -229,10 +228,8 @@ def test_values_depend_on_neither_order_nor_batches_nor_repetition(tiny_checkpoi
     options = {"mc_num": 8, **options}
     lm = LLaDA(str(tiny_checkpoint), device="cpu", **options)
     first, bound = scored(lm, PAIRS), rounding_of(lm)
-    assert (
-        scored(lm, PAIRS[::-1])[::-1] == pytest.approx(first, abs=bound)
-        and scored(lm, PAIRS) == first
-    )
+    assert scored(lm, PAIRS[::-1])[::-1] == pytest.approx(first, abs=bound)
+    assert scored(lm, PAIRS) == first
     for size in (dict(batch_size=7), dict(batch_tokens=100)):
         assert scored(
             LLaDA(str(tiny_checkpoint), device="cpu", **options, **size), PAIRS
@@ -372,9 +369,8 @@ def test_a_response_cache_keeps_its_keys_and_what_it_supplies_comes_without_erro
             list(arguments.values())[:2] for row in rows for arguments in row["arguments"].values()
         ]
         # and the fingerprint
-        assert {hash_args("loglikelihood", pair) for pair in texts} < set(cache) and len(
-            cache
-        ) == 20 + 1
+        assert {hash_args("loglikelihood", pair) for pair in texts} < set(cache)
+        assert len(cache) == 20 + 1
     # every answer must come from the cache
     monkeypatch.setattr("llada_plugins.engine.Engine.log_likelihood", None)
     again, rows = logged_run(tiny_checkpoint, task_folder, use_cache=path)
@@ -385,10 +381,8 @@ def test_a_response_cache_keeps_its_keys_and_what_it_supplies_comes_without_erro
         values, others = (
             [float(answer[0][0]) for answer in found["resps"]] for found in (row, other)
         )
-        assert (
-            values == pytest.approx(others, abs=bound)
-            and row["prompt_hash"] == other["prompt_hash"]
-        )
+        assert values == pytest.approx(others, abs=bound)
+        assert row["prompt_hash"] == other["prompt_hash"]
 
 
 def test_errors_of_windows_add_in_quadrature_and_an_unknown_one_is_null(tiny_checkpoint):
@@ -432,12 +426,10 @@ def test_the_log_has_a_line_with_the_error_of_every_request(tiny_checkpoint, tmp
     assert len(lines) == len(PAIRS)
     for (context, continuation), value in zip(PAIRS, values):
         line = lines[(context or BOS) + continuation]
-        assert (
-            line["value"] == value
-            and line["stderr"] > 0
-            and 0 < line["num_forwards"] <= 8
-            and line["num_tokens"] == len(continuation)
-        )
+        assert line["value"] == value
+        assert line["stderr"] > 0
+        assert 0 < line["num_forwards"] <= 8
+        assert line["num_tokens"] == len(continuation)
         assert line["greedy"] is None
     scored(lm, PAIRS[:1])
     assert len(path.read_text().splitlines()) == len(PAIRS) + 1  # appended

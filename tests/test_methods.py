@@ -100,11 +100,9 @@ def test_without_a_head_remasking_falls_back_to_token_probability_and_says_so_on
         answers(engine, engine.sampler_for({"steps": 3}))
     assert rules(engine.sampler) == ("tps_prob", True, None) and engine.prepared.policy is None
     (said,) = [record.getMessage() for record in caplog.records if "UPS" in record.getMessage()]
-    assert (
-        "no UPS head" in said
-        and "falls back to confidence_source=tps_prob" in said
-        and str(engine.folder) in said
-    )
+    assert "no UPS head" in said
+    assert "falls back to confidence_source=tps_prob" in said
+    assert str(engine.folder) in said
     assert found == answers(make("llada", revise=True, confidence_source="tps_prob", **SMALL))
     # the same weights, decoded without taking tokens back
     assert found != answers(make("llada", **SMALL))
@@ -348,9 +346,8 @@ def test_info_says_which_policy_decides(make, head, bi_tower):
         assert (info["policy"], info["confidence_source"]) == expected[name]
         assert info["method"] == "llada_ups" and info["sampler"]["revise"] is True
         json.dumps(info)
-    assert engines["light"].info()["method_options"] == {"ups": str(head)} and engines[
-        "none"
-    ].info()["method_options"] == {"ups": None}
+    assert engines["light"].info()["method_options"] == {"ups": str(head)}
+    assert engines["none"].info()["method_options"] == {"ups": None}
 
 
 # ---- the harness classes
@@ -444,12 +441,10 @@ def test_remedis_entry_has_its_published_schedule() -> None:
     (entry,) = Config.fromfile(CONFIGS / "opencompass" / "models" / "remedi_instruct.py").models
     config = sampler_of(entry)
     assert (config.block, config.steps_per_block, config.gen_length) == (32, 32, 1024)
-    assert (
-        config.grows
-        and config.revise
-        and config.source == "ups"
-        and entry["path"] == "maple-research-lab/RemeDi-Instruct"
-    )
+    assert config.grows
+    assert config.revise
+    assert config.source == "ups"
+    assert entry["path"] == "maple-research-lab/RemeDi-Instruct"
 
 
 def run_stock(cwd: Path, *command: str) -> str:

@@ -204,10 +204,8 @@ def test_the_head_of_a_vocabulary_in_parts_is_the_whole_product(make_model, fiel
     hidden = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     head = model.embedding if model.config.weight_tying else model.model["transformer"]["ff_out"]
     with torch.inference_mode():
-        logits, whole = (
-            model.head(hidden),
-            F.linear(hidden, head.weight, getattr(head, "bias", None)),
-        )
+        logits = model.head(hidden)
+        whole = F.linear(hidden, head.weight, getattr(head, "bias", None))
     assert logits.shape == whole.shape == (*shape[:-1], len(head.weight))
     # 32 products and a bias, twice
     bound = rounding(2 * 33, [1.0, *(hidden.abs() @ head.weight.abs().t()).flatten().tolist()])

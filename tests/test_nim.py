@@ -79,11 +79,9 @@ def test_every_answer_shows_the_running_xors_and_the_first_winning_move():
     for split in nim.SPLITS:
         for position, answer in problems(split, 300):
             heaps = [int(size, 16) for size in position.rstrip("=").rstrip(".")]
-            assert (
-                len(position) == 7
-                and len(answer) == nim.ANSWER_LENGTH
-                and is_winning(position, answer)
-            )
+            assert len(position) == 7
+            assert len(answer) == nim.ANSWER_LENGTH
+            assert is_winning(position, answer)
             assert answer[:6].rstrip(".") == "".join(
                 f"{functools.reduce(int.__xor__, heaps[: n + 1]):x}" for n in range(len(heaps))
             )
@@ -145,9 +143,8 @@ def test_a_longer_list_starts_with_the_shorter_one_and_a_seed_changes_it():
 
 def test_no_evaluated_position_is_ever_trained_on():
     trained = {position for position, _ in problems("train", 60_000)}
-    assert {split_of(position) for position in trained} == {"train"} and len(
-        trained
-    ) == num_positions("train")
+    assert {split_of(position) for position in trained} == {"train"}
+    assert len(trained) == num_positions("train")
     for split in EVALUATED:
         assert not trained & {position for position, _ in problems(split, 1000)}
 
@@ -237,7 +234,8 @@ def test_the_opencompass_data_set_holds_a_split_and_any_winning_move_counts(spli
     ]
     assert NimEvaluator().score(other, data.test["answer"], data.test)["accuracy"] == 100
     wrong = NimEvaluator().score(["......A9", *other[1:]], data.test["answer"], data.test)
-    assert wrong["accuracy"] == 95 and wrong["details"][0] == {
+    assert wrong["accuracy"] == 95
+    assert wrong["details"][0] == {
         "position": data.test[0]["position"],
         "pred": "......A9",
         "answer": data.test[0]["answer"],

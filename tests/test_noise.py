@@ -71,14 +71,12 @@ def test_pairs_of_draws_fill_the_unit_square():
 
 
 def test_a_draw_does_not_depend_on_the_batch_around_it():
-    keys = torch.tensor([request_key(0, [number]) for number in range(5)])
-    # (5, 4, 6)
-    whole = uniform(keys[:, None, None], 3, torch.arange(4)[:, None], torch.arange(6) + 1)
-    shuffled = uniform(
-        keys.flip(0)[:, None, None], 3, torch.arange(4).flip(0)[:, None], torch.arange(6) + 1
-    )
+    keys = torch.tensor([request_key(0, [number]) for number in range(5)])[:, None, None]
+    rows, places = torch.arange(4)[:, None], torch.arange(6) + 1
+    whole = uniform(keys, 3, rows, places)  # (5, 4, 6)
+    shuffled = uniform(keys.flip(0), 3, rows.flip(0), places)
     assert torch.equal(shuffled.flip(0, 1), whole)
-    assert float(whole[2, 1, 4]) == float(uniform(keys[2:3], 3, 1, 5))
+    assert float(whole[2, 1, 4]) == float(uniform(keys[2, 0], 3, 1, 5))
 
 
 def _before_mix(value: int) -> int:

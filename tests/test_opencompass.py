@@ -557,10 +557,8 @@ def test_the_data_set_holds_the_test_problems_and_any_completion_counts() -> Non
         solution[::-1] if not sudoku.is_valid(puzzle, solution[::-1]) else "1" * 16
     )
     score = Sudoku4Evaluator().score(predictions, data.test["solution"], data.test)
-    assert (
-        score["accuracy"] == 95
-        and [detail["correct"] for detail in score["details"]].count(False) == 1
-    )
+    assert score["accuracy"] == 95
+    assert [detail["correct"] for detail in score["details"]].count(False) == 1
 
 
 @pytest.mark.parametrize("checkpoint", ["LLaDA-8B-Instruct", "LLaDA-8B-Base", "LLaDA-1.5"])
@@ -592,9 +590,8 @@ def test_a_process_reward_model_is_asked_the_bare_question(monkeypatch, engine) 
     monkeypatch.setenv("LLADA_PRETRAINED", "GSAI-ML/LLaDA-8B-Instruct")
     config = Config.fromfile(CONFIGS / "eval_llada_math500.py")
     (entry,) = config.models
-    assert entry["type"].__name__ == "LLaDAPRM" and SamplerConfig(
-        **{name: entry[name] for name in ("gen_length", "steps", "block_length")}
-    )
+    assert entry["type"].__name__ == "LLaDAPRM"
+    assert SamplerConfig(**{name: entry[name] for name in ("gen_length", "steps", "block_length")})
     question = "What is\n\nthe user's $x$?\nPlease reason step by step: no."
     prompt = config.datasets[0]["infer_cfg"]["prompt_template"]["template"]["round"][0][
         "prompt"
@@ -795,7 +792,7 @@ models = [dict(common, abbr='base', chat=False), dict(common, abbr='chat', chat=
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is absent")
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the files of ARC, PIQA and WinoGrande")
 def test_stock_likelihood_tasks_run_end_to_end_and_choose_by_engines_numbers(tmp_path) -> None:
     data = tmp_path / "data"
     for folder in ("ARC/ARC-c", "piqa", "winogrande"):

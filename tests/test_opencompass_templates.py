@@ -28,10 +28,8 @@ from opencompass.utils.prompt import PromptList
 from llada_plugins.harness.opencompass_templates import TemplateParser
 from llada_plugins.opencompass_models import LLaDA
 
-HUMAN, BOT = (
-    dict(role="HUMAN", begin="<h>", end="</h>"),
-    dict(role="BOT", begin="<b>", end="</b>", generate=True),
-)
+HUMAN = dict(role="HUMAN", begin="<h>", end="</h>")
+BOT = dict(role="BOT", begin="<b>", end="</b>", generate=True)
 META = dict(round=[HUMAN, BOT], reserved_roles=[dict(role="SYSTEM", begin="<s>", end="</s>")])
 ROUNDS = [dict(role="HUMAN", prompt="{question}"), dict(role="BOT", prompt="{answer}")]
 SYSTEM = dict(role="SYSTEM", fallback_role="HUMAN", prompt="Be kind.")

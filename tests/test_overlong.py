@@ -139,10 +139,8 @@ def test_one_warning_counts_them_and_names_the_first_by_both_ends_of_its_prompt(
     (said,) = [
         record.getMessage() for record in caplog.records if "overlong" in record.getMessage()
     ]
-    assert (
-        said.startswith("2 of 3 requests do not fit and are ")
-        and f"(overlong={rule}); the first, number 2: " in said
-    )
+    assert said.startswith("2 of 3 requests do not fit and are ")
+    assert f"(overlong={rule}); the first, number 2: " in said
     assert (
         f"a prompt of 60 tokens and gen_length (8) exceed the context of {CONTEXT} tokens" in said
     )
@@ -258,10 +256,8 @@ def test_a_question_that_leaves_the_judge_no_room_for_the_answer_is_cut_before_d
     questions = asked_of(engine)
     (found,) = answers(engine, [PUZZLE])
     assert found.overlong == "truncated" and found.num_prm_calls > 0 and len(found.text) == 16
-    assert (
-        all(PUZZLE.endswith(question) and len(question) < len(PUZZLE) for question in questions)
-        and questions
-    )
+    assert all(PUZZLE.endswith(question) and len(question) < len(PUZZLE) for question in questions)
+    assert questions
     assert "a question and gen_length (16) exceed the PRM's context" in caplog.text
 
 
@@ -286,11 +282,9 @@ def test_an_answer_with_more_tokens_for_the_judge_than_foreseen_does_not_end_the
     engine = judged(16 + 1)  # room for 16 tokens and one separator; rows have four separators
     questions = asked_of(engine)
     (found,) = answers(engine, [PUZZLE])
-    assert (
-        found.overlong == "truncated"
-        and engine.overlong.counts == {"truncated": 1}
-        and len(found.text) == 16
-    )
+    assert found.overlong == "truncated"
+    assert engine.overlong.counts == {"truncated": 1}
+    assert len(found.text) == 16
     assert PUZZLE in questions and len(questions) > 1  # whole as long as it fits
     assert "of which it is told the end alone" in caplog.text
 

@@ -43,14 +43,10 @@ def test_accuracy_at_equal_forwards_lies_on_the_line_between_two_settings():
         (90, 8, 0.0),
     ):
         found = parallel.less_curve(outcome(num_correct, forwards), curve)
-        assert (
-            found.difference == pytest.approx(expected)
-            and found.low <= found.difference <= found.high
-        )
-    assert (
-        parallel.less_curve(outcome(40, 1.9), curve) is None
-        and parallel.less_curve(outcome(90, 8.1), curve) is None
-    )
+        assert found.difference == pytest.approx(expected)
+        assert found.low <= found.difference <= found.high
+    assert parallel.less_curve(outcome(40, 1.9), curve) is None
+    assert parallel.less_curve(outcome(90, 8.1), curve) is None
     assert parallel.less_curve(outcome(70, 3), curve[::-1]) == parallel.less_curve(
         outcome(70, 3), curve
     )
@@ -105,10 +101,8 @@ def test_the_fastest_row_within_a_point_is_named_and_judged():
 def test_a_row_is_what_plain_generation_gives(monkeypatch):
     monkeypatch.setattr(parallel, "GRID", FEW)
     found = parallel.measure(parallel.TASKS["nim"], parallel.Options(num=7, batch_size=3))
-    engine, problems = (
-        Engine("llada", pretrained="nim", device="cpu", dtype="float32"),
-        nim.problems("test", 7),
-    )
+    engine = Engine("llada", pretrained="nim", device="cpu", dtype="float32")
+    problems = nim.problems("test", 7)
     assert list(found)[0] == parallel.ONE and set(found[parallel.ONE].forwards) == {8}
     for name, options in (
         ("threshold 0.9", dict(threshold=0.9)),
@@ -128,10 +122,8 @@ def test_a_row_is_what_plain_generation_gives(monkeypatch):
 
 
 def test_a_model_without_a_policy_is_remembered_too():
-    engine, config = (
-        Engine("llada", pretrained="nim", device="cpu"),
-        SamplerConfig(gen_length=8, threshold=0.9),
-    )
+    engine = Engine("llada", pretrained="nim", device="cpu")
+    config = SamplerConfig(gen_length=8, threshold=0.9)
     prompts = [engine.encode(problem.position) for problem in nim.problems("test", 3)]
     plain, ours = (
         generate(engine.model, prompts, config, special=engine.special, denoise=denoise)
@@ -158,10 +150,8 @@ def test_the_command_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsy
             1 <= row["mean_forwards"] <= rows[parallel.ONE]["mean_forwards"]
             for row in rows.values()
         )
-        assert (
-            "less_threshold" not in rows["threshold 0.9"]
-            and rows["error_budget 0.2"]["less_threshold"]["low"] is not None
-        )
+        assert "less_threshold" not in rows["threshold 0.9"]
+        assert rows["error_budget 0.2"]["less_threshold"]["low"] is not None
     printed = capsys.readouterr().out
     assert all(
         text in printed for text in ["error_budget 0.03", "sudoku4, 6 problems", "target 2: "]

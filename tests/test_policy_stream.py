@@ -135,9 +135,8 @@ def test_saving_then_loading_a_head_is_bit_equal_and_ready_for_inference(
         loaded = load_policy(tmp_path / name, model)
         assert (loaded.d_model, loaded.width, loaded.training) == (32, width, False)
         state, expected = loaded.state_dict(), head.state_dict()
-        assert state.keys() == expected.keys() and all(
-            torch.equal(state[key], expected[key]) for key in state
-        )
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[key], expected[key]) for key in state)
         assert not any(
             parameter.requires_grad or parameter.is_meta for parameter in loaded.parameters()
         )
@@ -303,10 +302,8 @@ def test_the_denoisers_confidence_is_the_head_on_the_conditional_hidden_state(ma
 
 def test_the_heads_denoiser_predicts_what_the_plain_one_does(make_model):
     model = make_model()
-    canvas, at = (
-        Canvas(torch.tensor([[PADDING, 5, MASK, 7], [8, 9, MASK, MASK]]), torch.tensor([2, 2])),
-        torch.tensor([[0, 1], [1, 0]]),
-    )
+    canvas = Canvas(torch.tensor([[PADDING, 5, MASK, 7], [8, 9, MASK, MASK]]), torch.tensor([2, 2]))
+    at = torch.tensor([[0, 1], [1, 0]])
     plain, scored = (
         denoise(canvas, slice(2, 4))
         for denoise in (model_denoiser(model), policy_denoiser(model, random_head()))
@@ -425,9 +422,8 @@ def test_the_bi_tower_lists_as_many_states_as_a_plain_model(remedi):
     ids = recorded["input_ids"][:1]
     states = model.hidden_states(ids, every_layer=True)
     assert len(states) == 32 + 1
-    assert torch.equal(states[0], model.embedding(ids)) and torch.equal(
-        states[-1], model.hidden_states(ids)
-    )
+    assert torch.equal(states[0], model.embedding(ids))
+    assert torch.equal(states[-1], model.hidden_states(ids))
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,8 @@ def save_qwen(folder: Path) -> None:
     """As Qwen publishes it: the body under model., the head's four tensors, a class
     that transformers lacks, its code named but absent.
     """
-    body, head = (
-        random_model(transformers.Qwen2Model, transformers.Qwen2Config(**SHAPE)),
-        qwen_head(),
-    )
+    body = random_model(transformers.Qwen2Model, transformers.Qwen2Config(**SHAPE))
+    head = qwen_head()
     body.save_pretrained(folder)
     state = {f"model.{name}": tensor for name, tensor in body.state_dict().items()}
     save_file(
@@ -213,10 +211,8 @@ def token_classification_oracle(folder: Path, question: str, steps: list[str]) -
         folder, dtype=torch.float32
     ).eval()
     tokenizer, separator = load_tokenizer(folder), "\n\n"
-    ids, scores = (
-        [tokenizer.bos_token_id, *tokenizer(question, add_special_tokens=False)["input_ids"]],
-        [],
-    )
+    ids = [tokenizer.bos_token_id, *tokenizer(question, add_special_tokens=False)["input_ids"]]
+    scores = []
     # by prefixes: a causal model gives each step the same score before the next one is
     # known
     for step in steps:
@@ -317,11 +313,9 @@ def test_read_positions_stand_where_the_family_puts_them(saved, name):
     scorer, tokenizer = scorer_of(saved[name], name), load_tokenizer(saved[name])
     for question, steps in SOLUTIONS:
         ids, positions = scorer.encode(question, steps)
-        assert (
-            len(positions) == len(steps)
-            and positions == sorted(set(positions))
-            and positions[-1] < len(ids)
-        )
+        assert len(positions) == len(steps)
+        assert positions == sorted(set(positions))
+        assert positions[-1] < len(ids)
         follows = name.endswith("chat")  # read before the marker
         marks = [ids[position + follows] for position in positions]
         mark = {"qwen": "<extra_0>", "token_classification": "Ċ", "math_shepherd": "ки"}.get(
@@ -387,10 +381,8 @@ def test_a_tokenizer_that_marks_spaces_reads_the_token_with_its_space(tmp_path):
     )
     tokens = load_tokenizer(tmp_path).convert_ids_to_tokens(ids)
     assert tokens[:3] == [BOS, "▁ки", "?"] and tokens.count("▁ки") == 4
-    assert (
-        tokens[positions[0] - 2 : positions[0] + 3] == ["▁ки", ".", "▁ки", "\n", "S"]
-        and positions[1] == len(ids) - 1
-    )
+    assert tokens[positions[0] - 2 : positions[0] + 3] == ["▁ки", ".", "▁ки", "\n", "S"]
+    assert positions[1] == len(ids) - 1
 
 
 def test_token_class_ids_are_those_of_training_piece_by_piece(saved):
@@ -406,7 +398,8 @@ def test_token_class_ids_are_those_of_training_piece_by_piece(saved):
         "c",
         "Ċ",
         "Ċ",
-    ] and positions == [5, 8]
+    ]
+    assert positions == [5, 8]
 
 
 @pytest.mark.parametrize(
@@ -417,9 +410,8 @@ def test_the_separator_is_the_files_or_the_one_given_with_quotes_read_as_json(sa
     scorer = scorer_of(saved["token_classification"], "token_classification", prm_separator=given)
     assert scorer.options == {"prm_separator": used}
     ids, positions = scorer.encode("q", ["a"])
-    assert load_tokenizer(saved["token_classification"]).decode(
-        ids
-    ) == f"{BOS}qa{used}" and positions == [len(ids) - 1]
+    assert load_tokenizer(saved["token_classification"]).decode(ids) == f"{BOS}qa{used}"
+    assert positions == [len(ids) - 1]
 
 
 def test_published_markers_can_be_replaced(saved):

@@ -45,10 +45,8 @@ def having(name: str, tensor: Tensor) -> Damage:
 
 def merge(folder: Path, left: str, right: str) -> None:
     """Teach the byte tokenizer a merge."""
-    raw, tokenizer = (
-        json.loads((folder / "tokenizer.json").read_text()),
-        Tokenizer.from_file(str(folder / "tokenizer.json")),
-    )
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     symbols = [tokenizer.encode(part, add_special_tokens=False).tokens[0] for part in (left, right)]
     raw["model"]["vocab"].update(
         {token["content"]: token["id"] for token in raw["added_tokens"]}, **{"".join(symbols): 280}

@@ -136,12 +136,10 @@ def test_a_row_is_right_while_the_rest_of_the_grid_can_be_filled(puzzle, rows):
 
 def test_generated_solutions_are_of_their_split_reproducible_and_labelled_both_ways():
     rows, test = solutions_in_steps("train", 300), solutions_in_steps("test", 300)
-    assert rows[:50] == solutions_in_steps("train", 50) and rows[:50] != solutions_in_steps(
-        "train", 50, seed=1
-    )
-    assert {sudoku.split_of(row.prompt) for row in rows} == {"train"} and {
-        sudoku.split_of(row.prompt) for row in test
-    } == {"test"}
+    assert rows[:50] == solutions_in_steps("train", 50)
+    assert rows[:50] != solutions_in_steps("train", 50, seed=1)
+    assert {sudoku.split_of(row.prompt) for row in rows} == {"train"}
+    assert {sudoku.split_of(row.prompt) for row in test} == {"test"}
     assert not {row.prompt for row in rows} & {
         problem.puzzle for problem in sudoku.problems("test", sudoku.DEFAULT_NUM_TEST)
     }
@@ -280,9 +278,8 @@ def test_a_run_from_a_causal_lm_says_that_its_head_is_fresh_and_leaves_what_othe
     before, after = logged(folder, "eval_loss")
     assert after < before and len(logged(folder, "eval_step_auc")) == 2
     config = json.loads((folder / "config.json").read_text())
-    assert config["step_separator"] == ";" and config["architectures"] == [
-        "Qwen2ForTokenClassification"
-    ]
+    assert config["step_separator"] == ";"
+    assert config["architectures"] == ["Qwen2ForTokenClassification"]
     assert config["training"]["command"].startswith("python -m training.prm_sft --model ")
     assert config["training"]["metrics"]["loss"] == after
     model, found = AutoModelForTokenClassification.from_pretrained(folder, output_loading_info=True)
@@ -428,10 +425,8 @@ def test_a_separator_of_backslash_and_n_is_taken_as_it_is_and_said(base, data, c
     job = reward.checkpoint_prm_job(
         PRMOptions(model=str(base), data=str(data), separator=r"\n"), seed=0
     )
-    assert (
-        job.model.config.step_separator == r"\n"
-        and "a backslash and an n, not a newline" in caplog.text
-    )
+    assert job.model.config.step_separator == r"\n"
+    assert "a backslash and an n, not a newline" in caplog.text
 
 
 @pytest.mark.slow

@@ -176,9 +176,8 @@ def test_gptq_dequantises_what_an_independent_packer_packed(
         load_model(tmp_path, **CPU, quantize=quantize) for quantize in (None, "packed")
     )
     state = dequantised.state_dict()
-    assert len(weights) == 14 and all(
-        torch.equal(state[name], weight) for name, weight in weights.items()
-    )
+    assert len(weights) == 14
+    assert all(torch.equal(state[name], weight) for name, weight in weights.items())
     assert torch.equal(logits(dequantised), logits(packed_model))
 
 
@@ -187,10 +186,8 @@ def test_gptq_packed_is_dequantised_in_bfloat16_too(gptq):
         load_model(gptq, device="cpu", dtype="bfloat16", quantize=quantize)
         for quantize in (None, "packed")
     ]
-    assert (
-        torch.equal(logits(models[0]), logits(models[1]))
-        and logits(models[0]).dtype == torch.bfloat16
-    )
+    assert torch.equal(logits(models[0]), logits(models[1]))
+    assert logits(models[0]).dtype == torch.bfloat16
 
 
 def test_gptq_packed_linears_take_four_bits_and_their_scales(gptq):
@@ -334,14 +331,11 @@ def test_only_the_blocks_linears_are_quantised(tmp_path, make_model, method, fie
         else:
             assert type(module) is type(before)
             for leaf, tensor in before.named_parameters(recurse=False):
-                assert (
-                    torch.equal(getattr(module, leaf), tensor)
-                    and type(getattr(module, leaf)) is nn.Parameter
-                )
+                assert torch.equal(getattr(module, leaf), tensor)
+                assert type(getattr(module, leaf)) is nn.Parameter
     assert num_changed == 14
-    assert not model.training and not any(
-        parameter.requires_grad for parameter in model.parameters()
-    )
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -534,11 +528,9 @@ def test_quantize_reaches_other_modules_by_the_name_of_their_blocks(tmp_path, me
         load_quantised(filled, files, **options, blocks="transformer.h.")
     record = load_quantised(filled, files, **options, blocks="model.layers.")
     assert record.method.startswith(method) and record.num_parameters == 64 * 65 + 2 * 65
-    layer, before, x = (
-        filled["model"]["layers"][0],
-        source["model"]["layers"][0],
-        torch.randn(5, 64),
-    )
+    layer = filled["model"]["layers"][0]
+    before = source["model"]["layers"][0]
+    x = torch.randn(5, 64)
     assert torch.equal(filled["score"].weight, source["score"].weight)
     weight = kept_weight(layer)
     # of either side: 64 products, a bias, a scale
@@ -644,6 +636,5 @@ def test_a_missing_package_is_named_with_its_install_line_before_the_folder_is_l
     package, _ = METHODS[method]
     monkeypatch.setitem(sys.modules, package, None)
     message = error_of(tmp_path / "none", ImportError, quantize=method)
-    assert message.startswith(f"quantize={method} needs {package} (") and message.endswith(
-        "pip install 'llada-plugins[quantize]'"
-    )
+    assert message.startswith(f"quantize={method} needs {package} (")
+    assert message.endswith("pip install 'llada-plugins[quantize]'")

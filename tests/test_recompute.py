@@ -167,6 +167,5 @@ def test_commands_recompute_and_end_with_the_same_weights(
         kept, recomputed = (
             load_file(tmp_path / folder / name) for folder in ("kept", "recomputed")
         )
-        assert kept.keys() == recomputed.keys() and all(
-            torch.equal(kept[weight], recomputed[weight]) for weight in kept
-        )
+        assert kept.keys() == recomputed.keys()
+        assert all(torch.equal(kept[weight], recomputed[weight]) for weight in kept)

@@ -202,9 +202,8 @@ def test_a_replacement_equal_to_the_clean_token_is_clean():
         r=1.0,
         replace=lambda noisy, chosen, tokens, generator: tokens[chosen],
     )
-    assert not noisy.incorrect.any() and torch.equal(
-        noisy.tokens[~noisy.masked], tokens[~noisy.masked]
-    )
+    assert not noisy.incorrect.any()
+    assert torch.equal(noisy.tokens[~noisy.masked], tokens[~noisy.masked])
 
 
 def test_alphabets_are_the_answers_tokens_and_the_vocabulary_without_special_ones():
@@ -344,10 +343,8 @@ def test_a_batch_without_any_noise_still_reaches_every_parameter_that_trains():
 
 
 def test_auc_is_the_share_of_pairs_in_order_ties_counting_one_half():
-    score, clean = (
-        torch.randint(0, 6, (60,), generator=noise(0)) / 5,
-        torch.rand(60, generator=noise(1)) < 0.6,
-    )
+    score = torch.randint(0, 6, (60,), generator=noise(0)) / 5
+    clean = torch.rand(60, generator=noise(1)) < 0.6
     pairs = [
         (a > b) + 0.5 * (a == b) for a in score[clean].tolist() for b in score[~clean].tolist()
     ]
@@ -358,10 +355,8 @@ def test_auc_is_the_share_of_pairs_in_order_ties_counting_one_half():
 
 
 def test_calibration_error_and_confusion_on_small_cases_by_hand():
-    probability, label = (
-        torch.tensor([0.1, 0.2, 0.7, 0.9, 1.0]),
-        torch.tensor([False, True, True, True, False]),
-    )
+    probability = torch.tensor([0.1, 0.2, 0.7, 0.9, 1.0])
+    label = torch.tensor([False, True, True, True, False])
     # two bins: (.3 / 2 against 1 / 2) and (2.6 / 3 against 2 / 3)
     assert expected_calibration_error(probability, label, bins=2) == pytest.approx(
         (abs(0.3 - 1) + abs(2.6 - 2)) / 5
@@ -388,10 +383,8 @@ def test_adapters_sit_in_the_blocks_alone_start_as_nothing_and_merge_into_the_sa
     names = [
         name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad
     ]
-    assert (
-        all(".blocks." in name and ".lora_" in name for name in names)
-        and len(names) == 2 * 7 * SHAPE["n_layers"]
-    )
+    assert all(".blocks." in name and ".lora_" in name for name in names)
+    assert len(names) == 2 * 7 * SHAPE["n_layers"]
     with torch.no_grad():
         for name, parameter in model.backbone.named_parameters():
             if ".lora_B." in name:
@@ -475,10 +468,8 @@ def test_a_frozen_run_leaves_a_head_that_ups_loads_and_the_backbone_as_it_was(
     assert {path.name for path in out.iterdir()} == HEAD | {"metrics.jsonl", "run.json"}
     config = json.loads((out / "ups_config.json").read_text())
     assert config["backbone"] == backbone_fingerprint(tiny) and config["width"] == 8
-    assert (
-        config["training"]["backbone"] == "tiny"
-        and config["training"]["options"]["r_incorrect"] == 0.1
-    )
+    assert config["training"]["backbone"] == "tiny"
+    assert config["training"]["options"]["r_incorrect"] == 0.1
     assert config["training"]["command"].startswith("python -m training.remask_sft --model tiny ")
     assert config["training"]["metrics"]["eval_ups_auc"] == logged(out, "eval_ups_auc")[-1]
     for metric in ("ups_auc", "tps_prob_auc", "ups_bce", "ups_ece"):
@@ -516,9 +507,8 @@ def test_a_run_that_changes_the_backbone_leaves_a_complete_checkpoint(tmp_path, 
     if "--joint" in flags:
         assert changed == tiny.state_dict().keys()
     else:
-        assert changed and all(
-            ".blocks." in name and not name.endswith("norm.weight") for name in changed
-        )
+        assert changed
+        assert all(".blocks." in name and not name.endswith("norm.weight") for name in changed)
     # by default, beside the checkpoint
     for ups in ({}, {"ups": str(out)}, {"ups": str(out / "ups")}):
         assert Engine("llada_ups", pretrained=str(out), device="cpu", **ups).sampler.source == "ups"
@@ -536,11 +526,9 @@ def test_the_adapted_model_and_the_checkpoint_of_it_have_the_same_logits(tmp_pat
     out = command(tmp_path, "out", "--lora", "--learning_rate", "1e-2")
     tokens = torch.randint(0, 256, (4, 33), generator=noise(0))
     with torch.no_grad():
-        adapted, loaded, tiny = (
-            seen[0].backbone(tokens),
-            load_model(out, device="cpu")(tokens),
-            load_model(device="cpu")(tokens),
-        )
+        adapted = seen[0].backbone(tokens)
+        loaded = load_model(out, device="cpu")(tokens)
+        tiny = load_model(device="cpu")(tokens)
     # Sums in another order; and the merge rounds each weight, which changes a product
     # as much as rounding the product does
     bound = sum(
@@ -572,10 +560,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, flags):
         *(["model.safetensors"] if {"--joint", "--lora"} & set(flags) else []),
     ):
         expected, found = load_file(whole / name), load_file(cut / name)
-        assert (
-            all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
-            and expected.keys() == found.keys()
-        )
+        assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+        assert expected.keys() == found.keys()
     assert logged(cut, "loss") == logged(whole, "loss")
 
 

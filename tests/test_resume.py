@@ -170,9 +170,8 @@ def assert_same(out: Path, expected: Path) -> None:
     """Equal weights, bit by bit, and equal losses."""
     name = next(path.name for path in expected.glob("*.safetensors"))
     tensors, found = load_file(expected / name), load_file(out / name)
-    assert tensors.keys() == found.keys() and all(
-        torch.equal(tensor, found[key]) for key, tensor in tensors.items()
-    )
+    assert tensors.keys() == found.keys()
+    assert all(torch.equal(tensor, found[key]) for key, tensor in tensors.items())
     losses = [
         [
             row["loss"]
@@ -292,9 +291,8 @@ def test_a_full_disk_ends_with_one_line_and_keeps_the_checkpoint_before(
         sft.main(flags(files, out))
 
     text = message_of(work, tmp_path / "note")
-    assert (
-        text.startswith(f"error: checkpoint-3 could not be written to {out} (") and "\n" not in text
-    )
+    assert text.startswith(f"error: checkpoint-3 could not be written to {out} (")
+    assert "\n" not in text
     assert text.endswith(f"{out / 'checkpoint-2'} is whole: make room, then continue with --resume")
     weights = (files / "model" / "model.safetensors").stat().st_size
     assert (size < weights) == (file == "weights")
@@ -325,10 +323,8 @@ def test_a_full_disk_at_the_end_names_the_last_checkpoint(files, tmp_path):
         sft.main(flags(files, out))
 
     text = message_of(work, tmp_path / "note")
-    assert (
-        text.startswith("error: the model could not be written to ")
-        and f"{out / f'checkpoint-{STEPS}'} is whole" in text
-    )
+    assert text.startswith("error: the model could not be written to ")
+    assert f"{out / f'checkpoint-{STEPS}'} is whole" in text
     assert not list(out.glob("*.safetensors")) and not list(out.glob(".*"))
 
 
@@ -336,11 +332,9 @@ def test_an_output_that_cannot_be_written_ends_with_one_line(files, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as exit_info:
         sft.main(flags(files, tmp_path / "file" / "out"))
-    assert (
-        str(exit_info.value.code).startswith("error: ")
-        and "\n" not in str(exit_info.value.code)
-        and "file" in str(exit_info.value.code)
-    )
+    assert str(exit_info.value.code).startswith("error: ")
+    assert "\n" not in str(exit_info.value.code)
+    assert "file" in str(exit_info.value.code)
 
 
 def test_an_error_while_writing_leaves_the_file_as_it_was(tmp_path, make_model, monkeypatch):

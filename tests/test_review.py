@@ -475,11 +475,9 @@ def test_bad_options_are_named(options, message):
 
 
 def test_published_defaults():
-    vanilla, legacy, window = (
-        ReviewConfig(method="vanilla"),
-        ReviewConfig(backmasking_rule="legacy"),
-        ReviewConfig(method="window"),
-    )
+    vanilla = ReviewConfig(method="vanilla")
+    legacy = ReviewConfig(backmasking_rule="legacy")
+    window = ReviewConfig(method="window")
     assert (vanilla.candidates, vanilla.rounds) == (5, 0)
     assert (
         legacy.candidates,

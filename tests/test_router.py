@@ -191,11 +191,9 @@ def seed_by_hand(router: Router, prompt: Tensor, mask_embedding: Tensor, place: 
     for layer in router.stack:
         if layer.attention is not None:
             w, b = layer.attention.in_proj_weight.chunk(3), layer.attention.in_proj_bias.chunk(3)
-            q, k, v = (
-                w[0] @ normed(layer.norm, x) + b[0],
-                keys @ w[1].T + b[1],
-                keys @ w[2].T + b[2],
-            )
+            q = w[0] @ normed(layer.norm, x) + b[0]
+            k = keys @ w[1].T + b[1]
+            v = keys @ w[2].T + b[2]
             width = D // router.config.heads
             heads = []
             for first in range(0, D, width):
@@ -229,10 +227,8 @@ def test_route_equals_a_row_by_row_position_by_position_implementation(model, ki
                 )
                 torch.testing.assert_close(routed_row[column], expected, atol=bound, rtol=0)
             elif token != PADDING:
-                assert (
-                    torch.equal(routed_row[column, 0], model.embedding.weight[token])
-                    and not routed_row[column, 1:].any()
-                )
+                assert torch.equal(routed_row[column, 0], model.embedding.weight[token])
+                assert not routed_row[column, 1:].any()
 
 
 def test_prompt_places_beyond_the_routers_reach_share_one_position(model):
@@ -327,11 +323,9 @@ def test_without_a_masked_answer_position_the_output_is_the_baselines_to_the_bit
 
 
 def test_a_replacing_router_changes_seeds_logits_and_answers(model):
-    router, tokens, lengths = (
-        fresh_router("replace"),
-        torch.tensor([[5, 6, MASK, 9, MASK]]),
-        torch.tensor([2]),
-    )
+    router = fresh_router("replace")
+    tokens = torch.tensor([[5, 6, MASK, 9, MASK]])
+    lengths = torch.tensor([2])
     changed = (
         route(router, model.embedding, tokens, lengths, MASK) != model.embedding(tokens)
     ).any(-1)
@@ -358,20 +352,17 @@ def test_guidances_blank_prompt_keeps_the_static_embedding_and_its_answer_is_rou
     static = model.embedding.weight[MASK]
     blank = seen[0].embeds[2:]
     assert torch.equal(blank[0, :3], static.expand(3, -1)) and torch.equal(blank[1, 2], static)
-    assert (blank[:, 3:] != static).any(-1).all() and (blank[:, 3:] != seen[0].embeds[:2, 3:]).any(
-        -1
-    ).all()
+    assert (blank[:, 3:] != static).any(-1).all()
+    assert (blank[:, 3:] != seen[0].embeds[:2, 3:]).any(-1).all()
 
 
 # ---- seeds before several blocks
 
 
 def test_each_block_reads_its_input_plus_its_seeds_whichever_way_the_model_is_called(make_model):
-    model, router, start = (
-        make_model(n_layers=3),
-        random_router("residual", blocks=3),
-        torch.tensor([2]),
-    )
+    model = make_model(n_layers=3)
+    router = random_router("residual", blocks=3)
+    start = torch.tensor([2])
     tokens = torch.tensor([[5, 6, MASK, 9, MASK]])
     seeds = route_blocks(router, model.embedding, tokens, start, MASK)
     seen: list[Tensor] = []
@@ -387,9 +378,8 @@ def test_each_block_reads_its_input_plus_its_seeds_whichever_way_the_model_is_ca
         handle.remove()
     first, after_first, second, after_second, third, _ = seen[:6]
     assert torch.equal(first, seeds[:, :, 0])
-    assert torch.equal(second, after_first + seeds[:, :, 1]) and torch.equal(
-        third, after_second + seeds[:, :, 2]
-    )
+    assert torch.equal(second, after_first + seeds[:, :, 1])
+    assert torch.equal(third, after_second + seeds[:, :, 2])
     assert seeds[0, [2, 4], 1:].abs().amax(-1).min() > 0.01 and not seeds[0, [0, 1, 3], 1:].any()
     assert all(torch.equal(one, other) for one, other in zip(seen[:6], seen[6:]))
     assert not any(block._forward_pre_hooks for block in blocks_of(model))
@@ -412,11 +402,9 @@ def test_with_keys_and_values_at_hand_some_columns_get_what_they_get_among_all(m
 
 
 def test_blocks_are_left_as_they_were_even_where_a_forward_fails(model):
-    router, tokens, start = (
-        random_router("both blocks"),
-        torch.tensor([[5, MASK]]),
-        torch.tensor([1]),
-    )
+    router = random_router("both blocks")
+    tokens = torch.tensor([[5, MASK]])
+    start = torch.tensor([1])
 
     def fail(canvas: Canvas, window: slice) -> Prediction:
         raise RuntimeError("out of memory")
@@ -474,10 +462,8 @@ def test_seeds_that_a_block_remembers_are_those_of_its_later_steps(model, kind):
 
 
 def test_the_router_runs_once_a_block(model):
-    router, config = (
-        random_router("both blocks"),
-        SamplerConfig(gen_length=12, block_length=4, cfg_scale=1.0, cache="dual"),
-    )
+    router = random_router("both blocks")
+    config = SamplerConfig(gen_length=12, block_length=4, cfg_scale=1.0, cache="dual")
     ran: list[int] = []
     handle = router.register_forward_hook(lambda module, inputs, output: ran.append(len(output)))
     denoise = routed(model_denoiser(model), router, model.embedding, MASK, blocks_of(model))
@@ -612,10 +598,8 @@ def test_the_gradient_reaches_the_router_and_nothing_else(make_model, fields):
     module = RoutedLLaDA(
         make_model().requires_grad_(True), Router(RouterConfig(d_model=D, **fields)), MASK
     )
-    tokens, lengths = (
-        torch.tensor([[5, 6, MASK, MASK], [MASK] * 4, [7, MASK, 8, MASK]]),
-        torch.tensor([2, 0, 1]),
-    )
+    tokens = torch.tensor([[5, 6, MASK, MASK], [MASK] * 4, [7, MASK, 8, MASK]])
+    lengths = torch.tensor([2, 0, 1])
     F.cross_entropy(
         module(tokens, prompt_lengths=lengths).flatten(0, 1), torch.arange(12)
     ).backward()

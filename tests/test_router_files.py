@@ -75,11 +75,9 @@ def test_saving_then_loading_a_router_is_bit_equal_and_ready_for_inference(tmp_p
     save_router(router, tmp_path, backbone_fingerprint(model))
     loaded = load_router(tmp_path, model)
     state = loaded.state_dict()
-    assert (
-        loaded.config == router.config
-        and not loaded.training
-        and not any(parameter.requires_grad for parameter in loaded.parameters())
-    )
+    assert loaded.config == router.config
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert state.keys() == router.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in router.state_dict().items())
 

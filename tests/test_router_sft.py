@@ -140,10 +140,8 @@ def test_the_router_changes_and_no_bit_of_the_backbone_does(job, tmp_path, chang
 )
 @torch.no_grad()  # with gradients the CPU attends by another kernel, which rounds differently
 def test_training_starts_from_exactly_the_plain_models_loss(job, changed):
-    model, batch = (
-        routing.routed_model(job, config(**changed), noise(0)),
-        job.collate(job.train[:16]),
-    )
+    model = routing.routed_model(job, config(**changed), noise(0))
+    batch = job.collate(job.train[:16])
     plain = objectives.sft(model.mask_id)(job.model, batch, noise(1))
     routed = objectives.routed_sft(model.mask_id)(model, batch, noise(1))
     assert torch.equal(plain.sum, routed.sum) and torch.equal(plain.count, routed.count)

@@ -629,10 +629,8 @@ def test_confidence_equals_its_definition(source):
     logits = 3 * torch.randn(2, 5, VOCAB, generator=generator)
     tokens = torch.randint(VOCAB, (2, 5), generator=generator)
     drawn = torch.rand(2, 5, generator=generator, dtype=torch.float64)
-    policy, masked = (
-        torch.randn(2, 5, generator=generator),
-        torch.rand(2, 5, generator=generator) < 0.5,
-    )
+    policy = torch.randn(2, 5, generator=generator)
+    masked = torch.rand(2, 5, generator=generator) < 0.5
     score = CONFIDENCE[source](Candidates(logits, tokens, masked, policy, False, lambda: drawn))
     for row in range(2):
         for column in range(5):
@@ -807,10 +805,8 @@ def test_logits_of_some_places_are_those_of_the_window(wrap):
 
 
 def test_guidance_of_scale_zero_is_the_conditional_prediction():
-    canvas, at = (
-        Canvas(torch.tensor([[5, 6, MASK, MASK]]), torch.tensor([2])),
-        torch.tensor([[0, 1]]),
-    )
+    canvas = Canvas(torch.tensor([[5, 6, MASK, MASK]]), torch.tensor([2]))
+    at = torch.tensor([[0, 1]])
     plain = toy_denoiser()(canvas, slice(2, 4)).logits_at(at)
     torch.testing.assert_close(
         guided(toy_denoiser(), 0.0, MASK)(canvas, slice(2, 4)).logits_at(at),
@@ -883,10 +879,8 @@ def test_the_tail_is_reached_and_what_has_no_probability_is_not(drawn, token):
 
 def test_sampled_tokens_do_not_depend_on_the_rows_beside_them():
     logits = 3 * torch.randn(5, 30, 1000, generator=torch.Generator().manual_seed(6))
-    drawn, config = (
-        uniform(torch.arange(5)[:, None], 0, torch.arange(30), 1),
-        SamplerConfig(temperature=1.0),
-    )
+    drawn = uniform(torch.arange(5)[:, None], 0, torch.arange(30), 1)
+    config = SamplerConfig(temperature=1.0)
     together = propose(logits, config, lambda: drawn)
     assert together.shape == (5, 30)
     for row in range(5):
@@ -1088,10 +1082,8 @@ def naive_remedi(
     whole block stand, all others are masked.
     """
     denoise = guided(denoise, cfg_scale, MASK) if cfg_scale else denoise
-    row, per_block = (
-        prompt + [MASK] * gen_length * (sampling_method == "semi_ar_padding"),
-        steps * block_length // gen_length,
-    )
+    row = prompt + [MASK] * gen_length * (sampling_method == "semi_ar_padding")
+    per_block = steps * block_length // gen_length
     increments = [block_length // per_block] * per_block
     for last in range(block_length % per_block):
         increments[-1 - last] += 1

@@ -207,10 +207,8 @@ def test_the_score_of_a_joint_run_is_that_of_the_models_own_stream(tmp_path, bi_
     remask_sft.main(["--model", str(bi_tower), *flags, "--output_dir", str(tmp_path / "out"), *RUN])
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert 0 <= config["training"]["metrics"]["eval_ups_auc"] <= 1
-    assert (
-        not (tmp_path / "out" / "ups").exists()
-        and not (tmp_path / "out" / "ups.safetensors").exists()
-    )
+    assert not (tmp_path / "out" / "ups").exists()
+    assert not (tmp_path / "out" / "ups.safetensors").exists()
     policy = Engine("llada_ups", pretrained=str(tmp_path / "out"), device="cpu").prepared.policy
     assert policy.startswith("RemeDi's bi-tower")
 

@@ -90,10 +90,8 @@ def test_a_measured_bound_is_twice_the_error_of_float32_and_modules_stay_as_they
         exact = x.double() @ linear.weight.double().t() + linear.bias.double()
         bound = measured(product, linear)
         assert bound == twice_naive(product(linear), exact)
-    assert (
-        linear.weight.dtype == torch.float32 == torch.float
-        and torch.ones(1).half().float().dtype == torch.float32
-    )
+    assert linear.weight.dtype == torch.float32 == torch.float
+    assert torch.ones(1).half().float().dtype == torch.float32
     assert EPS < bound < rounding(2 * 301, x.abs() @ linear.weight.abs().t() + 1)
 
 

@@ -257,9 +257,8 @@ def test_the_command_writes_report_trajectories_and_plots(
         < report["decoding"]["random"]["masked_again"]
     )
     for name in PLOTS:
-        assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG") and (
-            output / f"{name}.png"
-        ).stat().st_size > 5000
+        assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (output / f"{name}.png").stat().st_size > 5000
     assert all(f"== {source}" in (output / "trajectories.txt").read_text() for source in sources)
     assert [path.name for path in output.parent.iterdir()] == ["report"]
     assert "| ups | " in capsys.readouterr().out
