@@ -1,15 +1,45 @@
-"""llada-plugins: evaluate and train LLaDA-family masked-diffusion language models in
-stock lm-eval and OpenCompass.
+"""llada-plugins: masked-diffusion language models in stock lm-eval and OpenCompass.
 
-Importing this package imports neither harness nor transformers; what `__all__` lists is
-the public API.
+It evaluates and trains LLaDA and its relatives. Importing this package imports neither
+harness nor transformers; what `__all__` lists is the public API.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from .diffusion.denoiser import Canvas, Denoiser, Prediction
+    from .diffusion.guidance import guided
+    from .engine.config import EngineConfig
+    from .engine.engine import Engine
+    from .likelihood.estimate import LogLikelihood, log_likelihood
+    from .methods.router import routed
+    from .models.loading import load_model
+    from .models.special_tokens import SpecialTokens
+    from .sampling.config import SamplerConfig
+    from .sampling.generate import generate
+    from .sampling.sampler import Sample, Step
+
+# written out, since type checkers do not run code
+__all__ = [
+    "load_model",
+    "SpecialTokens",
+    "SamplerConfig",
+    "Sample",
+    "Step",
+    "generate",
+    "log_likelihood",
+    "LogLikelihood",
+    "Canvas",
+    "Denoiser",
+    "Prediction",
+    "guided",
+    "routed",
+    "Engine",
+    "EngineConfig",
+]
 _HOMES = {
     "load_model": "models.loading",
     "SpecialTokens": "models.special_tokens",
@@ -27,13 +57,11 @@ _HOMES = {
     "Engine": "engine.engine",
     "EngineConfig": "engine.config",
 }
-__all__ = list(_HOMES)
 
+if not TYPE_CHECKING:  # to a type checker it would say that every name exists, as Any
 
-def __getattr__(name: str) -> Any:
-    """Public names are imported when asked for, so that the lm-eval hook and `--help`
-    do not pay for torch.
-    """
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> object:
+        """The public name, imported when asked for: the hook and --help need no torch."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
