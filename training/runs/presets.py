@@ -1,79 +1,38 @@
-"""Training runs by name: model, data and hyper-parameters; every flag of the command
-line still overrides them.
+"""Training runs by name: model, data and hyper-parameters; every flag still overrides them.
 
-sudoku4: the tiny model shipped in llada_plugins/tiny/sudoku4. 4x4 sudoku, byte-level
-tokens, 0.85 M parameters.
-  reproduces  no paper's table; a converged backbone for the decoding, UPS, ALA and PRM comparisons on CPU
-  command     python -m training.sft --preset sudoku4 --output_dir outputs/sudoku4
-  cost        1000 updates of 64: 99 s on two idle cores with bf16 (168 CPU-seconds). On busy cores take --num_threads 1 (134 CPU-seconds):
-              two threads then wait for each other, and other rounding gives another, equally valid model
-  scores      greedy low-confidence decoding, one block, held-out puzzles, any valid completion counts:
-              steps                            4     6     8     12    16    8 (random order)
-              the shipped weights, n = 500    .588  .724  .772  .908  .992  .632
-              the shipped weights, n = 2000   .565  .716  .745  .912  .986  .611
-              --num_threads 1, n = 2000       .517  .697  .730  .870  .969  .509
+None reproduces a paper's table. Scores are of the shipped weights on held-out problems.
+docs/tiny-models.md has all that was measured, its intervals, and what was tried.
 
-sudoku4_ups: the UPS head shipped beside that model, in llada_plugins/tiny/sudoku4/ups.
-16.6 k parameters on the frozen backbone.
-  reproduces  no paper's table; RemeDi's Remask SFT (arXiv 2509.23653) with a light head
-  command     python -m training.remask_sft --preset sudoku4_ups --output_dir outputs/sudoku4_ups
-  cost        500 updates of 64: 55 CPU-seconds on one thread, of which 10 are start and evaluations
-  scores      the sampler of the same puzzles, 8 steps, n = 2000, any valid completion counts; 95 % intervals by paired bootstrap:
-              tokens stay, tps_prob .745; revise=true with random .573, tps_prob .770, ups .821, ups_all .775
-              ups - plain +.076 [.059, .093]; ups - tps_prob +.052 [.030, .074]; tps_prob - random +.197 [.171, .223]
-              AUC of clean against incorrect tokens, h and tps_prob: answers .897 and .719, samples .794 and .496, vocabulary .727 and .995
-  tried       250 updates at 2e-3, as a smaller study had it: AUC .760, ups - plain +.079 [.061, .097]; 1000 at 2e-3: AUC .908
+sudoku4: 4x4 sudoku from scratch, 0.85 M parameters, shipped in llada_plugins/tiny/sudoku4.
+  command  python -m training.sft --preset sudoku4 --output_dir outputs/sudoku4
+  cost     1000 updates of 64: 168 CPU-seconds with bf16
+  score    .986 at 16 steps, .745 at 8 (n = 2000)
 
-nim_any_move, then nim: the model shipped in llada_plugins/tiny/nim, of sudoku4's shape.
-Nim with 2-4 heaps of 1-7.
-  reproduces  no paper's table; a backbone for the comparison of routers (ALA) with their control
-  command     python -m training.sft --preset nim_any_move --output_dir outputs/nim_any_move
-              python -m training.sft --preset nim --output_dir outputs/nim                    starts from ./outputs/nim_any_move
-  cost        6000 updates of 64, then 1000: 460 + 64 CPU-seconds on one thread
-  scores      decoding as above, 1000 held-out positions, any winning move counts (500 each out of distribution):
-              steps                            2     4     8     8 (random order)   8, more heaps   8, larger heaps
-              the shipped weights             .630  .774  .835  .729               .012            .086
-              nim_any_move alone              .519  .648  .732  .628               .016            .092
-  tried       4500 updates from scratch on nim's answers: .586 at 8 steps, but .779 on positions that it was trained on
+sudoku4_ups: a UPS head of 16.6 k parameters on it, shipped in its folder ups.
+  command  python -m training.remask_sft --preset sudoku4_ups --output_dir outputs/sudoku4_ups
+  cost     500 updates of 64: 55 CPU-seconds
+  score    .821 at 8 steps with revise=true (n = 2000)
 
-nim_router, sudoku4_router: the routers shipped in the folders `router` of these models,
-100 k parameters.
-  reproduces  no paper's table; the plan's router-only training
-  command     python -m training.router_sft --preset sudoku4_router --output_dir outputs/sudoku4_router        (nim_router alike)
-  cost        150 updates of 128: 74 CPU-seconds on sudoku4, 29 on Nim, evaluations included
-  scores      masked cross-entropy on held-out problems by benchmarks/ala_report.py, 3 seeds, 1000 problems, 95 % intervals over problems:
-              sudoku4  .1402 without; the router -.0029 +-.0008, the static bias without any prompt -.0030 +-.0009
-              nim      .1106 without; the router +.0013 +-.0008, the static bias +.0133 +-.0047
-              on sudoku4 all that the router gains the static bias gains too, and accuracy does not move; on Nim, whose backbone knows its
-              positions by heart, both lose: at 8 steps -.012 +-.007 and -.019 +-.008 of .835, and nothing moves out of distribution
-  tried       on Nim, 2 layers with an MLP: two seeds alike, the third broke the model (.512). The intervals do not cover seeds.
-              The rate is too high, not that seed: one update can move a seed by 128 x 2e-3 where embeddings have RMS .08 (.03 on sudoku).
-              In the warm-up the gradient's norm goes from .1 to over 200 and the loss above 1.6 with seed 0 too, which comes back to
-              .1066; seed 2 ends at .2459 (.1030 before). Seed 2 with --max_grad_norm 0.1: .1023; --learning_rate 1e-3: .1047, 5e-4:
-              .1025; --adam_beta2 0.98: .1048, all with norms of 37 to 211 on the way. --router_scaled --learning_rate 1e-3: .1019,
-              norm 0.082 and loss 0.1056 at most; benchmarks/ala_report.py takes it for the deep ones
+nim_any_move, then nim: the second starts from ./outputs/nim_any_move; shipped in tiny/nim.
+  command  python -m training.sft --preset nim_any_move --output_dir outputs/nim_any_move
+           python -m training.sft --preset nim --output_dir outputs/nim
+  cost     6000 updates of 64, then 1000: 460 + 64 CPU-seconds
+  score    .835 at 8 steps (n = 1000)
 
-wikitext2: a byte-level model of sudoku4's shape on WikiText-2, the mask-and-refine
-proof of concept; shipped nowhere.
-  reproduces  no paper's table
-  command     python -m training.pretrain --preset wikitext2 --output_dir outputs/wikitext2
-              where there is no network --dataset FOLDER --train_split valid --eval_split test, as measured here
-  cost        6000 updates of 16 rows of 128: 503 CPU-seconds on one thread, evaluations and samples included
-  scores      trained on the 1.1 MB of valid.txt (11 epochs), bound on 512 rows of test.txt, nats a byte: 6.058 before training, then after each
-              500 updates 2.345, 2.155, 2.082, 2.022, 1.981, 1.941, 1.900, 1.874, 1.853, 1.840, 1.831, 1.829: a perplexity of 6.23 a byte at most
-  tried       the average of weights (EMA, .99; .994 is worse) in place of the last ones, 1500 updates, one seed: cosine 2.052 for 2.051;
-              --lr_scheduler_type warmup_stable_decay over the last 450 updates 2.029 for 2.028; a constant rate 2.022 for 2.083. It does
-              what a decay does, and a decay is there already
+nim_router, sudoku4_router: routers of 100 k parameters, shipped in their folders router.
+  command  python -m training.router_sft --preset sudoku4_router --output_dir outputs/sudoku4_router
+  cost     150 updates of 128: 74 CPU-seconds on sudoku4, 29 on Nim
+  score    masked cross-entropy -.0029 +-.0008 of .1402 on sudoku4, +.0013 +-.0008 of .1106 on Nim
 
-sudoku4_prm: the process reward model shipped in llada_plugins/tiny/sudoku4/prm. 124 k
-parameters, two causal layers.
-  reproduces  no paper's table; a verifier of rows for candidates and back-masking (LLaDA-R3)
-  command     python -m training.prm_sft --preset sudoku4_prm --output_dir outputs/sudoku4_prm
-  cost        500 updates of 64: 34 CPU-seconds on one thread, start and measurement included
-  scores      AUC of right against wrong rows of the tiny model's answers to 500 held-out puzzles, one forward a row; in brackets that of
-              the tiny model's own probability of the row:        greedy .996 (.714), sampled at temperature .7 .992 (.720)
-  tried       weights drawn at transformers' .02 instead of .1 learn little in 500 updates: AUC .64 at most; mistakes near a right row
-              instead of random digits: .94
+wikitext2: a byte-level language model for mask-and-refine; shipped nowhere.
+  command  python -m training.pretrain --preset wikitext2 --output_dir outputs/wikitext2
+  cost     6000 updates of 16 rows of 128: 503 CPU-seconds
+  score    at most 1.829 nats a byte, a perplexity of 6.23
+
+sudoku4_prm: a verifier of rows, 124 k parameters, shipped in the folder prm of sudoku4.
+  command  python -m training.prm_sft --preset sudoku4_prm --output_dir outputs/sudoku4_prm
+  cost     500 updates of 64: 34 CPU-seconds
+  score    AUC .996 on greedy answers, .992 on sampled ones
 """
 
 from __future__ import annotations
@@ -326,7 +285,7 @@ class PRMPreset:
     tokenizer: str
     # labelled solutions to train on, to evaluate on
     rows: Callable[[], tuple[list[StepRow], list[StepRow]]]
-    separator: str  # behind each step, read at its last token
+    separator: str  # after each step, which is read at its last token
     split: str  # what one step of an answer is: "block" of the sampler
     block_length: int  # tokens of such a block
     arguments: dict[str, Any]
