@@ -31,7 +31,8 @@ from typing import NamedTuple
 from llada_plugins.options.fields import arg
 from training.loop import objectives
 from training.runs import launch
-from training.runs.jobs import preset_job
+from training.runs.command import Run
+from training.runs.jobs import mask_id, preset_job
 from training.runs.options import SFTOptions
 from training.runs.presets import ROUTER_PRESETS, TINY_SHAPE, Preset
 
@@ -134,7 +135,8 @@ def train_backbone(folder: Path, updates: int) -> None:
         SFTOptions, "", ["--preset", "order", "--output_dir", str(folder)], presets
     )
     job = preset_job("order", arguments, presets)
-    launch.run(job, objectives.sft(job.model.config.mask_token_id), arguments, command)
+    objective = objectives.sft(mask_id(job.model.config))
+    launch.run(Run(job=job, objective=objective), arguments, command)
 
 
 def prepare(options: OrderOptions) -> Task:

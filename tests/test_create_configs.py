@@ -65,7 +65,7 @@ def test_every_flag_has_its_help_above_it(name):
 
 def test_every_training_command_has_a_file():
     places = Path(create_configs.__file__).parent.glob("*.py")
-    assert sorted(path.stem for path in places if "= launch.parse(" in path.read_text()) == sorted(
+    assert sorted(path.stem for path in places if "= Command(" in path.read_text()) == sorted(
         COMMANDS
     )
 

@@ -128,7 +128,7 @@ def recording_gradients(folder: Path) -> None:
                 folder / f"{state.global_step}.safetensors",
             )
 
-    trainer.MetricsFile.on_pre_optimizer_step = on_pre_optimizer_step
+    trainer.MetricsLog.on_pre_optimizer_step = on_pre_optimizer_step
 
 
 def fsdp_on_cpus() -> None:

@@ -538,8 +538,8 @@ def test_length_precision_clipping_and_the_cut_of_an_update_may_change(files, tm
 
 
 def test_what_is_compared_and_what_is_free_are_flags():
-    assert set(checkpoints.SAME) <= {field.name for field in fields(RunArguments)}
-    assert set(checkpoints.FREE) <= {
+    assert set(checkpoints.SHARED_ARGUMENTS) <= {field.name for field in fields(RunArguments)}
+    assert set(checkpoints.FREE_OPTIONS) <= {
         name for options, _ in COMMANDS.values() for name in names(options)
     }
 

@@ -27,6 +27,7 @@ from training.loop.trainer import noise
 from training.runs import launch
 from training.runs import router_run as routing
 from training.runs.arguments import RunArguments
+from training.runs.command import Run
 from training.runs.jobs import Job
 from training.runs.launch import run
 from training.runs.options import RouterOptions
@@ -123,13 +124,12 @@ def test_the_router_changes_and_no_bit_of_the_backbone_does(job, tmp_path, chang
         use_cpu=True,
         save_strategy="no",
     )
-    run(
-        job._replace(model=model),
-        objectives.routed_sft(model.mask_id),
-        arguments,
-        ["test"],
+    prepared = Run(
+        job=job.with_model(model),
+        objective=objectives.routed_sft(model.mask_id),
         save=routing.save_routed(job.model, ["test"]),
     )
+    run(prepared, arguments, ["test"])
     assert digest(job.model) == before
     assert digest(model.router) != router
     assert digest(load_router(tmp_path / "out", job.model)) == digest(model.router)

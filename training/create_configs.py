@@ -1,5 +1,4 @@
-"""Commented files for --config: every flag of every training command with its help text
-and its default.
+"""Commented files for --config: every flag of every training command, help and default.
 
 python -m training.create_configs --output configs/training
 python -m training.sft --config configs/training/sft.yaml
@@ -18,24 +17,24 @@ from typing import Any
 from llada_plugins.files.atomic import whole_folder
 from llada_plugins.options.command_line import run_command
 from llada_plugins.options.fields import arg
-from training.runs import presets
+from training import pretrain, prm_sft, remask_sft, router_sft, sft
 from training.runs.arguments import RunArguments
-from training.runs.options import FineTuningOptions, RouterOptions
-from training.runs.pretrain_run import PretrainOptions
-from training.runs.prm_run import PRMOptions
-from training.runs.remask_run import RemaskOptions
 
 COMMANDS: dict[str, tuple[type, Mapping[str, Any]]] = {
-    "pretrain": (PretrainOptions, presets.PRETRAIN_PRESETS),
-    "sft": (FineTuningOptions, presets.PRESETS),
-    "remask_sft": (RemaskOptions, presets.UPS_PRESETS),
-    "router_sft": (RouterOptions, presets.ROUTER_PRESETS),
-    "prm_sft": (PRMOptions, presets.PRM_PRESETS),
+    command.name: (command.options, command.presets)
+    for command in (
+        pretrain.COMMAND,
+        sft.COMMAND,
+        remask_sft.COMMAND,
+        router_sft.COMMAND,
+        prm_sft.COMMAND,
+    )
 }
 
 HEADER = """\
 Flags of python -m training.{name}, for: python -m training.{name} --config {name}.yaml
-Lines "#name: value" are flags at their defaults: remove the # to set one. A flag of the command line wins over this file, this file
+Lines "#name: value" are flags at their defaults: remove the # to set one. A flag of the \
+command line wins over this file, this file
 over the preset."""
 
 
@@ -52,12 +51,12 @@ def config_text(name: str) -> str:
     chosen = {"preset": next(iter(command_presets)), "output_dir": f"outputs/{name}"}
     own = RunArguments.__annotations__
     run = [field for field in fields(RunArguments) if field.init]
-    sections = {
+    ours = [field for field in run if field.name in own]
+    theirs = [field for field in run if field.name not in own]
+    sections: dict[str, Iterable[Field[Any]]] = {
         "What is trained on what": fields(options),
-        "The run": [field for field in run if field.name in own],
-        "The run: transformers' TrainingArguments": [
-            field for field in run if field.name not in own
-        ],
+        "The run": ours,
+        "The run: transformers' TrainingArguments": theirs,
     }
     text = _comment(HEADER.format(name=name))
     for title, section in sections.items():
@@ -65,18 +64,15 @@ def config_text(name: str) -> str:
     return text
 
 
-def _flags(section: Iterable[Field], chosen: Mapping[str, str]) -> Iterable[str]:
+def _flags(section: Iterable[Field[Any]], chosen: Mapping[str, str]) -> Iterable[str]:
     for field in section:
         value = chosen.get(field.name, _default(field))
         help_text = " ".join(field.metadata["help"].replace("%%", "%").split())
-        yield (
-            _comment(help_text)
-            + ("" if field.name in chosen else "#")
-            + f"{field.name}: {_scalar(value)}\n"
-        )
+        mark = "" if field.name in chosen else "#"
+        yield _comment(help_text) + f"{mark}{field.name}: {_scalar(value)}\n"
 
 
-def _default(field: Field) -> Any:
+def _default(field: Field[Any]) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
 

@@ -1,5 +1,4 @@
-"""Merge a LoRA adapter into the model that it was trained on: a complete checkpoint in
-the published layout.
+"""Merge a LoRA adapter into the model that it was trained on: a complete checkpoint.
 
     python -m training.merge --model DIR --peft ADAPTER_DIR --output DIR
 
@@ -38,7 +37,7 @@ class MergeOptions:
         help="folder or hub id of a LoRA adapter, made by python -m training.sft --lora or by peft"
     )
     output: str = arg(help="folder for the merged checkpoint; must be empty or absent")
-    dtype: Literal[("auto", *DTYPES)] = arg(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = arg(
         "auto",
         "of the merged weights: auto (the model's, as it is stored) or one of "
         f"{', '.join(DTYPES)}; the sum is computed in float32",

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+from llada_plugins.files.atomic import write_whole
 
 BOS, EOS, MASK = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>"
 SPECIAL = (BOS, EOS, MASK, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -38,7 +41,8 @@ def byte_tokenizer(folder: Path) -> dict[str, int]:
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
     )
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+    vocabulary = tokenizer.get_vocab()
+    ids = {token: vocabulary[token] for token in SPECIAL}
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     named = {"bos_token": BOS, "eos_token": EOS, "pad_token": EOS}
@@ -70,5 +74,5 @@ def byte_tokenizer(folder: Path) -> dict[str, int]:
     return ids
 
 
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True) + "\n")

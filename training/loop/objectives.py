@@ -1,14 +1,15 @@
-"""Objectives: what a batch costs, as functions that the trainer calls. A batch states
-what each token is worth in its `weight`.
+"""Objectives: what a batch costs, as functions that the trainer calls.
 
-Every objective returns a sum and the total weight that the sum is to be divided by; the
-trainer divides once, by the weight of the whole update (all micro-batches of all
-processes), so accumulation and data parallelism do not change the loss.
+A batch states what each token is worth in its `weight`. Every objective returns a sum and
+the total weight that the sum is to be divided by. The trainer divides once, by the weight
+of the whole update (all micro-batches of all processes), so accumulation and data
+parallelism do not change the loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -27,7 +28,8 @@ class Loss(NamedTuple):
     """
 
     sum: Tensor  # scalar, fp32, with gradient
-    count: Tensor  # scalar: the batch's total weight
+    # scalar: the batch's total weight
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     # (B, L, K) what the evaluation's metrics are made of, where an objective has any
     predictions: Tensor | None = None
     # (B, L) what they are held against; IGNORED where there is nothing to compare
@@ -53,14 +55,24 @@ def sft(mask_id: int) -> Objective:
     def sft_objective(
         model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> Loss:
-        tokens, weight = batch["input_ids"], batch["weight"]  # (B, L)
-        noisy = mask_tokens(tokens, weight > 0, mask_id, generator)
-        logits = model(noisy.tokens)[noisy.masked].float()  # (masked tokens, V)
-        cross_entropy = F.cross_entropy(logits, tokens[noisy.masked], reduction="none")
-        share = (weight / noisy.p_mask)[noisy.masked]
-        return Loss((cross_entropy * share).sum(), weight.sum())
+        return _answer_loss(model, batch, generator, mask_id)
 
     return sft_objective
+
+
+def _answer_loss(
+    predict: Callable[[Tensor], Tensor],
+    batch: dict[str, Tensor],
+    generator: torch.Generator,
+    mask_id: int,
+) -> Loss:
+    """The loss of `sft`. predict: from tokens (B, L) to logits (B, L, V)."""
+    tokens, weight = batch["input_ids"], batch["weight"]  # (B, L)
+    noisy = mask_tokens(tokens, weight > 0, mask_id, generator)
+    logits = predict(noisy.tokens)[noisy.masked].float()  # (masked tokens, V)
+    cross_entropy = F.cross_entropy(logits, tokens[noisy.masked], reduction="none")
+    share = (weight / noisy.p_mask)[noisy.masked]
+    return Loss((cross_entropy * share).sum(), weight.sum())
 
 
 def pretrain(mask_id: int, random_lengths: float = 0.01) -> Objective:
@@ -76,26 +88,18 @@ def pretrain(mask_id: int, random_lengths: float = 0.01) -> Objective:
     def pretrain_objective(
         model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> Loss:
-        tokens, weight, attention_mask = (
-            batch["input_ids"],
-            batch["weight"],
-            batch.get("attention_mask"),
-        )
-        if (
-            model.training
-            and random_lengths
-            and float(torch.rand((), generator=generator)) < random_lengths
-        ):
+        tokens, weight = batch["input_ids"], batch["weight"]  # (B, L)
+        attention_mask = batch.get("attention_mask")
+        may_cut = model.training and random_lengths > 0
+        if may_cut and float(torch.rand((), generator=generator)) < random_lengths:
             cut = int(torch.randint(1, tokens.shape[1] + 1, (), generator=generator))
             tokens, weight = tokens[:, :cut], weight[:, :cut]  # (B, cut)
-            attention_mask = (
-                attention_mask if attention_mask is None else attention_mask[:, :cut][..., :cut]
-            )
-        noisy = (
-            mask_tokens(tokens, weight > 0, mask_id, generator)
-            if model.training
-            else counted_noise(tokens, weight > 0, mask_id)
-        )
+            if attention_mask is not None:  # (B, L), or (B, L, L) where documents are apart
+                attention_mask = attention_mask[:, :cut][..., :cut]
+        if model.training:
+            noisy = mask_tokens(tokens, weight > 0, mask_id, generator)
+        else:
+            noisy = counted_noise(tokens, weight > 0, mask_id)
         logits = model(noisy.tokens, attention_mask, at=noisy.masked).float()  # (masked tokens, V)
         cross_entropy = F.cross_entropy(logits, tokens[noisy.masked], reduction="none")
         share = (weight / noisy.p_mask)[noisy.masked]
@@ -112,19 +116,13 @@ def counted_noise(tokens: Tensor, maskable: Tensor, mask_id: int) -> Noisy:
     All is drawn from a hash of the row's maskable tokens: the same in any batch, on any
     number of processes.
     """
-    rows = zip(tokens.tolist(), maskable.tolist())
-    key = torch.tensor(
-        [request_key(0, [token for token, real in zip(*row) if real]) for row in rows]
-    )[:, None]
+    rows = [row[real].tolist() for row, real in zip(tokens, maskable)]
+    key = torch.tensor([request_key(0, row) for row in rows])[:, None]  # (B, 1)
     length = maskable.sum(-1, keepdim=True).cpu()  # (B, 1)
     count = (uniform(key, 0, 0) * length).long() + 1
-    # (B, L)
-    order = (
-        uniform(key, 1, torch.arange(tokens.shape[1]))
-        .masked_fill(~maskable.cpu(), 1.0)
-        .argsort(-1)
-        .argsort(-1)
-    )
+    draw = uniform(key, 1, torch.arange(tokens.shape[1]))  # (B, L)
+    draw = draw.masked_fill(~maskable.cpu(), 1.0)  # what is not maskable comes last
+    order = draw.argsort(-1).argsort(-1)  # (B, L) rank of each position
     masked = (order < count).to(tokens.device)
     return Noisy(tokens.masked_fill(masked, mask_id), masked, (count / length).to(tokens.device))
 
@@ -133,15 +131,13 @@ def routed_sft(mask_id: int) -> Objective:
     """The loss of `sft` through an ALA router: the same noise and normalisation. The
     model is a `router.RoutedLLaDA`.
     """
-    objective = sft(mask_id)
 
     def routed_objective(
         model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> Loss:
         prompt_lengths = (batch["weight"] > 0).int().argmax(-1)  # (B,)
-        return objective(
-            lambda tokens: model(tokens, prompt_lengths=prompt_lengths), batch, generator
-        )
+        predict = partial(model, prompt_lengths=prompt_lengths)
+        return _answer_loss(predict, batch, generator, mask_id)
 
     return routed_objective
 
@@ -182,21 +178,16 @@ def remask_sft(
         probability = torch.zeros_like(score).masked_scatter(at, (-cross_entropy.detach()).exp())
         label = torch.where(noisy.masked, probability, (~noisy.incorrect).float())
         label = label_smoothing + (1 - 2 * label_smoothing) * label
-        total = (
-            lambda_ups
-            * (F.binary_cross_entropy_with_logits(score, label, reduction="none") * weight).sum()
-        )
+        score_loss = F.binary_cross_entropy_with_logits(score, label, reduction="none")  # (B, L)
+        total = lambda_ups * (score_loss * weight).sum()
         if train_backbone:
             total = total + (cross_entropy * (weight / noisy.p_mask * noisy.masked)[at]).sum()
         if model.training:
             return Loss(total, weight.sum())
         standing = (logits.gather(-1, noisy.tokens[at][:, None])[:, 0] - logits.logsumexp(-1)).exp()
-        predictions = torch.stack([score, torch.zeros_like(score).masked_scatter(at, standing)], -1)
-        return Loss(
-            total,
-            weight.sum(),
-            predictions,
-            (~noisy.incorrect).long().masked_fill(~answer | noisy.masked, IGNORED),
-        )
+        standing = torch.zeros_like(score).masked_scatter(at, standing)  # (B, L)
+        predictions = torch.stack([score, standing], -1)  # (B, L, 2)
+        labels = (~noisy.incorrect).long().masked_fill(~answer | noisy.masked, IGNORED)
+        return Loss(total, weight.sum(), predictions, labels)
 
     return remask_objective

@@ -1,5 +1,6 @@
-"""Checkpoints that can be relied on: whole or absent, one line where they cannot be
-written, resumed only by the run that wrote them.
+"""Checkpoints that can be relied on: whole or absent, and resumed by their own run alone.
+
+Where one cannot be written, one line says so.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -22,18 +23,27 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from llada_plugins.files.atomic import write_whole
+from llada_plugins.files.json_files import first_line
 from llada_plugins.models.fingerprint import fingerprint, signature
 
 RUN = "run.json"
 STATE = "trainer_state.json"
 UNFINISHED = ".unfinished"  # folder in which a checkpoint is written before it gets its name
-PARTS = {  # of a checkpoint, and what the files or folders are called that have them
+IDENTITY_ROWS = 1000  # of the data that identify it, spread over all of them
+
+# what a checkpoint consists of, and what the files or folders are called that have it
+CHECKPOINT_FILES = {
     "weights": ("*.safetensors", "pytorch_model*"),
     "optimizer": ("optimizer*",),
     "schedule": ("scheduler.pt",),
     "state": (STATE,),
 }
-SAME = (
+
+# TrainingArguments that a resumed run shares with its beginning. The optimizer's and the
+# schedule's numbers come with a checkpoint, so that others would have no effect; another
+# seed repeats some rows of the epoch and leaves others out. Of the rest, length, precision
+# and max_grad_norm take effect from the checkpoint on.
+SHARED_ARGUMENTS = (
     "optim",
     "optim_args",
     "optim_target_modules",
@@ -49,11 +59,10 @@ SAME = (
     "data_seed",
     "dataloader_drop_last",
 )
-"""TrainingArguments that a resumed run shares with its beginning. The optimizer's and the schedule's numbers come with a checkpoint, so
-that others would have no effect; another seed repeats some rows of the epoch and leaves others out. Of the rest, length, precision and
-max_grad_norm take effect from the checkpoint on."""
-# `identity` knows them by content
-FREE = (
+
+# Options of the commands that may differ, because training does not see them, or because
+# `identity` knows model and data by content. A new option is compared unless it is listed.
+FREE_OPTIONS = (
     "preset",
     "model",
     "tokenizer",
@@ -73,16 +82,20 @@ FREE = (
     "top_k",
     "top_p",
 )
-"""Options of the commands that may differ: training does not see them. A new one is compared unless it is listed."""
-NUM_ROWS = 1000  # of the data that identify it, spread over all of them
 
 
 class WholeCheckpoints(Trainer):
-    """transformers' Trainer, of whose checkpoints every one that has its name is
-    complete, whenever the process was killed.
+    """transformers' Trainer, whose checkpoints are complete as soon as they have their
+    name, whenever the process was killed.
     """
 
-    _parent: str | None = None
+    _parent: str | None = None  # folder for checkpoints, in place of the output folder
+
+    @property
+    def output(self) -> Path:
+        """The output folder."""
+        assert self.args.output_dir is not None  # the commands' arguments require it
+        return Path(self.args.output_dir)
 
     def check_weights(self) -> None:
         """Raise FloatingPointError where the weights are not worth saving."""
@@ -95,28 +108,29 @@ class WholeCheckpoints(Trainer):
         what save_total_limit has no room for.
         """
         self.check_weights()
-        output = Path(self.args.output_dir)
+        output, unfinished = self.output, self.output / UNFINISHED
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with writing(name, output):
-            self._parent = str(output / UNFINISHED)
+            self._parent = str(unfinished)
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._parent = None
-            placed(
-                self.state, output, output / UNFINISHED / name if self.args.should_save else None
-            )
+            renamed = name_best_checkpoint(self.state, output)
+            if renamed and self.args.should_save:
+                self.state.save_to_json(str(unfinished / name / STATE))
             self.accelerator.wait_for_everyone()  # every process has files in it
             if self.args.should_save:
                 shutil.rmtree(output / name, ignore_errors=True)
-                (output / UNFINISHED / name).replace(output / name)
-                (output / UNFINISHED).rmdir()
+                (unfinished / name).replace(output / name)
+                unfinished.rmdir()
                 self._remove_oldest(output)
 
     def _remove_oldest(self, output: Path) -> None:
         """Keep `save_total_limit` checkpoints, among them the last and the best."""
         if not hasattr(trainer_utils, "rotate_checkpoints"):  # transformers 5.0 and before
-            self._rotate_checkpoints(output_dir=str(output))
+            rotate = getattr(self, "_rotate_checkpoints")  # noqa: B009  # newer ones have none
+            rotate(output_dir=str(output))
             return
         trainer_utils.rotate_checkpoints(
             output_dir=str(output),
@@ -133,7 +147,9 @@ class WholeCheckpoints(Trainer):
 
     def get_batch_samples(self, *arguments: Any, **options: Any) -> tuple[list[Any], Any]:
         """No batch where no update is left: transformers 5.0 and before have no `_run_epoch`."""
-        return ([], None) if self._is_done() else super().get_batch_samples(*arguments, **options)
+        if self._is_done():
+            return [], None
+        return super().get_batch_samples(*arguments, **options)
 
     def _is_done(self) -> bool:
         done = self.state.global_step >= self.state.max_steps
@@ -145,19 +161,21 @@ class WholeCheckpoints(Trainer):
         if _internal_call:  # by _save_checkpoint and others, which tell of errors themselves
             return super().save_model(output_dir, _internal_call)
         self.check_weights()
-        with writing("the model", Path(self.args.output_dir)):
+        with writing("the model", self.output):
             return super().save_model(output_dir)
 
 
-def placed(state: TrainerState, output: Path, written: Path | None) -> None:
-    """Correct the place of the best checkpoint where it is the one in UNFINISHED;
-    written: its folder, for the state.
+def name_best_checkpoint(state: TrainerState, output: Path) -> bool:
+    """Where the state's best checkpoint is the one in UNFINISHED, name the place to which
+    it will move; returns whether it was.
     """
-    best = state.best_model_checkpoint and Path(state.best_model_checkpoint)
-    if best and best.parent.name == UNFINISHED:
-        state.best_model_checkpoint = str(output / best.name)
-        if written:
-            state.save_to_json(str(written / STATE))
+    if state.best_model_checkpoint is None:
+        return False
+    best = Path(state.best_model_checkpoint)
+    if best.parent.name != UNFINISHED:
+        return False
+    state.best_model_checkpoint = str(output / best.name)
+    return True
 
 
 @contextmanager
@@ -171,14 +189,11 @@ def writing(what: str, output: Path) -> Iterator[None]:
         # the last two from torch.save and save_file
         shutil.rmtree(output / UNFINISHED, ignore_errors=True)
         last = get_last_checkpoint(str(output)) if output.is_dir() else None
-        kept = (
-            f"{last} is whole: make room, then continue with --resume"
-            if last
-            else "there is no checkpoint to continue from"
-        )
+        kept = "there is no checkpoint to continue from"
+        if last:
+            kept = f"{last} is whole: make room, then continue with --resume"
         raise OSError(
-            f"{what} could not be written to {output} "
-            f"({(str(error).splitlines() or [''])[0][:200]}); {kept}"
+            f"{what} could not be written to {output} ({first_line(error)}); {kept}"
         ) from error
 
 
@@ -190,31 +205,30 @@ def check_whole(checkpoint: Path) -> None:
     """
     missing = [
         what
-        for what, patterns in PARTS.items()
-        if not any(any(checkpoint.glob(pattern)) for pattern in patterns)
+        for what, patterns in CHECKPOINT_FILES.items()
+        if not any(path for pattern in patterns for path in checkpoint.glob(pattern))
     ]
     if missing == ["optimizer", "schedule"]:
         raise ValueError(
             f"--resume: {checkpoint} has no optimizer and no schedule, as --save_only_model "
-            "leaves it; give it as --model of a "
-            "new run"
+            "leaves it; give it as --model of a new run"
         )
     if missing:
         raise ValueError(
             f"--resume: {checkpoint} is damaged, it has no {' and no '.join(missing)}: "
             f"{_without(checkpoint)}"
         )
-    for path in sorted(path for path in checkpoint.iterdir() if path.suffix in READ):
+    for path in sorted(path for path in checkpoint.iterdir() if path.suffix in READERS):
         try:
-            READ[path.suffix](path)
+            READERS[path.suffix](path)
         except (ValueError, OSError, SafetensorError, BadZipFile, EOFError, zlib.error) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise ValueError(
-                f"--resume: {path} is damaged ({reason}): {_without(checkpoint)}"
+                f"--resume: {path} is damaged ({first_line(error)}): {_without(checkpoint)}"
             ) from None
 
 
 def _without(checkpoint: Path) -> str:
+    """What to do without a damaged checkpoint."""
     steps = [
         path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
         for path in checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
@@ -242,7 +256,7 @@ def _read_pickled(path: Path) -> None:
                 archive.read(name)
 
 
-READ: dict[str, Callable[[Path], None]] = {
+READERS: dict[str, Callable[[Path], None]] = {
     ".json": _read_json,
     ".safetensors": _read_tensors,
     ".pt": _read_pickled,
@@ -251,9 +265,11 @@ READ: dict[str, Callable[[Path], None]] = {
 }
 
 
-def identity(model: nn.Module, rows: Sequence[Any] | Iterable[Any]) -> dict[str, str]:
+def identity(model: nn.Module, rows: Any) -> dict[str, str]:
     """What a run starts from, the model by its weights before training and the data by
     some of its rows: the same when it is resumed.
+
+    rows: by number, or a stream.
     """
     weights = fingerprint(
         {name: signature(name, tensor) for name, tensor in model.state_dict().items()}
@@ -261,12 +277,17 @@ def identity(model: nn.Module, rows: Sequence[Any] | Iterable[Any]) -> dict[str,
     digest = hashlib.sha256()
     if isinstance(rows, Sized):
         digest.update(f"{len(rows)} ".encode())
-        chosen = (rows[number] for number in range(0, len(rows), max(1, len(rows) // NUM_ROWS)))
-    else:
-        chosen = islice(rows, NUM_ROWS)  # a stream has a beginning only
-    for row in chosen:
+    for row in _some(rows):
         digest.update(repr(row).encode())
     return {"model": weights, "data": digest.hexdigest()[:16]}
+
+
+def _some(rows: Any) -> Iterable[Any]:
+    """Rows spread over all of them; of a stream, which has only a beginning, the first."""
+    if not hasattr(rows, "__len__"):
+        return islice(rows, IDENTITY_ROWS)
+    total = len(rows)
+    return (rows[number] for number in range(0, total, max(1, total // IDENTITY_ROWS)))
 
 
 def begin(
@@ -290,9 +311,9 @@ def begin(
         _check_settings(output, run, json.loads(json.dumps(description)))
         for name, value in found.items():
             if before.get(name) != value:
+                other = "another model" if name == "model" else "other data"
                 raise ValueError(
-                    f"--resume: {output} was trained on "
-                    f"{'another model' if name == 'model' else 'other data'} ({name} "
+                    f"--resume: {output} was trained on {other} ({name} "
                     f"{before.get(name)}, given is {value}): give what {RUN} names, or another "
                     "output_dir"
                 )
@@ -305,16 +326,10 @@ def _check_settings(output: Path, before: Mapping[str, Any], now: Mapping[str, A
     settings = _settings(now)
     for name, value in _settings(before).items():
         given = settings.get(name, value)
-        # of fused optimizers the states are the same, and which is the default depends
-        # on versions
-        if given != value and not (
-            name == "optim" and given.removesuffix("_fused") == value.removesuffix("_fused")
-        ):
-            had, remedy = (
-                (f"without --{name}", "leave it out")
-                if value is None
-                else (f"with --{name} {value}", f"give --{name} {value}")
-            )
+        if not _same_setting(name, given, value):
+            had, remedy = f"with --{name} {value}", f"give --{name} {value}"
+            if value is None:
+                had, remedy = f"without --{name}", "leave it out"
             raise ValueError(
                 f"--resume: {output} was trained {had}, given is {given}: {remedy}, or another "
                 "output_dir"
@@ -323,14 +338,21 @@ def _check_settings(output: Path, before: Mapping[str, Any], now: Mapping[str, A
     if None not in (rows, given) and rows != given:
         raise ValueError(
             f"--resume: an update of {output} took {rows} rows (--per_device_train_batch_size x "
-            "--gradient_accumulation_steps x "
-            f"processes), now it would take {given}: give as many, or another output_dir"
+            f"--gradient_accumulation_steps x processes), now it would take {given}: give as "
+            "many, or another output_dir"
         )
+
+
+def _same_setting(name: str, given: Any, before: Any) -> bool:
+    # of fused optimizers the states are the same, and which is the default depends on versions
+    if name == "optim":
+        return given.removesuffix("_fused") == before.removesuffix("_fused")
+    return given == before
 
 
 def _settings(description: Mapping[str, Any]) -> dict[str, Any]:
     arguments, options = description.get("arguments", {}), description.get("options", {})
     return {
-        **{name: arguments[name] for name in SAME if name in arguments},
-        **{name: value for name, value in options.items() if name not in FREE},
+        **{name: arguments[name] for name in SHARED_ARGUMENTS if name in arguments},
+        **{name: value for name, value in options.items() if name not in FREE_OPTIONS},
     }

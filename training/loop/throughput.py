@@ -1,14 +1,16 @@
-"""Tokens a second and model FLOP utilisation of training, for metrics.jsonl. Knows
-nothing of objectives.
+"""Tokens a second and model FLOP utilisation of training, for metrics.jsonl.
+
+Knows nothing of objectives.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llada_plugins.models.llada import LLaDA
@@ -44,9 +46,9 @@ class Throughput(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, float],
-        **_: object,
+        **given: Any,
     ) -> None:
+        logs: dict[str, float] = given["logs"]
         if "loss" not in logs or not self._seconds:
             return
         rate = self._tokens / self._seconds  # of this process
@@ -64,11 +66,8 @@ def training_flops(model: LLaDA, length: int) -> float:
     recomputation would not count.
     """
     config = model.config
-    blocks = sum(
-        weight.numel()
-        for weight in model.model["transformer"]["blocks"].parameters()
-        if weight.dim() == 2
-    )
+    of_blocks = model.get_submodule("model.transformer.blocks").parameters()
+    blocks = sum(weight.numel() for weight in of_blocks if weight.dim() == 2)
     head = config.num_embeddings * config.d_model / 2
     return 6 * (blocks + head) + 12 * config.n_layers * config.d_model * length
 
@@ -90,9 +89,11 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, repetitions: int = 5) 
     return 2 * size**3 / min(seconds[1:])  # the first call is slower
 
 
-def measured(model: nn.Module, length: int, arguments: TrainingArguments) -> Throughput:
+def measured(model: LLaDA, length: int, arguments: TrainingArguments) -> Throughput:
     """Throughput with the utilisation of this process's device, in the precision of its
     matrix products.
     """
-    dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
+    dtype = torch.float16 if arguments.fp16 else torch.float32
+    if arguments.bf16:
+        dtype = torch.bfloat16
     return Throughput(training_flops(model, length), matmul_peak(arguments.device, dtype))

@@ -1,8 +1,8 @@
-"""The one trainer: transformers' Trainer with the objective as a function; DDP,
-accumulation, precision, resuming are the library's.
+"""The one trainer: transformers' Trainer with the objective as a function.
 
-What it adds: a loss divided once by the weight of the whole update, noise that a
-resumed run draws again, checkpoints in the published layout, and metrics.jsonl.
+DDP, accumulation, precision and resuming are the library's. What it adds: a loss divided
+once by the weight of the whole update, random streams that a resumed run draws again,
+checkpoints in the published layout, and metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
+    EvalPrediction,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
@@ -47,6 +49,7 @@ class DiffusionTrainer(WholeCheckpoints):
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the weight of the whole update
+    objective: Objective
 
     def __init__(
         self,
@@ -56,30 +59,23 @@ class DiffusionTrainer(WholeCheckpoints):
         objective: Objective,
         save: Save,
         collate: Callable[[Sequence[Any]], dict[str, Tensor]],
-        train: Sequence[Any],
-        evaluation: Sequence[Any] | None = None,
+        train: Any,  # rows by number, or a stream of them
+        evaluation: Any = None,
         load: Load | None = None,
         measure: Measure | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         throughput: Throughput | None = None,
     ) -> None:
-        # transformers would write use_cache into it, and ours is frozen
-        config, model.config = model.config, None
-        compute_metrics = measure and (
-            lambda found: measure(
-                torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)
+        with _config_hidden(model):
+            super().__init__(
+                model,
+                arguments,
+                collate,
+                train_dataset=train,
+                eval_dataset=evaluation,
+                callbacks=[MetricsLog()],
+                compute_metrics=None if measure is None else _metrics_of(measure),
             )
-        )
-        super().__init__(
-            model,
-            arguments,
-            collate,
-            train_dataset=train,
-            eval_dataset=evaluation,
-            callbacks=[MetricsFile()],
-            compute_metrics=compute_metrics,
-        )
-        model.config = config
         # loss_is_scaled_for_ga, as older transformers are told
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
@@ -99,9 +95,7 @@ class DiffusionTrainer(WholeCheckpoints):
         """The micro-batches of the next update, and their total weight over all processes."""
         self.throughput.begin()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        # transformers 5.0 and before ask beyond the end of an epoch in which they
-        # resume
-        if not batches:
+        if not batches:  # transformers 5.0 and before ask beyond the end of a resumed epoch
             return [], torch.zeros((), device=device)
         self.throughput.count(batches)
         weight = torch.stack([batch["weight"].sum() for batch in batches]).sum().to(device)
@@ -113,7 +107,7 @@ class DiffusionTrainer(WholeCheckpoints):
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """This micro-batch's share of the update's loss, times the number of processes,
         by which DDP divides its gradients.
@@ -124,23 +118,21 @@ class DiffusionTrainer(WholeCheckpoints):
         generator = noise(self.args.seed, self.state.global_step, number, 0)
         self._micro_step += 1
         loss = self.objective(model, inputs, generator)
-        self._check_finite(loss, f"the loss is {{}} in update {self.state.global_step + 1}")
+        self._check_finite(loss, "the loss", f"in update {self.state.global_step + 1}")
+        assert num_items_in_batch is not None  # from get_batch_samples
         return loss.sum * self.args.world_size / num_items_in_batch
 
-    def _check_finite(self, loss: Loss, message: str) -> None:
+    def _check_finite(self, loss: Loss, name: str, when: str) -> None:
         if not loss.sum.isfinite():
-            raise FloatingPointError(
-                f"{message.format(float(loss.sum.detach()))}; {self._last_good_checkpoint()}"
-            )
+            value = float(loss.sum.detach())
+            raise FloatingPointError(f"{name} is {value} {when}; {self._last_good_checkpoint()}")
 
     def check_weights(self) -> None:
         """What the last update broke has had no loss yet, and must neither be saved nor
         push a good checkpoint out.
         """
-        broken = not all(
-            getattr(weight, "to_local", lambda: weight)().isfinite().all()
-            for weight in self.model.parameters()
-        )
+        assert self.model is not None
+        broken = not all(_is_finite(weight) for weight in self.model.parameters())
         # all processes stop, or none
         if self.accelerator.gather(torch.tensor([broken], device=self.args.device)).any():
             raise FloatingPointError(
@@ -154,14 +146,12 @@ class DiffusionTrainer(WholeCheckpoints):
         """
         found = {
             int(path.name.removeprefix("checkpoint-")): path
-            for path in Path(self.args.output_dir).glob("checkpoint-*")
+            for path in self.output.glob("checkpoint-*")
         }
         good = [step for step in found if step < self.state.global_step]
-        return (
-            f"the last good checkpoint is {found[max(good)]}"
-            if good
-            else "there is no checkpoint from before it"
-        )
+        if not good:
+            return "there is no checkpoint from before it"
+        return f"the last good checkpoint is {found[max(good)]}"
 
     def prediction_step(
         self,
@@ -179,9 +169,7 @@ class DiffusionTrainer(WholeCheckpoints):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.objective(model, inputs, noise(inputs["input_ids"].tolist()))
-        self._check_finite(
-            loss, f"the evaluation loss is {{}} after update {self.state.global_step}"
-        )
+        self._check_finite(loss, "the evaluation loss", f"after update {self.state.global_step}")
         return loss.sum / loss.count, loss.predictions, loss.labels
 
     def _save(
@@ -193,7 +181,7 @@ class DiffusionTrainer(WholeCheckpoints):
         if self.args.should_save:
             self.save(
                 self.accelerator.unwrap_model(self.model),
-                Path(output_dir or self.args.output_dir),
+                Path(output_dir) if output_dir else self.output,
                 state_dict,
             )
 
@@ -209,35 +197,33 @@ class DiffusionTrainer(WholeCheckpoints):
             self.load(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
 
+@contextmanager
+def _config_hidden(model: Any) -> Iterator[None]:
+    """transformers would write use_cache into a model's config, and ours is frozen."""
+    config, model.config = model.config, None
+    try:
+        yield
+    finally:
+        model.config = config
+
+
+def _metrics_of(measure: Measure) -> Callable[[EvalPrediction], dict[str, float]]:
+    """`measure` as transformers calls it, with arrays of NumPy."""
+
+    def compute_metrics(found: Any) -> dict[str, float]:
+        return measure(torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids))
+
+    return compute_metrics
+
+
+def _is_finite(weight: Tensor) -> bool:
+    if hasattr(weight, "to_local"):  # under FSDP: this process's part
+        weight = weight.to_local()
+    return bool(weight.isfinite().all())
+
+
 class ProgressBar(ProgressCallback):
-    """transformers' bar without its lines: MetricsFile logs them."""
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        pass
-
-
-class MetricsFile(TrainerCallback):
-    """All that is logged, one JSON object a line in metrics.jsonl and one log line
-    each; resuming drops the lines after the checkpoint.
-    """
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        path = Path(args.output_dir) / METRICS
-        if state.is_world_process_zero and path.is_file():
-            # not torn
-            lines = [
-                line
-                for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
-                if line.endswith("}\n")
-            ]
-            write_whole(
-                path,
-                "".join(line for line in lines if json.loads(line)["step"] <= state.global_step),
-            )
+    """transformers' bar without its lines: MetricsLog writes them."""
 
     def on_log(
         self,
@@ -247,17 +233,46 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if not state.is_world_process_zero:
+        pass
+
+
+class MetricsLog(TrainerCallback):
+    """All that is logged, one JSON object a line in metrics.jsonl and one log line
+    each; resuming drops the lines after the checkpoint.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        path = _metrics_file(args)
+        if not state.is_world_process_zero or not path.is_file():
             return
-        logger.info(
-            "step %d: %s",
-            state.global_step,
-            ", ".join(f"{name} {value:.4g}" for name, value in logs.items()),
-        )
-        path = Path(args.output_dir) / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("}\n")]  # the last one may be torn
+        past = [line for line in whole if json.loads(line)["step"] <= state.global_step]
+        write_whole(path, "".join(past))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or logs is None:
+            return
+        values = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
+        logger.info("step %d: %s", state.global_step, values)
+        path = _metrics_file(args)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _metrics_file(arguments: TrainingArguments) -> Path:
+    assert arguments.output_dir is not None  # the commands' arguments require it
+    return Path(arguments.output_dir) / METRICS
 
 
 def noise(*key: Any) -> torch.Generator:

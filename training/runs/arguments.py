@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +37,12 @@ FROM_ZERO = (
     "max_grad_norm",
     "dataloader_num_workers",
     "warmup_steps",
+)
+# names of arguments, the test of their values, and the words for it; NaN passes none
+NUMBERS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
+    (ABOVE_ZERO, lambda value: 0 < value < math.inf, "above 0"),
+    (FROM_ZERO, lambda value: 0 <= value < math.inf, "a number from 0 up"),
 )
 NOT_HERE = {  # flags of transformers that would do nothing, or nothing good -> what to do instead
     "resume_from_checkpoint": "--resume continues from the newest checkpoint in output_dir",
@@ -123,30 +133,20 @@ class RunArguments(TrainingArguments):
             if getattr(self, name, value) != value:
                 raise ValueError(f"--{name} must be {value}, got {getattr(self, name)}")
         reject_unknown(dict.fromkeys(self.report_to), INTEGRATION_TO_CALLBACK, "--report_to")
-        if missing := [
-            name for name in self.report_to if name not in get_available_reporting_integrations()
-        ]:
+        installed = get_available_reporting_integrations()
+        missing = [name for name in self.report_to if name not in installed]
+        if missing:
             remedy = INSTALL.get(missing[0], "install its package")
             raise ImportError(
                 f"--report_to {missing[0]}: it is not installed; {remedy}, or leave it out"
             )
 
     def _check_numbers(self) -> None:
-        """So written that NaN is refused everywhere."""
-        for names, lowest in (
-            (AT_LEAST_ONE, "at least 1"),
-            (ABOVE_ZERO, "above 0"),
-            (FROM_ZERO, "a number from 0 up"),
-        ):
+        """Refuse numbers out of range, NaN among them."""
+        for names, allowed, lowest in NUMBERS:
             for name in names:
                 value = getattr(self, name)
-                if value is not None and not (
-                    value >= 1
-                    if names is AT_LEAST_ONE
-                    else 0 < value < math.inf
-                    if names is ABOVE_ZERO
-                    else 0 <= value < math.inf
-                ):
+                if value is not None and not allowed(value):
                     raise ValueError(f"--{name} must be {lowest}, got {value}")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
@@ -160,10 +160,9 @@ class RunArguments(TrainingArguments):
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Updates of warm-up among so many; the share of transformers 5, in 4 as well."""
-        share = self.warmup_steps < 1
-        return (
-            math.ceil(num_training_steps * self.warmup_steps) if share else int(self.warmup_steps)
-        )
+        if self.warmup_steps < 1:
+            return math.ceil(num_training_steps * self.warmup_steps)
+        return int(self.warmup_steps)
 
     def check_optimizer(self) -> None:
         """Raise ValueError on an optimizer or a schedule that cannot be made: a package
@@ -174,22 +173,32 @@ class RunArguments(TrainingArguments):
             make, arguments = Trainer.get_optimizer_cls_and_kwargs(self)
             optimizer = make([weight], **arguments)
         except (ValueError, ImportError, TypeError, KeyError, AssertionError) as error:
-            remedy = (
-                "; see --optim_args, which are NAME=VALUE with commas between"
-                if self.optim_args
-                else ""
-            )
-            raise ValueError(f"--optim {self.optim.value}: {error}{remedy}") from None
+            remedy = "; see --optim_args, which are NAME=VALUE with commas between"
+            told = f"--optim {_value(self.optim)}: {error}"
+            raise ValueError(told + remedy if self.optim_args else told) from None
+        schedule: Any = self.lr_scheduler_kwargs or {}  # a dict; transformers has read JSON
         try:
             get_scheduler(
                 self.lr_scheduler_type,
                 optimizer,
                 num_warmup_steps=1,
                 num_training_steps=10,
-                scheduler_specific_kwargs=dict(self.lr_scheduler_kwargs or {}),
+                scheduler_specific_kwargs=dict(schedule),
             )
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"--lr_scheduler_type {self.lr_scheduler_type.value}: {error}; see "
+                f"--lr_scheduler_type {_value(self.lr_scheduler_type)}: {error}; see "
                 "--lr_scheduler_kwargs"
             ) from None
+
+
+def _value(choice: Enum | str) -> str:
+    """What the user wrote for an argument that transformers turns into an Enum."""
+    return choice.value if isinstance(choice, Enum) else choice
+
+
+def asks_for_fsdp(arguments: TrainingArguments) -> bool:
+    """By flag, or by a configuration of accelerate launch, which passes it on in the
+    environment.
+    """
+    return bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

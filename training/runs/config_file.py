@@ -1,4 +1,6 @@
-"""--config FILE: the flags of a training command in a YAML or JSON file, by name and without dashes.
+"""--config FILE: the flags of a training command in a YAML or JSON file.
+
+They stand there by name, without dashes.
 
 They become words of the command line and stand before its own, which therefore win;
 types, choices and rules are checked in one place.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import json
 from argparse import Action, ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from llada_plugins.options.command_line import HELP, OneLineParser
 from llada_plugins.options.fields import reject_unknown
 
 OWN = ("help", "config")  # flags that a file cannot hold
-UNSET = (None, "null", "~", "", [])
+UNSET: tuple[Any, ...] = (None, "null", "~", "", [])
 
 
 def flags(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
@@ -38,7 +40,7 @@ def given(argv: Sequence[str]) -> tuple[Path | None, dict[str, Any]]:
     first = OneLineParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     path = first.parse_known_args(argv)[0].config
-    return path, {} if path is None else _read(path)
+    return path, ({} if path is None else _read(path))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -53,16 +55,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"--config {path}: no such file; python -m training.create_configs writes some"
         )
+    kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
         # values stay the words that were written: 5e-4 and no are not the number and
         # the strategy that YAML would make of them
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, yaml.BaseLoader)
+        values = json.loads(text) if kind == "JSON" else yaml.load(text, yaml.BaseLoader)
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"{path}: not {'JSON' if path.suffix == '.json' else 'YAML'}: "
-            f"{' '.join(str(error).split())}"
-        ) from None
+        raise ValueError(f"{path}: not {kind}: {' '.join(str(error).split())}") from None
     if values is None:  # nothing but comments
         return {}
     if not isinstance(values, dict):
@@ -73,11 +73,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _words(name: str, value: Any, action: Action) -> list[str]:
     if isinstance(value, list) and action.nargs not in ("*", "+"):
         raise ValueError(f"{name}: one value is expected, found a list of {len(value)}")
-    kind: Callable[[str], Any] = action.type or str
-    words = [
-        each if isinstance(each, str) else json.dumps(each)
-        for each in (value if isinstance(value, list) else [value])
-    ]
+    kind = action.type if callable(action.type) else str
+    values = value if isinstance(value, list) else [value]
+    words = [each if isinstance(each, str) else json.dumps(each) for each in values]
     for word in words:
         try:
             kind(word)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from llada_plugins.files.atomic import write_whole
+from llada_plugins.files.json_files import read_json
 from llada_plugins.models.folder import read_config, resolve
 from llada_plugins.models.llada import LLaDA, empty_like, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
@@ -18,7 +24,6 @@ from training.data import hub
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 from training.data.rows import (
     Example,
-    Examples,
     Vocabulary,
     collate_answers,
     encode,
@@ -26,7 +31,6 @@ from training.data.rows import (
     read_jsonl,
     vocabulary,
 )
-from training.data.steps import StepExample
 from training.loop.trainer import Save, noise
 
 from .arguments import RunArguments
@@ -34,6 +38,8 @@ from .presets import PRESETS, Preset
 
 if TYPE_CHECKING:
     from .options import SFTOptions
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -48,18 +54,51 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 
+Model = TypeVar("Model", bound=nn.Module)
+Other = TypeVar("Other", bound=nn.Module)
+Rows = TypeVar("Rows")  # what holds rows, by number
 
-class Job(NamedTuple):
+
+@dataclass(frozen=True)
+class Job(Generic[Model, Rows]):
     """A model, its data and the folder that has its tokenizer."""
 
-    model: nn.Module
-    train: list[Example] | list[StepExample]
-    evaluation: list[Example] | list[StepExample] | None
+    model: Model
+    train: Rows
+    evaluation: Rows | None
     collate: Callable[[Sequence[Any]], dict[str, Tensor]]  # of those rows
     tokenizer_folder: Path
 
+    def with_model(self, model: Other) -> Job[Other, Rows]:
+        """The same data for another model."""
+        return Job(model, self.train, self.evaluation, self.collate, self.tokenizer_folder)
 
-def preset_job(name: str, arguments: RunArguments, presets: Mapping[str, Preset] = PRESETS) -> Job:
+
+AnswerJob = Job[LLaDA, Sequence[Example]]
+
+
+class Checkpoint(NamedTuple):
+    """A folder to start from, and what its model knows."""
+
+    folder: Path
+    vocab: Vocabulary
+
+
+# --- jobs of prompts and answers ------------------------------------------------------
+
+
+def answer_job(
+    options: SFTOptions, arguments: RunArguments, presets: Mapping[str, Preset] = PRESETS
+) -> AnswerJob:
+    """The job of a preset, or of the checkpoint and the rows that the options name."""
+    if options.preset:
+        return preset_job(options.preset, arguments, presets)
+    return checkpoint_job(options, arguments)
+
+
+def preset_job(
+    name: str, arguments: RunArguments, presets: Mapping[str, Preset] = PRESETS
+) -> AnswerJob:
     """A preset's model and data; of a model from scratch, the tokenizer is written into
     the output folder.
     """
@@ -67,59 +106,58 @@ def preset_job(name: str, arguments: RunArguments, presets: Mapping[str, Preset]
         raise ValueError(f"--preset must be one of {', '.join(presets)}, got {name!r}")
     preset = presets[name]
     if isinstance(preset.model, str):
-        folder, words = _checkpoint(preset.model)
-        model = _trainable(folder)
+        folder, vocab = checkpoint(preset.model)
+        model = trainable(folder)
     else:
         folder = Path(arguments.output_dir)
-        model, words = _from_scratch(preset.model, folder, arguments)
+        model, vocab = _from_scratch(preset.model, folder, arguments)
     train, evaluation = (
-        encode(pairs, words, append_eos=preset.append_eos) for pairs in preset.pairs()
+        encode(pairs, vocab, append_eos=preset.append_eos) for pairs in preset.pairs()
     )
-    return Job(model, train, evaluation, collate_answers(words.eos_id), folder)
+    return Job(model, train, evaluation, collate_answers(vocab.eos_id), folder)
 
 
-def checkpoint_job(options: SFTOptions, arguments: RunArguments) -> Job:
+def checkpoint_job(options: SFTOptions, arguments: RunArguments) -> AnswerJob:
     """The checkpoint and the rows that the options name; where these are kept, one
     process of a machine tokenises for all.
     """
     if options.data is None:
         raise ValueError("--model needs --data, a JSONL file or a hub name")
-    folder, words = _checkpoint(options.model)
-    if options.seq_len is not None and not 0 < options.seq_len <= words.max_length:
+    assert options.model is not None
+    folder, vocab = checkpoint(options.model)
+    if options.seq_len is not None and not 0 < options.seq_len <= vocab.max_length:
         raise ValueError(
-            f"--seq_len must be between 1 and the model's {words.max_length} tokens, got "
+            f"--seq_len must be between 1 and the model's {vocab.max_length} tokens, got "
             f"{options.seq_len}"
         )
     with arguments.main_process_first() if options.token_cache else nullcontext():
-        train, evaluation = _rows(options, words)
-    return Job(
-        _trainable(folder, options.dtype), train, evaluation, collate_answers(words.eos_id), folder
-    )
+        train, evaluation = _rows(options, options.data, vocab)
+    collate = collate_answers(vocab.eos_id)
+    return Job(trainable(folder, options.dtype), train, evaluation, collate, folder)
 
 
-def _rows(options: SFTOptions, words: Vocabulary) -> tuple[Examples, Examples | None]:
-    rules = dict(
-        append_eos=options.append_eos,
-        seq_len=options.seq_len,
-        cache=options.token_cache and Path(options.token_cache),
-    )
-    evaluation = (
-        None if options.eval_data is None else read_jsonl(Path(options.eval_data), words, **rules)
-    )
-    if hub.looks_like_a_path(options.data) and not Path(options.data).is_dir():
+def _rows(
+    options: SFTOptions, data: str, vocab: Vocabulary
+) -> tuple[Sequence[Example], Sequence[Example] | None]:
+    """Rows to train on, and those for the evaluation, if the options name any."""
+    cache = Path(options.token_cache) if options.token_cache else None
+    append_eos, seq_len = options.append_eos, options.seq_len
+    read_file = partial(read_jsonl, append_eos=append_eos, seq_len=seq_len, cache=cache)
+    read_set = partial(read_hub, append_eos=append_eos, seq_len=seq_len, cache=cache)
+    evaluation = None
+    if options.eval_data is not None:
+        evaluation = read_file(Path(options.eval_data), vocab)
+    if hub.looks_like_a_path(data) and not Path(data).is_dir():
         for name in ("dataset_config", "eval_split"):
             if getattr(options, name) is not None:
                 raise ValueError(
-                    f"--{name} has no effect on a file ({options.data}): leave it out, or give "
+                    f"--{name} has no effect on a file ({data}): leave it out, or give "
                     "--eval_data FILE"
                 )
-        train = read_jsonl(Path(options.data), words, **rules)
-    else:
-        train = read_hub(options.data, options.dataset_config, options.train_split, words, **rules)
-        if options.eval_split is not None:
-            evaluation = read_hub(
-                options.data, options.dataset_config, options.eval_split, words, **rules
-            )
+        return read_file(Path(data), vocab), evaluation
+    train = read_set(data, options.dataset_config, options.train_split, vocab)
+    if options.eval_split is not None:
+        evaluation = read_set(data, options.dataset_config, options.eval_split, vocab)
     return train, evaluation
 
 
@@ -128,9 +166,9 @@ def _from_scratch(
 ) -> tuple[LLaDA, Vocabulary]:
     with arguments.main_process_first():
         ids = byte_tokenizer(folder)
-    words = vocabulary(folder, 256 + len(ids), shape["max_sequence_length"], ids[EOS])
+    vocab = vocabulary(folder, 256 + len(ids), shape["max_sequence_length"], ids[EOS])
     config = LLaDAConfig(
-        vocab_size=words.vocab_size,
+        vocab_size=vocab.vocab_size,
         mask_token_id=ids[MASK],
         eos_token_id=ids[EOS],
         pad_token_id=ids[EOS],
@@ -138,22 +176,53 @@ def _from_scratch(
     )
     model = LLaDA(config)
     initialise(model, noise("weights", arguments.seed))
-    return model, words
+    return model, vocab
 
 
-def _checkpoint(pretrained: str) -> tuple[Path, Vocabulary]:
+# --- models ---------------------------------------------------------------------------
+
+
+def checkpoint(pretrained: str) -> Checkpoint:
+    """The folder of a checkpoint with all the ids that training needs; ValueError
+    where one is missing.
+    """
     folder = resolve(pretrained, option="--model")
     config = read_config(folder)
     for field in ("mask_token_id", "eos_token_id"):
         if getattr(config, field) is None:
             raise ValueError(f"{folder / 'config.json'}: {field} is missing, training needs it")
-    return folder, vocabulary(
-        folder, config.vocab_size, config.max_sequence_length, config.eos_token_id
-    )
+    vocab = vocabulary(folder, config.vocab_size, config.max_sequence_length, eos_id(config))
+    return Checkpoint(folder, vocab)
 
 
-def _trainable(folder: Path, dtype: str = "float32") -> LLaDA:
+def mask_id(config: LLaDAConfig) -> int:
+    """The mask token of a model that trains; `checkpoint` has seen to it that there is one."""
+    assert config.mask_token_id is not None
+    return config.mask_token_id
+
+
+def eos_id(config: LLaDAConfig) -> int:
+    """The EOS token of a model that trains; `checkpoint` has seen to it that there is one."""
+    assert config.eos_token_id is not None
+    return config.eos_token_id
+
+
+def trainable(folder: Path, dtype: str = "float32") -> LLaDA:
+    """The model of a folder, on the CPU, with gradients for all weights."""
     return load_model(folder, device="cpu", dtype=dtype).requires_grad_(True)
+
+
+def train_logits_alone(model: LLaDA) -> None:
+    """Freeze what a loss of the logits does not reach, for whose gradient DDP would
+    wait; and say so.
+    """
+    if model.own_stream:
+        logger.warning(
+            "the score of this checkpoint's own policy stream stays as it is, while what it reads "
+            "changes: python -m training.remask_sft --joint trains both"
+        )
+    for parameter in model.score_parameters():
+        parameter.requires_grad_(False)
 
 
 def mean_length(rows: Sequence[Example], most: int = 100) -> int:
@@ -162,12 +231,16 @@ def mean_length(rows: Sequence[Example], most: int = 100) -> int:
     return round(sum(len(row.input_ids) for row in some) / len(some))
 
 
+# --- output folders -------------------------------------------------------------------
+
+
 def save_checkpoint(tokenizer_folder: Path, extra_config: Mapping[str, Any]) -> Save:
     """Writes a model in the published layout, which `load_model` reads, with the
     tokenizer's files as they are.
     """
 
     def save(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:
+        assert isinstance(model, LLaDA)
         if state is not None:
             model = empty_like(model)
             model.load_state_dict(state, assign=True)
@@ -177,11 +250,19 @@ def save_checkpoint(tokenizer_folder: Path, extra_config: Mapping[str, Any]) -> 
     return save
 
 
+def add_metrics(config: Path, metrics: Mapping[str, Any]) -> None:
+    """Write what was measured after training into a saved config, under `training`."""
+    saved = read_json(config)
+    saved["training"]["metrics"] = dict(metrics)
+    write_whole(config, json.dumps(saved, indent=1, sort_keys=True) + "\n")
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
     """The tokenizer's files as they are."""
     if source.resolve() == target.resolve():
         return
-    for path in (path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, copy)
+    for pattern in TOKENIZER_FILES:
+        for path in source.glob(pattern):
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)

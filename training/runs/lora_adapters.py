@@ -1,5 +1,4 @@
-"""LoRA (arXiv 2106.09685) by peft for the training commands: which projections are
-adapted, and the result in PEFT's layout.
+"""LoRA (arXiv 2106.09685) for the training commands, by peft and in its layout.
 
 Evaluate with `peft=OUTPUT_DIR` beside `pretrained=`, or merge: python -m
 training.merge. See llada_plugins/models/lora.py for reading.
@@ -25,7 +24,15 @@ from llada_plugins.options.fields import arg
 from training.loop.trainer import Save
 
 # of a block; the head is an ff_out as well
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
+PROJECTIONS: tuple[str, ...] = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "attn_out",
+    "ff_proj",
+    "up_proj",
+    "ff_out",
+)
 DEFAULT_RANK = 8
 
 
@@ -46,7 +53,8 @@ class LoRA(NamedTuple):
     @property
     def pattern(self) -> str:
         """PEFT's target_modules: whatever `projections` say, the projections of blocks alone."""
-        return rf".*\.(?=blocks\.\d+\.(?:{'|'.join(PROJECTIONS)})$)(?:blocks\.\d+\.)?(?:{'|'.join(self.projections)})"
+        of_blocks = rf"(?=blocks\.\d+\.(?:{'|'.join(PROJECTIONS)})$)"  # what the name must be
+        return rf".*\.{of_blocks}(?:blocks\.\d+\.)?(?:{'|'.join(self.projections)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +82,8 @@ class LoRAOptions:
     )
 
     def __post_init__(self) -> None:
-        given = [
-            name
-            for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target")
-            if getattr(self, name) is not None
-        ]
+        names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target")
+        given = [name for name in names if getattr(self, name) is not None]
         if given and not self.lora:
             raise ValueError(f"--{given[0]} needs --lora")
         if self.lora_r is not None and self.lora_r < 1:
@@ -89,19 +94,23 @@ class LoRAOptions:
             raise ValueError(
                 f"--lora_dropout must be at least 0 and below 1, got {self.lora_dropout}"
             )
-        if self.lora_target == "":
+        if self.lora_target is not None:
+            self._check_target(self.lora_target)
+
+    def _check_target(self, target: str) -> None:
+        if target == "":
             raise ValueError(
                 "--lora_target is empty: leave it out to adapt all projections, or give some of "
                 f"{','.join(PROJECTIONS)}"
             )
-        if self.lora_target is not None:
-            try:  # first by itself, else its parentheses could close those of the pattern
-                re.compile(self.lora_target)
-                re.compile(self.adapters.pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"--lora_target {self.lora_target!r} is no regular expression: {error}"
-                ) from None
+        assert self.adapters is not None
+        try:  # first by itself, else its parentheses could close those of the pattern
+            re.compile(target)
+            re.compile(self.adapters.pattern)
+        except re.error as error:
+            raise ValueError(
+                f"--lora_target {target!r} is no regular expression: {error}"
+            ) from None
 
     @property
     def adapters(self) -> LoRA | None:
@@ -109,8 +118,10 @@ class LoRAOptions:
         if not self.lora:
             return None
         rank = self.lora_r or DEFAULT_RANK
-        names = tuple(self.lora_target.split(",")) if self.lora_target else PROJECTIONS
-        projections = names if set(names) <= set(PROJECTIONS) else (self.lora_target,)
+        projections = PROJECTIONS
+        if self.lora_target:
+            names = tuple(self.lora_target.split(","))
+            projections = names if set(names) <= set(PROJECTIONS) else (self.lora_target,)
         return LoRA(rank, self.lora_alpha or 2.0 * rank, self.lora_dropout or 0.0, projections)
 
 
@@ -134,9 +145,8 @@ def add_lora(model: LLaDA, lora: LoRA, generator: torch.Generator) -> None:
             if ".lora_" in name:  # which peft gives the dtype of what they adapt
                 parameter.data = parameter.data.float()
             if ".lora_A." in name:
-                parameter.uniform_(
-                    -(parameter.shape[1] ** -0.5), parameter.shape[1] ** -0.5, generator=generator
-                )
+                bound = parameter.shape[1] ** -0.5
+                parameter.uniform_(-bound, bound, generator=generator)
 
 
 def save_lora(model: LLaDA, lora: LoRA, base: str) -> Save:
@@ -149,9 +159,10 @@ def save_lora(model: LLaDA, lora: LoRA, base: str) -> Save:
         _peft_config(lora, base_model_name_or_path=base, inference_mode=True).save_pretrained(
             str(folder)
         )
+        state = adapted.state_dict() if state is None else state
         tensors = {
             _saved(name): tensor.detach().cpu().contiguous()
-            for name, tensor in (adapted.state_dict() if state is None else state).items()
+            for name, tensor in state.items()
             if ".lora_" in name
         }
         save_tensors(tensors, folder / WEIGHTS, {BACKBONE: backbone})
@@ -162,9 +173,8 @@ def save_lora(model: LLaDA, lora: LoRA, base: str) -> Save:
 def load_lora(model: nn.Module, folder: Path) -> None:
     """Fill the adapters from what `save_lora` wrote."""
     saved = load_file(folder / WEIGHTS)
-    model.load_state_dict(
-        {name: saved[_saved(name)] for name in model.state_dict() if ".lora_" in name}, strict=False
-    )
+    adapters = {name: saved[_saved(name)] for name in model.state_dict() if ".lora_" in name}
+    model.load_state_dict(adapters, strict=False)
 
 
 def _saved(name: str) -> str:
@@ -178,7 +188,7 @@ def _peft_config(lora: LoRA, **more: Any) -> Any:
         raise ImportError("--lora needs peft: pip install 'llada-plugins[train]'") from None
     return LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
         lora_dropout=lora.dropout,
         target_modules=lora.pattern,
         **more,

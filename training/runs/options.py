@@ -7,9 +7,8 @@ from typing import Literal
 
 from llada_plugins.options.fields import arg
 
-from . import launch
-from . import lora_adapters as lora
-from .presets import ROUTER_PRESETS
+from .lora_adapters import LoRAOptions
+from .presets import PRESETS, ROUTER_PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +17,7 @@ class SFTOptions:
 
     preset: str | None = arg(
         None,
-        f"a model from scratch with its data: {', '.join(launch.PRESETS)}; it sets the other "
+        f"a model from scratch with its data: {', '.join(PRESETS)}; it sets the other "
         "flags' defaults",
     )
     model: str | None = arg(
@@ -85,12 +84,12 @@ class SFTOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuningOptions(lora.LoRAOptions, SFTOptions):
+class FineTuningOptions(LoRAOptions, SFTOptions):
     """What is trained on what, all weights or adapters."""
 
     def __post_init__(self) -> None:
         SFTOptions.__post_init__(self)
-        lora.LoRAOptions.__post_init__(self)
+        LoRAOptions.__post_init__(self)
         if self.lora and self.preset is not None:
             raise ValueError(
                 "--lora adapts a checkpoint: give --model DIR with --data FILE.jsonl in place of "

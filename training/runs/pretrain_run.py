@@ -1,13 +1,17 @@
-"""What pre-training trains, on what, and what an evaluation shows: the bound, the
-perplexity of a byte, a sample.
+"""What pre-training trains, on what, and what an evaluation shows.
+
+An evaluation shows the bound, the perplexity of a byte and a sample.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -30,16 +34,20 @@ from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
 from training.data import corpus
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
+from training.loop import objectives
+from training.loop.throughput import measured
 from training.loop.trainer import noise
 
-from . import launch
-from .arguments import RunArguments
-from .jobs import Job, _checkpoint, _trainable
+from .arguments import RunArguments, asks_for_fsdp
+from .command import Run
+from .jobs import Job, checkpoint, eos_id, mask_id, train_logits_alone, trainable
 from .presets import PRETRAIN_PRESETS, TINY_SHAPE
 
 # of a model from scratch where no flag says otherwise
 SHAPE = {"d_model": 128, "n_layers": 4, "n_heads": 4}
 SEQ_LEN = 256
+
+TextJob = Job[LLaDA, corpus.Rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,16 +140,7 @@ class PretrainOptions:
             )
         if self.dataset is None:
             raise ValueError("give --dataset FILE, FOLDER or NAME, or --preset NAME, which has one")
-        scratch = [
-            name
-            for name in ("preset", "tokenizer", *SHAPE, "mlp_hidden_size")
-            if getattr(self, name) is not None
-        ]
-        if self.model is not None and scratch:
-            raise ValueError(f"--model brings its shape and tokenizer: leave --{scratch[0]} out")
-        for name in ("seq_len", *SHAPE, "mlp_hidden_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+        self._check_shape()
         if self.eval_data is not None and self.eval_split is not None:
             raise ValueError("--eval_data and --eval_split are alternatives: give one")
         if self.eval_rows < 0:
@@ -150,6 +149,16 @@ class PretrainOptions:
             raise ValueError(f"--random_lengths must be between 0 and 1, got {self.random_lengths}")
         if self.gen_length:
             self.sampler()
+
+    def _check_shape(self) -> None:
+        of_scratch = ("preset", "tokenizer", *SHAPE, "mlp_hidden_size")
+        given = [name for name in of_scratch if getattr(self, name) is not None]
+        if self.model is not None and given:
+            raise ValueError(f"--model brings its shape and tokenizer: leave --{given[0]} out")
+        for name in ("seq_len", *SHAPE, "mlp_hidden_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
 
     def sampler(self) -> SamplerConfig:
         """How the sample is decoded."""
@@ -163,106 +172,167 @@ class PretrainOptions:
         )
 
 
-def pretrain_job(options: PretrainOptions, arguments: RunArguments) -> Job:
+# --- jobs -----------------------------------------------------------------------------
+
+
+def prepare(options: PretrainOptions, arguments: RunArguments, command: Sequence[str]) -> Run:
+    """The run that `python -m training.pretrain` was asked for."""
+    with no_litter(Path(arguments.output_dir)):
+        job = pretrain_job(options, arguments)
+    # the bound before training
+    arguments.eval_on_start = job.evaluation is not None and not arguments.resume
+    return Run(
+        job=job,
+        objective=objectives.pretrain(mask_id(job.model.config), options.random_lengths),
+        callbacks=[Evaluations(job, options)],
+        throughput=measured(job.model, job.train.seq_len, arguments),
+    )
+
+
+@contextmanager
+def no_litter(folder: Path) -> Iterator[None]:
+    """Remove what came into the folder where the user's input is refused.
+
+    That is a tokenizer, perhaps tokens, and no run.
+    """
+    fresh, before = not folder.exists(), set(folder.glob("*"))
+    try:
+        yield
+    except (ValueError, OSError, ImportError):
+        for path in [folder] if fresh else set(folder.glob("*")) - before:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        raise
+
+
+class Start(NamedTuple):
+    """The model to begin with, the folder of its tokenizer, and the tokens of a row."""
+
+    model: LLaDA
+    folder: Path
+    seq_len: int
+
+
+def pretrain_job(options: PretrainOptions, arguments: RunArguments) -> TextJob:
     """Model, rows and tokenizer. A tokenizer made here and, by default, the tokenised
     data are written into the output folder.
     """
-    sources = [corpus.find(options.dataset, options.dataset_config, options.train_split)]
-    if options.eval_data is not None:
-        sources.append(corpus.find(options.eval_data, None, None))
-    elif not Path(options.dataset).is_file():
-        sources.append(corpus.find(options.dataset, options.dataset_config, options.eval_split))
-    elif options.eval_split is not None:
-        raise ValueError(
-            f"--eval_split has no effect on a file ({options.dataset}): give --eval_data FILE"
-        )
+    sources = _sources(options)
     output = Path(arguments.output_dir)
     if options.model is not None:
-        folder, words = _checkpoint(options.model)
-        model, seq_len = _trainable(folder), options.seq_len or words.max_length
-        launch.train_logits_alone(model)
-        if seq_len > words.max_length:
-            raise ValueError(
-                f"--seq_len must be between 1 and the model's {words.max_length} tokens, got "
-                f"{seq_len}"
-            )
+        model, folder, seq_len = _from_checkpoint(options.model, options.seq_len)
     else:
-        seq_len = options.seq_len or SEQ_LEN
-        folder, model = _from_scratch(options, output, seq_len, arguments)
+        model, folder, seq_len = _from_scratch(options, output, arguments)
     _check_sample(options, folder, model)
     config, tokenizer = model.config, text.load_tokenizer(folder)
+    eos = eos_id(config)
     cache = Path(options.token_cache) if options.token_cache else output / "tokens"
     with arguments.main_process_first():
         tokens = [
-            corpus.tokenise(source, tokenizer, config.vocab_size, config.eos_token_id, cache)
-            for source in sources
+            corpus.tokenise(source, tokenizer, config.vocab_size, eos, cache) for source in sources
         ]
-    train, *evaluation = (
-        corpus.Rows(found, seq_len, limit)
-        for found, limit in zip(tokens, (None, options.eval_rows or None))
-    )
-    collate = corpus.collate_rows(config.eos_token_id, options.pack_boundaries)
-    return Job(model, train, evaluation[0] if evaluation else None, collate, folder)
+    train, evaluation = corpus.Rows(tokens[0], seq_len), None
+    if len(tokens) > 1:
+        evaluation = corpus.Rows(tokens[1], seq_len, options.eval_rows or None)
+    return Job(model, train, evaluation, corpus.collate_rows(eos, options.pack_boundaries), folder)
 
 
-def _from_scratch(
-    options: PretrainOptions, output: Path, seq_len: int, arguments: RunArguments
-) -> tuple[Path, LLaDA]:
+def _sources(options: PretrainOptions) -> list[corpus.Source]:
+    """The text to train on and, where there is any, that of the validation bound."""
+    dataset, config = options.dataset, options.dataset_config
+    assert dataset is not None
+    train = corpus.find(dataset, config, options.train_split)
+    if options.eval_data is not None:
+        return [train, corpus.find(options.eval_data, None, None)]
+    if not Path(dataset).is_file():
+        return [train, corpus.find(dataset, config, options.eval_split)]
+    if options.eval_split is not None:
+        raise ValueError(f"--eval_split has no effect on a file ({dataset}): give --eval_data FILE")
+    return [train]
+
+
+def _from_checkpoint(name: str, seq_len: int | None) -> Start:
+    folder, vocab = checkpoint(name)
+    model = trainable(folder)
+    train_logits_alone(model)
+    seq_len = seq_len or vocab.max_length
+    if seq_len > vocab.max_length:
+        raise ValueError(
+            f"--seq_len must be between 1 and the model's {vocab.max_length} tokens, got {seq_len}"
+        )
+    return Start(model, folder, seq_len)
+
+
+def _from_scratch(options: PretrainOptions, output: Path, arguments: RunArguments) -> Start:
     shape = {name: getattr(options, name) or default for name, default in SHAPE.items()}
-    mlp_hidden_size = options.mlp_hidden_size or -(-8 * shape["d_model"] // 48) * 16
     if shape["d_model"] % (2 * shape["n_heads"]):
         raise ValueError(
             f"--d_model must be a multiple of twice --n_heads ({shape['n_heads']}), got "
             f"{shape['d_model']}"
         )
+    shape["mlp_hidden_size"] = options.mlp_hidden_size or -(-8 * shape["d_model"] // 48) * 16
+    shape["max_sequence_length"] = seq_len = options.seq_len or SEQ_LEN
     if options.tokenizer is not None:
         folder = resolve(options.tokenizer, option="--tokenizer")
-        tokenizer = text.load_tokenizer(folder)
-        known, eos = tokenizer.get_vocab(), tokenizer.eos_token_id
-        mask_names = FAMILIES["llada"].mask_names
-        mask, vocab_size = (
-            next((known[name] for name in mask_names if name in known), None),
-            max(known.values()) + 1,
-        )
-        if mask is None or eos is None:
-            raise ValueError(
-                f"--tokenizer {folder} needs an EOS token and a mask token, one of "
-                f"{', '.join(mask_names)}: add what it lacks"
-            )
+        ids = _given_tokenizer(folder)
     else:
         folder = output
         with arguments.main_process_first():
-            ids = byte_tokenizer(folder)
-        eos, mask, vocab_size = ids[EOS], ids[MASK], 256 + len(ids)
-    fields = {
-        **TINY_SHAPE,
-        **shape,
-        "mlp_hidden_size": mlp_hidden_size,
-        "max_sequence_length": seq_len,
-    }
-    model = LLaDA(
-        LLaDAConfig(
-            vocab_size=vocab_size, mask_token_id=mask, eos_token_id=eos, pad_token_id=eos, **fields
-        )
-    )
+            ids = _byte_tokenizer(folder)
+    fields: dict[str, Any] = {**TINY_SHAPE, **shape, **ids}
+    model = LLaDA(LLaDAConfig(**fields))
     initialise(model, noise("weights", arguments.seed))
-    return folder, model
+    return Start(model, folder, seq_len)
+
+
+def _byte_tokenizer(folder: Path) -> dict[str, int]:
+    ids = byte_tokenizer(folder)
+    return _fields(ids[MASK], ids[EOS], 256 + len(ids))
+
+
+def _given_tokenizer(folder: Path) -> dict[str, int]:
+    tokenizer = text.load_tokenizer(folder)
+    known, eos = tokenizer.get_vocab(), tokenizer.eos_token_id
+    mask_names = FAMILIES["llada"].mask_names
+    mask = next((known[name] for name in mask_names if name in known), None)
+    if mask is None or eos is None:
+        raise ValueError(
+            f"--tokenizer {folder} needs an EOS token and a mask token, one of "
+            f"{', '.join(mask_names)}: add what it lacks"
+        )
+    return _fields(mask, eos, max(known.values()) + 1)
+
+
+def _fields(mask: int, eos: int, vocab_size: int) -> dict[str, int]:
+    """Fields of LLaDAConfig that come from the tokenizer."""
+    return {
+        "vocab_size": vocab_size,
+        "mask_token_id": mask,
+        "eos_token_id": eos,
+        "pad_token_id": eos,
+    }
 
 
 def _check_sample(options: PretrainOptions, folder: Path, model: LLaDA) -> None:
     limit = model.config.max_sequence_length
-    prompt = _prompt(options, text.load_tokenizer(folder), model.config.eos_token_id)
+    prompt = _prompt(options, text.load_tokenizer(folder), eos_id(model.config))
     if options.gen_length and len(prompt) + options.gen_length > limit:
         raise ValueError(
             f"--prompt of {len(prompt)} tokens and --gen_length {options.gen_length} exceed the "
-            f"model's context of {limit} "
-            "tokens: lower --gen_length"
+            f"model's context of {limit} tokens: lower --gen_length"
         )
 
 
-def _prompt(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> list[int]:
-    # behind EOS a document begins
-    return (text.encode(tokenizer, options.prompt) if options.prompt else []) or [eos_id]
+def _prompt(
+    options: PretrainOptions, tokenizer: PreTrainedTokenizerBase, eos_token: int
+) -> list[int]:
+    ids = text.encode(tokenizer, options.prompt) if options.prompt else []
+    return ids or [eos_token]  # after EOS a document begins
+
+
+# --- evaluations ----------------------------------------------------------------------
 
 
 class Evaluations(TrainerCallback):
@@ -273,7 +343,7 @@ class Evaluations(TrainerCallback):
     perplexity is an upper bound as well.
     """
 
-    def __init__(self, job: Job, options: PretrainOptions) -> None:
+    def __init__(self, job: TextJob, options: PretrainOptions) -> None:
         self.bytes_per_token = job.evaluation.bytes_per_token if job.evaluation else None
         self.config, self.options = job.model.config, options
         self.tokenizer = text.load_tokenizer(job.tokenizer_folder)
@@ -283,36 +353,31 @@ class Evaluations(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, float],
-        **_: Any,
+        **given: Any,
     ) -> None:
+        logs: dict[str, float] = given["logs"]
         if "eval_loss" in logs and self.bytes_per_token:
-            # e^710 overflows
-            logs["eval_byte_perplexity"] = math.exp(
-                min(logs["eval_loss"] / self.bytes_per_token, 700.0)
-            )
+            of_byte = logs["eval_loss"] / self.bytes_per_token  # nats
+            logs["eval_byte_perplexity"] = math.exp(min(of_byte, 700.0))  # e^710 overflows
 
     def on_evaluate(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: LLaDA,
-        **_: Any,
+        **given: Any,
     ) -> None:
-        if (
-            state.is_world_process_zero
-            and self.options.gen_length
-            and not (launch.asks_for_fsdp(args) or args.deepspeed_plugin)
-        ):
-            line = f"sample at step {state.global_step}: {self.sample(model)!r}"
-            with tqdm.external_write_mode():  # above the bar, if there is one
-                print(line, flush=True)
+        divided = asks_for_fsdp(args) or args.deepspeed_plugin
+        if not state.is_world_process_zero or not self.options.gen_length or divided:
+            return
+        line = f"sample at step {state.global_step}: {self.sample(given['model'])!r}"
+        with tqdm.external_write_mode():  # above the bar, if there is one
+            print(line, flush=True)
 
     @torch.no_grad()
     def sample(self, model: LLaDA) -> str:
         """A decoded text, the prompt before it."""
-        prompt = _prompt(self.options, self.tokenizer, self.config.eos_token_id)
-        special = SpecialTokens(self.config.mask_token_id, self.config.eos_token_id)
+        special = SpecialTokens(mask_id(self.config), eos_id(self.config))
+        prompt = _prompt(self.options, self.tokenizer, eos_id(self.config))
         answer = generate(model, [prompt], self.options.sampler(), special=special)[0].answer
         return self.options.prompt + text.decode(self.tokenizer, answer, special.ends)

@@ -1,15 +1,15 @@
-"""What PRM training trains, writes and measures: a two-class head at the last token of
-each step's separator, on any causal decoder.
+"""What PRM training trains, writes and measures.
 
-The output folder is what transformers' AutoModelForTokenClassification and
+It trains a two-class head on any causal decoder, read at the last token of each step's
+separator. The output folder is what transformers' AutoModelForTokenClassification and
 AutoTokenizer load; its config.json says beside their keys how steps are separated
 (`step_separator`) and, of a preset, what one step is (`step_split`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +46,15 @@ from training.data.steps import (
 from training.loop.objectives import IGNORED, Loss
 from training.loop.trainer import Save
 
-from .jobs import Job, copy_tokenizer
+from .arguments import RunArguments
+from .command import Run
+from .jobs import Job, add_metrics, copy_tokenizer
 from .presets import PRM_PRESETS
 
 logger = logging.getLogger(__name__)
+
+METRICS = ("loss", "step_auc", "step_accuracy", "right_share")  # that config.json keeps
+StepJob = Job[PreTrainedModel, list[StepExample]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,36 +88,57 @@ class PRMOptions:
     def __post_init__(self) -> None:
         if (self.preset is None) == (self.model is None):
             raise ValueError("give --preset NAME, or --model DIR with --data FILE.jsonl")
-        if self.preset is not None and any(
-            value is not None
-            for value in (self.data, self.eval_data, self.separator, self.max_length)
-        ):
+        of_data = (self.data, self.eval_data, self.separator, self.max_length)
+        if self.preset is not None and any(value is not None for value in of_data):
             raise ValueError(
                 "a preset brings its own data: leave --data, --eval_data, --separator and "
                 "--max_length out"
             )
 
 
+def prepare(options: PRMOptions, arguments: RunArguments, command: Sequence[str]) -> Run:
+    """The run that `python -m training.prm_sft` was asked for."""
+    if options.preset:
+        job = preset_prm_job(options.preset, arguments.seed)
+    else:
+        job = checkpoint_prm_job(options, arguments.seed)
+    folder = Path(arguments.output_dir)
+
+    def finish(found: Mapping[str, float]) -> None:
+        metrics: dict[str, Any] = {
+            name: found[f"eval_{name}"] for name in METRICS if f"eval_{name}" in found
+        }
+        if options.preset:
+            metrics["answers of the tiny model"] = measure_answers(folder)
+        add_metrics(folder / "config.json", metrics)
+
+    return Run(
+        job=job,
+        objective=token_class,
+        save=save_prm(job.tokenizer_folder, {"command": shlex.join(command)}),
+        measure=measure,
+        finish=finish,
+    )
+
+
 def token_class(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Loss:
     """Cross-entropy (nats) of right against wrong where a step is read, mean over
     steps; predictions are log-odds of right, (B, L).
     """
-    # (B, L, 2)
-    logits = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    ).logits.float()
+    tokens, labels = batch["input_ids"], batch["labels"]  # (B, L)
+    found = model(input_ids=tokens, attention_mask=batch["attention_mask"], use_cache=False)
+    logits = found.logits.float()  # (B, L, 2)
     total = F.cross_entropy(
-        logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-    return Loss(
-        total, batch["weight"].sum(), (logits[..., 1] - logits[..., 0]).detach(), batch["labels"]
-    )
+    log_odds = logits[..., 1] - logits[..., 0]  # (B, L)
+    return Loss(total, batch["weight"].sum(), log_odds.detach(), labels)
 
 
 # --- jobs -----------------------------------------------------------------------------
 
 
-def preset_prm_job(name: str, seed: int) -> Job:
+def preset_prm_job(name: str, seed: int) -> StepJob:
     """A preset's model from scratch, its rows, and a shipped model's tokenizer."""
     if name not in PRM_PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRM_PRESETS)}, got {name!r}")
@@ -127,22 +153,20 @@ def preset_prm_job(name: str, seed: int) -> Job:
                 vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **preset.model
             )
         )
-    model.config.step_separator, model.config.step_split, model.config.block_length = (
-        preset.separator,
-        preset.split,
-        preset.block_length,
-    )
+    model.config.step_separator = preset.separator
+    model.config.step_split = preset.split
+    model.config.block_length = preset.block_length
     encode = step_encoder(tokenizer, preset.separator)
     train, evaluation = ([encode(row) for row in rows] for rows in preset.rows())
     return Job(model, train, evaluation, collate_steps(tokenizer.pad_token_id), folder)
 
 
-def checkpoint_prm_job(options: PRMOptions, seed: int) -> Job:
+def checkpoint_prm_job(options: PRMOptions, seed: int) -> StepJob:
     """The checkpoint and the JSONL files that the options name."""
     if options.data is None:
         raise ValueError("--model needs --data FILE.jsonl")
-    paths = (options.data, options.eval_data)
-    rows = [None if path is None else read_steps(Path(path)) for path in paths]
+    rows = read_steps(Path(options.data))
+    held_out = None if options.eval_data is None else read_steps(Path(options.eval_data))
     folder = resolve(options.model, option="--model")
     tokenizer = load_tokenizer(folder)
     model = _classifier(folder, seed)
@@ -152,29 +176,26 @@ def checkpoint_prm_job(options: PRMOptions, seed: int) -> Job:
         raise ValueError(
             f"--max_length must be between 1 and the model's {context} tokens, got {longest}"
         )
-    separator = (
-        getattr(model.config, "step_separator", "\n")
-        if options.separator is None
-        else options.separator
-    )
+    separator = options.separator
+    if separator is None:
+        separator = getattr(model.config, "step_separator", "\n")
     try:
         encode = step_encoder(tokenizer, separator)
     except ValueError:
         raise ValueError(
             f"--separator {separator!r} has no token in the tokenizer of {folder}: give other text"
         ) from None
-    # the published commands of TRL's models trained on this by accident, so it is not
-    # refused
+    # the published commands of TRL's models trained on this by accident: it is not refused
     if "\\n" in separator:
         logger.info(
             "--separator %r holds a backslash and an n, not a newline; a newline is $'\\n' in bash",
             separator,
         )
     model.config.step_separator = separator
-    train, evaluation = (
-        None if found is None else _fitting(found, path, encode, longest)
-        for found, path in zip(rows, paths)
-    )
+    train = _fitting(rows, options.data, encode, longest)
+    evaluation = None
+    if held_out is not None:
+        evaluation = _fitting(held_out, str(options.eval_data), encode, longest)
     return Job(model, train, evaluation, collate_steps(tokenizer.pad_token_id or 0), folder)
 
 
@@ -203,7 +224,8 @@ def _classifier(folder: Path, seed: int) -> PreTrainedModel:
     """The folder's model in fp32 with its two-class head; one that is no classifier yet
     gets a fresh head, which is logged.
     """
-    raw, names = read_json(folder / "config.json", CONFIG), tensor_files(folder)
+    raw = read_json(folder / "config.json", CONFIG)
+    names = tensor_files(folder)
     if raw.get("model_type") not in CAUSAL:
         raise ValueError(
             f"{folder}: model_type is {raw.get('model_type')!r}, expected one of "
@@ -215,9 +237,27 @@ def _classifier(folder: Path, seed: int) -> PreTrainedModel:
             f"{folder}: its head has two layers (Qwen2.5-Math-PRM): only token classification "
             "with one linear map is trained"
         )
-    trained = any(
-        name.endswith("ForTokenClassification") for name in raw.get("architectures") or []
-    )
+    architectures = raw.get("architectures") or []
+    trained = any(name.endswith("ForTokenClassification") for name in architectures)
+    model, missing = _read_classifier(folder, seed, trained)
+    prefix = model.base_model_prefix + "."
+    head = [name for name in missing if not name.startswith(prefix)]
+    if len(missing) > len(head) or (trained and head):
+        raise ValueError(f"{folder}: tensors are missing: {', '.join(missing[:8])}")
+    if head:
+        logger.info(
+            "%s has no token-classification head: training starts from a fresh one (%s)",
+            folder,
+            ", ".join(head),
+        )
+    return model.float()
+
+
+def _read_classifier(folder: Path, seed: int, trained: bool) -> tuple[PreTrainedModel, list[str]]:
+    """The model as transformers reads it, and the names of the tensors that it lacks.
+
+    trained: is it a classifier already? Then its head must have two classes.
+    """
     try:
         config = AutoConfig.from_pretrained(folder)
         if trained and config.num_labels != 2:
@@ -234,17 +274,7 @@ def _classifier(folder: Path, seed: int) -> PreTrainedModel:
         raise ValueError(
             f"{folder}: not a model for token classification: {first_line(error)}"
         ) from None
-    missing = sorted(found["missing_keys"])
-    head = [name for name in missing if not name.startswith(model.base_model_prefix + ".")]
-    if len(missing) > len(head) or trained and head:
-        raise ValueError(f"{folder}: tensors are missing: {', '.join(missing[:8])}")
-    if head:
-        logger.info(
-            "%s has no token-classification head: training starts from a fresh one (%s)",
-            folder,
-            ", ".join(head),
-        )
-    return model.float()
+    return model, sorted(found["missing_keys"])
 
 
 # --- metrics --------------------------------------------------------------------------
@@ -301,20 +331,12 @@ def save_prm(tokenizer_folder: Path, description: Mapping[str, Any]) -> Save:
     description: config.json's key `training`.
     """
 
-    def save(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor] | None) -> None:
+    def save(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:
+        assert isinstance(model, PreTrainedModel)
         model.config.training = dict(description)
-        model.save_pretrained(folder, state_dict=state)
+        model.save_pretrained(folder, state_dict=None if state is None else dict(state))
         for path in folder.glob("*.safetensors"):
             path.chmod(0o644)  # the library gives it mode 0600, whatever the umask
         copy_tokenizer(tokenizer_folder, folder)
 
     return save
-
-
-def record_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Add what was measured after training to the folder's config."""
-    config = read_json(folder / "config.json")
-    config["training"]["metrics"] = dict(metrics)
-    (folder / "config.json").write_text(
-        json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )

@@ -1,5 +1,6 @@
-"""What Remask SFT trains and writes: a light UPS head on a backbone that is frozen,
-trained whole, or adapted by LoRA.
+"""What Remask SFT trains and writes: a light UPS head, and perhaps its backbone.
+
+The backbone is frozen, trained whole, or adapted by LoRA.
 
 A RemeDi checkpoint has a policy stream of its own, which is trained in the head's
 place, with the backbone.
@@ -13,9 +14,10 @@ part of it, and there is no head.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,10 +36,13 @@ from llada_plugins.models.lora import merged_weight
 from llada_plugins.models.text import load_tokenizer
 from llada_plugins.options.fields import arg
 from llada_plugins.reports.metrics import auc, expected_calibration_error
+from training.loop import objectives
 from training.loop.objectives import IGNORED
-from training.loop.trainer import Save
+from training.loop.trainer import Save, noise
 
-from .jobs import Job, copy_tokenizer
+from .arguments import RunArguments
+from .command import Run
+from .jobs import AnswerJob, add_metrics, answer_job, copy_tokenizer, mask_id
 from .lora_adapters import LoRA, LoRAOptions, add_lora
 from .options import SFTOptions
 from .presets import UPS_PRESETS
@@ -109,6 +114,41 @@ class RemaskOptions(LoRAOptions, SFTOptions):
         return not self.joint
 
 
+def prepare(options: RemaskOptions, arguments: RunArguments, command: Sequence[str]) -> Run:
+    """The run that `python -m training.remask_sft` was asked for."""
+    job = answer_job(options, arguments, UPS_PRESETS)
+    incorrect = INCORRECT_FROM[options.incorrect_from](job)
+    description = {
+        "backbone": options.model or UPS_PRESETS[str(options.preset)].model,
+        "command": shlex.join(command),
+        "options": asdict(options),
+    }
+    save = save_remask(job, {"training": description}, options.adapters)
+    model = policy_model(
+        job.model,
+        options.ups_width,
+        noise("ups", arguments.seed),
+        joint=options.joint,
+        lora=options.adapters,
+    )
+    objective = objectives.remask_sft(
+        mask_id(model.config),
+        r_incorrect=options.r_incorrect,
+        lambda_ups=options.lambda_ups,
+        label_smoothing=options.label_smoothing,
+        train_backbone=not model.frozen,
+        incorrect=incorrect,
+    )
+    return Run(
+        job=job.with_model(model),
+        objective=objective,
+        save=save,
+        load=load_remask,
+        measure=measure,
+        finish=partial(record_metrics, Path(arguments.output_dir)),
+    )
+
+
 class PolicyOutput(NamedTuple):
     """What Remask SFT needs of a forward pass."""
 
@@ -132,7 +172,10 @@ class PolicyModel(Recomputing, nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             hidden, score = self.backbone.streams(tokens)  # (B, L, D), (B, L) or None
             logits = self.backbone.head(hidden[at])
-        return PolicyOutput(logits, score if self.head is None else self.head(hidden))
+        if self.head is not None:
+            score = self.head(hidden)
+        assert score is not None  # a backbone without a head has a stream of its own
+        return PolicyOutput(logits, score)
 
 
 def policy_model(
@@ -169,14 +212,15 @@ def policy_model(
 # --- where incorrect tokens come from -------------------------------------------------
 
 
-def answer_tokens(job: Job) -> list[int]:
+def answer_tokens(job: AnswerJob) -> list[int]:
     """Ids that occur in the training data's answers."""
-    return sorted(
-        {token for example in job.train for token in example.input_ids[example.prompt_length :]}
-    )
+    found: set[int] = set()
+    for example in job.train:
+        found.update(example.input_ids[example.prompt_length :])
+    return sorted(found)
 
 
-def ordinary_tokens(job: Job) -> list[int]:
+def ordinary_tokens(job: AnswerJob) -> list[int]:
     """The tokenizer's ids that the model knows, without special tokens."""
     tokenizer = load_tokenizer(job.tokenizer_folder)
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -187,8 +231,12 @@ def ordinary_tokens(job: Job) -> list[int]:
     ]
 
 
-def _alphabet(ids: Callable[[Job], list[int]]) -> Callable[[Job], Callable[[nn.Module], Replace]]:
-    def source(job: Job) -> Callable[[nn.Module], Replace]:
+# from the job, before training, to what gives each batch's replacements, given the model
+Source = Callable[[AnswerJob], Callable[[nn.Module], Replace]]
+
+
+def _alphabet(ids: Callable[[AnswerJob], list[int]]) -> Source:
+    def source(job: AnswerJob) -> Callable[[nn.Module], Replace]:
         found = [token for token in ids(job) if token != job.model.config.mask_token_id]
         if len(found) < 2:
             raise ValueError(
@@ -201,19 +249,20 @@ def _alphabet(ids: Callable[[Job], list[int]]) -> Callable[[Job], Callable[[nn.M
     return source
 
 
-def _samples(job: Job) -> Callable[[nn.Module], Replace]:
+def _samples(job: AnswerJob) -> Callable[[nn.Module], Replace]:
     """The model's own samples, drawn at the chosen positions at once, all masked: the
     errors that parallel decoding makes.
     """
-    mask_id = job.model.config.mask_token_id
+    mask_token = mask_id(job.model.config)
 
     def source(model: nn.Module) -> Replace:
         def replace(
             noisy: Tensor, chosen: Tensor, tokens: Tensor, generator: torch.Generator
         ) -> Tensor:
             with torch.no_grad():
-                logits = model(noisy.masked_fill(chosen, mask_id), chosen).logits.double()  # (N, V)
-            logits[:, mask_id] = -torch.inf
+                logits = model(noisy.masked_fill(chosen, mask_token), chosen).logits  # (N, V)
+            logits = logits.double()
+            logits[:, mask_token] = -torch.inf
             cumulative = logits.softmax(-1).cumsum(-1)
             draw = torch.rand(
                 len(logits), 1, generator=generator, device=generator.device, dtype=torch.float64
@@ -228,8 +277,7 @@ def _samples(job: Job) -> Callable[[nn.Module], Replace]:
     return source
 
 
-# from the job, before training, to what gives each batch's replacements
-INCORRECT_FROM: dict[str, Callable[[Job], Callable[[nn.Module], Replace]]] = {
+INCORRECT_FROM: dict[str, Source] = {
     "answers": _alphabet(answer_tokens),
     "vocabulary": _alphabet(ordinary_tokens),
     "samples": _samples,
@@ -264,19 +312,21 @@ def measure(predictions: Tensor, labels: Tensor) -> dict[str, float]:
 # --- output folders -------------------------------------------------------------------
 
 
-def save_remask(job: Job, extra_config: Mapping[str, Any], lora: LoRA | None = None) -> Save:
+def save_remask(job: AnswerJob, extra_config: Mapping[str, Any], lora: LoRA | None = None) -> Save:
     """Writes the head and, where the backbone trains, a complete checkpoint; job.model:
     the backbone as it was loaded.
     """
     fingerprint = backbone_fingerprint(job.model)
 
     def save(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:
+        assert isinstance(model, PolicyModel)
         state = model.state_dict() if state is None else state
         head = None
         if model.head is not None:
             head = PolicyHead(model.head.d_model, model.head.width)
             head.load_state_dict(_under(state, "head."))
         if model.frozen:
+            assert head is not None  # else nothing would train
             save_policy(head, folder, fingerprint, extra_config)
             return
         backbone = merged(model.backbone, _under(state, "backbone."), lora)
@@ -289,14 +339,16 @@ def save_remask(job: Job, extra_config: Mapping[str, Any], lora: LoRA | None = N
         }
         if adapter:
             save_tensors(adapter, folder / ADAPTER)
-        for place in () if head is None else (folder, folder / "ups"):
-            save_policy(head, place, backbone_fingerprint(backbone), extra_config)
+        if head is not None:
+            for place in (folder, folder / "ups"):
+                save_policy(head, place, backbone_fingerprint(backbone), extra_config)
 
     return save
 
 
-def load_remask(model: PolicyModel, folder: Path) -> None:
+def load_remask(model: nn.Module, folder: Path) -> None:
     """Fill what trains from a folder that `save_remask` wrote."""
+    assert isinstance(model, PolicyModel)
     if model.head is not None:
         model.head.load_state_dict(load_file(folder / WEIGHTS))
     if (folder / ADAPTER).is_file():
@@ -313,6 +365,7 @@ def merged(backbone: LLaDA, state: Mapping[str, Tensor], lora: LoRA | None = Non
     for name, tensor in state.items():
         layer, adapted, kind = name.partition(".base_layer.")
         if adapted and kind == "weight":
+            assert lora is not None
             tensor = merged_weight(
                 tensor,
                 state[f"{layer}.lora_A.default.weight"],
@@ -332,11 +385,7 @@ def record_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
     """
     of_head = [path for path in (folder / CONFIG, folder / "ups" / CONFIG) if path.is_file()]
     for path in of_head or [folder / "config.json"]:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["training"]["metrics"] = {
-            name: value for name, value in metrics.items() if name in METRICS
-        }
-        path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        add_metrics(path, {name: value for name, value in metrics.items() if name in METRICS})
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
-"""What router training trains and writes: an ALA router before a frozen backbone;
-nothing of the backbone is written.
+"""What router training trains and writes: an ALA router before a frozen backbone.
+
+Nothing of the backbone is written.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -26,16 +26,38 @@ from llada_plugins.methods.router import (
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import build
-from training.loop.trainer import METRICS, Save
+from training.loop import objectives
+from training.loop.trainer import METRICS, Save, noise
 
-from .jobs import Job
+from .arguments import RunArguments
+from .command import Run
+from .jobs import AnswerJob, add_metrics, answer_job, mask_id
+from .options import RouterOptions
+from .presets import ROUTER_PRESETS
 
 
-def router_config(options: Any, model: LLaDA) -> RouterConfig:
+def prepare(options: RouterOptions, arguments: RunArguments, command: Sequence[str]) -> Run:
+    """The run that `python -m training.router_sft` was asked for."""
+    job = answer_job(options, arguments, ROUTER_PRESETS)
+    config = router_config(options, job.model)
+    model = routed_model(job, config, noise("router", arguments.seed))
+    # the loss before training
+    arguments.eval_on_start = job.evaluation is not None and not arguments.resume
+    folder = Path(arguments.output_dir)
+    return Run(
+        job=job.with_model(model),
+        objective=objectives.routed_sft(model.mask_id),
+        save=save_routed(job.model, command),
+        load=load_routed,
+        finish=lambda metrics: record_metrics(folder),
+    )
+
+
+def router_config(options: RouterOptions, model: LLaDA) -> RouterConfig:
     """The shape that router_sft's options ask for, for this model; raises ValueError
     where no router has it.
     """
-    mask_embedding = model.embedding(torch.tensor([model.config.mask_token_id])).detach()
+    mask_embedding = model.embedding(torch.tensor([mask_id(model.config)])).detach()  # (1, D)
     scale = float(mask_embedding.square().mean().sqrt()) if options.router_scaled else 1.0
     return build(
         RouterConfig,
@@ -53,7 +75,7 @@ def router_config(options: Any, model: LLaDA) -> RouterConfig:
     )
 
 
-def routed_model(job: Job, config: RouterConfig, generator: torch.Generator) -> RoutedLLaDA:
+def routed_model(job: AnswerJob, config: RouterConfig, generator: torch.Generator) -> RoutedLLaDA:
     """The job's model, frozen, behind a new router; raises ValueError where an answer
     is longer than the router reaches.
     """
@@ -69,25 +91,25 @@ def routed_model(job: Job, config: RouterConfig, generator: torch.Generator) -> 
     # torch's modules draw their weights from the global state alone
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
-        model = RoutedLLaDA(job.model, Router(config), job.model.config.mask_token_id)
+        model = RoutedLLaDA(job.model, Router(config), mask_id(job.model.config))
     # nothing reads them, and DDP waits for the gradient of whatever asks for one
     if not config.use_prompt:
-        for part in (
-            model.router.prompt_position,
-            model.router.prompt_norm,
-            *(layer.norm for layer in model.router.stack),
-        ):
+        router = model.router
+        unread: list[nn.Module] = [router.prompt_position, router.prompt_norm]
+        unread += [layer.get_submodule("norm") for layer in router.stack]
+        for part in unread:
             part.requires_grad_(False)
     return model
 
 
-def save_routed(backbone: nn.Module, command: Sequence[str]) -> Save:
+def save_routed(backbone: LLaDA, command: Sequence[str]) -> Save:
     """Writes the router alone, which `router=FOLDER` loads; backbone: the model that it
     is trained on.
     """
     fingerprint = backbone_fingerprint(backbone)
 
-    def save(model: RoutedLLaDA, folder: Path, state: Mapping[str, Tensor] | None) -> None:
+    def save(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:
+        assert isinstance(model, RoutedLLaDA)
         router = model.router
         if state is not None:
             router = Router(model.router.config)
@@ -103,8 +125,9 @@ def save_routed(backbone: nn.Module, command: Sequence[str]) -> Save:
     return save
 
 
-def load_routed(model: RoutedLLaDA, folder: Path) -> None:
+def load_routed(model: nn.Module, folder: Path) -> None:
     """Fill the router from a folder that `save_routed` wrote."""
+    assert isinstance(model, RoutedLLaDA)
     model.router.load_state_dict(load_file(folder / WEIGHTS))
 
 
@@ -113,10 +136,7 @@ def record_metrics(folder: Path) -> None:
     to the router's config.
     """
     lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    losses = [loss for line in lines if (loss := json.loads(line).get("eval_loss")) is not None]
+    found = [json.loads(line).get("eval_loss") for line in lines]
+    losses = [loss for loss in found if loss is not None]
     if losses:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        config["training"]["metrics"] = {"eval_loss_before": losses[0], "eval_loss": losses[-1]}
-        (folder / CONFIG).write_text(
-            json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        add_metrics(folder / CONFIG, {"eval_loss_before": losses[0], "eval_loss": losses[-1]})

@@ -1,0 +1,29 @@
+"""What fine-tuning trains and writes: all weights, or LoRA adapters of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from training.loop import objectives
+from training.loop.throughput import measured
+from training.loop.trainer import noise
+
+from .arguments import RunArguments
+from .command import Run
+from .jobs import answer_job, mask_id, mean_length, train_logits_alone
+from .lora_adapters import add_lora, load_lora, save_lora
+from .options import FineTuningOptions
+
+
+def prepare(options: FineTuningOptions, arguments: RunArguments, command: Sequence[str]) -> Run:
+    """The run that `python -m training.sft` was asked for."""
+    job = answer_job(options, arguments)
+    objective = objectives.sft(mask_id(job.model.config))
+    if options.adapters is None:
+        train_logits_alone(job.model)
+        throughput = measured(job.model, mean_length(job.train), arguments)
+        return Run(job=job, objective=objective, throughput=throughput)
+    assert options.model is not None  # adapters are of a checkpoint
+    save = save_lora(job.model, options.adapters, options.model)
+    add_lora(job.model, options.adapters, noise("lora", arguments.seed))
+    return Run(job=job, objective=objective, save=save, load=load_lora)
