@@ -1,31 +1,43 @@
-"""Public data sets as training rows: a file in the publisher's own format to the JSONL
-rows that training reads.
+"""Public data sets as training rows: a publisher's own format to the JSONL that training reads.
 
     python -m training.convert --format gsm8k --input train.jsonl --output gsm8k.jsonl
 
 Rows are {"prompt": text, "completion": text}, or {"messages": [{"role", "content"}]}
-where the input has dialogues and, with --chat, everywhere: messages are trained on as
+where the input has dialogues and, with --chat, everywhere. Messages are trained on as
 the chat template renders them, prompt and completion as they are. Reads files already
 on disk (JSONL, a JSON array, one JSON object, or a folder of such) and downloads
-nothing. A row that does not fit is skipped, reported by file and line (of an array:
-row, from 1) with the reason, and counted; --strict ends at the first one and leaves no
-output. So is a row with a key that would change what is learned and that nobody reads
-(row_keys.py says which). An answer marked "weight": 0, "train": false or "loss": false
-is written with "weight": 0: later turns stand behind it, and it is not learned. A new
-format is a function and a row of FORMATS. Sources, and the commands for the sets of the
-plan (hub sets come as parquet; `datasets` writes JSONL):
+nothing.
 
-    ShareGPT  any file in its form           --format sharegpt --input FILE             conversations, chosen of preference pairs
-    OpenAI    any file in its form           --format messages --input FILE             messages
-    TRL, …    any file in its form           --format prompt_completion --input FILE    prompt -> completion, other columns left out
-    Alpaca    tatsu-lab/stanford_alpaca      --format alpaca --input alpaca_data.json   instruction, blank line, input -> output
-    s1K       simplescaling/s1K-1.1          --format s1k --input s1k.json              problem -> solution
-    MATH      hendrycks/math                 --format math --input MATH/train           problem -> solution
-    MATH-500  HuggingFaceH4/MATH-500         --format math500 --input test.jsonl        problem -> solution
-    GSM8K     openai/grade-school-math       --format gsm8k --input train.jsonl         question -> answer, <<…>> and #### kept
-    OPC       OpenCoder-LLM/opc-sft-stage2   --format opc --input SUBSET.jsonl          instruction -> output
-      python -c "from datasets import load_dataset as l; l('OpenCoder-LLM/opc-sft-stage2', 'SUBSET', split='train').to_json('SUBSET.jsonl')"
-      with SUBSET one of educational_instruct (easy, stable), evol_instruct (harder), mceval_instruct (closest to question answering)
+A row that does not fit is skipped, reported by file and line (of an array: row, from 1)
+with the reason, and counted; --strict ends at the first one and leaves no output. So is
+a row with a key that would change what is learned and that nobody reads (row_keys.py
+says which). An answer marked "weight": 0, "train": false or "loss": false is written
+with "weight": 0: later turns follow it, and it is not learned.
+
+A new format is a function and a row of FORMATS. Formats, their sources and their files:
+
+    sharegpt           any file in its form          conversations, chosen of preference pairs
+    messages           OpenAI, any file in its form  messages
+    prompt_completion  TRL and others                prompt -> completion, no other columns
+    alpaca             tatsu-lab/stanford_alpaca     instruction, blank line, input -> output
+                       alpaca_data.json
+    s1k                simplescaling/s1K-1.1         problem -> solution
+    math               hendrycks/math, MATH/train    problem -> solution
+    math500            HuggingFaceH4/MATH-500        problem -> solution
+                       test.jsonl
+    gsm8k              openai/grade-school-math      question -> answer, <<…>> and #### kept
+                       train.jsonl
+    opc                OpenCoder-LLM/opc-sft-stage2  instruction -> output
+                       SUBSET.jsonl
+
+Hub sets come as parquet; `datasets` writes JSONL:
+
+    from datasets import load_dataset
+    rows = load_dataset("OpenCoder-LLM/opc-sft-stage2", "SUBSET", split="train")
+    rows.to_json("SUBSET.jsonl")
+
+with SUBSET one of educational_instruct (easy, stable), evol_instruct (harder) and
+mceval_instruct (closest to question answering).
 """
 
 from __future__ import annotations

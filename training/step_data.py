@@ -1,6 +1,8 @@
-"""Step-labelled solutions for process reward models, in TRL's JSONL format, and as token rows.
+"""Step-labelled sudoku solutions for process reward models, in TRL's JSONL format.
 
-python -m training.step_data --num 1000 --output steps.jsonl        sudoku solutions labelled by the exact rule
+    python -m training.step_data --num 1000 --output steps.jsonl
+
+The exact rule labels them.
 """
 
 from __future__ import annotations
@@ -8,20 +10,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llada_plugins.files.jsonl import write_rows
 from llada_plugins.options.command_line import FlagParser
 from llada_plugins.tasks.sudoku import DEFAULT_NUM_TEST
-
-if TYPE_CHECKING:
-    pass
+from training.data.sudoku_steps import solutions_in_steps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    from training.data.sudoku_steps import solutions_in_steps
-
     parser = FlagParser(
         prog="python -m training.step_data",
         description="Step-labelled sudoku solutions as TRL's JSONL.",

@@ -1,11 +1,10 @@
-"""Pre-training data: text from files, folders or the hub, tokenised once into a file
-from which rows are cut as they are needed.
+"""Pre-training data: text, tokenised once into a file from which rows are cut.
 
-Text is read as a stream and tokens are mapped from the disk, so neither has to fit into
-memory, and rows can still be shuffled. Documents follow each other, each with an EOS
-behind it; rows are cut wherever they end. What is on the disk is named by a digest of
-the data, the tokenizer and EOS, and used again by any run with the same; it does not
-depend on the length of rows.
+Text comes from files, folders or the hub. It is read as a stream and tokens are mapped
+from the disk, so neither has to fit into memory, and rows can still be shuffled.
+Documents follow each other, each with an EOS after it; rows are cut wherever they end.
+What is on the disk is named by a digest of the data, the tokenizer and EOS, and used
+again by any run with the same; it does not depend on the length of rows.
 """
 
 from __future__ import annotations
@@ -75,8 +74,7 @@ def find(dataset: str, config: str | None, split: str | None) -> Source:
         if looks_like_a_path(dataset):
             raise FileNotFoundError(
                 f"{dataset}: no such data; give a text file, a JSONL file with rows {FORMS}, a "
-                "folder with a file for "
-                f"each split, a hub name, or one of {', '.join(NAMES)}"
+                f"folder with a file for each split, a hub name, or one of {', '.join(NAMES)}"
             )
         return _hub(Hub(dataset, config), split)
     if config is not None:
@@ -95,34 +93,46 @@ def _split_files(folder: Path, split: str | None) -> list[Path]:
     """
     files = sorted(file for file in folder.iterdir() if file.is_file())
     for name in ("validation", "test") if split is None else (split,):
-        words = next((each for each in SPLITS.values() if name in each), (name,))
-        if found := [file for file in files if set(words) & set(re.split(r"[._-]", file.name))]:
+        names = next((each for each in SPLITS.values() if name in each), (name,))
+        found = [file for file in files if set(names) & set(re.split(r"[._-]", file.name))]
+        if found:
             return found
     there = ", ".join(file.name for file in files) or "nothing"
     raise FileNotFoundError(
         f"{folder} has no file for the split {split or 'validation or test'}, but {there}: choose "
-        "with --train_split "
-        "and --eval_split, or give a file"
+        "with --train_split and --eval_split, or give a file"
     )
 
 
 def _read(file: Path) -> Iterator[Piece]:
-    number = 0
-    try:
-        if file.suffix in (".jsonl", ".json"):
-            for number, line in read_lines(file):
-                yield _row(parse(line))
-                yield None
-        else:
-            # newline="": a line's end stays what it is
-            with file.open(**TEXT, newline="") as stream:
-                while lines := stream.readlines(PIECE):
-                    for number, line in enumerate(lines, number + 1):
-                        check_text(line)
-                    yield "".join(lines)
-            yield None
-    except ValueError as error:
-        raise ValueError(f"{file}:{number}: {error}") from None
+    return _rows_of(file) if file.suffix in (".jsonl", ".json") else _text_of(file)
+
+
+def _rows_of(file: Path) -> Iterator[Piece]:
+    """The documents of a JSONL file."""
+    for number, line in read_lines(file):
+        try:
+            piece = _row(parse(line))
+        except ValueError as error:
+            raise ValueError(f"{file}:{number}: {error}") from None
+        yield piece
+        yield None
+
+
+def _text_of(file: Path) -> Iterator[Piece]:
+    """A text file, which is one document."""
+    past = 0  # lines
+    # newline="": a line's end stays what it is
+    with file.open(encoding=TEXT["encoding"], errors=TEXT["errors"], newline="") as stream:
+        while lines := stream.readlines(PIECE):
+            for number, line in enumerate(lines, past + 1):
+                try:
+                    check_text(line)
+                except ValueError as error:
+                    raise ValueError(f"{file}:{number}: {error}") from None
+            past += len(lines)
+            yield "".join(lines)
+    yield None
 
 
 def _row(row: Any) -> Piece:
@@ -162,18 +172,15 @@ class Rows(torch.utils.data.Dataset):
     def __init__(self, folder: Path, seq_len: int, limit: int | None = None) -> None:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.key: str = folder.name
-        # None where rows are ids
-        self.bytes_per_token: float | None = (
-            meta["num_bytes"] and meta["num_bytes"] / meta["num_tokens"]
-        )
+        self.bytes_per_token: float | None = None  # where rows are ids
+        if meta["num_bytes"] is not None:
+            self.bytes_per_token = meta["num_bytes"] / meta["num_tokens"]
         self.seq_len = seq_len
         self._tokens = np.memmap(folder / "tokens.bin", meta["dtype"], "r")
-        total = -(-len(self._tokens) // seq_len)
-        self._numbers = (
-            range(total)
-            if limit is None or total <= limit
-            else [n * total // limit for n in range(limit)]
-        )
+        total = -(-len(self._tokens) // seq_len)  # rounded up
+        self._numbers: Sequence[int] = range(total)
+        if limit is not None and total > limit:
+            self._numbers = [number * total // limit for number in range(limit)]
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -193,7 +200,8 @@ def tokenise(
     kind = "uint16" if vocab_size <= 1 << 16 else "uint32"
 
     def write(folder: Path) -> None:
-        num_tokens = num_bytes = num_documents = 0
+        num_tokens = num_documents = 0
+        num_bytes: int | None = 0
         with (folder / "tokens.bin").open("wb") as file:
             for ids, size, ended in _encoded(source.pieces(), tokenizer):
                 num_bytes = None if size is None or num_bytes is None else num_bytes + size
@@ -221,40 +229,40 @@ def tokenise(
     return kept(cache, [source.digest(), tokenizer.backend_tokenizer.to_str(), eos_id, kind], write)
 
 
-def _encoded(
-    pieces: Iterator[Piece], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[list[int], int | None, bool]]:
-    """(ids, bytes of the text or None, does a document end here?); texts are tokenised
-    many at a time.
-    """
+class Encoded(NamedTuple):
+    """A piece as ids."""
+
+    ids: list[int]
+    size: int | None  # bytes of the text; None where the piece was ids already
+    ended: bool  # does a document end here?
+
+
+def _encoded(pieces: Iterator[Piece], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoded]:
+    """The pieces as ids; texts are tokenised many at a time."""
     waiting: list[Piece] = []
     size = 0
-
-    def flush() -> Iterator[tuple[list[int], int | None, bool]]:
-        texts = [piece for piece in waiting if isinstance(piece, str)]
-        encoded = iter(
-            tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
-                "input_ids"
-            ]
-            if texts
-            else ()
-        )
-        for piece in waiting:
-            if piece is None:
-                yield [], 0, True
-            elif isinstance(piece, str):
-                yield next(encoded), len(piece.encode()), False
-            else:
-                yield piece, None, False
-        waiting.clear()
-
     for piece in pieces:
         waiting.append(piece)
         size += len(piece or ())
         if size >= BATCH:
-            yield from flush()
-            size = 0
-    yield from flush()
+            yield from _encode_all(waiting, tokenizer)
+            waiting, size = [], 0
+    yield from _encode_all(waiting, tokenizer)
+
+
+def _encode_all(pieces: list[Piece], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoded]:
+    texts = [piece for piece in pieces if isinstance(piece, str)]
+    ids: Iterator[list[int]] = iter(())
+    if texts:  # the tokenizer takes no empty list
+        options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        ids = iter(tokenizer(texts, **options)["input_ids"])
+    for piece in pieces:
+        if piece is None:
+            yield Encoded([], 0, True)
+        elif isinstance(piece, str):
+            yield Encoded(next(ids), len(piece.encode()), False)
+        else:
+            yield Encoded(piece, None, False)
 
 
 def collate_rows(

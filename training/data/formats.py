@@ -97,7 +97,10 @@ def as_dialogue(row: Row | Dialogue) -> Dialogue:
     )
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+Placed = Iterator[tuple[str, Any]]  # (place, row); of what cannot be read, a ValueError
+
+
+def read_rows(path: Path) -> Placed:
     """(place, row) of the rows of a file or of a folder's files; of what cannot be
     read, the ValueError in the row's place.
 
@@ -114,27 +117,36 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise FileNotFoundError(
             f"{path}: no such file; give a JSONL file, a JSON array or a folder of such"
         )
-    text = path.read_text(**TEXT)
+    text = path.read_text(encoding=TEXT["encoding"], errors=TEXT["errors"])
     if text.startswith("PAR1"):
         raise ValueError(f"{path}: not UTF-8 text but parquet: export it as JSONL first")
-    first = text.lstrip().partition("\n")[0].rstrip()
     try:
-        whole = json.loads(text)  # of JSONL it fails behind the first line
+        whole = json.loads(text)  # of JSONL it fails after the first line
     except (ValueError, RecursionError) as error:
-        place = f"{path}:{getattr(error, 'lineno', 1)}"
-        if first.startswith("[") and not first.endswith("]"):
-            raise ValueError(
-                f"{place}: a JSON array that cannot be read: {reason(error)}"
-            ) from None
-        if first.endswith(("{", ",")):  # one object on many lines
-            yield place, ValueError(reason(error))
-            return
-    else:
-        if isinstance(whole, list):
-            yield from ((f"{path}: row {number}", row) for number, row in enumerate(whole, 1))
-        else:
-            yield f"{path}:1", whole
+        told = _broken_whole(path, text, error)
+        yield from told if told else _lines(path, text)
         return
+    if isinstance(whole, list):
+        yield from ((f"{path}: row {number}", row) for number, row in enumerate(whole, 1))
+    else:
+        yield f"{path}:1", whole
+
+
+def _broken_whole(path: Path, text: str, error: Exception) -> list[tuple[str, Any]]:
+    """What is told of a file that is one JSON value and cannot be read; nothing of JSONL.
+
+    Raises ValueError of an array, in which no row can be told from the next.
+    """
+    first = text.lstrip().partition("\n")[0].rstrip()
+    place = f"{path}:{getattr(error, 'lineno', 1)}"
+    if first.startswith("[") and not first.endswith("]"):
+        raise ValueError(f"{place}: a JSON array that cannot be read: {reason(error)}") from None
+    if first.endswith(("{", ",")):  # one object on many lines
+        return [(place, ValueError(reason(error)))]
+    return []
+
+
+def _lines(path: Path, text: str) -> Placed:
     # splitlines would cut at U+2028 inside strings
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -157,16 +169,7 @@ def convert(
     skipped: list[Skip] = []
     for place, raw in read_rows(path):
         try:
-            if isinstance(raw, ValueError):
-                raise raw
-            if not isinstance(raw, dict):
-                raise ValueError(f"expected an object, found {type(raw).__name__}")
-            check_row(raw, HONOURED.get(name, ()))
-            row = FORMATS[name](raw)
-            for text in (
-                [turn["content"] for turn in row.messages] if isinstance(row, Dialogue) else row
-            ):
-                check_text(text)
+            row = _converted(raw, name)
             rows.append(as_dialogue(row) if chat else row)
         except ValueError as error:
             if strict:
@@ -178,14 +181,26 @@ def convert(
     return rows, skipped
 
 
+def _converted(raw: Any, name: str) -> Row | Dialogue:
+    """A row of a file in format `name`; ValueError where it does not fit."""
+    if isinstance(raw, ValueError):
+        raise raw
+    if not isinstance(raw, dict):
+        raise ValueError(f"expected an object, found {type(raw).__name__}")
+    check_row(raw, HONOURED.get(name, ()))
+    row = FORMATS[name](raw)
+    texts = [turn["content"] for turn in row.messages] if isinstance(row, Dialogue) else row
+    for text in texts:
+        check_text(text)
+    return row
+
+
 def _text(row: dict[str, Any], field: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
-        found = (
-            f"{type(value).__name__}"
-            if field in row
-            else f"keys {', '.join(sorted(row)) or 'none'}"
-        )
+        found = f"keys {', '.join(sorted(row)) or 'none'}"
+        if field in row:
+            found = type(value).__name__
         raise ValueError(f"{field!r} must be text, found {found}")
     if not value.strip():
         raise ValueError(f"{field!r} is empty")

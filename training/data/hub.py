@@ -1,6 +1,4 @@
-"""Data sets of the Hugging Face hub, and folders of files, through `datasets`. Says
-what went wrong in one line.
-"""
+"""Data sets of the Hugging Face hub, and folders of files, through `datasets`."""
 
 from __future__ import annotations
 
@@ -58,8 +56,7 @@ def load(hub: Hub, split: str | None, option: str) -> tuple[str, Dataset]:
             ) from error
         raise FileNotFoundError(
             f"{option} {hub.title}: no such file or folder, and the hub did not deliver it "
-            f"({told}); give a file or "
-            "folder, or a name where there is a network"
+            f"({told}); give a file or folder, or a name where there is a network"
         ) from error
     name = split or next((each for each in ("validation", "test") if each in splits), "validation")
     if name not in splits:

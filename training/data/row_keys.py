@@ -16,6 +16,8 @@ from typing import Any
 TURN_MARKS = ("weight", "train", "train_on_turn", "loss")  # 0 or false: read, not learned
 ROW_MARKS = ("weight", "train", "sample_weight", "loss_weight")
 UNDESIRED = ("label", "kto_tag")  # false beside an answer that is not to be given
+# Keys of a turn that say nothing of what is learned. Any other is refused: nobody knows
+# them all.
 NOTES = frozenset(
     (
         "id",
@@ -53,7 +55,8 @@ NOTES = frozenset(
         "meta",
     )
 )
-"""Keys of a turn that say nothing of what is learned. Any other is refused: nobody knows them all."""
+# Keys of a row that change the prompt or the answer. Others are columns of a data set,
+# without end.
 ROW_KEYS = (
     "system",
     "system_prompt",
@@ -76,7 +79,6 @@ ROW_KEYS = (
     "audio",
     "audios",
 )
-"""Keys of a row that change the prompt or the answer. Others are columns of a data set, without end."""
 KNOWN = frozenset((*ROW_KEYS, *ROW_MARKS, *UNDESIRED))
 
 

@@ -1,5 +1,7 @@
-"""Training data: files, data sets of the hub and text pairs to token rows, token rows
-to batches. Refuses malformed rows by their place.
+"""Training data of prompts and answers, as token rows and batches of them.
+
+Rows come from files, data sets of the hub or text pairs; a malformed one is refused by
+its place.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,16 +28,15 @@ from .token_cache import digest, kept
 logger = logging.getLogger(__name__)
 
 FORMS = (
-    '{"prompt": text, "completion": text}, {"messages": [{"role", "content"}]}, {"conversations": '
-    '[{"from", "value"}]} '
-    'or {"input_ids": [ids], "prompt_length": number}'
+    '{"prompt": text, "completion": text}, {"messages": [{"role", "content"}]}, '
+    '{"conversations": [{"from", "value"}]} or {"input_ids": [ids], "prompt_length": number}'
 )
 
 # raise it when rows of the same data and options become other examples: kept ones are
 # then made again
-RULES = 2
-# of these forms
-COLUMNS = (
+CACHE_VERSION = 2
+# of FORMS
+COLUMNS: tuple[tuple[str, ...], ...] = (
     ("messages",),
     ("conversations",),
     ("prompt", "completion"),
@@ -63,11 +64,7 @@ class Examples(Sequence[Example]):
 
     def __init__(self, rows: Iterable[Example], folder: Path | None = None) -> None:
         lengths, self._prompt_lengths = array("q"), array("q")
-        with (
-            tempfile.TemporaryFile()
-            if folder is None
-            else (folder / "tokens.bin").open("w+b") as file
-        ):
+        with _token_file(folder) as file:
             for row in rows:
                 file.write(np.array(row.input_ids, np.uint32).tobytes())
                 lengths.append(len(row.input_ids))
@@ -89,18 +86,22 @@ class Examples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._prompt_lengths)
 
-    def __getitem__(self, number: int) -> Example:
+    def __getitem__(self, number: int) -> Example:  # type: ignore[override]  # no slices
         number = range(len(self))[number]  # negative numbers, and IndexError beyond
-        return Example(
-            self._tokens[self._ends[number - 1] if number else 0 : self._ends[number]].tolist(),
-            int(self._prompt_lengths[number]),
-        )
+        begin = self._ends[number - 1] if number else 0
+        ids = self._tokens[begin : self._ends[number]].tolist()
+        return Example(ids, int(self._prompt_lengths[number]))
+
+
+def _token_file(folder: Path | None) -> IO[bytes]:
+    """An empty file for tokens, to be written and mapped."""
+    return tempfile.TemporaryFile() if folder is None else (folder / "tokens.bin").open("w+b")
 
 
 class RowSource(NamedTuple):
     """Rows, or the JSON texts of some, with their places."""
 
-    name: str  # in messages, a row's place behind it
+    name: str  # in messages, before a row's place
     digest: Callable[[], str]  # of the rows
     rows: Iterable[tuple[str, Any]]
     without: str  # what is said where there are none
@@ -121,32 +122,30 @@ class Vocabulary(NamedTuple):
 def vocabulary(folder: Path, vocab_size: int, max_length: int, eos_id: int) -> Vocabulary:
     """The vocabulary of a checkpoint folder's tokenizer."""
     tokenizer = load_tokenizer(folder)
-    return Vocabulary(
-        lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
-        vocab_size,
-        max_length,
-        eos_id,
-        partial(render_chat, tokenizer) if tokenizer.chat_template else None,
-        lambda: [
-            tokenizer.backend_tokenizer.to_str(),
-            tokenizer.chat_template,
-            tokenizer.special_tokens_map,
-        ],
-    )
+
+    def encode_text(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def identity() -> list[Any]:
+        backend = tokenizer.backend_tokenizer.to_str()
+        return [backend, tokenizer.chat_template, tokenizer.special_tokens_map]
+
+    render = partial(render_chat, tokenizer) if tokenizer.chat_template else None
+    return Vocabulary(encode_text, vocab_size, max_length, eos_id, render, identity)
 
 
 def encode(
-    pairs: Iterable[tuple[str, str]], words: Vocabulary, *, append_eos: bool
+    pairs: Iterable[tuple[str, str]], vocab: Vocabulary, *, append_eos: bool
 ) -> list[Example]:
     """Token rows of (prompt, answer) texts; append_eos: an EOS after each answer, for
     answers whose length the model must learn.
     """
-    return [_encode(prompt, answer, words, append_eos) for prompt, answer in pairs]
+    return [_encode(prompt, answer, vocab, append_eos) for prompt, answer in pairs]
 
 
 def read_jsonl(
     path: Path,
-    words: Vocabulary,
+    vocab: Vocabulary,
     *,
     append_eos: bool,
     seq_len: int | None = None,
@@ -170,14 +169,14 @@ def read_jsonl(
         rows,
         f"{path}: no rows; give a JSONL file with rows {FORMS}",
     )
-    return _kept(source, words, append_eos, seq_len, cache)
+    return _kept(source, vocab, append_eos, seq_len, cache)
 
 
 def read_hub(
     name: str,
     config: str | None,
     split: str,
-    words: Vocabulary,
+    vocab: Vocabulary,
     *,
     append_eos: bool,
     seq_len: int | None = None,
@@ -193,22 +192,20 @@ def read_hub(
     named = hub.Hub(name, config)
     title = named.title
     split, rows = hub.load(named, split, "--data")
-    columns = next((form for form in COLUMNS if set(form) <= set(rows.column_names)), None)
-    if columns is None:
+    form = next((form for form in COLUMNS if set(form) <= set(rows.column_names)), None)
+    if form is None:
         raise ValueError(
             f"--data {title} has columns {', '.join(rows.column_names)}, and rows must be {FORMS}"
         )
-    columns = [*columns, *(name for name in rows.column_names if name in row_keys.KNOWN)]
-    placed = (
-        (f": row {number}", row) for number, row in enumerate(rows.select_columns(columns), 1)
-    )
+    columns = [*form, *(name for name in rows.column_names if name in row_keys.KNOWN)]
+    numbered = enumerate(rows.select_columns(columns), 1)
     source = RowSource(
         f"{title} {split}",
         lambda: f"{rows._fingerprint} {columns}",
-        placed,
+        ((f": row {number}", row) for number, row in numbered),
         f"--data {title}: split {split} has no rows",
     )
-    return _kept(source, words, append_eos, seq_len, cache)
+    return _kept(source, vocab, append_eos, seq_len, cache)
 
 
 def collate_answers(eos_id: int) -> Collate:
@@ -221,13 +218,8 @@ def collate_answers(eos_id: int) -> Collate:
 
     def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
         length = max(len(example.input_ids) for example in examples)
-        # (B, L)
-        tokens = torch.tensor(
-            [
-                example.input_ids + [eos_id] * (length - len(example.input_ids))
-                for example in examples
-            ]
-        )
+        rows = [ids + [eos_id] * (length - len(ids)) for ids, _ in examples]
+        tokens = torch.tensor(rows)  # (B, L)
         prompt_length = torch.tensor([example.prompt_length for example in examples])[:, None]
         answer = torch.arange(length) >= prompt_length
         return {"input_ids": tokens, "weight": answer.float() / (length - prompt_length)}
@@ -236,72 +228,77 @@ def collate_answers(eos_id: int) -> Collate:
 
 
 def _kept(
-    source: RowSource, words: Vocabulary, append_eos: bool, seq_len: int | None, cache: Path | None
+    source: RowSource, vocab: Vocabulary, append_eos: bool, seq_len: int | None, cache: Path | None
 ) -> Examples:
+    """The source's examples, from the cache where it has them; logs how many were left out."""
     if cache is None:
-        examples, left_out = _read(source, words, append_eos, seq_len)
+        examples, left_out = _read(source, vocab, append_eos, seq_len)
     else:
-
-        def write(folder: Path) -> None:
-            examples, left_out = _read(source, words, append_eos, seq_len, folder)
-            meta = {"source": source.name, "num_rows": len(examples), "left_out": left_out}
-            (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-
-        folder = kept(
-            cache,
-            [
-                "rows",
-                RULES,
-                source.digest(),
-                words.identity(),
-                words.vocab_size,
-                words.max_length,
-                words.eos_id,
-                append_eos,
-                seq_len,
-            ],
-            write,
-        )
-        examples, left_out = (
-            Examples.load(folder),
-            json.loads((folder / "meta.json").read_text(encoding="utf-8"))["left_out"],
-        )
-    if left_out:
-        place, number = left_out
+        examples, left_out = _cached(source, vocab, append_eos, seq_len, cache)
+    if left_out is not None:
         logger.info(
             "%s%s: the prompt leaves no room for an answer in --seq_len %d; left out, %d of %d "
             "examples in all",
             source.name,
-            place,
+            left_out.first,
             seq_len,
-            number,
-            number + len(examples),
+            left_out.number,
+            left_out.number + len(examples),
         )
     return examples
 
 
+def _cached(
+    source: RowSource, vocab: Vocabulary, append_eos: bool, seq_len: int | None, cache: Path
+) -> tuple[Examples, LeftOut | None]:
+    def write(folder: Path) -> None:
+        examples, left_out = _read(source, vocab, append_eos, seq_len, folder)
+        meta = {"source": source.name, "num_rows": len(examples), "left_out": left_out}
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
+    assert vocab.identity is not None  # else rows of two tokenizers could not be told apart
+    made_of = [
+        "rows",
+        CACHE_VERSION,
+        source.digest(),
+        vocab.identity(),
+        vocab.vocab_size,
+        vocab.max_length,
+        vocab.eos_id,
+        append_eos,
+        seq_len,
+    ]
+    folder = kept(cache, made_of, write)
+    left_out = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["left_out"]
+    return Examples.load(folder), LeftOut(*left_out) if left_out else None
+
+
+class LeftOut(NamedTuple):
+    """Examples whose prompt leaves no room for an answer."""
+
+    first: str  # place of the first
+    number: int
+
+
 def _read(
     source: RowSource,
-    words: Vocabulary,
+    vocab: Vocabulary,
     append_eos: bool,
     seq_len: int | None,
     folder: Path | None = None,
-) -> tuple[Examples, tuple[str, int] | None]:
-    """Examples, and of those that were left out the first one's place and their number."""
-    left_out: list[str] = []
+) -> tuple[Examples, LeftOut | None]:
+    """Examples, and which were left out."""
+    left_out: list[str] = []  # places
 
     def fitting() -> Iterator[Example]:
         for place, row in source.rows:
             try:
-                for example in _parse(
-                    parse(row) if isinstance(row, str) else row, words, append_eos
-                ):
-                    if seq_len is not None and seq_len <= example.prompt_length < len(
-                        example.input_ids
-                    ):
+                for example in _parse(_value(row), vocab, append_eos):
+                    if _has_no_room(example, seq_len):
                         left_out.append(place)
-                    else:
-                        yield _check(example._replace(input_ids=example.input_ids[:seq_len]), words)
+                        continue
+                    cut = example._replace(input_ids=example.input_ids[:seq_len])
+                    yield _check(cut, vocab)
             except ValueError as error:
                 raise ValueError(f"{source.name}{place}: {error}") from None
 
@@ -309,61 +306,78 @@ def _read(
     if left_out and not examples:
         raise ValueError(
             f"{source.name}{left_out[0]}: the prompt leaves no room for an answer in --seq_len "
-            f"{seq_len}, nor does any other: "
-            "raise it, or shorten them"
+            f"{seq_len}, nor does any other: raise it, or shorten them"
         )
     if not examples:
         raise ValueError(source.without)
-    return examples, (left_out[0], len(left_out)) if left_out else None
+    return examples, LeftOut(left_out[0], len(left_out)) if left_out else None
 
 
-def _parse(row: Any, words: Vocabulary, append_eos: bool) -> list[Example]:
-    row = row_keys.own(row) if isinstance(row, dict) else row
-    keys = row.keys() if isinstance(row, dict) else ()
+def _value(row: Any) -> Any:
+    return parse(row) if isinstance(row, str) else row
+
+
+def _has_no_room(example: Example, seq_len: int | None) -> bool:
+    """Would seq_len leave nothing of the answer? Malformed rows are not for this test."""
+    if seq_len is None:
+        return False
+    return seq_len <= example.prompt_length < len(example.input_ids)
+
+
+def _parse(row: Any, vocab: Vocabulary, append_eos: bool) -> list[Example]:
+    """The examples of a row: of a dialogue one an answer, else one."""
+    if not isinstance(row, dict):
+        raise _unexpected(type(row).__name__)
+    row = row_keys.own(row)
+    keys = row.keys()
     if keys == {"prompt", "completion"} and all(isinstance(text, str) for text in row.values()):
-        return [_encode(row["prompt"], row["completion"], words, append_eos)]
+        return [_encode(row["prompt"], row["completion"], vocab, append_eos)]
     if keys == {"input_ids", "prompt_length"}:
         ids, prompt_length = row["input_ids"], row["prompt_length"]
         if isinstance(ids, list) and all(type(token) is int for token in [*ids, prompt_length]):
             return [Example(ids, prompt_length)]
-    if len(keys) == 1 and (form := next(iter(keys))) in dialogue.KEYS:
-        return encode(_answers(dialogue.read(form, row[form]), words), words, append_eos=append_eos)
-    found = f"keys {sorted(row)}" if isinstance(row, dict) else type(row).__name__
-    raise ValueError(
+    if len(keys) == 1 and keys <= dialogue.KEYS.keys():
+        [form] = keys
+        answers = _answers(dialogue.read(form, row[form]), vocab)
+        return encode(answers, vocab, append_eos=append_eos)
+    raise _unexpected(f"keys {sorted(row)}")
+
+
+def _unexpected(found: str) -> ValueError:
+    return ValueError(
         f"expected {FORMS}, found {found} or a value of another type; python -m training.convert "
         "reads other forms"
     )
 
 
-def _answers(messages: list[dialogue.Message], words: Vocabulary) -> list[tuple[str, str]]:
-    if words.render is None:
+def _answers(messages: list[dialogue.Message], vocab: Vocabulary) -> list[tuple[str, str]]:
+    if vocab.render is None:
         raise ValueError(
             "a dialogue needs a chat template, and this tokenizer has none: give prompt and "
             "completion instead"
         )
-    return list(dialogue.pairs(messages, words.render))
+    return list(dialogue.pairs(messages, vocab.render))
 
 
-def _encode(prompt: str, answer: str, words: Vocabulary, append_eos: bool) -> Example:
+def _encode(prompt: str, answer: str, vocab: Vocabulary, append_eos: bool) -> Example:
     check_text(prompt)
     check_text(answer)
-    prompt_ids = words.encode(prompt)
-    return Example(prompt_ids + words.encode(answer) + [words.eos_id] * append_eos, len(prompt_ids))
+    prompt_ids = vocab.encode(prompt)
+    return Example(prompt_ids + vocab.encode(answer) + [vocab.eos_id] * append_eos, len(prompt_ids))
 
 
-def _check(example: Example, words: Vocabulary) -> Example:
+def _check(example: Example, vocab: Vocabulary) -> Example:
     if not 0 <= example.prompt_length < len(example.input_ids):
         raise ValueError(
             f"prompt_length ({example.prompt_length}) must leave at least one answer token of "
             f"{len(example.input_ids)} tokens"
         )
-    if len(example.input_ids) > words.max_length:
+    if len(example.input_ids) > vocab.max_length:
         raise ValueError(
-            f"{len(example.input_ids)} tokens, but the model takes {words.max_length}: shorten or "
-            "drop the row, or give "
-            f"--seq_len {words.max_length}, after which rows lose the end of their answer, or are "
-            "left out if it has no room"
+            f"{len(example.input_ids)} tokens, but the model takes {vocab.max_length}: shorten or "
+            f"drop the row, or give --seq_len {vocab.max_length}, after which rows lose the end "
+            "of their answer, or are left out if it has no room"
         )
-    if not all(0 <= token < words.vocab_size for token in example.input_ids):
-        raise ValueError(f"input_ids must be between 0 and {words.vocab_size - 1}")
+    if not all(0 <= token < vocab.vocab_size for token in example.input_ids):
+        raise ValueError(f"input_ids must be between 0 and {vocab.vocab_size - 1}")
     return example

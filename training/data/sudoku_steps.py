@@ -1,8 +1,8 @@
-"""4x4 sudoku solutions row by row: the exact process reward, mistakes to learn from,
-and the tiny model's own answers to be judged on.
+"""4x4 sudoku solutions row by row, with the exact process reward.
 
-A row is right while some solved grid keeps the puzzle's clues and all rows so far;
-after the first wrong row none is right.
+They come with mistakes to learn from, or are the tiny model's own answers. A row is
+right while some solved grid keeps the puzzle's clues and all rows so far; after the
+first wrong row none is right.
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ class Answer(NamedTuple):
 
 def completions(puzzle: str) -> list[str]:
     """The solved grids that keep the puzzle's clues."""
-    kept = functools.reduce(
-        int.__and__,
-        (_grids_with(cell, clue) for cell, clue in enumerate(puzzle[:16]) if clue != "."),
-        -1,
-    )
+    kept = -1  # a bit for each solved grid, all set
+    for cell, clue in enumerate(puzzle[:16]):
+        if clue != ".":
+            kept &= _grids_with(cell, clue)
     return [grid for number, grid in enumerate(sudoku.solutions()) if kept >> number & 1]
 
 
@@ -61,10 +60,11 @@ def solutions_in_steps(split: Literal["train", "test"], num: int, seed: int = 0)
     longer list starts with the shorter one.
     """
     stream = random.Random(f"sudoku4 steps {split} {seed}")
-    return [
-        StepRow(puzzle, rows := _rows(puzzle, stream), labels(puzzle, rows))
-        for puzzle, _ in sudoku.problems(split, num, seed)
-    ]
+    found = []
+    for problem in sudoku.problems(split, num, seed):
+        rows = _rows(problem.puzzle, stream)
+        found.append(StepRow(problem.puzzle, rows, labels(problem.puzzle, rows)))
+    return found
 
 
 def answers(puzzles: Sequence[str], temperature: float, model: str = "sudoku4") -> list[Answer]:
@@ -76,22 +76,26 @@ def answers(puzzles: Sequence[str], temperature: float, model: str = "sudoku4") 
     found: list[Answer] = []
     for first in range(0, len(puzzles), DECODED_TOGETHER):
         batch = puzzles[first : first + DECODED_TOGETHER]
-        confidence: list[list[float]] = [[] for _ in batch]
-
-        def record(step: Step) -> None:
-            for row, value in zip(
-                step.rows.tolist(),
-                step.score.masked_fill(~step.kept, torch.nan).nanmean(-1).tolist(),
-            ):
-                confidence[row].append(value)
-
-        samples = generate(
-            backbone, [tokenizer.encode(puzzle) for puzzle in batch], sampler, on_step=record
-        )
-        for puzzle, sample, values in zip(batch, samples, confidence):
-            rows = [tokenizer.decode(sample.answer[start : start + 4]) for start in range(0, 16, 4)]
+        record = _Confidence(len(batch))
+        prompts = [tokenizer.encode(puzzle) for puzzle in batch]
+        samples = generate(backbone, prompts, sampler, on_step=record)
+        for puzzle, sample, values in zip(batch, samples, record.found):
+            ids = [sample.answer[start : start + 4] for start in range(0, 16, 4)]
+            rows = [str(tokenizer.decode(row)) for row in ids]
             found.append(Answer(StepRow(puzzle, rows, labels(puzzle, rows)), values))
     return found
+
+
+class _Confidence:
+    """Keeps the mean probability of the tokens that each step unmasks, by row of the batch."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.found: list[list[float]] = [[] for _ in range(num_rows)]
+
+    def __call__(self, step: Step) -> None:
+        means = step.score.masked_fill(~step.kept, torch.nan).nanmean(-1)
+        for row, value in zip(step.rows.tolist(), means.tolist()):
+            self.found[row].append(value)
 
 
 @functools.cache
@@ -100,26 +104,30 @@ def _grids_with(cell: int, digit: str) -> int:
     return sum(1 << number for number, grid in enumerate(sudoku.solutions()) if grid[cell] == digit)
 
 
+def _row_of(grid: str, number: int) -> str:
+    return grid[4 * number : 4 * number + 4]
+
+
 def _with_row(grids: list[str], number: int, row: str) -> list[str]:
-    return [grid for grid in grids if grid[4 * number : 4 * number + 4] == row != ""]
+    """The grids that have this row there; none has an empty one."""
+    return [grid for grid in grids if row and _row_of(grid, number) == row]
 
 
 def _rows(puzzle: str, stream: random.Random) -> list[str]:
-    left, rows = completions(puzzle), []
+    left = completions(puzzle)
+    rows: list[str] = []
     for number in range(4):
-        candidates = [grid[4 * number : 4 * number + 4] for grid in left]
-        draw = stream.choice(candidates)
-        rows.append(
-            draw
-            if stream.random() < RIGHT_SHARE
-            else stream.choice(MISTAKES)(draw, candidates, stream)
-        )
-        # behind a mistake, rows go on as if it had not been made
-        left = _with_row(left, number, rows[-1]) or left
+        candidates = [_row_of(grid, number) for grid in left]
+        row = stream.choice(candidates)
+        if stream.random() >= RIGHT_SHARE:
+            row = stream.choice(MISTAKES)(row, candidates, stream)
+        rows.append(row)
+        # after a mistake, rows go on as if it had not been made
+        left = _with_row(left, number, row) or left
     return rows
 
 
-# --- mistakes: from a right row, all right rows and a stream; the result may by chance be right
+# --- mistakes: made of a right row, all right rows and a stream; by chance one may be right
 
 
 def _apart(row: str, candidates: list[str], stream: random.Random) -> str:

@@ -1,7 +1,7 @@
-"""Tokenised data on the disk, whole or absent, named by a digest of all that it is made
-of: any run with the same finds it again.
+"""Tokenised data on the disk, whole or absent, which any run with the same data finds again.
 
-Not for what the tokens are: corpus.py keeps a stream of documents, data.py rows.
+Its name is a digest of all that it is made of. Not for what the tokens are: corpus.py
+keeps a stream of documents, rows.py rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llada_plugins.files.atomic import whole_folder
 
 
 def kept(cache: Path, made_of: Sequence[Any], write: Callable[[Path], None]) -> Path:
-    """The folder in `cache` of what `write` leaves in a folder, which it does if that is not there.
+    """The folder in `cache` that `write` has filled; it is called if there is none yet.
 
     made_of: all that it depends on, data and tokenizer by content, as values whose repr
     tells them apart. Raises OSError that names cache.

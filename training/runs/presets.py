@@ -39,6 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llada_plugins.tasks import nim, sudoku
@@ -62,42 +63,14 @@ class Preset:
     arguments: dict[str, Any]
 
 
-def _sudoku_pairs() -> tuple[Pairs, Pairs]:
-    return list(sudoku.problems("train", 60_000)), list(
-        sudoku.problems("test", sudoku.DEFAULT_NUM_TEST)
-    )
+def _sudoku_pairs(num: int, seed: int = 0) -> tuple[Pairs, Pairs]:
+    train = sudoku.problems("train", num, seed=seed)
+    return list(train), list(sudoku.problems("test", sudoku.DEFAULT_NUM_TEST))
 
 
-def _nim_any_move_pairs() -> tuple[Pairs, Pairs]:
-    return list(nim.problems("train", 60_000, any_move=True)), list(
-        nim.problems("test", nim.DEFAULT_NUM_TEST, any_move=True)
-    )
-
-
-def _nim_pairs() -> tuple[Pairs, Pairs]:
-    return list(nim.problems("train", 60_000)), list(nim.problems("test", nim.DEFAULT_NUM_TEST))
-
-
-def _more_nim_pairs() -> tuple[Pairs, Pairs]:
-    """One epoch of positions; other draws of those that the backbone was trained on,
-    there are no more.
-    """
-    return list(nim.problems("train", 19_200, seed=1)), list(
-        nim.problems("test", nim.DEFAULT_NUM_TEST)
-    )
-
-
-def _more_sudoku_pairs() -> tuple[Pairs, Pairs]:
-    """One epoch of puzzles, drawn apart from those that the backbone was trained on."""
-    return list(sudoku.problems("train", 32_000, seed=1)), list(
-        sudoku.problems("test", sudoku.DEFAULT_NUM_TEST)
-    )
-
-
-def _router_sudoku_pairs() -> tuple[Pairs, Pairs]:
-    return list(sudoku.problems("train", 16_000, seed=1)), list(
-        sudoku.problems("test", sudoku.DEFAULT_NUM_TEST)
-    )
+def _nim_pairs(num: int, seed: int = 0, *, any_move: bool = False) -> tuple[Pairs, Pairs]:
+    train = nim.problems("train", num, seed=seed, any_move=any_move)
+    return list(train), list(nim.problems("test", nim.DEFAULT_NUM_TEST, any_move=any_move))
 
 
 TINY_SHAPE = dict(
@@ -117,7 +90,7 @@ TINY_SHAPE = dict(
 PRESETS = {
     "sudoku4": Preset(
         model=TINY_SHAPE,
-        pairs=_sudoku_pairs,
+        pairs=partial(_sudoku_pairs, 60_000),
         append_eos=False,  # every answer has 16 digits
         arguments=dict(
             max_steps=1000,
@@ -139,7 +112,7 @@ PRESETS = {
     ),
     "nim_any_move": Preset(
         model=TINY_SHAPE,
-        pairs=_nim_any_move_pairs,
+        pairs=partial(_nim_pairs, 60_000, any_move=True),
         append_eos=False,  # every answer has 8 characters
         arguments=dict(
             max_steps=6000,
@@ -161,7 +134,7 @@ PRESETS = {
     ),
     "nim": Preset(
         model="./outputs/nim_any_move",
-        pairs=_nim_pairs,
+        pairs=partial(_nim_pairs, 60_000),
         append_eos=False,
         arguments=dict(
             max_steps=1000,
@@ -186,7 +159,8 @@ PRESETS = {
 UPS_PRESETS = {
     "sudoku4_ups": Preset(
         model="tiny",
-        pairs=_more_sudoku_pairs,
+        # one epoch of puzzles, drawn apart from those that the backbone was trained on
+        pairs=partial(_sudoku_pairs, 32_000, seed=1),
         append_eos=False,
         arguments=dict(
             max_steps=500,
@@ -225,10 +199,16 @@ _ROUTER_ARGUMENTS = dict(
 
 ROUTER_PRESETS = {
     "nim_router": Preset(
-        model="nim", pairs=_more_nim_pairs, append_eos=False, arguments=_ROUTER_ARGUMENTS
+        model="nim",  # one epoch of other draws of the backbone's positions: there are no more
+        pairs=partial(_nim_pairs, 19_200, seed=1),
+        append_eos=False,
+        arguments=_ROUTER_ARGUMENTS,
     ),
     "sudoku4_router": Preset(
-        model="sudoku4", pairs=_router_sudoku_pairs, append_eos=False, arguments=_ROUTER_ARGUMENTS
+        model="sudoku4",
+        pairs=partial(_sudoku_pairs, 16_000, seed=1),
+        append_eos=False,
+        arguments=_ROUTER_ARGUMENTS,
     ),
 }
 
