@@ -46,10 +46,10 @@ class Throughput(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        **given: Any,
+        logs: dict[str, float] | None = None,
+        **_: Any,
     ) -> None:
-        logs: dict[str, float] = given["logs"]
-        if "loss" not in logs or not self._seconds:
+        if logs is None or "loss" not in logs or not self._seconds:
             return
         rate = self._tokens / self._seconds  # of this process
         logs["tokens_per_second"] = rate * args.world_size

@@ -353,10 +353,10 @@ class Evaluations(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        **given: Any,
+        logs: dict[str, float] | None = None,
+        **_: Any,
     ) -> None:
-        logs: dict[str, float] = given["logs"]
-        if "eval_loss" in logs and self.bytes_per_token:
+        if logs is not None and "eval_loss" in logs and self.bytes_per_token:
             of_byte = logs["eval_loss"] / self.bytes_per_token  # nats
             logs["eval_byte_perplexity"] = math.exp(min(of_byte, 700.0))  # e^710 overflows
 
