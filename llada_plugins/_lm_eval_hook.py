@@ -27,11 +27,11 @@ GROUP = "lm_eval.models"
 
 
 class Placeholder(str):
-    """A "module:Class" string that gives way when another package registers a class
-    under the same name.
+    """A "module:Class" string that gives way to another package's class of the same name.
 
-    lm-eval compares what it holds with what is registered by !=, and would refuse that
-    package's class as "already registered".
+    The line that needs it is `current != target` in Registry.register of
+    lm_eval/api/registry.py: where they differ, lm-eval refuses that package's class as
+    "already registered". So this string says of every class that it does not differ.
     """
 
     __hash__ = str.__hash__
@@ -80,7 +80,9 @@ def find(
             break
     else:
         return None
-    execute = spec.loader.exec_module
+    loader = spec.loader
+    assert loader is not None  # a package of files has one
+    execute = loader.exec_module
 
     def execute_and_register(module: ModuleType) -> None:
         execute(module)
@@ -90,5 +92,5 @@ def find(
             # lm-eval with its own models must go on working, whatever is wrong with us
             logger.warning("llada_plugins: lm-eval models not registered: %r", error)
 
-    spec.loader.exec_module = execute_and_register
+    loader.exec_module = execute_and_register  # type: ignore[method-assign]  # of this module only
     return spec

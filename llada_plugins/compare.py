@@ -1,5 +1,6 @@
-"""Do two result folders hold the same answers? `python -m llada_plugins.compare
-LMEVAL_FOLDER OPENCOMPASS_FOLDER`
+"""Do two result folders hold the same answers?
+
+    python -m llada_plugins.compare LMEVAL_FOLDER OPENCOMPASS_FOLDER
 
 Each argument is a folder written by `lm_eval --output_path … --log_samples` or by
 `opencompass -w …` (the newest sample or prediction file below it is read), or such a
@@ -12,7 +13,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Answers(NamedTuple):
@@ -24,23 +25,13 @@ class Answers(NamedTuple):
 
 
 def read_answers(place: Path) -> Answers:
-    """The newest run at or below `place`; raises FileNotFoundError or ValueError saying
-    what is missing.
+    """The newest run at or below `place`.
+
+    Raises FileNotFoundError or ValueError saying what is missing.
     """
     if not place.exists():
         raise FileNotFoundError(f"{place}: no such file or folder")
-    found = (
-        [place]
-        if place.is_file()
-        else [
-            *place.rglob("samples_*.jsonl"),
-            *(
-                file
-                for file in place.rglob("*.json")
-                if file.absolute().parent.parent.name == "predictions"
-            ),
-        ]
-    )
+    found = [place] if place.is_file() else _result_files(place)
     if not found:
         raise FileNotFoundError(
             f"{place}: holds neither samples_*.jsonl (lm_eval --log_samples) nor predictions/ "
@@ -48,6 +39,16 @@ def read_answers(place: Path) -> Answers:
         )
     path = max(found, key=lambda file: file.stat().st_mtime)
     return _read_lmeval(path) if path.suffix == ".jsonl" else _read_opencompass(path)
+
+
+def _result_files(folder: Path) -> list[Path]:
+    """What lm-eval and OpenCompass wrote below a folder."""
+    predictions = (
+        file
+        for file in folder.rglob("*.json")
+        if file.absolute().parent.parent.name == "predictions"
+    )
+    return [*folder.rglob("samples_*.jsonl"), *predictions]
 
 
 def _read_lmeval(path: Path) -> Answers:
@@ -59,22 +60,21 @@ def _read_lmeval(path: Path) -> Answers:
 
 def _read_opencompass(path: Path) -> Answers:
     rows = json.loads(path.read_text(encoding="utf-8")).values()
-    texts = {
-        row["origin_prompt"]: row["prediction"]["prediction"]
-        if isinstance(row["prediction"], dict)
-        else row["prediction"]
-        for row in rows
-    }
+    texts = {row["origin_prompt"]: _text(row["prediction"]) for row in rows}
     results = path.parents[2] / "results" / path.parent.name / path.name
-    accuracy = (
-        json.loads(results.read_text(encoding="utf-8")).get("accuracy")
-        if results.is_file()
-        else None
-    )
+    accuracy = None
+    if results.is_file():
+        accuracy = json.loads(results.read_text(encoding="utf-8")).get("accuracy")
     return Answers(path, texts, None if accuracy is None else accuracy / 100)
 
 
+def _text(prediction: str | dict[str, Any]) -> str:
+    """A prediction as text, where record_stats=True put its costs beside it as well."""
+    return prediction["prediction"] if isinstance(prediction, dict) else prediction
+
+
 def main(arguments: list[str] | None = None) -> int:
+    """Print how the answers compare; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m llada_plugins.compare", description=__doc__.splitlines()[0]
     )
@@ -99,11 +99,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for prompt in differing[:5]:
         print(f"  {prompt!r}: {first.texts[prompt]!r} / {second.texts[prompt]!r}")
-    # OpenCompass keeps 2 decimals of percent
-    same_accuracy = (
-        None in (first.accuracy, second.accuracy) or abs(first.accuracy - second.accuracy) < 5e-5
-    )
-    return 0 if shared and not differing and not alone and same_accuracy else 1
+    same = shared and not differing and not alone and _same_accuracy(first, second)
+    return 0 if same else 1
+
+
+def _same_accuracy(first: Answers, second: Answers) -> bool:
+    """Do accuracies agree, where both are known? OpenCompass keeps 2 decimals of percent."""
+    if first.accuracy is None or second.accuracy is None:
+        return True
+    return abs(first.accuracy - second.accuracy) < 5e-5
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Is this installation whole, and do the harnesses of this environment find our models? One screen.
+"""Is this installation whole, and do the harnesses find our models? One screen.
 
     python -m llada_plugins.doctor
 
@@ -14,14 +14,6 @@ from collections.abc import Sequence
 
 from llada_plugins.options.command_line import OneLineParser
 from llada_plugins.reports.doctor import FAIL, findings
-
-# -- what the harnesses are asked, in a Python of its own
-
-
-# -- checks
-
-
-# -- the report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,10 +1,12 @@
-"""How many directions the states of masked positions span: one static mask embedding
-beside a router's seeds, layer by layer.
+"""How many directions the states of masked positions span, layer by layer.
 
-    python -m llada_plugins.effective_rank --output outputs/effective_rank                          the tiny model on 4x4 sudoku; seconds
-    python -m llada_plugins.effective_rank --pretrained DIR --router DIR --data FILE.jsonl --output DIR
-    python -m llada_plugins.effective_rank --pretrained DIR --prompt_length 64 --output DIR         random ids; needs no tokenizer
+    python -m llada_plugins.effective_rank --output outputs/effective_rank
+    python -m llada_plugins.effective_rank --pretrained DIR --router DIR --data FILE.jsonl \\
+        --output DIR
+    python -m llada_plugins.effective_rank --pretrained DIR --prompt_length 64 --output DIR
 
+The first takes the tiny model on 4x4 sudoku, and seconds; the last random ids, for which
+no tokenizer is needed. One static mask embedding stands beside a router's seeds.
 Each prompt is followed by num_masks masked tokens and nothing else. Their states are
 compared for the baseline, a random router that replaces the mask embedding, and the
 trained router if there is one. Writes effective_rank.json and effective_rank.png, both

@@ -1,13 +1,13 @@
-"""Answer the questions of a file and grade them with math-verify, as LLaDA-R3's command
-does: one row of metrics per question.
+"""Answer the questions of a file and grade them with math-verify, as LLaDA-R3's command does.
 
-    python -m llada_plugins.evaluate --data FILE.csv --output metrics.csv --model llada_prm --pretrained DIR --prm DIR --steps 128
+    python -m llada_plugins.evaluate --data FILE.csv --output metrics.csv \\
+        --model llada_prm --pretrained DIR --prm DIR --steps 128
 
-FILE is a .csv, .jsonl or .json with the columns question (or problem) and answer. Every
-option of the model is a flag of the same name: --model NAME --help lists them. The same
-command goes on where a killed run stopped. lm-eval and OpenCompass run the same
-questions through configs/; this command is for what they do not write: forwards, calls
-of the process reward model (PRM), seconds.
+It writes one row of metrics per question. FILE is a .csv, .jsonl or .json with the columns
+question (or problem) and answer. Every option of the model is a flag of the same name:
+--model NAME --help lists them. The same command goes on where a killed run stopped. lm-eval
+and OpenCompass run the same questions through configs/; this command is for what they do
+not write: forwards, calls of the process reward model (PRM), seconds.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from llada_plugins.engine.flags import read_flags
 from llada_plugins.engine.question_files import ANSWER_LENGTH, EvaluateConfig, evaluate
 from llada_plugins.rewards.step_scorer import ScoreError
 
-USAGE = "python -m llada_plugins.evaluate --data FILE --output FILE.csv [--model NAME] [--OPTION VALUE ...]"
+USAGE = (
+    "python -m llada_plugins.evaluate --data FILE --output FILE.csv [--model NAME] "
+    "[--OPTION VALUE ...]"
+)
 
 
 def read_command_line(argv: Sequence[str] | None = None) -> tuple[EvaluateConfig, dict[str, str]]:
-    """The command's own configuration, and the model's options as given; raises
-    ValueError on a flag that the model lacks.
+    """The command's own configuration, and the model's options as given.
+
+    Raises ValueError on a flag that the model lacks.
     """
     return read_flags(
         EvaluateConfig,
@@ -36,9 +40,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> tuple[EvaluateConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The user's mistakes end it with one line and status 1; finished rows are kept
-    whatever happens.
-    """
+    """The user's mistakes end it with one line and status 1; finished rows are kept always."""
     try:
         print(evaluate(*read_command_line(argv)))
     except (ValueError, OSError, ImportError, ScoreError) as error:

@@ -1,8 +1,9 @@
-"""What an unmasking-policy stream knows and what the sampler does with it, measured on
-one set of problems.
+"""What an unmasking-policy stream knows and what the sampler does with it, on a set of problems.
 
-    python -m llada_plugins.ups_report --output outputs/ups_report                         the tiny model, 4x4 sudoku; a CPU minute
+    python -m llada_plugins.ups_report --output outputs/ups_report
     python -m llada_plugins.ups_report --pretrained DIR --ups DIR --data FILE.jsonl --output DIR
+
+The first takes the tiny model on 4x4 sudoku, and a CPU minute.
 
 Detection: how well sigmoid(h) tells clean tokens from incorrect ones (AUC, calibration,
 confusion matrix), beside the token's own probability on the same tokens, under three
@@ -20,17 +21,6 @@ from collections.abc import Sequence
 from llada_plugins.options.command_line import run_command
 from llada_plugins.reports.ups import run, table
 from llada_plugins.reports.ups_problems import ReportOptions
-
-# --- problems -------------------------------------------------------------------------
-
-
-# --- detection ------------------------------------------------------------------------
-
-
-# --- decoding -------------------------------------------------------------------------
-
-
-# --- the report -----------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from llada_plugins import analyze
 from llada_plugins.engine.engine import Engine
 from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
 from llada_plugins.models.llada import LLaDA, initialise, rotary_table
-from llada_plugins.reports.attention import each_attention, looks, summarise
+from llada_plugins.reports.attention import attention_statistics, each_attention, summarise
 from llada_plugins.reports.compare_samplers import agreement, default_settings, settings
 from tests.tolerance import measured
 
@@ -106,7 +106,7 @@ def test_the_blocks_of_a_second_tower_are_named_apart(make_model):
 
 def test_summaries_of_uniform_and_of_fixed_attention_have_closed_forms():
     length, prompt = 8, 3
-    uniform = looks(torch.full((1, 2, length, length), 1 / length), prompt)
+    uniform = attention_statistics(torch.full((1, 2, length, length), 1 / length), prompt)
     for group, queries in (("prompt", range(prompt)), ("masked", range(prompt, length))):
         assert uniform[group].entropy.tolist() == pytest.approx([math.log(length)] * 2)
         assert uniform[group].to_prompt.tolist() == pytest.approx([prompt / length] * 2)
@@ -114,9 +114,9 @@ def test_summaries_of_uniform_and_of_fixed_attention_have_closed_forms():
         assert uniform[group].distance.tolist() == pytest.approx([distance] * 2)
     first = torch.zeros(1, 2, length, length)
     first[..., 0] = 1  # all look at the first token
-    assert (looks(first, prompt)["masked"].entropy == 0).all()
-    assert (looks(first, prompt)["masked"].to_prompt == 1).all()
-    assert looks(first, prompt)["masked"].distance.tolist() == pytest.approx(
+    assert (attention_statistics(first, prompt)["masked"].entropy == 0).all()
+    assert (attention_statistics(first, prompt)["masked"].to_prompt == 1).all()
+    assert attention_statistics(first, prompt)["masked"].distance.tolist() == pytest.approx(
         [sum(range(prompt, length)) / (length - prompt)] * 2
     )
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llada_plugins import reference
 from llada_plugins.engine.engine import option_classes
 from llada_plugins.methods.table import METHODS
 from llada_plugins.options.fields import names
+from llada_plugins.reports import reference
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
 ROWS = [line for line in reference.page().splitlines() if line.startswith("| `")]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -66,10 +67,8 @@ class RepeatHook(CacheHook):
             self._read(samplers)
 
     def _read(self, samplers: Samplers) -> None:
-        try:
+        with suppress(KeyError):  # a new file, or one of likelihoods alone
             samplers.read(json.loads(self.dbdict[SAMPLERS_KEY]))
-        except KeyError:
-            pass  # a new file, or one of likelihoods alone
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any, number: int = 0) -> None:
         """Keep the answer to the n-th repeat of a request as soon as it is known."""
@@ -97,7 +96,7 @@ class _Repeats(SqliteDict):
         self.ended = True
         super().commit(*args, **kwargs)
 
-    def __contains__(self, key: object) -> bool:
+    def __contains__(self, key: str) -> bool:
         if self.ended:
             self.begin()
         number = self.asked[key]

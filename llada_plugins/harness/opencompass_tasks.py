@@ -1,9 +1,8 @@
 """What stock OpenCompass is doing while it calls a model: its data sets, and the row of a prompt.
 
-OpenCompass tells a model neither. Both stand in the frames of the callers, under the
-names that
-0.5.4 gives them; what is not found there is None, and the model says what it cannot do without
-it. Not for how a prompt reads, nor for what is answered.
+OpenCompass tells a model neither. Both stand in the frames of the callers, under the names
+that 0.5.4 gives them; what is not found there is None, and the model says what it cannot do
+without it. Not for how a prompt reads, nor for what is answered.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg
 
 logger = logging.getLogger(__name__)
 
-TASKS = {"OpenICLInferTask", "OpenICLAttackTask"}
+INFER_TASKS = {"OpenICLInferTask", "OpenICLAttackTask"}
 # function of a stock inferencer -> its variable that counts the rows
 ROW_NAMES = {"inference": "index", "predict": "index", "_infer_one": "idx"}
 AUTOREGRESSIVE = {  # what they read of a model
@@ -38,8 +37,7 @@ NEEDS_AGENT = (
     "AgentInferencer drives an agent, not a model: name OpenCompass' LagentAgent in `models`, with "
     "this model as its llm"
 )
-# of opencompass.datasets: their evaluators read lists of answers, all others score one
-# as wrong
+# of opencompass.datasets: their evaluators read lists of answers, others score a list as wrong
 LISTS = ("humaneval", "mbpp", "LCBench", "cruxeval", "s2_tomg_bench", "SciReasoner")
 
 
@@ -64,7 +62,7 @@ def infer_task() -> FrameType | None:
     """The frame of the stock inference task that is running, if one is."""
     for frame in _frames():
         owner = frame.f_locals.get("self")
-        if frame.f_code.co_name == "run" and TASKS & {
+        if frame.f_code.co_name == "run" and INFER_TASKS & {
             base.__name__ for base in type(owner).__mro__
         }:
             return frame
@@ -79,22 +77,24 @@ def dataset_configs() -> list[Mapping[str, Any]]:
 
 def asking(model: Any) -> Asking | None:
     """What a stock inferencer of this model is asking for, if one is and says so."""
-    row = offset = sample = None
+    row: int | None = None
+    offset = sample = 0
+    in_chat = False
     for frame in _frames():
         found, name = frame.f_locals, frame.f_code.co_name
         owner = found.get("self")
         if not isinstance(owner, BaseInferencer) or owner.model is not model:
             continue
-        if name == "_gen_turn" and offset is None:  # a chat of the batch, in a thread of its own
-            offset = found["chat_idx"]
-        if row is None and (row := found.get(ROW_NAMES.get(name))) is not None:
+        if name == "_gen_turn" and not in_chat:  # a chat of the batch, in a thread of its own
+            in_chat, offset = True, found["chat_idx"]
+        if row is None and name in ROW_NAMES:
+            row = found.get(ROW_NAMES[name])
             sample = len(found.get("sc_results", ()))
         retriever = found.get("retriever") or getattr(owner, "retriever", None)
         if row is not None and retriever is not None:
             template = found.get("prompt_template") or found.get("ice_template")
-            return Asking(
-                retriever, template, row + (offset or 0), sample, getattr(owner, "sc_size", 1)
-            )
+            samples = getattr(owner, "sc_size", 1)
+            return Asking(retriever, template, row + offset, sample, samples)
     return None
 
 
@@ -107,26 +107,33 @@ def repeats(now: Asking) -> Repeats:
     """
     test, frame = now.retriever.test_ds, infer_task()
     config = frame.f_locals["self"].dataset_cfg if frame else None
-    whole, kept = test, range(len(test))
-    if test_range := config["reader_cfg"].get("test_range") if config else None:
-        reader = {
-            name: value for name, value in config["reader_cfg"].items() if name != "test_range"
-        }
-        # building copies the entry, and its infer_cfg holds the model
-        whole = build_dataset_from_cfg({**config, "reader_cfg": reader, "infer_cfg": None}).test
-        kept = load_partial_dataset(Dataset.from_dict({"row": range(len(whole))}), test_range)[
-            "row"
-        ]
+    whole, kept = _uncut(test, config)
     columns = _columns(now.template, test.column_names, now.retriever.dataset_reader.output_column)
     seen: Counter[str] = Counter()
     numbers = []
     for row in whole.select_columns(columns) if columns else [None] * len(whole):
         numbers.append(seen[repr(row)])
         seen[repr(row)] += 1
-    name = uncut_name(config) if config else ""
-    if config and not name[-1:].isdigit():
-        _check_twins(config, frame.f_locals["dataset_cfgs"])
-    return Repeats(name if name[-1:].isdigit() else "", [numbers[row] for row in kept])
+    kept_numbers = [numbers[row] for row in kept]
+    if frame is None or config is None:
+        return Repeats("", kept_numbers)
+    name = uncut_name(config)
+    if name[-1:].isdigit():
+        return Repeats(name, kept_numbers)
+    _check_twins(config, frame.f_locals["dataset_cfgs"])
+    return Repeats("", kept_numbers)
+
+
+def _uncut(test: Dataset, config: Mapping[str, Any] | None) -> tuple[Dataset, Sequence[int]]:
+    """The data set without test_range, and which of its rows are those of `test`."""
+    test_range = config["reader_cfg"].get("test_range") if config else None
+    if config is None or not test_range:
+        return test, range(len(test))
+    reader = {name: value for name, value in config["reader_cfg"].items() if name != "test_range"}
+    # building copies the entry, and its infer_cfg holds the model
+    whole = build_dataset_from_cfg({**config, "reader_cfg": reader, "infer_cfg": None}).test
+    numbers = Dataset.from_dict({"row": range(len(whole))})
+    return whole, load_partial_dataset(numbers, test_range)["row"]
 
 
 def _columns(template: Any, columns: Sequence[str], output_column: str | None) -> list[str]:
@@ -182,8 +189,9 @@ def check_dataset(config: Mapping[str, Any], num_answers: int) -> None:
     unread = [option for option in ("do_sample", "temperature") if option in inferencer]
     if unread:
         logger.warning(
-            f"{where}OpenCompass does not pass on its inferencer's {' and '.join(unread)}: write "
-            "them in the model's entry"
+            "%sOpenCompass does not pass on its inferencer's %s: write them in the model's entry",
+            where,
+            " and ".join(unread),
         )
     if reads_lists(config):
         return
@@ -192,14 +200,15 @@ def check_dataset(config: Mapping[str, Any], num_answers: int) -> None:
         raise ValueError(
             f"{where}{evaluator} scores a list of num_return_sequences={num_answers} answers as "
             f"one wrong answer: leave num_return_sequences out and write n={num_answers} in the "
-            "data "
-            "set's entry"
+            "data set's entry"
         )
     if name == "SCInferencer":
         logger.warning(
-            f"{where}SCInferencer writes lists, and {evaluator} of OpenCompass does not vote: for "
-            f"a score write GenInferencer, and n={inferencer.get('sc_size', 1)} in the data set's "
-            "entry"
+            "%sSCInferencer writes lists, and %s of OpenCompass does not vote: for a score write "
+            "GenInferencer, and n=%d in the data set's entry",
+            where,
+            evaluator,
+            inferencer.get("sc_size", 1),
         )
 
 
@@ -248,7 +257,8 @@ def _frames() -> Iterator[FrameType]:
     """
     own = threading.get_ident()
     others = [frame for thread, frame in sys._current_frames().items() if thread != own]
-    for frame in (sys._getframe(1), *others):
+    for innermost in (sys._getframe(1), *others):
+        frame: FrameType | None = innermost
         while frame is not None:
             yield frame
             frame = frame.f_back

@@ -17,8 +17,7 @@ ROLES = {"HUMAN": "user", "BOT": "assistant", "SYSTEM": "system"}  # OpenCompass
 
 
 class TemplateParser:
-    """Renders templates through the tokenizer's chat template (chat), or as
-    OpenCompass' own parser does.
+    """Renders templates through the tokenizer's chat template, or as OpenCompass' own parser.
 
     A tokenizer without a chat template is refused at once where `chat` asks for it.
     """
@@ -36,8 +35,7 @@ class TemplateParser:
             self._render_chat([{"role": "user", "content": "?"}])
 
     def parse_template(self, prompt_template: Any, mode: str) -> str | list[str]:
-        """The exact text that the model reads: of one template a string, of a list or
-        tuple of templates a list.
+        """The exact text that the model reads; of a list or tuple of templates a list.
 
         mode "gen": up to where the answer begins; "ppl": the answer included. A chat
         drops the text that a template puts at the start of the answer, as OpenCompass
@@ -45,15 +43,13 @@ class TemplateParser:
         it is in ppl mode.
         """
         if isinstance(prompt_template, str):
-            return (
-                self._chat(PromptList([prompt_template]), mode)
-                if self.chat and mode == "gen"
-                else prompt_template
-            )
+            if self.chat and mode == "gen":
+                return self._chat(PromptList([prompt_template]), mode)
+            return prompt_template
         if messages := _is_messages(prompt_template):
             prompt_template = PromptList(_turn(message) for message in prompt_template)
         if not isinstance(prompt_template, PromptList):
-            return [self.parse_template(template, mode) for template in prompt_template]
+            return [self._rendered(template, mode) for template in prompt_template]
         if self.chat:
             return self._chat(prompt_template, mode)
         if messages and self.meta_template:
@@ -64,14 +60,18 @@ class TemplateParser:
         """Context and answer texts, where the template ends with the model's turn."""
         if isinstance(template, str):
             return None
-        whole = self.parse_template(template, "ppl")
+        whole = self._rendered(template, "ppl")
         wraps = self.chat or self.meta_template  # then gen mode itself ends where the answer begins
-        context = self.parse_template(template if wraps else _without_reply(template), "gen")
-        return (
-            (context, whole[len(context) :])
-            if context and whole.startswith(context) and len(context) < len(whole)
-            else None
-        )
+        context = self._rendered(template if wraps else _without_reply(template), "gen")
+        if not context or not whole.startswith(context) or len(context) == len(whole):
+            return None
+        return context, whole[len(context) :]
+
+    def _rendered(self, template: Any, mode: str) -> str:
+        """The text of one template."""
+        string = self.parse_template(template, mode)
+        assert isinstance(string, str)
+        return string
 
     def _wrapped(self, turns: PromptList, mode: str) -> str:
         """Messages, each between its role's marks of meta_template, as ChatInferencer wraps them.
@@ -82,13 +82,14 @@ class TemplateParser:
         """
         if mode == "gen":
             turns = _without_reply(turns)
-        string = self.meta_template.get("begin", "")
+        meta_template = self.meta_template or {}
+        string = meta_template.get("begin", "")
         for turn in turns:
             marks = self._stock.roles.get(turn["role"], {})
             string += (marks.get("begin") or "") + turn["prompt"] + (marks.get("end") or "")
         if mode == "gen":
             return string + (self._stock.roles.get("BOT", {}).get("begin") or "")
-        return string + self.meta_template.get("end", "")
+        return string + meta_template.get("end", "")
 
     def _chat(self, template: PromptList, mode: str) -> str:
         messages = _merged(template)
@@ -123,8 +124,7 @@ def _turn(message: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(content, str):
         raise ValueError(
             f"the content of a message must be text, got {type(content).__name__}: this model "
-            "reads no "
-            "pictures or parts"
+            "reads no pictures or parts"
         )
     return {**message, "role": role_of.get(message["role"], message["role"]), "prompt": content}
 
@@ -134,14 +134,15 @@ def _is_turn(item: str | Mapping[str, Any]) -> bool:
 
 
 def _merged(template: PromptList) -> list[dict[str, str]]:
-    """Chat messages: section marks and empty turns dropped, neighbours of one role
-    joined by a newline, loose text the user's.
+    """Chat messages without section marks and empty turns; loose text is the user's.
+
+    Neighbours of one role are joined by a newline.
     """
     messages: list[dict[str, str]] = []
     for item in filter(_is_turn, template):
-        role, content = (
-            ("HUMAN", item) if isinstance(item, str) else (item["role"], item.get("prompt", ""))
-        )
+        if isinstance(item, str):
+            item = {"role": "HUMAN", "prompt": item}
+        role, content = item["role"], item.get("prompt", "")
         if role not in ROLES:
             role = item.get("fallback_role", role)
         if role not in ROLES:

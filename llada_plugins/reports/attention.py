@@ -15,8 +15,9 @@ Measured = TypeVar("Measured")
 
 
 def attention(block: Block, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None) -> Tensor:
-    """The attention weights of a block on its input: (B, L, D) -> (B, H, queries,
-    keys), fp32, by its own projections.
+    """The attention weights of a block on its input, fp32, by its own projections.
+
+    (B, L, D) -> (B, H, queries, keys).
     """
     config, h = block.config, block.attn_norm(x)
     q, k = (
@@ -35,8 +36,9 @@ def attention(block: Block, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor
 def each_attention(
     model: LLaDA, tokens: Tensor, measure: Callable[[Tensor], Measured]
 ) -> dict[str, Measured]:
-    """`measure` of the attention weights of every block in a forward of tokens (B, L),
-    by the block's name; one block's exist at a time.
+    """`measure` of every block's attention weights in a forward of tokens (B, L), by its name.
+
+    The weights of one block exist at a time.
     """
     found: dict[str, Measured] = {}
     hooks = []
@@ -58,58 +60,54 @@ def each_attention(
     return found
 
 
-class Looks(NamedTuple):
-    """Where the queries of a group look, per head (H,): means over queries."""
+class AttentionStatistics(NamedTuple):
+    """Where the queries of a group attend, per head (H,): means over queries."""
 
     entropy: Tensor  # nats; ln L where attention is uniform over L places
     distance: Tensor  # tokens between query and key
     to_prompt: Tensor  # share of attention that goes to the prompt, 0-1
 
 
-def looks(weights: Tensor, prompt_length: int) -> dict[str, Looks]:
-    """Of weights (1, H, L, L) of a prompt and the masks behind it: the queries of either."""
+def attention_statistics(weights: Tensor, prompt_length: int) -> dict[str, AttentionStatistics]:
+    """Of weights (1, H, L, L) of a prompt and the masks after it: the queries of either."""
     place = torch.arange(weights.shape[-1], device=weights.device)
     entropy = torch.special.entr(weights).sum(-1)[0]  # (H, L)
     distance = (weights * (place[:, None] - place).abs()).sum(-1)[0]
     to_prompt = weights[..., :prompt_length].sum(-1)[0]
+    groups = {"prompt": slice(prompt_length), "masked": slice(prompt_length, None)}
     return {
-        name: Looks(
+        name: AttentionStatistics(
             *(values[:, queries].mean(-1).cpu() for values in (entropy, distance, to_prompt))
         )
-        for name, queries in (
-            ("prompt", slice(prompt_length)),
-            ("masked", slice(prompt_length, None)),
-        )
+        for name, queries in groups.items()
     }
 
 
 def summarise(
     model: LLaDA, prompts: Sequence[Sequence[int]], num_masks: int, mask_id: int
 ) -> list[dict[str, Any]]:
-    """A row for each block and group of queries, means over prompts: before decoding,
-    when the whole answer is masked; without a router.
+    """A row for each block and group of queries, means over prompts.
+
+    Before decoding, when the whole answer is masked; without a router.
     """
-    measured = [
-        each_attention(
-            model,
-            torch.tensor([[*prompt, *[mask_id] * num_masks]], device=model.device),
-            lambda weights: looks(weights, len(prompt)),
-        )
-        for prompt in prompts
-    ]
+    measured = [_measured(model, prompt, num_masks, mask_id) for prompt in prompts]
     rows = []
     for name in measured[0]:
         for group in ("prompt", "masked"):
+            found = [each[name][group] for each in measured]
             heads = {
-                field: torch.stack([getattr(each[name][group], field) for each in measured]).mean(0)
-                for field in Looks._fields
+                field: torch.stack([getattr(each, field) for each in found]).mean(0)
+                for field in AttentionStatistics._fields
             }
-            rows.append(
-                {
-                    "block": name,
-                    "queries": group,
-                    **{field: float(values.mean()) for field, values in heads.items()},
-                    "heads": {field: values.tolist() for field, values in heads.items()},
-                }
-            )
+            means = {field: float(values.mean()) for field, values in heads.items()}
+            lists = {field: values.tolist() for field, values in heads.items()}
+            rows.append({"block": name, "queries": group, **means, "heads": lists})
     return rows
+
+
+def _measured(
+    model: LLaDA, prompt: Sequence[int], num_masks: int, mask_id: int
+) -> dict[str, dict[str, AttentionStatistics]]:
+    """By block and group of queries, for one prompt."""
+    tokens = torch.tensor([[*prompt, *[mask_id] * num_masks]], device=model.device)  # (1, L)
+    return each_attention(model, tokens, lambda weights: attention_statistics(weights, len(prompt)))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from llada_plugins.engine.engine import Completion, Engine, Request
+from llada_plugins.engine.engine import Engine
+from llada_plugins.engine.request import Completion, Request
+from llada_plugins.files.atomic import check_empty, whole_folder
 from llada_plugins.files.jsonl import FORM, read_prompts
 from llada_plugins.methods.table import METHODS
 from llada_plugins.models.folder import SHIPPED, resolve
@@ -17,7 +20,7 @@ from llada_plugins.options.fields import arg, coerce
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks.registry import TASKS
 
-from .attention import Looks, summarise
+from .attention import AttentionStatistics, summarise
 from .render import markdown, pyplot
 
 
@@ -26,7 +29,9 @@ class AnalyzeConfig:
     """What is compared on which prompts."""
 
     output: str = arg(help="folder for the report; must be empty or absent")
-    model: Literal[tuple(METHODS)] = arg("llada", f"one of {', '.join(METHODS)}")
+    model: Literal[tuple(METHODS)] = arg(  # type: ignore[valid-type]  # names of a table
+        "llada", f"one of {', '.join(METHODS)}"
+    )
     prompt: str | None = arg(None, "the one prompt")
     data: str | None = arg(
         None,
@@ -37,9 +42,8 @@ class AnalyzeConfig:
     compare: str | None = arg(
         None,
         "settings of the sampler, as 'steps=8; threshold=0.9,block_length=8' (default: one block, "
-        "four blocks "
-        "by either semi-autoregressive method, random order, threshold 0.9; of these, what agrees "
-        "with the options)",
+        "four blocks by either semi-autoregressive method, random order, threshold 0.9; of these, "
+        "what agrees with the options)",
     )
 
     def __post_init__(self) -> None:
@@ -121,58 +125,43 @@ def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -
     return sum(one == other for one, other in pairs) / len(pairs) if pairs else 1.0
 
 
+class Prompts(NamedTuple):
+    """What is asked, and how long answers are unless the options say."""
+
+    texts: list[str]
+    gen_length: int
+
+
+def prompts_of(config: AnalyzeConfig, folder: Path) -> Prompts:
+    """The given prompts, else those of the task of the shipped model in the folder."""
+    if config.prompt is not None:
+        return Prompts([config.prompt], SamplerConfig.gen_length)
+    if config.data is not None:
+        texts = read_prompts(Path(config.data))[: config.num_prompts]
+        return Prompts(texts, SamplerConfig.gen_length)
+    for name, task in TASKS.items():
+        if SHIPPED[name] == folder:
+            return Prompts(task.prompts(config.num_prompts, 0), task.answer_length)
+    raise ValueError(
+        "give --prompt TEXT or --data FILE.jsonl: this checkpoint has no task of its own"
+    )
+
+
 def analyze(config: AnalyzeConfig, options: Mapping[str, Any]) -> dict[str, Any]:
     """The report."""
     folder = resolve(options.get("pretrained"), options.get("revision"))
-    task = next((name for name in TASKS if SHIPPED[name] == folder), None)
-    if config.prompt is None and config.data is None and task is None:
-        raise ValueError(
-            "give --prompt TEXT or --data FILE.jsonl: this checkpoint has no task of its own"
-        )
-    if config.prompt is not None:
-        prompts, of_task = [config.prompt], {"gen_length": SamplerConfig.gen_length}
-    elif config.data is not None:
-        prompts = read_prompts(Path(config.data))[: config.num_prompts]
-        of_task = {"gen_length": SamplerConfig.gen_length}
-    else:
-        prompts, of_task = (
-            TASKS[task].prompts(config.num_prompts, 0),
-            {"gen_length": TASKS[task].answer_length},
-        )
-    engine = Engine(config.model, **{**of_task, **options})
+    prompts, gen_length = prompts_of(config, folder)
+    engine = Engine(config.model, **{"gen_length": gen_length, **options})
     if config.chat:
         prompts = [engine.render_chat([{"role": "user", "content": prompt}]) for prompt in prompts]
-    answers = compare_methods(
-        engine,
-        prompts,
-        default_settings(engine) if config.compare is None else settings(config.compare),
-    )
-    ids = {
-        name: [engine.encode(completion.text) for completion in found]
-        for name, found in answers.items()
-    }
+    compared = default_settings(engine) if config.compare is None else settings(config.compare)
+    answers = compare_methods(engine, prompts, compared)
     return {
         "checkpoint": engine.folder.name,
         "prompts": prompts,
         "gen_length": engine.sampler.gen_length,
-        "methods": {
-            name: {
-                "answers": [completion.text for completion in found],
-                **_mean(found, "num_forwards", "num_tokens", "seconds"),
-            }
-            for name, found in answers.items()
-        },
-        "agreement": {
-            one: {other: agreement(ids[one], ids[other]) for other in ids} for one in ids
-        },
-        "same_text": {
-            one: {
-                other: sum(a.text == b.text for a, b in zip(answers[one], answers[other]))
-                / len(prompts)
-                for other in answers
-            }
-            for one in answers
-        },
+        "methods": {name: _method(completions) for name, completions in answers.items()},
+        **_comparisons(engine, answers),
         "attention": summarise(
             engine.model,
             [engine.encode(prompt) for prompt in prompts],
@@ -181,6 +170,28 @@ def analyze(config: AnalyzeConfig, options: Mapping[str, Any]) -> dict[str, Any]
         ),
         "options": {**asdict(config), **options},
     }
+
+
+def _method(completions: Sequence[Completion]) -> dict[str, Any]:
+    """A method's answers, and the means of what they cost."""
+    texts = [completion.text for completion in completions]
+    return {"answers": texts, **_mean(completions, "num_forwards", "num_tokens", "seconds")}
+
+
+def _comparisons(
+    engine: Engine, answers: Mapping[str, Sequence[Completion]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Shares of equal tokens and of equal texts of each method with each."""
+    texts = {name: [each.text for each in found] for name, found in answers.items()}
+    ids = {name: [engine.encode(text) for text in found] for name, found in texts.items()}
+    tokens = {one: {other: agreement(ids[one], ids[other]) for other in ids} for one in ids}
+    whole = {one: {other: _equal(texts[one], texts[other]) for other in texts} for one in texts}
+    return {"agreement": tokens, "same_text": whole}
+
+
+def _equal(first: Sequence[str], second: Sequence[str]) -> float:
+    """Share of equal texts in two lists of one length, 0-1."""
+    return sum(one == other for one, other in zip(first, second)) / len(first)
 
 
 def _mean(found: Sequence[Completion], *names: str) -> dict[str, float]:
@@ -208,7 +219,11 @@ def table(report: Mapping[str, Any]) -> str:
         for one, row in report["agreement"].items()
     ]
     looked = [
-        [row["block"], row["queries"], *(f"{row[field]:.2f}" for field in Looks._fields)]
+        [
+            row["block"],
+            row["queries"],
+            *(f"{row[field]:.2f}" for field in AttentionStatistics._fields),
+        ]
         for row in attention_rows
     ]
     return "\n\n".join(
@@ -227,37 +242,54 @@ def table(report: Mapping[str, Any]) -> str:
 
 def draw(report: Mapping[str, Any], folder: Path) -> None:
     """agreement.png and attention.png."""
+    _draw_agreement(report["agreement"], folder / "agreement.png")
+    _draw_attention(report["attention"], folder / "attention.png")
+
+
+def _draw_agreement(shares: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """A square of colours with its numbers; the methods are the rows and the columns."""
     plot = pyplot()
-    names, shares = (
-        list(report["agreement"]),
-        [list(row.values()) for row in report["agreement"].values()],
-    )
-    figure, axes = plot.subplots(figsize=(1.5 + 0.8 * len(names), 1.5 + 0.8 * len(names)))
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, values in enumerate(shares):
+    names, rows = list(shares), [list(row.values()) for row in shares.values()]
+    side = 1.5 + 0.8 * len(names)
+    figure, axes = plot.subplots(figsize=(side, side))
+    axes.imshow(rows, cmap="Blues", vmin=0, vmax=1)
+    box = dict(facecolor="white", edgecolor="none")
+    for row, values in enumerate(rows):
         for column, value in enumerate(values):
-            axes.text(
-                column,
-                row,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                bbox=dict(facecolor="white", edgecolor="none"),
-            )
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", bbox=box)
+    labels = [f"{name}  {number}" for number, name in enumerate(names, 1)]
     axes.set_xticks(range(len(names)), range(1, len(names) + 1))
-    axes.set_yticks(
-        range(len(names)), [f"{name}  {number}" for number, name in enumerate(names, 1)]
-    )
+    axes.set_yticks(range(len(names)), labels)
     axes.set(title="Share of equal tokens")
-    figure.savefig(folder / "agreement.png", dpi=120, bbox_inches="tight")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plot.close(figure)
-    figure, panels = plot.subplots(1, len(Looks._fields), figsize=(12, 4))
-    for axes, field, unit in zip(panels, Looks._fields, ("nats", "tokens", "share")):
+
+
+def _draw_attention(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A panel for each statistic: its mean over the blocks' heads, block by block."""
+    plot = pyplot()
+    fields = AttentionStatistics._fields
+    figure, panels = plot.subplots(1, len(fields), figsize=(12, 4))
+    for axes, field, unit in zip(panels, fields, ("nats", "tokens", "share")):
         for group in ("prompt", "masked"):
-            values = [row[field] for row in report["attention"] if row["queries"] == group]
+            values = [row[field] for row in rows if row["queries"] == group]
             axes.plot(range(1, len(values) + 1), values, marker="o", label=f"queries: {group}")
         axes.set(title=field.replace("_", " "), xlabel="block", ylabel=unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
     panels[0].legend()
-    figure.savefig(folder / "attention.png", dpi=120, bbox_inches="tight")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plot.close(figure)
+
+
+def run(config: AnalyzeConfig, options: Mapping[str, Any]) -> str:
+    """Analyse, and write the report into config.output; returns its table."""
+    pyplot()  # what is missing is said before the work
+    check_empty(Path(config.output))
+    report = analyze(config, options)
+    with whole_folder(Path(config.output)) as partial:
+        (partial / "analyze.json").write_text(
+            json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        (partial / "table.md").write_text(table(report) + "\n", encoding="utf-8")
+        draw(report, partial)
+    return table(report)

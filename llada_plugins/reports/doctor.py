@@ -158,8 +158,8 @@ def check_versions() -> Iterator[Finding]:
     """Versions beside those with which everything was run together."""
     pins = tested()
     named = [*requirements(None), *(each for extra in extras() for each in requirements(extra))]
-    here = {key(each.name): installed(each.name) for each in named}
-    here = {name: version for name, version in here.items() if version}
+    found = ((key(each.name), installed(each.name)) for each in named)
+    here = {name: version for name, version in found if version}
     # torch's local part says for which GPU it was built
     other = {
         name: version

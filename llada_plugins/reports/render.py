@@ -1,14 +1,9 @@
-"""Files of a report: a folder that appears whole or not at all, and plots. Knows no
-model; matplotlib is imported when it is drawn with.
-"""
+"""Tables and plots of reports; matplotlib is imported when it is drawn with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 def pyplot() -> Any:

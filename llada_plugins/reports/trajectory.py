@@ -1,6 +1,4 @@
-"""How answers come about: every state of a decoded batch, its mask counts, and the
-tokens that were taken back and changed.
-"""
+"""How answers come about: every state of a decoded batch, and what was taken back in it."""
 
 from __future__ import annotations
 
@@ -25,8 +23,8 @@ class Decoded(NamedTuple):
     """A decoded batch."""
 
     samples: list[Sample]
-    history: Tensor  # (S + 1, B, G) before the first step and after each, MASKED where masked;
-    # G = decoded_length
+    # (S + 1, B, G), before the first step and after each, MASKED where masked; G = decoded_length
+    history: Tensor
     seconds: float
 
 
@@ -64,12 +62,11 @@ def record(engine: Engine, prompts: Sequence[Sequence[int]], config: SamplerConf
 
 
 def expected_masks(config: SamplerConfig) -> list[int]:
-    """Masked tokens after each step of a fixed schedule, whole blocks: K_n stand of the
-    active one.
-    """
-    plan = planned(torch.ones(1, config.block, dtype=torch.bool), config)[0]
+    """Masked tokens after each step of a fixed schedule, where K_n stand of the active block."""
+    plan = planned(torch.ones(1, config.block, dtype=torch.bool), config)
+    assert plan is not None  # the schedule is fixed
     standing = [
-        block * config.block + int(stand) for block in range(config.num_blocks) for stand in plan
+        block * config.block + int(stand) for block in range(config.num_blocks) for stand in plan[0]
     ]
     return [config.decoded_length - stand for stand in [0, *standing]]
 
@@ -96,8 +93,9 @@ def corrections(history: Tensor) -> list[list[Change]]:
 
 
 def trajectory(engine: Engine, prompt: str, history: Tensor, changes: Sequence[Change]) -> str:
-    """One row's answers step by step as text, '_' where masked, and what was taken
-    back; history: (S + 1, G).
+    """One row's answers step by step as text, '_' where masked, and what was taken back.
+
+    history: (S + 1, G).
     """
 
     def word(token: int) -> str:

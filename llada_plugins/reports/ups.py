@@ -8,9 +8,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from llada_plugins.engine.engine import Engine
 from llada_plugins.files.atomic import check_empty, whole_folder
@@ -20,10 +21,19 @@ from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks import sudoku
 
 from .render import markdown, pyplot
-from .trajectory import MASKED, Decoded, corrections, expected_masks, record, removed, trajectory
+from .trajectory import (
+    MASKED,
+    Change,
+    Decoded,
+    corrections,
+    expected_masks,
+    record,
+    removed,
+    trajectory,
+)
 from .ups_detection import detect, detection_report, noises
 from .ups_plots import draw
-from .ups_problems import Problem, ReportOptions, _batches, load_problems
+from .ups_problems import Problem, ReportOptions, batches, load_problems
 
 
 def samplers(options: ReportOptions, problems: Sequence[Problem]) -> dict[str, SamplerConfig]:
@@ -40,30 +50,28 @@ def samplers(options: ReportOptions, problems: Sequence[Problem]) -> dict[str, S
 
 
 def compared(source: str, **common: Any) -> SamplerConfig:
-    """A source of SOURCES in RemeDi's sampler, or plain low-confidence decoding;
+    """A source of SOURCES in RemeDi's sampler, or plain low-confidence decoding.
+
     common: the other options of SamplerConfig.
     """
-    return (
-        SamplerConfig(**common)
-        if source == "plain"
-        else SamplerConfig(revise=True, confidence_source=source, **common)
-    )
+    if source == "plain":
+        return SamplerConfig(**common)
+    return SamplerConfig(revise=True, confidence_source=source, **common)
 
 
 def is_right(
     engine: Engine, options: ReportOptions, problem: Problem, answer: Sequence[int]
 ) -> bool:
-    """Any valid completion of a sudoku; of other data, the completion itself but for
-    surrounding white space.
+    """Any valid completion of a sudoku; of other data, the completion itself.
+
+    White space around it does not count.
     """
     string = text.without_special_tokens(
         engine.tokenizer, text.decode(engine.tokenizer, answer, engine.special.ends)
     )
-    return (
-        string.strip() == problem.completion.strip()
-        if options.data
-        else sudoku.is_valid(problem.prompt, string)
-    )
+    if options.data:
+        return string.strip() == problem.completion.strip()
+    return sudoku.is_valid(problem.prompt, string)
 
 
 def decoding_report(
@@ -72,35 +80,55 @@ def decoding_report(
     configs: Mapping[str, SamplerConfig],
     options: ReportOptions,
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """What each source did, and some of its trajectories. Sources take turns in every
-    batch, so that all meet the same machine.
+    """What each source did, and some of its trajectories.
+
+    Sources take turns in every batch, so that all meet the same machine.
     """
     runs: dict[str, list[Decoded]] = {source: [] for source in configs}
-    batches = list(_batches(problems, options.batch_size))
-    prompts = [[problem.prompt_ids for problem in batch] for batch in batches]
+    groups = list(batches(problems, options.batch_size))
+    prompts = [[problem.prompt_ids for problem in group] for group in groups]
     record(engine, prompts[0], next(iter(configs.values())))  # a process's first run is its slowest
     for batch in prompts:
         for source, config in configs.items():
             runs[source].append(record(engine, batch, config))
-    report, shown = {}, {}
+    report: dict[str, Any] = {}
+    shown: dict[str, list[str]] = {}
     for source, config in configs.items():
-        right, corrected, shown[source] = 0, 0, []
-        for batch, run in zip(batches, runs[source]):
-            for row, changes in enumerate(corrections(run.history)):
-                if not is_right(engine, options, batch[row], run.samples[row].answer):
-                    continue
-                right += 1
-                corrected += len(changes)
-                if changes and len(shown[source]) < options.num_trajectories:
-                    shown[source].append(
-                        trajectory(engine, batch[row].prompt, run.history[:, row], changes)
-                    )
+        right = [
+            answer
+            for group, run in zip(groups, runs[source])
+            for answer in _right_answers(engine, options, group, run)
+        ]
         report[source] = {
-            "accuracy": right / len(problems),
-            "corrected_in_right_answers": corrected,
+            "accuracy": len(right) / len(problems),
+            "corrected_in_right_answers": sum(len(answer.changes) for answer in right),
             **_decoding_numbers(runs[source], config),
         }
+        corrected = [answer for answer in right if answer.changes]
+        shown[source] = [
+            trajectory(engine, answer.problem.prompt, answer.history, answer.changes)
+            for answer in corrected[: options.num_trajectories]
+        ]
     return report, shown
+
+
+class RightAnswer(NamedTuple):
+    """An answer that is right, and how it came about."""
+
+    problem: Problem
+    history: Tensor  # (S + 1, G), see Decoded
+    changes: list[Change]
+
+
+def _right_answers(
+    engine: Engine, options: ReportOptions, group: Sequence[Problem], run: Decoded
+) -> list[RightAnswer]:
+    """The right ones among the answers of a batch."""
+    return [
+        RightAnswer(problem, run.history[:, row], changes)
+        for row, (problem, changes) in enumerate(zip(group, corrections(run.history)))
+        if is_right(engine, options, problem, run.samples[row].answer)
+    ]
 
 
 def _decoding_numbers(runs: Sequence[Decoded], config: SamplerConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from llada_plugins.engine.engine import Engine
 from llada_plugins.sampling.confidence import Candidates, token_probability
 
 from .metrics import auc, confusion, expected_calibration_error
-from .ups_problems import Problem, ReportOptions, _batches
+from .ups_problems import Problem, ReportOptions, batches
 
 BINS = 15
 
@@ -41,50 +41,15 @@ class Visible(NamedTuple):
     tps_prob: Tensor  # (N,) probability of the token where it stands
 
 
-@torch.inference_mode()
 def detect(
     engine: Engine, problems: Sequence[Problem], noise: Noise, options: ReportOptions
 ) -> Visible:
     """Scores of the visible answer tokens of noise_draws noisy copies of every problem."""
     generator = torch.Generator().manual_seed(options.seed)
-    parts = []
-    for batch in _batches(list(problems) * options.noise_draws, options.batch_size):
-        # (B, L)
-        tokens, padded = align(
-            [problem.prompt_ids + problem.answer_ids for problem in batch], engine.model.device
-        )
-        lengths = torch.tensor(
-            [len(problem.answer_ids) for problem in batch], device=tokens.device
-        )[:, None]
-        # answers end together
-        answer = torch.arange(tokens.shape[1], 0, -1, device=tokens.device) <= lengths
-        noisy = remask_noise(
-            tokens, answer, engine.special.mask, generator, r=noise.rate, replace=noise.replace
-        )
-        window = slice(tokens.shape[1] - int(lengths.max()), tokens.shape[1])
-        prediction = engine.denoise(
-            Canvas(noisy.tokens, tokens.shape[1] - lengths[:, 0], padded), window
-        )
-        visible = (answer & ~noisy.masked)[:, window]  # (B, W)
-        token = embeddable(noisy.tokens[:, window])
-        every = torch.arange(visible.shape[1], device=tokens.device).expand_as(visible)
-        own = token_probability(
-            Candidates(
-                prediction.logits_at(every).float(), token, ~visible, None, False, lambda: token
-            )
-        )
-        parts.append(
-            Visible(
-                *(
-                    values[visible].cpu()
-                    for values in (
-                        ~noisy.incorrect[:, window],
-                        prediction.confidence.float().sigmoid(),
-                        own,
-                    )
-                )
-            )
-        )
+    copies = list(problems) * options.noise_draws
+    parts = [
+        _scored(engine, batch, noise, generator) for batch in batches(copies, options.batch_size)
+    ]
     found = Visible(*map(torch.cat, zip(*parts)))
     if found.clean.all() or not found.clean.any():
         raise ValueError(
@@ -94,10 +59,36 @@ def detect(
     return found
 
 
+@torch.inference_mode()
+def _scored(
+    engine: Engine, batch: Sequence[Problem], noise: Noise, generator: torch.Generator
+) -> Visible:
+    """Scores of the visible answer tokens of a noisy copy of each problem."""
+    rows = [problem.prompt_ids + problem.answer_ids for problem in batch]
+    tokens, padded = align(rows, engine.model.device)  # (B, L), answers end together
+    device, width = tokens.device, tokens.shape[1]
+    lengths = torch.tensor([len(problem.answer_ids) for problem in batch], device=device)  # (B,)
+    answer = torch.arange(width, 0, -1, device=device) <= lengths[:, None]  # (B, L)
+    noisy = remask_noise(
+        tokens, answer, engine.special.mask, generator, r=noise.rate, replace=noise.replace
+    )
+    window = slice(width - int(lengths.max()), width)
+    prediction = engine.denoise(Canvas(noisy.tokens, width - lengths, padded), window)
+    assert prediction.confidence is not None  # the command refuses a model without a policy
+    visible = (answer & ~noisy.masked)[:, window]  # (B, W)
+    token = embeddable(noisy.tokens[:, window])
+    every = torch.arange(visible.shape[1], device=device).expand_as(visible)
+    logits = prediction.logits_at(every).float()
+    own = token_probability(Candidates(logits, token, ~visible, None, False, lambda: token))
+    return Visible(
+        clean=~noisy.incorrect[:, window][visible].cpu(),
+        policy=prediction.confidence.float().sigmoid()[visible].cpu(),
+        tps_prob=own[visible].cpu(),
+    )
+
+
 def noises(engine: Engine, problems: Sequence[Problem], options: ReportOptions) -> dict[str, Noise]:
-    """The kinds of incorrect token: what the answers are written with, the whole
-    vocabulary, and what the model itself would say.
-    """
+    """The kinds of incorrect token: the answers' alphabet, the vocabulary, the model's own."""
     special = set(engine.tokenizer.all_special_ids) | {engine.special.mask, *engine.special.ends}
     words = sorted(set(range(min(len(engine.tokenizer), engine.model.config.vocab_size))) - special)
     alphabet = sorted({token for problem in problems for token in problem.answer_ids} - special)
@@ -115,8 +106,9 @@ def noises(engine: Engine, problems: Sequence[Problem], options: ReportOptions) 
 
 
 def model_samples(denoise: Denoiser, mask_id: int) -> Replace:
-    """Replacements drawn from the model's own softmax at the chosen positions, which it
-    sees masked (PRISM's noise, arXiv 2510.01384).
+    """Replacements drawn from the model's own softmax (PRISM's noise, arXiv 2510.01384).
+
+    It sees the chosen positions masked.
 
     A draw that equals the clean token is a clean token. Where a problem has several
     answers, so may one that does not.

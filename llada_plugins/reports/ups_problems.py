@@ -92,12 +92,9 @@ def load_problems(options: ReportOptions, engine: Engine) -> list[Problem]:
         if options.data
         else sudoku.problems("test", options.num)
     )
-    if options.data and options.append_eos and engine.special.eos is None:
-        raise ValueError(
-            "--append_eos needs an EOS token: this checkpoint's config.json states no "
-            "eos_token_id; pass --append_eos false"
-        )
-    end = [engine.special.eos] if options.data and options.append_eos else []
+    end: list[int] = []
+    if options.data and options.append_eos:
+        end = [_eos(engine)]
     problems = []
     for prompt, completion in pairs:
         prompt_ids, answer_ids = engine.encode_pair(prompt, completion)
@@ -111,6 +108,16 @@ def load_problems(options: ReportOptions, engine: Engine) -> list[Problem]:
     return problems
 
 
-def _batches(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
+def batches(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
     for first in range(0, len(problems), size):
         yield problems[first : first + size]
+
+
+def _eos(engine: Engine) -> int:
+    """The id that ends completions."""
+    if engine.special.eos is None:
+        raise ValueError(
+            "--append_eos needs an EOS token: this checkpoint's config.json states no "
+            "eos_token_id; pass --append_eos false"
+        )
+    return engine.special.eos

@@ -13,7 +13,8 @@ In text a heap is a hexadecimal digit. Six places for heaps, '.' where there is 
 then '=':
 
     position  "351...="      heaps of 3, 5 and 1
-    answer    "367...B2"     their running xor in six places, then the move: heap B is left with 2; "##" where no move wins
+    answer    "367...B2"     their running xor in six places, then the move: heap B is left
+                             with 2; "##" where no move wins
 
 The model in the package was first trained on answers with any of the winning moves,
 then on the first winning heap's: with the former alone most errors (177 of 268)
@@ -36,8 +37,7 @@ ANSWER_LENGTH = 8
 PLACES = 6
 HEAP_NAMES = "ABCDEF"  # capitals, apart from the hexadecimal digits
 LOST = "##"
-# of 256: 1,000 distinct test positions are needed, and in distribution there are 2,793
-# in all
+# of 256: 1,000 distinct test positions are needed, of 2,793 positions in distribution
 TEST_SHARE = 96
 
 

@@ -73,14 +73,22 @@ class Sudoku4Evaluator(RuleEvaluator):
     """Any valid completion of the puzzle counts."""
 
     question = "puzzle"
-    accepts = staticmethod(sudoku.is_valid)
+
+    @staticmethod
+    def accepts(question: str, answer: str) -> bool:
+        """Is the answer a completion of the puzzle?"""
+        return sudoku.is_valid(question, answer)
 
 
 class NimEvaluator(RuleEvaluator):
     """Any winning move counts, and '##' where there is none."""
 
     question = "position"
-    accepts = staticmethod(nim.is_winning)
+
+    @staticmethod
+    def accepts(question: str, answer: str) -> bool:
+        """Does the answer end in a winning move?"""
+        return nim.is_winning(question, answer)
 
 
 def _rows(train: Sequence[Any], test: Sequence[Any]) -> DatasetDict:
