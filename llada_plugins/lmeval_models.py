@@ -43,6 +43,9 @@ LM_EVAL_SEED = 1234  # what lm-eval seeds torch with unless --seed says otherwis
 FINGERPRINT_KEY = "llada_plugins:fingerprint:2"  # 2: an entry for each repeat
 
 
+Note = dict[str, float | str | None]
+
+
 class Noted(Instance):
     """A request whose arguments end with a note of its answer, so that sample logs hold it.
 
@@ -53,7 +56,7 @@ class Noted(Instance):
     --use_cache file, arguments are the texts alone.
     """
 
-    note: dict[str, float | str | None]
+    note: Note
 
     @property
     def args(self) -> tuple:
@@ -61,9 +64,9 @@ class Noted(Instance):
 
 
 class LLaDA(TemplateLM):
-    """The baseline LLaDA under lm-eval; every option of EngineConfig and SamplerConfig
-    is a model_arg of the same name.
+    """The baseline LLaDA under lm-eval.
 
+    Every option of EngineConfig and SamplerConfig is a model_arg of the same name.
     Options of a task's generation_kwargs and of --gen_kwargs go before those of
     model_args; the answer's length is gen_length from either, else the task's
     max_gen_toks.
@@ -100,23 +103,25 @@ class LLaDA(TemplateLM):
         self._samplers = Samplers()
         self._told: set[str] = set()
         # by the texts of requests not yet returned
-        self._errors: dict[tuple[str, ...], dict[str, float | None]] = {}
+        self._errors: dict[tuple[str, ...], Note] = {}
 
     @classmethod
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> LLaDA:
-        """As lm-eval's, but an option that also stands in lm-eval's own arguments ends
-        with one line, not with Python's TypeError.
+        """As lm-eval's, but an option that lm-eval passes as well ends with one line.
+
+        Python's TypeError would not say what to do.
         """
-        for name in sorted(
-            set(arg_dict)
-            & {name for name, value in (additional_config or {}).items() if value is not None}
-        ):
+        passed = {
+            name: value for name, value in (additional_config or {}).items() if value is not None
+        }
+        twice = sorted(passed.keys() & arg_dict.keys())
+        if twice:
+            name = twice[0]
             raise ValueError(
                 f"{name}={arg_dict[name]} stands in model_args, where lm-eval passes "
-                f"{name}={additional_config[name]} by itself: "
-                f"give it as --{name}, outside model_args"
+                f"{name}={passed[name]} by itself: give it as --{name}, outside model_args"
             )
         model = super().create_from_arg_obj(arg_dict, additional_config)
         if not NAMING & arg_dict.keys():
@@ -151,7 +156,7 @@ class LLaDA(TemplateLM):
         return self.engine.special.eos
 
     @property
-    def prefix_token_id(self) -> int:
+    def prefix_token_id(self) -> int | None:
         """Stands before a text scored without context: BOS, or EOS where there is no BOS."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
@@ -167,12 +172,21 @@ class LLaDA(TemplateLM):
         left_truncate_len: int | None = None,
         **kwargs: Any,
     ) -> list[int] | list[list[int]]:
-        """Token ids, of several strings a list of lists; by default special tokens are
-        added as the tokenizer does, never a second BOS. left_truncate_len: of each, its
-        last so many.
+        """Token ids; of several strings a list of lists.
+
+        By default special tokens are added as the tokenizer does, never a second BOS.
+        left_truncate_len: of each, its last so many.
         """
-        if not isinstance(string, str):
-            return [self.tok_encode(each, add_special_tokens, left_truncate_len) for each in string]
+        if isinstance(string, str):
+            return self._encode_one(string, add_special_tokens, left_truncate_len)
+        return [self._encode_one(each, add_special_tokens, left_truncate_len) for each in string]
+
+    def _encode_one(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+    ) -> list[int]:
         if add_special_tokens is None:
             ids = self.engine.encode(string)
         else:
@@ -190,42 +204,47 @@ class LLaDA(TemplateLM):
 
         truncation: to the tokenizer's model_max_length. left_truncate_len: the last columns.
         """
-        rows = self.tok_encode(strings)
+        rows = [self._encode_one(each) for each in strings]
         if truncation:
             rows = [row[: self.tokenizer.model_max_length] for row in rows]
-        longest = max(map(len, rows))
+        longest = max(len(row) for row in rows)
         padding = self.tokenizer.pad_token_id
         if padding is None:
             padding = self.eot_token_id
-        ids, mask = [], []
-        for row in rows:
-            missing = longest - len(row)
-            parts = ([padding] * missing, row), ([0] * missing, [1] * len(row))
-            for each, (pad, real) in zip((ids, mask), parts):
-                each.append(pad + real if padding_side == "left" else real + pad)
-        if left_truncate_len and longest > left_truncate_len:
+
+        def padded(row: list[int], filler: int | None) -> list[int | None]:
+            missing = [filler] * (longest - len(row))
+            return [*missing, *row] if padding_side == "left" else [*row, *missing]
+
+        ids = torch.tensor([padded(row, padding) for row in rows])
+        mask = torch.tensor([padded([1] * len(row), 0) for row in rows])
+        if not left_truncate_len:
+            return ids, mask
+        if longest > left_truncate_len:
             logger.warning(
                 "of %d columns of tokens the last %d are kept", longest, left_truncate_len
             )
-        columns = slice(-left_truncate_len if left_truncate_len else None, None)
-        return torch.tensor(ids)[:, columns], torch.tensor(mask)[:, columns]
+        return ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
 
-    def tok_decode(self, tokens: int | Sequence[int], skip_special_tokens: bool = True) -> str:
+    def tok_decode(self, tokens: int | list[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
+        string = self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
+        assert isinstance(string, str)
+        return string
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The chat as a prompt; add_generation_prompt=False continues the last message
-        (lm-eval's gen_prefix).
+        """The chat as a prompt.
+
+        add_generation_prompt=False continues the last message (lm-eval's gen_prefix).
         """
         return self.engine.render_chat(chat_history, prefill=not add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template's text, for the results file; a name given with
-        --apply_chat_template is the one that prompts are rendered by.
+        """The template's text, for the results file.
 
+        A name given with --apply_chat_template is the one that prompts are rendered by.
         ValueError where the tokenizer has no template of that name: lm-eval's own
         method records it, and renders another.
         """
@@ -245,11 +264,10 @@ class LLaDA(TemplateLM):
         }
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers in the order of the requests; all requests are checked before the
-        first is decoded.
-        """
+        """Answers in the order of the requests; all are checked before the first is decoded."""
         parsed = [self._request(*instance.args) for instance in requests]
-        hook, numbers = self.cache_hook, [0] * len(requests)
+        hook = self.cache_hook
+        numbers = [0] * len(requests)
         if isinstance(hook, RepeatHook):  # those that a cache had may be earlier repeats
             numbers = hook.numbers("generate_until", requests)
             parsed = [
@@ -303,11 +321,11 @@ class LLaDA(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-likelihood bounds of whole texts in disjoint windows, each given the last
-        token before it: an upper bound on perplexity.
+        """Log-likelihood bounds of whole texts, which bound perplexity from above.
 
-        The first window is given the prefix token, which a tokenizer that adds BOS must
-        not add to what is scored.
+        Windows are disjoint, each given the last token before it. The first window is
+        given the prefix token, which a tokenizer that adds BOS must not add to what is
+        scored.
         """
         longest = min(self.max_length - 1, self.engine.max_answer)
         windows: list[tuple[Sequence[int], Sequence[int]]] = []
@@ -319,7 +337,8 @@ class LLaDA(TemplateLM):
             for piece in map(make_disjoint_window, pieces):
                 windows.append(piece)
                 owner.append(number)
-        values, size = [0.0] * len(requests), Counter(owner)
+        values = [0.0] * len(requests)
+        size = Counter(owner)
         parts: list[list[LogLikelihood]] = [[] for _ in requests]
         with progress(
             len(windows), f"{self.method} loglikelihood_rolling", disable_tqdm or self.rank != 0
@@ -341,8 +360,9 @@ class LLaDA(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, does greedy decoding give it) per request; False
-        unless greedy_check=True, as in LLaDA's published runs.
+        """(log-likelihood in nats, does greedy decoding give it) per request.
+
+        The latter is False unless greedy_check=True, as in LLaDA's published runs.
         """
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         pairs = [(context, continuation) for _, context, continuation in requests]
@@ -354,14 +374,16 @@ class LLaDA(TemplateLM):
         ) as bar:
             for number, estimate in self.engine.log_likelihood(pairs):
                 results[number] = (estimate.value, bool(estimate.greedy))
-                if requests[number][0] is not None:
-                    self._keep("loglikelihood", requests[number][0], results[number], estimate)
+                texts = requests[number][0]
+                if texts is not None:
+                    self._keep("loglikelihood", texts, results[number], estimate)
                 bar.add(len(pairs[number][1]))
         return results
 
     def _without_bos(self, string: str) -> list[int]:
-        ids = self.tok_encode(string)
-        return ids[ids[:1] == [self.tokenizer.bos_token_id] :]
+        ids = self._encode_one(string)
+        begins_with_bos = ids[:1] == [self.tokenizer.bos_token_id]
+        return ids[1:] if begins_with_bos else ids
 
     def _keep(
         self,
@@ -398,15 +420,17 @@ class LLaDA(TemplateLM):
             options["temperature"] = normal["temperature"]
         # a task that says greedy may still list the sampling options of its authors
         if gen_kwargs.get("do_sample") is False:
-            options.pop("top_p", None), options.pop("top_k", None)
+            options.pop("top_p", None)
+            options.pop("top_k", None)
         length_known = "gen_length" in options or "gen_length" in self.engine.given
         max_tokens = normal["max_gen_toks"] if asked or not length_known else None
         until = tuple(stop for stop in normal["until"] if stop)
         return Request(prompt, self.engine.sampler_for(options, max_tokens), until)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Tie a --use_cache file to this model: lm-eval's keys hold the request only,
-        so another model's answers would be reused.
+        """Tie a --use_cache file to this model.
+
+        lm-eval's keys hold the request only, so another model's answers would be reused.
         """
         super().set_cache_hook(cache_hook)
         cache = getattr(cache_hook, "dbdict", None)
@@ -418,8 +442,7 @@ class LLaDA(TemplateLM):
         elif cache.get(FINGERPRINT_KEY) != mine:
             raise ValueError(
                 "the --use_cache file was written by another model or other options; give "
-                "another file. "
-                f"Its fingerprint: {cache.get(FINGERPRINT_KEY)}; this model's: {mine}"
+                f"another file. Its fingerprint: {cache.get(FINGERPRINT_KEY)}; this model's: {mine}"
             )
         self.cache_hook = RepeatHook(cache)
 
@@ -468,8 +491,10 @@ class LLaDAPRM(LLaDA):
     method = "llada_prm"
 
 
-def _note(request: Instance, note: dict[str, float | str | None]) -> None:
-    request.__class__, request.note = Noted, note
+def _note(request: Instance, note: Note) -> None:
+    """Make the request a `Noted` one in place: lm-eval logs the very objects that it made."""
+    request.__class__ = Noted
+    request.note = note
 
 
 def _place(device: str | None) -> tuple[Any, str]:

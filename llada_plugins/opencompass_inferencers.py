@@ -1,7 +1,6 @@
-"""OpenCompass' own PPL and LL inferencers, which ask for all labels together and file
-the standard error of every likelihood as well.
+"""OpenCompass' own PPL and LL inferencers, which file the standard error of likelihoods as well.
 
-In a config, for a model of opencompass_models.py: `from
+They ask for all labels together. In a config, for a model of opencompass_models.py: `from
 llada_plugins.opencompass_inferencers import PPLInferencer`, then
 `dataset['infer_cfg']['inferencer']['type'] = PPLInferencer`. Values, predictions and
 scores are those of the stock inferencers, after which the classes are named because the
@@ -16,7 +15,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opencompass.openicl import icl_inferencer as stock
 from opencompass.openicl.icl_inferencer.icl_base_inferencer import dump_results_dict
@@ -26,15 +25,23 @@ from llada_plugins.likelihood.estimate import LogLikelihood
 
 from .opencompass_models import LLaDA, Pair
 
+if TYPE_CHECKING:
+    from opencompass.openicl.icl_inferencer.icl_base_inferencer import BaseInferencer as _Stock
+else:
+    _Stock = object  # the stock class comes after _WithErrors in each class below
 
-class _WithErrors:
-    """Adds `stderr`, in the unit of the value beside it, and `num_forwards` to every
-    label of the file that the stock class writes.
 
-    The stock class asks label by label, batch by batch. So it runs twice: once to hear
-    what it asks, answered with zeros; then all of that is estimated together, so that
-    labels share batches and equal rows, and mc_num=auto sees all choices of a question;
-    and once more, answered with the estimates.
+class _WithErrors(_Stock):
+    """Adds the error of every likelihood to the file that the stock class writes.
+
+    The keys are `stderr`, in the unit of the value beside it, and `num_forwards`. The stock
+    class asks label by label, batch by batch. So it runs twice:
+
+        1. it asks, is answered with zeros, and writes into a folder that is thrown away
+        2. all that it asked is estimated together: labels share batches and equal rows,
+           and mc_num=auto sees all choices of a question
+        3. it asks again, is answered with the estimates, and writes its file
+        4. the errors are put beside the values of that file
     """
 
     def inference(
@@ -48,8 +55,7 @@ class _WithErrors:
         if not isinstance(self.model, LLaDA):
             raise ValueError(
                 f"llada_plugins' {type(self).__name__} serves llada_plugins' models, got "
-                f"{type(self.model).__name__}: name OpenCompass' "
-                f"own {type(self).__name__} for it"
+                f"{type(self.model).__name__}: name OpenCompass' own {type(self).__name__} for it"
             )
         stock_inference = functools.partial(super().inference, retriever, **arguments)
         asked: list[tuple[Pair, int]] = []
@@ -60,9 +66,8 @@ class _WithErrors:
 
         with TemporaryDirectory() as folder, self.model.scored_by(listen):
             stock_inference(output_json_filepath=folder, output_json_filename="asked.json")
-        found = self.model.estimates(
-            list(dict.fromkeys(pair for pair, _ in asked)), self.batch_size
-        )
+        different = list(dict.fromkeys(pair for pair, _ in asked))
+        found = self.model.estimates(different, self.batch_size)
         with self.model.scored_by(lambda pairs, units: [found[pair] for pair in pairs]):
             predictions = stock_inference(
                 output_json_filepath=output_json_filepath, output_json_filename=output_json_filename
@@ -75,7 +80,7 @@ class _WithErrors:
         return predictions
 
 
-def _add_errors(path: Path, errors: Sequence[dict[str, float | None]]) -> None:
+def _add_errors(path: Path, errors: Sequence[dict[str, float | str | None]]) -> None:
     """Put the errors beside the values of a stock file: label by label, as the stock class asks."""
     rows = json.loads(path.read_text(encoding="utf-8"))
     labels = {name: None for row in rows.values() for name in row if name.startswith("label: ")}

@@ -1,6 +1,6 @@
-"""LLaDA models in stock OpenCompass: `from llada_plugins.opencompass_models import
-LLaDA` in a config, then `type=LLaDA`.
+"""LLaDA models in stock OpenCompass.
 
+In a config: `from llada_plugins.opencompass_models import LLaDA`, then `type=LLaDA`.
 These classes translate templates, stop words and results; every answer and every number
 is Engine's. Module-level imports stay few: mmengine reports an ImportError in here as
 "LLaDA is not in the registry". Not for lm-eval (lmeval_models.py) nor for decoding
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from opencompass.openicl.icl_retriever import BaseRetriever
     from torch import Tensor
 
-    from llada_plugins.engine.engine import Completion
+    from llada_plugins.engine.engine import Engine
     from llada_plugins.engine.progress import Progress
+    from llada_plugins.engine.request import Completion
     from llada_plugins.harness.opencompass_tasks import Repeats
     from llada_plugins.likelihood.estimate import LogLikelihood
     from llada_plugins.sampling.config import SamplerConfig
@@ -78,6 +79,7 @@ class LLaDA(BaseModel):
     """
 
     method = "llada"
+    engine: Engine
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class LLaDA(BaseModel):
         **options: Any,
     ) -> None:
         from llada_plugins.engine.engine import Engine, option_classes
+        from llada_plugins.engine.notices import WarnOnce
         from llada_plugins.models import text
         from llada_plugins.models.folder import resolve
 
@@ -107,14 +110,10 @@ class LLaDA(BaseModel):
             elsewhere=["batch_size"],
         )
         if meta_template and (chat or record_stats):
-            raise ValueError(
-                f"meta_template and {'chat' if chat else 'record_stats'} exclude each other: "
-                + (
-                    "both wrap the turns"
-                    if chat
-                    else "OpenCompass then cuts predictions as plain strings"
-                )
-            )
+            other, reason = "record_stats", "OpenCompass then cuts predictions as plain strings"
+            if chat:
+                other, reason = "chat", "both wrap the turns"
+            raise ValueError(f"meta_template and {other} exclude each other: {reason}")
         _check_generation_kwargs(generation_kwargs or {})
         self.num_answers = _num_answers(generation_kwargs or {})
         for dataset in dataset_configs():
@@ -123,7 +122,8 @@ class LLaDA(BaseModel):
         if max_seq_len is not None:
             options["max_length"] = max_seq_len
         if tokenizer_only:
-            self.engine = None
+            # what a caller that renders and counts prompts does not ask
+            self.engine = None  # type: ignore[assignment]
             self.tokenizer = text.load_tokenizer(
                 resolve(options.get("tokenizer") or path), options.get("chat_template")
             )
@@ -147,7 +147,7 @@ class LLaDA(BaseModel):
         self._bar: Progress | None = None
         self._repeats: tuple[BaseRetriever, Repeats] | None = None  # of the data set that is asked
         self._lock = threading.RLock()  # stock inferencers may ask from a pool of threads
-        self._warned: set[str] = set()
+        self._warnings = WarnOnce(logger)
 
     def get_token_len(self, prompt: str) -> int:
         """Tokens of a rendered prompt."""
@@ -160,19 +160,19 @@ class LLaDA(BaseModel):
         return torch.tensor([self._ids(prompt)], dtype=torch.long)
 
     def decode(self, tokens: Tensor) -> str:
-        """The text of (L,) or (1, L) token ids; a BOS that `encode` puts before it
-        again is left out.
-        """
+        """The text of (L,) or (1, L) token ids; a BOS that `encode` adds again is left out."""
         ids = tokens.reshape(-1).tolist()
         string = self.tokenizer.decode(
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
+        assert isinstance(string, str)
         bare = string.removeprefix(self.tokenizer.bos_token or "")
         return bare if self._ids(bare) == ids else string
 
     def sync_inputs(self, inputs: Any) -> Any:
-        """The prompts of rank 0, on every rank: as they are, where stock code would
-        send their tokens and cut them.
+        """The prompts of rank 0, on every rank.
+
+        As they are, where stock code would send their tokens and cut them.
         """
         from mmengine import dist
 
@@ -185,8 +185,7 @@ class LLaDA(BaseModel):
         if self.method != "llada":
             raise ValueError(
                 f"{type(self).__name__} has parts beside the model, which stay where they were "
-                f"loaded: write device={str(device)!r} in "
-                "the model's entry"
+                f"loaded: write device={str(device)!r} in the model's entry"
             )
         self.engine.model.to(device)
 
@@ -207,7 +206,7 @@ class LLaDA(BaseModel):
         of a direct call get equal answers.
         """
         if min_out_len:
-            self._warn_once(
+            self._warnings.warn(
                 f"min_out_len={min_out_len} has no effect: every answer has gen_length tokens; "
                 "logits_eos_inf=True forbids EOS"
             )
@@ -244,11 +243,11 @@ class LLaDA(BaseModel):
     def _streams(
         self, inputs: Sequence[str], sampler: SamplerConfig, number: int
     ) -> list[list[Stream]]:
-        """What tells the random numbers of `number` answers to each prompt apart: which
-        asking of the prompt each is.
+        """What tells the random numbers of `number` answers to each prompt apart.
 
-        They are numbered as if the whole data set were asked in one call of the engine;
-        copies of a data set have their names besides.
+        That is which asking of the prompt each is. They are numbered as if the whole data
+        set were asked in one call of the engine; copies of a data set have their names
+        besides.
         """
         now = asking(self)
         chance = self.engine.draws(sampler)
@@ -265,17 +264,18 @@ class LLaDA(BaseModel):
         return [[_stream(begin + sample, copy) for sample in range(number)] for begin in first]
 
     def _check_direct(self, inputs: Sequence[str], chance: bool) -> None:
-        """Equal prompts whose places in a data set are unknown get equal answers:
-        refused within a task, said once elsewhere.
+        """Refuse, within a task, that equal prompts get equal answers; elsewhere say so once.
+
+        So it is where their places in a data set are unknown.
         """
         if chance and infer_task() is not None:
             raise ValueError(
                 "this inferencer does not say which row of the data set it asks for, so that "
-                "sampling would give equal answers to "
-                "equal prompts: use GenInferencer, or decode without chance (temperature=0)"
+                "sampling would give equal answers to equal prompts: use GenInferencer, or decode "
+                "without chance (temperature=0)"
             )
         if chance and len(set(inputs)) < len(inputs):
-            self._warn_once(
+            self._warnings.warn(
                 "equal prompts of a direct call get equal answers: for n samples of each pass "
                 "num_return_sequences=n"
             )
@@ -283,14 +283,13 @@ class LLaDA(BaseModel):
     def get_ppl_from_template(
         self, templates: Sequence[Any], mask_length: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Mean negative log-likelihood (nats a token) of each template's answer given
-        what precedes it; the smallest wins.
+        """Mean negative log-likelihood (nats a token) of each template's answer; the smallest wins.
 
-        The answer is the model's last turn. OpenCompass' own models average over prompt
-        and answer together, which a masked-diffusion bound of the whole text would only
-        blur; published LLaDA scores rank sums over the answer (lm-eval's acc), so
-        answers of unequal length may rank differently. A template without such a turn
-        is scored as a whole: see `get_ppl`.
+        It is given what precedes it. The answer is the model's last turn. OpenCompass'
+        own models average over prompt and answer together, which a masked-diffusion bound
+        of the whole text would only blur; published LLaDA scores rank sums over the
+        answer (lm-eval's acc), so answers of unequal length may rank differently. A
+        template without such a turn is scored as a whole: see `get_ppl`.
         """
         if mask_length is not None:
             return self.get_ppl(self.parse_template(templates, "ppl"), mask_length)
@@ -307,9 +306,9 @@ class LLaDA(BaseModel):
     def get_ppl(
         self, inputs: Sequence[str], mask_length: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Mean negative log-likelihood (nats a token) of each text, all its tokens
-        masked jointly after BOS if the tokenizer has one.
+        """Mean negative log-likelihood (nats a token) of each text.
 
+        All its tokens are masked jointly, after BOS if the tokenizer has one.
         mask_length: tokens at the start of each text that are given, not scored.
         """
         if mask_length is None:
@@ -325,8 +324,7 @@ class LLaDA(BaseModel):
         label: Sequence[Sequence[Sequence[int]]],
         mask_length: Sequence[int] | None = None,
     ) -> tuple[list[float], list[int]]:
-        """Summed negative log-likelihood (nats) of the labelled parts of each text, and
-        their number of tokens.
+        """Summed negative log-likelihood (nats) of each text's labelled parts, and their tokens.
 
         label: for each text its parts as (begin, end, …) in characters. A part is
         scored as a whole given the text before it, which for an autoregressive model is
@@ -340,21 +338,15 @@ class LLaDA(BaseModel):
         return losses, [sum(len(answer) for _, answer in pairs) for pairs in parts]
 
     def get_loglikelihood(self, inputs: Sequence[str], conts: Sequence[str]) -> np.ndarray:
-        """Log-likelihood (nats, summed) of each text's ending `cont` given the text
-        before it; the largest wins.
-        """
+        """Log-likelihood (nats) of each text's ending `cont` given the rest; the largest wins."""
         for string, cont in zip(inputs, conts):
             if not cont or not string.endswith(cont):
                 raise ValueError(
                     f"a prompt must end with its column 'cont', {cont[:40]!r}; it ends with "
                     f"{string[-40:]!r}"
                 )
-        return self._log_likelihood(
-            [
-                self.engine.encode_pair(string[: -len(cont)], cont)
-                for string, cont in zip(inputs, conts)
-            ]
-        )
+        split = ((string[: -len(cont)], cont) for string, cont in zip(inputs, conts))
+        return self._log_likelihood([self.engine.encode_pair(*texts) for texts in split])
 
     def get_logits(self, inputs: Sequence[str]) -> None:
         """Refused: CLPInferencer asks for it."""
@@ -410,7 +402,7 @@ class LLaDA(BaseModel):
         bos = self.tokenizer.bos_token_id
         if bos is None:
             return [], ids
-        return [bos], ids[ids[:1] == [bos] :]
+        return [bos], ids[1:] if ids[:1] == [bos] else ids
 
     def _mean_nll(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray:
         units = [self.engine.overlong.num_scored(len(answer)) for _, answer in pairs]
@@ -428,8 +420,9 @@ class LLaDA(BaseModel):
 
     @contextmanager
     def scored_by(self, score: Score) -> Iterator[None]:
-        """Within it all likelihoods are those of `score`, which gets token pairs and
-        the units of their values.
+        """Within it all likelihoods are those of `score`.
+
+        That gets token pairs and the units of their values.
         """
         self._score = score
         try:
@@ -438,8 +431,9 @@ class LLaDA(BaseModel):
             self._score = self._estimated
 
     def estimates(self, pairs: Sequence[Pair], batch_size: int) -> dict[Pair, LogLikelihood]:
-        """The engine's estimates of different pairs, made together. batch_size: rows of
-        one forward pass.
+        """The engine's estimates of different pairs, made together.
+
+        batch_size: rows of one forward pass.
         """
         found: dict[Pair, LogLikelihood] = {}
         bar = self._progress()
@@ -474,11 +468,6 @@ class LLaDA(BaseModel):
             self._bar = progress(None, type(self).__name__, disable=not dist.is_main_process())
         return self._bar
 
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            logger.warning(message)
-
 
 class LLaDAUPS(LLaDA):
     """Learned remasking (RemeDi): the baseline's options and `ups`, the folder of a policy head."""
@@ -508,17 +497,21 @@ class LLaDAPRM(LLaDA):
 
 
 def unwrap_prediction(prediction: str | Mapping[str, Any]) -> str:
-    """The text of a prediction recorded with its statistics; for `pred_postprocessor`
-    of a model entry with record_stats=True.
+    """The text of a prediction recorded with its statistics.
+
+    For `pred_postprocessor` of a model entry with record_stats=True.
     """
     return prediction if isinstance(prediction, str) else prediction["prediction"]
 
 
 def _stream(number: int, copy: str = "") -> Stream:
-    """Of the asking of a prompt with that number, in the data set named so if it is a
-    copy; the first of all has the engine's plain one.
+    """Of the asking of a prompt with that number; copy: the data set's name if it is one.
+
+    The first asking of all has the engine's plain stream.
     """
-    return (((number,),) if number or copy else ()) + ((tuple(copy.encode()),) if copy else ())
+    if copy:
+        return (number,), tuple(copy.encode())
+    return ((number,),) if number else ()
 
 
 def _num_answers(generation_kwargs: Mapping[str, Any], default: int = 1) -> int:
@@ -540,7 +533,7 @@ def _check_generation_kwargs(generation_kwargs: Mapping[str, Any]) -> None:
 def _sampler_options(
     generation_kwargs: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Those of an inferencer's generation_kwargs that are the sampler's. given: the model's own.
+    """The sampler's options of an inferencer's generation_kwargs; given: the model's own.
 
     do_sample=False is greedy, whatever else is listed; do_sample=True without a
     temperature samples at the model's, else at 1.
@@ -571,9 +564,7 @@ def _sampler_options(
 
 
 def _join_process_group() -> None:
-    """Under torchrun (run_cfg.num_procs > 1) ranks must know themselves, else all of
-    them write the same files.
-    """
+    """Make ranks of torchrun (run_cfg.num_procs > 1) known, else all write the same files."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         import torch.distributed
 
