@@ -322,7 +322,7 @@ def test_the_interval_is_wilsons(correct: int, total: int) -> None:
 
 
 def test_questions_that_took_no_time_have_a_summary() -> None:
-    row = {name: "0" for name in Row._fields} | {"overlong": "skipped"}
+    row = dict.fromkeys(Row._fields, "0") | {"overlong": "skipped"}
     text = summary("m.csv", [row, row])
     assert "accuracy 0.000" in text and "2 did not fit" in text
     assert text.endswith("0.000 s, of which 0.0 % in the PRM")

@@ -35,7 +35,9 @@ def reason(error: Exception) -> str:
     """Why json.loads failed."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    return f"not JSON: {f'{error.msg} at column {error.colno}' if isinstance(error, json.JSONDecodeError) else error}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} at column {error.colno}"
+    return f"not JSON: {error}"
 
 
 def check_text(text: str) -> None:

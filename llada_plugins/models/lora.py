@@ -98,8 +98,9 @@ class Adapter:
             wanted[f"{PREFIX}{name}.lora_A.weight"] = [rank, linear.in_features]
             wanted[f"{PREFIX}{name}.lora_B.weight"] = [linear.out_features, rank]
         with _open(folder / WEIGHTS) as file:
-            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
-            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+            stored = {name: file.get_slice(name) for name in list(file.keys())}
+            shapes = {name: list(tensor.get_shape()) for name, tensor in stored.items()}
+            kinds = {name: tensor.get_dtype() for name, tensor in stored.items()}
             self.backbone: str | None = (file.metadata() or {}).get(BACKBONE)
         problems = [f"missing {name}" for name in sorted(wanted.keys() - shapes.keys())]
         problems += [

@@ -185,10 +185,10 @@ def _check_loaded(
     transformers adds, renumbers and ignores unasked.
     """
     found = tokenizer.get_vocab()
-    for content, number in files.added.items():
-        if found.get(content) != number:
+    for content, token in files.added.items():
+        if found.get(content) != token:
             raise ValueError(
-                f"{folder}: its tokenizer's files give {short(content)} the id {number}, but it "
+                f"{folder}: its tokenizer's files give {short(content)} the id {token}, but it "
                 f"becomes {found.get(content)}"
             )
     for name in ("bos_token", "eos_token"):

@@ -161,9 +161,9 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
     """
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         options = typing.get_args(kind)
-        if value is None or (isinstance(value, str) and value.lower() == "none"):
-            if type(None) in options:
-                return None
+        absent = value is None or (isinstance(value, str) and value.lower() == "none")
+        if absent and type(None) in options:
+            return None
         options = [option for option in options if option is not type(None)]
         for option in options:
             try:
