@@ -24,6 +24,8 @@ from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg
 
 logger = logging.getLogger(__name__)
 
+# how the names of copies of a data set end, -run0 or _2; sudoku4 is the name of a task
+COPY = re.compile(r"[-_][A-Za-z]*\d+$")
 INFER_TASKS = {"OpenICLInferTask", "OpenICLAttackTask"}
 # function of a stock inferencer -> its variable that counts the rows
 ROW_NAMES = {"inference": "index", "predict": "index", "_infer_one": "idx"}
@@ -54,7 +56,7 @@ class Asking(NamedTuple):
 class Repeats(NamedTuple):
     """Which asking of its question every row of a task is."""
 
-    copy: str  # the data set's name where it ends with a number, as those of copies do, else ""
+    copy: str  # the data set's name where it is that of a copy, else ""
     numbers: list[int]  # earlier rows of the uncut data set with the same question
 
 
@@ -118,7 +120,7 @@ def repeats(now: Asking) -> Repeats:
     if frame is None or config is None:
         return Repeats("", kept_numbers)
     name = uncut_name(config)
-    if name[-1:].isdigit():
+    if COPY.search(name):
         return Repeats(name, kept_numbers)
     _check_twins(config, frame.f_locals["dataset_cfgs"])
     return Repeats("", kept_numbers)
