@@ -213,10 +213,10 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def _known_tensors(folder: Path) -> list[str]:
-    """The names of the stored tensors; none where files are absent."""
+    """The names of the stored tensors; none where files are absent or cannot be read."""
     try:
         return list(tensor_files(folder))
-    except FileNotFoundError:  # reported where the tensors are needed
+    except (OSError, ValueError):  # reported where the tensors are needed
         return []
 
 
