@@ -715,8 +715,8 @@ def test_a_resumed_run_never_reuses_the_answers_of_other_sampler_options(tmp_pat
 @pytest.mark.slow
 def test_statistics_survive_evaluation(tmp_path) -> None:
     edit = (
-        "**variant)",
-        "record_stats=True, pred_postprocessor=dict(type=unwrap_prediction), **variant)",
+        "**variant,",
+        "record_stats=True, pred_postprocessor=dict(type=unwrap_prediction), **variant,",
     )
     imported = (
         "with read_base",
