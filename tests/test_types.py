@@ -41,7 +41,7 @@ def test_mypy_refuses_options_and_names_that_do_not_exist(tmp_path):
         cwd=ROOT,
         timeout=600,
     )
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (1, "")
     # names.py has no error, each line of caller.py but the first has one
     assert re.findall(r"(\w+)\.py:(\d+): error: (\w+)", done.stdout) == [
         ("caller", "2", "Unexpected"),
