@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,18 @@ def save_tensors(
         part.unlink(missing_ok=True)
 
 
-def _open(path: Path, device: torch.device | str = "cpu") -> Any:
+def open_tensors(path: Path, device: torch.device | str = "cpu") -> Any:
+    """A safetensors file, to be read tensor by tensor; ValueError in one line where it is torn."""
     try:
         return safe_open(path, "pt", device=str(device))
     except Exception as error:  # safetensors raises its own type for a torn or foreign file
         raise ValueError(
             f"{path} is not a readable safetensors file: {first_line(error)}"
         ) from None
+
+
+def raise_problems(beginning: str, problems: Sequence[str], remedy: str = "") -> None:
+    """Raise ValueError that lists the problems that tensors have, the first eight of them."""
+    if problems:
+        more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"{beginning}: {'; '.join(problems[:8])}{more}{remedy}")

@@ -5,7 +5,6 @@ tokens it has.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace as with_fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -23,7 +22,7 @@ from llada_plugins.files.json_files import (
     short,
     table_of,
 )
-from llada_plugins.files.tensors import _open
+from llada_plugins.files.tensors import open_tensors
 
 from .families import FAMILIES, recognise
 from .llada import LLaDA
@@ -198,17 +197,11 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     return dict.fromkeys(tensor_names(single), single)
 
 
-def _raise_problems(beginning: str, problems: Sequence[str]) -> None:
-    if problems:
-        more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"{beginning}: {'; '.join(problems[:8])}{more}")
-
-
 def tensor_names(path: Path) -> list[str]:
     """The tensors of one safetensors file, from its header."""
     if not is_there(path):
         raise FileNotFoundError(f"{path.parent} has no {path.name}")
-    with _open(path) as file:
+    with open_tensors(path) as file:
         return list(file.keys())
 
 
@@ -261,7 +254,7 @@ def stored_dtype(folder: Path) -> str:
     has none of these.
     """
     name, path = next(iter(tensor_files(folder).items()))
-    with _open(path) as file:
+    with open_tensors(path) as file:
         return {"BF16": "bfloat16", "F16": "float16"}.get(
             file.get_slice(name).get_dtype(), "float32"
         )

@@ -90,6 +90,11 @@ class PackedLinear(nn.Module):
     checkpoint's names.
     """
 
+    qweight: Tensor
+    qzeros: Tensor
+    scales: Tensor
+    g_idx: Tensor
+
     def __init__(self, linear: nn.Linear, packing: Packing) -> None:
         super().__init__()
         self.in_features, self.out_features = inputs, outputs = (

@@ -23,13 +23,12 @@ from llada_plugins.files.json_files import (
     one_line,
     read_json,
 )
-from llada_plugins.files.tensors import _open, save_tensors
+from llada_plugins.files.tensors import open_tensors, raise_problems, save_tensors
 
 from .families import FAMILIES
 from .fingerprint import fingerprint, signature
 from .folder import (
     _quantization_config,
-    _raise_problems,
     read_config,
     resolve,
     special_tokens,
@@ -82,7 +81,7 @@ def _check_shards(files: Mapping[str, Path], unread: Collection[str]) -> None:
         f"left over {one_line(tensor)} in {path.name} (the index does not name it there)"
         for tensor, path in sorted(stored - files.items())
     ]
-    _raise_problems(
+    raise_problems(
         f"{next(iter(files.values())).parent}: its files do not hold what its index says", problems
     )
 
@@ -112,7 +111,8 @@ def load_tensors(
         by_owner.setdefault(owner, []).append(leaf)
     with ExitStack() as stack:
         opened = {
-            path: stack.enter_context(_open(path, device)) for path in sorted(set(files.values()))
+            path: stack.enter_context(open_tensors(path, device))
+            for path in sorted(set(files.values()))
         }
         for name, leaves in by_owner.items():
             owner, prefix = module.get_submodule(name), name and f"{name}."
@@ -149,7 +149,7 @@ def _account(
     for name in wanted.keys() & files.keys():
         by_file.setdefault(files[name], []).append(name)
     for path, names in sorted(by_file.items()):
-        with _open(path) as file:
+        with open_tensors(path) as file:
             for name in sorted(names):
                 expected, stored = wanted[name], file.get_slice(stored_name(name))
                 kinds = tuple(FLOATING.values()) if expected.dtype in FLOATING else ("I32",)
@@ -157,7 +157,7 @@ def _account(
                     problems.append(f"{name} is {list(shape)}, expected {list(expected.shape)}")
                 elif (kind := stored.get_dtype()) not in kinds:
                     problems.append(f"{name} is {kind}, expected {' or '.join(kinds)}")
-    _raise_problems(f"{source}: its tensors do not fit its config", problems)
+    raise_problems(f"{source}: its tensors do not fit its config", problems)
 
 
 def _check_finite(tensor: Tensor, name: str, path: Path) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,7 +22,6 @@ from llada_plugins.files.json_files import (
     FLAG,
     TEXT,
     either,
-    first_line,
     is_there,
     list_of,
     nullable,
@@ -35,6 +33,7 @@ from llada_plugins.files.json_files import (
     short,
     whole,
 )
+from llada_plugins.files.tensors import open_tensors, raise_problems
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's, before the names of the model's own modules
@@ -97,10 +96,14 @@ class Adapter:
                 )
             wanted[f"{PREFIX}{name}.lora_A.weight"] = [rank, linear.in_features]
             wanted[f"{PREFIX}{name}.lora_B.weight"] = [linear.out_features, rank]
-        with _open(folder / WEIGHTS) as file:
+        if not is_there(folder / WEIGHTS):
+            raise FileNotFoundError(
+                f"peft={folder}: no {WEIGHTS} there; only safetensors are read, never pickles"
+            )
+        with open_tensors(folder / WEIGHTS) as file:
             stored = {name: file.get_slice(name) for name in list(file.keys())}
-            shapes = {name: list(tensor.get_shape()) for name, tensor in stored.items()}
-            kinds = {name: tensor.get_dtype() for name, tensor in stored.items()}
+            shapes = {name: list(each.get_shape()) for name, each in stored.items()}
+            kinds = {name: each.get_dtype() for name, each in stored.items()}
             self.backbone: str | None = (file.metadata() or {}).get(BACKBONE)
         problems = [f"missing {name}" for name in sorted(wanted.keys() - shapes.keys())]
         problems += [
@@ -118,13 +121,11 @@ class Adapter:
         ]
         if not wanted:
             problems = [f"target_modules ({raw['target_modules']!r}) names none of its modules"]
-        if problems:
-            more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
-            raise ValueError(
-                f"peft={folder}: this adapter does not fit the model: "
-                f"{'; '.join(problems[:8])}{more}: "
-                "give pretrained= the model that it was trained on"
-            )
+        raise_problems(
+            f"peft={folder}: this adapter does not fit the model",
+            problems,
+            ": give pretrained= the model that it was trained on",
+        )
         self._tensors: dict[str, Tensor] | None = None
 
     def merge(self, name: str, module: nn.Module) -> None:
@@ -208,16 +209,3 @@ def targeted(model: nn.Module, target_modules: str | Iterable[str]) -> Mapping[s
     return {
         name: module for name, module in model.named_modules() if name and f".{name}".endswith(ends)
     }
-
-
-def _open(path: Path) -> Any:
-    if not is_there(path):
-        raise FileNotFoundError(
-            f"peft={path.parent}: no {path.name} there; only safetensors are read, never pickles"
-        )
-    try:
-        return safe_open(path, "pt")
-    except Exception as error:  # safetensors raises its own type for a torn or foreign file
-        raise ValueError(
-            f"{path} is not a readable safetensors file: {first_line(error)}"
-        ) from None

@@ -164,12 +164,12 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
         absent = value is None or (isinstance(value, str) and value.lower() == "none")
         if absent and type(None) in options:
             return None
-        options = [option for option in options if option is not type(None)]
-        for option in options:
+        kinds = [option for option in options if option is not type(None)]
+        for option in kinds:
             try:
                 return _coerce(name, value, option)
             except ValueError:
-                if option is options[-1]:
+                if option is kinds[-1]:
                     raise
     if typing.get_origin(kind) is typing.Literal:
         allowed = typing.get_args(kind)
