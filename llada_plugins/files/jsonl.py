@@ -93,21 +93,18 @@ def read_prompts(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORM}")
     prompts = []
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"]):
-                raise ValueError(f"{path}:{number}: expected {FORM}, the prompt not empty")
-            try:
-                check_unicode(row["prompt"])
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: {error}") from None
-            prompts.append(row["prompt"])
+    for number, line in read_lines(path):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"]):
+            raise ValueError(f"{path}:{number}: expected {FORM}, the prompt not empty")
+        try:
+            check_unicode(row["prompt"])
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+        prompts.append(row["prompt"])
     if not prompts:
         raise ValueError(f"{path}: no rows; give a JSONL file with rows {FORM}")
     return prompts
