@@ -33,8 +33,8 @@ from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
+from llada_plugins.sampling.decode import Sample, decode
 from llada_plugins.sampling.generate import with_options
-from llada_plugins.sampling.sampler import Sample, decode
 
 from .clock import timed
 from .command import check_folder, run_benchmark

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from .models.loading import load_model
     from .models.special_tokens import SpecialTokens
     from .sampling.config import SamplerConfig
+    from .sampling.decode import Sample
     from .sampling.generate import generate
-    from .sampling.sampler import Sample, Step
+    from .sampling.sampler import Step
 
 # written out, since type checkers do not run code
 __all__ = [
@@ -44,7 +45,7 @@ _HOMES = {
     "load_model": "models.loading",
     "SpecialTokens": "models.special_tokens",
     "SamplerConfig": "sampling.config",
-    "Sample": "sampling.sampler",
+    "Sample": "sampling.decode",
     "Step": "sampling.sampler",
     "generate": "sampling.generate",
     "log_likelihood": "likelihood.estimate",

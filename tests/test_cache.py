@@ -24,8 +24,8 @@ from llada_plugins.models.llada import Block, LLaDA, initialise
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.options.fields import build
 from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.decode import Sample, decode
 from llada_plugins.sampling.generate import generate, with_options
-from llada_plugins.sampling.sampler import Sample, decode
 from tests.tolerance import measured
 
 pytestmark = pytest.mark.floats

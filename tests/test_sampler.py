@@ -28,10 +28,11 @@ from llada_plugins.models.loading import load_model
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.confidence import CONFIDENCE, PROBABILITIES, Candidates
 from llada_plugins.sampling.config import ADAPTIVE_RULES, SamplerConfig
+from llada_plugins.sampling.decode import Draft, Filled, Sample, decode, unreviewed
 from llada_plugins.sampling.generate import generate, with_options
 from llada_plugins.sampling.propose import propose
 from llada_plugins.sampling.propose import sample as sampled_tokens
-from llada_plugins.sampling.sampler import Draft, Filled, Sample, Step, decode, unreviewed
+from llada_plugins.sampling.sampler import Step
 from llada_plugins.sampling.unmask_schedule import PASSING, keep_top, num_passing, quota
 from tests.tolerance import rounding
 

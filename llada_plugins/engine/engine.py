@@ -24,8 +24,8 @@ from llada_plugins.models import text
 from llada_plugins.models.folder import read_config, resolve, special_tokens
 from llada_plugins.options.fields import build, coerce, names, reject_unknown, with_origins
 from llada_plugins.sampling.config import SamplerConfig, judged
+from llada_plugins.sampling.decode import Review, decode_each, unreviewed
 from llada_plugins.sampling.generate import with_options
-from llada_plugins.sampling.sampler import Review, decode_each, unreviewed
 
 from . import identity, likelihood_log
 from .config import HARNESS_DEFAULTS, EngineConfig

@@ -12,7 +12,7 @@ from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.rewards.block_review import BlockReview
 from llada_plugins.rewards.steps import block_scorer
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.sampler import Draft, Filled, Review
+from llada_plugins.sampling.decode import Draft, Filled, Review
 
 from .request import Request
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from llada_plugins.engine.engine import Engine
 from llada_plugins.models import text
 from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.decode import Sample
 from llada_plugins.sampling.generate import generate
-from llada_plugins.sampling.sampler import Sample, Step
+from llada_plugins.sampling.sampler import Step
 from llada_plugins.sampling.unmask_schedule import planned
 
 MASKED = -1  # in a history of answers, which holds no padding

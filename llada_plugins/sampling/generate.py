@@ -12,7 +12,8 @@ from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.special_tokens import SpecialTokens
 
 from .config import SamplerConfig
-from .sampler import Review, Sample, Step, decode, unreviewed
+from .decode import Review, Sample, decode, unreviewed
+from .sampler import Step
 
 
 def generate(
