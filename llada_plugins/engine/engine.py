@@ -23,7 +23,7 @@ from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
 from llada_plugins.models.folder import read_config, resolve, special_tokens
 from llada_plugins.options.fields import build, coerce, names, reject_unknown, with_origins
-from llada_plugins.sampling.config import SamplerConfig, judged
+from llada_plugins.sampling.config import SamplerConfig, build_sampler
 from llada_plugins.sampling.decode import Review, decode_each, unreviewed
 from llada_plugins.sampling.generate import with_options
 
@@ -72,7 +72,7 @@ class Engine:
         self.method_options: Any = build(METHODS[method].options, options)
         self.config = build(EngineConfig, options)
         self.given = coerce(SamplerConfig, options)
-        judged(self.given, HARNESS_DEFAULTS)  # bad values fail before files are looked at
+        build_sampler(self.given, HARNESS_DEFAULTS)  # bad values fail before files are looked at
         self.folder = resolve(self.config.pretrained, self.config.revision)
         self.adapter = resolve(self.config.peft, option="peft") if self.config.peft else None
         config = read_config(self.folder)
@@ -98,7 +98,9 @@ class Engine:
         self.overlong = Overlong(self.config.overlong, self.max_length)
         # of every request; unless gen_length is given, its length is only one that the
         # others allow
-        self.common = judged({**self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS)
+        self.common = build_sampler(
+            {**self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS
+        )
         self._check_sampler(self.common)
         # of the last question, tokenised once for all its choices
         self._context: tuple[str | None, list[int]] = (None, [])

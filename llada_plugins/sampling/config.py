@@ -311,7 +311,7 @@ def _is_off(value: object) -> bool:
     return value is None or value is False
 
 
-def judged(options: Mapping[str, Any], base: SamplerConfig) -> SamplerConfig:
+def build_sampler(options: Mapping[str, Any], base: SamplerConfig) -> SamplerConfig:
     """The sampler of options that may leave the answer's length to a task.
 
     Without gen_length it has the fewest whole blocks that the other options allow.
