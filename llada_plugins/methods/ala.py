@@ -44,6 +44,6 @@ def routed_seeds(load: Callable[[], LLaDA], folder: Path, options: ALAOptions) -
         router,
         model.embedding,
         model.special_tokens.mask,
-        model.model["transformer"]["blocks"],
+        model.blocks,
     )
     return Prepared(model, denoise, _own_stream(model), max_answer=router.config.max_positions)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction, embeddable
 from llada_plugins.diffusion.memory import Rows
 from llada_plugins.files.json_files import FLAG, TEXT, number, whole
-from llada_plugins.models.llada import LLaDA, Recomputing
+from llada_plugins.models.llada import ActivationCheckpointing, LLaDA
 from llada_plugins.models.llada_config import WIDTH
 from llada_plugins.options.fields import arg, build, names, reject_unknown
 
@@ -347,7 +347,7 @@ def check_blocks(router: Router, num_blocks: int) -> None:
         )
 
 
-class RoutedLLaDA(Recomputing, nn.Module):
+class RoutedLLaDA(ActivationCheckpointing):
     """The plan's ALALLaDA: a frozen backbone behind a router, (B, L) ids and prompt
     lengths to logits (B, L, V).
     """
@@ -392,7 +392,7 @@ class RoutedLLaDA(Recomputing, nn.Module):
         seeds = route_blocks(
             self.router, self.backbone.embedding, tokens, prompt_lengths, self.mask_id
         )
-        with added(self.backbone.model["transformer"]["blocks"], seeds):
+        with added(self.backbone.blocks, seeds):
             return self.backbone(None, attention_mask, inputs_embeds=seeds[:, :, 0])
 
 

@@ -8,6 +8,8 @@ option: token logits depend on its feedback.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from .llada import Block, LLaDA, RMSNorm, View
@@ -51,11 +53,10 @@ class BiTowerLLaDA(LLaDA):
     def _stack(
         self, x: Tensor, cos: Tensor, sin: Tensor, view: View, states: list[Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        tower = zip(
-            self.model["blocks_upm"], self.model["backprop_norms"], self.model["backprop_linears"]
-        )
+        parts = ("blocks_upm", "backprop_norms", "backprop_linears")
+        tower = zip(*(cast(nn.ModuleList, self.model[name]) for name in parts))
         policy: Tensor | None = None  # (B, L, D)
-        for number, block in enumerate(self.model["transformer"]["blocks"]):
+        for number, block in enumerate(self.blocks):
             if states is not None:
                 states.append(x)
             x = block(x, cos, sin, view)

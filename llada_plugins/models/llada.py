@@ -3,13 +3,14 @@ parameter names equal the published checkpoint's.
 
 Numerically equal to the published modeling code (tests/test_model.py), without remote
 code, import side effects or a pinned transformers. Nothing here knows of samplers,
-masks to fill or harnesses; `checkpoint.py` loads and saves it.
+masks to fill or harnesses; `loading.py` loads and saves it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -177,9 +178,10 @@ class Streams(NamedTuple):
     confidence: Tensor | None = None  # (B, L) raw score of an unmasking-policy stream, fp32
 
 
-class Recomputing:
-    """Activation checkpointing under the names that transformers' Trainer calls; for
-    modules that have Blocks inside.
+class ActivationCheckpointing(nn.Module):
+    """A module with Blocks inside, whose activations may be computed again in the backward.
+
+    Its methods have the names that transformers' Trainer calls.
     """
 
     def activation_checkpointing_enable(self, **_: Any) -> None:
@@ -193,7 +195,7 @@ class Recomputing:
     gradient_checkpointing_enable = activation_checkpointing_enable
 
 
-class LLaDA(Recomputing, nn.Module):
+class LLaDA(ActivationCheckpointing):
     """LLaDA (arXiv 2502.09992): a bidirectional transformer that predicts every masked
     token at once.
 
@@ -233,8 +235,19 @@ class LLaDA(Recomputing, nn.Module):
         return next(self.embedding.parameters()).dtype
 
     @property
+    def transformer(self) -> nn.ModuleDict:
+        """All layers, under the names of the published checkpoint."""
+        return cast(nn.ModuleDict, self.model["transformer"])
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers, first to last."""
+        return cast(Sequence[nn.Module], self.transformer["blocks"])
+
+    @property
     def embedding(self) -> nn.Embedding:
-        return self.model["transformer"]["wte"]
+        """The embedding table; of an adapted model what took its place and looks ids up."""
+        return cast(nn.Embedding, self.transformer["wte"])
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The embedding table, under the name that PEFT and transformers look for."""
@@ -257,6 +270,26 @@ class LLaDA(Recomputing, nn.Module):
         hidden = self.hidden_states(input_ids, attention_mask, inputs_embeds=inputs_embeds)
         return self.head(hidden if at is None else hidden[at])
 
+    @overload
+    def hidden_states(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        every_layer: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def hidden_states(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        every_layer: Literal[True],
+    ) -> list[Tensor]: ...
+
     def hidden_states(
         self,
         input_ids: Tensor | None = None,
@@ -270,7 +303,9 @@ class LLaDA(Recomputing, nn.Module):
         every_layer: a list of n_layers + 1 instead: the embeddings, the outputs of all
         blocks but the last, the final-norm state.
         """
-        return self._run(input_ids, attention_mask, inputs_embeds, every_layer)[0]
+        states: list[Tensor] | None = [] if every_layer else None
+        hidden = self._run(input_ids, attention_mask, inputs_embeds, states).hidden
+        return hidden if states is None else [*states, hidden]
 
     def streams(
         self,
@@ -289,7 +324,7 @@ class LLaDA(Recomputing, nn.Module):
         result is of them alone, and their keys and values are replaced in past, in
         place.
         """
-        return Streams(*self._run(input_ids, attention_mask, inputs_embeds, False, columns, past))
+        return self._run(input_ids, attention_mask, inputs_embeds, None, columns, past)
 
     def score_parameters(self) -> list[nn.Parameter]:
         """Of the model's own policy stream, the parameters that its score alone depends on."""
@@ -300,7 +335,7 @@ class LLaDA(Recomputing, nn.Module):
         if self.config.weight_tying:
             rows = table(self.embedding, self.config.num_embeddings)
             return by_parts(hidden, rows) if _in_parts(hidden) else F.linear(hidden, rows)
-        head = self.model["transformer"]["ff_out"]
+        head = cast(nn.Linear, self.transformer["ff_out"])
         if _in_parts(hidden) and is_plain_linear(head, hidden) and head.bias is None:
             return by_parts(hidden, head.weight)
         return head(hidden)
@@ -310,15 +345,18 @@ class LLaDA(Recomputing, nn.Module):
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         inputs_embeds: Tensor | None,
-        every_layer: bool,
+        states: list[Tensor] | None,
         columns: slice = slice(None),
         past: Past | None = None,
-    ) -> tuple[Tensor | list[Tensor], Tensor | None]:
-        """The final-norm hidden state, or all states, and the score of the policy
-        stream, if there is one.
+    ) -> Streams:
+        """The final-norm hidden state, and the policy stream's score where there is one.
+
+        states: receives the input of each block.
         """
         assert past is not None or columns == slice(None)
         given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None:
+            raise ValueError("give token ids (input_ids) or embeddings (inputs_embeds)")
         if given.shape[1] > self.config.max_sequence_length:
             limit = self.config.max_sequence_length
             raise ValueError(
@@ -335,16 +373,14 @@ class LLaDA(Recomputing, nn.Module):
             columns,
             past,
         )
-        states: list[Tensor] | None = [] if every_layer else None
         x, confidence = self._stack(x, cos, sin, view, states)
-        x = self.model["transformer"]["ln_f"](x)
-        return x if states is None else [*states, x], confidence
+        return Streams(self.transformer["ln_f"](x), confidence)
 
     def _stack(
         self, x: Tensor, cos: Tensor, sin: Tensor, view: View, states: list[Tensor] | None
     ) -> tuple[Tensor, Tensor | None]:
         """All blocks on x; states, if given, receives the input of each."""
-        for block in self.model["transformer"]["blocks"]:
+        for block in self.blocks:
             if states is not None:
                 states.append(x)
             x = block(x, cos, sin, view)
