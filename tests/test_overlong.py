@@ -22,6 +22,7 @@ from llada_plugins.opencompass_models import LLaDA as OpenCompassLLaDA
 from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
 from llada_plugins.rewards.steps import block_scorer
 from llada_plugins.tasks import sudoku
+from tests.tolerance import token_error
 
 CONTEXT = 40  # tokens of the engine's context; bytes are tokens here
 FAST = dict(gen_length=8, steps=2)
@@ -398,7 +399,9 @@ def test_opencompass_records_and_means_hold_what_did_not_fit(tiny_checkpoint, ru
     assert math.isfinite(fitting)
     (last,) = likelihoods(model.engine, [([], model.engine.encode(LONG)[-CONTEXT:])])
     # the mean is over the tokens that were scored
-    assert long == (math.inf if rule == "skip" else -last.value / CONTEXT)
+    expected = math.inf if rule == "skip" else -last.value / CONTEXT
+    # in other company: processors without wide registers then round another last bit
+    assert long == pytest.approx(expected, rel=0, abs=token_error(model.engine.model))
 
 
 @pytest.mark.parametrize("rule", BOTH)
