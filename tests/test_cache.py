@@ -89,6 +89,10 @@ def routed_denoiser(model: LLaDA, head: PolicyHead, router: Router) -> Denoiser:
     return routed(policy_denoiser(model, head), router, model.embedding, MASK)
 
 
+def shifted_denoiser(model: LLaDA, head: PolicyHead) -> Denoiser:
+    return model_denoiser(model, head, shift=True)
+
+
 def with_head(model: LLaDA) -> Denoiser:
     return policy_denoiser(model, random_head(model))
 
@@ -106,6 +110,7 @@ class Subject(NamedTuple):
     denoise: Denoiser
     prompts: list[list[int]]
     error: float
+    num_left: int  # columns left of a window that its logits need
 
 
 def predicted(build: Callable[..., Denoiser], *modules: torch.nn.Module) -> torch.Tensor:
@@ -124,7 +129,8 @@ def predicted(build: Callable[..., Denoiser], *modules: torch.nn.Module) -> torc
 
 
 @pytest.fixture(
-    scope="module", params=["plain", "grouped_query", "bi_tower", "routed", "no_padding"]
+    scope="module",
+    params=["plain", "grouped_query", "bi_tower", "routed", "no_padding", "shifted"],
 )
 def subject(request, make_model) -> Subject:
     """Every kind of model that a cache has to do with."""
@@ -139,12 +145,15 @@ def subject(request, make_model) -> Subject:
         build, modules = policy_denoiser, [model, random_head(model)]
     if request.param == "routed":
         build, modules = routed_denoiser, [*modules, random_router(model)]
+    if request.param == "shifted":
+        build = shifted_denoiser
     error = measured(functools.partial(predicted, build), *modules)
     return Subject(
         modules[0],
         build(*modules),
         PROMPTS[:1] if request.param == "no_padding" else PROMPTS,
         error,
+        num_left=int(request.param == "shifted"),
     )
 
 
@@ -189,7 +198,9 @@ class Branches:
             memory.keep_rows(rows)
 
 
-def frozen(denoise: Denoiser, model: LLaDA, mode: str, refresh: int | None = None) -> Denoiser:
+def frozen(
+    denoise: Denoiser, model: LLaDA, mode: str, refresh: int | None = None, num_left: int = 0
+) -> Denoiser:
     """What a cache is, slowly: whole forwards in which each layer reads its former
     inputs, but at the columns in work.
     """
@@ -199,7 +210,8 @@ def frozen(denoise: Denoiser, model: LLaDA, mode: str, refresh: int | None = Non
         inputs = kept.by_block
         whole = kept.num_steps % (refresh or 1000) == 0
         kept.num_steps += 1
-        columns = window if mode == "dual" else slice(window.start, canvas.tokens.shape[1])
+        end = window.stop if mode == "dual" else canvas.tokens.shape[1]
+        columns = slice(window.start - num_left, end)
 
         def hook(block: Block, arguments: tuple) -> tuple:
             x, *others = arguments
@@ -246,16 +258,16 @@ def both(first: Denoiser, second: Denoiser, bound: float) -> Denoiser:
     ids=str,
 )
 def test_every_step_predicts_what_the_definition_says(subject, mode, options):
-    model, denoise, prompts, error = subject
+    model, denoise, prompts, error, num_left = subject
     config = SamplerConfig(gen_length=12, cache=mode, **options)
-    slow = frozen(denoise, model, mode, config.cache_refresh)
+    slow = frozen(denoise, model, mode, config.cache_refresh, num_left)
     decode(both(cached(denoise, mode, config.cache_refresh), slow, error), prompts, config, SPECIAL)
 
 
 @every_mode
 def test_a_cache_is_an_approximation_where_other_columns_would_have_changed(subject, mode):
     """Else nothing above could tell a cache from none."""
-    _, denoise, prompts, error = subject
+    _, denoise, prompts, error, _ = subject
     config = SamplerConfig(gen_length=12, block_length=4)
     with pytest.raises(AssertionError, match="not close"):
         decode(both(cached(denoise, mode), denoise, 100 * error), prompts, config, SPECIAL)
@@ -264,7 +276,7 @@ def test_a_cache_is_an_approximation_where_other_columns_would_have_changed(subj
 @every_mode
 @pytest.mark.parametrize("refresh", [None, 2])
 def test_each_branch_of_guidance_has_its_own_cache(subject, mode, refresh):
-    _, denoise, prompts, error = subject
+    _, denoise, prompts, error, _ = subject
     scale = 1.5
 
     def separately(canvas: Canvas, window: slice) -> Prediction:
@@ -308,7 +320,7 @@ def test_a_refresh_at_every_step_is_no_cache(make_model, mode, options):
 
 @every_mode
 def test_blocks_of_one_step_are_decoded_without_a_cache(subject, mode):
-    _, denoise, prompts, _ = subject
+    _, denoise, prompts, *_ = subject
     options = dict(gen_length=12, block_length=3, steps=4, temperature=1.0)
     assert run(denoise, prompts, {**options, "cache": mode}) == run(denoise, prompts, options)
 
@@ -328,7 +340,7 @@ def test_one_layer_is_cached_exactly(make_model, mode, options):
     "options", [dict(), dict(block_length=4, sampling_method="semi_ar_origin")], ids=str
 )
 def test_with_no_column_after_the_block_both_modes_are_one(subject, options):
-    _, denoise, prompts, _ = subject
+    _, denoise, prompts, *_ = subject
     prefix, dual = (
         run(denoise, prompts, dict(gen_length=12, temperature=1.0, cache=mode, **options))
         for mode in MODES
@@ -442,3 +454,53 @@ def test_an_engine_caches_as_its_options_or_its_request_say(tiny_checkpoint, mod
 
     assert answers(engine) == answers(plain, cache=mode) != answers(plain)
     assert answers(engine, cache="none") == answers(plain)
+
+
+# ---- logits that are shifted by one
+
+
+def test_shifted_logits_are_those_of_the_column_to_the_left(make_model):
+    """Of a window anywhere, and at column 0, which keeps its own."""
+    model = randomised(make_model())
+    tokens = torch.randint(0, MASK, (3, 10), generator=torch.Generator().manual_seed(5))
+    canvas, at = (
+        Canvas(tokens, torch.tensor([2, 2, 2]), padded=False),
+        torch.arange(10).expand(3, -1),
+    )
+    own = model_denoiser(model)(canvas, slice(0, 10)).logits_at(at)
+    expected = torch.cat([own[:, :1], own[:, :-1]], 1)
+    for start, stop in ((0, 10), (0, 4), (1, 2), (3, 8), (9, 10)):
+        window = slice(start, stop)
+        shifted = model_denoiser(model, shift=True)(canvas, window)
+        found = shifted.logits_at(at[:, : stop - start])
+        bound = measured(lambda of: of(tokens), model)
+        torch.testing.assert_close(found, expected[:, window], atol=bound, rtol=0)
+        assert shifted.shifted and not model_denoiser(model)(canvas, window).shifted
+
+
+def test_a_policy_stream_of_a_shifted_model_judges_its_own_column(make_model):
+    model = randomised(make_model())
+    head = random_head(model)
+    canvas = Canvas(torch.arange(12).view(1, 12), torch.tensor([3]), padded=False)
+    plain, shifted = (
+        model_denoiser(model, head, shift=shift)(canvas, slice(3, 9)) for shift in (False, True)
+    )
+    assert torch.equal(plain.confidence, shifted.confidence)
+
+
+@every_mode
+def test_without_the_left_neighbour_only_the_windows_first_logits_differ_in_one_layer(
+    make_model, mode
+):
+    """One layer is cached exactly, so that what differs is the column that is not computed."""
+    model = randomised(make_model(n_layers=1))
+    tokens = torch.randint(0, MASK, (2, 12), generator=torch.Generator().manual_seed(6))
+    at, found = torch.arange(4).expand(2, -1), []
+    for left_neighbour in (True, False):
+        canvas = Canvas(tokens, torch.tensor([4, 4]), padded=False, memory=Memory())
+        denoise = cached(model_denoiser(model, shift=True), mode, left_neighbour=left_neighbour)
+        denoise(canvas, slice(4, 8))
+        found.append(denoise(canvas, slice(4, 8)).logits_at(at))
+    bound = measured(lambda of: of(tokens), model)
+    torch.testing.assert_close(found[0][:, 1:], found[1][:, 1:], atol=bound, rtol=0)
+    assert float((found[0][:, 0] - found[1][:, 0]).abs().max()) > 100 * bound

@@ -21,6 +21,7 @@ class KeysAndValues:
 
     def __init__(self) -> None:
         self.num_steps = 0  # of this block
+        self.num_left = 0  # columns left of the window that its logits need
         self.past: Past = {}
 
     def keep_rows(self, rows: Rows) -> None:
@@ -30,7 +31,11 @@ class KeysAndValues:
 
 
 def cached(
-    denoise: Denoiser, mode: Literal["prefix", "dual"], refresh: int | None = None
+    denoise: Denoiser,
+    mode: Literal["prefix", "dual"],
+    refresh: int | None = None,
+    *,
+    left_neighbour: bool = True,
 ) -> Denoiser:
     """The denoiser with frozen keys and values: before the window, or on both sides of it.
 
@@ -38,6 +43,9 @@ def cached(
     every so many steps of a block, a forward of the whole canvas (default: at its first
     step alone; 1 is the plain denoiser). Rows, guided branches and a bi-tower's streams
     each have their own; routed embeddings are read as they are at every step.
+    left_neighbour: where logits are shifted, compute the column left of the window at
+    every step too; without it the window's first token must be known after the first one
+    (Fast-dLLM's Dream).
     """
 
     def denoise_cached(canvas: Canvas, window: slice) -> Prediction:
@@ -49,10 +57,11 @@ def cached(
         if step == 0 or (refresh is not None and step % refresh == 0):
             frozen.past = {}
             columns = slice(None)
-        elif mode == "dual":
-            columns = window
         else:
-            columns = slice(window.start, None)
-        return denoise(canvas._replace(columns=columns, past=frozen.past), window)
+            end = window.stop if mode == "dual" else None
+            columns = slice(max(0, window.start - frozen.num_left), end)
+        prediction = denoise(canvas._replace(columns=columns, past=frozen.past), window)
+        frozen.num_left = int(prediction.shifted and left_neighbour)
+        return prediction
 
     return denoise_cached

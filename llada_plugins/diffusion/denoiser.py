@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.llada import LLaDA, Past
 
 from .memory import Memory, Rows
@@ -67,6 +68,8 @@ class Prediction(NamedTuple):
     logits_at: LogitsAt
     confidence: Tensor | None = None  # (B, W) score h of a policy stream, higher = keep
     ranks_masked: bool = False  # was that stream trained to rank masked positions as well?
+    # do logits come from the column to the left? A cache then computes that one too.
+    shifted: bool = False
 
     @classmethod
     def from_logits(cls, logits: Tensor, confidence: Tensor | None = None) -> Prediction:
@@ -104,13 +107,20 @@ def masked_first(masked: Tensor) -> Tensor:
     return masked.logical_not().byte().argsort(dim=-1, stable=True)
 
 
-def model_denoiser(model: LLaDA, head: Callable[[Tensor], Tensor] | None = None) -> Denoiser:
+def model_denoiser(
+    model: LLaDA,
+    head: Callable[[Tensor], Tensor] | None = None,
+    *,
+    shift: bool | None = None,
+) -> Denoiser:
     """The plain denoiser: one forward of the whole canvas.
 
     The vocabulary's head works only where logits are asked for. head: hidden states
     (B, W, D) -> confidence (B, W), a policy stream in place of the model's own, if it
-    has one.
+    has one. shift: do the model's logits predict the token to their right, as those of
+    models that were made from autoregressive ones? (default: as the model's family)
     """
+    shifted = FAMILIES[model.config.family].shift if shift is None else shift
 
     def denoise(canvas: Canvas, window: slice) -> Prediction:
         real = canvas.tokens != PADDING if canvas.padded else None
@@ -125,17 +135,28 @@ def model_denoiser(model: LLaDA, head: Callable[[Tensor], Tensor] | None = None)
         first = canvas.columns.start or 0
         shown = slice(window.start - first, window.stop - first)
         hidden = streams[:, shown]  # (B, W, D)
+        predicting = left_of(streams, shown) if shifted else hidden  # (B, W, D)
 
         def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
-            return model.head(gather(hidden, at, rows))
+            return model.head(gather(predicting, at, rows))
 
         if head is not None:
-            return Prediction(logits_at, head(hidden))
+            return Prediction(logits_at, head(hidden), shifted=shifted)
         if own is None:
-            return Prediction(logits_at)
-        return Prediction(logits_at, own[:, shown], ranks_masked=True)
+            return Prediction(logits_at, shifted=shifted)
+        return Prediction(logits_at, own[:, shown], ranks_masked=True, shifted=shifted)
 
     return denoise
+
+
+def left_of(states: Tensor, window: slice) -> Tensor:
+    """States (B, L, D) of the columns one to the left of a window, (B, W, D).
+
+    Column 0 has nothing on its left and keeps its own, as in Dream's code.
+    """
+    if window.start > 0:
+        return states[:, window.start - 1 : window.stop - 1]
+    return torch.cat([states[:, :1], states[:, : window.stop - 1]], 1)
 
 
 class Aligned(NamedTuple):

@@ -35,7 +35,7 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
         confidence = both.confidence
         if confidence is not None:
             confidence = confidence[: len(tokens)]  # of the branch that sees the prompt
-        return Prediction(logits_at, confidence, both.ranks_masked)
+        return Prediction(logits_at, confidence, both.ranks_masked, both.shifted)
 
     return denoise_guided
 

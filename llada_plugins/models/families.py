@@ -35,6 +35,8 @@ class Family(NamedTuple):
     # module names, stored -> ours, N for each number; one that is not listed is the same in both
     names: Mapping[str, str] = {}
     blocks: str = BLOCKS  # beginning of our names of the Linears that quantize= changes
+    # do logits at a column predict the token of the next one?
+    shift: bool = False
     # names of the mask token and of the end of a turn, where config.json names none
     mask_names: tuple[str, ...] = ("<|mdm_mask|>", "<[MASK]>", "[MASK]", "<mask>")
     eot_names: tuple[str, ...] = ("<|eot_id|>",)
