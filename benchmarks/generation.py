@@ -68,7 +68,7 @@ from llada_plugins import SamplerConfig, SpecialTokens, generate
 from llada_plugins.methods.router import route
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
-from llada_plugins.models.loading import pick_device, pick_dtype
+from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
 from llada_plugins.reports.render import pyplot
 

@@ -44,7 +44,7 @@ import torch
 from llada_plugins import LogLikelihood, log_likelihood
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import LLaDAConfig
-from llada_plugins.models.loading import pick_device, pick_dtype
+from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
 
 from . import reference

@@ -31,7 +31,7 @@ from llada_plugins import SamplerConfig
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, capacity, model_denoiser
 from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.llada import LLaDA
-from llada_plugins.models.loading import pick_device, pick_dtype
+from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
 from llada_plugins.sampling.decode import Sample, decode
 from llada_plugins.sampling.generate import with_options

@@ -39,7 +39,7 @@ from transformers import TrainerCallback
 
 from llada_plugins.diffusion.forward_process import mask_tokens
 from llada_plugins.models.llada import LLaDA
-from llada_plugins.models.loading import pick_device
+from llada_plugins.models.placement import pick_device
 from llada_plugins.models.quantization import num_parameters
 from llada_plugins.options.fields import arg
 from training.data.corpus import collate_rows

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from llada_plugins.models.folder import read_config, special_tokens, tensor_files
 from llada_plugins.models.llada import LLaDA
-from llada_plugins.models.loading import load_model, load_tensors, save_model
+from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.special_tokens import SpecialTokens
+from llada_plugins.models.weights import load_tensors
 from tests.tolerance import measured
 
 pytestmark = pytest.mark.floats

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.models import loading as checkpoint
+from llada_plugins.models import weights
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model, save_model
@@ -382,7 +382,7 @@ def changed(adapter: Path, folder: Path, tensors=None, **config) -> Path:
 def test_what_does_not_fit_is_refused_in_one_line_before_weights_are_read(
     tiny_checkpoint, adapter, tmp_path, monkeypatch, tensors, config, message
 ):
-    monkeypatch.setattr(checkpoint, "load_tensors", None)
+    monkeypatch.setattr(weights, "load_tensors", None)
     with pytest.raises(ValueError, match=message) as error:
         load_model(
             tiny_checkpoint,

@@ -22,7 +22,7 @@ from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.folder import TINY
 from llada_plugins.models.gptq import PackedLinear
 from llada_plugins.models.llada import BLOCKS, LLaDA
-from llada_plugins.models.loading import load_model, load_quantised, save_model
+from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.quantization import (
     METHODS,
     NF4Linear,
@@ -31,6 +31,7 @@ from llada_plugins.models.quantization import (
     quantization_of,
 )
 from llada_plugins.models.text import load_tokenizer
+from llada_plugins.models.weights import load_quantised
 from llada_plugins.tasks import sudoku
 from tests.tolerance import forward_error, measured, rounding
 

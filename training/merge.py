@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 
 from llada_plugins.files.atomic import check_empty, whole_folder
 from llada_plugins.models.folder import resolve, stored_dtype
-from llada_plugins.models.loading import DTYPES, load_model, save_model
+from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.lora import CONFIG
+from llada_plugins.models.placement import DTYPES
 from llada_plugins.options.command_line import run_command
 from llada_plugins.options.fields import arg
 from training.runs.jobs import copy_tokenizer

@@ -17,8 +17,8 @@ from llada_plugins.files.tensors import save_tensors
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.folder import tensor_names
 from llada_plugins.models.llada import LLaDA
-from llada_plugins.models.loading import load_tensors
 from llada_plugins.models.quantization import quantization_of
+from llada_plugins.models.weights import load_tensors
 
 Module = TypeVar("Module", bound=nn.Module)
 

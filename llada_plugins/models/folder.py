@@ -213,7 +213,7 @@ def _known_tensors(folder: Path) -> list[str]:
         return []
 
 
-def _quantization_config(folder: Path) -> dict[str, Any] | None:
+def quantization_config(folder: Path) -> dict[str, Any] | None:
     """What a checkpoint says of its quantisation: in config.json, or in the file of its
     own that AutoGPTQ writes.
     """

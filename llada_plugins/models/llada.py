@@ -23,6 +23,7 @@ from .submodules import home, is_plain_linear, table
 
 if TYPE_CHECKING:
     from .origin import Origin
+    from .quantization import Quantization
 
 
 class RMSNorm(nn.Module):
@@ -204,6 +205,7 @@ class LLaDA(ActivationCheckpointing):
     """
 
     own_stream = False  # has the class an unmasking-policy stream of its own?
+    quantization: Quantization | None = None  # what became of the weights when they were loaded
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()

@@ -214,7 +214,7 @@ def check_hardware() -> Iterator[Finding]:
             "pip install --force-reinstall torch, the build for this machine",
         )
         return
-    from llada_plugins.models.loading import pick_device, pick_dtype
+    from llada_plugins.models.placement import pick_device, pick_dtype
 
     device = pick_device("auto")
     dtype = str(pick_dtype("auto", device)).removeprefix("torch.")

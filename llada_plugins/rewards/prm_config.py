@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llada_plugins.models.loading import DTYPES
+from llada_plugins.models.placement import DTYPES
 from llada_plugins.models.quantization import Quantize, check_quantize
 from llada_plugins.options.fields import arg
 

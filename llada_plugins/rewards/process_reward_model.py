@@ -28,10 +28,11 @@ from llada_plugins.files.json_files import (
     table_of,
     whole,
 )
-from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
 from llada_plugins.models.folder import resolve, tensor_files
 from llada_plugins.models.llada_config import LAYERS, TOKENS, WIDTH
+from llada_plugins.models.placement import pick_device, pick_dtype
+from llada_plugins.models.weights import load_quantised
 
 from .families import FAMILIES, Head, find_family, one_token
 from .prm_config import PRMConfig, family_options
@@ -136,7 +137,7 @@ def open_prm(config: PRMConfig) -> OpenPRM:
     text.check_vocabulary([*trial.ids, *candidates], body.vocab_size, str(folder))
 
     def load(device: torch.device | str) -> StepScorer:
-        target = checkpoint.pick_device(str(device))
+        target = pick_device(str(device))
         model = _load_model(
             body,
             family.head,
@@ -144,7 +145,7 @@ def open_prm(config: PRMConfig) -> OpenPRM:
             files,
             source=folder,
             device=target,
-            dtype=checkpoint.pick_dtype(config.prm_dtype, target),
+            dtype=pick_dtype(config.prm_dtype, target),
             quantize=config.prm_quantize,
         )
         return StepScorer(
@@ -185,7 +186,7 @@ def _load_model(
         name for name in files if name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight"
     } - model.state_dict().keys()
     files = {name: path for name, path in files.items() if name not in spare}
-    model.quantization = checkpoint.load_quantised(
+    model.quantization = load_quantised(
         model,
         files,
         device=device,

@@ -1,0 +1,96 @@
+"""Do the tensors in a checkpoint's files fit the module that they are for?
+
+What is missing, left over or of another shape is an error that names it, raised from the
+headers of the files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from llada_plugins.files.json_files import one_line
+from llada_plugins.files.tensors import open_tensors, raise_problems
+
+from .folder import tensor_names
+
+# as safetensors name them
+FLOATING = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
+
+
+def account(
+    module: nn.Module,
+    files: Mapping[str, Path],
+    source: Path,
+    stored_name: Callable[[str], str],
+) -> None:
+    """Raise ValueError that lists the tensors which are missing, left over or of
+    another shape, from the headers of the files.
+    """
+    wanted = module.state_dict()
+    missing, left_over = wanted.keys() - files.keys(), files.keys() - wanted.keys()
+    problems = [f"missing {name}" for name in sorted(map(stored_name, missing))]
+    problems += [f"left over {one_line(name)}" for name in sorted(map(stored_name, left_over))]
+    by_file: dict[Path, list[str]] = {}
+    for name in wanted.keys() & files.keys():
+        by_file.setdefault(files[name], []).append(name)
+    for path, names in sorted(by_file.items()):
+        with open_tensors(path) as file:
+            for name in sorted(names):
+                expected, stored = wanted[name], file.get_slice(stored_name(name))
+                kinds = tuple(FLOATING.values()) if expected.dtype in FLOATING else ("I32",)
+                if (shape := tuple(stored.get_shape())) != expected.shape:
+                    problems.append(f"{name} is {list(shape)}, expected {list(expected.shape)}")
+                elif (kind := stored.get_dtype()) not in kinds:
+                    problems.append(f"{name} is {kind}, expected {' or '.join(kinds)}")
+    raise_problems(f"{source}: its tensors do not fit its config", problems)
+
+
+def check_finite(tensor: Tensor, name: str, path: Path) -> None:
+    """Raise ValueError where a value is no number: it would silently spoil every answer
+    that meets it.
+    """
+    if (
+        tensor.is_floating_point()
+        and tensor.numel()
+        and not all(map(math.isfinite, torch.aminmax(tensor)))
+    ):
+        raise ValueError(
+            f"{path}: {name} holds NaN or infinity in {str(tensor.dtype).removeprefix('torch.')}: "
+            "the file is damaged, or its "
+            "numbers are too large for dtype"
+        )
+
+
+def check_shards(files: Mapping[str, Path], unread: Collection[str]) -> None:
+    """Raise ValueError where the files hold other tensors than `files`, from an index,
+    says, or than are `unread`.
+    """
+    if not files:  # what is missing is told where a model's tensors are accounted for
+        return
+    stored = {
+        (tensor, path)
+        for path in sorted(set(files.values()))
+        for tensor in tensor_names(path)
+        if tensor not in unread
+    }
+    problems = [
+        f"missing {one_line(tensor)} (the index places it in {path.name})"
+        for tensor, path in sorted(files.items() - stored)
+    ]
+    problems += [
+        f"left over {one_line(tensor)} in {path.name} (the index does not name it there)"
+        for tensor, path in sorted(stored - files.items())
+    ]
+    raise_problems(
+        f"{next(iter(files.values())).parent}: its files do not hold what its index says", problems
+    )
