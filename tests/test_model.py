@@ -162,33 +162,38 @@ def test_head_at_some_positions_equals_the_whole_logits_there(make_model, fields
 
 @pytest.mark.parametrize("fields", [{}, dict(n_kv_heads=2)], ids=str)
 @pytest.mark.parametrize("columns", [slice(3, 7), slice(6, None), slice(0, 1)], ids=str)
+@pytest.mark.parametrize("pairs", [False, True], ids=["of tokens", "of pairs"])
 def test_some_columns_beside_the_kept_keys_and_values_equal_the_whole_forward(
-    make_model, fields, columns
+    make_model, fields, columns, pairs
 ):
     model, tokens = make_model(**fields), ids(2, 10)
-    attention_mask, past = torch.arange(10) >= torch.tensor([[0], [2]]), {}
+    present, past = torch.arange(10) >= torch.tensor([[0], [2]]), []
+    attention_mask = present
+    if pairs:  # blocks of 4 columns that see no later one
+        block = torch.arange(10) // 4
+        attention_mask = present[:, None] & (block <= block[:, None])
     with torch.inference_mode():
         expected = model.streams(tokens, attention_mask, past=past).hidden
         assert torch.equal(expected, model.hidden_states(tokens, attention_mask))
-        kept = [tensor.clone() for pair in past.values() for tensor in pair]
+        kept = [tensor.clone() for pair in past for tensor in pair]
         found = model.streams(tokens, attention_mask, columns=columns, past=past).hidden
         embedded = model.streams(
             None, attention_mask, inputs_embeds=model.embedding(tokens), columns=columns, past=past
         ).hidden
-    real = attention_mask[:, columns]
+    real = present[:, columns]
 
     def states(of: LLaDA) -> torch.Tensor:
         """The hidden states and the keys and values, all at once."""
-        filled = {}
+        filled = []
         hidden = of.streams(tokens, attention_mask, past=filled).hidden
         return torch.cat(
-            [hidden.flatten(), *(tensor.flatten() for pair in filled.values() for tensor in pair)]
+            [hidden.flatten(), *(tensor.flatten() for pair in filled for tensor in pair)]
         )
 
     bound = measured(states, model)
     torch.testing.assert_close(found[real], expected[:, columns][real], atol=bound, rtol=0)
     assert torch.equal(embedded, found)
-    for before, after in zip(kept, [tensor for pair in past.values() for tensor in pair]):
+    for before, after in zip(kept, [tensor for pair in past for tensor in pair]):
         assert after.shape[1] == model.config.num_kv_heads
         torch.testing.assert_close(after, before, atol=bound, rtol=0)
 

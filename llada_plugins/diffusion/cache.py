@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from llada_plugins.models.llada import Past
+from llada_plugins.models.llada import LayerPast, Past
 
 from .denoiser import Canvas, Denoiser, Prediction
 from .memory import Rows
@@ -22,12 +22,12 @@ class KeysAndValues:
     def __init__(self) -> None:
         self.num_steps = 0  # of this block
         self.num_left = 0  # columns left of the window that its logits need
-        self.past: Past = {}
+        self.past: Past = []
 
     def keep_rows(self, rows: Rows) -> None:
         """Forget all other rows: layer by layer, so that old and new are not held at once."""
-        for layer, (keys, values) in self.past.items():
-            self.past[layer] = rows.of(keys), rows.of(values)
+        for layer, (keys, values) in enumerate(self.past):
+            self.past[layer] = LayerPast(rows.of(keys), rows.of(values))
 
 
 def cached(
@@ -55,7 +55,6 @@ def cached(
         step = frozen.num_steps
         frozen.num_steps += 1
         if step == 0 or (refresh is not None and step % refresh == 0):
-            frozen.past = {}
             columns = slice(None)
         else:
             end = window.stop if mode == "dual" else None

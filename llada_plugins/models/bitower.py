@@ -8,6 +8,7 @@ option: token logits depend on its feedback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -50,19 +51,23 @@ class BiTowerLLaDA(LLaDA):
             *self.model["linear_confidence"].parameters(),
         ]
 
-    def _stack(
-        self, x: Tensor, cos: Tensor, sin: Tensor, view: View, states: list[Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
+    @property
+    def caching_blocks(self) -> Sequence[nn.Module]:
+        """LLaDA's blocks, then the tower's."""
+        return [*self.blocks, *cast(nn.ModuleList, self.model["blocks_upm"])]
+
+    def _stack(self, x: Tensor, view: View, states: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         parts = ("blocks_upm", "backprop_norms", "backprop_linears")
-        tower = zip(*(cast(nn.ModuleList, self.model[name]) for name in parts))
+        modules = zip(*(cast(nn.ModuleList, self.model[name]) for name in parts))
+        tower = enumerate(modules, self.config.n_layers)
         policy: Tensor | None = None  # (B, L, D)
-        for number, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.blocks):
             if states is not None:
                 states.append(x)
-            x = block(x, cos, sin, view)
-            if number in AFTER_LAYERS:
-                policy_block, norm, feedback = next(tower)
-                policy = policy_block(x if policy is None else x + policy, cos, sin, view)
+            x = view.run(block, x, layer)
+            if layer in AFTER_LAYERS:
+                policy_layer, (policy_block, norm, feedback) = next(tower)
+                policy = view.run(policy_block, x if policy is None else x + policy, policy_layer)
                 x = feedback(norm(policy)) + x
         confidence = self.model["linear_confidence"](self.model["ln_f_upm"](policy))  # (B, L, 1)
         return x, confidence.squeeze(-1).float()

@@ -61,29 +61,36 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, full_precision: bool) -> Tensor:
 
 BLOCKS = "model.transformer.blocks."  # beginning of the names of all tensors of the blocks
 
-# block -> rotated keys and values of all columns, each (B, H, L, head_dim)
-Past = dict[nn.Module, tuple[Tensor, Tensor]]
+
+class LayerPast(NamedTuple):
+    """Rotated keys and values of all columns in one block, which it writes in place."""
+
+    keys: Tensor  # (B, H, L, head_dim)
+    values: Tensor  # (B, H, L, head_dim)
+
+
+# of every block; empty before the first forward of all columns
+Past = list[LayerPast]
 
 
 class View(NamedTuple):
-    """What a block attends to."""
+    """What the blocks of one forward share: where their columns stand, what these attend to."""
 
-    # bool, broadcastable to (B, H, L, L), True = may be attended; None = everything
-    visible: Tensor | None
-    columns: slice = slice(None)  # where the block's input stands among the L columns
-    # keys and values of the other columns; those of the input take their place in it
+    cos: Tensor  # (W, head_dim) of the columns in work
+    sin: Tensor  # (W, head_dim)
+    # bool, broadcastable to (B, H, W, L), True = may be attended; None = everything
+    visible: Tensor | None = None
+    columns: Tensor | None = None  # (W,) their places among the L columns of past
     past: Past | None = None
 
-    def extend(self, block: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all columns from those of the input."""
+    def run(self, block: nn.Module, x: Tensor, layer: int) -> Tensor:
+        """The block's output for x (B, W, D). layer: which of past is the block's.
+
+        A block gets tensors alone, so that a compiler sees all that it reads and writes.
+        """
         if self.past is None:
-            return k, v
-        if self.columns == slice(None):
-            self.past[block] = k, v
-        else:
-            for kept, fresh in zip(self.past[block], (k, v)):
-                kept[:, :, self.columns] = fresh
-        return self.past[block]
+            return block(x, self.cos, self.sin, self.visible)
+        return block(x, self.cos, self.sin, self.visible, *self.past[layer], self.columns)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
@@ -144,13 +151,37 @@ class Block(nn.Module):
         # in it
         self.recompute = False
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        visible: Tensor | None = None,
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> Tensor:
+        """x: (B, W, D); the others as in View and LayerPast.
+
+        Given keys and values, those of x are written into them at `columns`, and x
+        attends to all L of them.
+        """
+        given = x, cos, sin, visible, keys, values, columns
         # inside the block: hooks that change its input, such as a router's, run once
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._layer, x, cos, sin, view, use_reentrant=False)
-        return self._layer(x, cos, sin, view)
+            return checkpoint(self._layer, *given, use_reentrant=False)
+        return self._layer(*given)
 
-    def _layer(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
+    def _layer(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        visible: Tensor | None,
+        keys: Tensor | None,
+        values: Tensor | None,
+        columns: Tensor | None,
+    ) -> Tensor:
         config, (batch, length, _) = self.config, x.shape
         h = self.attn_norm(x)  # (B, L, D)
         # (B, H, L, head_dim)
@@ -162,11 +193,12 @@ class Block(nn.Module):
             rotate(q, cos, sin, config.rope_full_precision),
             rotate(k, cos, sin, config.rope_full_precision),
         )
-        k, v = view.extend(self, k, v)
+        if keys is not None:
+            k, v = keys.index_copy_(2, columns, k), values.index_copy_(2, columns, v)
         if config.num_kv_heads != config.n_heads:
             k, v = (t.repeat_interleave(config.n_heads // config.num_kv_heads, 1) for t in (k, v))
         # (B, L, D)
-        attended = attend(q, k, v, view.visible).transpose(1, 2).reshape(batch, length, -1)
+        attended = attend(q, k, v, visible).transpose(1, 2).reshape(batch, length, -1)
         x = x + self.attn_out(attended)
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
@@ -321,10 +353,10 @@ class LLaDA(ActivationCheckpointing):
         """Hidden state and, in models that have an unmasking-policy stream of their
         own, its score; embeddings go before ids.
 
-        past: a dict that a forward of all columns fills with keys and values. columns:
-        with a filled past, compute these alone, at their places among the others; the
-        result is of them alone, and their keys and values are replaced in past, in
-        place.
+        past: an empty list, which a forward of all columns fills with keys and values.
+        columns: with a filled past, compute these alone, at their places among the
+        others; the result is of them alone, and their keys and values are replaced in
+        past, in place.
         """
         return self._run(input_ids, attention_mask, inputs_embeds, None, columns, past)
 
@@ -355,7 +387,7 @@ class LLaDA(ActivationCheckpointing):
 
         states: receives the input of each block.
         """
-        assert past is not None or columns == slice(None)
+        assert past or columns == slice(None)
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None:
             raise ValueError("give token ids (input_ids) or embeddings (inputs_embeds)")
@@ -367,26 +399,62 @@ class LLaDA(ActivationCheckpointing):
             )
         # (B, L, D)
         x = self.embedding(given[:, columns]) if inputs_embeds is None else given[:, columns]
-        cos, sin = (table[columns] for table in self._rotary_table(given.shape[1], x.device))
-        # (B, 1, L) or (B, 1, L, L)
-        visible = None if attention_mask is None else attention_mask.bool().unsqueeze(1)
-        view = View(
-            visible.unsqueeze(1) if visible is not None and visible.dim() == 3 else visible,
-            columns,
-            past,
-        )
-        x, confidence = self._stack(x, cos, sin, view, states)
+        view = self._view(given, x, attention_mask, columns, past)
+        x, confidence = self._stack(x, view, states)
         return Streams(self.transformer["ln_f"](x), confidence)
 
+    def _view(
+        self,
+        given: Tensor,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        columns: slice,
+        past: Past | None,
+    ) -> View:
+        """What all blocks share in a forward of given (B, L, ...), of whose columns x (B, W, D)
+        is made; an empty past gets its memory.
+        """
+        num_rows, length = given.shape[:2]
+        cos, sin = (table[columns] for table in self._rotary_table(length, x.device))
+        visible = None if attention_mask is None else attention_mask.bool()
+        if visible is not None and visible.dim() == 3:
+            visible = visible[:, None, columns]  # (B, 1, W, L)
+        elif visible is not None:
+            visible = visible[:, None, None]  # (B, 1, 1, L)
+        if past is None:
+            return View(cos, sin, visible)
+        if not past:
+            past.extend(self._empty_past(num_rows, length, x.dtype))
+        places = torch.arange(*columns.indices(length), device=x.device)  # (W,)
+        return View(cos, sin, visible, places, past)
+
     def _stack(
-        self, x: Tensor, cos: Tensor, sin: Tensor, view: View, states: list[Tensor] | None
+        self, x: Tensor, view: View, states: list[Tensor] | None
     ) -> tuple[Tensor, Tensor | None]:
         """All blocks on x; states, if given, receives the input of each."""
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
             if states is not None:
                 states.append(x)
-            x = block(x, cos, sin, view)
+            x = view.run(block, x, layer)
         return x, None
+
+    @property
+    def caching_blocks(self) -> Sequence[nn.Module]:
+        """All that keep keys and values, in the order of a past."""
+        return self.blocks
+
+    def _empty_past(self, num_rows: int, length: int, dtype: torch.dtype) -> Past:
+        """Memory for the keys and values of all blocks, each where the block computes.
+
+        A copy that accelerate's hooks make of an argument would lose what is written.
+        """
+        # as a block's projections lie in memory
+        shape = (2, num_rows, length, self.config.num_kv_heads, self.config.head_dim)
+        memory = (
+            torch.empty(shape, dtype=dtype, device=home(block)).transpose(2, 3)
+            for block in self.caching_blocks
+        )
+        return [LayerPast(keys, values) for keys, values in memory]
 
     def _rotary_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if (

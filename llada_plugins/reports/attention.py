@@ -46,9 +46,9 @@ def each_attention(
         if isinstance(block, Block):
 
             def hook(block: Block, given: tuple, output: Tensor, name: str = name) -> None:
-                x, cos, sin, view = given
+                x, cos, sin, visible = given
                 found[name.removeprefix("model.").removeprefix("transformer.")] = measure(
-                    attention(block, x, cos, sin, view.visible)
+                    attention(block, x, cos, sin, visible)
                 )
 
             hooks.append(block.register_forward_hook(hook))
