@@ -379,13 +379,13 @@ def render_chat(
     templates = tokenizer.chat_template
     if not templates:
         raise ValueError(
-            "this tokenizer has no chat template: evaluate without one, or pass the tokenizer of "
-            "an instruct model"
+            f"{tokenizer.name_or_path}: this tokenizer has no chat template: evaluate without one, "
+            "or pass the tokenizer of an instruct model"
         )
     if isinstance(templates, dict) and "default" not in templates:
         raise ValueError(
-            f"this tokenizer has the chat templates {', '.join(sorted(templates))} and none is "
-            "the default: pass chat_template=NAME"
+            f"{tokenizer.name_or_path}: it has the chat templates {', '.join(sorted(templates))} "
+            "and none is the default: pass chat_template=NAME"
         )
     turns = [dict(message) for message in messages]
     # the second cuts the rendering right behind the last message's text, so a header
