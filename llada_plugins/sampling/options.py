@@ -1,0 +1,110 @@
+"""The options of decoding, each with its help text; what goes with what is in config.py.
+
+Every published decoder is a setting of these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llada_plugins.options.fields import arg
+
+from .confidence import CONFIDENCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """How an answer is decoded."""
+
+    gen_length: int = arg(
+        128,
+        "answer length in tokens; where block_length does not divide it, the last "
+        "block is decoded whole and the answer cut",
+    )
+    steps: int | None = arg(
+        None,
+        "denoising steps for the whole answer (default: gen_length, one token a step); ignored "
+        "under adaptive rules: threshold, factor, error_budget",
+    )
+    block_length: int | None = arg(
+        None,
+        "tokens decoded together, left to right block by block (default: gen_length, one block)",
+    )
+    sampling_method: Literal["fixed_length", "semi_ar_padding", "semi_ar_origin"] | None = arg(
+        None,
+        "fixed_length: one block; semi_ar_padding: blocks on a canvas whose later masks are "
+        "visible; semi_ar_origin: the canvas grows block by block and ends at EOS (default: by "
+        "block_length, one of the first two)",
+    )
+    temperature: float = arg(
+        0.0,
+        "0 = greedy; above it tokens are sampled, by the inverse distribution function in float64",
+    )
+    top_k: int | None = arg(
+        None, "sample among the k most probable tokens only; needs temperature > 0"
+    )
+    top_p: float | None = arg(
+        None,
+        "sample among the most probable tokens of this total probability (0-1); "
+        "needs temperature > 0",
+    )
+    cfg_scale: float = arg(
+        0.0, "classifier-free guidance; 0 = off, else every step costs a double batch"
+    )
+    remasking: str | None = arg(
+        None, "LLaDA's name for confidence_source: low_confidence (= tps_prob) or random"
+    )
+    confidence_source: str | None = arg(
+        None, f"what ranks the proposals: {', '.join(CONFIDENCE)} (default: tps_prob)"
+    )
+    threshold: float | None = arg(
+        None,
+        "keep every token at least this probable (0-1), at least one a step, "
+        "instead of a fixed number",
+    )
+    factor: float | None = arg(
+        None, "keep the n most probable tokens while (n + 1)(1 - probability) < factor (Fast-dLLM)"
+    )
+    error_budget: float | None = arg(
+        None,
+        "keep the most probable tokens while their errors (1 - probability) sum to at most this, "
+        "at least one a step",
+    )
+    remask_ratio: float | None = arg(
+        None,
+        "mask-and-refine: mask the least trusted fraction (0-1) of the block again after every "
+        "step but the last",
+    )
+    revise: bool = arg(
+        False,
+        "dynamic remasking (RemeDi): after step n exactly K_n tokens of the block stand, the best "
+        "by confidence_source, visible ones competing; all others are masked again",
+    )
+    revise_below: float | None = arg(
+        None,
+        "under adaptive rules: mask visible tokens of the block again "
+        "whose score (0-1) is below this",
+    )
+    max_forwards: int | None = arg(
+        None,
+        "forward passes for the whole answer. Under adaptive rules they are shared equally by its "
+        "blocks, and the last of a block keeps every token (default: one a token); with a process "
+        "reward model, candidates included",
+    )
+    logits_eos_inf: bool = arg(False, "EOS is never produced")
+    confidence_eos_eot_inf: bool = arg(False, "EOS and EoT may be proposed but are kept last")
+    early_stop: bool = arg(
+        False, "stop once a finished block holds EOS or EoT: the answer ends with that block"
+    )
+    cache: Literal["none", "prefix", "dual"] = arg(
+        "none",
+        "freeze keys and values after a block's first step: those before the block (prefix), or "
+        "before and after it (dual); faster, and an approximation",
+    )
+    cache_refresh: int | None = arg(
+        None,
+        "with a cache, every so many steps of a block a forward of everything "
+        "(default: at its first alone)",
+    )
+    seed: int = arg(0, "with the prompt, determines every random number of its answer")
