@@ -21,7 +21,7 @@ from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.decode import Sample, decode
 from llada_plugins.sampling.generate import generate, with_options
 from llada_plugins.sampling.sampler import Step
-from tests.test_decode import EOS, MASK, PROMPTS, SPECIAL, VOCAB, record, toy_denoiser
+from tests.test_sampler import EOS, MASK, PROMPTS, SPECIAL, VOCAB, record, toy_denoiser
 
 pytestmark = pytest.mark.floats
 
