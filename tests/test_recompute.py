@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llada_plugins.methods.policy_head import PolicyHead
 from llada_plugins.methods.router import RoutedLLaDA, Router, RouterConfig
-from llada_plugins.models import llada as model_module
+from llada_plugins.models import layer as layer_module
 from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
 from llada_plugins.models.llada import initialise
 from training import remask_sft, router_sft, sft
@@ -134,7 +134,7 @@ def test_commands_recompute_and_end_with_the_same_weights(
         recomputed.append(function)
         return checkpoint(function, *given, **options)
 
-    monkeypatch.setattr(model_module, "checkpoint", counting)
+    monkeypatch.setattr(layer_module, "checkpoint", counting)
     module, *more = COMMANDS[command]
     run_flags = [
         "--model",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from llada_plugins.models.llada import LayerPast, Past
+from llada_plugins.models.layer import LayerPast, Past
 
 from .denoiser import Canvas, Denoiser, Prediction
 from .memory import Rows

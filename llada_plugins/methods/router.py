@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction, embeddable
 from llada_plugins.diffusion.memory import Rows
 from llada_plugins.files.json_files import FLAG, TEXT, number, whole
-from llada_plugins.models.llada import ActivationCheckpointing, LLaDA
+from llada_plugins.models.layer import ActivationCheckpointing
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import WIDTH
 from llada_plugins.options.fields import arg, build, names, reject_unknown
 

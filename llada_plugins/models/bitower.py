@@ -13,7 +13,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .llada import Block, LLaDA, RMSNorm, View
+from .layer import View
+from .llada import Block, LLaDA, RMSNorm
 from .llada_config import LLaDAConfig
 
 AFTER_LAYERS = (0, 10, 20, 30)  # constants of the published code, not in its config

@@ -8,15 +8,14 @@ masks to fill or harnesses; `loading.py` loads and saves it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from .layer import ActivationCheckpointing, Layer, LayerPast, Past, View, attend
 from .llada_config import LLaDAConfig
 from .special_tokens import SpecialTokens
 from .submodules import home, is_plain_linear, table
@@ -62,51 +61,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, full_precision: bool) -> Tensor:
 BLOCKS = "model.transformer.blocks."  # beginning of the names of all tensors of the blocks
 
 
-class LayerPast(NamedTuple):
-    """Rotated keys and values of all columns in one block, which it writes in place."""
-
-    keys: Tensor  # (B, H, L, head_dim)
-    values: Tensor  # (B, H, L, head_dim)
-
-
-# of every block; empty before the first forward of all columns
-Past = list[LayerPast]
-
-
-class View(NamedTuple):
-    """What the blocks of one forward share: where their columns stand, what these attend to."""
-
-    cos: Tensor  # (W, head_dim) of the columns in work
-    sin: Tensor  # (W, head_dim)
-    # bool, broadcastable to (B, H, W, L), True = may be attended; None = everything
-    visible: Tensor | None = None
-    columns: Tensor | None = None  # (W,) their places among the L columns of past
-    past: Past | None = None
-
-    def run(self, block: nn.Module, x: Tensor, layer: int) -> Tensor:
-        """The block's output for x (B, W, D). layer: which of past is the block's.
-
-        A block gets tensors alone, so that a compiler sees all that it reads and writes.
-        """
-        if self.past is None:
-            return block(x, self.cos, self.sin, self.visible)
-        return block(x, self.cos, self.sin, self.visible, *self.past[layer], self.columns)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """Bidirectional attention; visible: bool, broadcastable to (B, H, queries, keys),
-    True = may be attended.
-    """
-    if q.device.type != "cpu" or not q.requires_grad:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    # On the CPU the fused backward costs 5x the explicit one at L = 33 (52 % of a
-    # training step).
-    score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if visible is not None:
-        score = score.masked_fill(~visible, -math.inf)
-    return score.float().softmax(-1).to(v.dtype) @ v
-
-
 def by_parts(x: Tensor, weight: Tensor, size: int = 2048) -> Tensor:
     """x (..., D) times weight (V, D) transposed, `size` rows of the weight at a time.
 
@@ -127,7 +81,7 @@ def _in_parts(x: Tensor) -> bool:
     return there and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
-class Block(nn.Module):
+class Block(Layer):
     """One pre-norm layer. ff_proj is the gate (through SiLU), up_proj multiplies it,
     ff_out projects down.
     """
@@ -147,30 +101,6 @@ class Block(nn.Module):
         self.ff_proj = nn.Linear(width, hidden, bias=config.include_bias)
         self.up_proj = nn.Linear(width, hidden, bias=config.include_bias)
         self.ff_out = nn.Linear(hidden, width, bias=config.include_bias)
-        # keep the input alone for the backward pass, and compute everything else again
-        # in it
-        self.recompute = False
-
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        visible: Tensor | None = None,
-        keys: Tensor | None = None,
-        values: Tensor | None = None,
-        columns: Tensor | None = None,
-    ) -> Tensor:
-        """x: (B, W, D); the others as in View and LayerPast.
-
-        Given keys and values, those of x are written into them at `columns`, and x
-        attends to all L of them.
-        """
-        given = x, cos, sin, visible, keys, values, columns
-        # inside the block: hooks that change its input, such as a router's, run once
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._layer, *given, use_reentrant=False)
-        return self._layer(*given)
 
     def _layer(
         self,
@@ -209,23 +139,6 @@ class Streams(NamedTuple):
 
     hidden: Tensor  # (B, L, D) final-norm hidden state
     confidence: Tensor | None = None  # (B, L) raw score of an unmasking-policy stream, fp32
-
-
-class ActivationCheckpointing(nn.Module):
-    """A module with Blocks inside, whose activations may be computed again in the backward.
-
-    Its methods have the names that transformers' Trainer calls.
-    """
-
-    def activation_checkpointing_enable(self, **_: Any) -> None:
-        """Every block keeps its input alone for the backward pass; transformers'
-        options are not asked.
-        """
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.recompute = True
-
-    gradient_checkpointing_enable = activation_checkpointing_enable
 
 
 class LLaDA(ActivationCheckpointing):

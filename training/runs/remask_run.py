@@ -30,7 +30,8 @@ from llada_plugins.diffusion.forward_process import Replace, another_of
 from llada_plugins.files.tensors import save_tensors
 from llada_plugins.methods.policy_head import CONFIG, WEIGHTS, PolicyHead, save_policy
 from llada_plugins.models.fingerprint import backbone_fingerprint
-from llada_plugins.models.llada import ActivationCheckpointing, LLaDA, empty_like
+from llada_plugins.models.layer import ActivationCheckpointing
+from llada_plugins.models.llada import LLaDA, empty_like
 from llada_plugins.models.loading import save_model
 from llada_plugins.models.lora import merged_weight
 from llada_plugins.models.text import load_tokenizer

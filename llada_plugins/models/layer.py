@@ -1,0 +1,119 @@
+"""What transformer layers of every family share: how they are called, what they keep and
+attend to, and activation checkpointing. Not what a layer computes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class LayerPast(NamedTuple):
+    """Rotated keys and values of all columns in one block, which it writes in place."""
+
+    keys: Tensor  # (B, H, L, head_dim)
+    values: Tensor  # (B, H, L, head_dim)
+
+
+# of every block; empty before the first forward of all columns
+Past = list[LayerPast]
+
+
+class View(NamedTuple):
+    """What the blocks of one forward share: where their columns stand, what these attend to."""
+
+    cos: Tensor  # (W, head_dim) of the columns in work
+    sin: Tensor  # (W, head_dim)
+    # bool, broadcastable to (B, H, W, L), True = may be attended; None = everything
+    visible: Tensor | None = None
+    columns: Tensor | None = None  # (W,) their places among the L columns of past
+    past: Past | None = None
+
+    def run(self, block: nn.Module, x: Tensor, layer: int) -> Tensor:
+        """The block's output for x (B, W, D). layer: which of past is the block's.
+
+        A block gets tensors alone, so that a compiler sees all that it reads and writes.
+        """
+        if self.past is None:
+            return block(x, self.cos, self.sin, self.visible)
+        return block(x, self.cos, self.sin, self.visible, *self.past[layer], self.columns)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """Bidirectional attention; visible: bool, broadcastable to (B, H, queries, keys),
+    True = may be attended.
+    """
+    if q.device.type != "cpu" or not q.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    # On the CPU the fused backward costs 5x the explicit one at L = 33 (52 % of a
+    # training step).
+    score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if visible is not None:
+        score = score.masked_fill(~visible, -math.inf)
+    return score.float().softmax(-1).to(v.dtype) @ v
+
+
+class Layer(nn.Module):
+    """One layer of a transformer; a subclass computes in `_layer`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # keep the input alone for the backward pass, and compute everything else again
+        # in it
+        self.recompute = False
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        visible: Tensor | None = None,
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> Tensor:
+        """x: (B, W, D); the others as in View and LayerPast.
+
+        Given keys and values, those of x are written into them at `columns`, and x
+        attends to all L of them.
+        """
+        given = x, cos, sin, visible, keys, values, columns
+        # inside the layer: hooks that change its input, such as a router's, run once
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._layer, *given, use_reentrant=False)
+        return self._layer(*given)
+
+    def _layer(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        visible: Tensor | None,
+        keys: Tensor | None,
+        values: Tensor | None,
+        columns: Tensor | None,
+    ) -> Tensor:
+        """What `forward` returns."""
+        raise NotImplementedError
+
+
+class ActivationCheckpointing(nn.Module):
+    """A module with Layers inside, whose activations may be computed again in the backward.
+
+    Its methods have the names that transformers' Trainer calls.
+    """
+
+    def activation_checkpointing_enable(self, **_: Any) -> None:
+        """Every layer keeps its input alone for the backward pass; transformers'
+        options are not asked.
+        """
+        for module in self.modules():
+            if isinstance(module, Layer):
+                module.recompute = True
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
