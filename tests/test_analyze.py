@@ -268,13 +268,16 @@ def test_the_report_has_every_file_and_costs_are_those_of_the_schedule(tmp_path,
         (["--data", "{bad}"], "bad.jsonl:2: expected"),
         (
             ["--data", "{half}"],
-            r"half.jsonl:2: text is not Unicode: behind 'b' stands '\ud800', half a character",
+            r"half.jsonl:2: not UTF-8 text: lone surrogate \ud800 at character 2, after 'b'",
         ),
         (
             ["--data", "{bytes}"],
-            r"bytes.jsonl:2: text is not Unicode: behind 'b' stands '\udcff', half a character",
+            r"bytes.jsonl:2: not UTF-8 text: byte 0xff, or lone surrogate \udcff at character 14",
         ),
-        (["--prompt", "b\udcff"], r"text is not Unicode: behind 'b' stands '\udcff'"),
+        (
+            ["--prompt", "b\udcff"],
+            r"not UTF-8 text: byte 0xff, or lone surrogate \udcff at character 2, after 'b'",
+        ),
         (["--compare", "steps=3,threshhold=1"], "unknown sampler option 'threshhold'"),
         (
             ["--compare", "block_length=8,steps=3"],

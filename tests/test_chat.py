@@ -183,7 +183,7 @@ def test_a_tokenizer_without_template_is_said_once_and_turns_stand_alone(
         (["--system", "be brief", "--chat", "false"], "system has no effect with chat=false"),
         (
             ["--prompt", "a\udcff"],
-            r"a' stands '\udcff', half a character or a byte that is not UTF-8",
+            r"not UTF-8 text: byte 0xff, or lone surrogate \udcff at character ",
         ),
         (["--prompt", "x" * 4096], "exceed the context of 4096 tokens"),
         (["--pretrained", "./absent"], "no such folder"),
@@ -328,7 +328,8 @@ def test_a_piped_line_that_is_not_utf_8_ends_with_one_line(monkeypatch, errors):
     )
     with pytest.raises(
         SystemExit,
-        match=r"^error: text is not Unicode: behind 'a' stands '\\udcff', .* give UTF-8 text$",
+        match=r"^error: not UTF-8 text: byte 0xff, or .* at character \d+, after '.*a': give UTF-8 "
+        "text$",
     ):
         chat.main(PLAIN)
 

@@ -254,7 +254,7 @@ def test_a_nul_is_written_as_a_replacement_character(tmp_path: Path) -> None:
 def test_a_run_killed_before_its_first_row_begins_again(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.touch()
-    (tmp_path / ".m.csv.json.partial").write_text('{"ru')
+    (tmp_path / ".m.csv.json").write_text('{"ru')
     with MetricsFile(path, COLUMNS) as metrics:
         metrics.expect(run=1)
         assert metrics.begin() == []

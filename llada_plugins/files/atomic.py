@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from pathlib import Path
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `folder` when the block ends well; otherwise
-    nothing is left. Refuses one with contents.
+    """A new folder that takes the place of `folder` when the block ends well.
+
+    Otherwise nothing is left. Refuses a folder with contents.
     """
     check_empty(folder)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -34,8 +36,28 @@ def check_empty(folder: Path) -> None:
         )
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    part = path.with_name(f".{path.name}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name for a new file that takes the place of `path` when the block ends well.
+
+    Otherwise nothing of it is left, and `path` is as it was, also where the process is
+    killed.
+    """
+    partial = path.with_name(f".{path.name}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a file that appears whole or not at all.
+
+    durable: it is on the disk when this returns, whatever the machine does next.
+    """
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())

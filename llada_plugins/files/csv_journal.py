@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .atomic import write_whole
+
 
 class MetricsFile:
     """Rows of one run; use it in a `with` statement: first `expect` what identifies the
@@ -65,22 +67,17 @@ class MetricsFile:
         FILE.json, beside what identifies the run.
         """
         if self._stored is None:
-            partial = self.run_path.with_name(f".{self.run_path.name}.partial")
-            with partial.open("w", encoding="utf-8") as file:
-                json.dump({"run": self._run, **notes}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.run_path)
+            text = json.dumps({"run": self._run, **notes}, indent=1)
+            write_whole(self.run_path, text, durable=True)
         self._file.seek(0)
         content = self._file.read()
         whole = _whole_records(content)
         self._file.truncate(whole)
-        header, *rows = (
-            csv.reader(io.StringIO(content[:whole].decode(), newline="")) if whole else [None]
-        )
-        if header is None:
+        if not whole:
             self._write(self.columns)
-        elif header != self.columns or any(len(row) != len(header) for row in rows):
+            return []
+        header, *rows = csv.reader(io.StringIO(content[:whole].decode(), newline=""))
+        if header != self.columns or any(len(row) != len(header) for row in rows):
             raise ValueError(
                 f"{self.path} has other columns than this command writes: give another file"
             )
@@ -88,15 +85,7 @@ class MetricsFile:
 
     def append(self, row: Sequence[Any]) -> None:
         """Write a row; it is on the disk when this returns."""
-        # NUL: the csv module of Python 3.10 cannot read it back
-        self._write(
-            [
-                value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-                if isinstance(value, str)
-                else value
-                for value in row
-            ]
-        )
+        self._write([_readable(value) for value in row])
 
     def _write(self, row: Sequence[Any]) -> None:
         line = io.StringIO(newline="")
@@ -122,14 +111,14 @@ class MetricsFile:
         if content and not self.run_path.is_file():
             raise ValueError(
                 f"{self.path} exists, and no {self.run_path.name} beside it says of which run its "
-                "rows are: "
-                "give another file"
+                "rows are: give another file"
             )
         # at most a header: a run that failed early binds no other
         if content[: _whole_records(content)].count(b"\n") < 2:
             return None
         try:
-            return json.loads(self.run_path.read_text(encoding="utf-8"))["run"]
+            run: dict[str, Any] = json.loads(self.run_path.read_text(encoding="utf-8"))["run"]
+            return run
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"{self.run_path} does not say of which run {self.path.name} is: give another file"
@@ -147,9 +136,16 @@ class MetricsFile:
         self._file.close()
 
 
+def _readable(value: Any) -> Any:
+    """A value that the csv module reads back: that of Python 3.10 cannot read NUL."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
+
+
 def _whole_records(content: bytes) -> int:
-    """Where the last complete record ends: behind a newline with an even number of
-    quotes before it (inside a field it is odd).
+    """Where the last complete record ends.
+
+    That is after a newline with an even number of quotes before it: inside a field the
+    number is odd.
     """
     end = place = quotes = 0
     for line in content.split(b"\n")[:-1]:

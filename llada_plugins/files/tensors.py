@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .atomic import whole_file
 from .json_files import first_line
 
 
@@ -20,13 +21,9 @@ def save_tensors(
     """Write a safetensors file that others may read: the library gives it mode 0600,
     whatever the umask.
     """
-    part = path.with_name(f".{path.name}")  # a process that is killed leaves the file as it was
-    try:
-        save_file(dict(state), part, metadata={"format": "pt", **(metadata or {})})
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as partial:
+        save_file(dict(state), partial, metadata={"format": "pt", **(metadata or {})})
+        partial.chmod(0o644)
 
 
 def open_tensors(path: Path, device: torch.device | str = "cpu") -> Any:

@@ -22,7 +22,7 @@ from llada_plugins.files.json_files import (
     table_of,
     whole,
 )
-from llada_plugins.files.jsonl import check_unicode
+from llada_plugins.files.utf8 import check_text
 from llada_plugins.options.startup_messages import silenced
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:
     """Token ids; special tokens are added only where the string does not already begin
     with BOS, as a rendered chat does.
     """
-    check_unicode(string)
+    check_text(string)
     return tokenizer.encode(string, add_special_tokens=_adds_special_tokens(tokenizer, string))
 
 
@@ -284,7 +284,7 @@ def encode_pair(
     white space.
     """
     whole = context + continuation
-    check_unicode(whole)
+    check_text(whole)
     encoded = tokenizer(
         whole,
         add_special_tokens=_adds_special_tokens(tokenizer, whole),
@@ -323,7 +323,7 @@ def encode_with_spans(
     """The ids of `encode` and the characters (begin, end) that each stands for; begin =
     end for an added special token.
     """
-    check_unicode(string)
+    check_text(string)
     bos = tokenizer.bos_token
     found = tokenizer(
         string, add_special_tokens=not (bos and string.startswith(bos)), return_offsets_mapping=True

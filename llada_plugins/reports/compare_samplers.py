@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.request import Completion, Request
 from llada_plugins.files.atomic import check_empty, whole_folder
-from llada_plugins.files.jsonl import FORM, read_prompts
+from llada_plugins.files.jsonl import PROMPTS, read_prompts
 from llada_plugins.methods.table import METHODS
 from llada_plugins.models.folder import SHIPPED, resolve
 from llada_plugins.options.fields import arg, coerce
@@ -35,7 +35,7 @@ class AnalyzeConfig:
     prompt: str | None = arg(None, "the one prompt")
     data: str | None = arg(
         None,
-        f"prompts from a JSONL file of rows {FORM} (default: those of the shipped model's task)",
+        f"prompts from a JSONL file of rows {PROMPTS} (default: those of the shipped model's task)",
     )
     num_prompts: int = arg(8, "prompts at most")
     chat: bool = arg(False, "every prompt is a user's turn in the tokenizer's chat template")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llada_plugins.files.atomic import check_empty, whole_folder
+from llada_plugins.files.jsonl import read_rows
 from llada_plugins.methods.router import Router, RouterConfig, load_router, route
 from llada_plugins.models import text
 from llada_plugins.models.folder import SHIPPED, known_special_tokens, resolve
@@ -121,22 +122,14 @@ def read_prompts(path: Path, encode: Callable[[str], list[int]]) -> list[list[in
     """The prompts of a JSONL file as ids; raises FileNotFoundError, or ValueError
     naming file and line.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORMS}")
-    prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            ids = _prompt_ids(json.loads(line), encode)
-        except json.JSONDecodeError:
-            ids = []
+
+    def prompt(row: Any) -> list[int]:
+        ids = _prompt_ids(row, encode)
         if not ids or not all(type(token) is int for token in ids):
-            raise ValueError(f"{path}:{number}: expected {FORMS}, the prompt not empty")
-        prompts.append(ids)
-    if not prompts:
-        raise ValueError(f"{path}: no rows; give a JSONL file with rows {FORMS}")
-    return prompts
+            raise ValueError(f"expected {FORMS}, the prompt not empty")
+        return ids
+
+    return read_rows(path, prompt, FORMS)
 
 
 def load_prompts(options: RankOptions, folder: Path, model: LLaDA) -> list[list[int]]:

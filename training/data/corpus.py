@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llada_plugins.files.jsonl import TEXT, check_text, parse, read_lines
+from llada_plugins.files.jsonl import each_row
+from llada_plugins.files.utf8 import check_text, open_text
 
 from .hub import Hub, load, looks_like_a_path
 from .token_cache import digest, kept
@@ -110,11 +111,7 @@ def _read(file: Path) -> Iterator[Piece]:
 
 def _rows_of(file: Path) -> Iterator[Piece]:
     """The documents of a JSONL file."""
-    for number, line in read_lines(file):
-        try:
-            piece = _row(parse(line))
-        except ValueError as error:
-            raise ValueError(f"{file}:{number}: {error}") from None
+    for piece in each_row(file, _row):
         yield piece
         yield None
 
@@ -123,7 +120,7 @@ def _text_of(file: Path) -> Iterator[Piece]:
     """A text file, which is one document."""
     past = 0  # lines
     # newline="": a line's end stays what it is
-    with file.open(encoding=TEXT["encoding"], errors=TEXT["errors"], newline="") as stream:
+    with open_text(file, newline="") as stream:
         while lines := stream.readlines(PIECE):
             for number, line in enumerate(lines, past + 1):
                 try:

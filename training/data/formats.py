@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llada_plugins.files.jsonl import TEXT, check_text, parse, reason
+from llada_plugins.files.jsonl import parse, reason
+from llada_plugins.files.utf8 import check_text, read_text
 
 from . import dialogue
 from .row_keys import check_row
@@ -117,7 +118,7 @@ def read_rows(path: Path) -> Placed:
         raise FileNotFoundError(
             f"{path}: no such file; give a JSONL file, a JSON array or a folder of such"
         )
-    text = path.read_text(encoding=TEXT["encoding"], errors=TEXT["errors"])
+    text = read_text(path)
     if text.startswith("PAR1"):
         raise ValueError(f"{path}: not UTF-8 text but parquet: export it as JSONL first")
     try:

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llada_plugins.files.jsonl import check_text, parse, read_lines
+from llada_plugins.files.jsonl import parse, read_lines
+from llada_plugins.files.utf8 import check_text
 from llada_plugins.models.text import load_tokenizer, render_chat
 
 from . import dialogue, hub, row_keys

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llada_plugins.files.jsonl import check_text, parse, read_lines
+from llada_plugins.files.jsonl import read_rows
+from llada_plugins.files.utf8 import check_text
 from llada_plugins.rewards.families import token_class_ids
 from training.loop.objectives import IGNORED
 
@@ -55,20 +56,8 @@ def step_encoder(tokenizer: PreTrainedTokenizerBase, separator: str) -> Encode:
 
 
 def read_steps(path: Path) -> list[StepRow]:
-    """The rows of a JSONL file. Raises FileNotFoundError, or ValueError that names file
-    and line.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such data file; give a JSONL file with rows {FORM}")
-    rows = []
-    for number, line in read_lines(path):
-        try:
-            rows.append(_parse(parse(line)))
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
-    if not rows:
-        raise ValueError(f"{path}: no rows; give a JSONL file with rows {FORM}")
-    return rows
+    """The rows of a JSONL file; raises FileNotFoundError, or ValueError naming file and line."""
+    return read_rows(path, _parse, FORM)
 
 
 def collate_steps(pad_id: int) -> Callable[[Sequence[StepExample]], dict[str, Tensor]]:
