@@ -86,6 +86,7 @@ REFUSED = [
     ("whole", "", "whole must be a whole number, got ''"),
     ("whole", "inf", "whole must be a whole number, got 'inf'"),
     ("whole", [8], "whole must be a whole number, got [8]"),
+    ("number", 10**309, f"number must be a number, got {10**309}"),  # no float is as large
     ("number", "high", "number must be a number, got 'high'"),
     ("number", False, "number must be a number, got False"),
     ("number", "nan", "number must be a number, got 'nan'"),

@@ -16,8 +16,9 @@ HELP = "--help lists them"
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """What is wrong with a command line is a ValueError of one line, not an exit below
-    the usage of a hundred flags.
+    """argparse whose errors are a ValueError of one line.
+
+    argparse itself would print the usage of a hundred flags before it exits.
     """
 
     def error(self, message: str) -> NoReturn:
@@ -25,15 +26,16 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 class FlagParser(OneLineParser):
-    """A misspelt flag is told with the nearest known one, before argparse misses the
-    one that it was meant for.
+    """A misspelt flag is told with the nearest known one.
+
+    argparse would first miss the one that it was meant for.
     """
 
     what = "flag"  # what is unknown, in the message
 
-    def parse_known_args(
+    def parse_known_args(  # type: ignore[override]  # typeshed's tells namespaces apart
         self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+    ) -> tuple[Any, list[str]]:
         """As argparse's, but nothing is left over."""
         words = sys.argv[1:] if args is None else list(args)
         known = [option.lstrip("-") for action in self._actions for option in action.option_strings]
@@ -60,24 +62,29 @@ def dataclass_parser(options: type | Sequence[type], **settings: Any) -> HfArgum
     class Parser(FlagParser, HfArgumentParser):
         """HfArgumentParser with FlagParser's errors."""
 
-    return Parser(options, allow_abbrev=False, formatter_class=DefaultsOnce, **settings)
+    # transformers has a NewType of its own for dataclasses
+    classes: Any = options
+    return Parser(classes, allow_abbrev=False, formatter_class=DefaultsOnce, **settings)
 
 
 class DefaultsOnce(argparse.ArgumentDefaultsHelpFormatter):
     """Help that tells a default where there is one that the text does not tell itself."""
 
-    def _get_help_string(self, action: argparse.Action) -> str:
+    def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.const is False:  # --no_x, of which HfArgumentParser tells what --x does
             return f"turns --{action.dest} off"
-        told = action.required or action.default in (None, "", []) or "(default: " in action.help
-        return action.help if told else super()._get_help_string(action)
+        has_none = action.required or action.default in (None, "", [])
+        if has_none or "(default: " in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
 
 
 def run_command(
     options: type, program: str, work: Callable[[Any], str], argv: Sequence[str] | None
 ) -> int:
-    """A report's command line: read `options`, print what `work` returns; the user's
-    mistakes end it with one line and status 1.
+    """A report's command line: read `options`, print what `work` returns.
+
+    The user's mistakes end it with one line and status 1.
     """
     parser = dataclass_parser(options, prog=program)
     try:

@@ -1,6 +1,6 @@
-"""Options: frozen dataclasses that one reader fills from model_args, gen_kwargs,
-OpenCompass dicts and command lines.
+"""Options: frozen dataclasses that one reader fills, whatever gives the values.
 
+Those are model_args, gen_kwargs, OpenCompass dicts and command lines.
 Every option is declared once, as a field with its help text; unknown names, wrong types
 and values out of range are refused with one line that says what was given, what is
 allowed and what to do.
@@ -14,10 +14,14 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 # options of other wrappers, and what they are called here or, in OpenCompass, there
@@ -71,8 +75,9 @@ PUBLISHED: dict[str, str] = {
 
 
 def arg(default: Any = dataclasses.MISSING, help: str = "") -> Any:
-    """A dataclass field with its help text, which states the unit; a field without
-    default is required.
+    """A dataclass field with its help text, which states the unit.
+
+    A field without default is required.
     """
     return dataclasses.field(default=default, metadata={"help": help})
 
@@ -83,7 +88,7 @@ def names(*classes: type) -> list[str]:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str | None:
-    """The known name that somebody means by another wrapper's, else the one spelt most like it."""
+    """The known name that another wrapper's stands for, else the one spelt most like it."""
     known = list(known)
     published = [own for own in PUBLISHED.get(name, "").split() if own.partition("=")[0] in known]
     return next(iter(published or difflib.get_close_matches(name, known, 1)), None)
@@ -96,7 +101,7 @@ def reject_unknown(
     listed: str | None = None,
     elsewhere: typing.Iterable[str] = (),
 ) -> None:
-    """Raise ValueError naming those of `given` that are not in `known`, each with what it may mean.
+    """Raise ValueError for names that are not known, each with what it may mean.
 
     listed: where to read what is known, for names too many for a line (default: all of them).
     elsewhere: names that are no options here but may be meant.
@@ -116,7 +121,7 @@ def reject_unknown(
 
 
 def with_origins(error: ValueError, origins: Mapping[str, Mapping[str, Any]]) -> ValueError:
-    """The error with the value of every option that its message names, and where it comes from.
+    """The error with the value and the origin of every option that its message names.
 
     origins: what stands where, by the words that say where; of several values the first
     counts.
@@ -132,10 +137,10 @@ def with_origins(error: ValueError, origins: Mapping[str, Mapping[str, Any]]) ->
 
 
 def build(cls: type[Config], given: Mapping[str, Any], base: Config | None = None) -> Config:
-    """An instance of `cls` from those of `given` that are its fields, the rest as in
-    `base` (default: the declared defaults).
+    """An instance of `cls` from those of `given` that are its fields.
 
-    Raises ValueError on a value of the wrong type or one that the class itself refuses.
+    The rest is as in `base` (default: the declared defaults). Raises ValueError on a
+    value of the wrong type, or one that the class itself refuses.
     """
     values = coerce(cls, given)
     return dataclasses.replace(base, **values) if base is not None else cls(**values)
@@ -148,73 +153,89 @@ def coerce(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split(given: Mapping[str, Any], *classes: type, what: str = "option") -> list[Any]:
-    """One instance of each class from a flat mapping; a name that none of them declares
-    is refused.
-    """
+    """One instance of each class from a flat mapping; other names are refused."""
     reject_unknown(given, names(*classes), what)
     return [build(cls, given) for cls in classes]
 
 
 def _coerce(name: str, value: Any, kind: Any) -> Any:
-    """`value` as the declared type: command lines and harnesses hand over '8', 8.0 or
-    'true' where 8 or True is meant.
+    """`value` as the declared type.
+
+    Command lines and harnesses hand over '8', 8.0 or 'true' where 8 or True is meant.
     """
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        options = typing.get_args(kind)
-        absent = value is None or (isinstance(value, str) and value.lower() == "none")
-        if absent and type(None) in options:
-            return None
-        kinds = [option for option in options if option is not type(None)]
-        for option in kinds:
-            try:
-                return _coerce(name, value, option)
-            except ValueError:
-                if option is kinds[-1]:
-                    raise
-    if typing.get_origin(kind) is typing.Literal:
-        allowed = typing.get_args(kind)
-        if value not in allowed:
-            raise ValueError(
-                f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
-            )
-        return value
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        values = value.split(",") if isinstance(value, str) else value
-        return tuple(_coerce(name, each, item) for each in values)
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _any_of(name, value, parts)
+    if origin is typing.Literal:
+        if value in parts:
+            return value
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, parts))}, got {value!r}")
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(_coerce(name, item, parts[0]) for item in items)
     return _scalar(name, value, kind)
 
 
-def _scalar(name: str, value: Any, kind: type) -> Any:
-    wrong = ValueError(f"{name} must be {_KIND_NAMES.get(kind, kind)}, got {value!r}")
-    if kind is bool:
-        known = {"true": True, "false": False, "1": True, "0": False}
-        if isinstance(value, bool) or str(value).lower() in known:
-            return known.get(str(value).lower(), value)
-        raise wrong
-    if kind in (int, float):
-        if isinstance(value, bool):
-            raise wrong
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise wrong from None
-        if not math.isfinite(number):
-            raise wrong
-        if kind is float:
-            return number
-        if int(number) != number:
-            raise wrong
-        return (
-            int(value)
-            if isinstance(value, (int, str)) and str(value).lstrip("+-").isdigit()
-            else int(number)
-        )
-    if kind is str:
-        if value is None or isinstance(value, (bool, dict, list, tuple)):
-            raise wrong
-        return str(value)
-    return value
+def _any_of(name: str, value: Any, kinds: Sequence[Any]) -> Any:
+    """`value` as the first of some types that takes it; the last one's error where none does."""
+    absent = value is None or (isinstance(value, str) and value.lower() == "none")
+    if absent and type(None) in kinds:
+        return None
+    *others, last = [kind for kind in kinds if kind is not type(None)]
+    for kind in others:
+        with suppress(ValueError):
+            return _coerce(name, value, kind)
+    return _coerce(name, value, last)
 
 
-_KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+def _scalar(name: str, value: Any, kind: Any) -> Any:
+    """`value` as a number, a flag or a string; of any other type, as it is."""
+    if kind not in SCALARS:
+        return value
+    words, read = SCALARS[kind]
+    try:
+        return read(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} must be {words}, got {value!r}") from None
+
+
+# --- readers of plain values: what cannot be read is a ValueError, TypeError or
+# --- OverflowError, for which `_scalar` finds the words
+
+
+def _flag(value: Any) -> bool:
+    word = str(value).lower()
+    if word not in FLAGS:
+        raise ValueError
+    return FLAGS[word]
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _whole_number(value: Any) -> int:
+    number = _number(value)
+    if int(number) != number:
+        raise ValueError
+    # beyond 2^53 a float is not exact
+    exact = isinstance(value, int | str) and str(value).lstrip("+-").isdigit()
+    return int(value) if exact else int(number)
+
+
+def _string(value: Any) -> str:
+    if value is None or isinstance(value, bool | dict | list | tuple):
+        raise ValueError
+    return str(value)
+
+
+FLAGS = {"true": True, "false": False, "1": True, "0": False}
+SCALARS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
+    int: ("a whole number", _whole_number),
+    float: ("a number", _number),
+    bool: ("true or false", _flag),
+    str: ("a string", _string),
+}
