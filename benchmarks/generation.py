@@ -65,7 +65,7 @@ import torch
 from torch import Tensor
 
 from llada_plugins import SamplerConfig, SpecialTokens, generate
-from llada_plugins.methods.router import route
+from llada_plugins.methods.routing import route
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.placement import pick_device, pick_dtype

@@ -18,7 +18,8 @@ from llada_plugins.diffusion.cache import cached
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, model_denoiser
 from llada_plugins.diffusion.memory import Memory
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
-from llada_plugins.methods.router import Router, RouterConfig, routed
+from llada_plugins.methods.router import Router, RouterConfig
+from llada_plugins.methods.routing import routed
 from llada_plugins.models import gptq
 from llada_plugins.models.llada import BLOCKS, LLaDA
 from llada_plugins.models.quantization import quantise_linear

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .engine.config import EngineConfig
     from .engine.engine import Engine
     from .likelihood.estimate import LogLikelihood, log_likelihood
-    from .methods.router import routed
+    from .methods.routing import routed
     from .models.loading import load_model
     from .models.special_tokens import SpecialTokens
     from .sampling.config import SamplerConfig
@@ -54,7 +54,7 @@ _HOMES = {
     "Denoiser": "diffusion.denoiser",
     "Prediction": "diffusion.denoiser",
     "guided": "diffusion.guidance",
-    "routed": "methods.router",
+    "routed": "methods.routing",
     "Engine": "engine.engine",
     "EngineConfig": "engine.config",
 }

@@ -18,7 +18,8 @@ from llada_plugins.diffusion.guidance import guided
 from llada_plugins.diffusion.memory import Memory, Rows
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
-from llada_plugins.methods.router import Router, RouterConfig, routed
+from llada_plugins.methods.router import Router, RouterConfig
+from llada_plugins.methods.routing import routed
 from llada_plugins.models.bitower import BiTowerLLaDA
 from llada_plugins.models.llada import Block, LLaDA, initialise
 from llada_plugins.models.special_tokens import SpecialTokens

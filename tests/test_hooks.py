@@ -14,7 +14,8 @@ from torch.nn.utils import parametrize, prune
 from llada_plugins.diffusion.denoiser import model_denoiser
 from llada_plugins.likelihood.estimate import log_likelihood
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
-from llada_plugins.methods.router import RoutedLLaDA, Router, RouterConfig, routed
+from llada_plugins.methods.router import Router, RouterConfig
+from llada_plugins.methods.routing import RoutedLLaDA, routed
 from llada_plugins.models.bitower import BiTowerLLaDA
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.folder import TINY

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llada_plugins.methods.policy_head import PolicyHead
-from llada_plugins.methods.router import RoutedLLaDA, Router, RouterConfig
+from llada_plugins.methods.router import Router, RouterConfig
+from llada_plugins.methods.routing import RoutedLLaDA
 from llada_plugins.models import layer as layer_module
 from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
 from llada_plugins.models.llada import initialise

@@ -23,14 +23,8 @@ from llada_plugins.diffusion.guidance import guided
 from llada_plugins.diffusion.memory import Memory
 from llada_plugins.likelihood.estimate import log_likelihood
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
-from llada_plugins.methods.router import (
-    RoutedLLaDA,
-    Router,
-    RouterConfig,
-    route,
-    route_blocks,
-    routed,
-)
+from llada_plugins.methods.router import Router, RouterConfig
+from llada_plugins.methods.routing import RoutedLLaDA, route, route_blocks, routed
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.sampling.confidence import CONFIDENCE
 from llada_plugins.sampling.config import SamplerConfig

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.methods.router import RouterConfig, load_router, route
+from llada_plugins.methods.router import RouterConfig, load_router
+from llada_plugins.methods.routing import route
 from llada_plugins.models.loading import load_model
 from llada_plugins.tasks import nim
 from training import router_sft

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
 from llada_plugins.diffusion.random_streams import uniform
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
-from llada_plugins.methods.router import Router, RouterConfig, routed
+from llada_plugins.methods.router import Router, RouterConfig
+from llada_plugins.methods.routing import routed
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.confidence import CONFIDENCE

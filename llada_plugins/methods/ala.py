@@ -11,7 +11,8 @@ from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import arg
 
 from .prepared import Prepared, _own_stream
-from .router import load_router, routed
+from .router import load_router
+from .routing import routed
 
 
 @dataclass(frozen=True, kw_only=True)

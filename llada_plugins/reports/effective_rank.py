@@ -13,7 +13,8 @@ from torch import Tensor
 
 from llada_plugins.files.atomic import check_empty, whole_folder
 from llada_plugins.files.jsonl import read_rows
-from llada_plugins.methods.router import Router, RouterConfig, load_router, route
+from llada_plugins.methods.router import Router, RouterConfig, load_router
+from llada_plugins.methods.routing import route
 from llada_plugins.models import text
 from llada_plugins.models.folder import SHIPPED, known_special_tokens, resolve
 from llada_plugins.models.llada import LLaDA

@@ -129,7 +129,7 @@ def counted_noise(tokens: Tensor, maskable: Tensor, mask_id: int) -> Noisy:
 
 def routed_sft(mask_id: int) -> Objective:
     """The loss of `sft` through an ALA router: the same noise and normalisation. The
-    model is a `router.RoutedLLaDA`.
+    model is a `routing.RoutedLLaDA`.
     """
 
     def routed_objective(

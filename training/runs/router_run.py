@@ -15,14 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from llada_plugins.methods.router import (
-    CONFIG,
-    WEIGHTS,
-    RoutedLLaDA,
-    Router,
-    RouterConfig,
-    save_router,
-)
+from llada_plugins.methods.router import CONFIG, WEIGHTS, Router, RouterConfig, save_router
+from llada_plugins.methods.routing import RoutedLLaDA
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import build
