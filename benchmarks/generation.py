@@ -65,7 +65,7 @@ import torch
 from torch import Tensor
 
 from llada_plugins import SamplerConfig, SpecialTokens, generate
-from llada_plugins.methods.routing import route
+from llada_plugins.methods.routing import seeded_embeddings
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.placement import pick_device, pick_dtype
@@ -309,7 +309,7 @@ def routing_seconds(model: LLaDA, options: Options, repetitions: int = 20) -> Se
 
     def work() -> None:
         for _ in range(repetitions):
-            route(router, model.embedding, tokens, start, model.special_tokens.mask)
+            seeded_embeddings(router, model.embedding, tokens, start, model.special_tokens.mask)
 
     work()  # the first call is slower
     return Seconds(*(each / repetitions for each in timed(work, model.device)))

@@ -24,7 +24,12 @@ from llada_plugins.diffusion.memory import Memory
 from llada_plugins.likelihood.estimate import log_likelihood
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import Router, RouterConfig
-from llada_plugins.methods.routing import RoutedLLaDA, route, route_blocks, routed
+from llada_plugins.methods.routing import (
+    RoutedLLaDA,
+    routed,
+    seeded_embeddings,
+    seeded_inputs,
+)
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.sampling.confidence import CONFIDENCE
 from llada_plugins.sampling.config import SamplerConfig
@@ -134,7 +139,7 @@ def seed_error(
     """
     tokens, start = ragged() if tokens is None else (tokens, start)
     return measured(
-        lambda router, model: route_blocks(router, model.embedding, tokens, start, MASK),
+        lambda router, model: seeded_inputs(router, model.embedding, tokens, start, MASK),
         router,
         model,
     )
@@ -206,7 +211,7 @@ def test_route_equals_a_row_by_row_position_by_position_implementation(model, ki
     router, (tokens, start) = random_router(kind, max_positions=8), ragged()
     # as long as the router knows; a prompt of 9 exceeds its reach
     tokens[torch.arange(16) >= start[:, None] + 8] = PADDING
-    seeds = route_blocks(router, model.embedding, tokens, start, MASK)
+    seeds = seeded_inputs(router, model.embedding, tokens, start, MASK)
     bound = seed_error(router, model, tokens, start)
     for row, first, routed_row in zip(tokens, start.tolist(), seeds):
         prompt = model.embedding(
@@ -232,7 +237,8 @@ def test_prompt_places_beyond_the_routers_reach_share_one_position(model):
     swapped[0, [1, 3]] = long[0, [3, 1]]
     start = torch.tensor([10])
     first, second = (
-        route(router, model.embedding, tokens, start, MASK)[0, 10:] for tokens in (long, swapped)
+        seeded_embeddings(router, model.embedding, tokens, start, MASK)[0, 10:]
+        for tokens in (long, swapped)
     )
     torch.testing.assert_close(first, second, atol=seed_error(router, model, long, start), rtol=0)
 
@@ -241,10 +247,10 @@ def test_prompt_places_beyond_the_routers_reach_share_one_position(model):
 def test_seeds_differ_between_answer_positions_and_do_not_depend_on_the_answers_length(model, kind):
     router = random_router(kind)
     tokens = torch.tensor([[5, 6, 7, *[MASK] * 8]])
-    seeds = route_blocks(router, model.embedding, tokens, torch.tensor([3]), MASK)[0, 3:]
+    seeds = seeded_inputs(router, model.embedding, tokens, torch.tensor([3]), MASK)[0, 3:]
     for each in seeds.unbind(1):
         assert torch.cdist(each, each).fill_diagonal_(1).min() > 0.1
-    shorter = route_blocks(router, model.embedding, tokens[:, :6], torch.tensor([3]), MASK)[0, 3:]
+    shorter = seeded_inputs(router, model.embedding, tokens[:, :6], torch.tensor([3]), MASK)[0, 3:]
     torch.testing.assert_close(
         shorter, seeds[:3], atol=seed_error(router, model, tokens, torch.tensor([3])), rtol=0
     )
@@ -254,7 +260,7 @@ def test_seeds_differ_between_answer_positions_and_do_not_depend_on_the_answers_
 def test_seeds_depend_on_the_prompts_tokens_and_their_order_unless_the_prompt_is_off(model, kind):
     router = random_router(kind)
     rows = torch.tensor([[*prompt, *[MASK] * 5] for prompt in ([5, 6, 7], [7, 6, 5], [5, 6, 8])])
-    first, *others = route_blocks(router, model.embedding, rows, torch.full((3,), 3), MASK)[:, 3:]
+    first, *others = seeded_inputs(router, model.embedding, rows, torch.full((3,), 3), MASK)[:, 3:]
     # a product's rows may go to different kernels
     bound = seed_error(router, model, rows, torch.full((3,), 3))
     for other in others:
@@ -266,7 +272,7 @@ def test_tokens_of_the_answer_do_not_change_the_seeds_beside_them(model):
     router = random_router()
     rows = torch.tensor([[5, 6, *[MASK] * 4], [5, 6, 9, MASK, 30, MASK]])
     start = torch.tensor([2, 2])
-    masked, partly = route(router, model.embedding, rows, start, MASK)
+    masked, partly = seeded_embeddings(router, model.embedding, rows, start, MASK)
     bound = seed_error(router, model, rows, start)  # a product's rows may go to different kernels
     torch.testing.assert_close(partly[[3, 5]], masked[[3, 5]], atol=bound, rtol=0)
 
@@ -285,7 +291,7 @@ def test_a_fresh_residual_router_is_the_identity_to_the_bit(make_model, dtype, f
         ragged(),
     )
     plain = model.embedding(tokens.clamp(min=0))
-    seeds = route_blocks(router, model.embedding, tokens, start, MASK)
+    seeds = seeded_inputs(router, model.embedding, tokens, start, MASK)
     assert torch.equal(seeds[:, :, 0], plain) and not seeds[:, :, 1:].any()
     rows, length = tokens[[1, 3]], torch.tensor([9, 0])
     assert torch.equal(
@@ -321,7 +327,7 @@ def test_a_replacing_router_changes_seeds_logits_and_answers(model):
     tokens = torch.tensor([[5, 6, MASK, 9, MASK]])
     lengths = torch.tensor([2])
     changed = (
-        route(router, model.embedding, tokens, lengths, MASK) != model.embedding(tokens)
+        seeded_embeddings(router, model.embedding, tokens, lengths, MASK) != model.embedding(tokens)
     ).any(-1)
     assert changed.tolist() == [[False, False, True, False, True]]
     assert (
@@ -358,7 +364,7 @@ def test_each_block_reads_its_input_plus_its_seeds_whichever_way_the_model_is_ca
     router = random_router("residual", blocks=3)
     start = torch.tensor([2])
     tokens = torch.tensor([[5, 6, MASK, 9, MASK]])
-    seeds = route_blocks(router, model.embedding, tokens, start, MASK)
+    seeds = seeded_inputs(router, model.embedding, tokens, start, MASK)
     seen: list[Tensor] = []
     handles = [
         block.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
@@ -427,7 +433,7 @@ def test_a_router_of_more_blocks_than_are_given_is_refused_in_one_line(model):
         match="this router seeds 3 blocks, and embeddings alone were asked for: give one with "
         "blocks=1$",
     ):
-        route(router, model.embedding, torch.tensor([[MASK]]), torch.tensor([0]), MASK)
+        seeded_embeddings(router, model.embedding, torch.tensor([[MASK]]), torch.tensor([0]), MASK)
 
 
 @every_router
@@ -451,7 +457,7 @@ def test_seeds_that_a_block_remembers_are_those_of_its_later_steps(model, kind):
         )
         for tokens in (torch.cat([first, grown], 1), torch.cat([later, grown], 1)):
             denoise(Canvas(tokens, start, memory=memory), window)
-            expected = route_blocks(router, model.embedding, tokens, start, MASK)[:, :, 0]
+            expected = seeded_inputs(router, model.embedding, tokens, start, MASK)[:, :, 0]
             torch.testing.assert_close(seen[-1].embeds, expected, atol=bound, rtol=0)
 
 
@@ -560,7 +566,7 @@ def test_a_row_without_prompt_is_the_baselines(model, kind):
     router = random_router(kind)
     module, tokens = RoutedLLaDA(model, router, MASK), torch.full((2, 5), MASK)
     assert torch.equal(module(tokens, prompt_lengths=torch.tensor([0, 0])), model(tokens))
-    seeds = route_blocks(router, model.embedding, tokens, torch.tensor([2, 0]), MASK)[1]
+    seeds = seeded_inputs(router, model.embedding, tokens, torch.tensor([2, 0]), MASK)[1]
     assert torch.equal(seeds[:, 0], model.embedding(tokens[1])) and not seeds[:, 1:].any()
     with_router = routed(model_denoiser(model), router, model.embedding, MASK, blocks_of(model))
     assert log_likelihood(model, [([], [5, 6, 7])], denoise=with_router) == log_likelihood(

@@ -18,7 +18,7 @@ from torch import nn
 
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.methods.router import RouterConfig, load_router
-from llada_plugins.methods.routing import route
+from llada_plugins.methods.routing import seeded_embeddings
 from llada_plugins.models.loading import load_model
 from llada_plugins.tasks import nim
 from training import router_sft
@@ -158,7 +158,9 @@ def test_the_control_gives_every_prompt_the_same_seeds_and_the_router_does_not(j
             for example in job.train[:2]
         ]
     )
-    embeds = route(model.router, job.model.embedding, rows, torch.tensor([7, 7]), model.mask_id)
+    embeds = seeded_embeddings(
+        model.router, job.model.embedding, rows, torch.tensor([7, 7]), model.mask_id
+    )
     assert not torch.equal(rows[0], rows[1])
     assert torch.equal(embeds[0, 7:], embeds[1, 7:]) == (not use_prompt)
     assert torch.equal(embeds[:, :7], job.model.embedding(rows[:, :7]))

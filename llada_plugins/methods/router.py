@@ -1,5 +1,4 @@
-"""ALA, the router: prompt-conditioned seeds in place of the one static embedding that
-all masked positions share.
+"""ALA, the router: prompt-conditioned seeds in place of one static mask embedding.
 
 Nothing inside the transformer changes: only what masked answer positions look like
 before its first block, or before each of several; routing.py puts them there. The
@@ -101,38 +100,30 @@ class RouterLayer(nn.Module):
     def __init__(self, config: RouterConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.d_model)
-        self.attention = (
-            nn.MultiheadAttention(config.d_model, config.heads, batch_first=True)
-            if config.use_prompt
-            else None
-        )
-        self.mlp = (
-            nn.Sequential(
+        self.attention: nn.MultiheadAttention | None = None
+        if config.use_prompt:
+            self.attention = nn.MultiheadAttention(config.d_model, config.heads, batch_first=True)
+        self.mlp: nn.Sequential | None = None
+        if config.mlp:
+            self.mlp = nn.Sequential(
                 nn.LayerNorm(config.d_model),
                 nn.Linear(config.d_model, config.mlp),
                 nn.GELU(),
                 nn.Linear(config.mlp, config.d_model),
             )
-            if config.mlp
-            else None
-        )
 
     def forward(self, x: Tensor, prompt: Tensor, absent: Tensor) -> Tensor:
         """x: (B, W, D). prompt: (B, P, D). absent: (B, P) bool, True = no prompt token there."""
         if self.attention is not None:
-            x = (
-                x
-                + self.attention(
-                    self.norm(x), prompt, prompt, key_padding_mask=absent, need_weights=False
-                )[0]
+            attended, _ = self.attention(
+                self.norm(x), prompt, prompt, key_padding_mask=absent, need_weights=False
             )
+            x = x + attended
         return x if self.mlp is None else x + self.mlp(x)
 
 
 class Router(nn.Module):
-    """Seeds (B, W, blocks, D) for W answer positions from prompt embeddings (B, P, D):
-    mask queries attend to the prompt.
-    """
+    """Seeds (B, W, blocks, D) for W answer positions: mask queries attend to the prompt."""
 
     def __init__(self, config: RouterConfig) -> None:
         super().__init__()
@@ -150,31 +141,28 @@ class Router(nn.Module):
     def forward(
         self, prompt: Tensor, present: Tensor, mask_embedding: Tensor, width: int
     ) -> Tensor:
-        """prompt: (B, P, D) embeddings, the answer follows column P - 1. present: (B,
-        P) bool, prompt tokens. mask_embedding: (D,).
+        """Seeds of the first `width` positions of every answer.
 
-        The first block's seeds stand for embeddings, the others' are to be added to
-        hidden states. A row without prompt gets the mask embedding at every position,
-        and zeros.
+        prompt: (B, P, D) embeddings, the answer follows column P - 1. present: (B, P) bool,
+        where prompt tokens are. mask_embedding: (D,). The first block's seeds stand for
+        embeddings, the others' are to be added to hidden states. A row without prompt gets
+        the mask embedding at every position, and zeros.
         """
         if width > self.config.max_positions:
             raise ValueError(
                 f"the router knows answers of {self.config.max_positions} tokens (max_positions), "
-                f"got {width}: "
-                "train a longer one"
+                f"got {width}: train a longer one"
             )
         positions = torch.arange(width, device=prompt.device)
         # distance from the answer, less one
         back = torch.arange(prompt.shape[1], 0, -1, device=prompt.device) - 1
-        keys = self.prompt_norm(
-            prompt + self.prompt_position(back.clamp(max=self.config.max_positions - 1))
-        )
-        # (B, W, D)
-        query = (mask_embedding + self.query_position(positions)).expand(len(prompt), -1, -1)
+        back = back.clamp(max=self.config.max_positions - 1)
+        keys = self.prompt_norm(prompt + self.prompt_position(back))  # (B, P, D)
+        query = mask_embedding + self.query_position(positions)  # (W, D)
         empty = ~present.any(-1)  # (B,)
         # attention over nothing is undefined; such rows are overwritten below
         absent = ~present & ~empty[:, None]
-        x = query
+        x = query.expand(len(prompt), -1, -1)  # (B, W, D)
         for layer in self.stack:
             x = layer(x, keys, absent)
         seeds = self.out(self.norm(x)).unflatten(-1, (self.config.blocks, -1))  # (B, W, blocks, D)
@@ -197,20 +185,19 @@ def check_blocks(router: Router, num_blocks: int) -> None:
 def save_router(
     router: Router, folder: Path, backbone: str, extra_config: Mapping[str, Any] | None = None
 ) -> None:
-    """Write router_config.json and router.safetensors; backbone: fingerprint of the
-    model that it was trained on.
+    """Write router_config.json and router.safetensors.
+
+    backbone: fingerprint of the model that it was trained on. extra_config: further keys
+    of the former, such as the training command.
     """
-    write_part(
-        ROUTER,
-        router,
-        folder,
-        {**asdict(router.config), "backbone": backbone, **(extra_config or {})},
-    )
+    description = {**asdict(router.config), "backbone": backbone, **(extra_config or {})}
+    write_part(ROUTER, router, folder, description)
 
 
 def load_router(folder: Path, model: LLaDA) -> Router:
-    """The router in `folder`, on the model's device; refuses one of another width or
-    trained on another backbone.
+    """The router in `folder`, on the model's device.
+
+    Refuses one of another width, or trained on another backbone.
     """
     raw = read_part(ROUTER, folder)
     reject_unknown(

@@ -1,13 +1,14 @@
 """Routed seeds at work: a Denoiser and a model for training that read what a router makes.
 
 `routed` makes a Denoiser from a Denoiser, `RoutedLLaDA` a module for training; both go
-through `route_blocks`. The router itself is in router.py.
+through `seeded_inputs`. The router itself is in router.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,41 +22,34 @@ from llada_plugins.models.llada import LLaDA
 from .router import Router, check_blocks
 
 
-def route(
+def seeded_embeddings(
     router: Router, embedding: nn.Embedding, tokens: Tensor, answer_start: Tensor, mask_id: int
 ) -> Tensor:
-    """Embeddings (B, L, D) of tokens (B, L) in which masked answer positions carry the
-    router's seeds; of a router of one block.
-    """
+    """Embeddings (B, L, D) of tokens (B, L) with seeds, of a router of one block alone."""
     if router.config.blocks > 1:
         raise ValueError(
             f"this router seeds {router.config.blocks} blocks, and embeddings alone were asked "
             "for: give one with blocks=1"
         )
-    return route_blocks(router, embedding, tokens, answer_start, mask_id)[:, :, 0]
+    return seeded_inputs(router, embedding, tokens, answer_start, mask_id)[:, :, 0]
 
 
-def route_blocks(
+def seeded_inputs(
     router: Router, embedding: nn.Embedding, tokens: Tensor, answer_start: Tensor, mask_id: int
 ) -> Tensor:
-    """What a router makes of tokens (B, L), as (B, L, blocks, D): embeddings, then what
-    is added before the second block, and so on.
+    """What blocks read of tokens (B, L) with seeds, as (B, L, blocks, D).
 
-    Masked answer positions carry seeds; elsewhere stand the tokens' own embeddings,
-    PADDING as token 0, then zeros. answer_start: (B,) column of each row's first answer
-    token. Rows are aligned so that each prompt ends at its own answer_start. Without a
-    masked answer position the result is exactly the embedding's.
+    Block 0 has embeddings; every later one has what is added before it. Masked answer
+    positions carry seeds. Elsewhere stand the tokens' own embeddings, PADDING as token 0,
+    then zeros. answer_start: (B,) column of each row's first answer token. Rows are aligned
+    so that each prompt ends at its own answer_start. Without a masked answer position the
+    result is exactly the embedding's.
     """
-    return placed(
-        seeds_of(router, embedding, tokens, answer_start, mask_id),
-        embedding,
-        tokens,
-        answer_start,
-        mask_id,
-    )
+    seeds = answer_seeds(router, embedding, tokens, answer_start, mask_id)
+    return inputs_with(seeds, embedding, tokens, answer_start, mask_id)
 
 
-def seeds_of(
+def answer_seeds(
     router: Router,
     embedding: nn.Embedding,
     tokens: Tensor,
@@ -63,16 +57,15 @@ def seeds_of(
     mask_id: int,
     stop: int = 0,
 ) -> Tensor:
-    """The router's seeds (B, W, blocks, D) for the first W positions of every answer:
-    to the last masked one, and to column `stop`.
+    """The router's seeds (B, W, blocks, D) for the first W positions of every answer.
 
-    They follow from the prompts alone. Waits for the device, which knows W.
+    W reaches to the last masked one, and to column `stop`. Seeds follow from the prompts
+    alone. Waits for the device, which knows W.
     """
     position = _position(tokens, answer_start)  # (B, L)
     # padding left out
-    last = (
-        position.masked_fill(tokens != mask_id, 0).amax().clamp(min=stop - 1 - answer_start.min())
-    )
+    last = position.masked_fill(tokens != mask_id, 0).amax()
+    last = last.clamp(min=stop - 1 - answer_start.min())
     start, last = torch.stack([answer_start.max(), last]).tolist()
     start = max(1, start)  # attention needs a column, if an absent one
     shift = start - answer_start  # (B,) columns to the right to line answers up
@@ -83,21 +76,20 @@ def seeds_of(
     prompt = embedding(embeddable(source))  # (B, P, D)
     mask_embedding = embedding(source.new_full((1,), mask_id))[0]  # (D,)
     precision = next(router.out.parameters()).dtype
-    return router(prompt.to(precision), present, mask_embedding.to(precision), max(0, last) + 1).to(
-        prompt.dtype
-    )
+    seeds = router(
+        prompt.to(precision), present, mask_embedding.to(precision), max(0, last) + 1
+    )  # (B, W, blocks, D)
+    return seeds.to(prompt.dtype)
 
 
-def placed(
+def inputs_with(
     seeds: Tensor, embedding: nn.Embedding, tokens: Tensor, answer_start: Tensor, mask_id: int
 ) -> Tensor:
-    """`route_blocks` of tokens (B, L) whose seeds (B, W, blocks, D) are known."""
+    """`seeded_inputs` of tokens (B, L) whose seeds (B, W, blocks, D) are known."""
     position = _position(tokens, answer_start)  # (B, L)
     seeded = (position >= 0) & (tokens == mask_id)
-    seeds = seeds.gather(
-        1, position.clamp(0, seeds.shape[1] - 1)[..., None, None].expand(-1, -1, *seeds.shape[2:])
-    )
-    # (B, L, blocks, D)
+    place = position.clamp(0, seeds.shape[1] - 1)[..., None, None]  # (B, L, 1, 1)
+    seeds = seeds.gather(1, place.expand(-1, -1, *seeds.shape[2:]))  # (B, L, blocks, D)
     own = F.pad(embedding(embeddable(tokens))[:, :, None], (0, 0, 0, seeds.shape[2] - 1))
     return torch.where(seeded[..., None, None], seeds, own)
 
@@ -108,21 +100,30 @@ def _position(tokens: Tensor, answer_start: Tensor) -> Tensor:
 
 
 @contextmanager
-def added(blocks: Sequence[nn.Module], seeds: Tensor) -> Iterator[None]:
-    """Within it, the second block reads its input plus seeds[:, :, 1], and so on; what
-    runs inside the blocks stays as it is.
+def seeding(blocks: Sequence[nn.Module], inputs: Tensor) -> Iterator[None]:
+    """Within it, every block after the first reads its input plus its own of `inputs`.
+
+    inputs: (B, L, blocks, D), see `seeded_inputs`; its first is not read. What runs
+    inside the blocks stays as it is.
     """
     handles = [
-        block.register_forward_pre_hook(
-            lambda _, inputs, seed=seed: (inputs[0] + seed, *inputs[1:])
-        )
-        for block, seed in zip(blocks[1:], seeds.unbind(2)[1:])
+        block.register_forward_pre_hook(_adding(seed))
+        for block, seed in zip(blocks[1:], inputs.unbind(2)[1:])
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _adding(seed: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """A hook that adds `seed` to a block's first input."""
+
+    def add(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs[0] + seed, *inputs[1:])
+
+    return add
 
 
 class BlockSeeds:
@@ -147,33 +148,31 @@ def routed(
     mask_id: int,
     blocks: Sequence[nn.Module] = (),
 ) -> Denoiser:
-    """The same denoiser on routed embeddings. Masked *prompt* positions (guidance's
-    blank prompt) keep the static embedding.
+    """The same denoiser, which reads the router's seeds at masked answer positions.
 
-    blocks: the transformer's, for a router that seeds several.
+    Masked *prompt* positions (guidance's blank prompt) keep the static embedding. blocks:
+    the transformer's, for a router that seeds several.
     """
     check_blocks(router, max(1, len(blocks)))
 
     def denoise_routed(canvas: Canvas, window: slice) -> Prediction:
         answers = canvas.tokens, canvas.answer_start, mask_id
         if canvas.memory is None:
-            seeds = seeds_of(router, embedding, *answers)
+            seeds = answer_seeds(router, embedding, *answers)
         else:
             remembered = canvas.memory.of(BlockSeeds)
             if remembered.seeds is None:
-                remembered.seeds = seeds_of(router, embedding, *answers, stop=window.stop)
+                remembered.seeds = answer_seeds(router, embedding, *answers, stop=window.stop)
             seeds = remembered.seeds
-        routes = placed(seeds, embedding, *answers)  # (B, L, blocks, D)
-        with added(blocks, routes[:, canvas.columns]):
-            return denoise(canvas._replace(embeds=routes[:, :, 0]), window)
+        inputs = inputs_with(seeds, embedding, *answers)  # (B, L, blocks, D)
+        with seeding(blocks, inputs[:, canvas.columns]):
+            return denoise(canvas._replace(embeds=inputs[:, :, 0]), window)
 
     return denoise_routed
 
 
 class RoutedLLaDA(ActivationCheckpointing):
-    """The plan's ALALLaDA: a frozen backbone behind a router, (B, L) ids and prompt
-    lengths to logits (B, L, V).
-    """
+    """A frozen backbone that reads a router's seeds: ids (B, L) to logits (B, L, V)."""
 
     def __init__(self, backbone: LLaDA, router: Router, mask_id: int) -> None:
         super().__init__()
@@ -191,29 +190,28 @@ class RoutedLLaDA(ActivationCheckpointing):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, prompt_lengths: Tensor
     ) -> Tensor:
-        """prompt_lengths: (B,) tokens of each row before its answer, from the first
-        column; right padding only.
+        """Logits of rows whose answers begin after `prompt_lengths` (B,) tokens.
+
+        Rows begin in the first column: right padding only.
         """
-        whole = (
-            not prompt_lengths.is_floating_point() and prompt_lengths.shape == input_ids.shape[:1]
-        )
-        if (
-            not whole
-            or bool((prompt_lengths < 0).any())
-            or bool((prompt_lengths > input_ids.shape[1]).any())
-        ):
-            raise ValueError(
-                f"prompt_lengths must be ({len(input_ids)},) whole numbers from 0 to "
-                f"{input_ids.shape[1]}, "
-                f"got {prompt_lengths.tolist()}"
-            )
-        tokens = (
-            input_ids
-            if attention_mask is None
-            else input_ids.masked_fill(~attention_mask.bool(), PADDING)
-        )
-        seeds = route_blocks(
+        _check_lengths(prompt_lengths, input_ids)
+        tokens = input_ids
+        if attention_mask is not None:
+            tokens = input_ids.masked_fill(~attention_mask.bool(), PADDING)
+        inputs = seeded_inputs(
             self.router, self.backbone.embedding, tokens, prompt_lengths, self.mask_id
         )
-        with added(self.backbone.blocks, seeds):
-            return self.backbone(None, attention_mask, inputs_embeds=seeds[:, :, 0])
+        with seeding(self.backbone.blocks, inputs):
+            logits: Tensor = self.backbone(None, attention_mask, inputs_embeds=inputs[:, :, 0])
+        return logits
+
+
+def _check_lengths(prompt_lengths: Tensor, input_ids: Tensor) -> None:
+    """Raise ValueError unless there is a length for each row that fits into it."""
+    batch, length = input_ids.shape
+    whole = not prompt_lengths.is_floating_point() and prompt_lengths.shape == (batch,)
+    if not whole or bool(((prompt_lengths < 0) | (prompt_lengths > length)).any()):
+        raise ValueError(
+            f"prompt_lengths must be ({batch},) whole numbers from 0 to {length}, "
+            f"got {prompt_lengths.tolist()}"
+        )

@@ -14,7 +14,7 @@ from torch import Tensor
 from llada_plugins.files.atomic import check_empty, whole_folder
 from llada_plugins.files.jsonl import read_rows
 from llada_plugins.methods.router import Router, RouterConfig, load_router
-from llada_plugins.methods.routing import route
+from llada_plugins.methods.routing import seeded_embeddings
 from llada_plugins.models import text
 from llada_plugins.models.folder import SHIPPED, known_special_tokens, resolve
 from llada_plugins.models.llada import LLaDA
@@ -95,7 +95,9 @@ def mask_ranks(
     for prompt in prompts:
         tokens = torch.tensor([[*prompt, *[mask_id] * num_masks]], device=model.device)  # (1, L)
         start = torch.tensor([len(prompt)], device=model.device)
-        embeds = None if router is None else route(router, model.embedding, tokens, start, mask_id)
+        embeds = None
+        if router is not None:
+            embeds = seeded_embeddings(router, model.embedding, tokens, start, mask_id)
         states = model.hidden_states(tokens, inputs_embeds=embeds, every_layer=True)
         # (n_layers + 1,)
         ranks.append(
