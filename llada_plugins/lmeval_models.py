@@ -1,69 +1,47 @@
 """lm-eval's view of the Engine: `lm_eval --model llada --model_args pretrained=…,steps=…`.
 
-Thin by intention: names, argument forms and bookkeeping that lm-eval expects; answers
-and likelihoods are the Engine's. The classes are found through the `lm_eval.models`
-entry points of setup.cfg, so nothing here registers by decorator.
+Thin by intention: names, argument forms and bookkeeping that lm-eval expects, most of it
+in harness/lmeval_*.py; answers and likelihoods are the Engine's. The classes are found
+through the `lm_eval.models` entry points of setup.cfg, so nothing here registers by
+decorator.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lm_eval.models  # noqa: F401  (importing it first keeps lm-eval's own models registered)
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import CacheHook, TemplateLM
-from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
+from lm_eval.api.model import CacheHook
+from lm_eval.utils import simple_parse_args_string
 
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.engine.progress import progress
-from llada_plugins.harness.lmeval_cache import RepeatHook
+from llada_plugins.engine.progress import Progress, progress
+from llada_plugins.harness import lmeval_tokens
+from llada_plugins.harness.lmeval_cache import RepeatHook, tied
+from llada_plugins.harness.lmeval_notes import LikelihoodNotes, attach
+from llada_plugins.harness.lmeval_options import NAMING, SeedWarnings, check_given_once
+from llada_plugins.harness.lmeval_processes import ParallelLM
 from llada_plugins.harness.lmeval_record import Samplers
-from llada_plugins.likelihood.estimate import LogLikelihood, total
+from llada_plugins.harness.lmeval_requests import DEFAULT_MAX_GEN_TOKS, read_request
+from llada_plugins.harness.lmeval_windows import rolling_windows, totals
+from llada_plugins.harness.streams import stream
+from llada_plugins.likelihood.estimate import LogLikelihood
 from llada_plugins.models.folder import DEFAULT
-from llada_plugins.options.fields import names, reject_unknown
-from llada_plugins.sampling.config import SamplerConfig
 
 from ._lm_eval_hook import register
 
 logger = logging.getLogger(__name__)
 
-LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-HARNESS_NAMES = ("until", "do_sample", "num_beams", *LENGTH_NAMES)
-DEFAULT_MAX_GEN_TOKS = 256  # lm-eval's own default, for tasks that state none
 AUTO_BATCH_SIZE = 32
-# of model_args, what lm-eval names a results folder after
-NAMING = {"peft", "delta", "pretrained", "model", "path", "engine"}
-LM_EVAL_SEED = 1234  # what lm-eval seeds torch with unless --seed says otherwise
-FINGERPRINT_KEY = "llada_plugins:fingerprint:2"  # 2: an entry for each repeat
+
+Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a context and of the answer after it
 
 
-Note = dict[str, float | str | None]
-
-
-class Noted(Instance):
-    """A request whose arguments end with a note of its answer, so that sample logs hold it.
-
-    A likelihood's note is its error; of both kinds, what was done with a request that
-    did not fit.
-
-    They do so from when lm-eval has the answer: until then, and so in the keys of a
-    --use_cache file, arguments are the texts alone.
-    """
-
-    note: Note
-
-    @property
-    def args(self) -> tuple:
-        return (*super().args, self.note) if self.resps else super().args
-
-
-class LLaDA(TemplateLM):
+class LLaDA(ParallelLM):
     """The baseline LLaDA under lm-eval.
 
     Every option of EngineConfig and SamplerConfig is a model_arg of the same name.
@@ -87,10 +65,7 @@ class LLaDA(TemplateLM):
         super().__init__()
         if trust_remote_code:
             logger.warning("trust_remote_code has no effect: the model is native")
-        # lm-eval 0.4.10 and 0.4.11 gather through `accelerator`
-        self.accelerator, device = _place(device)
-        self._rank = self.accelerator.process_index if self.accelerator else 0
-        self._world_size = self.accelerator.num_processes if self.accelerator else 1
+        device = self.place(device)
         self.batch_sizes: dict[int, int] = {}  # chosen here, as in lm-eval's own models
         if str(batch_size).startswith("auto"):
             batch_size = max_batch_size or AUTO_BATCH_SIZE
@@ -101,28 +76,15 @@ class LLaDA(TemplateLM):
         self.tokenizer = self.engine.tokenizer
         self._device = self.engine.model.device
         self._samplers = Samplers()
-        self._told: set[str] = set()
-        # by the texts of requests not yet returned
-        self._errors: dict[tuple[str, ...], Note] = {}
+        self._seed_warnings = SeedWarnings()
+        self._notes = LikelihoodNotes()
 
     @classmethod
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> LLaDA:
-        """As lm-eval's, but an option that lm-eval passes as well ends with one line.
-
-        Python's TypeError would not say what to do.
-        """
-        passed = {
-            name: value for name, value in (additional_config or {}).items() if value is not None
-        }
-        twice = sorted(passed.keys() & arg_dict.keys())
-        if twice:
-            name = twice[0]
-            raise ValueError(
-                f"{name}={arg_dict[name]} stands in model_args, where lm-eval passes "
-                f"{name}={passed[name]} by itself: give it as --{name}, outside model_args"
-            )
+        """As lm-eval's, but an option that lm-eval passes as well ends with one line."""
+        check_given_once(arg_dict, additional_config)
         model = super().create_from_arg_obj(arg_dict, additional_config)
         if not NAMING & arg_dict.keys():
             arg_dict["pretrained"] = DEFAULT  # lm-eval reads them again, for a folder's name
@@ -172,26 +134,11 @@ class LLaDA(TemplateLM):
         left_truncate_len: int | None = None,
         **kwargs: Any,
     ) -> list[int] | list[list[int]]:
-        """Token ids; of several strings a list of lists.
-
-        By default special tokens are added as the tokenizer does, never a second BOS.
-        left_truncate_len: of each, its last so many.
-        """
+        """Token ids; of several strings a list of lists. See harness/lmeval_tokens.py."""
+        options = add_special_tokens, left_truncate_len
         if isinstance(string, str):
-            return self._encode_one(string, add_special_tokens, left_truncate_len)
-        return [self._encode_one(each, add_special_tokens, left_truncate_len) for each in string]
-
-    def _encode_one(
-        self,
-        string: str,
-        add_special_tokens: bool | None = None,
-        left_truncate_len: int | None = None,
-    ) -> list[int]:
-        if add_special_tokens is None:
-            ids = self.engine.encode(string)
-        else:
-            ids = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
-        return ids[-left_truncate_len:] if left_truncate_len else ids
+            return lmeval_tokens.encode(self.engine, string, *options)
+        return [lmeval_tokens.encode(self.engine, each, *options) for each in string]
 
     def tok_batch_encode(
         self,
@@ -200,31 +147,10 @@ class LLaDA(TemplateLM):
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask, both (B, L), padded as by lm-eval's own models.
-
-        truncation: to the tokenizer's model_max_length. left_truncate_len: the last columns.
-        """
-        rows = [self._encode_one(each) for each in strings]
-        if truncation:
-            rows = [row[: self.tokenizer.model_max_length] for row in rows]
-        longest = max(len(row) for row in rows)
-        padding = self.tokenizer.pad_token_id
-        if padding is None:
-            padding = self.eot_token_id
-
-        def padded(row: list[int], filler: int | None) -> list[int | None]:
-            missing = [filler] * (longest - len(row))
-            return [*missing, *row] if padding_side == "left" else [*row, *missing]
-
-        ids = torch.tensor([padded(row, padding) for row in rows])
-        mask = torch.tensor([padded([1] * len(row), 0) for row in rows])
-        if not left_truncate_len:
-            return ids, mask
-        if longest > left_truncate_len:
-            logger.warning(
-                "of %d columns of tokens the last %d are kept", longest, left_truncate_len
-            )
-        return ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
+        """Token ids and attention mask, both (B, L), padded as by lm-eval's own models."""
+        return lmeval_tokens.encode_batch(
+            self.engine, strings, padding_side, left_truncate_len, truncation
+        )
 
     def tok_decode(self, tokens: int | list[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
@@ -266,92 +192,66 @@ class LLaDA(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers in the order of the requests; all are checked before the first is decoded."""
         parsed = [self._request(*instance.args) for instance in requests]
-        hook = self.cache_hook
-        numbers = [0] * len(requests)
-        if isinstance(hook, RepeatHook):  # those that a cache had may be earlier repeats
-            numbers = hook.numbers("generate_until", requests)
-            parsed = [
-                request._replace(stream=((number,),) if number else ())
-                for request, number in zip(parsed, numbers)
-            ]
+        numbers = self._repeats(requests)
         self._record(requests, parsed)
+        repeated = [
+            request._replace(stream=stream(number)) for request, number in zip(parsed, numbers)
+        ]
         texts = [""] * len(requests)
-        with progress(
-            len(requests), f"{self.method} generate_until", disable_tqdm or self.rank != 0
-        ) as bar:
-            for number, completion in self.engine.generate(parsed):
-                texts[number] = completion.text
+        with self._progress("generate_until", len(requests), disable_tqdm) as bar:
+            for place, completion in self.engine.generate(repeated):
+                texts[place] = completion.text
                 if completion.overlong:
-                    _note(requests[number], {"overlong": completion.overlong})
-                if isinstance(hook, RepeatHook):
-                    hook.add_partial(
-                        "generate_until", requests[number].args, completion.text, numbers[number]
-                    )
+                    attach(requests[place], {"overlong": completion.overlong})
+                self._keep_answer(requests[place], completion.text, numbers[place])
                 bar.add(completion.num_tokens)
         return texts
 
+    def _request(self, prompt: str, gen_kwargs: Mapping[str, Any]) -> Request:
+        return read_request(self.engine, prompt, gen_kwargs)
+
+    def _repeats(self, requests: Sequence[Instance]) -> list[int]:
+        """Which repeat each request is; without a cache the Engine counts them itself."""
+        if isinstance(self.cache_hook, RepeatHook):
+            return self.cache_hook.numbers("generate_until", requests)
+        return [0] * len(requests)
+
+    def _keep_answer(self, request: Instance, text: str, number: int) -> None:
+        """Put an answer into the cache, if there is one; number: which repeat it is."""
+        if isinstance(self.cache_hook, RepeatHook):
+            self.cache_hook.add_partial("generate_until", request.args, text, number)
+
     def _record(self, requests: Sequence[Instance], parsed: Sequence[Request]) -> None:
-        """For the results file, and what no option but ours decides."""
+        """Note the samplers for the results file; say so where a --seed has no effect."""
         for instance, request in zip(requests, parsed):
             self._samplers.note(instance.task_name, [request.sampler])
         if isinstance(self.cache_hook, RepeatHook):
             self.cache_hook.keep_samplers(self._samplers)
         drawn = any(self.engine.draws(request.sampler) for request in parsed)
         if drawn and "seed" not in self.engine.given:
-            self._tell_seed("answers", "seed")
-
-    def _tell_seed(self, what: str, option: str) -> None:
-        """lm-eval's --seed reaches torch, from which no random number here comes."""
-        seed = torch.initial_seed()  # of a torch that nobody seeded: 64 random bits
-        if seed == LM_EVAL_SEED or seed >= 1 << 32 or option in self._told:
-            return
-        self._told.add(option)
-        logger.warning(
-            "--seed (torch's is %d) has no effect on %s: give %s= in model_args", seed, what, option
-        )
+            self._seed_warnings.warn("answers", "seed")
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """As lm-eval's own; the requests become `Noted`."""
+        """As lm-eval's own; the requests get notes, see harness/lmeval_notes.py."""
         answers = super().loglikelihood(requests, disable_tqdm)
-        self._note_errors(requests)
+        self._notes.attach(requests)
         return answers
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-likelihood bounds of whole texts, which bound perplexity from above.
-
-        Windows are disjoint, each given the last token before it. The first window is
-        given the prefix token, which a tokenizer that adds BOS must not add to what is
-        scored.
-        """
+        """Log-likelihood bounds of whole texts, which bound perplexity from above."""
+        texts = [request.args[0] for request in requests]
         longest = min(self.max_length - 1, self.engine.max_answer)
-        windows: list[tuple[Sequence[int], Sequence[int]]] = []
-        owner: list[int] = []
-        for number, instance in enumerate(requests):
-            pieces = get_rolling_token_windows(
-                self._without_bos(instance.args[0]), self.prefix_token_id, longest, 1
-            )
-            for piece in map(make_disjoint_window, pieces):
-                windows.append(piece)
-                owner.append(number)
+        pairs, owners = rolling_windows(self.engine, texts, self.prefix_token_id, longest)
         values = [0.0] * len(requests)
-        size = Counter(owner)
-        parts: list[list[LogLikelihood]] = [[] for _ in requests]
-        with progress(
-            len(windows), f"{self.method} loglikelihood_rolling", disable_tqdm or self.rank != 0
-        ) as bar:
-            for index, estimate in self.engine.log_likelihood(windows):
-                number = owner[index]
-                parts[number].append(estimate)
-                if len(parts[number]) == size[number]:
-                    whole = total(parts[number])
-                    values[number] = whole.value
-                    self._keep("loglikelihood_rolling", requests[number].args, whole.value, whole)
-                bar.add(len(windows[index][1]))
-        self._note_errors(requests)
+        estimates = self._estimates("loglikelihood_rolling", pairs, disable_tqdm)
+        for number, whole in totals(owners, estimates):
+            values[number] = whole.value
+            self._keep("loglikelihood_rolling", requests[number].args, whole.value, whole)
+        self._notes.attach(requests)
         return values
 
     def _loglikelihood_tokens(
@@ -368,22 +268,22 @@ class LLaDA(TemplateLM):
         pairs = [(context, continuation) for _, context, continuation in requests]
         config = self.engine.config
         if not config.mc_seed and config.estimator not in ("exact", "chain"):
-            self._tell_seed("likelihoods", "mc_seed")
-        with progress(
-            len(requests), f"{self.method} loglikelihood", disable_tqdm or self.rank != 0
-        ) as bar:
-            for number, estimate in self.engine.log_likelihood(pairs):
-                results[number] = (estimate.value, bool(estimate.greedy))
-                texts = requests[number][0]
-                if texts is not None:
-                    self._keep("loglikelihood", texts, results[number], estimate)
-                bar.add(len(pairs[number][1]))
+            self._seed_warnings.warn("likelihoods", "mc_seed")
+        for number, estimate in self._estimates("loglikelihood", pairs, disable_tqdm):
+            results[number] = (estimate.value, bool(estimate.greedy))
+            texts = requests[number][0]
+            if texts is not None:
+                self._keep("loglikelihood", texts, results[number], estimate)
         return results
 
-    def _without_bos(self, string: str) -> list[int]:
-        ids = self._encode_one(string)
-        begins_with_bos = ids[:1] == [self.tokenizer.bos_token_id]
-        return ids[1:] if begins_with_bos else ids
+    def _estimates(
+        self, what: str, pairs: Sequence[Pair], disable_tqdm: bool
+    ) -> Iterator[tuple[int, LogLikelihood]]:
+        """The Engine's estimates as they come, each a step of the progress line."""
+        with self._progress(what, len(pairs), disable_tqdm) as bar:
+            for number, estimate in self.engine.log_likelihood(pairs):
+                yield number, estimate
+                bar.add(len(pairs[number][1]))
 
     def _keep(
         self,
@@ -393,75 +293,22 @@ class LLaDA(TemplateLM):
         estimate: LogLikelihood,
     ) -> None:
         self.cache_hook.add_partial(name, texts, answer)
-        self._errors[texts] = estimate.error()
-
-    def _note_errors(self, requests: Sequence[Instance]) -> None:
-        for request in requests:
-            if error := self._errors.get(request.args):
-                _note(request, error)
-        self._errors.clear()
+        self._notes.keep(texts, estimate)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """As lm-eval's own; the context of a question's choices is tokenised once."""
         return self.engine.encode_pair(context, continuation)
 
-    def _request(self, prompt: str, gen_kwargs: Mapping[str, Any]) -> Request:
-        """One request from lm-eval's (context, gen_kwargs)."""
-        options = {name: value for name, value in gen_kwargs.items() if name not in HARNESS_NAMES}
-        reject_unknown(gen_kwargs, [*names(SamplerConfig), *HARNESS_NAMES], "gen_kwarg")
-        if int(gen_kwargs.get("num_beams") or 1) != 1:
-            raise ValueError(
-                f"num_beams={gen_kwargs['num_beams']} has no meaning for a diffusion sampler: "
-                "leave it out or set 1"
-            )
-        asked = any(gen_kwargs.get(name) is not None for name in LENGTH_NAMES)
-        normal = normalize_gen_kwargs(dict(gen_kwargs), DEFAULT_MAX_GEN_TOKS)
-        if gen_kwargs.get("do_sample") is False or "temperature" in gen_kwargs:
-            options["temperature"] = normal["temperature"]
-        # a task that says greedy may still list the sampling options of its authors
-        if gen_kwargs.get("do_sample") is False:
-            options.pop("top_p", None)
-            options.pop("top_k", None)
-        length_known = "gen_length" in options or "gen_length" in self.engine.given
-        max_tokens = normal["max_gen_toks"] if asked or not length_known else None
-        until = tuple(stop for stop in normal["until"] if stop)
-        return Request(prompt, self.engine.sampler_for(options, max_tokens), until)
+    def _progress(self, what: str, total: int, disable: bool) -> Progress:
+        """The progress line of one call, on the first process alone."""
+        return progress(total, f"{self.method} {what}", disable or self.rank != 0)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Tie a --use_cache file to this model.
-
-        lm-eval's keys hold the request only, so another model's answers would be reused.
-        """
+        """Tie a --use_cache file to this model."""
         super().set_cache_hook(cache_hook)
         cache = getattr(cache_hook, "dbdict", None)
-        if cache is None:
-            return
-        mine = self.engine.fingerprint()
-        if len(cache) == 0:
-            cache[FINGERPRINT_KEY] = mine
-        elif cache.get(FINGERPRINT_KEY) != mine:
-            raise ValueError(
-                "the --use_cache file was written by another model or other options; give "
-                f"another file. Its fingerprint: {cache.get(FINGERPRINT_KEY)}; this model's: {mine}"
-            )
-        self.cache_hook = RepeatHook(cache)
-
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor` of every process, concatenated (lm-eval's data parallelism)."""
-        return tensor if self.accelerator is None else self.accelerator.gather(tensor)
-
-    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """`obj` of every process, at process `dst`; None elsewhere."""
-        if self.accelerator is None:
-            return [obj]
-        gathered = [None] * self.world_size if self.rank == dst else None
-        torch.distributed.gather_object(obj, gathered, dst=dst)
-        return gathered
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
+        if cache is not None:
+            self.cache_hook = tied(cache, self.engine.fingerprint())
 
 
 class LLaDAUPS(LLaDA):
@@ -481,36 +328,13 @@ class LLaDAALA(LLaDA):
 
 
 class LLaDAPRM(LLaDA):
-    """Process-reward candidates and back-masking (LLaDA-R3): the baseline's options,
-    those of ReviewConfig and PRMConfig.
+    """Process-reward candidates and back-masking: options of ReviewConfig and PRMConfig too.
 
-    method: vanilla, backmask or window. Likelihoods are the baseline's: a process
-    reward model changes decoding only.
+    LLaDA-R3's; method: vanilla, backmask or window. Likelihoods are the baseline's: a
+    process reward model changes decoding only.
     """
 
     method = "llada_prm"
-
-
-def _note(request: Instance, note: Note) -> None:
-    """Make the request a `Noted` one in place: lm-eval logs the very objects that it made."""
-    request.__class__ = Noted
-    request.note = note
-
-
-def _place(device: str | None) -> tuple[Any, str]:
-    """The accelerator of a data-parallel run (else None), and where this process computes.
-
-    lm-eval passes cuda:0 when the user names no device, on machines without a GPU as
-    well: there it means "auto".
-    """
-    if device is None or (str(device).startswith("cuda") and not torch.cuda.is_available()):
-        device = "auto"
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None, str(device)
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=str(device) == "cpu" or not torch.cuda.is_available())
-    return accelerator, str(accelerator.device)
 
 
 register()  # so that importing this module by hand makes the names known as well

@@ -21,11 +21,28 @@ from sqlitedict import SqliteDict
 from .lmeval_record import Samplers
 
 SAMPLERS_KEY = "llada_plugins:samplers"
+FINGERPRINT_KEY = "llada_plugins:fingerprint:2"  # 2: an entry for each repeat
 
 
 def entry(key: str, number: int) -> str:
     """The key of the n-th repeat."""
     return f"{key}:{number}" if number else key
+
+
+def tied(cache: SqliteDict, fingerprint: str) -> RepeatHook:
+    """The hook of a --use_cache file that holds answers of the model with this fingerprint.
+
+    ValueError where another model wrote the file: lm-eval's keys hold the request only, so
+    its answers would be taken for this model's.
+    """
+    if len(cache) == 0:
+        cache[FINGERPRINT_KEY] = fingerprint
+    elif cache.get(FINGERPRINT_KEY) != fingerprint:
+        raise ValueError(
+            "the --use_cache file was written by another model or other options; give another "
+            f"file. Its fingerprint: {cache.get(FINGERPRINT_KEY)}; this model's: {fingerprint}"
+        )
+    return RepeatHook(cache)
 
 
 class RepeatHook(CacheHook):
@@ -60,8 +77,9 @@ class RepeatHook(CacheHook):
         self.dbdict.keep(SAMPLERS_KEY, 0, json.dumps(kept.as_dict()))
 
     def read_samplers(self, samplers: Samplers) -> None:
-        """Add what the file's answers were decoded with, if it supplied any: of which
-        tasks is not known.
+        """Add what the file's answers were decoded with, if it supplied any.
+
+        Of which tasks they are is not known.
         """
         if self.dbdict.supplied:
             self._read(samplers)
@@ -76,8 +94,10 @@ class RepeatHook(CacheHook):
 
 
 class _Repeats(SqliteDict):
-    """lm-eval's cache. In a call lm-eval asks `key in cache` for each request in order, reads
-    where the answer is yes, lets the model answer the rest, and writes those in order.
+    """lm-eval's cache.
+
+    In a call lm-eval asks `key in cache` for each request in order, reads where the answer
+    is yes, lets the model answer the rest, and writes those in order.
     """
 
     def begin(self) -> None:

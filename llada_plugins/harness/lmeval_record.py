@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -33,15 +34,15 @@ class Samplers:
         }
 
     def info(self) -> dict[str, Any]:
-        """For the `config` of the results: `sampler`, where all answers agree, and
-        `samplers` by task.
+        """For the `config` of the results: `sampler` and `samplers` by task.
+
+        In `sampler` stand the options on which all answers agree.
 
         Empty where nothing was decoded: then the model's own options are all that there
         is to say.
         """
-        used = list(
-            dict.fromkeys(sampler for samplers in self.by_task.values() for sampler in samplers)
-        )
+        samplers = itertools.chain.from_iterable(self.by_task.values())
+        used = list(dict.fromkeys(samplers))
         if not used:
             return {}
         agreed = {

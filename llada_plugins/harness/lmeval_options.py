@@ -1,0 +1,47 @@
+"""Options that lm-eval passes beside model_args, and those of its own that reach no model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+# of model_args, what lm-eval names a results folder after
+NAMING = {"peft", "delta", "pretrained", "model", "path", "engine"}
+LM_EVAL_SEED = 1234  # what lm-eval seeds torch with unless --seed says otherwise
+
+
+def check_given_once(
+    model_args: Mapping[str, Any], additional_config: Mapping[str, Any] | None
+) -> None:
+    """Raise ValueError on an option of model_args that lm-eval passes by itself.
+
+    Python's TypeError would not say what to do.
+    """
+    for name, value in sorted((additional_config or {}).items()):
+        if value is not None and name in model_args:
+            raise ValueError(
+                f"{name}={model_args[name]} stands in model_args, where lm-eval passes "
+                f"{name}={value} by itself: give it as --{name}, outside model_args"
+            )
+
+
+class SeedWarnings:
+    """Says that lm-eval's --seed reaches torch, from which no random number here comes."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def warn(self, what: str, option: str) -> None:
+        """Say so once, if a --seed was given; option: the one that counts for `what`."""
+        seed = torch.initial_seed()  # of a torch that nobody seeded: 64 random bits
+        if seed == LM_EVAL_SEED or seed >= 1 << 32 or option in self._told:
+            return
+        self._told.add(option)
+        logger.warning(
+            "--seed (torch's is %d) has no effect on %s: give %s= in model_args", seed, what, option
+        )
