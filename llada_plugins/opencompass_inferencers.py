@@ -21,9 +21,10 @@ from opencompass.openicl import icl_inferencer as stock
 from opencompass.openicl.icl_inferencer.icl_base_inferencer import dump_results_dict
 from opencompass.openicl.icl_retriever import BaseRetriever
 
+from llada_plugins.harness.opencompass_likelihood import Pair
 from llada_plugins.likelihood.estimate import LogLikelihood
 
-from .opencompass_models import LLaDA, Pair
+from .opencompass_models import LLaDA
 
 if TYPE_CHECKING:
     from opencompass.openicl.icl_inferencer.icl_base_inferencer import BaseInferencer as _Stock

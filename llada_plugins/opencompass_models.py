@@ -1,63 +1,49 @@
 """LLaDA models in stock OpenCompass.
 
 In a config: `from llada_plugins.opencompass_models import LLaDA`, then `type=LLaDA`.
-These classes translate templates, stop words and results; every answer and every number
-is Engine's. Module-level imports stay few: mmengine reports an ImportError in here as
-"LLaDA is not in the registry". Not for lm-eval (lmeval_models.py) nor for decoding
-itself.
+These classes translate templates, stop words and results, most of it in
+harness/opencompass_*.py; every answer and every number is Engine's. Module-level imports
+stay few: mmengine reports an ImportError in here as "LLaDA is not in the registry". Not
+for lm-eval (lmeval_models.py) nor for decoding itself.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from opencompass.models.base import BaseModel
-
-from llada_plugins.harness.opencompass_tasks import (
-    NEEDS_AGENT,
-    asking,
-    check_dataset,
-    dataset_configs,
-    infer_task,
-    needs_autoregressive,
-    repeats,
+from llada_plugins.harness.opencompass_likelihood import LikelihoodModel
+from llada_plugins.harness.opencompass_options import (
+    check_exclusive,
+    check_generation_kwargs,
+    num_answers,
+    sampler_options,
 )
+from llada_plugins.harness.opencompass_processes import join_process_group, of_first_rank
+from llada_plugins.harness.opencompass_refusals import check_dataset
+from llada_plugins.harness.opencompass_streams import Streams
+from llada_plugins.harness.opencompass_tasks import dataset_configs
 from llada_plugins.harness.opencompass_templates import TemplateParser
 from llada_plugins.options.fields import names, reject_unknown
 
 if TYPE_CHECKING:
     import torch
-    from opencompass.openicl.icl_retriever import BaseRetriever
     from torch import Tensor
 
-    from llada_plugins.engine.engine import Engine
-    from llada_plugins.engine.progress import Progress
     from llada_plugins.engine.request import Completion
-    from llada_plugins.harness.opencompass_tasks import Repeats
-    from llada_plugins.likelihood.estimate import LogLikelihood
+    from llada_plugins.harness.streams import Stream
     from llada_plugins.sampling.config import SamplerConfig
 
 logger = logging.getLogger(__name__)
 
-Stream = tuple[tuple[int, ...], ...]  # see engine.Request
-Pair = tuple[tuple[int, ...], tuple[int, ...]]  # token ids of a context and of the answer after it
-# pairs, and the tokens over which a value is a mean
-Score = Callable[[Sequence[Pair], Sequence[int]], "list[LogLikelihood]"]
-# of generation_kwargs, beside the sampler's options
-GENERATION_NAMES = ("do_sample", "num_beams", "num_return_sequences")
 # here path, max_seq_len, and a key that OpenCompass keeps to itself
 RENAMED = ("pretrained", "max_length", "batch_size")
 
 
-class LLaDA(BaseModel):
+class LLaDA(LikelihoodModel):
     """A LLaDA checkpoint for a `models` entry of a stock config.
 
     path: checkpoint folder, hub id, or None for the tiny model shipped in the package.
@@ -79,7 +65,6 @@ class LLaDA(BaseModel):
     """
 
     method = "llada"
-    engine: Engine
 
     def __init__(
         self,
@@ -94,60 +79,63 @@ class LLaDA(BaseModel):
         tokenizer_only: bool = False,
         **options: Any,
     ) -> None:
-        from llada_plugins.engine.engine import Engine, option_classes
         from llada_plugins.engine.notices import WarnOnce
-        from llada_plugins.models import text
-        from llada_plugins.models.folder import resolve
 
-        own = [
-            name
-            for name in inspect.signature(LLaDA.__init__).parameters
-            if name not in ("self", "options")
-        ]
-        reject_unknown(
-            options,
-            own + [name for name in names(*option_classes(self.method)) if name not in RENAMED],
-            elsewhere=["batch_size"],
-        )
-        if meta_template and (chat or record_stats):
-            other, reason = "record_stats", "OpenCompass then cuts predictions as plain strings"
-            if chat:
-                other, reason = "chat", "both wrap the turns"
-            raise ValueError(f"meta_template and {other} exclude each other: {reason}")
-        _check_generation_kwargs(generation_kwargs or {})
-        self.num_answers = _num_answers(generation_kwargs or {})
+        self._check_names(options)
+        check_exclusive(meta_template, chat=chat, record_stats=record_stats)
+        generation_kwargs = dict(generation_kwargs or {})
+        check_generation_kwargs(generation_kwargs)
+        self.num_answers = num_answers(generation_kwargs)
         for dataset in dataset_configs():
             check_dataset(dataset, self.num_answers)
-        _join_process_group()
+        join_process_group()
         if max_seq_len is not None:
             options["max_length"] = max_seq_len
         if tokenizer_only:
-            # what a caller that renders and counts prompts does not ask
-            self.engine = None  # type: ignore[assignment]
-            self.tokenizer = text.load_tokenizer(
-                resolve(options.get("tokenizer") or path), options.get("chat_template")
-            )
+            self._load_tokenizer(path, options)
         else:
-            self.engine = Engine(self.method, pretrained=path, **options)
-            self.tokenizer = self.engine.tokenizer
+            self._load(path, options)
             max_seq_len = self.engine.max_length
         super().__init__(
             path=path,
             max_seq_len=max_seq_len,
             tokenizer_only=tokenizer_only,
             meta_template=meta_template,
-            generation_kwargs=dict(generation_kwargs or {}),
+            generation_kwargs=generation_kwargs,
         )
         self.template_parser = TemplateParser(
             self.tokenizer, chat=chat, meta_template=meta_template
         )
         self.record_stats = record_stats
         self.stop_words = (stop_words,) if isinstance(stop_words, str) else tuple(stop_words)
-        self._score: Score = self._estimated
-        self._bar: Progress | None = None
-        self._repeats: tuple[BaseRetriever, Repeats] | None = None  # of the data set that is asked
         self._lock = threading.RLock()  # stock inferencers may ask from a pool of threads
         self._warnings = WarnOnce(logger)
+        self._streams = Streams(self._warnings)
+
+    def _check_names(self, options: Mapping[str, Any]) -> None:
+        """Raise ValueError on options that the method does not have, under their names here."""
+        from llada_plugins.engine.engine import option_classes
+
+        parameters = inspect.signature(LLaDA.__init__).parameters
+        own = [name for name in parameters if name not in ("self", "options")]
+        others = [name for name in names(*option_classes(self.method)) if name not in RENAMED]
+        reject_unknown(options, own + others, elsewhere=["batch_size"])
+
+    def _load(self, path: str | None, options: Mapping[str, Any]) -> None:
+        from llada_plugins.engine.engine import Engine
+
+        self.engine = Engine(self.method, pretrained=path, **options)
+        self.tokenizer = self.engine.tokenizer
+
+    def _load_tokenizer(self, path: str | None, options: Mapping[str, Any]) -> None:
+        """The tokenizer alone, for a caller that renders and counts prompts."""
+        from llada_plugins.models import text
+        from llada_plugins.models.folder import resolve
+
+        self.engine = None  # type: ignore[assignment]  # such a caller asks nothing else
+        self.tokenizer = text.load_tokenizer(
+            resolve(options.get("tokenizer") or path), options.get("chat_template")
+        )
 
     def get_token_len(self, prompt: str) -> int:
         """Tokens of a rendered prompt."""
@@ -174,11 +162,7 @@ class LLaDA(BaseModel):
 
         As they are, where stock code would send their tokens and cut them.
         """
-        from mmengine import dist
-
-        prompts = [inputs]
-        dist.broadcast_object_list(prompts, src=0)
-        return prompts[0]
+        return of_first_rank(inputs)
 
     def to(self, device: str | torch.device) -> None:
         """Move the checkpoint; refused for a method with further parts."""
@@ -197,30 +181,27 @@ class LLaDA(BaseModel):
         min_out_len: int | None = None,
         **generation_kwargs: Any,
     ) -> list[str | dict[str, Any]]:
-        """The answers, in the order of the prompts; with num_return_sequences=n, n in a
-        row for each prompt.
+        """The answers in the order of the prompts, of each prompt as many as are asked for.
 
-        generation_kwargs: of inferencers that pass their own; sampler options,
-        do_sample, and num_return_sequences for this call. Asked by a stock inferencer,
-        every row, repeat of a row and sample gets an answer of its own; equal prompts
-        of a direct call get equal answers.
+        With num_return_sequences=n that is n in a row. generation_kwargs: of inferencers
+        that pass their own; sampler options, do_sample, and num_return_sequences for this
+        call. Asked by a stock inferencer, every row, repeat of a row and sample gets an
+        answer of its own; equal prompts of a direct call get equal answers.
         """
         if min_out_len:
             self._warnings.warn(
                 f"min_out_len={min_out_len} has no effect: every answer has gen_length tokens; "
                 "logits_eos_inf=True forbids EOS"
             )
-        number = _num_answers(generation_kwargs, default=self.num_answers)
-        sampler = self.engine.sampler_for(
-            _sampler_options(generation_kwargs, self.engine.given), max_out_len
-        )
+        number = num_answers(generation_kwargs, default=self.num_answers)
+        options = sampler_options(generation_kwargs, self.engine.given)
+        sampler = self.engine.sampler_for(options, max_out_len)
         until = tuple(dict.fromkeys([*self.stop_words, *stopping_criteria]))
         with self._lock:
-            asked = [
-                (prompt, stream)
-                for prompt, streams in zip(inputs, self._streams(inputs, sampler, number))
-                for stream in streams
-            ]
+            streams = self._streams.of(
+                self, inputs, chance=self.engine.draws(sampler), number=number
+            )
+            asked = [(prompt, each) for prompt, own in zip(inputs, streams) for each in own]
             answers = self._answers(list(dict.fromkeys(asked)), sampler, until)
             for _ in range(len(asked) - len(answers)):
                 self._progress().add()  # repeats within the call
@@ -240,211 +221,10 @@ class LLaDA(BaseModel):
             bar.add(completion.num_tokens)
         return answers
 
-    def _streams(
-        self, inputs: Sequence[str], sampler: SamplerConfig, number: int
-    ) -> list[list[Stream]]:
-        """What tells the random numbers of `number` answers to each prompt apart.
-
-        That is which asking of the prompt each is. They are numbered as if the whole data
-        set were asked in one call of the engine; copies of a data set have their names
-        besides.
-        """
-        now = asking(self)
-        chance = self.engine.draws(sampler)
-        if now is None or not chance:
-            self._check_direct(inputs, chance)
-            return [[_stream(sample) for sample in range(number)]] * len(inputs)
-        if self._repeats is None or self._repeats[0] is not now.retriever:
-            self._repeats = now.retriever, repeats(now)
-        copy, numbers = self._repeats[1]
-        first = [
-            (numbers[now.row + place] * now.samples + now.sample) * number
-            for place in range(len(inputs))
-        ]
-        return [[_stream(begin + sample, copy) for sample in range(number)] for begin in first]
-
-    def _check_direct(self, inputs: Sequence[str], chance: bool) -> None:
-        """Refuse, within a task, that equal prompts get equal answers; elsewhere say so once.
-
-        So it is where their places in a data set are unknown.
-        """
-        if chance and infer_task() is not None:
-            raise ValueError(
-                "this inferencer does not say which row of the data set it asks for, so that "
-                "sampling would give equal answers to equal prompts: use GenInferencer, or decode "
-                "without chance (temperature=0)"
-            )
-        if chance and len(set(inputs)) < len(inputs):
-            self._warnings.warn(
-                "equal prompts of a direct call get equal answers: for n samples of each pass "
-                "num_return_sequences=n"
-            )
-
-    def get_ppl_from_template(
-        self, templates: Sequence[Any], mask_length: Sequence[int] | None = None
-    ) -> np.ndarray:
-        """Mean negative log-likelihood (nats a token) of each template's answer; the smallest wins.
-
-        It is given what precedes it. The answer is the model's last turn. OpenCompass'
-        own models average over prompt and answer together, which a masked-diffusion bound
-        of the whole text would only blur; published LLaDA scores rank sums over the
-        answer (lm-eval's acc), so answers of unequal length may rank differently. A
-        template without such a turn is scored as a whole: see `get_ppl`.
-        """
-        if mask_length is not None:
-            return self.get_ppl(self.parse_template(templates, "ppl"), mask_length)
-        pairs = []
-        for template in templates:
-            split = self.template_parser.split(template)
-            pairs.append(
-                self.engine.encode_pair(*split)
-                if split
-                else self._whole(self.parse_template(template, "ppl"))
-            )
-        return self._mean_nll(pairs)
-
-    def get_ppl(
-        self, inputs: Sequence[str], mask_length: Sequence[int] | None = None
-    ) -> np.ndarray:
-        """Mean negative log-likelihood (nats a token) of each text.
-
-        All its tokens are masked jointly, after BOS if the tokenizer has one.
-        mask_length: tokens at the start of each text that are given, not scored.
-        """
-        if mask_length is None:
-            return self._mean_nll([self._whole(string) for string in inputs])
-        encoded = [self.engine.encode(string) for string in inputs]
-        return self._mean_nll(
-            [(ids[:length], ids[length:]) for ids, length in zip(encoded, mask_length)]
-        )
-
-    def get_ppl_tokenwise(
-        self,
-        inputs: Sequence[str],
-        label: Sequence[Sequence[Sequence[int]]],
-        mask_length: Sequence[int] | None = None,
-    ) -> tuple[list[float], list[int]]:
-        """Summed negative log-likelihood (nats) of each text's labelled parts, and their tokens.
-
-        label: for each text its parts as (begin, end, …) in characters. A part is
-        scored as a whole given the text before it, which for an autoregressive model is
-        the sum over its tokens. mask_length: tokens at the start of each text that are
-        never scored.
-        """
-        given = mask_length if mask_length is not None else [0] * len(inputs)
-        parts = [self._labelled(*each) for each in zip(inputs, label, given)]
-        values = iter(self._log_likelihood([pair for pairs in parts for pair in pairs]))
-        losses = [-float(sum(next(values) for _ in pairs)) for pairs in parts]
-        return losses, [sum(len(answer) for _, answer in pairs) for pairs in parts]
-
-    def get_loglikelihood(self, inputs: Sequence[str], conts: Sequence[str]) -> np.ndarray:
-        """Log-likelihood (nats) of each text's ending `cont` given the rest; the largest wins."""
-        for string, cont in zip(inputs, conts):
-            if not cont or not string.endswith(cont):
-                raise ValueError(
-                    f"a prompt must end with its column 'cont', {cont[:40]!r}; it ends with "
-                    f"{string[-40:]!r}"
-                )
-        split = ((string[: -len(cont)], cont) for string, cont in zip(inputs, conts))
-        return self._log_likelihood([self.engine.encode_pair(*texts) for texts in split])
-
-    def get_logits(self, inputs: Sequence[str]) -> None:
-        """Refused: CLPInferencer asks for it."""
-        raise ValueError(needs_autoregressive("CLPInferencer"))
-
-    def get_mink_percent(self, inputs: Sequence[str], k: int = 20) -> None:
-        """Refused: MinKPercentInferencer asks for it."""
-        raise ValueError(needs_autoregressive("MinKPercentInferencer"))
-
-    def choice(self, inputs: Sequence[Any], choices: Sequence[str]) -> None:
-        """Refused: GLMChoiceInferencer asks for it."""
-        raise ValueError(needs_autoregressive("GLMChoiceInferencer"))
-
-    @property
-    def model(self) -> None:
-        """Refused: SWCELossInferencer asks for it."""
-        raise ValueError(needs_autoregressive("SWCELossInferencer"))
-
-    @property
-    def agent(self) -> None:
-        """Refused: AgentInferencer asks for it."""
-        raise ValueError(NEEDS_AGENT)
-
     def _ids(self, string: str) -> list[int]:
         from llada_plugins.models import text
 
         return text.encode(self.tokenizer, string)
-
-    def _labelled(
-        self, string: str, label: Sequence[Sequence[int]], given: int
-    ) -> list[tuple[list[int], list[int]]]:
-        """The token pairs of the labelled parts of a text; parts that touch are one."""
-        from llada_plugins.models import text
-
-        ids, spans = text.encode_with_spans(self.tokenizer, string)
-        scored = [
-            number
-            for number, (begin, end) in enumerate(spans)
-            if number >= given
-            and begin < end
-            and any(begin < right and left < end for left, right, *_ in label)
-        ]
-        runs = [
-            [place for _, place in run]
-            for _, run in groupby(enumerate(scored), lambda pair: pair[1] - pair[0])
-        ]
-        bos = self.tokenizer.bos_token_id
-        prefix = [] if bos is None or ids[:1] == [bos] else [bos]
-        return [(prefix + ids[: run[0]], ids[run[0] : run[-1] + 1]) for run in runs]
-
-    def _whole(self, string: str) -> tuple[list[int], list[int]]:
-        ids = self.engine.encode(string)
-        bos = self.tokenizer.bos_token_id
-        if bos is None:
-            return [], ids
-        return [bos], ids[1:] if ids[:1] == [bos] else ids
-
-    def _mean_nll(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray:
-        units = [self.engine.overlong.num_scored(len(answer)) for _, answer in pairs]
-        return -self._log_likelihood(pairs, units)
-
-    def _log_likelihood(
-        self,
-        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-        units: Sequence[int] | None = None,
-    ) -> np.ndarray:
-        """Nats per unit (1 by default) of each pair."""
-        units = units or [1] * len(pairs)
-        found = self._score([(tuple(context), tuple(answer)) for context, answer in pairs], units)
-        return np.array([estimate.value / unit for estimate, unit in zip(found, units)])
-
-    @contextmanager
-    def scored_by(self, score: Score) -> Iterator[None]:
-        """Within it all likelihoods are those of `score`.
-
-        That gets token pairs and the units of their values.
-        """
-        self._score = score
-        try:
-            yield
-        finally:
-            self._score = self._estimated
-
-    def estimates(self, pairs: Sequence[Pair], batch_size: int) -> dict[Pair, LogLikelihood]:
-        """The engine's estimates of different pairs, made together.
-
-        batch_size: rows of one forward pass.
-        """
-        found: dict[Pair, LogLikelihood] = {}
-        bar = self._progress()
-        for number, estimate in self.engine.log_likelihood(pairs, batch_size):
-            found[pairs[number]] = estimate
-            bar.add()
-        return found
-
-    def _estimated(self, pairs: Sequence[Pair], units: Sequence[int]) -> list[LogLikelihood]:
-        found = self.estimates(pairs, len(pairs))
-        return [found[pair] for pair in pairs]
 
     def _prediction(self, completion: Completion) -> str | dict[str, Any]:
         if not self.record_stats:
@@ -457,16 +237,6 @@ class LLaDA(BaseModel):
             "prm_calls": completion.num_prm_calls,
             "overlong": completion.overlong,
         }
-
-    def _progress(self) -> Progress:
-        from mmengine import dist
-
-        from llada_plugins.engine.progress import progress
-
-        # one line for the task: OpenCompass' own bar counts batches and knows the end
-        if self._bar is None:
-            self._bar = progress(None, type(self).__name__, disable=not dist.is_main_process())
-        return self._bar
 
 
 class LLaDAUPS(LLaDA):
@@ -486,11 +256,10 @@ class LLaDAALA(LLaDA):
 
 
 class LLaDAPRM(LLaDA):
-    """Process-reward candidates and back-masking (LLaDA-R3): the baseline's options,
-    those of ReviewConfig and PRMConfig.
+    """Process-reward candidates and back-masking: options of ReviewConfig and PRMConfig too.
 
-    method: vanilla, backmask or window. Likelihoods are the baseline's: a process
-    reward model changes decoding only.
+    LLaDA-R3's; method: vanilla, backmask or window. Likelihoods are the baseline's: a
+    process reward model changes decoding only.
     """
 
     method = "llada_prm"
@@ -502,71 +271,3 @@ def unwrap_prediction(prediction: str | Mapping[str, Any]) -> str:
     For `pred_postprocessor` of a model entry with record_stats=True.
     """
     return prediction if isinstance(prediction, str) else prediction["prediction"]
-
-
-def _stream(number: int, copy: str = "") -> Stream:
-    """Of the asking of a prompt with that number; copy: the data set's name if it is one.
-
-    The first asking of all has the engine's plain stream.
-    """
-    if copy:
-        return (number,), tuple(copy.encode())
-    return ((number,),) if number else ()
-
-
-def _num_answers(generation_kwargs: Mapping[str, Any], default: int = 1) -> int:
-    number = generation_kwargs.get("num_return_sequences", default)
-    if not isinstance(number, int) or number < 1:
-        raise ValueError(f"num_return_sequences must be a whole number, at least 1, got {number!r}")
-    return number
-
-
-def _check_generation_kwargs(generation_kwargs: Mapping[str, Any]) -> None:
-    others = [name for name in generation_kwargs if name != "num_return_sequences"]
-    if others:
-        raise ValueError(
-            f"generation_kwargs takes num_return_sequences only, got {', '.join(others)}: "
-            "write sampler options flat in the model's entry"
-        )
-
-
-def _sampler_options(
-    generation_kwargs: Mapping[str, Any], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The sampler's options of an inferencer's generation_kwargs; given: the model's own.
-
-    do_sample=False is greedy, whatever else is listed; do_sample=True without a
-    temperature samples at the model's, else at 1.
-    """
-    from llada_plugins.sampling.config import SamplerConfig
-
-    reject_unknown(
-        generation_kwargs, [*names(SamplerConfig), *GENERATION_NAMES], "generation_kwarg"
-    )
-    if (beams := generation_kwargs.get("num_beams") or 1) != 1:
-        raise ValueError(
-            f"num_beams={beams} has no meaning for a diffusion sampler: leave it out or set 1"
-        )
-    options = {
-        name: value for name, value in generation_kwargs.items() if name not in GENERATION_NAMES
-    }
-    if generation_kwargs.get("do_sample") is False:
-        options["temperature"] = 0.0
-        options.pop("top_p", None)
-        options.pop("top_k", None)
-    elif (
-        generation_kwargs.get("do_sample")
-        and "temperature" not in options
-        and not given.get("temperature")
-    ):
-        options["temperature"] = 1.0
-    return options
-
-
-def _join_process_group() -> None:
-    """Make ranks of torchrun (run_cfg.num_procs > 1) known, else all write the same files."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        import torch.distributed
-
-        if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")

@@ -312,14 +312,14 @@ def test_num_return_sequences_gives_lists_of_independent_answers(tiny_checkpoint
 def test_generation_kwargs_of_a_call_mean_what_they_mean_elsewhere(
     tiny_checkpoint, asked, temperature
 ) -> None:
-    from llada_plugins.opencompass_models import _sampler_options
+    from llada_plugins.harness.opencompass_options import sampler_options
 
     model = LLaDA(str(tiny_checkpoint), gen_length=8, temperature=0.5)
     assert (
-        model.engine.sampler_for(_sampler_options(asked, model.engine.given)).temperature
+        model.engine.sampler_for(sampler_options(asked, model.engine.given)).temperature
         == temperature
     )
-    assert _sampler_options(dict(do_sample=True), {}) == dict(temperature=1.0)
+    assert sampler_options(dict(do_sample=True), {}) == dict(temperature=1.0)
     for wrong, message in (
         (dict(num_beams=3), "num_beams=3 has no meaning"),
         (dict(temprature=1), "temprature"),

@@ -1,0 +1,74 @@
+"""Options that OpenCompass passes to a model or a call beside the sampler's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llada_plugins.options.fields import names, reject_unknown
+
+# of generation_kwargs, beside the sampler's options
+GENERATION_NAMES = ("do_sample", "num_beams", "num_return_sequences")
+
+
+def check_exclusive(
+    meta_template: Mapping[str, Any] | None, *, chat: bool, record_stats: bool
+) -> None:
+    """Raise ValueError where meta_template stands beside what it excludes."""
+    if not meta_template:
+        return
+    if chat:
+        raise ValueError("meta_template and chat exclude each other: both wrap the turns")
+    if record_stats:
+        raise ValueError(
+            "meta_template and record_stats exclude each other: OpenCompass then cuts predictions "
+            "as plain strings"
+        )
+
+
+def check_generation_kwargs(generation_kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError on what a model's entry may not have among its generation_kwargs."""
+    others = [name for name in generation_kwargs if name != "num_return_sequences"]
+    if others:
+        raise ValueError(
+            f"generation_kwargs takes num_return_sequences only, got {', '.join(others)}: "
+            "write sampler options flat in the model's entry"
+        )
+
+
+def num_answers(generation_kwargs: Mapping[str, Any], default: int = 1) -> int:
+    """How many answers to each prompt are asked for."""
+    number = generation_kwargs.get("num_return_sequences", default)
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"num_return_sequences must be a whole number, at least 1, got {number!r}")
+    return number
+
+
+def sampler_options(
+    generation_kwargs: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The sampler's options of an inferencer's generation_kwargs; given: the model's own.
+
+    do_sample=False is greedy, whatever else is listed; do_sample=True without a
+    temperature samples at the model's, else at 1.
+    """
+    from llada_plugins.sampling.config import SamplerConfig
+
+    reject_unknown(
+        generation_kwargs, [*names(SamplerConfig), *GENERATION_NAMES], "generation_kwarg"
+    )
+    if (beams := generation_kwargs.get("num_beams") or 1) != 1:
+        raise ValueError(
+            f"num_beams={beams} has no meaning for a diffusion sampler: leave it out or set 1"
+        )
+    options = {
+        name: value for name, value in generation_kwargs.items() if name not in GENERATION_NAMES
+    }
+    do_sample = generation_kwargs.get("do_sample")
+    if do_sample is False:
+        options["temperature"] = 0.0
+        options.pop("top_p", None)
+        options.pop("top_k", None)
+    elif do_sample and "temperature" not in options and not given.get("temperature"):
+        options["temperature"] = 1.0
+    return options
