@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from llada_plugins.options.command_line import OneLineParser
-from llada_plugins.reports.doctor import FAIL, findings
+from llada_plugins.reports.doctor import findings
+from llada_plugins.reports.finding import FAIL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,22 +12,21 @@ import pytest
 from llada_plugins import doctor
 from llada_plugins.files import installation
 from llada_plugins.reports.doctor import (
-    FAIL,
-    FINDER,
-    NOTE,
-    OK,
-    Ask,
-    Finding,
-    asked,
     check_conflicts,
     check_extras,
     check_hardware,
     check_installation,
-    check_lm_eval,
-    check_opencompass,
     check_requirements,
     check_versions,
 )
+from llada_plugins.reports.doctor_harnesses import (
+    FINDER,
+    Ask,
+    asked,
+    check_lm_eval,
+    check_opencompass,
+)
+from llada_plugins.reports.finding import FAIL, NOTE, OK, Finding
 
 VALUE = "llada_plugins.lmeval_models:LLaDA"
 UNKNOWN = {"models": {}, "errors": {"llada": "ValueError('Supported model names: hf, vllm')"}}
@@ -206,7 +205,8 @@ def test_a_harness_that_cannot_be_imported_is_told_with_the_reason(site_packages
 
 def test_the_last_line_of_a_failure_is_the_reason():
     assert asked("nothing") == (
-        "AttributeError: module 'llada_plugins.reports.doctor' has no attribute 'ask_nothing'"
+        "AttributeError: module 'llada_plugins.reports.doctor_harnesses' has no attribute "
+        "'ask_nothing'"
     )
 
 
