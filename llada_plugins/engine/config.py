@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llada_plugins.likelihood.budget import Budget, budget
+from llada_plugins.likelihood.estimate import LikelihoodSettings
 from llada_plugins.likelihood.estimators import ESTIMATORS
 from llada_plugins.models.quantization import QUANTIZE
 from llada_plugins.options.fields import arg, names
@@ -149,3 +150,15 @@ class EngineConfig(LikelihoodOptions, ModelOptions):  # fields in the order of M
     def __post_init__(self) -> None:
         ModelOptions.__post_init__(self)
         LikelihoodOptions.__post_init__(self)
+
+    def likelihood_settings(self, cfg_scale: float, batch_size: int | None) -> LikelihoodSettings:
+        """How likelihoods are run; batch_size: of this call, in place of the configured one."""
+        return LikelihoodSettings(
+            limits=self.budget(),
+            estimator=self.estimator,
+            seed=self.mc_seed,
+            cfg_scale=cfg_scale,
+            batch_size=batch_size or self.batch_size,
+            batch_tokens=self.batch_tokens,
+            greedy_check=self.greedy_check,
+        )

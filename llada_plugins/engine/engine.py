@@ -13,21 +13,21 @@ import math
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llada_plugins.diffusion.denoiser import capacity, check_unmasked
-from llada_plugins.likelihood.estimate import LikelihoodSettings, LogLikelihood, iterate
+from llada_plugins.likelihood.estimate import LogLikelihood, iterate
 from llada_plugins.methods.table import METHODS, check_policy
 from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
-from llada_plugins.models.folder import read_config, resolve, special_tokens
+from llada_plugins.models.folder import read_config, resolve
 from llada_plugins.options.fields import build, coerce, names, reject_unknown, with_origins
 from llada_plugins.sampling.config import SamplerConfig, build_sampler
 from llada_plugins.sampling.decode import Review, decode_each, unreviewed
 from llada_plugins.sampling.generate import with_options
 
 from . import identity, likelihood_log
+from .checks import check_answers, context_length, mask_known
 from .config import HARNESS_DEFAULTS, EngineConfig
 from .judging import TimedReview, block_review, question_of
 from .notices import WarnOnce, surprises
@@ -43,10 +43,6 @@ from .request import (
     stop_rule,
 )
 from .watching import watched
-
-if TYPE_CHECKING:
-    from llada_plugins.models.llada_config import LLaDAConfig
-    from llada_plugins.models.special_tokens import SpecialTokens
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +76,8 @@ class Engine:
         self.tokenizer = text.load_tokenizer(tokenizer_folder, self.config.chat_template)
         # its name, None for the only one or the default
         self.chat_template = self.config.chat_template
-        self.special = self._special_tokens(tokenizer_folder, config)
-        self.max_length = self._context_length(config)
+        self.special = mask_known(self.folder, tokenizer_folder, config, self.config.mask_id)
+        self.max_length = context_length(config, self.config.max_length)
         load = functools.partial(
             checkpoint.load_model,
             self.folder,
@@ -104,26 +100,6 @@ class Engine:
         self._check_sampler(self.common)
         # of the last question, tokenised once for all its choices
         self._context: tuple[str | None, list[int]] = (None, [])
-
-    def _special_tokens(self, tokenizer_folder: Path, config: LLaDAConfig) -> SpecialTokens:
-        """Those of the checkpoint; ValueError where nothing names its mask."""
-        special = special_tokens(tokenizer_folder, config, self.config.mask_id)
-        if special is None:
-            raise ValueError(
-                f"{self.folder}: neither config.json (mask_token_id) nor the tokenizer names a "
-                "mask token: pass mask_id=…"
-            )
-        return special
-
-    def _context_length(self, config: LLaDAConfig) -> int:
-        """Tokens that prompt and answer may have together."""
-        max_length = self.config.max_length or config.max_sequence_length
-        if max_length > config.max_sequence_length:
-            raise ValueError(
-                f"max_length={max_length} exceeds the model's context of "
-                f"{config.max_sequence_length} tokens"
-            )
-        return max_length
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -255,7 +231,7 @@ class Engine:
         last tokens are scored. batch_size: masked rows of a forward, in place of the
         configured number; pairs with the same context are the choices of a question.
         """
-        self._check_answers(pairs)
+        check_answers(pairs, self.max_answer, self.max_length, self.method)
         fitted, marks = self.overlong.pairs(pairs, lambda ids: text.decode(self.tokenizer, ids, ()))
         if self.method != "llada":
             self._warnings.warn(f"{self.method}: likelihoods are {METHODS[self.method].likelihood}")
@@ -267,15 +243,7 @@ class Engine:
                 yield number, self._logged(fitted[number], estimate)
             else:
                 scored.append(number)
-        settings = LikelihoodSettings(
-            limits=self.config.budget(),
-            estimator=self.config.estimator,
-            seed=self.config.mc_seed,
-            cfg_scale=self.common.cfg_scale,
-            batch_size=batch_size or self.config.batch_size,
-            batch_tokens=self.config.batch_tokens,
-            greedy_check=self.config.greedy_check,
-        )
+        settings = self.config.likelihood_settings(self.common.cfg_scale, batch_size)
         estimates = iterate(
             self.model,
             [fitted[number] for number in scored],
@@ -300,15 +268,14 @@ class Engine:
         return estimate
 
     def encode(self, string: str) -> list[int]:
-        """Token ids; special tokens are added only where the string does not already
-        begin with BOS, as a rendered chat does.
-        """
+        """Token ids, with special tokens unless the string begins with BOS, as a chat does."""
         return self._known(text.encode(self.tokenizer, string))
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of context and continuation as in lm-eval: the context's trailing spaces
-        go over, and the tokens of the whole string are split; where one of them spans
-        the join, see text.encode_pair.
+        """Ids of context and continuation as in lm-eval.
+
+        The context's trailing spaces go over to the continuation, and the tokens of the
+        whole string are split; where one of them spans the join, see text.encode_pair.
         """
         stripped = context.rstrip()
         if self._context[0] != stripped:
@@ -323,7 +290,8 @@ class Engine:
         return ids
 
     def use_template(self, name: str) -> None:
-        """Render chats through the tokenizer's template of that name from now on;
+        """Render chats through the tokenizer's template of that name from here on.
+
         ValueError where another was chosen, or it has none.
         """
         if self.chat_template == name:
@@ -337,8 +305,9 @@ class Engine:
         self.chat_template = name
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], prefill: bool = False) -> str:
-        """The prompt string of a chat, ending with the assistant's header, or with the
-        last message's text if that is a prefill.
+        """The prompt string of a chat, ending with the assistant's header.
+
+        With a prefill it ends with the last message's text.
         """
         return text.render_chat(self.tokenizer, messages, prefill)
 
@@ -365,15 +334,3 @@ class Engine:
         with_options(self.denoise, sampler, self.special)
         check_policy(sampler, self.prepared)
         sampler.check_budget(reviewed=self.prepared.judge is not None)
-
-    def _check_answers(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
-        """Raise ValueError on an answer that is empty, or that a router does not know."""
-        for number, (_, answer) in enumerate(pairs):
-            if not len(answer):
-                raise ValueError(f"answer {number} is empty: there is nothing to score")
-            if len(answer) > self.max_answer and self.max_answer < self.max_length:
-                raise ValueError(
-                    f"request {number}: an answer of {len(answer)} tokens exceeds the "
-                    f"{self.max_answer} that {self.method} knows (max_positions of its router): "
-                    "train a longer one (training.router_sft --max_positions), or use llada"
-                )
