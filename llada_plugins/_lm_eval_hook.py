@@ -41,8 +41,9 @@ class Placeholder(str):
 
 
 def register() -> None:
-    """Add this package's model names to lm-eval's registry, unimported; a name that is
-    taken stays as it is.
+    """Add this package's model names to lm-eval's registry, without importing the models.
+
+    A name that is taken stays as it is.
     """
     from lm_eval.api import registry
 
@@ -65,8 +66,7 @@ def find(
     path: Sequence[str] | None = None,
     target: ModuleType | None = None,
 ) -> ModuleSpec | None:
-    """The spec of module `fullname` as the other finders give it, made to call
-    `register` once the module has run.
+    """The other finders' spec of module `fullname`, which calls `register` after the module.
 
     caller: the .pth file's finder. A virtual environment runs the line of a .pth file
     twice, so every object of its class is passed over: two that asked each other would

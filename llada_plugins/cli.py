@@ -1,5 +1,6 @@
-"""The stock lm_eval command with this package's model names, also where start-up files
-are not read.
+"""The stock lm_eval command with this package's model names.
+
+It knows them also where Python's start-up files are not read.
 
 llada-eval --model llada --tasks gsm8k …
 python -m llada_plugins.cli --model llada --tasks gsm8k …        (after `pip install --target`)
@@ -16,8 +17,9 @@ DOCTOR = "python -m llada_plugins.doctor says what else is wrong, and what to do
 
 
 def main() -> None:
-    """Register the names and hand the command line to lm_eval; without either, one line
-    and status 1.
+    """Register the names and hand the command line to lm_eval.
+
+    Where one of the two cannot be, it ends with one line and status 1.
     """
     try:
         distribution(DISTRIBUTION)  # whose entry points are the names

@@ -1,5 +1,7 @@
-"""Command lines of programs that ask a model: their own options, and every option of
-the chosen method as a flag of the same name.
+"""Command lines of programs that ask a model.
+
+They have the program's own options, and every option of the chosen method as a flag of
+the same name.
 """
 
 from __future__ import annotations

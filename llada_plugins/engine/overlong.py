@@ -1,7 +1,7 @@
-"""What becomes of requests that do not fit a context: cut from the left, skipped or
-refused, and told.
+"""What becomes of requests that do not fit a context.
 
-The default is lm-eval's rule: of the prompt, the last tokens that leave room for the answer.
+They are cut from the left, skipped or refused, and told. The default is lm-eval's rule:
+of the prompt, the last tokens that leave room for the answer.
 """
 
 from __future__ import annotations

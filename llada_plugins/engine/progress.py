@@ -24,9 +24,7 @@ class Progress:
         self._num_tokens = 0
 
     def add(self, num_tokens: int = 0) -> None:
-        """One more request is done, with an answer of num_tokens tokens (0: scored, not
-        decoded).
-        """
+        """One more request is done; num_tokens: of its answer, 0 where it was scored."""
         self._num_tokens += num_tokens
         if self._num_tokens:
             rate = self._num_tokens / max(time.perf_counter() - self._began, 1e-9)
@@ -49,7 +47,8 @@ class Progress:
 
 
 def progress(total: int | None, description: str, disable: bool = False) -> Progress:
-    """A progress line on stderr for `total` requests; None where the harness does not
-    say how many will come (then no time left).
+    """A progress line on stderr for `total` requests.
+
+    None where the harness does not say how many will come: then no time left is told.
     """
     return Progress(total, description, disable)

@@ -38,7 +38,7 @@ class EvaluateConfig:
         None, "ask the first so many questions only; may be raised when a run goes on"
     )
     instruction: str = arg(
-        mathematics.INSTRUCTION, "stands behind every question, on a line of its own; may be empty"
+        mathematics.INSTRUCTION, "stands after every question, on a line of its own; may be empty"
     )
     chat: Literal["auto", "true", "false"] = arg(
         "auto", "render the tokenizer's chat template (auto: where it has one)"

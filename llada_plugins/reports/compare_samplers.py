@@ -68,8 +68,9 @@ def settings(compare: str) -> dict[str, dict[str, str]]:
 
 
 def default_settings(engine: Engine) -> dict[str, dict[str, str]]:
-    """What is compared unless --compare says: those that agree with the options given
-    to the engine; the others are named in one line.
+    """What is compared unless --compare says: settings that agree with the engine's options.
+
+    The others are named in one line.
     """
     length = engine.sampler.gen_length
     block = engine.given.get("block_length") or (length // 4 if length % 4 == 0 else length)
@@ -88,9 +89,7 @@ def default_settings(engine: Engine) -> dict[str, dict[str, str]]:
 
 
 def _agrees(engine: Engine, options: Mapping[str, str]) -> bool:
-    """Are sampler options valid beside those given to the engine, and none of them
-    another value of one?
-    """
+    """Are sampler options valid beside those given to the engine, and do they change none?"""
     if any(
         engine.given.get(name) not in (None, value)
         for name, value in coerce(SamplerConfig, options).items()
@@ -106,8 +105,9 @@ def _agrees(engine: Engine, options: Mapping[str, str]) -> bool:
 def compare_methods(
     engine: Engine, prompts: Sequence[str], options: Mapping[str, Mapping[str, str]]
 ) -> dict[str, list[Completion]]:
-    """Every setting's answers to the prompts, in their order. All settings are checked
-    before the first forward.
+    """Every setting's answers to the prompts, in their order.
+
+    All settings are checked before the first forward.
     """
     samplers = {name: engine.sampler_for(given) for name, given in options.items()}
     answers = {}
@@ -118,8 +118,9 @@ def compare_methods(
 
 
 def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> float:
-    """Share of places at which two lists of answers hold the same token, 0-1; where one
-    answer is longer, they do not.
+    """Share of places at which two lists of answers hold the same token, 0-1.
+
+    Where one answer is longer, they do not.
     """
     pairs = [pair for one, other in zip(first, second) for pair in zip_longest(one, other)]
     return sum(one == other for one, other in pairs) / len(pairs) if pairs else 1.0

@@ -72,11 +72,11 @@ class RankOptions:
 
 
 def effective_rank(states: Tensor) -> Tensor:
-    """exp(entropy) of the normalised singular values of matrices (..., N, D) -> (...),
-    from 1 to min(N, D), fp64.
+    """exp(entropy) of a matrix's normalised singular values (Roy & Vetterli 2007, definition 1).
 
-    Roy & Vetterli, "The effective rank" (EUSIPCO 2007), definition 1. 1 = all rows are
-    multiples of one; NaN for a matrix of zeros.
+    states: (..., N, D). Returns (...), fp64, from 1 to min(N, D). 1 = all rows are
+    multiples of one; NaN for a matrix of zeros. The paper is "The effective rank",
+    EUSIPCO 2007.
     """
     values = torch.linalg.svdvals(states.double())  # (..., min(N, D))
     share = values / values.sum(-1, keepdim=True)
@@ -87,8 +87,9 @@ def effective_rank(states: Tensor) -> Tensor:
 def mask_ranks(
     model: LLaDA, prompts: Sequence[Sequence[int]], num_masks: int, router: Router | None = None
 ) -> list[float]:
-    """Effective rank of the masked positions' states (num_masks, D), mean over prompts:
-    at the input, then after every layer.
+    """Effective rank of the masked positions' states (num_masks, D), mean over prompts.
+
+    At the input, then after every layer.
     """
     mask_id = known_special_tokens(model).mask
     ranks = []
@@ -99,16 +100,15 @@ def mask_ranks(
         if router is not None:
             embeds = seeded_embeddings(router, model.embedding, tokens, start, mask_id)
         states = model.hidden_states(tokens, inputs_embeds=embeds, every_layer=True)
-        # (n_layers + 1,)
-        ranks.append(
-            effective_rank(torch.stack([state[0, len(prompt) :].cpu() for state in states]))
-        )
+        masked = torch.stack([state[0, len(prompt) :].cpu() for state in states])
+        ranks.append(effective_rank(masked))  # (n_layers + 1,)
     return torch.stack(ranks).mean(0).tolist()
 
 
 def random_router(model: LLaDA, num_masks: int, seed: int) -> Router:
-    """A fresh router that replaces the mask embedding, its weights from the seed; the
-    global random state stays as it was.
+    """A fresh router that replaces the mask embedding, its weights from the seed.
+
+    The global random state stays as it was.
     """
     config = RouterConfig(
         d_model=model.config.d_model,
@@ -122,8 +122,9 @@ def random_router(model: LLaDA, num_masks: int, seed: int) -> Router:
 
 
 def read_prompts(path: Path, encode: Callable[[str], list[int]]) -> list[list[int]]:
-    """The prompts of a JSONL file as ids; raises FileNotFoundError, or ValueError
-    naming file and line.
+    """The prompts of a JSONL file as ids.
+
+    Raises FileNotFoundError, or ValueError that names file and line.
     """
 
     def prompt(row: Any) -> list[int]:
@@ -167,9 +168,7 @@ def load_prompts(options: RankOptions, folder: Path, model: LLaDA) -> list[list[
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], num_masks: int, model: LLaDA) -> None:
-    """Raise ValueError on a prompt that the model cannot read or that leaves no room
-    for the masks.
-    """
+    """Raise ValueError on a prompt that the model cannot read, or without room for the masks."""
     longest = max(map(len, prompts))
     if longest + num_masks > model.config.max_sequence_length:
         raise ValueError(

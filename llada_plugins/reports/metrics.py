@@ -1,5 +1,6 @@
-"""How well a confidence tells clean tokens from incorrect ones: what
-training.remask_sft logs and reports show, in torch alone.
+"""How well a confidence tells clean tokens from incorrect ones.
+
+training.remask_sft logs these numbers, and reports show them.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from torch import Tensor
 
 
 def auc(score: Tensor, positive: Tensor) -> float:
-    """Area under the ROC curve: the probability that a positive scores above a
-    negative, ties counting one half (Mann-Whitney).
+    """Area under the ROC curve (Mann-Whitney).
 
+    It is the probability that a positive scores above a negative, ties counting one half.
     score: any shape. positive: bool of that shape. nan where one of the two kinds is absent.
     """
     score, positive = score.flatten().double(), positive.flatten().bool()
@@ -28,11 +29,11 @@ def auc(score: Tensor, positive: Tensor) -> float:
 
 
 def expected_calibration_error(probability: Tensor, label: Tensor, bins: int = 15) -> float:
-    """Mean distance between stated probability and share of clean tokens, over equal
-    bins weighted by size (Guo et al., arXiv 1706.04599).
+    """Mean distance between stated probability and share of clean tokens (arXiv 1706.04599).
 
-    probability: 0-1, any shape. label: of that shape, bool, or a probability where the
-    truth is soft. nan without tokens.
+    Over bins of equal width, weighted by size, as Guo et al. have it. probability: 0-1, any
+    shape. label: of that shape, bool, or a probability where the truth is soft. nan without
+    tokens.
     """
     probability, label = probability.flatten().double(), label.flatten().double()
     if not probability.numel():
@@ -43,10 +44,9 @@ def expected_calibration_error(probability: Tensor, label: Tensor, bins: int = 1
 
 
 def confusion(probability: Tensor, label: Tensor, cut: float = 0.5) -> dict[str, int]:
-    """Counts tp, fp, tn, fn of calling a token clean where its probability is at least
-    `cut`; positive = clean.
+    """Counts tp, fp, tn, fn of calling a token clean where its probability reaches `cut`.
 
-    probability: 0-1, any shape. label: bool of that shape, True = clean.
+    Positive = clean. probability: 0-1, any shape. label: bool of that shape, True = clean.
     """
     called, clean = probability.flatten() >= cut, label.flatten().bool()
     counts = {

@@ -135,8 +135,10 @@ def model_samples(denoise: Denoiser, mask_id: int) -> Replace:
 
 
 def detection_report(visible: Visible) -> dict[str, Any]:
-    """AUC of both confidences, calibration of each as the probability of being clean,
-    and the policy's confusion matrix at 0.5.
+    """Three ways to judge the policy's and the token's own confidence.
+
+    AUC of both, calibration of each as the probability of being clean, and the policy's
+    confusion matrix at 0.5.
     """
     return {
         "num_visible": len(visible.clean),
@@ -155,8 +157,9 @@ def detection_report(visible: Visible) -> dict[str, Any]:
 
 
 def reliability(probability: Tensor, label: Tensor) -> list[dict[str, float]]:
-    """Mean probability and share of clean tokens in each of BINS equal bins that is not
-    empty, the bins of the calibration error.
+    """Mean probability and share of clean tokens in each bin of the calibration error.
+
+    Empty bins are left out.
     """
     number = (probability.double() * BINS).long().clamp(0, BINS - 1)
     rows = []

@@ -34,11 +34,11 @@ Head = Callable[["PretrainedConfig"], dict[str, nn.Module]]  # its modules, by n
 def token_class_ids(
     tokenizer: PreTrainedTokenizerBase, question: str, steps: Sequence[str], separator: str
 ) -> tuple[list[int], list[int]]:
-    """Ids and read positions of TRL's token classification: [BOS if any] + prompt +
-    (step + separator) for each step.
+    """Ids and read positions of TRL's token classification.
 
-    Each piece is tokenised by itself, as in training: jointly, "." and a newline would
-    merge into one token. A step's read position is that of its separator's last token.
+    [BOS if any] + prompt + (step + separator) for each step. Each piece is tokenised by
+    itself, as in training: jointly, "." and a newline would merge into one token. A step's
+    read position is that of its separator's last token.
     """
 
     def encode(string: str) -> list[int]:
@@ -66,9 +66,7 @@ def token_class_encoder(tokenizer: PreTrainedTokenizerBase, options: Mapping[str
 
 
 def qwen_encoder(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, str]) -> Encode:
-    """Qwen2.5-Math-PRM: system, question, and an assistant's turn with the marker
-    behind every step.
-    """
+    """Qwen2.5-Math-PRM: system, question, and an answer with the marker after every step."""
     marker = options["prm_marker"]
     token = one_token(tokenizer, "prm_marker", marker)
 
@@ -103,10 +101,10 @@ def math_shepherd_encoder(tokenizer: PreTrainedTokenizerBase, options: Mapping[s
 
 
 def chat_encoder(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, str]) -> Encode:
-    """RLHFlow: every step is a user's turn, the first behind the question, and every
-    assistant's turn is "+".
+    """RLHFlow: every step is a user's turn, which the assistant answers with "+".
 
-    A score is the model's own choice of that turn, so it is read one position before it.
+    The first turn has the question before its step. A score is the model's own choice of the
+    assistant's turn, so it is read one position before it.
     """
     positive = options["prm_positive"]
     token = one_token(tokenizer, "prm_positive", positive)
@@ -119,8 +117,7 @@ def chat_encoder(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, str])
         if not all(strings[-1].startswith(string) for string in strings):
             raise ValueError(
                 "the PRM's chat template changes earlier turns when one is added, so it is "
-                "unknown where steps end: "
-                "use the template that the PRM was trained with"
+                "unknown where steps end: use the template that the PRM was trained with"
             )
         ends = [len(string) for string in strings]
         ids, positions = read_at_markers(tokenizer, strings[-1], ends, token)
@@ -130,8 +127,9 @@ def chat_encoder(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, str])
 
 
 def one_token(tokenizer: PreTrainedTokenizerBase, option: str, string: str) -> int:
-    """The id of a marker or candidate; one that is not exactly one known token would be
-    read somewhere else, so it is refused.
+    """The id of a marker or candidate.
+
+    One that is not exactly one known token would be read somewhere else, so it is refused.
     """
     ids = tokenizer.encode(string, add_special_tokens=False)
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
@@ -144,8 +142,9 @@ def one_token(tokenizer: PreTrainedTokenizerBase, option: str, string: str) -> i
 
 
 def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]]) -> str:
-    """The chat up to the end of the last turn's text; what a template puts behind it
-    cannot change a causal model's scores.
+    """The chat up to the end of the last turn's text.
+
+    What a template puts after it cannot change a causal model's scores.
     """
     return text.render_chat(
         tokenizer, [{"role": role, "content": content} for role, content in turns], prefill=True
@@ -180,8 +179,9 @@ def read_at_markers(
 
 
 def mlp_head(config: PretrainedConfig) -> dict[str, nn.Module]:
-    """Qwen2.5-Math-PRM's; transformers' own classes would leave it out and put random
-    numbers in its place.
+    """Qwen2.5-Math-PRM's.
+
+    transformers' own classes would leave it out and put random numbers in its place.
     """
     width = config.hidden_size
     return {"score": nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))}
@@ -199,8 +199,9 @@ def linear_head(config: PretrainedConfig) -> dict[str, nn.Module]:
 
 
 def vocabulary_head(config: PretrainedConfig) -> dict[str, nn.Module]:
-    """A language model's, of which two rows are kept after loading; tied ones are the
-    embedding's.
+    """A language model's, of which two rows are kept after loading.
+
+    Tied ones are the embedding's.
     """
     if config.tie_word_embeddings:
         return {}
@@ -254,19 +255,18 @@ def find_family(
     else:
         raise ValueError(
             f"{folder}: architectures is {list(architectures)}, not that of a process reward "
-            "model: known are "
-            "Qwen2ForProcessRewardModel, *ForTokenClassification and *ForCausalLM"
+            "model: known are Qwen2ForProcessRewardModel, *ForTokenClassification and "
+            "*ForCausalLM"
         )
     if asked is None and len(possible) > 1:
         raise ValueError(
             f"{folder} is a causal LM, whose files do not say how it judges steps: pass "
-            "prm_family=math_shepherd "
-            "(a marker behind every step) or prm_family=chat (+ and - as the assistant's turns)"
+            "prm_family=math_shepherd (a marker after every step) or prm_family=chat (+ and - as "
+            "the assistant's turns)"
         )
     if asked is not None and asked not in possible:
         raise ValueError(
             f"prm_family={asked!r} contradicts the files of {folder} (architectures "
-            f"{list(architectures)}): "
-            f"they are of {' or '.join(possible)}"
+            f"{list(architectures)}): they are of {' or '.join(possible)}"
         )
     return asked or possible[0]

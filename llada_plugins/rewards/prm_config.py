@@ -111,9 +111,8 @@ def _separator(given: str | None, raw: Mapping[str, Any], folder: Path) -> str:
     if not isinstance(separator, str):
         raise ValueError(
             f"{folder}: its config.json has no step_separator: pass the text that stood "
-            "behind every step in training, "
-            'such as prm_separator="\\n" (in double quotes a newline, without them a '
-            "backslash and an n)"
+            'after every step in training, such as prm_separator="\\n" (in double quotes a '
+            "newline, without them a backslash and an n)"
         )
     return separator
 

@@ -220,8 +220,8 @@ def _body_config(folder: Path, raw: Mapping[str, Any]) -> PretrainedConfig:
     if raw.get("model_type") not in CAUSAL:
         raise ValueError(
             f"{folder}: model_type is {raw.get('model_type')!r}, expected one of "
-            f"{', '.join(CAUSAL)}: only causal models "
-            "can be read, where a score depends on nothing behind it"
+            f"{', '.join(CAUSAL)}: only causal models can be read, where a score depends on "
+            "nothing after it"
         )
     from transformers import AutoConfig
 

@@ -1,3 +1,4 @@
-"""Tasks with exact rules, which need neither data files nor a network; and what the
-tasks on local files share.
+"""Tasks with exact rules, which need neither data files nor a network.
+
+What the tasks on local files share is here as well.
 """

@@ -1,5 +1,4 @@
-"""Questions with mathematical answers: files of them, how they are asked, and
-math-verify's judgement, the one rule of every task here.
+"""Questions with mathematical answers, and the one rule that judges them: math-verify's.
 
 math-verify bounds its work by an alarm signal: grade in the main thread.
 """
@@ -32,8 +31,9 @@ class Grade(NamedTuple):
 
 
 def read(path: Path) -> list[Question]:
-    """The questions of a .csv, .jsonl or .json file with the columns question (or
-    problem) and answer; others are ignored.
+    """The questions of a .csv, .jsonl or .json file.
+
+    It has the columns question (or problem) and answer; others are ignored.
     """
     try:
         rows = _rows(path)
@@ -60,8 +60,9 @@ def check_grader() -> None:
 
 
 def check_references(questions: list[Question]) -> None:
-    """Raise ValueError on a reference that math-verify cannot read: every answer to it
-    would count as wrong.
+    """Raise ValueError on a reference that math-verify cannot read.
+
+    Every answer to it would count as wrong.
     """
     for number, question in enumerate(questions, 1):
         if not _reference(question.answer):
@@ -116,8 +117,9 @@ def _question(path: Path, number: int, row: Any) -> Question:
 
 
 def _final(answer: str) -> str:
-    """What follows #### in the last line, if it begins so; math-verify prefers what
-    "answer" precedes.
+    """What follows #### in the last line, if it begins so.
+
+    math-verify would prefer what "answer" precedes.
     """
     found = re.search(r"^####\s*(\S.*)\Z", answer.rstrip(), re.MULTILINE)
     return found[1] if found else answer

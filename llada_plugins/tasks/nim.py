@@ -1,5 +1,4 @@
-"""Nim: positions with an exact solver, on which routers are trained and measured, and
-the rule that judges a move.
+"""Nim: positions with an exact solver, on which routers are trained and measured.
 
 Players take from one heap in turn; who takes the last object wins. A position is lost
 exactly if the xor of its heaps is 0, and a move wins exactly if it leaves such a
@@ -19,7 +18,7 @@ then '=':
 The model in the package was first trained on answers with any of the winning moves,
 then on the first winning heap's: with the former alone most errors (177 of 268)
 combined the heap of one winning move with the size of another, with the latter alone it
-learned the 1,757 positions by heart (training/runs/presets.py has the numbers).
+learned the 1,757 positions by heart (docs/tiny-models.md has the numbers).
 """
 
 from __future__ import annotations
@@ -103,14 +102,13 @@ def num_positions(split: str) -> int:
 
 
 def split_of(position: str) -> str:
-    """The split, "train" or "test", to which a position of 2-4 heaps of 1-7 belongs,
-    from its hash.
-    """
+    """The split, "train" or "test", of a position of 2-4 heaps of 1-7, from its hash."""
     return "test" if hashlib.sha256(position.encode()).digest()[0] < TEST_SHARE else "train"
 
 
 def is_winning(position: str, answer: str) -> bool:
-    """Whether `answer`, stripped, is 8 characters that end in a winning move, or in
+    """Whether `answer`, stripped, is 8 characters that end in a winning move.
+
     '##' where there is none; its xors do not count.
     """
     heaps = [int(size, 16) for size in position.removesuffix("=").rstrip(".")]

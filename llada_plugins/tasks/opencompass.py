@@ -1,5 +1,6 @@
-"""The package's tasks as OpenCompass data sets and evaluators, by class reference in a
-config; they need no data files.
+"""The package's tasks as OpenCompass data sets and evaluators, which need no data files.
+
+A config names the classes.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ class Sudoku4Dataset(BaseDataset):
 
 
 class NimDataset(BaseDataset):
-    """Columns: position (the prompt, ends in '='), answer (running xors and one of the
-    winning moves).
-    """
+    """Columns: position (the prompt, ends in '='), answer (running xors, a winning move)."""
 
     @staticmethod
     def load(num: int = nim.DEFAULT_NUM_TEST, seed: int = 0, split: str = "test") -> DatasetDict:
@@ -49,8 +48,10 @@ class RuleEvaluator(BaseEvaluator):
     def score(
         self, predictions: Sequence[str], references: Sequence[str], test_set: Dataset
     ) -> dict[str, Any]:
-        """references: one right answer each, to look at; the questions come from the
-        test set's own column.
+        """The accuracy, and every answer with its judgement.
+
+        references: one right answer each, to look at; the questions come from the test
+        set's own column.
         """
         details = [
             {

@@ -1,5 +1,4 @@
-"""4x4 sudoku: the puzzles on which the tiny model is trained and measured, and the
-rules that judge an answer.
+"""4x4 sudoku: the puzzles on which the tiny model is trained and measured.
 
 A puzzle shows 2 to 8 clues of a solved grid and often has several completions: every
 one that keeps the clues counts. Train and test puzzles never meet, whatever their
@@ -39,8 +38,9 @@ def solutions() -> tuple[str, ...]:
 
 
 def problems(split: Literal["train", "test"], num: int, seed: int = 0) -> list[Problem]:
-    """`num` problems drawn independently: a random solved grid, 2-8 clues at random
-    places. A longer list starts with the shorter one.
+    """`num` problems drawn independently: a random solved grid, 2-8 clues at random places.
+
+    A longer list starts with the shorter one.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -61,9 +61,7 @@ def split_of(puzzle: str) -> Literal["train", "test"]:
 
 
 def is_valid(puzzle: str, completion: str) -> bool:
-    """Whether `completion`, stripped, is 16 digits that solve the grid and keep the
-    puzzle's clues.
-    """
+    """Whether `completion`, stripped, is 16 digits that solve the grid and keep the clues."""
     answer = completion.strip()
     return (
         len(answer) == 16
