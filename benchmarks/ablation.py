@@ -199,7 +199,7 @@ def load(pretrained: str | None, ups: str | None) -> Engine:
 
 def measure(
     engine: Engine,
-    problems: Sequence[sudoku.Problem],
+    problems: Sequence[sudoku.SudokuProblem],
     settings: Mapping[str, SamplerConfig],
     batch_size: int = 50,
 ) -> dict[str, Outcome]:

@@ -97,7 +97,7 @@ class Outcome(NamedTuple):
 
 
 def decode(
-    engine: Engine, problems: Sequence[sudoku.Problem], options: Options, **sampler: Any
+    engine: Engine, problems: Sequence[sudoku.SudokuProblem], options: Options, **sampler: Any
 ) -> list[Completion]:
     """One completion per problem."""
     config = engine.sampler_for(sampler)
@@ -109,7 +109,7 @@ def decode(
     return [found[number] for number in range(len(problems))]
 
 
-def outcome(completions: Sequence[Completion], problems: Sequence[sudoku.Problem]) -> Outcome:
+def outcome(completions: Sequence[Completion], problems: Sequence[sudoku.SudokuProblem]) -> Outcome:
     """Counts of one setting's completions."""
     seconds = sum(each.seconds for each in completions)
     return Outcome(
@@ -127,7 +127,7 @@ def outcome(completions: Sequence[Completion], problems: Sequence[sudoku.Problem
 
 
 def best_of(
-    runs: Sequence[Sequence[Completion]], engine: Engine, problems: Sequence[sudoku.Problem]
+    runs: Sequence[Sequence[Completion]], engine: Engine, problems: Sequence[sudoku.SudokuProblem]
 ) -> Outcome:
     """The best of several completions of each problem by the mean score of its steps."""
     judge, began = engine.prepared.judge, time.perf_counter()

@@ -13,8 +13,7 @@ from llada_plugins import generate
 from llada_plugins.engine.engine import Engine
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks import nim
-
-from .parallel import TASKS, Task
+from llada_plugins.tasks.registry import TASKS, ExactTask
 
 # two blocks each: one behind, one ahead, and several steps that a cache can shorten
 BLOCK_LENGTHS = {"sudoku4": 8, "nim": 4}
@@ -77,17 +76,17 @@ def measure(num: int) -> dict[str, dict[str, Accuracy]]:
     )
 
 
-def _ways(task: Task, block_length: int, num: int) -> dict[str, Accuracy]:
+def _ways(task: ExactTask, block_length: int, num: int) -> dict[str, Accuracy]:
     problems, found = task.problems("test", num), {}
     load = functools.cache(
-        lambda weights: Engine(
-            "llada", pretrained=task.pretrained, device="cpu", **WEIGHTS[weights]
-        )
+        lambda weights: Engine("llada", pretrained=task.name, device="cpu", **WEIGHTS[weights])
     )
     exact: list[list[int]] = []
     for name, way in WAYS.items():
         engine = load(way.weights)
-        config = SamplerConfig(gen_length=task.gen_length, block_length=block_length, **way.options)
+        config = SamplerConfig(
+            gen_length=task.answer_length, block_length=block_length, **way.options
+        )
         prompts = [engine.encode(prompt) for prompt, _ in problems]
         samples = [
             sample
@@ -100,7 +99,7 @@ def _ways(task: Task, block_length: int, num: int) -> dict[str, Accuracy]:
         exact = exact or answers
         texts = engine.tokenizer.batch_decode(answers)
         found[name] = Accuracy(
-            sum(task.right(prompt, text) for (prompt, _), text in zip(problems, texts)) / num,
+            sum(task.accepts(prompt, text) for (prompt, _), text in zip(problems, texts)) / num,
             sum(answer == other for answer, other in zip(answers, exact)) / num,
             sum(sample.num_forwards for sample in samples) / num,
         )

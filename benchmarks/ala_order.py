@@ -36,7 +36,7 @@ from training.runs.jobs import mask_id, preset_job
 from training.runs.options import SFTOptions
 from training.runs.presets import ROUTER_PRESETS, TINY_SHAPE, Preset
 
-from .ala_report import Options, Task, command_line
+from .ala_report import Options, RouterTask, command_line
 
 LENGTH = 8
 MODULUS = 4
@@ -63,14 +63,14 @@ class OrderOptions(Options):
     )
 
 
-class Problem(NamedTuple):
+class OrderProblem(NamedTuple):
     """A prompt and its only right answer."""
 
     prompt: str
     answer: str
 
 
-def problems(split: str, num: int, seed: int = 0) -> list[Problem]:
+def problems(split: str, num: int, seed: int = 0) -> list[OrderProblem]:
     """`num` problems drawn independently; split: "train" or "test", which share no prompt."""
     stream, drawn = random.Random(f"order {split} {seed}"), []
     while len(drawn) < num:
@@ -79,7 +79,7 @@ def problems(split: str, num: int, seed: int = 0) -> list[Problem]:
         places[root] = "abcd"[int(places[root])]
         prompt = f"{stream.choice('><')}{''.join(places)}="
         if (zlib.crc32(prompt.encode()) % TEST_SHARE == 0) == (split == "test"):
-            drawn.append(Problem(prompt, solve(prompt)))
+            drawn.append(OrderProblem(prompt, solve(prompt)))
     return drawn
 
 
@@ -139,7 +139,7 @@ def train_backbone(folder: Path, updates: int) -> None:
     launch.run(Run(job=job, objective=objective), arguments, command)
 
 
-def prepare(options: OrderOptions) -> Task:
+def prepare(options: OrderOptions) -> RouterTask:
     """The task, its backbone and the routers' problems on disk."""
     folder = Path(options.output_dir)
     train_backbone(folder / "backbone", options.backbone_steps)
@@ -158,7 +158,7 @@ def prepare(options: OrderOptions) -> Task:
         "False",
         *(f"--{name}={value}" for name, value in RECIPE.items() if name != "seed"),
     ]
-    return Task(
+    return RouterTask(
         "order",
         str(folder / "backbone"),
         source,

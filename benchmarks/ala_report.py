@@ -56,7 +56,7 @@ CONTROL = {"router": "bias", "deep_router": "deep_bias", "block_router": "block_
 BATCH = 250  # problems a forward
 
 
-class Task(NamedTuple):
+class RouterTask(NamedTuple):
     """A backbone and the problems on which it is measured."""
 
     name: str
@@ -69,10 +69,10 @@ class Task(NamedTuple):
     splits: dict[str, float]  # the first is in distribution; share of --num
 
 
-TASKS = {
+ROUTER_TASKS = {
     task.name: task
     for task in (
-        Task(
+        RouterTask(
             "nim",
             "nim",
             ["--preset", "nim_router"],
@@ -83,7 +83,7 @@ TASKS = {
             {"test": 1.0, "ood_heaps": 0.5, "ood_sizes": 0.5},
         ),
         # which cell can be filled first depends on the clues
-        Task(
+        RouterTask(
             "sudoku4",
             "sudoku4",
             ["--preset", "sudoku4_router"],
@@ -134,7 +134,7 @@ class Measured(NamedTuple):
     correct: dict[str, Tensor]  # "split@steps" -> (problems,) 1 or 0, float64
 
 
-def train(task: Task, options: Options, variant: str, seed: int) -> Path:
+def train(task: RouterTask, options: Options, variant: str, seed: int) -> Path:
     """The folder of a variant's router; raises ValueError where it holds one made by
     another command.
     """
@@ -152,7 +152,7 @@ def train(task: Task, options: Options, variant: str, seed: int) -> Path:
     return folder
 
 
-def measure(task: Task, num: int, router: Path | None) -> Measured:
+def measure(task: RouterTask, num: int, router: Path | None) -> Measured:
     """The task's backbone, behind a router if one is given."""
     options = {} if router is None else {"router": str(router)}
     method = "llada" if router is None else "llada_ala"
@@ -245,7 +245,7 @@ def less(of: Sequence[Metrics], others: Sequence[Metrics]) -> dict[str, dict[str
     return found
 
 
-def run(task: Task, options: Options) -> dict[str, Any]:
+def run(task: RouterTask, options: Options) -> dict[str, Any]:
     """Train, measure, compare; the result can be written as JSON."""
     seeds = [int(seed) for seed in options.seeds.split(",")]
     variants = [name for name in VARIANTS if name in options.variants.split(",")]
@@ -312,7 +312,10 @@ def _difference_row(title: str, seed: str, cells: Sequence[dict[str, float]]) ->
 
 
 def command_line(
-    kind: type[Options], program: str, task_of: Callable[[Any], Task], argv: Sequence[str] | None
+    kind: type[Options],
+    program: str,
+    task_of: Callable[[Any], RouterTask],
+    argv: Sequence[str] | None,
 ) -> None:
     """Parse the options, run, write and print the report; a mistake ends the program
     with one line.
@@ -332,7 +335,9 @@ def command_line(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    command_line(TaskOptions, "benchmarks.ala_report", lambda options: TASKS[options.task], argv)
+    command_line(
+        TaskOptions, "benchmarks.ala_report", lambda options: ROUTER_TASKS[options.task], argv
+    )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Options:
         check_folder("json", self.json)
 
 
-def choices(problem: nim.Problem, num: int, stream: random.Random) -> list[str]:
+def choices(problem: nim.NimProblem, num: int, stream: random.Random) -> list[str]:
     """The right answer and num - 1 answers with its running xors and a losing move,
     where there are as many.
     """

@@ -71,11 +71,11 @@ from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
 from llada_plugins.reports.render import pyplot
+from llada_plugins.tasks.registry import TASKS
 
 from . import accuracy, memory, peers, reference, roofline, speed_plot
 from .clock import Seconds, timed
 from .command import check_folder, run_benchmark
-from .parallel import TASKS
 from .steps import BATCHES, COMPOSED, FORMS, NUM_ROWS, ragged, random_head, random_router
 
 SHAPES = {
@@ -345,7 +345,7 @@ def judged(medians: dict[str, float], options: Options) -> dict[str, dict[str, d
     for task, ways in accuracy.measure(options.accuracy_puzzles).items():
         found[task] = {}
         for name, each in ways.items():
-            share = each.mean_forwards / TASKS[task].gen_length  # of a forward for each token
+            share = each.mean_forwards / TASKS[task].answer_length  # of a forward for each token
             mean = composed(medians, share * options.block_length)
             found[task][name] = {
                 **each._asdict(),

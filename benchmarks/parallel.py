@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 
@@ -28,7 +28,7 @@ from llada_plugins import SamplerConfig, generate
 from llada_plugins.engine.engine import Engine
 from llada_plugins.options.fields import arg
 from llada_plugins.reports.render import markdown
-from llada_plugins.tasks import nim, sudoku
+from llada_plugins.tasks.registry import TASKS, ExactTask
 
 from .ablation import Interval, Outcome, paired_interval, remembered
 from .command import check_folder, run_benchmark
@@ -84,22 +84,6 @@ GRID: dict[str, tuple[float, ...]] = {
 FASTER, MAX_LOSS = 2.0, 0.01  # the target
 
 
-class Task(NamedTuple):
-    """What is decoded."""
-
-    pretrained: str | None
-    gen_length: int
-    # (split, number) -> pairs of a prompt and an answer
-    problems: Callable[[str, int], Sequence[Any]]
-    right: Callable[[str, str], bool]  # (prompt, text)
-
-
-TASKS = {
-    "sudoku4": Task(None, 16, sudoku.problems, sudoku.is_valid),
-    "nim": Task("nim", nim.ANSWER_LENGTH, nim.problems, nim.is_winning),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What is compared, on how many problems."""
@@ -136,24 +120,24 @@ def settings(gen_length: int) -> dict[str, SamplerConfig]:
     }
 
 
-def measure(task: Task, options: Options) -> dict[str, Outcome]:
+def measure(task: ExactTask, options: Options) -> dict[str, Outcome]:
     """Decode every problem under every setting; settings share the forwards on canvases
     that they have in common.
     """
-    engine = Engine("llada", pretrained=task.pretrained, device="cpu", dtype="float32")
+    engine = Engine("llada", pretrained=task.name, device="cpu", dtype="float32")
     problems = task.problems("test", options.num)
-    found: dict[str, list[tuple[bool, int]]] = {name: [] for name in settings(task.gen_length)}
+    found: dict[str, list[tuple[bool, int]]] = {name: [] for name in settings(task.answer_length)}
     for first in range(0, options.num, options.batch_size):
         batch = problems[first : first + options.batch_size]
         prompts = [engine.encode(prompt) for prompt, _ in batch]
         denoise = remembered(engine.denoise)
-        for name, config in settings(task.gen_length).items():
+        for name, config in settings(task.answer_length).items():
             samples = generate(
                 engine.model, prompts, config, special=engine.special, denoise=denoise
             )
             texts = engine.tokenizer.batch_decode([sample.answer for sample in samples])
             found[name] += [
-                (task.right(prompt, text), sample.num_forwards)
+                (task.accepts(prompt, text), sample.num_forwards)
                 for (prompt, _), text, sample in zip(batch, texts, samples)
             ]
     return {name: Outcome(*map(numpy.array, zip(*pairs))) for name, pairs in found.items()}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import ala_report
-from benchmarks.ala_report import TASKS, Measured, Options, masked_cross_entropy, mean
+from benchmarks.ala_report import ROUTER_TASKS, Measured, Options, masked_cross_entropy, mean
 from llada_plugins.engine.engine import Engine
 from llada_plugins.tasks import nim
 from tests.tolerance import rounding, token_error
@@ -69,7 +69,7 @@ def test_differences_are_paired_by_problem_and_seed_and_the_control_is_subtracte
     monkeypatch.setattr(
         ala_report, "train", lambda task, options, variant, seed: tmp_path / f"{variant}-{seed}"
     )
-    result = ala_report.run(TASKS["nim"], Options(variants="router,bias", seeds="0,1"))
+    result = ala_report.run(ROUTER_TASKS["nim"], Options(variants="router,bias", seeds="0,1"))
     differences = {
         (each["of"], each["less"]): each["cross_entropy"] for each in result["differences"]
     }

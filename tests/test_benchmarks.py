@@ -504,7 +504,7 @@ def test_a_column_more_of_the_canvas_costs_no_logits(model):
 
 @pytest.mark.parametrize("task", accuracy.TASKS)
 def test_every_way_of_decoding_is_judged_beside_exact_decoding(task):
-    found, length = accuracy.measure(2)[task], accuracy.TASKS[task].gen_length
+    found, length = accuracy.measure(2)[task], accuracy.TASKS[task].answer_length
     assert length == 2 * accuracy.BLOCK_LENGTHS[task]
     assert found["exact"].same_answers == 1 and found["exact"].mean_forwards == length
     assert (
@@ -536,7 +536,7 @@ def test_an_answers_speed_follows_from_its_forwards_and_from_how_many_of_them_ar
     for task, rows in found.items():
         for name, row in rows.items():
             assert row["times_faster"] == pytest.approx(2 * row["times_faster_greedy"])
-            share = row["mean_forwards"] / accuracy.TASKS[task].gen_length
+            share = row["mean_forwards"] / accuracy.TASKS[task].answer_length
             if "cache" not in accuracy.WAYS[name].options and name.startswith(
                 ("exact", "threshold", "factor", "error")
             ):

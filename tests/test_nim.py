@@ -14,7 +14,7 @@ import pytest
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.models.folder import TINY, resolve
 from llada_plugins.tasks import nim
-from llada_plugins.tasks.nim import Problem, is_winning, num_positions, problems, split_of
+from llada_plugins.tasks.nim import NimProblem, is_winning, num_positions, problems, split_of
 
 pytestmark = pytest.mark.floats
 
@@ -138,7 +138,7 @@ def test_a_longer_list_starts_with_the_shorter_one_and_a_seed_changes_it():
     for split in nim.SPLITS:
         assert problems(split, 50)[:20] == problems(split, 20)
         assert problems(split, 20, seed=1) != problems(split, 20)
-    assert isinstance(problems("train", 1)[0], Problem)
+    assert isinstance(problems("train", 1)[0], NimProblem)
 
 
 def test_no_evaluated_position_is_ever_trained_on():

@@ -10,7 +10,7 @@ import pytest
 
 from llada_plugins.tasks.sudoku import (
     DEFAULT_NUM_TEST,
-    Problem,
+    SudokuProblem,
     is_valid,
     problems,
     solutions,
@@ -95,7 +95,7 @@ def test_the_test_set_is_the_same_on_every_machine():
 def test_a_longer_list_starts_with_the_shorter_one_and_a_seed_changes_it():
     assert problems("test", 50)[:20] == problems("test", 20)
     assert problems("test", 20, seed=1) != problems("test", 20)
-    assert isinstance(problems("train", 1)[0], Problem)
+    assert isinstance(problems("train", 1)[0], SudokuProblem)
 
 
 def test_no_test_puzzle_is_ever_trained_on():

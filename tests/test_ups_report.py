@@ -31,7 +31,7 @@ from llada_plugins.reports.ups_detection import (
     reliability,
 )
 from llada_plugins.reports.ups_plots import PLOTS
-from llada_plugins.reports.ups_problems import Problem, ReportOptions
+from llada_plugins.reports.ups_problems import ReportOptions, TokenProblem
 from tests.tolerance import rounding
 
 pytestmark = pytest.mark.floats
@@ -82,7 +82,7 @@ def toy_engine(score: float) -> SimpleNamespace:
 def test_a_perfect_head_has_auc_1_a_constant_one_a_half_and_an_inverted_one_0(score, expected):
     # padded rows too
     problems = [
-        Problem("", "", [1] * prompt, [CLEAN] * answer)
+        TokenProblem("", "", [1] * prompt, [CLEAN] * answer)
         for prompt, answer in ((3, 8), (1, 5), (6, 8))
     ]
     options = ReportOptions(output="unused", noise_draws=50, batch_size=4)
@@ -110,7 +110,7 @@ def test_noise_without_an_incorrect_token_is_refused():
     ):
         detect(
             toy_engine(1.0),
-            [Problem("", "", [1], [CLEAN] * 8)],
+            [TokenProblem("", "", [1], [CLEAN] * 8)],
             clean,
             ReportOptions(output="unused"),
         )

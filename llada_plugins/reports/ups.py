@@ -33,10 +33,10 @@ from .trajectory import (
 )
 from .ups_detection import detect, detection_report, noises
 from .ups_plots import draw
-from .ups_problems import Problem, ReportOptions, batches, load_problems
+from .ups_problems import ReportOptions, TokenProblem, batches, load_problems
 
 
-def samplers(options: ReportOptions, problems: Sequence[Problem]) -> dict[str, SamplerConfig]:
+def samplers(options: ReportOptions, problems: Sequence[TokenProblem]) -> dict[str, SamplerConfig]:
     """The sampler of every source; all fields equal but those that make the source."""
     block = options.block_length or 1
     longest = max(len(problem.answer_ids) for problem in problems)
@@ -60,7 +60,7 @@ def compared(source: str, **common: Any) -> SamplerConfig:
 
 
 def is_right(
-    engine: Engine, options: ReportOptions, problem: Problem, answer: Sequence[int]
+    engine: Engine, options: ReportOptions, problem: TokenProblem, answer: Sequence[int]
 ) -> bool:
     """Any valid completion of a sudoku; of other data, the completion itself.
 
@@ -76,7 +76,7 @@ def is_right(
 
 def decoding_report(
     engine: Engine,
-    problems: Sequence[Problem],
+    problems: Sequence[TokenProblem],
     configs: Mapping[str, SamplerConfig],
     options: ReportOptions,
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
@@ -115,13 +115,13 @@ def decoding_report(
 class RightAnswer(NamedTuple):
     """An answer that is right, and how it came about."""
 
-    problem: Problem
+    problem: TokenProblem
     history: Tensor  # (S + 1, G), see Decoded
     changes: list[Change]
 
 
 def _right_answers(
-    engine: Engine, options: ReportOptions, group: Sequence[Problem], run: Decoded
+    engine: Engine, options: ReportOptions, group: Sequence[TokenProblem], run: Decoded
 ) -> list[RightAnswer]:
     """The right ones among the answers of a batch."""
     return [

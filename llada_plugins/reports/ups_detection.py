@@ -21,7 +21,7 @@ from llada_plugins.engine.engine import Engine
 from llada_plugins.sampling.confidence import Candidates, token_probability
 
 from .metrics import auc, confusion, expected_calibration_error
-from .ups_problems import Problem, ReportOptions, batches
+from .ups_problems import ReportOptions, TokenProblem, batches
 
 BINS = 15
 
@@ -42,7 +42,7 @@ class Visible(NamedTuple):
 
 
 def detect(
-    engine: Engine, problems: Sequence[Problem], noise: Noise, options: ReportOptions
+    engine: Engine, problems: Sequence[TokenProblem], noise: Noise, options: ReportOptions
 ) -> Visible:
     """Scores of the visible answer tokens of noise_draws noisy copies of every problem."""
     generator = torch.Generator().manual_seed(options.seed)
@@ -61,7 +61,7 @@ def detect(
 
 @torch.inference_mode()
 def _scored(
-    engine: Engine, batch: Sequence[Problem], noise: Noise, generator: torch.Generator
+    engine: Engine, batch: Sequence[TokenProblem], noise: Noise, generator: torch.Generator
 ) -> Visible:
     """Scores of the visible answer tokens of a noisy copy of each problem."""
     rows = [problem.prompt_ids + problem.answer_ids for problem in batch]
@@ -87,7 +87,9 @@ def _scored(
     )
 
 
-def noises(engine: Engine, problems: Sequence[Problem], options: ReportOptions) -> dict[str, Noise]:
+def noises(
+    engine: Engine, problems: Sequence[TokenProblem], options: ReportOptions
+) -> dict[str, Noise]:
     """The kinds of incorrect token: the answers' alphabet, the vocabulary, the model's own."""
     special = set(engine.tokenizer.all_special_ids) | {engine.special.mask, *engine.special.ends}
     words = sorted(set(range(min(len(engine.tokenizer), engine.model.config.vocab_size))) - special)

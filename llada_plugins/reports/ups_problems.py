@@ -76,7 +76,7 @@ class ReportOptions:
             )
 
 
-class Problem(NamedTuple):
+class TokenProblem(NamedTuple):
     """A prompt with one right answer, as text and as tokens."""
 
     prompt: str
@@ -85,7 +85,7 @@ class Problem(NamedTuple):
     answer_ids: list[int]
 
 
-def load_problems(options: ReportOptions, engine: Engine) -> list[Problem]:
+def load_problems(options: ReportOptions, engine: Engine) -> list[TokenProblem]:
     """The file's problems, or the sudoku's, as the engine's tokens."""
     pairs = (
         read_pairs(Path(options.data))[: options.num]
@@ -98,7 +98,7 @@ def load_problems(options: ReportOptions, engine: Engine) -> list[Problem]:
     problems = []
     for prompt, completion in pairs:
         prompt_ids, answer_ids = engine.encode_pair(prompt, completion)
-        problems.append(Problem(prompt, completion, prompt_ids, answer_ids + end))
+        problems.append(TokenProblem(prompt, completion, prompt_ids, answer_ids + end))
     longest = max(len(problem.prompt_ids) + len(problem.answer_ids) for problem in problems)
     if longest > engine.max_length:
         raise ValueError(
@@ -108,7 +108,7 @@ def load_problems(options: ReportOptions, engine: Engine) -> list[Problem]:
     return problems
 
 
-def batches(problems: Sequence[Problem], size: int) -> Iterator[Sequence[Problem]]:
+def batches(problems: Sequence[TokenProblem], size: int) -> Iterator[Sequence[TokenProblem]]:
     for first in range(0, len(problems), size):
         yield problems[first : first + size]
 

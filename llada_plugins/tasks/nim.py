@@ -40,13 +40,11 @@ LOST = "##"
 TEST_SHARE = 96
 
 
-class Problem(NamedTuple):
-    """A position as the model's prompt, e.g. "351...=", and one right answer: running
-    xors and the first winning heap's move, or '##'.
-    """
+class NimProblem(NamedTuple):
+    """A position and one right answer."""
 
-    position: str
-    answer: str
+    position: str  # as the model's prompt, e.g. "351...="
+    answer: str  # running xors and the first winning heap's move, or '##'
 
 
 class Split(NamedTuple):
@@ -64,7 +62,7 @@ SPLITS = {
 }
 
 
-def problems(split: str, num: int, seed: int = 0, *, any_move: bool = False) -> list[Problem]:
+def problems(split: str, num: int, seed: int = 0, *, any_move: bool = False) -> list[NimProblem]:
     """`num` problems drawn independently. A longer list starts with the shorter one.
 
     split: a name in SPLITS. any_move: each answer shows a move drawn among all winning
@@ -76,7 +74,7 @@ def problems(split: str, num: int, seed: int = 0, *, any_move: bool = False) -> 
     if split != "train" and num > num_positions(split):
         raise ValueError(f"split {split!r} has {num_positions(split)} positions, got num={num}")
     stream = random.Random(f"nim {split} {seed}")
-    drawn: dict[int | str, Problem] = {}
+    drawn: dict[int | str, NimProblem] = {}
     while len(drawn) < num:
         heaps = _draw(SPLITS[split], stream)
         position = _text(heaps)
@@ -84,7 +82,7 @@ def problems(split: str, num: int, seed: int = 0, *, any_move: bool = False) -> 
             continue
         drawn.setdefault(
             len(drawn) if split == "train" else position,
-            Problem(position, _answer(heaps, stream if any_move else None)),
+            NimProblem(position, _answer(heaps, stream if any_move else None)),
         )
     return list(drawn.values())
 

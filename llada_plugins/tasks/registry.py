@@ -1,26 +1,27 @@
-"""Tasks whose prompts ship in the package, by name."""
+"""The tasks with exact rules, by name; the package ships a model of the same name for each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from . import nim, sudoku
 
 
-class TaskPrompts(NamedTuple):
-    """Prompts of a task that ships with the package."""
+class ExactTask(NamedTuple):
+    """Problems without end, and a rule that judges every answer to them."""
 
-    prompts: Callable[[int, int], list[str]]  # number, seed
-    answer_length: int
+    name: str  # of the task, and of the model that ships for it
+    # split and number -> pairs of a prompt and one right answer; a third argument is the seed
+    problems: Callable[..., Sequence[tuple[str, str]]]
+    accepts: Callable[[str, str], bool]  # prompt, answer
+    answer_length: int  # tokens
+
+    def prompts(self, num: int, seed: int = 0) -> list[str]:
+        """Of the first test problems."""
+        return [prompt for prompt, _ in self.problems("test", num, seed)]
 
 
-TASKS = {
-    "sudoku4": TaskPrompts(
-        lambda num, seed: [problem.puzzle for problem in sudoku.problems("test", num, seed)], 16
-    ),
-    "nim": TaskPrompts(
-        lambda num, seed: [problem.position for problem in nim.problems("test", num, seed)],
-        nim.ANSWER_LENGTH,
-    ),
-}
+SUDOKU4 = ExactTask("sudoku4", sudoku.problems, sudoku.is_valid, sudoku.ANSWER_LENGTH)
+NIM = ExactTask("nim", nim.problems, nim.is_winning, nim.ANSWER_LENGTH)
+TASKS = {task.name: task for task in (SUDOKU4, NIM)}

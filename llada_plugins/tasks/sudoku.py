@@ -17,16 +17,15 @@ from typing import Literal, NamedTuple
 
 DEFAULT_NUM_TEST = 500
 TEST_SHARE = 8  # one puzzle in so many belongs to the test split
+ANSWER_LENGTH = 16
 MIN_CLUES, MAX_CLUES = 2, 8
 
 
-class Problem(NamedTuple):
-    """A puzzle as the model's prompt, e.g. "..1.4...........=" (row by row, '.'
-    unknown), and the 16 digits of one completion.
-    """
+class SudokuProblem(NamedTuple):
+    """A puzzle and one completion."""
 
-    puzzle: str
-    solution: str
+    puzzle: str  # as the model's prompt, e.g. "..1.4...........=": row by row, '.' unknown
+    solution: str  # 16 digits
 
 
 @functools.cache
@@ -37,7 +36,7 @@ def solutions() -> tuple[str, ...]:
     return tuple(grid for grid in grids if _solved(grid))
 
 
-def problems(split: Literal["train", "test"], num: int, seed: int = 0) -> list[Problem]:
+def problems(split: Literal["train", "test"], num: int, seed: int = 0) -> list[SudokuProblem]:
     """`num` problems drawn independently: a random solved grid, 2-8 clues at random places.
 
     A longer list starts with the shorter one.
@@ -45,13 +44,13 @@ def problems(split: Literal["train", "test"], num: int, seed: int = 0) -> list[P
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     stream = random.Random(f"sudoku4 {split} {seed}")
-    drawn: list[Problem] = []
+    drawn: list[SudokuProblem] = []
     while len(drawn) < num:
         grid = stream.choice(solutions())
         clues = set(stream.sample(range(16), stream.randint(MIN_CLUES, MAX_CLUES)))
         puzzle = "".join(digit if cell in clues else "." for cell, digit in enumerate(grid)) + "="
         if split_of(puzzle) == split:
-            drawn.append(Problem(puzzle, grid))
+            drawn.append(SudokuProblem(puzzle, grid))
     return drawn
 
 
@@ -64,7 +63,7 @@ def is_valid(puzzle: str, completion: str) -> bool:
     """Whether `completion`, stripped, is 16 digits that solve the grid and keep the clues."""
     answer = completion.strip()
     return (
-        len(answer) == 16
+        len(answer) == ANSWER_LENGTH
         and _solved(answer)
         and all(clue in (".", digit) for clue, digit in zip(puzzle, answer))
     )
