@@ -31,7 +31,7 @@ from llada_plugins.models.quantization import (
     quantization_of,
 )
 from llada_plugins.models.text import load_tokenizer
-from llada_plugins.models.weights import load_quantised
+from llada_plugins.models.weights import load_weights
 from llada_plugins.tasks import sudoku
 from tests.tolerance import forward_error, measured, rounding
 
@@ -526,8 +526,8 @@ def test_quantize_reaches_other_modules_by_the_name_of_their_blocks(tmp_path, me
     with pytest.raises(
         ValueError, match=f"quantize={method} would change nothing: the blocks of .* have no Linear"
     ):
-        load_quantised(filled, files, **options, blocks="transformer.h.")
-    record = load_quantised(filled, files, **options, blocks="model.layers.")
+        load_weights(filled, files, **options, blocks="transformer.h.")
+    record = load_weights(filled, files, **options, blocks="model.layers.")
     assert record.method.startswith(method) and record.num_parameters == 64 * 65 + 2 * 65
     layer = filled["model"]["layers"][0]
     before = source["model"]["layers"][0]

@@ -73,7 +73,7 @@ def check_part(part: Part, raw: Mapping[str, Any], folder: Path, model: LLaDA) -
         )
     if raw.get("backbone") != (found := backbone_fingerprint(model)):
         record = quantization_of(model)
-        packed = record is not None and record.method.startswith("gptq")
+        packed = record is not None and record.gptq
         reason = (
             "a GPTQ checkpoint has other weights than the model it was made from; "
             if packed

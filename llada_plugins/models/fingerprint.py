@@ -6,36 +6,39 @@ import hashlib
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .llada import LLaDA
 from .quantization import quantization_of
 from .submodules import check_present
 
-# of each tensor: enough to tell two trained models apart, and 20 kB to read of an 8B
-# model
+# of each tensor: enough to tell two trained models apart, and 20 kB to read of 8B
 FINGERPRINT_VALUES = 64
 
 
 def signature(name: str, tensor: Tensor) -> bytes:
-    """What a tensor contributes to a fingerprint: name, shape, and first values in
-    bfloat16, whatever dtype it is loaded in.
+    """What a tensor contributes to a fingerprint: its name, shape and first values.
+
+    The values are taken in bfloat16, whatever dtype they are loaded in.
     """
     values = tensor.detach().flatten()[:FINGERPRINT_VALUES].to(torch.bfloat16).float().cpu()
     return f"{name}{tuple(tensor.shape)}".encode() + values.numpy().tobytes()
 
 
+def signatures(name: str, module: nn.Module) -> dict[str, bytes]:
+    """What the own parameters of a submodule of that name contribute, by their full names."""
+    own = {f"{name}.{leaf}": tensor for leaf, tensor in module.named_parameters(recurse=False)}
+    return {full: signature(full, tensor) for full, tensor in own.items()}
+
+
 def fingerprint(signatures: Mapping[str, bytes]) -> str:
     """Identifies weights by the signatures of all tensors."""
-    return hashlib.sha256(b"".join(signatures[name] for name in sorted(signatures))).hexdigest()[
-        :16
-    ]
+    ordered = b"".join(signatures[name] for name in sorted(signatures))
+    return hashlib.sha256(ordered).hexdigest()[:16]
 
 
 def backbone_fingerprint(model: LLaDA) -> str:
-    """Identifies the backbone's weights, whatever dtype they are loaded in and however
-    they were quantised at load.
-    """
+    """Identifies the backbone's weights, in whatever dtype and however quantised at load."""
     record = quantization_of(model)
     if record and record.fingerprint:
         return record.fingerprint

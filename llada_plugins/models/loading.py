@@ -25,7 +25,7 @@ from .origin import config_of, read_origin, write_files
 from .placement import pick_device, pick_dtype
 from .quantization import check_quantize, quantization_of
 from .submodules import check_present
-from .weights import load_quantised
+from .weights import load_weights
 
 
 def load_model(
@@ -67,7 +67,7 @@ def load_model(
     model.special_tokens = special
     model.origin = read_origin(folder, read_json(folder / "config.json"), config)
     adapter = None if peft is None else Adapter(resolve(peft, option="peft"), model)
-    model.quantization = load_quantised(
+    model.quantization = load_weights(
         model,
         files,
         device=target,

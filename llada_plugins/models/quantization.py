@@ -27,14 +27,13 @@ NF4_BLOCK = 64  # weights that share a scale
 
 
 class Quantization(NamedTuple):
-    """What became of a model's weights when it was loaded; kept on the model, see
-    `quantization_of`.
-    """
+    """What became of a model's weights when it was loaded; `quantization_of` finds it."""
 
     method: str  # in words, for results
     num_parameters: int  # of the model as it was before; packed weights do not show their number
     # of the weights as they were before; None where they are plain tensors again
     fingerprint: str | None
+    gptq: bool = False  # is its checkpoint GPTQ's?
 
 
 class NF4Linear(nn.Module):

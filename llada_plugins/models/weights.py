@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llada_plugins.files.tensors import open_tensors
 
 from .accounting import account, check_finite, check_shards
-from .fingerprint import fingerprint, signature
+from .fingerprint import fingerprint, signatures
 from .folder import quantization_config
 from .gptq import PackedLinear, pack_linears, read_packing, replace
 from .lora import Adapter
@@ -35,8 +36,7 @@ def load_tensors(
     finish: Callable[[str, nn.Module], nn.Module] = lambda name, filled: filled,
     stored_name: Callable[[str], str] = str,
 ) -> None:
-    """Fill a meta-device module from safetensors, every tensor accounted for by name
-    and shape before the first is read.
+    """Fill a meta-device module from safetensors, every tensor accounted for beforehand.
 
     Parameters are cast to dtype, buffers keep the file's. finish: what takes the place
     of each submodule that holds tensors, called with its name and itself when it is
@@ -44,34 +44,70 @@ def load_tensors(
     `files`, which has the module's names.
     """
     account(module, files, source, stored_name)
-    by_owner: dict[str, list[str]] = {}
+    leaves: dict[str, list[str]] = {}  # a submodule's name -> its own tensors
     for name in files:
         owner, _, leaf = name.rpartition(".")
-        by_owner.setdefault(owner, []).append(leaf)
+        leaves.setdefault(owner, []).append(leaf)
     with ExitStack() as stack:
         opened = {
             path: stack.enter_context(open_tensors(path, device))
             for path in sorted(set(files.values()))
         }
-        for name, leaves in by_owner.items():
-            owner, prefix = module.get_submodule(name), name and f"{name}."
-            state = {
-                leaf: opened[files[prefix + leaf]].get_tensor(stored_name(prefix + leaf))
-                for leaf in leaves
-            }
-            parameters = dict(owner.named_parameters(recurse=False))
-            state = {
-                leaf: tensor.to(dtype) if leaf in parameters else tensor
-                for leaf, tensor in state.items()
-            }
-            for leaf, tensor in state.items():
-                check_finite(tensor, prefix + leaf, files[prefix + leaf])
-            owner.load_state_dict(state, strict=False, assign=True)
-            if (finished := finish(name, owner)) is not owner:
-                replace(module, name, finished)
+        for owner in leaves:
+            filled = module.get_submodule(owner)
+            parameters = dict(filled.named_parameters(recurse=False))
+            state: dict[str, Tensor] = {}
+            for leaf in leaves[owner]:
+                name = f"{owner}.{leaf}" if owner else leaf
+                tensor = opened[files[name]].get_tensor(stored_name(name))
+                state[leaf] = tensor.to(dtype) if leaf in parameters else tensor
+                check_finite(state[leaf], name, files[name])
+            filled.load_state_dict(state, strict=False, assign=True)
+            finished = finish(owner, filled)
+            if finished is not filled:
+                replace(module, owner, finished)
 
 
-def load_quantised(
+class Conversion:
+    """What becomes of each submodule of a checkpoint when its tensors are read.
+
+    A packed Linear is unpacked, an adapter is merged, a Linear of the blocks is quantised.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        dtype: torch.dtype,
+        *,
+        quantize: str | None,
+        blocks: str,
+        adapter: Adapter | None,
+    ) -> None:
+        self.source, self.dtype = source, dtype
+        self.quantize, self.blocks, self.adapter = quantize, blocks, adapter
+        self.stored: dict[str, bytes] = {}  # signatures of the weights before the adapter
+        self.merged: dict[str, bytes] = {}  # those with it, before they are quantised
+
+    def __call__(self, name: str, filled: nn.Module) -> nn.Module:
+        """What takes the place of the submodule of that name."""
+        plain = filled
+        if isinstance(filled, PackedLinear):
+            filled.check(f"{self.source}: {name}")
+            plain = filled.unpacked(self.dtype)
+        if self.adapter is not None:
+            self.stored.update(signatures(name, plain))
+            self.adapter.merge(name, plain)
+        if self.quantize is None:
+            return plain
+        self.merged.update(signatures(name, plain))
+        if self.quantize == "packed":
+            return filled
+        if is_quantised(plain, name, self.blocks):
+            return quantise_linear(plain, self.quantize)
+        return plain
+
+
+def load_weights(
     module: nn.Module,
     files: Mapping[str, Path],
     *,
@@ -84,63 +120,43 @@ def load_quantised(
     unread: Collection[str] = (),
     stored_name: Callable[[str], str] = str,
 ) -> Quantization | None:
-    """load_tensors, of a GPTQ checkpoint too, which quantises each Linear whose name
-    begins with `blocks` before it reads the next.
+    """load_tensors of any checkpoint, GPTQ too, whose weights an option may change as they come.
 
-    quantize: as for load_model. adapter: merged into each module before that. unread:
-    tensors that the files hold beside `files`. stored_name: as for load_tensors. Returns
-    what became of the weights, None where they are not quantised.
+    quantize: as for load_model, of the Linears whose names begin with `blocks`. adapter:
+    merged into each module before that. unread: tensors that the files hold beside
+    `files`. stored_name: as for load_tensors. Returns what became of the weights, None
+    where they are not quantised.
     """
     check_quantize(quantize)
     packing = read_packing(quantization_config(source), files, source)
-    applies = any(
-        isinstance(part, nn.Linear) and name.startswith(blocks)
-        for name, part in module.named_modules()
-    )
-    check_applies(quantize, source, packed=packing is not None, has_linears=applies)
+    has_linears = any(is_quantised(part, name, blocks) for name, part in module.named_modules())
+    check_applies(quantize, source, packed=packing is not None, has_linears=has_linears)
     check_shards({stored_name(name): path for name, path in files.items()}, unread)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     if packing:
         pack_linears(module, files, packing)
-    stored: dict[str, bytes] = {}  # signatures before the adapter
-    signatures: dict[str, bytes] = {}
-
-    def sign(name: str, owner: nn.Module) -> dict[str, bytes]:
-        return {
-            f"{name}.{leaf}": signature(f"{name}.{leaf}", tensor)
-            for leaf, tensor in owner.named_parameters(recurse=False)
-        }
-
-    def finish(name: str, filled: nn.Module) -> nn.Module:
-        if isinstance(filled, PackedLinear):
-            filled.check(f"{source}: {name}")
-        plain = filled.unpacked(dtype) if isinstance(filled, PackedLinear) else filled
-        if adapter is not None:
-            stored.update(sign(name, plain))
-            adapter.merge(name, plain)
-        if quantize is None:
-            return plain
-        signatures.update(sign(name, plain))
-        if quantize == "packed":
-            return filled
-        return (
-            quantise_linear(plain, quantize)
-            if isinstance(plain, nn.Linear) and name.startswith(blocks)
-            else plain
-        )
-
+    conversion = Conversion(source, dtype, quantize=quantize, blocks=blocks, adapter=adapter)
     load_tensors(
         module,
         files,
         device=device,
         dtype=dtype,
         source=source,
-        finish=finish,
+        finish=conversion,
         stored_name=stored_name,
     )
     if adapter is not None:
-        adapter.check_backbone(fingerprint(stored))
-    if not packing and quantize is None:
+        adapter.check_backbone(fingerprint(conversion.stored))
+    if packing:
+        method = f"gptq 4-bit, {quantize or 'dequantised'}"
+    elif quantize is not None:
+        method = describe(quantize)
+    else:
         return None
-    method = f"gptq 4-bit, {quantize or 'dequantised'}" if packing else describe(quantize)
-    return Quantization(method, num_parameters, fingerprint(signatures) if quantize else None)
+    weights = fingerprint(conversion.merged) if quantize else None
+    return Quantization(method, num_parameters, weights, gptq=packing is not None)
+
+
+def is_quantised(module: nn.Module, name: str, blocks: str) -> TypeGuard[nn.Linear]:
+    """Is it, by its name, a Linear that quantize= changes?"""
+    return isinstance(module, nn.Linear) and name.startswith(blocks)

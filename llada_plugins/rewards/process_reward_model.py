@@ -32,7 +32,7 @@ from llada_plugins.models import text
 from llada_plugins.models.folder import resolve, tensor_files
 from llada_plugins.models.llada_config import LAYERS, TOKENS, WIDTH
 from llada_plugins.models.placement import pick_device, pick_dtype
-from llada_plugins.models.weights import load_quantised
+from llada_plugins.models.weights import load_weights
 
 from .families import FAMILIES, Head, find_family, one_token
 from .prm_config import PRMConfig, family_options
@@ -186,7 +186,7 @@ def _load_model(
         name for name in files if name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight"
     } - model.state_dict().keys()
     files = {name: path for name, path in files.items() if name not in spare}
-    model.quantization = load_quantised(
+    model.quantization = load_weights(
         model,
         files,
         device=device,
