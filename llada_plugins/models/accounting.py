@@ -18,7 +18,7 @@ from llada_plugins.files.tensors import open_tensors, raise_problems
 
 from .folder import tensor_names
 
-# as safetensors name them
+# the dtypes of weights, as safetensors name them
 FLOATING = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -33,8 +33,9 @@ def account(
     source: Path,
     stored_name: Callable[[str], str],
 ) -> None:
-    """Raise ValueError that lists the tensors which are missing, left over or of
-    another shape, from the headers of the files.
+    """Raise ValueError that lists the tensors which are missing, left over or of another shape.
+
+    files: by the module's names, of which stored_name makes those in the files.
     """
     wanted = module.state_dict()
     missing, left_over = wanted.keys() - files.keys(), files.keys() - wanted.keys()
@@ -56,24 +57,21 @@ def account(
 
 
 def check_finite(tensor: Tensor, name: str, path: Path) -> None:
-    """Raise ValueError where a value is no number: it would silently spoil every answer
-    that meets it.
-    """
-    if (
-        tensor.is_floating_point()
-        and tensor.numel()
-        and not all(map(math.isfinite, torch.aminmax(tensor)))
-    ):
+    """Raise ValueError where a value is no number: it would spoil answers without a word."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    if not all(map(math.isfinite, torch.aminmax(tensor))):
+        dtype = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(
-            f"{path}: {name} holds NaN or infinity in {str(tensor.dtype).removeprefix('torch.')}: "
-            "the file is damaged, or its "
+            f"{path}: {name} holds NaN or infinity in {dtype}: the file is damaged, or its "
             "numbers are too large for dtype"
         )
 
 
 def check_shards(files: Mapping[str, Path], unread: Collection[str]) -> None:
-    """Raise ValueError where the files hold other tensors than `files`, from an index,
-    says, or than are `unread`.
+    """Raise ValueError where the files do not hold the tensors that their index says.
+
+    files: what the index says. unread: what they may hold beside it.
     """
     if not files:  # what is missing is told where a model's tensors are accounted for
         return
@@ -91,6 +89,5 @@ def check_shards(files: Mapping[str, Path], unread: Collection[str]) -> None:
         f"left over {one_line(tensor)} in {path.name} (the index does not name it there)"
         for tensor, path in sorted(stored - files.items())
     ]
-    raise_problems(
-        f"{next(iter(files.values())).parent}: its files do not hold what its index says", problems
-    )
+    folder = next(iter(files.values())).parent
+    raise_problems(f"{folder}: its files do not hold what its index says", problems)
