@@ -238,7 +238,7 @@ def special_tokens(
     mask = next((token for token in candidates if token is not None), None)
     if mask is None:
         return None
-    eos, *more = token_ids([*config.ends, named]) or [None]
+    ends = token_ids([*config.ends, named])
     for name, token in (("mask token", mask), ("eos_token", named or 0)):
         if not 0 <= token < config.num_embeddings:
             raise ValueError(
@@ -246,7 +246,7 @@ def special_tokens(
                 f"{config.num_embeddings}"
             )
     eot = next((ids[name] for name in family.eot_names if name in ids), None)
-    return SpecialTokens(mask, eos, eot, tuple(more))
+    return SpecialTokens(mask, ends[0] if ends else None, eot, ends[1:])
 
 
 def stored_dtype(folder: Path) -> str:

@@ -40,7 +40,8 @@ def table(embedding: nn.Module, num_rows: int) -> Tensor:
     """
     if isinstance(embedding, nn.Embedding) and not embedding.weight.is_meta:
         return embedding.weight
-    return embedding(torch.arange(num_rows, device=home(embedding)))
+    rows: Tensor = embedding(torch.arange(num_rows, device=home(embedding)))
+    return rows
 
 
 def home(module: nn.Module) -> torch.device:
