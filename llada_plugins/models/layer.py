@@ -39,9 +39,9 @@ class View(NamedTuple):
 
         A block gets tensors alone, so that a compiler sees all that it reads and writes.
         """
-        if self.past is None:
-            return block(x, self.cos, self.sin, self.visible)
-        return block(x, self.cos, self.sin, self.visible, *self.past[layer], self.columns)
+        past = () if self.past is None else (*self.past[layer], self.columns)
+        output: Tensor = block(x, self.cos, self.sin, self.visible, *past)
+        return output
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
@@ -55,7 +55,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if visible is not None:
         score = score.masked_fill(~visible, -math.inf)
-    return score.float().softmax(-1).to(v.dtype) @ v
+    attended: Tensor = score.float().softmax(-1).to(v.dtype) @ v
+    return attended
 
 
 class Layer(nn.Module):
@@ -85,7 +86,8 @@ class Layer(nn.Module):
         given = x, cos, sin, visible, keys, values, columns
         # inside the layer: hooks that change its input, such as a router's, run once
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._layer, *given, use_reentrant=False)
+            output: Tensor = checkpoint(self._layer, *given, use_reentrant=False)
+            return output
         return self._layer(*given)
 
     def _layer(

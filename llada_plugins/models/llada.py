@@ -124,6 +124,7 @@ class Block(Layer):
             rotate(k, cos, sin, config.rope_full_precision),
         )
         if keys is not None:
+            assert values is not None and columns is not None
             k, v = keys.index_copy_(2, columns, k), values.index_copy_(2, columns, v)
         if config.num_kv_heads != config.n_heads:
             k, v = (t.repeat_interleave(config.n_heads // config.num_kv_heads, 1) for t in (k, v))
@@ -131,7 +132,8 @@ class Block(Layer):
         attended = attend(q, k, v, visible).transpose(1, 2).reshape(batch, length, -1)
         x = x + self.attn_out(attended)
         h = self.ff_norm(x)
-        return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+        x = x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+        return x
 
 
 class Streams(NamedTuple):
@@ -285,7 +287,8 @@ class LLaDA(ActivationCheckpointing):
         head = cast(nn.Linear, self.transformer["ff_out"])
         if _in_parts(hidden) and is_plain_linear(head, hidden) and head.bias is None:
             return by_parts(hidden, head.weight)
-        return head(hidden)
+        logits: Tensor = head(hidden)
+        return logits
 
     def _run(
         self,
