@@ -129,11 +129,11 @@ class LLaDA(LikelihoodModel):
 
     def _load_tokenizer(self, path: str | None, options: Mapping[str, Any]) -> None:
         """The tokenizer alone, for a caller that renders and counts prompts."""
-        from llada_plugins.models import text
         from llada_plugins.models.folder import resolve
+        from llada_plugins.models.tokenizer import load_tokenizer
 
         self.engine = None  # type: ignore[assignment]  # such a caller asks nothing else
-        self.tokenizer = text.load_tokenizer(
+        self.tokenizer = load_tokenizer(
             resolve(options.get("tokenizer") or path), options.get("chat_template")
         )
 

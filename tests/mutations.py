@@ -35,6 +35,7 @@ from llada_plugins.models.folder import read_config, special_tokens
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import load_model, save_model
+from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
@@ -172,7 +173,7 @@ def load_folder(folder: Path, **options: Any) -> torch.Tensor:
 
 
 def load_words(folder: Path) -> None:
-    tokenizer = text.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     special_tokens(folder, read_config(folder))
     ids = text.encode(tokenizer, "1 + 1 = 2, <|endoftext|> é")
     text.decode(tokenizer, ids, ())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llada_plugins.models.text import load_tokenizer
+from llada_plugins.models.tokenizer import load_tokenizer
 from training.data import corpus
 from training.data.byte_tokenizer import EOS, byte_tokenizer
 from training.data.corpus import Rows, find, tokenise

@@ -16,9 +16,10 @@ import torch
 from llada_plugins import SamplerConfig, SpecialTokens, generate
 from llada_plugins.diffusion.denoiser import Canvas, Prediction
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.models import text
 from llada_plugins.models.folder import read_config, special_tokens
 from llada_plugins.models.loading import load_model, save_model
+from llada_plugins.models.tokenizer import load_tokenizer
+from llada_plugins.models.tokenizer_files import read_tokenizer_files
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
 Change = Callable[[Path], object]
@@ -39,7 +40,7 @@ def edit(path: Path, **fields) -> None:
 
 
 def ids_of(folder: Path) -> dict[str, int]:
-    return text.read_tokenizer_files(folder).added
+    return read_tokenizer_files(folder).added
 
 
 def ends_at_once(folder: Path, token: int) -> tuple[int, int]:
@@ -297,7 +298,7 @@ def test_a_tokenizer_that_does_not_do_what_its_files_say_is_refused_in_one_line(
     damage, message = TOKENIZERS[mistake]
     damage(tmp_path)
     with pytest.raises((ValueError, OSError), match=message) as error:
-        text.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
@@ -307,12 +308,12 @@ def test_names_of_special_tokens_are_read_where_transformers_reads_them(tmp_path
     """
     ids = byte_tokenizer(tmp_path)
     (tmp_path / "special_tokens_map.json").write_text('{"additional_special_tokens": ["a" "b"]}')
-    assert text.load_tokenizer(tmp_path).eos_token_id == ids[EOS]
+    assert load_tokenizer(tmp_path).eos_token_id == ids[EOS]
     raw = json.loads((tmp_path / "tokenizer_config.json").read_text())
     del raw["added_tokens_decoder"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match="special_tokens_map.json is not valid JSON"):
-        text.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_token_that_the_model_does_not_know_is_refused_before_a_forward(tmp_path, make_model):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 from torch import Tensor
 
-from llada_plugins.models.text import load_tokenizer
+from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.options.fields import build
 from llada_plugins.rewards.families import FAMILIES, token_class_ids
 from llada_plugins.rewards.process_reward_model import PRMConfig, StepScorer, load_prm

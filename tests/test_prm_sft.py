@@ -22,7 +22,7 @@ from transformers import (
 
 from llada_plugins.files.jsonl import write_rows
 from llada_plugins.models.folder import TINY
-from llada_plugins.models.text import load_tokenizer
+from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
 from llada_plugins.tasks import sudoku
 from tests.tolerance import measured

@@ -30,7 +30,7 @@ from llada_plugins.models.quantization import (
     quantise_linear,
     quantization_of,
 )
-from llada_plugins.models.text import load_tokenizer
+from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.models.weights import load_weights
 from llada_plugins.tasks import sudoku
 from tests.tolerance import forward_error, measured, rounding

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from llada_plugins.models import text
+from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.options import startup_messages as startup_noise
 from training.runs.arguments import RunArguments
 
@@ -114,7 +114,7 @@ def test_a_tokenizer_beside_a_config_without_model_type_loads_without_a_word(tmp
         if not messages:
             pytest.skip("this transformers does not suspect the tokenizer")
         messages.clear()
-        text.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
     assert messages == []
 
 

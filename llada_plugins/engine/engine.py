@@ -21,6 +21,7 @@ from llada_plugins.methods.table import METHODS, check_policy
 from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
 from llada_plugins.models.folder import read_config, resolve
+from llada_plugins.models.tokenizer import choose_template, load_tokenizer
 from llada_plugins.options.fields import build, coerce, names, reject_unknown, with_origins
 from llada_plugins.sampling.config import SamplerConfig, build_sampler
 from llada_plugins.sampling.decode import Review, decode_each, unreviewed
@@ -73,7 +74,7 @@ class Engine:
         self.adapter = resolve(self.config.peft, option="peft") if self.config.peft else None
         config = read_config(self.folder)
         tokenizer_folder = resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
-        self.tokenizer = text.load_tokenizer(tokenizer_folder, self.config.chat_template)
+        self.tokenizer = load_tokenizer(tokenizer_folder, self.config.chat_template)
         # its name, None for the only one or the default
         self.chat_template = self.config.chat_template
         self.special = mask_known(self.folder, tokenizer_folder, config, self.config.mask_id)
@@ -301,7 +302,7 @@ class Engine:
                 f"chat template {name!r} was asked for, and chat_template={self.chat_template!r} "
                 "before: give one of them"
             )
-        text.choose_template(self.tokenizer, name)
+        choose_template(self.tokenizer, name)
         self.chat_template = name
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], prefill: bool = False) -> str:

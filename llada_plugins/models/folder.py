@@ -28,7 +28,7 @@ from .families import FAMILIES, recognise
 from .llada import LLaDA
 from .llada_config import ENDS, LLaDAConfig, token_ids
 from .special_tokens import SpecialTokens
-from .text import read_tokenizer_files
+from .tokenizer_files import read_tokenizer_files
 
 logger = logging.getLogger(__name__)
 

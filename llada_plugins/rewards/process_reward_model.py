@@ -32,6 +32,7 @@ from llada_plugins.models import text
 from llada_plugins.models.folder import resolve, tensor_files
 from llada_plugins.models.llada_config import LAYERS, TOKENS, WIDTH
 from llada_plugins.models.placement import pick_device, pick_dtype
+from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.models.weights import load_weights
 
 from .families import FAMILIES, Head, find_family, one_token
@@ -125,7 +126,7 @@ def open_prm(config: PRMConfig) -> OpenPRM:
             f"{folder} has no tokenizer.json: write one there with "
             "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
         )
-    tokenizer = text.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     encoder = family.encoder(tokenizer, options)
     # a template or a marker that cannot work shows here, before the weights
     trial = encoder("1 + 1 = ?", ["1 + 1 is 2.", "2"])

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from llada_plugins.files.jsonl import parse, read_lines
 from llada_plugins.files.utf8 import check_text
-from llada_plugins.models.text import load_tokenizer, render_chat
+from llada_plugins.models.text import render_chat
+from llada_plugins.models.tokenizer import load_tokenizer
 
 from . import dialogue, hub, row_keys
 from .token_cache import digest, kept

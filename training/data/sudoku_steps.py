@@ -16,7 +16,7 @@ import torch
 
 from llada_plugins.models.folder import SHIPPED
 from llada_plugins.models.loading import load_model
-from llada_plugins.models.text import load_tokenizer
+from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
 from llada_plugins.sampling.sampler import Step

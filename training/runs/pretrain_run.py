@@ -29,6 +29,7 @@ from llada_plugins.models.folder import resolve
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.special_tokens import SpecialTokens
+from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.options.fields import arg
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
@@ -226,7 +227,7 @@ def pretrain_job(options: PretrainOptions, arguments: RunArguments) -> TextJob:
     else:
         model, folder, seq_len = _from_scratch(options, output, arguments)
     _check_sample(options, folder, model)
-    config, tokenizer = model.config, text.load_tokenizer(folder)
+    config, tokenizer = model.config, load_tokenizer(folder)
     eos = eos_id(config)
     cache = Path(options.token_cache) if options.token_cache else output / "tokens"
     with arguments.main_process_first():
@@ -293,7 +294,7 @@ def _byte_tokenizer(folder: Path) -> dict[str, int]:
 
 
 def _given_tokenizer(folder: Path) -> dict[str, int]:
-    tokenizer = text.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     known, eos = tokenizer.get_vocab(), tokenizer.eos_token_id
     mask_names = FAMILIES["llada"].mask_names
     mask = next((known[name] for name in mask_names if name in known), None)
@@ -317,7 +318,7 @@ def _fields(mask: int, eos: int, vocab_size: int) -> dict[str, int]:
 
 def _check_sample(options: PretrainOptions, folder: Path, model: LLaDA) -> None:
     limit = model.config.max_sequence_length
-    prompt = _prompt(options, text.load_tokenizer(folder), eos_id(model.config))
+    prompt = _prompt(options, load_tokenizer(folder), eos_id(model.config))
     if options.gen_length and len(prompt) + options.gen_length > limit:
         raise ValueError(
             f"--prompt of {len(prompt)} tokens and --gen_length {options.gen_length} exceed the "
@@ -346,7 +347,7 @@ class Evaluations(TrainerCallback):
     def __init__(self, job: TextJob, options: PretrainOptions) -> None:
         self.bytes_per_token = job.evaluation.bytes_per_token if job.evaluation else None
         self.config, self.options = job.model.config, options
-        self.tokenizer = text.load_tokenizer(job.tokenizer_folder)
+        self.tokenizer = load_tokenizer(job.tokenizer_folder)
 
     def on_log(
         self,

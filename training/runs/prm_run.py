@@ -28,7 +28,7 @@ from transformers import (
 
 from llada_plugins.files.json_files import first_line, read_json
 from llada_plugins.models.folder import SHIPPED, resolve, tensor_files
-from llada_plugins.models.text import load_tokenizer
+from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.options.fields import arg
 from llada_plugins.reports.metrics import auc
 from llada_plugins.rewards.process_reward_model import CAUSAL, CONFIG, PRMConfig, load_prm

@@ -34,7 +34,7 @@ from llada_plugins.models.layer import ActivationCheckpointing
 from llada_plugins.models.llada import LLaDA, empty_like
 from llada_plugins.models.loading import save_model
 from llada_plugins.models.lora import merged_weight
-from llada_plugins.models.text import load_tokenizer
+from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.options.fields import arg
 from llada_plugins.reports.metrics import auc, expected_calibration_error
 from training.loop import objectives
