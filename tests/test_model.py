@@ -24,6 +24,24 @@ TWINS = {
     "larger_table": (dict(embedding_size=48), ("Llama", dict(vocab_size=48))),
     "qkv_bias": (dict(include_qkv_bias=True), ("Qwen2", {})),
     "bias": (dict(include_bias=True), ("Llama", dict(attention_bias=True, mlp_bias=True))),
+    "qk_norm": (
+        dict(qk_norm=True, head_width=24, n_kv_heads=2),
+        ("Qwen3", dict(head_dim=24, num_key_value_heads=2)),
+    ),
+    "experts": (
+        dict(qk_norm=True, num_experts=6, experts_per_token=2, mlp_hidden_size=16),
+        (
+            "Qwen3Moe",
+            dict(
+                num_experts=6,
+                num_experts_per_tok=2,
+                norm_topk_prob=False,
+                decoder_sparse_step=1,
+                mlp_only_layers=[],
+                moe_intermediate_size=16,
+            ),
+        ),
+    ),
 }
 RENAMED = {
     "wte": "embed_tokens",
@@ -38,7 +56,26 @@ RENAMED = {
     "ff_proj": "mlp.gate_proj",
     "up_proj": "mlp.up_proj",
     "ff_out": "mlp.down_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "mixture.router.weight": "mlp.gate.weight",
+    "mixture.gate_up.weight": "mlp.experts.gate_up_proj",
+    "mixture.down.weight": "mlp.experts.down_proj",
 }
+
+
+def published(name: str) -> str:
+    """Transformers' name of a tensor of ours."""
+    head, _, rest = name.partition(".")
+    if head == "ff_out":
+        return f"lm_head.{rest}"
+    if head != "blocks":
+        return f"model.{RENAMED[head]}.{rest}"
+    number, _, place = rest.partition(".")
+    if place in RENAMED:  # of a mixture
+        return f"model.layers.{number}.{RENAMED[place]}"
+    module, leaf = place.split(".")
+    return f"model.layers.{number}.{RENAMED[module]}.{leaf}"
 
 
 def twin(model: LLaDA, kind: str, fields: dict) -> torch.nn.Module:
@@ -69,12 +106,7 @@ def twin(model: LLaDA, kind: str, fields: dict) -> torch.nn.Module:
     other.model.rotary_emb = type(other.model.rotary_emb)(config)
     state = {}
     for name, tensor in model.state_dict().items():
-        parts = name.removeprefix("model.transformer.").split(".")
-        if parts[0] == "ff_out":
-            parts[0] = "lm_head"
-        else:
-            parts = ["model", *(RENAMED.get(part, part) for part in parts)]
-        state[".".join(parts)] = tensor
+        state[published(name.removeprefix("model.transformer."))] = tensor
     if model.config.weight_tying:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     state.pop("lm_head.bias", None)  # transformers has none: added by the caller

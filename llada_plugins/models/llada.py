@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .layer import ActivationCheckpointing, Layer, LayerPast, Past, View, attend
 from .llada_config import LLaDAConfig
+from .mixture import Mixture
 from .special_tokens import SpecialTokens
 from .submodules import home, is_plain_linear, table
 
@@ -83,24 +84,32 @@ def _in_parts(x: Tensor) -> bool:
 
 class Block(Layer):
     """One pre-norm layer. ff_proj is the gate (through SiLU), up_proj multiplies it,
-    ff_out projects down.
+    ff_out projects down; a mixture of experts takes their place where the config has one.
     """
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
         width, hidden = config.d_model, config.mlp_hidden_size
-        kv_width = config.num_kv_heads * config.head_dim
+        q_width, kv_width = (
+            heads * config.head_dim for heads in (config.n_heads, config.num_kv_heads)
+        )
         qkv_bias = config.include_bias or config.include_qkv_bias
         self.config = config
         self.attn_norm = RMSNorm(width, config.rms_norm_eps)
-        self.q_proj = nn.Linear(width, width, bias=qkv_bias)
+        self.q_proj = nn.Linear(width, q_width, bias=qkv_bias)
         self.k_proj = nn.Linear(width, kv_width, bias=qkv_bias)
         self.v_proj = nn.Linear(width, kv_width, bias=qkv_bias)
-        self.attn_out = nn.Linear(width, width, bias=config.include_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.attn_out = nn.Linear(q_width, width, bias=config.include_bias)
         self.ff_norm = RMSNorm(width, config.rms_norm_eps)
-        self.ff_proj = nn.Linear(width, hidden, bias=config.include_bias)
-        self.up_proj = nn.Linear(width, hidden, bias=config.include_bias)
-        self.ff_out = nn.Linear(hidden, width, bias=config.include_bias)
+        if config.num_experts:
+            self.mixture = Mixture(config)
+        else:
+            self.ff_proj = nn.Linear(width, hidden, bias=config.include_bias)
+            self.up_proj = nn.Linear(width, hidden, bias=config.include_bias)
+            self.ff_out = nn.Linear(hidden, width, bias=config.include_bias)
 
     def _layer(
         self,
@@ -119,6 +128,8 @@ class Block(Layer):
             proj(h).view(batch, length, -1, config.head_dim).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = (
             rotate(q, cos, sin, config.rope_full_precision),
             rotate(k, cos, sin, config.rope_full_precision),
@@ -132,7 +143,10 @@ class Block(Layer):
         attended = attend(q, k, v, visible).transpose(1, 2).reshape(batch, length, -1)
         x = x + self.attn_out(attended)
         h = self.ff_norm(x)
-        x = x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+        if config.num_experts:
+            x = x + self.mixture(h)
+        else:
+            x = x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
         return x
 
 
@@ -410,7 +424,8 @@ def initialise(model: LLaDA, generator: torch.Generator) -> None:
             if "wte" in name:
                 std = 0.02
             else:
-                std = parameter.shape[1] ** -0.5
-                if ".blocks." in name and (".attn_out." in name or ".ff_out." in name):
+                std = parameter.shape[-1] ** -0.5
+                residual = (".attn_out.", ".ff_out.", ".mixture.down.")
+                if ".blocks." in name and any(part in name for part in residual):
                     std *= depth
             parameter.normal_(0.0, std, generator=generator)

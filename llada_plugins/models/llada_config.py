@@ -1,4 +1,6 @@
-"""The configuration of a dense LLaDA: what its config.json may say, and what of it is refused."""
+"""What the transformer reads of a checkpoint's config; a dense LLaDA's config.json: what it may
+say, and what of it is refused.
+"""
 
 from __future__ import annotations
 
@@ -162,10 +164,14 @@ OPTIONAL: dict[str, Kind] = {
 }
 
 
+# Switches that other families set, and what a dense LLaDA has; its config.json has no such fields.
+OTHER_FAMILIES = {"head_width": None, "qk_norm": False, "num_experts": 0, "experts_per_token": 0}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LLaDAConfig:
-    """The fields of the published config.json that this module reads; none has a silent
-    default that changes the arithmetic.
+    """What the transformer is told, under the names of LLaDA's config.json; each family
+    has a reader of its own. No default changes the arithmetic of a dense LLaDA.
     """
 
     d_model: int
@@ -187,6 +193,11 @@ class LLaDAConfig:
     pad_token_id: int | None = None
     # the others that end an answer, where eos_token_id is a list
     more_eos_token_ids: tuple[int, ...] = ()
+    head_width: int | None = None  # of a head; None = d_model / n_heads
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys, before the rotation
+    # MLPs of which each token takes experts_per_token, each mlp_hidden_size wide; 0 = one MLP
+    num_experts: int = 0
+    experts_per_token: int = 0
     # a name in FAMILIES: whose layout the checkpoint has, and is saved in
     family: str = dataclasses.field(default="llada", compare=False)
 
@@ -211,7 +222,9 @@ class LLaDAConfig:
             )
         if problem := misfit(record(REQUIRED, OPTIONAL), raw):
             raise ValueError(f"{source}: {problem}")
-        _refuse_foreign(raw, source)
+        # a width that the others give, or a foreign one
+        width = {"head_dim": raw["d_model"] // raw["n_heads"]}
+        refuse_foreign(raw, source, {**FOREIGN, **width}, raw["rope_theta"])
         ends = token_ids(raw.get("eos_token_id"))
         read = {**raw, "eos_token_id": ends[0] if ends else None, "more_eos_token_ids": ends[1:]}
         names = (*REQUIRED, *OPTIONAL, "more_eos_token_ids")
@@ -223,11 +236,15 @@ class LLaDAConfig:
         """Raise ValueError on numbers that do not go together; source: what the message
         begins with.
         """
-        if self.d_model % self.n_heads or self.n_heads % self.num_kv_heads or self.head_dim % 2:
+        split = self.head_width is not None or self.d_model % self.n_heads == 0
+        if not split or self.n_heads % self.num_kv_heads or self.head_dim % 2:
             raise ValueError(
                 f"{source}: d_model ({self.d_model}), n_heads ({self.n_heads}) and n_kv_heads "
-                f"({self.num_kv_heads}) "
-                "do not divide each other into heads of even width"
+                f"({self.num_kv_heads}) do not divide each other into heads of even width"
+            )
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(
+                f"{source}: each token takes {self.experts_per_token} experts of {self.num_experts}"
             )
         if self.num_embeddings < self.vocab_size:
             raise ValueError(
@@ -248,17 +265,23 @@ class LLaDAConfig:
         }
         fields = dataclasses.asdict(self)
         del fields["family"]
+        for name, value in OTHER_FAMILIES.items():
+            if fields.pop(name) != value:
+                raise ValueError(
+                    f"a dense LLaDA's config.json cannot say {name}={getattr(self, name)!r}: give "
+                    "the config the family that has it"
+                )
         if more := fields.pop("more_eos_token_ids"):
             fields["eos_token_id"] = [self.eos_token_id, *more]
         return {"model_type": "llada", "architectures": ["LLaDAModelLM"], **switches, **fields}
 
     def to_json_string(self) -> str:
-        """`to_dict` as text; what transformers' TensorBoard callback asks a config for."""
-        return json.dumps(self.to_dict(), indent=1, sort_keys=True)
+        """All fields as text; what transformers' TensorBoard callback asks a config for."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
 
     @property
     def head_dim(self) -> int:
-        return self.d_model // self.n_heads
+        return self.head_width or self.d_model // self.n_heads
 
     @property
     def num_kv_heads(self) -> int:
@@ -281,22 +304,25 @@ def token_ids(value: int | list[int | None] | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in listed if token is not None))
 
 
-def _refuse_foreign(raw: Mapping[str, Any], source: str) -> None:
-    """Raise ValueError where a field asks for arithmetic that this module does not have."""
-    head_dim = raw["d_model"] // raw["n_heads"]
+def refuse_foreign(
+    raw: Mapping[str, Any], source: str, foreign: Mapping[str, Any], rope_theta: float
+) -> None:
+    """Raise ValueError where a field asks for arithmetic that the transformer does not have.
+
+    foreign: the fields that may ask for it, with the number that asks for none.
+    """
     plain_rope = {
         "rope_type": "default",
         "type": "default",
-        "rope_theta": raw["rope_theta"],
+        "rope_theta": rope_theta,
         "partial_rotary_factor": 1,
     }
-    for name, value in raw.items():
-        if name not in FOREIGN and not (name == "head_dim" and value != head_dim):
-            continue
+    for name in foreign.keys() & raw.keys():
+        value = raw[name]
         neutral = (
             value in (None, False, 0, "none", "", [], {})
-            or FOREIGN.get(name) is not None
-            and same(value, FOREIGN[name])
+            or foreign[name] is not None
+            and same(value, foreign[name])
         )
         # transformers 5 repeats rope_theta there
         if name in ("rope_scaling", "rope_parameters") and isinstance(value, dict):
@@ -306,8 +332,7 @@ def _refuse_foreign(raw: Mapping[str, Any], source: str) -> None:
         if not neutral:
             raise ValueError(
                 f"{source}: {name} is {short(value)}, which is not implemented: a model that was "
-                "trained with it would give "
-                "other answers here"
+                "trained with it would give other answers here"
             )
 
 
