@@ -155,7 +155,7 @@ def test_a_tensor_that_does_not_fit_is_named_and_none_is_read(folder, mistake, s
 
 def test_a_tied_config_refuses_a_stored_head(folder):
     edit_config(folder, weight_tying=True)
-    assert "left over model.transformer.ff_out.weight" in error_of(folder)
+    assert "ties the head to the embedding, but model.transformer.ff_out" in error_of(folder)
 
 
 def test_many_wrong_tensors_are_counted_not_listed(folder):
@@ -182,11 +182,11 @@ CONFIG_MISTAKES = {
     # LLaDA-MoE says model_type llada too
     "foreign_architecture": (
         dict(model_type="llada", architectures=["LLaDAMoEModelLM"]),
-        r"LLaDAMoEModelLM.*not a LLaDA checkpoint",
+        r"LLaDAMoEModelLM.*do not belong together",
     ),
     "no_architecture": (
         dict(architectures=...),
-        r"architectures is \[\], expected one of \['LLaDAModelLM'\]",
+        r"architectures is \[\], expected one of \[.*'LLaDAModelLM'\]",
     ),
     "missing_field": (dict(rope_theta=...), r"config\.json: needs rope_theta"),
     "null_field": (dict(mlp_hidden_size=None), r"config\.json: needs mlp_hidden_size"),

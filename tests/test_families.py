@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.files.json_files import read_json
-from llada_plugins.models.families import FAMILIES, Family, _renamed, recognise
+from llada_plugins.models.families import FAMILIES, Family, recognise
 from llada_plugins.models.folder import read_config
+from llada_plugins.models.layout import Layout
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import load_model, save_model
@@ -22,7 +23,18 @@ from training import sft
 
 pytestmark = pytest.mark.floats
 
-RECORDED = {"llada": ("llada", "gptq"), "remedi": ("remedi",)}  # family -> folders of tests/golden
+RECORDED = {  # family -> folders of tests/golden
+    "llada": ("llada", "gptq"),
+    "remedi": ("remedi",),
+    "llada_moe": ("families/llada_moe",),
+    "illada": ("families/illada",),
+    "dream": ("families/dream",),
+    "a2d_qwen3": ("families/a2d_qwen3",),
+    # made of others', see test_hf_layout.py
+    "llada_moe_fused": (),
+    "a2d_qwen2": (),
+    "a2d_llama": (),
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -85,7 +97,7 @@ ROW = Family(
     read_config=read_toy,
     write_config=write_toy,
     unknown_fields=lambda raw: [],
-    names=NAMES,
+    layout=Layout(NAMES),
     mask_names=("<|toy_mask|>",),
 )
 
@@ -197,12 +209,5 @@ def test_a_config_of_one_family_with_tensors_of_another_is_refused(toy, tiny_che
 
 
 def test_an_architecture_that_no_row_has_is_refused_by_name():
-    with pytest.raises(ValueError, match="'Other'.*expected one of .'LLaDAModelLM'.: not a LLaDA"):
+    with pytest.raises(ValueError, match="'Other'.*expected one of .*'LLaDAModelLM'.*no family"):
         recognise(["Other"], ["model.layers.0.x"], Path("config.json"))
-
-
-def test_names_keep_their_numbers_in_order():
-    names = {"a.N.experts.N.up": "b.N.mlp.N.up_proj", "plain": "other"}
-    assert _renamed("a.12.experts.7.up.weight", names) == "b.12.mlp.7.up_proj.weight"
-    assert _renamed("plain.bias", names) == "other.bias"
-    assert _renamed("a.12.up.weight", names) == "a.12.up.weight"

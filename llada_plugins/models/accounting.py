@@ -7,7 +7,7 @@ headers of the files.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from llada_plugins.files.json_files import one_line
 from llada_plugins.files.tensors import open_tensors, raise_problems
 
 from .folder import tensor_names
+from .layout import Layout
 
 # the dtypes of weights, as safetensors name them
 FLOATING = {
@@ -31,23 +32,27 @@ def account(
     module: nn.Module,
     files: Mapping[str, Path],
     source: Path,
-    stored_name: Callable[[str], str],
+    layout: Layout,
 ) -> None:
     """Raise ValueError that lists the tensors which are missing, left over or of another shape.
 
-    files: by the module's names, of which stored_name makes those in the files.
+    files: by stored names. layout: how the files name the module's tensors.
     """
-    wanted = module.state_dict()
+    wanted = {
+        piece.stored: piece.of(tensor)
+        for name, tensor in module.state_dict().items()
+        for piece in layout.pieces(name, tensor)
+    }
     missing, left_over = wanted.keys() - files.keys(), files.keys() - wanted.keys()
-    problems = [f"missing {name}" for name in sorted(map(stored_name, missing))]
-    problems += [f"left over {one_line(name)}" for name in sorted(map(stored_name, left_over))]
+    problems = [f"missing {name}" for name in sorted(missing)]
+    problems += [f"left over {one_line(name)}" for name in sorted(left_over)]
     by_file: dict[Path, list[str]] = {}
     for name in wanted.keys() & files.keys():
         by_file.setdefault(files[name], []).append(name)
     for path, names in sorted(by_file.items()):
         with open_tensors(path) as file:
             for name in sorted(names):
-                expected, stored = wanted[name], file.get_slice(stored_name(name))
+                expected, stored = wanted[name], file.get_slice(name)
                 kinds = tuple(FLOATING.values()) if expected.dtype in FLOATING else ("I32",)
                 if (shape := tuple(stored.get_shape())) != expected.shape:
                     problems.append(f"{name} is {list(shape)}, expected {list(expected.shape)}")

@@ -6,7 +6,6 @@ row. No code outside this table asks which family a checkpoint is of.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +13,23 @@ from typing import Any, NamedTuple
 from llada_plugins.files.json_files import short
 
 from .bitower import MARK, BiTowerLLaDA
+from .hf_layout import (
+    A2D_LLAMA,
+    A2D_QWEN2,
+    A2D_QWEN3,
+    DENSE,
+    DREAM,
+    EXPERTS,
+    FUSED_EXPERTS,
+    ILLADA,
+    LLADA_MOE,
+    HFConfig,
+)
+from .layout import SAME_NAMES, Layout
 from .llada import BLOCKS, LLaDA
 from .llada_config import LLaDAConfig, unknown_fields
+
+MASK_NAMES = ("<|mdm_mask|>", "<[MASK]>", "[MASK]", "<mask>")
 
 
 class Family(NamedTuple):
@@ -32,24 +46,35 @@ class Family(NamedTuple):
     write_config: Callable[[LLaDAConfig], dict[str, Any]] = LLaDAConfig.to_dict
     # fields of config.json that nobody knows, which is worth a warning
     unknown_fields: Callable[[Mapping[str, Any]], list[str]] = unknown_fields
-    # module names, stored -> ours, N for each number; one that is not listed is the same in both
-    names: Mapping[str, str] = {}
+    layout: Layout = SAME_NAMES  # under which names its tensors are stored
     blocks: str = BLOCKS  # beginning of our names of the Linears that quantize= changes
     # do logits at a column predict the token of the next one?
     shift: bool = False
     # names of the mask token and of the end of a turn, where config.json names none
-    mask_names: tuple[str, ...] = ("<|mdm_mask|>", "<[MASK]>", "[MASK]", "<mask>")
+    mask_names: tuple[str, ...] = MASK_NAMES
     eot_names: tuple[str, ...] = ("<|eot_id|>",)
-
-    def our_name(self, stored: str) -> str:
-        """Our name of a stored tensor."""
-        return _renamed(stored, self.names)
-
-    def stored_name(self, ours: str) -> str:
-        """The name under which a tensor of ours is stored."""
-        return _renamed(ours, {mine: stored for stored, mine in self.names.items()})
+    # published ids, where neither config.json nor the tokenizer names one
+    mask_id: int | None = None
+    eos_id: int | None = None
 
 
+def _hf(config: HFConfig, layout: Layout, mark: str = "model.layers.", **own: Any) -> Family:
+    """A row for a family whose checkpoints look like transformers' own decoders."""
+    return Family(
+        LLaDA,
+        frozenset({config.architecture}),
+        mark,
+        read_config=config.read,
+        write_config=config.write,
+        unknown_fields=config.unknown,
+        layout=layout,
+        **{"mask_names": ("<|mask|>", *MASK_NAMES), **own},
+    )
+
+
+# <|mask|> and <|endoftext|> of LLaDA-MoE's tokenizer; its config.json names no mask
+MOE_TOKENS: dict[str, Any] = dict(eot_names=("<|role_end|>",), mask_id=156895, eos_id=156892)
+CHATML: dict[str, Any] = dict(eot_names=("<|im_end|>",))
 # The first that claims a checkpoint has it: a bi-tower holds all tensors of a LLaDA too.
 FAMILIES: dict[str, Family] = {
     "remedi": Family(
@@ -60,6 +85,19 @@ FAMILIES: dict[str, Family] = {
     ),
     # by architecture, not model_type: LLaDA-MoE says "llada" too
     "llada": Family(LLaDA, frozenset({"LLaDAModelLM"}), "model.transformer."),
+    "llada_moe": _hf(LLADA_MOE, EXPERTS, "model.layers.0.mlp.experts.", **MOE_TOKENS),
+    "llada_moe_fused": _hf(
+        LLADA_MOE._replace(architecture="FusedLLaDAMoEModelLM"),
+        FUSED_EXPERTS,
+        "model.layers.0.mlp.w1",
+        **MOE_TOKENS,
+    ),
+    # <[MASK]> is in neither its config.json nor its tokenizer's settings
+    "illada": _hf(ILLADA, DENSE, mask_id=5, eos_id=2),
+    "dream": _hf(DREAM, DENSE, shift=True, mask_id=151666, eos_id=151643, **CHATML),
+    "a2d_qwen3": _hf(A2D_QWEN3, DENSE, **CHATML),
+    "a2d_qwen2": _hf(A2D_QWEN2, DENSE, **CHATML),
+    "a2d_llama": _hf(A2D_LLAMA, DENSE, eot_names=("<|eot_id|>", "<|im_end|>")),
 }
 
 
@@ -86,28 +124,16 @@ def recognise(architectures: Sequence[str], tensors: Collection[str], path: Path
         )
         raise ValueError(
             f"{path}: architectures is {short(list(architectures))}, expected one of {expected}: "
-            "not a LLaDA checkpoint"
+            "no family that loads here"
         )
     if held:
         raise ValueError(
             f"{path}: architectures is {short(list(architectures))}, but the tensors are named as "
-            f"those of {held[0]} are ({FAMILIES[held[0]].mark}*): config.json and weights do not "
-            "belong together"
+            f"those of {' or '.join(held)} are ({FAMILIES[held[0]].mark}*): config.json and "
+            "weights do not belong together"
         )
     return plain[0]
 
 
 def _holds(family: Family, tensors: Collection[str]) -> bool:
     return any(name.startswith(family.mark) for name in tensors)
-
-
-def _renamed(tensor: str, names: Mapping[str, str]) -> str:
-    """The name of a tensor after its module is renamed; numbers keep their order."""
-    module, _, leaf = tensor.rpartition(".")
-    number = r"(?<![^.])\d+(?![^.])"  # a whole part of the name
-    form = re.sub(number, "N", module)
-    if form not in names:
-        return tensor
-    numbers = iter(re.findall(number, module))
-    renamed = re.sub(r"(?<![^.])N(?![^.])", lambda _: next(numbers), names[form])
-    return f"{renamed}.{leaf}"

@@ -21,7 +21,12 @@ def signature(name: str, tensor: Tensor) -> bytes:
 
     The values are taken in bfloat16, whatever dtype they are loaded in.
     """
-    values = tensor.detach().flatten()[:FINGERPRINT_VALUES].to(torch.bfloat16).float().cpu()
+    values = tensor.detach().flatten()[:FINGERPRINT_VALUES]
+    if tensor.dim() == 3:  # a stack of experts: of each matrix, the first and the middle ones
+        matrices = tensor.detach().flatten(1)
+        starts = (0, matrices.shape[1] // 2)
+        values = torch.cat([matrices[:, start:][:, :FINGERPRINT_VALUES] for start in starts], 1)
+    values = values.to(torch.bfloat16).float().cpu()
     return f"{name}{tuple(tensor.shape)}".encode() + values.numpy().tobytes()
 
 

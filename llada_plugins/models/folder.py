@@ -133,7 +133,7 @@ def read_config(folder: Path) -> LLaDAConfig:
     config = with_fields(family.read_config(raw, str(path)), family=name)
     if unknown := family.unknown_fields(raw):
         logger.warning(
-            "%s has fields that published LLaDA configs do not have, and they are not read: %s",
+            "%s has fields that are not read, and that published configs do not have so: %s",
             path,
             ", ".join(map(one_line, unknown)),
         )
@@ -227,18 +227,18 @@ def special_tokens(
     folder: Path, config: LLaDAConfig, mask_id: int | None = None
 ) -> SpecialTokens | None:
     """Mask, EOS and EoT ids: from config, what it lacks by name from the tokenizer's
-    files; None if no mask is known.
+    files, what these lack from the family; None if no mask is known.
 
     An eos_token of the tokenizer that config does not name ends answers as well.
     """
     files, family = read_tokenizer_files(folder), FAMILIES[config.family]
     ids, named = files.added, files.id_of("eos_token")
     by_name = [ids.get(name) for name in family.mask_names]
-    candidates = (mask_id, config.mask_token_id, *by_name)
+    candidates = (mask_id, config.mask_token_id, *by_name, _published(family.mask_id, config))
     mask = next((token for token in candidates if token is not None), None)
     if mask is None:
         return None
-    ends = token_ids([*config.ends, named])
+    ends = token_ids([*config.ends, named]) or token_ids(_published(family.eos_id, config))
     for name, token in (("mask token", mask), ("eos_token", named or 0)):
         if not 0 <= token < config.num_embeddings:
             raise ValueError(
@@ -247,6 +247,11 @@ def special_tokens(
             )
     eot = next((ids[name] for name in family.eot_names if name in ids), None)
     return SpecialTokens(mask, ends[0] if ends else None, eot, ends[1:])
+
+
+def _published(token: int | None, config: LLaDAConfig) -> int | None:
+    """A published id, of a model whose vocabulary has it: a test's smaller one has not."""
+    return token if token is not None and token < config.num_embeddings else None
 
 
 def stored_dtype(folder: Path) -> str:

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from llada_plugins.files.json_files import read_json
-from llada_plugins.files.tensors import save_tensors
+from llada_plugins.files.tensors import open_tensors, save_tensors
 
 from .families import FAMILIES
 from .folder import read_config, resolve, special_tokens, tensor_files
+from .layout import Layout
 from .llada import LLaDA
+from .llada_config import LLaDAConfig
 from .lora import Adapter
 from .origin import config_of, read_origin, write_files
 from .placement import pick_device, pick_dtype
@@ -60,7 +62,8 @@ def load_model(
     folder = resolve(pretrained, revision)
     config = read_config(folder)
     family = FAMILIES[config.family]
-    files = {family.our_name(name): path for name, path in tensor_files(folder).items()}
+    files = tensor_files(folder)
+    spare = _tied_head(config, files, family.layout)
     special = special_tokens(folder, config)
     with torch.device("meta"):
         model = family.module(config)
@@ -69,16 +72,38 @@ def load_model(
     adapter = None if peft is None else Adapter(resolve(peft, option="peft"), model)
     model.quantization = load_weights(
         model,
-        files,
+        {name: path for name, path in files.items() if name not in spare},
         device=target,
         dtype=precision,
         source=folder,
         quantize=quantize,
         blocks=family.blocks,
         adapter=adapter,
-        stored_name=family.stored_name,
+        unread=spare,
+        layout=family.layout,
     )
     return model.eval().requires_grad_(False)
+
+
+def _tied_head(config: LLaDAConfig, files: Mapping[str, Path], layout: Layout) -> set[str]:
+    """The stored head of a model whose config ties it to the embedding; none, for most.
+
+    Raises ValueError where the two differ: then one of them would be lost.
+    """
+    head, embedding = map(
+        layout.stored_name, ("model.transformer.ff_out.weight", "model.transformer.wte.weight")
+    )
+    if not config.weight_tying or head not in files or embedding not in files:
+        return set()
+    with open_tensors(files[head]) as one, open_tensors(files[embedding]) as other:
+        first, second = one.get_tensor(head), other.get_tensor(embedding)
+    if not torch.equal(first, second):
+        raise ValueError(
+            f"{files[head]}: the config ties the head to the embedding, but {head} is not equal to "
+            f"{embedding}: set tie_word_embeddings (weight_tying) to false if the head is its own, "
+            "or remove it"
+        )
+    return {head}
 
 
 def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | None = None) -> None:
@@ -95,10 +120,11 @@ def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | Non
         )
     check_present(model, "a checkpoint")
     folder.mkdir(parents=True, exist_ok=True)
-    family = FAMILIES[model.config.family]
+    layout = FAMILIES[model.config.family].layout
     state: dict[str, Tensor] = {
-        family.stored_name(name): tensor.detach().cpu().contiguous()
+        piece.stored: piece.of(tensor.detach()).cpu().contiguous()
         for name, tensor in model.state_dict().items()
+        for piece in layout.pieces(name, tensor)
     }
     save_tensors(state, folder / "model.safetensors")
     write_files(model, folder)

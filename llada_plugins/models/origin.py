@@ -52,7 +52,7 @@ def config_of(model: LLaDA) -> dict[str, Any]:
     if model.origin is None:
         return published
     raw, read = model.origin.raw, write(model.origin.read)
-    changed = {name: value for name, value in published.items() if value != read[name]}
+    changed = {name: value for name, value in published.items() if value != read.get(name)}
     dtype = str(model.dtype).removeprefix("torch.")
     changed |= {name: dtype for name in DTYPES if raw.get(name) is not None}
     return {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from .accounting import account, check_finite, check_shards
 from .fingerprint import fingerprint, signatures
 from .folder import quantization_config
 from .gptq import PackedLinear, pack_linears, read_packing, replace
+from .layout import SAME_NAMES, Layout, Piece
 from .lora import Adapter
 from .quantization import (
     Quantization,
@@ -34,18 +35,18 @@ def load_tensors(
     dtype: torch.dtype,
     source: Path,
     finish: Callable[[str, nn.Module], nn.Module] = lambda name, filled: filled,
-    stored_name: Callable[[str], str] = str,
+    layout: Layout = SAME_NAMES,
 ) -> None:
     """Fill a meta-device module from safetensors, every tensor accounted for beforehand.
 
-    Parameters are cast to dtype, buffers keep the file's. finish: what takes the place
-    of each submodule that holds tensors, called with its name and itself when it is
-    filled and before the next is read. stored_name: what the files call a tensor of
-    `files`, which has the module's names.
+    files: by stored names. Parameters are cast to dtype, buffers keep the file's.
+    finish: what takes the place of each submodule that holds tensors, called with its
+    name and itself when it is filled and before the next is read. layout: how the files
+    name the module's tensors.
     """
-    account(module, files, source, stored_name)
+    account(module, files, source, layout)
     leaves: dict[str, list[str]] = {}  # a submodule's name -> its own tensors
-    for name in files:
+    for name in module.state_dict():
         owner, _, leaf = name.rpartition(".")
         leaves.setdefault(owner, []).append(leaf)
     with ExitStack() as stack:
@@ -56,16 +57,41 @@ def load_tensors(
         for owner in leaves:
             filled = module.get_submodule(owner)
             parameters = dict(filled.named_parameters(recurse=False))
-            state: dict[str, Tensor] = {}
+            state, empty = {}, filled.state_dict()
             for leaf in leaves[owner]:
-                name = f"{owner}.{leaf}" if owner else leaf
-                tensor = opened[files[name]].get_tensor(stored_name(name))
-                state[leaf] = tensor.to(dtype) if leaf in parameters else tensor
-                check_finite(state[leaf], name, files[name])
+                pieces = layout.pieces(f"{owner}.{leaf}" if owner else leaf, empty[leaf])
+                cast = dtype if leaf in parameters else None
+                state[leaf] = _read(pieces, empty[leaf], opened, files, cast)
             filled.load_state_dict(state, strict=False, assign=True)
             finished = finish(owner, filled)
             if finished is not filled:
                 replace(module, owner, finished)
+
+
+def _read(
+    pieces: Sequence[Piece],
+    empty: Tensor,
+    opened: Mapping[Path, Any],
+    files: Mapping[str, Path],
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """One of the module's tensors from its stored pieces; empty: what stands in its place.
+
+    dtype: what it is cast to; None leaves it as it is stored.
+    """
+    whole: Tensor | None = None
+    for piece in pieces:
+        path = files[piece.stored]
+        tensor: Tensor = opened[path].get_tensor(piece.stored)
+        tensor = tensor if dtype is None else tensor.to(dtype)
+        check_finite(tensor, piece.stored, path)
+        if piece.is_whole:
+            return tensor
+        if whole is None:
+            whole = tensor.new_empty(empty.shape)
+        piece.of(whole).copy_(tensor)
+    assert whole is not None
+    return whole
 
 
 class Conversion:
@@ -118,23 +144,23 @@ def load_weights(
     blocks: str,
     adapter: Adapter | None = None,
     unread: Collection[str] = (),
-    stored_name: Callable[[str], str] = str,
+    layout: Layout = SAME_NAMES,
 ) -> Quantization | None:
     """load_tensors of any checkpoint, GPTQ too, whose weights an option may change as they come.
 
     quantize: as for load_model, of the Linears whose names begin with `blocks`. adapter:
     merged into each module before that. unread: tensors that the files hold beside
-    `files`. stored_name: as for load_tensors. Returns what became of the weights, None
-    where they are not quantised.
+    `files`. layout: as for load_tensors. Returns what became of the weights, None where
+    they are not quantised.
     """
     check_quantize(quantize)
     packing = read_packing(quantization_config(source), files, source)
     has_linears = any(is_quantised(part, name, blocks) for name, part in module.named_modules())
     check_applies(quantize, source, packed=packing is not None, has_linears=has_linears)
-    check_shards({stored_name(name): path for name, path in files.items()}, unread)
+    check_shards(files, unread)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     if packing:
-        pack_linears(module, files, packing)
+        pack_linears(module, map(layout.our_name, files), packing)
     conversion = Conversion(source, dtype, quantize=quantize, blocks=blocks, adapter=adapter)
     load_tensors(
         module,
@@ -143,7 +169,7 @@ def load_weights(
         dtype=dtype,
         source=source,
         finish=conversion,
-        stored_name=stored_name,
+        layout=layout,
     )
     if adapter is not None:
         adapter.check_backbone(fingerprint(conversion.stored))
