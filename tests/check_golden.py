@@ -3,6 +3,7 @@
     python -m tests.check_golden tests/golden/*
 
 A folder holds checkpoint/ and any of the files of CHECKS; folders inside it do not count.
+One without checkpoint/ stands for the folders inside it that have one.
 Exit status 1 on any miss, with a line that names the case. tests/golden/README.md says
 where our own folders come from.
 """
@@ -13,6 +14,7 @@ import argparse
 import copy
 import json
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -37,7 +39,8 @@ from tests.tolerance import likelihood_error
 
 RUNS, MASKS = 8, 128  # of the published estimator, for the recorded mean and standard deviation
 SIGMA = 5  # standard errors: two right means differ by more once in 1.7 million rows
-INPUTS = ("input_ids", "padded_input_ids", "attention_mask")
+# position_ids: where the published code counts real tokens, as rotations cannot tell
+INPUTS = ("input_ids", "padded_input_ids", "attention_mask", "position_ids")
 WEIGHT = "dequantised."
 Case = Mapping[str, Any]
 
@@ -172,6 +175,9 @@ def compare_means(
 def check_tensors(path: Path) -> Report:
     """Outputs within twice what the last bit of every weight changes; dequantised weights equal.
 
+    Outputs called blockB_… are of the block-causal mask: a token sees its block of B columns
+    and those before it.
+
     The tolerance is measured for each output: other code and other processors round
     otherwise, and how far that goes depends on depth, width and weights. On our own folders
     kernels for AVX-512, for AVX2 and for neither are all off by less than once that change.
@@ -202,21 +208,51 @@ def check_tensors(path: Path) -> Report:
     return Report(summary, [miss for each in reports for miss in each.misses])
 
 
+def check_bfloat16(path: Path) -> Report:
+    """Logits of weights in bfloat16, equal bit by bit where the same kernels ran.
+
+    Elsewhere they may be off by twice what bfloat16 itself costs: the distance of ours from
+    ours in float32 with the same, rounded weights.
+    """
+    with safe_open(path, "pt") as file:
+        block = (file.metadata() or {}).get("block_length", "none")
+    recorded = load_file(path)
+    ids, expected = field(recorded, "input_ids"), field(recorded, "logits")
+    mask = None if block == "none" else block_causal(ids, int(block))
+    model = load(path, dtype="bfloat16")
+    with torch.inference_mode():
+        found = model(ids, mask)
+        exact = copy.deepcopy(model).float()(ids, mask)
+    if torch.equal(found, expected):
+        return Report(f"{found.numel()} numbers equal bit by bit", [])
+    off, allowed = (distance(found.float(), each.float()) for each in (expected, exact))
+    summary = f"max |d| {off:.0e} of {2 * allowed:.0e}, {int((found != expected).sum())} differ"
+    misses = [] if off <= 2 * allowed else [f"logits: max |d| {off:.1e}, allowed {2 * allowed:.1e}"]
+    return Report(summary, misses)
+
+
+def block_causal(ids: Tensor, length: int) -> Tensor:
+    """Which columns each token sees, (B, L, L): those of its block of `length`, and before it."""
+    block = torch.arange(ids.shape[1]) // length
+    return (block[None, :] <= block[:, None]).expand(len(ids), -1, -1)
+
+
 def compare(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor], allowed: Mapping[str, float]
 ) -> Report:
     """The largest difference of each output from what was recorded."""
-    clauses, misses, worst = [], [], 0.0
+    clauses, misses, worst, relative = [], [], 0.0, 0.0
     for name, tensor in expected.items():
         if name not in found:
             misses.append(f"{name}: no such output here; there are {', '.join(found)}")
             continue
         off = distance(found[name], tensor)
-        worst = max(worst, off)
+        worst, relative = max(worst, off), max(relative, off / float(tensor.abs().max()))
         clauses.append(f"{name} {off:.0e} of {allowed[name]:.0e}")
         if not off <= allowed[name]:
             misses.append(f"{name}: max |d| {off:.1e}, allowed {allowed[name]:.1e}")
-    return Report(f"max |d| {worst:.0e} ({', '.join(clauses)})", misses)
+    summary = f"max |d| {worst:.0e}, relative {relative:.0e} ({', '.join(clauses)})"
+    return Report(summary, misses)
 
 
 def compare_weights(model: LLaDA, weights: Mapping[str, Tensor]) -> Report:
@@ -241,6 +277,9 @@ def outputs_of(model: LLaDA, recorded: Mapping[str, Tensor]) -> dict[str, Tensor
     inputs = {"": (field(recorded, "input_ids"), None)}
     if "padded_input_ids" in recorded:
         inputs["padded_"] = recorded["padded_input_ids"], field(recorded, "attention_mask")
+    for block in {name.partition("_")[0] for name in recorded if re.match(r"block\d", name)}:
+        mask = block_causal(recorded["input_ids"], int(block.removeprefix("block")))
+        inputs[f"{block}_"] = recorded["input_ids"], mask
     found = {}
     for prefix, given in inputs.items():
         states = model.hidden_states(*given, every_layer=True)
@@ -283,13 +322,15 @@ CHECKS: dict[str, Callable[[Path], Report]] = {
     "parallel.json": check_answers,
     "likelihood.json": check_likelihood,
     "logits.safetensors": check_tensors,
+    "logits_bf16.safetensors": check_bfloat16,
     "outputs.safetensors": check_tensors,
 }
 
 
 def load(path: Path, **options: Any) -> LLaDA:
     """The checkpoint beside a file, on the device and in the dtype of the recordings."""
-    return load_model(path.parent / "checkpoint", device="cpu", dtype="float32", **options)
+    options = {"device": "cpu", "dtype": "float32", **options}
+    return load_model(path.parent / "checkpoint", **options)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -317,6 +358,14 @@ def special_tokens(recorded: Case) -> SpecialTokens | None:
     if "mask_id" not in recorded:
         return None
     return SpecialTokens(recorded["mask_id"], recorded.get("eos_id"))
+
+
+def sets(folder: Path) -> list[Path]:
+    """The folders with recordings that one on the command line stands for; none for a README."""
+    if folder.is_file() and folder.stem == "README":
+        return []
+    inside = [] if (folder / "checkpoint").exists() else sorted(folder.glob("*/checkpoint"))
+    return [checkpoint.parent for checkpoint in inside] or [folder]
 
 
 def recordings(folder: Path) -> list[Path]:
@@ -354,9 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments).folders
     torch.set_num_threads(1)  # matrices are tiny: a second thread costs more than it brings
     failed = False
-    for folder in given:
-        if folder.is_file() and folder.stem == "README":
-            continue
+    for folder in [each for one in given for each in sets(one)]:
         try:
             files = recordings(folder)
         except ValueError as error:

@@ -18,14 +18,13 @@ from llada_plugins.likelihood.estimate import log_likelihood
 from llada_plugins.models.loading import save_model
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
-from tests.check_golden import CHECKS, RUNS, check, main, recordings
+from tests.check_golden import CHECKS, RUNS, check, main, recordings, sets
 
 pytestmark = pytest.mark.floats
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = [
-    path for folder in sorted(GOLDEN.iterdir()) if folder.is_dir() for path in recordings(folder)
-]
+SETS = [folder for each in sorted(GOLDEN.iterdir()) for folder in sets(each)]
+FILES = [path for folder in SETS for path in recordings(folder)]
 
 
 def test_every_kind_of_recording_is_among_the_golden_files():
@@ -69,7 +68,7 @@ def test_a_good_folder_gets_a_line_for_each_file_with_its_own_number_of_cases(ex
     expected = [
         "generate 4/4 identical, forwards 4/4",
         "likelihood 4/4 enumerated, max .d. .* nats; published means 4/4, together .* errors off",
-        r"logits max .d. \S+ \(hidden_0 \S+ of .*, logits .*, padded_logits .*\)",
+        r"logits max .d. \S+, relative \S+ \(hidden_0 \S+ of .*, logits .*, padded_logits .*\)",
         "parallel 4/4 identical, forwards 4/4",
     ]
     assert len(lines) == 4
@@ -137,9 +136,7 @@ def change_tensor(
 
 def add_tensor(folder: Path) -> None:
     tensors = load_file(folder / "logits.safetensors")
-    save_file(
-        {**tensors, "block8_logits": tensors["logits"].clone()}, folder / "logits.safetensors"
-    )
+    save_file({**tensors, "half8_logits": tensors["logits"].clone()}, folder / "logits.safetensors")
 
 
 def empty_cases(folder: Path) -> None:
@@ -190,7 +187,7 @@ CHANGES = {
     ),
     "an unknown output": (
         add_tensor,
-        "logits: block8_logits: no such output here; there are hidden_0, ",
+        "logits: half8_logits: no such output here; there are hidden_0, ",
     ),
     "no cases": (empty_cases, "generate: cases must be a list of at least one case"),
     "not JSON": (overwrite("generate.json"), "generate: Expecting property name"),
@@ -290,7 +287,7 @@ def test_another_set_of_other_weights_shapes_ids_and_counts_is_checked_whole(
     assert (status, errors) == (0, ""), lines
     assert lines[0].endswith("generate 2/2 identical, forwards 2/2")
     assert "likelihood 3/3 enumerated" in lines[1] and "published means 3/3" in lines[1]
-    assert "outputs max |d| 0e+00 (logits 0e+00 of " in lines[2]
+    assert "outputs max |d| 0e+00, relative 0e+00 (logits 0e+00 of " in lines[2]
     record(make_model(seed=1), tmp_path / "wrong")
     shutil.copytree(tmp_path / "wrong" / "checkpoint", folder / "checkpoint", dirs_exist_ok=True)
     status, lines, _ = printed(capsys, folder)
