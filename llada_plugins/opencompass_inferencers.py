@@ -74,10 +74,8 @@ class _WithErrors(_Stock):
                 output_json_filepath=output_json_filepath, output_json_filename=output_json_filename
             )
         if self.is_main_process:
-            _add_errors(
-                Path(output_json_filepath) / output_json_filename,
-                [found[pair].error(unit) for pair, unit in asked],
-            )
+            written = Path(output_json_filepath) / output_json_filename
+            _add_errors(written, [found[pair].error(unit) for pair, unit in asked])
         return predictions
 
 

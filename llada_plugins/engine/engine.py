@@ -190,15 +190,12 @@ class Engine:
         )
         for row, sample in samples:
             member = group.members[row]
-            completion = completed(sample, group.until, self.tokenizer, ends)
-            yield (
-                member.number,
-                completion._replace(
-                    seconds=timed.seconds[row],
-                    prm_seconds=timed.prm_seconds[row],
-                    overlong=self.overlong.counted("truncated" if row in cut else member.mark),
-                ),
+            completion = completed(sample, group.until, self.tokenizer, ends)._replace(
+                seconds=timed.seconds[row],
+                prm_seconds=timed.prm_seconds[row],
+                overlong=self.overlong.counted("truncated" if row in cut else member.mark),
             )
+            yield member.number, completion
 
     def _review(self, sampler: SamplerConfig, questions: Sequence[str], cut: set[int]) -> Review:
         """The method's review of answers to these questions; cut: gets the rows of those cut."""

@@ -203,42 +203,36 @@ def _mean(found: Sequence[Completion], *names: str) -> dict[str, float]:
 
 def table(report: Mapping[str, Any]) -> str:
     """The report's numbers as Markdown."""
-    methods, attention_rows = report["methods"], report["attention"]
-    numbered = {name: str(number) for number, name in enumerate(methods, 1)}
-    costs = [
-        [
-            numbered[name],
-            name,
-            f"{row['num_forwards']:.1f}",
-            f"{row['num_tokens']:.1f}",
-            f"{row['seconds']:.3f}",
-        ]
-        for name, row in methods.items()
-    ]
+    methods = report["methods"]
+    numbers = {name: str(number) for number, name in enumerate(methods, 1)}
+    costs = [[numbers[name], name, *_costs(row)] for name, row in methods.items()]
     agreements = [
-        [numbered[one], *(f"{value:.2f}" for value in row.values())]
+        [numbers[one], *(f"{value:.2f}" for value in row.values())]
         for one, row in report["agreement"].items()
     ]
-    looked = [
-        [
-            row["block"],
-            row["queries"],
-            *(f"{row[field]:.2f}" for field in AttentionStatistics._fields),
-        ]
-        for row in attention_rows
+    attention = [[row["block"], row["queries"], *_statistics(row)] for row in report["attention"]]
+    parts = [
+        f"{report['checkpoint']}, {len(report['prompts'])} prompts, means over them; seconds "
+        "are this machine's",
+        markdown(["", "method", "forwards", "tokens", "seconds"], costs),
+        "share of equal tokens",
+        markdown(["", *numbers.values()], agreements),
+        f"attention before decoding, {report['gen_length']} masks: entropy (nats), distance "
+        "(tokens), share of the prompt",
+        markdown(["block", "queries", "entropy", "distance", "to prompt"], attention),
     ]
-    return "\n\n".join(
-        [
-            f"{report['checkpoint']}, {len(report['prompts'])} prompts, means over them; seconds "
-            "are this machine's",
-            markdown(["", "method", "forwards", "tokens", "seconds"], costs),
-            "share of equal tokens",
-            markdown(["", *numbered.values()], agreements),
-            f"attention before decoding, {report['gen_length']} masks: entropy (nats), distance "
-            "(tokens), share of the prompt",
-            markdown(["block", "queries", "entropy", "distance", "to prompt"], looked),
-        ]
-    )
+    return "\n\n".join(parts)
+
+
+def _costs(row: Mapping[str, Any]) -> list[str]:
+    """Of a method, as in the table."""
+    forwards, tokens, seconds = row["num_forwards"], row["num_tokens"], row["seconds"]
+    return [f"{forwards:.1f}", f"{tokens:.1f}", f"{seconds:.3f}"]
+
+
+def _statistics(row: Mapping[str, Any]) -> list[str]:
+    """Of attention, as in the table."""
+    return [f"{row[field]:.2f}" for field in AttentionStatistics._fields]
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> None:

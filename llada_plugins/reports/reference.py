@@ -58,51 +58,38 @@ class Group(NamedTuple):
     names: Collection[str]
 
 
+# tables of all options of a class
+WHOLE: tuple[tuple[str, str, type], ...] = (
+    (
+        "Model and place",
+        "Which checkpoint, how it is read, and how much runs at once.",
+        ModelOptions,
+    ),
+    (
+        "Decoding",
+        "How an answer is filled. [Decoding](decoding.md) explains them together.",
+        SamplerConfig,
+    ),
+    (
+        "Likelihood",
+        "How log-probabilities are estimated. See [Likelihood](likelihood.md).",
+        LikelihoodOptions,
+    ),
+    ("Learned remasking", "Of `llada_ups`. See [its page](methods/ups.md).", UPSOptions),
+    ("Routed seeds", "Of `llada_ala`. See [its page](methods/ala.md).", ALAOptions),
+)
+
+
 def groups() -> list[Group]:
     """The tables, in their order; together they hold every option of every method once."""
+    review = names(ReviewConfig)
+    judge = [name for name in names(PRMOptions) if name not in review]
+    of_judge = "Of `llada_prm`: who judges, and what it reads. See [its page](methods/prm.md)."
+    of_review = "Of `llada_prm`: what the verdicts are used for."
     return [
-        Group(
-            "Model and place",
-            "Which checkpoint, how it is read, and how much runs at once.",
-            ModelOptions,
-            names(ModelOptions),
-        ),
-        Group(
-            "Decoding",
-            "How an answer is filled. [Decoding](decoding.md) explains them together.",
-            SamplerConfig,
-            names(SamplerConfig),
-        ),
-        Group(
-            "Likelihood",
-            "How log-probabilities are estimated. See [Likelihood](likelihood.md).",
-            LikelihoodOptions,
-            names(LikelihoodOptions),
-        ),
-        Group(
-            "Learned remasking",
-            "Of `llada_ups`. See [its page](methods/ups.md).",
-            UPSOptions,
-            names(UPSOptions),
-        ),
-        Group(
-            "Routed seeds",
-            "Of `llada_ala`. See [its page](methods/ala.md).",
-            ALAOptions,
-            names(ALAOptions),
-        ),
-        Group(
-            "Process reward model",
-            "Of `llada_prm`: who judges, and what it reads. See [its page](methods/prm.md).",
-            PRMOptions,
-            [name for name in names(PRMOptions) if name not in names(ReviewConfig)],
-        ),
-        Group(
-            "Review",
-            "Of `llada_prm`: what the verdicts are used for.",
-            PRMOptions,
-            names(ReviewConfig),
-        ),
+        *(Group(title, text, options, names(options)) for title, text, options in WHOLE),
+        Group("Process reward model", of_judge, PRMOptions, judge),
+        Group("Review", of_review, PRMOptions, review),
     ]
 
 

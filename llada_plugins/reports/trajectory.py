@@ -82,14 +82,8 @@ def corrections(history: Tensor) -> list[list[Change]]:
     found: list[list[Change]] = [[] for _ in range(history.shape[1])]
     changed = removed(history) & (history[:-1] != history[-1])
     for step, row, position in changed.nonzero().tolist():
-        found[row].append(
-            Change(
-                step + 1,
-                position,
-                int(history[step, row, position]),
-                int(history[-1, row, position]),
-            )
-        )
+        first, final = history[step, row, position], history[-1, row, position]
+        found[row].append(Change(step + 1, position, int(first), int(final)))
     return found
 
 
@@ -109,9 +103,6 @@ def trajectory(engine: Engine, prompt: str, history: Tensor, changes: Sequence[C
             for change in changes
             if change.step == step
         ]
-        lines.append(
-            f"  after step {step:>3}  "
-            + "".join(map(word, answer))
-            + (f"    masked again: {'; '.join(taken)}" if taken else "")
-        )
+        again = f"    masked again: {'; '.join(taken)}" if taken else ""
+        lines.append(f"  after step {step:>3}  {''.join(map(word, answer))}{again}")
     return "\n".join(lines)

@@ -195,57 +195,54 @@ def run(options: ReportOptions) -> dict[str, Any]:
 
 def table(report: Mapping[str, Any]) -> str:
     """The report's main numbers as Markdown."""
-    detection = [
-        [
-            kind,
-            found["num_visible"],
-            found["num_incorrect"],
-            f"{found['auc']['policy']:.3f}",
-            f"{found['auc']['tps_prob']:.3f}",
-            f"{found['calibration_error']['policy']:.3f}",
-            f"{found['confusion']['tn']} / {found['confusion']['fn']}",
-        ]
-        for kind, found in report["detection"].items()
+    detection = [_detection_row(*each) for each in report["detection"].items()]
+    decoding = [_decoding_row(*each) for each in report["decoding"].items()]
+    return f"{markdown(DETECTION, detection)}\n\n{markdown(DECODING, decoding)}"
+
+
+DETECTION = (
+    "incorrect tokens",
+    "visible",
+    "incorrect",
+    "AUC policy",
+    "AUC tps_prob",
+    "calibration error",
+    "doubted: incorrect / clean",
+)
+
+
+def _detection_row(kind: str, found: Mapping[str, Any]) -> list[Any]:
+    auc, doubted = found["auc"], found["confusion"]
+    return [
+        kind,
+        found["num_visible"],
+        found["num_incorrect"],
+        f"{auc['policy']:.3f}",
+        f"{auc['tps_prob']:.3f}",
+        f"{found['calibration_error']['policy']:.3f}",
+        f"{doubted['tn']} / {doubted['fn']}",
     ]
-    decoding = [
-        [
-            source,
-            f"{found['accuracy']:.3f}",
-            f"{found['mean_forwards']:.2f}",
-            f"{found['milliseconds_per_step_and_batch']:.1f}",
-            found["masked_again"],
-            found["corrected_in_right_answers"],
-            "yes"
-            if found["mask_count_follows_schedule"] and found["mask_count_never_rises"]
-            else "NO",
-        ]
-        for source, found in report["decoding"].items()
+
+
+DECODING = (
+    "source",
+    "accuracy",
+    "forwards",
+    "ms a step and batch",
+    "masked again",
+    "corrected (right answers)",
+    "mask count as scheduled",
+)
+
+
+def _decoding_row(source: str, found: Mapping[str, Any]) -> list[Any]:
+    scheduled = found["mask_count_follows_schedule"] and found["mask_count_never_rises"]
+    return [
+        source,
+        f"{found['accuracy']:.3f}",
+        f"{found['mean_forwards']:.2f}",
+        f"{found['milliseconds_per_step_and_batch']:.1f}",
+        found["masked_again"],
+        found["corrected_in_right_answers"],
+        "yes" if scheduled else "NO",
     ]
-    return "\n\n".join(
-        [
-            markdown(
-                [
-                    "incorrect tokens",
-                    "visible",
-                    "incorrect",
-                    "AUC policy",
-                    "AUC tps_prob",
-                    "calibration error",
-                    "doubted: incorrect / clean",
-                ],
-                detection,
-            ),
-            markdown(
-                [
-                    "source",
-                    "accuracy",
-                    "forwards",
-                    "ms a step and batch",
-                    "masked again",
-                    "corrected (right answers)",
-                    "mask count as scheduled",
-                ],
-                decoding,
-            ),
-        ]
-    )

@@ -120,15 +120,14 @@ def model_samples(denoise: Denoiser, mask_id: int) -> Replace:
         noisy: Tensor, chosen: Tensor, tokens: Tensor, generator: torch.Generator
     ) -> Tensor:
         start = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-        prediction = denoise(
-            Canvas(noisy.masked_fill(chosen, mask_id), start, bool((tokens == PADDING).any())),
-            slice(0, tokens.shape[1]),
-        )
+        padded = bool((tokens == PADDING).any())
+        canvas = Canvas(noisy.masked_fill(chosen, mask_id), start, padded)
+        prediction = denoise(canvas, slice(0, tokens.shape[1]))
         most = max(1, int(chosen.sum(-1).max()))
-        at = masked_first(chosen)[:, :most]  # (B, M), the chosen columns among them
-        logits = prediction.logits_at(at).float()  # (B, M, V)
+        columns = masked_first(chosen)[:, :most]  # (B, M), the chosen ones among them
+        logits = prediction.logits_at(columns).float()  # (B, M, V)
         logits[..., mask_id] = -torch.inf
-        probability = logits[chosen.gather(1, at)].softmax(-1).to(generator.device)  # (N, V)
+        probability = logits[chosen.gather(1, columns)].softmax(-1).to(generator.device)  # (N, V)
         if not len(probability):
             return tokens[chosen]
         return torch.multinomial(probability, 1, generator=generator)[:, 0].to(tokens.device)

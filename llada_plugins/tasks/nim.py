@@ -80,10 +80,9 @@ def problems(split: str, num: int, seed: int = 0, *, any_move: bool = False) -> 
         position = _text(heaps)
         if split in ("train", "test") and split_of(position) != split:
             continue
-        drawn.setdefault(
-            len(drawn) if split == "train" else position,
-            NimProblem(position, _answer(heaps, stream if any_move else None)),
-        )
+        key = len(drawn) if split == "train" else position  # only "train" repeats positions
+        problem = NimProblem(position, _answer(heaps, stream if any_move else None))
+        drawn.setdefault(key, problem)
     return list(drawn.values())
 
 
