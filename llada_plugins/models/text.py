@@ -1,4 +1,4 @@
-"""Where text begins and ends: tokenizers, chat templates, stop strings, special tokens."""
+"""Text to token ids and back: chats, continuations, end tokens, stop strings."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ def check_vocabulary(ids: Sequence[int], vocabulary: int, source: str) -> None:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:
-    """Token ids; special tokens are added only where the string does not already begin
-    with BOS, as a rendered chat does.
-    """
+    """Token ids; special tokens are added unless the string begins with BOS, as a chat may."""
     check_text(string)
-    return tokenizer.encode(string, add_special_tokens=_adds_special_tokens(tokenizer, string))
+    return _ids(tokenizer, string, add_special_tokens=_adds_special_tokens(tokenizer, string))
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, string: str, *, add_special_tokens: bool) -> list[int]:
+    ids: list[int] = tokenizer.encode(string, add_special_tokens=add_special_tokens)
+    return ids
 
 
 def _adds_special_tokens(tokenizer: PreTrainedTokenizerBase, string: str) -> bool:
@@ -40,11 +43,10 @@ def _adds_special_tokens(tokenizer: PreTrainedTokenizerBase, string: str) -> boo
 def encode_pair(
     tokenizer: PreTrainedTokenizerBase, context: str, context_ids: Sequence[int], continuation: str
 ) -> list[int]:
-    """Ids of what follows a context: the tokens of the whole string behind the
-    context's, as in lm-eval.
+    """Ids of what follows a context: the tokens of the whole string after the context's.
 
-    Where a token of the whole string spans the join, it is the continuation's own text
-    that is tokenised; lm-eval would give the tokens behind as many as the context has,
+    So does lm-eval. Where a token of the whole string spans the join, the continuation's
+    own text is tokenised; lm-eval would give the tokens after as many as the context has,
     so another text or none. context_ids: `encode` of the context, which must not end in
     white space.
     """
@@ -55,7 +57,7 @@ def encode_pair(
         add_special_tokens=_adds_special_tokens(tokenizer, whole),
         return_offsets_mapping=True,
     )
-    ids = encoded["input_ids"]
+    ids: list[int] = encoded["input_ids"]
     spans = any(start < len(context) < stop for start, stop in encoded["offset_mapping"])
     if ids[: len(context_ids)] == context_ids and not spans:
         return ids[len(context_ids) :]
@@ -63,35 +65,34 @@ def encode_pair(
 
 
 def _following(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], string: str) -> list[int]:
-    """Ids of a string such that `before` and they decode to its text behind that of `before`.
+    """Ids of a string such that `before` and they decode to its text after that of `before`.
 
-    A tokenizer that puts a space before every text does so behind an anchor instead,
-    which is then left out. Where no ids decode so, as after a tokenizer that changes
+    A tokenizer that puts a space before every text puts it before an anchor instead,
+    which is then left out. Where no ids decode so, as with a tokenizer that changes
     letters, those of the string alone.
     """
-
-    def plain(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
     expected = decode(tokenizer, before, ()) + string
     for anchor in ("", "\n", "0", "a"):
-        lead, ids = plain(anchor) if anchor else [], plain(anchor + string)
+        lead = _ids(tokenizer, anchor, add_special_tokens=False) if anchor else []
+        ids = _ids(tokenizer, anchor + string, add_special_tokens=False)
         own = ids[len(lead) :]
         if ids[: len(lead)] == lead and decode(tokenizer, [*before, *own], ()) == expected:
             return own
-    return plain(string)
+    return _ids(tokenizer, string, add_special_tokens=False)
 
 
 def encode_with_spans(
     tokenizer: PreTrainedTokenizerBase, string: str
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """The ids of `encode` and the characters (begin, end) that each stands for; begin =
-    end for an added special token.
+    """The ids of `encode`, and the characters (begin, end) that each stands for.
+
+    An added special token stands for none: begin = end.
     """
     check_text(string)
-    bos = tokenizer.bos_token
     found = tokenizer(
-        string, add_special_tokens=not (bos and string.startswith(bos)), return_offsets_mapping=True
+        string,
+        add_special_tokens=_adds_special_tokens(tokenizer, string),
+        return_offsets_mapping=True,
     )
     return found["input_ids"], found["offset_mapping"]
 
@@ -105,25 +106,27 @@ def before_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Sequence[int]) -> str:
-    """Text before the first end token, special tokens spelt out: stop strings such as
-    <|eot_id|> must be found before they go.
+    """Text before the first end token, with special tokens spelt out.
+
+    Stop strings such as <|eot_id|> must be found before they go.
     """
-    return tokenizer.decode(
+    text = tokenizer.decode(
         before_end(ids, ends), skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
+    assert isinstance(text, str)  # of a batch it would be a list
+    return text
 
 
 def find_stop(string: str, until: Sequence[str]) -> int | None:
-    """Where the earliest of the stop strings begins; None if there is none. Empty stop
-    strings are ignored.
-    """
+    """Where the earliest of the stop strings begins, or None; empty ones are ignored."""
     found = [place for stop in until if stop and (place := string.find(stop)) >= 0]
     return min(found, default=None)
 
 
 def without_special_tokens(tokenizer: PreTrainedTokenizerBase, string: str) -> str:
-    """The text less the spelling of special tokens; re-tokenising it, as upstream does,
-    would change white space.
+    """The text less the spelling of special tokens.
+
+    Tokenising it again without them, as upstream does, would change white space.
     """
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     for token in sorted(special, key=len, reverse=True):
@@ -134,12 +137,12 @@ def without_special_tokens(tokenizer: PreTrainedTokenizerBase, string: str) -> s
 def render_chat(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], prefill: bool = False
 ) -> str:
-    """A chat as the prompt string, ending with the assistant's header; prefill: with
-    the text of the last message, unclosed.
+    """A chat as the prompt string, which ends with the assistant's header.
 
-    LLaDA's template appends the header whatever add_generation_prompt says, others only
-    when asked; the rendered string is the same. Of several templates the one called
-    "default" is rendered. Raises ValueError where the tokenizer has none, or it fails.
+    prefill: it ends with the text of the last message instead, which stays open. LLaDA's
+    template appends the header whatever add_generation_prompt says, others only when
+    asked; the rendered string is the same. Of several templates the one called "default"
+    is rendered. Raises ValueError where the tokenizer has none, or it fails.
     """
     templates = tokenizer.chat_template
     if not templates:
@@ -153,13 +156,18 @@ def render_chat(
             "and none is the default: pass chat_template=NAME"
         )
     turns = [dict(message) for message in messages]
-    # the second cuts the rendering right behind the last message's text, so a header
-    # that the template appends unasked goes as well
-    ending = {"continue_final_message": True} if prefill else {"add_generation_prompt": True}
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, **ending)
+        rendered = tokenizer.apply_chat_template(
+            turns,
+            tokenize=False,
+            add_generation_prompt=not prefill,
+            # cuts right after the last message's text: a header appended unasked goes too
+            continue_final_message=prefill,
+        )
     except Exception as error:  # jinja's own kinds, and whatever the template's expressions raise
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path} cannot render the chat: "
             f"{first_line(error)}"
         ) from None
+    assert isinstance(rendered, str)  # of a batch it would be a list
+    return rendered

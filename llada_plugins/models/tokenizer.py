@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
 @silenced()
 def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder, never through remote code; chat_template:
-    see `choose_template`.
+    """The tokenizer of a checkpoint folder, never through remote code.
 
-    Raises FileNotFoundError, or ValueError that names the file: `tokenizers` and
-    transformers end in any kind of exception.
+    chat_template: see `choose_template`. Raises FileNotFoundError, or ValueError that
+    names the file: `tokenizers` and transformers end in any kind of exception.
     """
     if not is_there(folder / "tokenizer.json"):
         raise FileNotFoundError(
@@ -30,19 +29,16 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
     from transformers import PreTrainedTokenizerFast
 
     try:
-        # AutoTokenizer would look the model_type up, which transformers does not know,
-        # and warn of it
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        # AutoTokenizer would look up the model_type, which transformers does not know, and warn
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
         trial = tokenizer.encode("a")
         tokenizer.decode(trial)
-    except BaseException as error:
-        # which Rust raises, beside Exception
+    except BaseException as error:  # Rust's PanicException is no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ValueError(
             f"{folder / 'tokenizer.json'}, with the tokenizer's other files there, cannot be "
-            "loaded: "
-            f"{first_line(error)}"
+            f"loaded: {first_line(error)}"
         ) from None
     _check_loaded(folder, files, tokenizer, trial)
     if chat_template is not None:
@@ -53,9 +49,21 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
 def _check_loaded(
     folder: Path, files: TokenizerFiles, tokenizer: PreTrainedTokenizerBase, trial: list[int]
 ) -> None:
-    """Raise ValueError where the loaded tokenizer does not do what its files say:
-    transformers adds, renumbers and ignores unasked.
+    """Raise ValueError where the loaded tokenizer does not do what its files say.
+
+    transformers adds, renumbers and ignores unasked. trial: ids of a text, with what is
+    added to it.
     """
+    _check_added_tokens(folder, files, tokenizer)
+    _check_named_tokens(folder, files)
+    _check_frame(folder, files, "bos", trial[:1] == [tokenizer.bos_token_id])
+    _check_frame(folder, files, "eos", trial[-1:] == [tokenizer.eos_token_id])
+    _check_prefix_space(folder, files)
+
+
+def _check_added_tokens(
+    folder: Path, files: TokenizerFiles, tokenizer: PreTrainedTokenizerBase
+) -> None:
     found = tokenizer.get_vocab()
     for content, token in files.added.items():
         if found.get(content) != token:
@@ -63,55 +71,50 @@ def _check_loaded(
                 f"{folder}: its tokenizer's files give {short(content)} the id {token}, but it "
                 f"becomes {found.get(content)}"
             )
+
+
+def _check_named_tokens(folder: Path, files: TokenizerFiles) -> None:
+    if not isinstance(files.tokenizer["model"].get("vocab"), dict):
+        return
     for name in ("bos_token", "eos_token"):
-        if (
-            files.settings.get(name)
-            and files.id_of(name) is None
-            and isinstance(files.tokenizer["model"].get("vocab"), dict)
-        ):
+        named = files.settings.get(name)
+        if named and files.id_of(name) is None:
             raise ValueError(
-                f"{folder}: {name} is {short(files.settings[name])}, which is no token of "
-                "tokenizer.json"
+                f"{folder}: {name} is {short(named)}, which is no token of tokenizer.json"
             )
-    for name, stands in (
-        ("bos", trial[:1] == [tokenizer.bos_token_id]),
-        ("eos", trial[-1:] == [tokenizer.eos_token_id]),
-    ):
-        stated = files.settings.get(f"add_{name}_token")
-        if stated is not None and stated != stands:
-            raise ValueError(
-                f"{folder}: tokenizer_config.json says add_{name}_token={str(stated).lower()}, "
-                "but tokenizer.json "
-                f"{'adds' if stands else 'does not add'} {name}_token, and it decides: make the "
-                "two agree"
-            )
-    stated, spaces = (
-        files.settings.get("add_prefix_space"),
-        files.tokenizer.get("pre_tokenizer") or {},
-    )
-    if (
-        stated is not None
-        and spaces.get("type") == "ByteLevel"
-        and spaces.get("add_prefix_space") != stated
-    ):
+
+
+def _check_frame(folder: Path, files: TokenizerFiles, name: str, adds: bool) -> None:
+    """name: bos or eos. adds: does the tokenizer put that token round a text?"""
+    stated = files.settings.get(f"add_{name}_token")
+    if stated is not None and stated != adds:
+        does = "adds" if adds else "does not add"
         raise ValueError(
-            f"{folder}: add_prefix_space is {stated} in tokenizer_config.json and "
-            f"{spaces.get('add_prefix_space')} in "
+            f"{folder}: tokenizer_config.json says add_{name}_token={str(stated).lower()}, but "
+            f"tokenizer.json {does} {name}_token, and it decides: make the two agree"
+        )
+
+
+def _check_prefix_space(folder: Path, files: TokenizerFiles) -> None:
+    stated = files.settings.get("add_prefix_space")
+    pre_tokenizer = files.tokenizer.get("pre_tokenizer") or {}
+    if stated is None or pre_tokenizer.get("type") != "ByteLevel":
+        return
+    done = pre_tokenizer.get("add_prefix_space")
+    if done != stated:
+        raise ValueError(
+            f"{folder}: add_prefix_space is {stated} in tokenizer_config.json and {done} in "
             "tokenizer.json, which decides: make the two agree"
         )
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Make the chat template of that name the tokenizer's only one; ValueError where it
-    has none of that name.
-    """
+    """Make the chat template of that name the only one; ValueError where there is none."""
     templates = tokenizer.chat_template
     if not isinstance(templates, dict):
-        has = (
-            "one chat template, which has no name: leave it out"
-            if templates
-            else "no chat template"
-        )
+        has = "no chat template"
+        if templates:
+            has = "one chat template, which has no name: leave it out"
         raise ValueError(f"chat_template={name!r}: this tokenizer has {has}")
     if name not in templates:
         raise ValueError(
