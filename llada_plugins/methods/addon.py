@@ -1,5 +1,6 @@
-"""Parts that are trained on a backbone and kept in a folder of their own: a UPS head, a
-router. One place for how they are written and checked.
+"""Add-ons that are trained on a backbone and kept in a folder of their own.
+
+A UPS head is one, a router another. How they are written and checked is here.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from llada_plugins.models.weights import load_tensors
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class Part(NamedTuple):
-    """A kind of part: its files, and the words of its error messages."""
+class AddOn(NamedTuple):
+    """A kind of add-on: its files, and the words of its error messages."""
 
     config: str  # file name of its description
     weights: str  # file name of its tensors
@@ -36,63 +37,63 @@ class Part(NamedTuple):
     may_have: Mapping[str, Kind] = {}
 
 
-def write_part(part: Part, module: nn.Module, folder: Path, description: Mapping[str, Any]) -> None:
+def write_addon(
+    addon: AddOn, module: nn.Module, folder: Path, description: Mapping[str, Any]
+) -> None:
     """Write the module's tensors, in fp32, and its description."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(
-        {
-            name: tensor.detach().cpu().float().contiguous()
-            for name, tensor in module.state_dict().items()
-        },
-        folder / part.weights,
-    )
-    (folder / part.config).write_text(
+    state = {
+        name: tensor.detach().cpu().float().contiguous()
+        for name, tensor in module.state_dict().items()
+    }
+    save_tensors(state, folder / addon.weights)
+    (folder / addon.config).write_text(
         json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8"
     )
 
 
-def read_part(part: Part, folder: Path) -> dict[str, Any]:
+def read_addon(addon: AddOn, folder: Path) -> dict[str, Any]:
     """The description in `folder`; FileNotFoundError that says what makes one."""
-    if not is_there(folder / part.config):
+    if not is_there(folder / addon.config):
         raise FileNotFoundError(
-            f"{folder} has no {part.config}: give the folder of a {part.noun} made by python -m "
-            f"{part.command}"
+            f"{folder} has no {addon.config}: give the folder of a {addon.noun} made by python -m "
+            f"{addon.command}"
         )
-    return read_json(folder / part.config, record({**part.fields, "backbone": TEXT}, part.may_have))
+    return read_json(
+        folder / addon.config, record({**addon.fields, "backbone": TEXT}, addon.may_have)
+    )
 
 
-def check_part(part: Part, raw: Mapping[str, Any], folder: Path, model: LLaDA) -> None:
-    """Raise ValueError where the part is of another width than the model or was trained
-    on another backbone.
+def check_addon(addon: AddOn, raw: Mapping[str, Any], folder: Path, model: LLaDA) -> None:
+    """Raise ValueError where the add-on does not belong to the model.
+
+    It is then of another width, or was trained on another backbone.
     """
-    if raw.get("d_model") != model.config.d_model:
+    width, model_width = raw.get("d_model"), model.config.d_model
+    if width != model_width:
         raise ValueError(
-            f"{folder}: this {part.title} {part.interface} of width {raw.get('d_model')}, the "
-            f"model's have {model.config.d_model}: "
-            f"give the {part.noun} that was trained on this model"
+            f"{folder}: this {addon.title} {addon.interface} of width {width}, the "
+            f"model's have {model_width}: give the {addon.noun} that was trained on this model"
         )
-    if raw.get("backbone") != (found := backbone_fingerprint(model)):
-        record = quantization_of(model)
-        packed = record is not None and record.gptq
-        reason = (
-            "a GPTQ checkpoint has other weights than the model it was made from; "
-            if packed
-            else ""
-        )
-        raise ValueError(
-            f"{folder}: this {part.title} was trained on another backbone (fingerprint "
-            f"{raw.get('backbone')}, this model's is "
-            f"{found}): {reason}give pretrained= the model that it was trained on, or train a "
-            f"{part.noun} with "
-            f"python -m {part.command}"
-        )
+    trained_on, found = raw.get("backbone"), backbone_fingerprint(model)
+    if trained_on == found:
+        return
+    reason = ""
+    if (record := quantization_of(model)) is not None and record.gptq:
+        reason = "a GPTQ checkpoint has other weights than the model it was made from; "
+    raise ValueError(
+        f"{folder}: this {addon.title} was trained on another backbone (fingerprint {trained_on}, "
+        f"this model's is {found}): {reason}give pretrained= the model that it was trained on, or "
+        f"train a {addon.noun} with python -m {addon.command}"
+    )
 
 
-def fill_part(part: Part, module: Module, folder: Path, model: LLaDA) -> Module:
-    """Fill a meta-device module from `folder`, in fp32 on the model's device, every
-    tensor accounted for.
+def fill_addon(addon: AddOn, module: Module, folder: Path, model: LLaDA) -> Module:
+    """Fill a meta-device module from `folder`, every tensor accounted for.
+
+    Its tensors are in fp32, on the model's device.
     """
-    path = folder / part.weights
+    path = folder / addon.weights
     load_tensors(
         module,
         dict.fromkeys(tensor_names(path), path),

@@ -24,10 +24,10 @@ from llada_plugins.files.json_files import one_of, whole
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import WIDTH
 
-from .addon import Part, check_part, fill_part, read_part, write_part
+from .addon import AddOn, check_addon, fill_addon, read_addon, write_addon
 
 CONFIG, WEIGHTS = "ups_config.json", "ups.safetensors"
-UPS_HEAD = Part(
+UPS_HEAD = AddOn(
     CONFIG,
     WEIGHTS,
     "UPS head",
@@ -76,15 +76,15 @@ def save_policy(
     former, such as the training command.
     """
     config = PolicyConfig(d_model=head.d_model, width=head.width, backbone=backbone)
-    write_part(UPS_HEAD, head, folder, {**asdict(config), **(extra_config or {})})
+    write_addon(UPS_HEAD, head, folder, {**asdict(config), **(extra_config or {})})
 
 
 def load_policy(folder: Path, model: LLaDA) -> PolicyHead:
     """The light head in `folder`, on the model's device; refuses one of another width
     or trained on another backbone.
     """
-    raw = read_part(UPS_HEAD, folder)
-    check_part(UPS_HEAD, raw, folder, model)
+    raw = read_addon(UPS_HEAD, folder)
+    check_addon(UPS_HEAD, raw, folder, model)
     with torch.device("meta"):
         head = PolicyHead(raw["d_model"], raw["width"])
-    return fill_part(UPS_HEAD, head, folder, model)
+    return fill_addon(UPS_HEAD, head, folder, model)

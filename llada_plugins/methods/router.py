@@ -22,10 +22,10 @@ from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import WIDTH
 from llada_plugins.options.fields import arg, build, names, reject_unknown
 
-from .addon import Part, check_part, fill_part, read_part, write_part
+from .addon import AddOn, check_addon, fill_addon, read_addon, write_addon
 
 CONFIG, WEIGHTS = "router_config.json", "router.safetensors"
-ROUTER = Part(
+ROUTER = AddOn(
     CONFIG,
     WEIGHTS,
     "router",
@@ -191,7 +191,7 @@ def save_router(
     of the former, such as the training command.
     """
     description = {**asdict(router.config), "backbone": backbone, **(extra_config or {})}
-    write_part(ROUTER, router, folder, description)
+    write_addon(ROUTER, router, folder, description)
 
 
 def load_router(folder: Path, model: LLaDA) -> Router:
@@ -199,11 +199,11 @@ def load_router(folder: Path, model: LLaDA) -> Router:
 
     Refuses one of another width, or trained on another backbone.
     """
-    raw = read_part(ROUTER, folder)
+    raw = read_addon(ROUTER, folder)
     reject_unknown(
         raw, [*names(RouterConfig), "backbone", "training"], f"key of {folder / CONFIG}:"
     )
-    check_part(ROUTER, raw, folder, model)
+    check_addon(ROUTER, raw, folder, model)
     try:
         config = build(RouterConfig, raw)
     except ValueError as error:
@@ -211,4 +211,4 @@ def load_router(folder: Path, model: LLaDA) -> Router:
     with torch.device("meta"):
         router = Router(config)
     check_blocks(router, model.config.n_layers)
-    return fill_part(ROUTER, router, folder, model)
+    return fill_addon(ROUTER, router, folder, model)
