@@ -38,7 +38,7 @@ def fingerprint(engine: Engine) -> str:
 
 def info(engine: Engine) -> dict[str, Any]:
     """For result files: what was evaluated, and how."""
-    record = quantization_of(engine.model)
+    record, policy = quantization_of(engine.model), engine.prepared.policy
     return {
         "method": engine.method,
         "checkpoint": engine.folder.name,
@@ -49,7 +49,7 @@ def info(engine: Engine) -> dict[str, Any]:
         "model_dtype": str(engine.model.dtype),
         "sampler": _sampler(engine),
         "confidence_source": engine.common.source,
-        "policy": engine.prepared.policy,
+        "policy": None if policy is None else policy.value,
         "chat_template": engine.chat_template,
         "method_options": asdict(engine.method_options),
         "likelihood": METHODS[engine.method].likelihood,

@@ -10,7 +10,7 @@ from llada_plugins.diffusion.denoiser import model_denoiser
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import arg
 
-from .prepared import Prepared, _own_stream
+from .prepared import Prepared, own_policy
 from .router import load_router
 from .routing import routed
 
@@ -27,8 +27,9 @@ class ALAOptions:
 
 
 def routed_seeds(load: Callable[[], LLaDA], folder: Path, options: ALAOptions) -> Prepared:
-    """ALA: prompt-conditioned seeds instead of one static mask embedding; all sampler
-    options as for the baseline.
+    """ALA: prompt-conditioned seeds instead of one static mask embedding.
+
+    All sampler options are as for the baseline.
     """
     place = Path(options.router).expanduser() if options.router else folder / "router"
     if not place.is_dir():
@@ -40,11 +41,6 @@ def routed_seeds(load: Callable[[], LLaDA], folder: Path, options: ALAOptions) -
     if model.special_tokens is None:
         raise ValueError(f"{folder}: llada_ala needs a checkpoint that names its mask token")
     router = load_router(place, model)
-    denoise = routed(
-        model_denoiser(model),
-        router,
-        model.embedding,
-        model.special_tokens.mask,
-        model.blocks,
-    )
-    return Prepared(model, denoise, _own_stream(model), max_answer=router.config.max_positions)
+    mask_id = model.special_tokens.mask
+    denoise = routed(model_denoiser(model), router, model.embedding, mask_id, model.blocks)
+    return Prepared(model, denoise, own_policy(model), max_answer=router.config.max_positions)

@@ -1,11 +1,10 @@
-"""UPS, the Unmasking Policy Stream of RemeDi (arXiv 2509.23653): a score h per position
-that says whether its token should stand.
+"""UPS, the Unmasking Policy Stream of RemeDi (arXiv 2509.23653), as a light head.
 
-Two kinds. The light head reads the final-norm hidden state of a frozen backbone and is
-a file of its own, which `python -m training.remask_sft` makes and `ups=FOLDER` loads.
-RemeDi's official bi-tower is part of its checkpoint, feeds back into the token stream,
-and is recognised by its tensors (checkpoint.py). How scores rank positions is
-confidence.py's business.
+A policy stream gives a score h per position that says whether its token should stand.
+The light head reads the final-norm hidden state of a frozen backbone and is a file of
+its own, which `python -m training.remask_sft` makes and `ups=FOLDER` loads. Not here:
+RemeDi's own bi-tower, which is part of its checkpoint and feeds back into the token
+stream (models/bitower.py), and how scores rank positions (sampling/confidence.py).
 """
 
 from __future__ import annotations
@@ -49,8 +48,9 @@ class PolicyConfig:
 
 
 class PolicyHead(nn.Module):
-    """Linear-GELU-Linear from the final-norm hidden state (..., D) to a raw score h
-    (...), fp32; sigmoid(h) is the confidence.
+    """Linear-GELU-Linear from the final-norm hidden state (..., D) to a raw score h (...).
+
+    h is fp32; sigmoid(h) is the confidence.
     """
 
     def __init__(self, d_model: int, width: int) -> None:
@@ -61,7 +61,10 @@ class PolicyHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         hidden = hidden.to(next(self.out.parameters()).dtype)
-        return self.out(hidden if self.up is None else F.gelu(self.up(hidden))).squeeze(-1).float()
+        if self.up is not None:
+            hidden = F.gelu(self.up(hidden))
+        score: Tensor = self.out(hidden)  # (..., 1)
+        return score.squeeze(-1).float()
 
 
 def policy_denoiser(model: LLaDA, head: PolicyHead) -> Denoiser:
@@ -72,16 +75,18 @@ def policy_denoiser(model: LLaDA, head: PolicyHead) -> Denoiser:
 def save_policy(
     head: PolicyHead, folder: Path, backbone: str, extra_config: Mapping[str, Any] | None = None
 ) -> None:
-    """Write ups_config.json and ups.safetensors; extra_config: further keys of the
-    former, such as the training command.
+    """Write ups_config.json and ups.safetensors.
+
+    extra_config: further keys of the former, such as the training command.
     """
     config = PolicyConfig(d_model=head.d_model, width=head.width, backbone=backbone)
     write_addon(UPS_HEAD, head, folder, {**asdict(config), **(extra_config or {})})
 
 
 def load_policy(folder: Path, model: LLaDA) -> PolicyHead:
-    """The light head in `folder`, on the model's device; refuses one of another width
-    or trained on another backbone.
+    """The light head in `folder`, on the model's device.
+
+    Refuses one of another width, or trained on another backbone.
     """
     raw = read_addon(UPS_HEAD, folder)
     check_addon(UPS_HEAD, raw, folder, model)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ from llada_plugins.rewards.step_scorer import StepScorer
 from llada_plugins.rewards.steps import StepSplit
 from llada_plugins.sampling.config import ADAPTIVE_RULES
 
-logger = logging.getLogger(__name__)
 # alternatives: who names one gets no other by default
 COUNT_RULES = (*ADAPTIVE_RULES, "remask_ratio", "revise")
 
@@ -30,8 +29,9 @@ class Judge(NamedTuple):
     question_pattern: str | None = None
 
     def question(self, prompt: str) -> str:
-        """What was asked: the last match of question_pattern's first group in the
-        prompt, without one the whole prompt.
+        """What was asked: the whole prompt, or what question_pattern finds in it.
+
+        That is its first group, at its last match.
         """
         if self.question_pattern is None:
             return prompt.strip()
@@ -39,10 +39,25 @@ class Judge(NamedTuple):
         if not found:
             raise ValueError(
                 f"question_pattern={self.question_pattern!r} is not in the prompt that begins "
-                f"{prompt[:40]!r}: "
-                "give a regular expression whose first group is the question"
+                f"{prompt[:40]!r}: give a regular expression whose first group is the question"
             )
         return found[-1][1].strip()
+
+
+class Policy(str, Enum):
+    """An unmasking-policy stream; its value says what it is, in words for results."""
+
+    LIGHT_HEAD = "light head: 'ups' ranks visible tokens by sigmoid(h), masked ones by probability"
+    OWN_STREAM = "RemeDi's bi-tower: 'ups' is the paper's rule, h at every position"
+
+
+# from the sampler options that were given to those that are set in addition
+Defaults = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def no_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of a method that leaves the sampler's as they are."""
+    return {}
 
 
 class Prepared(NamedTuple):
@@ -50,9 +65,8 @@ class Prepared(NamedTuple):
 
     model: LLaDA
     denoise: Denoiser
-    policy: str | None = None  # which unmasking-policy stream it has, in words for results
-    # sampler options in addition to the given ones
-    defaults: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda given: {}
+    policy: Policy | None = None
+    defaults: Defaults = no_defaults
     judge: Judge | None = None  # reviews every block
     max_answer: int | None = None  # tokens of the longest answer that it knows, if not the context
 
@@ -73,16 +87,14 @@ class NoOptions:
 
 
 def baseline(load: Callable[[], LLaDA], folder: Path, options: NoOptions) -> Prepared:
-    """The published sampler on the plain model; of a RemeDi checkpoint, its own policy
-    stream remains available.
+    """The published sampler on the plain model.
+
+    The policy stream of a RemeDi checkpoint remains available.
     """
     model = load()
-    return Prepared(model, model_denoiser(model), _own_stream(model))
+    return Prepared(model, model_denoiser(model), own_policy(model))
 
 
-def _own_stream(model: LLaDA) -> str | None:
-    return (
-        "RemeDi's bi-tower: 'ups' is the paper's rule, h at every position"
-        if model.own_stream
-        else None
-    )
+def own_policy(model: LLaDA) -> Policy | None:
+    """The policy stream that is part of the checkpoint, if it has one."""
+    return Policy.OWN_STREAM if model.own_stream else None

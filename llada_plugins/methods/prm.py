@@ -16,7 +16,7 @@ from llada_plugins.rewards.process_reward_model import open_prm
 from llada_plugins.rewards.review_config import ReviewConfig
 from llada_plugins.rewards.steps import StepSplit
 
-from .prepared import Judge, Prepared, _own_stream
+from .prepared import Judge, Prepared, own_policy
 
 R3_BLOCK_LENGTH = 32
 
@@ -38,8 +38,7 @@ class PRMOptions(ReviewConfig, PRMConfig):
     question_pattern: str | None = arg(
         None,
         "regular expression whose first group, at its last match in the prompt, is the question "
-        "for the PRM "
-        "(default: the whole prompt, special tokens removed)",
+        "for the PRM (default: the whole prompt, special tokens removed)",
     )
 
     def __post_init__(self) -> None:
@@ -68,23 +67,15 @@ def judged_blocks(load: Callable[[], LLaDA], folder: Path, options: PRMOptions) 
     model = load()
 
     def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-        return (
-            {}
-            if given.get("block_length")
-            else {"block_length": prm.config.get("block_length", R3_BLOCK_LENGTH)}
-        )
+        if given.get("block_length"):
+            return {}
+        return {"block_length": prm.config.get("block_length", R3_BLOCK_LENGTH)}
 
     step_split = options.step_split or prm.config.get("step_split", "blank_line")
     if step_split not in get_args(StepSplit):
         raise ValueError(
             f"{options.prm}: step_split in config.json is {step_split!r}, must be one of "
-            f"{', '.join(get_args(StepSplit))}: "
-            "pass step_split="
+            f"{', '.join(get_args(StepSplit))}: pass step_split="
         )
-    return Prepared(
-        model,
-        model_denoiser(model),
-        _own_stream(model),
-        defaults,
-        Judge(prm.load(model.device), options, step_split, options.question_pattern),
-    )
+    judge = Judge(prm.load(model.device), options, step_split, options.question_pattern)
+    return Prepared(model, model_denoiser(model), own_policy(model), defaults, judge)

@@ -1,6 +1,6 @@
-"""The METHODS table: what each model name of the harnesses is made of. A new method is
-a function, its options and a row.
+"""The METHODS table: what each model name of the harnesses is made of.
 
+A new method is a function, its options and a row.
 A method turns a loaded model into a Denoiser and says which sampler options its users
 expect unless they choose others.
 """
@@ -11,7 +11,7 @@ from llada_plugins.sampling.confidence import POLICY_SOURCES
 from llada_plugins.sampling.config import SamplerConfig
 
 from .ala import ALAOptions, routed_seeds
-from .prepared import Method, NoOptions, Prepared, baseline
+from .prepared import Method, NoOptions, Policy, Prepared, baseline
 from .prm import PRMOptions, judged_blocks
 from .ups import UPSOptions, learned_remasking
 
@@ -24,20 +24,20 @@ METHODS: dict[str, Method] = {
 
 
 def check_policy(sampler: SamplerConfig, prepared: Prepared) -> None:
-    """Raise ValueError where the sampler asks for a policy stream that the model lacks,
-    or for one that could change nothing.
+    """Raise ValueError where the sampler asks for a policy stream to no purpose.
+
+    The model has none, or it could change nothing.
     """
     if sampler.source not in POLICY_SOURCES:
         return
     if prepared.policy is None:
         raise ValueError(
             f"confidence_source={sampler.source!r} needs an unmasking-policy stream, and there is "
-            "none: use llada_ups with ups=FOLDER, "
-            "or a RemeDi checkpoint"
+            "none: use llada_ups with ups=FOLDER, or a RemeDi checkpoint"
         )
-    if sampler.source == "ups" and prepared.policy.startswith("light") and not sampler.revises:
+    ranks_visible = sampler.source == "ups" and prepared.policy is Policy.LIGHT_HEAD
+    if ranks_visible and not sampler.revises:
         raise ValueError(
             "confidence_source='ups' ranks visible tokens, and with these options none is ever "
-            "masked again: set revise=true, or "
-            "revise_below with threshold, factor or error_budget"
+            "masked again: set revise=true, or revise_below with threshold, factor or error_budget"
         )

@@ -14,7 +14,7 @@ from llada_plugins.options.fields import arg
 from llada_plugins.sampling.config import ADAPTIVE_RULES
 
 from .policy_head import load_policy, policy_denoiser
-from .prepared import COUNT_RULES, Prepared, _own_stream
+from .prepared import COUNT_RULES, Defaults, Policy, Prepared, own_policy
 
 logger = logging.getLogger(__name__)
 
@@ -31,51 +31,47 @@ class UPSOptions:
 
 
 def learned_remasking(load: Callable[[], LLaDA], folder: Path, options: UPSOptions) -> Prepared:
-    """RemeDi's dynamic remasking: a bi-tower checkpoint's own stream, or a light head
-    beside the backbone.
+    """RemeDi's dynamic remasking: the checkpoint's own policy stream, or a light head.
+
+    The head is the named one, else the one in the checkpoint's folder.
     """
-    beside, model = folder / "ups", load()
-    head = Path(options.ups).expanduser() if options.ups else beside if beside.is_dir() else None
+    model = load()
     if model.own_stream:
         if options.ups:
             raise ValueError(
                 f"ups={options.ups!r} has no effect: this checkpoint has RemeDi's own policy "
                 "stream; leave ups out"
             )
-        return Prepared(model, model_denoiser(model), _own_stream(model), _revising("ups"))
-    if head is None:
+        return Prepared(model, model_denoiser(model), own_policy(model), _revising("ups"))
+    head = Path(options.ups).expanduser() if options.ups else folder / "ups"
+    if not options.ups and not head.is_dir():
         logger.warning(
             "no UPS head: none beside %s and no ups=FOLDER given; remasking falls back to "
             "confidence_source=tps_prob",
             folder,
         )
         return Prepared(model, model_denoiser(model), None, _revising("tps_prob"))
-    return Prepared(
-        model,
-        policy_denoiser(model, load_policy(head, model)),
-        "light head: 'ups' ranks visible tokens by sigmoid(h), masked ones by probability",
-        _revising("ups"),
-    )
+    denoise = policy_denoiser(model, load_policy(head, model))
+    return Prepared(model, denoise, Policy.LIGHT_HEAD, _revising("ups"))
 
 
-def _revising(source: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Defaults of learned remasking: the source, and RemeDi's schedule or, under an
-    adaptive rule, revision below one half.
+def _revising(source: str) -> Defaults:
+    """Defaults of learned remasking: the confidence source, and which tokens are revised.
+
+    That is RemeDi's schedule or, under an adaptive rule, those scored below one half.
     """
 
     def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-        if given.get("revise") is False and not any(given.get(rule) for rule in COUNT_RULES):
+        rules = [rule for rule in COUNT_RULES if given.get(rule)]
+        if given.get("revise") is False and not rules:
             return {}  # plain decoding, asked for by name
-        chosen: dict[str, Any] = (
-            {}
-            if given.get("confidence_source") or given.get("remasking")
-            else {"confidence_source": source}
-        )
-        named = [rule for rule in COUNT_RULES if given.get(rule)]
-        if not named:
-            return {**chosen, "revise": True}
-        if "revise_below" not in given and named[0] in ADAPTIVE_RULES:
-            return {**chosen, "revise_below": 0.5}
+        chosen: dict[str, Any] = {}
+        if not given.get("confidence_source") and not given.get("remasking"):
+            chosen["confidence_source"] = source
+        if not rules:
+            chosen["revise"] = True
+        elif "revise_below" not in given and rules[0] in ADAPTIVE_RULES:
+            chosen["revise_below"] = 0.5
         return chosen
 
     return defaults
