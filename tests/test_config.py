@@ -12,11 +12,15 @@ import pytest
 
 from benchmarks import ala_report
 from llada_plugins import chat, evaluate, ups_report
+from llada_plugins.engine.config import EngineConfig
 from llada_plugins.engine.engine import option_classes
+from llada_plugins.methods.prm import PRMOptions
 from llada_plugins.methods.table import METHODS
 from llada_plugins.options.fields import PUBLISHED, arg, build, names, reject_unknown, split
 from llada_plugins.sampling.config import SamplerConfig
 from training import convert, merge, step_data
+from training.runs.options import FineTuningOptions
+from training.runs.remask_run import RemaskOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,3 +222,22 @@ def test_hints_for_published_names_are_options_and_none_hides_one():
 def test_a_published_name_is_no_hint_where_ours_is_unknown():
     with pytest.raises(ValueError, match=r"^unknown flag 'max_new_tokens'; known: learning_rate$"):
         reject_unknown(["max_new_tokens"], ["learning_rate"], "flag")
+
+
+@pytest.mark.parametrize(
+    "options, given, message",
+    [
+        (EngineConfig, dict(max_length=0), "max_length"),
+        (EngineConfig, dict(likelihood_log="/nowhere/log"), "likelihood_log"),
+        (PRMOptions, dict(prm_batch_size=0), "prm_batch_size"),
+        (PRMOptions, dict(num_candidates_per_block=0), "num_candidates_per_block"),
+        (PRMOptions, dict(question_pattern="no group"), "question_pattern"),
+        (RemaskOptions, dict(preset="a", model="b"), "preset"),
+        (RemaskOptions, dict(model="tiny", data="x", lora=True, lora_r=0), "lora_r"),
+        (RemaskOptions, dict(model="tiny", data="x", ups_width=-1), "ups_width"),
+        (FineTuningOptions, dict(model="tiny", data="x", lora=True, lora_dropout=2.0), "lora_drop"),
+    ],
+)
+def test_options_that_extend_several_classes_keep_the_rules_of_each(options, given, message):
+    with pytest.raises(ValueError, match=message):
+        options(**given)

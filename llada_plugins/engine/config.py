@@ -10,7 +10,7 @@ from llada_plugins.likelihood.budget import Budget, budget
 from llada_plugins.likelihood.estimate import LikelihoodSettings
 from llada_plugins.likelihood.estimators import ESTIMATORS
 from llada_plugins.models.quantization import QUANTIZE
-from llada_plugins.options.fields import arg, names
+from llada_plugins.options.fields import Options, arg, names
 from llada_plugins.sampling.config import SamplerConfig
 
 from .overlong import OVERLONG
@@ -29,7 +29,7 @@ NOT_IDENTITY = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ModelOptions(Options):
     """Which model, and how much of it runs at once."""
 
     pretrained: str | None = arg(
@@ -80,6 +80,7 @@ class ModelOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch_size", "batch_tokens", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -87,7 +88,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodOptions:
+class LikelihoodOptions(Options):
     """How likelihoods are estimated, and where they are written down."""
 
     estimator: Literal[tuple(ESTIMATORS)] = arg(  # type: ignore[valid-type]  # names of a table
@@ -122,6 +123,7 @@ class LikelihoodOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.budget()
         if self.likelihood_log is None:
             return
@@ -146,10 +148,6 @@ LIKELIHOOD = tuple(name for name in names(LikelihoodOptions) if name != "likelih
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(LikelihoodOptions, ModelOptions):  # fields in the order of ModelOptions first
     """Which model, where it runs, and how likelihoods are estimated."""
-
-    def __post_init__(self) -> None:
-        ModelOptions.__post_init__(self)
-        LikelihoodOptions.__post_init__(self)
 
     def likelihood_settings(self, cfg_scale: float, batch_size: int | None) -> LikelihoodSettings:
         """How likelihoods are run; batch_size: of this call, in place of the configured one."""

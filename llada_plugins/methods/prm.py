@@ -42,8 +42,7 @@ class PRMOptions(ReviewConfig, PRMConfig):
     )
 
     def __post_init__(self) -> None:
-        ReviewConfig.__post_init__(self)
-        PRMConfig.__post_init__(self)
+        super().__post_init__()
         if self.question_pattern is not None:
             try:
                 groups = re.compile(self.question_pattern).groups

@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
+class Options:
+    """Base of option classes that extend others: the rules of all of them hold.
+
+    A class with rules calls super().__post_init__() first, then states its own.
+    """
+
+    def __post_init__(self) -> None:
+        """No rules."""
+
+
 # options of other wrappers, and what they are called here or, in OpenCompass, there
 PUBLISHED: dict[str, str] = {
     # LLaDA: eval_llada.py, its OpenCompass

@@ -10,13 +10,13 @@ from typing import Any
 
 from llada_plugins.models.placement import DTYPES
 from llada_plugins.models.quantization import Quantize, check_quantize
-from llada_plugins.options.fields import arg
+from llada_plugins.options.fields import Options, arg
 
 from .families import FAMILIES, FamilyName
 
 
 @dataclass(frozen=True, kw_only=True)
-class PRMConfig:
+class PRMConfig(Options):
     """Which process reward model judges the steps, and how it runs."""
 
     prm: str | None = arg(None, "folder or hub id of the process reward model; safetensors only")
@@ -59,6 +59,7 @@ class PRMConfig:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("prm_batch_size", "prm_max_length"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

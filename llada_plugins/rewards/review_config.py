@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from llada_plugins.options.fields import arg
+from llada_plugins.options.fields import Options, arg
 
 Metric = Literal["mean", "product", "min_score", "last"]
 Style = Literal["vanilla", "backmask", "legacy", "window"]
@@ -68,7 +68,7 @@ THRESHOLDS = ("backmasking_threshold", "backmasking_min_score_threshold")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReviewConfig:
+class ReviewConfig(Options):
     """How much is tried, and what is masked again.
 
     Names and defaults are LLaDA-R3's where it has them. A default that depends on the
@@ -139,6 +139,7 @@ class ReviewConfig:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

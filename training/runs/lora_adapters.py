@@ -20,7 +20,7 @@ from llada_plugins.files.tensors import save_tensors
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.lora import BACKBONE, PREFIX, WEIGHTS, targeted
-from llada_plugins.options.fields import arg
+from llada_plugins.options.fields import Options, arg
 from training.loop.trainer import Save
 
 # of a block; the head is an ff_out as well
@@ -58,7 +58,7 @@ class LoRA(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAOptions:
+class LoRAOptions(Options):
     """Adapters instead of all weights."""
 
     lora: bool = arg(
@@ -82,6 +82,7 @@ class LoRAOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target")
         given = [name for name in names if getattr(self, name) is not None]
         if given and not self.lora:

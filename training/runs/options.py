@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llada_plugins.options.fields import arg
+from llada_plugins.options.fields import Options, arg
 
 from .lora_adapters import LoRAOptions
 from .presets import PRESETS, ROUTER_PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTOptions:
+class SFTOptions(Options):
     """What is trained on what."""
 
     preset: str | None = arg(
@@ -60,6 +60,7 @@ class SFTOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.preset is None) == (self.model is None):
             raise ValueError("give --preset NAME, or --model DIR with --data FILE.jsonl")
         names = ("data", "dataset_config", "eval_split", "eval_data", "seq_len", "token_cache")
@@ -88,8 +89,7 @@ class FineTuningOptions(LoRAOptions, SFTOptions):
     """What is trained on what, all weights or adapters."""
 
     def __post_init__(self) -> None:
-        SFTOptions.__post_init__(self)
-        LoRAOptions.__post_init__(self)
+        super().__post_init__()
         if self.lora and self.preset is not None:
             raise ValueError(
                 "--lora adapts a checkpoint: give --model DIR with --data FILE.jsonl in place of "

@@ -90,8 +90,7 @@ class RemaskOptions(LoRAOptions, SFTOptions):
     )
 
     def __post_init__(self) -> None:
-        SFTOptions.__post_init__(self)
-        LoRAOptions.__post_init__(self)
+        super().__post_init__()
         if self.ups_width < 0:
             raise ValueError(f"--ups_width must be 0 or more hidden units, got {self.ups_width}")
         if not 0 <= self.r_incorrect <= 1:
