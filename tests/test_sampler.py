@@ -87,8 +87,32 @@ METHOD_OPTIONS = [
         dict(error_budget=1.2, revise_below=0.4, confidence_source="ups", cfg_scale=0.5),
         dict(sampling_method="semi_ar_origin", block_length=4),
         dict(sampling_method="semi_ar_origin", block_length=3, steps=8, temperature=0.7, top_p=0.8),
+        dict(schedule="dream"),
+        dict(schedule="dream", block_length=6, steps=20, schedule_eps=0.05, temperature=0.7),
+        dict(schedule="dream", steps=5, revise=True, confidence_source="ups"),
+        dict(schedule="independent", steps=5, remasking="random"),
+        dict(schedule="independent", block_length=4, steps=30, remasking="random", cfg_scale=0.5),
+        dict(schedule="mdlm", block_length=5, steps=20, last_block="rest"),
+        dict(block_length=5, last_block="rest", sampling_method="semi_ar_origin"),
+        dict(threshold=0.4, block_length=5, last_block="rest"),
+        dict(confidence_of="filtered", top_p=0.8, confidence_source="margin"),
+        dict(confidence_of="filtered", top_k=4, threshold=0.5, temperature=0.8),
+        dict(
+            confidence_of="filtered",
+            top_p=0.7,
+            top_k=6,
+            temperature=0.7,
+            confidence_source="entropy",
+            schedule="dream",
+            steps=7,
+        ),
+        dict(alg_temp=0.2, steps=4, confidence_source="entropy"),
+        dict(alg_temp=0.05, revise=True, steps=4),
+        dict(threshold=0.3, paced=True, steps=4),
+        dict(threshold=0.5, paced=True, steps=6, block_length=6, temperature=1.0),
         dict(logits_eos_inf=True, temperature=1.0, block_length=4),
         dict(confidence_eos_eot_inf=True, steps=6),
+        dict(confidence_eos_eot_inf=True, steps=6, confidence_of="filtered", top_p=0.8),
         dict(early_stop=True, block_length=3),
         dict(
             early_stop=True,
@@ -205,7 +229,7 @@ def test_the_prompt_is_never_touched(options):
 def test_forwards_never_exceed_tokens_and_equal_the_steps_under_a_quota(options):
     config = SamplerConfig(**options)
     for sample in run(options):
-        blocks = len(sample.answer) // config.block
+        blocks = -(-len(sample.answer) // config.block)
         if config.adaptive:
             assert (
                 blocks
@@ -214,6 +238,11 @@ def test_forwards_never_exceed_tokens_and_equal_the_steps_under_a_quota(options)
                     len(sample.answer), blocks * (config.max_forwards or 12) // config.num_blocks
                 )
             )
+        elif config.may_idle:
+            most = min(config.steps_per_block * blocks, len(sample.answer))
+            assert blocks <= sample.num_forwards <= most
+        elif config.last_block == "rest":
+            assert sample.num_forwards == len(sample.answer)
         else:
             assert sample.num_forwards == config.steps_per_block * blocks
             assert sample.num_forwards <= len(sample.answer) or "remask_ratio" in options
@@ -258,7 +287,7 @@ def test_steps_replay_to_the_answer(options):
             assert SamplerConfig(**options).revises or not step.remasked[at].any()
         if number + 1 == len(steps) or steps[number + 1].step == 0:
             for row, block in blocks.items():
-                assert len(answers[row]) == step.block * len(block)
+                assert len(answers[row]) == step.block * SamplerConfig(**options).block
                 answers[row] += block.tolist()
     assert answers == [sample.answer for sample in samples]
 
@@ -342,9 +371,14 @@ def test_a_denoisers_own_logits_are_left_as_they_are(temperature):
 def test_the_same_seed_repeats_the_answer_and_only_random_decoders_have_another(options):
     first = [sample.answer for sample in run({**options, "seed": 1})]
     assert [sample.answer for sample in run({**options, "seed": 1})] == first
-    config = SamplerConfig(**options)
     differs = [sample.answer for sample in run({**options, "seed": 2})] != first
-    assert differs == (config.temperature > 0 or config.source == "random")
+    random_options = ("temperature", "alg_temp")
+    assert differs == (
+        any(name in options for name in random_options)
+        or options.get("remasking") == "random"
+        or options.get("confidence_source") == "random"
+    )
+    assert differs == SamplerConfig(**options).draws
 
 
 # ---- how many tokens a step keeps
@@ -1325,7 +1359,7 @@ MISTAKES = [
     ),
     (dict(top_p=0.0, temperature=1.0), r"top_p must be above 0 and at most 1, got 0.0"),
     (dict(top_p=1.5, temperature=1.0), r"top_p must be above 0 and at most 1, got 1.5"),
-    (dict(top_p=0.9), r"top_k and top_p have no effect at temperature=0"),
+    (dict(top_p=0.9), r"top_k and top_p have no effect at temperature=0.*confidence_of=filtered"),
     (dict(top_k=5), r"top_k and top_p have no effect at temperature=0"),
     (
         dict(remasking="low"),
@@ -1388,6 +1422,35 @@ MISTAKES = [
         dict(revise_below=float("nan"), factor=1.0),
         r"revise_below must be above 0 and at most 1, got nan",
     ),
+    (dict(schedule="dream", threshold=0.9), r"schedule=dream has no effect with threshold"),
+    (dict(schedule="mdlm", remask_ratio=0.5), r"schedule=mdlm has no effect with remask_ratio"),
+    (dict(schedule_eps=0.1), r"schedule_eps has no effect with schedule=llada: .* dream or indep"),
+    (dict(schedule="mdlm", schedule_eps=0.1), r"schedule_eps has no effect with schedule=mdlm"),
+    (dict(schedule="dream", schedule_eps=0.0), r"schedule_eps must be between 0 and 1, got 0.0"),
+    (dict(schedule="dream", schedule_eps=1.0), r"schedule_eps must be between 0 and 1, got 1.0"),
+    (dict(schedule="independent"), r"needs confidence_source=random, and goes without revise"),
+    (
+        dict(schedule="independent", remasking="random", revise=True),
+        r"needs confidence_source=random, and goes without revise",
+    ),
+    (dict(paced=True), r"paced has no effect without threshold"),
+    (
+        dict(gen_length=12, block_length=4, steps=10, threshold=0.9, paced=True),
+        r"steps \(10\) must be a multiple of the number of blocks",
+    ),
+    (dict(alg_temp=-0.1), r"alg_temp must be a number from 0 up, got -0.1"),
+    (dict(alg_temp=float("nan")), r"alg_temp must be a number from 0 up, got nan"),
+    (dict(alg_temp=0.1, threshold=0.9), r"alg_temp draws .*, which adaptive rules cannot use"),
+    (dict(alg_temp=0.1, remasking="random"), r"alg_temp draws .* confidence_source=random cannot"),
+    (dict(shift_cache="published"), r"shift_cache has no effect with cache='none'"),
+    (
+        dict(shift_cache="published", cache="dual", factor=1.0),
+        r"shift_cache=published is Fast-dLLM's decoder for Dream, which has a threshold or",
+    ),
+    (
+        dict(shift_cache="published", cache="dual", gen_length=8, block_length=4, steps=2),
+        r"shift_cache=published spends .* it needs at least 2 steps a block",
+    ),
     (
         dict(gen_length=12, block_length=4, threshold=0.9, max_forwards=2),
         r"max_forwards \(2\) must be at least the number of blocks \(3\)",
@@ -1407,6 +1470,11 @@ ALLOWED = [
     dict(gen_length=12, block_length=4, factor=1.0, max_forwards=3),
     dict(error_budget=5.0, revise_below=0.5),
     dict(error_budget=0.1, steps=7),
+    dict(gen_length=8, steps=30, schedule="dream"),  # the steps that unmask nothing are skipped
+    dict(gen_length=20, block_length=8, steps=20, schedule="mdlm"),  # rounded up in each block
+    dict(top_p=0.9, confidence_of="filtered"),
+    dict(alg_temp=0.0, threshold=0.9),
+    dict(shift_cache="published", cache="prefix", threshold=0.9, block_length=8, gen_length=16),
 ]
 
 

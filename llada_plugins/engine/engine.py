@@ -323,9 +323,7 @@ class Engine:
 
     def draws(self, sampler: SamplerConfig) -> bool:
         """Do answers depend on random numbers?"""
-        return (
-            sampler.temperature > 0 or sampler.source == "random" or self.prepared.judge is not None
-        )
+        return sampler.draws or self.prepared.judge is not None
 
     def _check_sampler(self, sampler: SamplerConfig) -> None:
         """Raise ValueError on options that need what this checkpoint or method lacks."""

@@ -211,6 +211,7 @@ class BlockReview:
     ) -> list[int]:
         """Answer positions to mask again: none where no judged one of the blocks is low."""
         draft, config, width = progress.draft, self.config, self.sampler.block
+        length = draft.tokens.shape[1] - draft.start  # a last block may be short
         judged = {
             number: score
             for number, score in enumerate(progress.scores[row])
@@ -222,7 +223,8 @@ class BlockReview:
         if not low or too_early:
             return []
         if not config.random_positions:
-            return [number * width + position for number in low for position in range(width)]
+            ends = {number: min((number + 1) * width, length) for number in low}
+            return [place for number in low for place in range(number * width, ends[number])]
         position = torch.arange(width, device=draft.keys.device)
         masked = []
         for number, share in zip(judged, masked_shares(list(judged.values()), config)):
@@ -230,7 +232,7 @@ class BlockReview:
             order = uniform(draft.keys[row], number, -attempt, position).argsort().tolist()
             chosen = sorted(order[: int(width * share)])
             masked += [number * width + place for place in chosen]
-        return masked
+        return [place for place in masked if place < length]
 
     def _fill_copies(
         self, progress: _Progress, blank: Tensor, copies: _Copies, blocks: range

@@ -15,7 +15,8 @@ from .options import SamplerOptions
 # rules by which the number of tokens kept depends on their scores
 ADAPTIVE_RULES = ("threshold", "factor", "error_budget")
 # how many tokens stand after each step, where that does not depend on scores
-Schedule = Literal["linear", "linear_revised", "mask_and_refine"]
+Schedule = Literal["linear", "linear_revised", "mask_and_refine", "dream", "independent", "mdlm"]
+BY_TIMESTEPS = ("dream", "independent")  # schedules that end at schedule_eps
 COUNTS = ("gen_length", "steps", "block_length", "top_k", "max_forwards", "cache_refresh")
 
 
@@ -41,6 +42,9 @@ class SamplerConfig(SamplerOptions):
         self._check_sampling()
         self._check_names()
         self._check_kept()
+        self._check_schedule()
+        self._check_trust()
+        self._check_shift_cache()
         self._check_budgets()
 
     def _check_blocks(self) -> None:
@@ -49,16 +53,17 @@ class SamplerConfig(SamplerOptions):
                 "sampling_method='fixed_length' decodes one block: leave block_length out or set "
                 f"it to gen_length ({self.gen_length}), got {self.block_length}"
             )
-        if self.steps is None or self.adaptive:
+        if self.steps is None or (self.adaptive and not self.paced):
             return
-        if self.steps % self.num_blocks:
+        if self.steps % self.num_blocks and self.schedule != "mdlm":
             rounded = ", rounded up" if self.decoded_length > self.gen_length else ""
             raise ValueError(
                 f"steps ({self.steps}) must be a multiple of the number of blocks ("
                 f"{self.num_blocks} = gen_length {self.gen_length} / block_length {self.block}"
                 f"{rounded})"
             )
-        if self.steps > self.decoded_length and self.remask_ratio is None:
+        at_least_one = self.remask_ratio is None and self.schedule == "llada"
+        if self.steps > self.decoded_length and at_least_one:
             raise ValueError(
                 f"steps ({self.steps}) must not exceed {self.answer_in_words}: "
                 "every step unmasks at least one token"
@@ -73,10 +78,11 @@ class SamplerConfig(SamplerOptions):
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+        filters = self.top_k is not None or self.top_p is not None
+        if filters and self.temperature == 0 and self.confidence_of == "raw":
             raise ValueError(
                 "top_k and top_p have no effect at temperature=0: set a temperature or leave them "
-                "out"
+                "out; with confidence_of=filtered they decide what is trusted"
             )
 
     def _check_names(self) -> None:
@@ -117,6 +123,59 @@ class SamplerConfig(SamplerOptions):
             )
         if self.revise_below is not None and not 0 < self.revise_below <= 1:
             raise ValueError(f"revise_below must be above 0 and at most 1, got {self.revise_below}")
+
+    def _check_schedule(self) -> None:
+        if self.schedule != "llada":
+            for name in self._given(*ADAPTIVE_RULES, "remask_ratio"):
+                raise ValueError(
+                    f"schedule={self.schedule} has no effect with {name}, which decides itself how "
+                    "many tokens a step keeps: give one of the two"
+                )
+        if self.schedule_eps is not None and self.schedule not in BY_TIMESTEPS:
+            raise ValueError(
+                f"schedule_eps has no effect with schedule={self.schedule}: leave it out, or set "
+                f"schedule to {' or '.join(BY_TIMESTEPS)}"
+            )
+        if self.schedule_eps is not None and not 0 < self.schedule_eps < 1:
+            raise ValueError(f"schedule_eps must be between 0 and 1, got {self.schedule_eps}")
+        if self.schedule == "independent" and (self.source != "random" or self.revise):
+            raise ValueError(
+                "schedule=independent draws which tokens a step unmasks: it needs "
+                "confidence_source=random, and goes without revise"
+            )
+        if self.paced and self.threshold is None:
+            raise ValueError("paced has no effect without threshold: set it, or leave paced out")
+
+    def _check_trust(self) -> None:
+        if self.alg_temp is None:
+            return
+        if not 0 <= self.alg_temp < math.inf:
+            raise ValueError(f"alg_temp must be a number from 0 up, got {self.alg_temp}")
+        if self.alg_temp > 0 and (self.adaptive or self.source == "random"):
+            what = "adaptive rules" if self.adaptive else "confidence_source=random"
+            raise ValueError(
+                f"alg_temp draws which tokens a step keeps by their confidence, which {what} "
+                "cannot use: leave one of them out"
+            )
+
+    def _check_shift_cache(self) -> None:
+        if self.shift_cache == "exact":
+            return
+        if self.cache == "none":
+            raise ValueError(
+                "shift_cache has no effect with cache='none': set cache to prefix or dual, or "
+                "leave it out"
+            )
+        if self._given("factor", "error_budget", "remask_ratio", "revise", "paced"):
+            raise ValueError(
+                "shift_cache=published is Fast-dLLM's decoder for Dream, which has a threshold or "
+                "a schedule and no other rule: leave the others out"
+            )
+        if not self.adaptive and self.steps_per_block < min(2, self.block):
+            raise ValueError(
+                "shift_cache=published spends a block's first step on its first token: it needs "
+                "at least 2 steps a block"
+            )
 
     def _check_budgets(self) -> None:
         if self.max_forwards is not None and self.max_forwards < self.num_blocks:
@@ -161,10 +220,13 @@ class SamplerConfig(SamplerOptions):
 
     @property
     def decoded_length(self) -> int:
-        """Tokens of all blocks: gen_length, rounded up; an answer keeps the first gen_length.
+        """Tokens of all blocks: gen_length, rounded up unless the last block has only the rest.
 
-        So do published wrappers whose tasks ask for any length.
+        An answer keeps the first gen_length; so do published wrappers whose tasks ask for
+        any length.
         """
+        if self.last_block == "rest":
+            return self.gen_length
         return self.num_blocks * self.block
 
     @property
@@ -177,7 +239,9 @@ class SamplerConfig(SamplerOptions):
     @property
     def steps_per_block(self) -> int:
         """Denoising steps of each block under a fixed schedule."""
-        return (self.steps or self.decoded_length) // self.num_blocks
+        if self.steps is None:
+            return self.block
+        return -(-self.steps // self.num_blocks)  # only dllm's schedule rounds
 
     @property
     def source(self) -> str:
@@ -191,11 +255,33 @@ class SamplerConfig(SamplerOptions):
         return any(getattr(self, rule) is not None for rule in ADAPTIVE_RULES)
 
     @property
-    def schedule(self) -> Schedule:
-        """The name in unmask_schedule.SCHEDULES, unless a rule is adaptive."""
+    def fixed_schedule(self) -> Schedule:
+        """The name in unmask_schedule.SCHEDULES; of an adaptive rule that is paced, its limit."""
         if self.remask_ratio is not None:
             return "mask_and_refine"
+        if self.schedule != "llada":
+            return self.schedule
         return "linear_revised" if self.revise else "linear"
+
+    @property
+    def may_idle(self) -> bool:
+        """Are there steps that change nothing, whatever the model says?"""
+        return self.schedule != "llada" and not self.revises
+
+    @property
+    def opens_with_one(self) -> bool:
+        """Does a block's first step keep its first token, and no other?"""
+        return self.shift_cache == "published"
+
+    @property
+    def last_timestep(self) -> float:
+        """Where the timesteps of BY_TIMESTEPS end."""
+        return 1e-3 if self.schedule_eps is None else self.schedule_eps
+
+    @property
+    def draws(self) -> bool:
+        """Do answers depend on random numbers?"""
+        return self.temperature > 0 or self.source == "random" or bool(self.alg_temp)
 
     @property
     def revises(self) -> bool:

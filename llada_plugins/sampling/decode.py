@@ -117,7 +117,10 @@ class FillBlocks(NamedTuple):
         return unmask(
             self.denoise,
             Canvas(tokens, rows.new_full((len(rows),), self.start), self.padded),
-            slice(self.start + blocks.start * width, self.start + blocks.stop * width),
+            slice(
+                self.start + blocks.start * width,
+                min(self.start + blocks.stop * width, tokens.shape[1]),  # a last block may be short
+            ),
             keys,
             config or self.config,
             self.special,
@@ -213,7 +216,9 @@ def decode_each(
         number, batch = queue.take()
         filled, padded = align([[*prompts[row], *answers.tokens[row]] for row in batch], device)
         start = filled.shape[1] - number * config.block
-        num_masks = config.block if config.grows else config.decoded_length - number * config.block
+        num_masks = config.decoded_length - number * config.block
+        if config.grows:
+            num_masks = min(config.block, num_masks)
         masks = filled.new_full((len(batch), num_masks), special.mask)
         rows = torch.tensor(batch, device=device)
         draft = Draft(

@@ -62,7 +62,8 @@ def with_options(denoise: Denoiser, config: SamplerConfig, special: SpecialToken
     does not name.
     """
     if config.cache != "none":
-        denoise = cached(denoise, config.cache, config.cache_refresh)
+        with_left = config.shift_cache == "exact"
+        denoise = cached(denoise, config.cache, config.cache_refresh, left_neighbour=with_left)
     if config.cfg_scale > 0:
         denoise = guided(denoise, config.cfg_scale, special.mask)
     if config.logits_eos_inf:

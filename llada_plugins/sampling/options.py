@@ -31,6 +31,21 @@ class SamplerOptions:
         None,
         "tokens decoded together, left to right block by block (default: gen_length, one block)",
     )
+    last_block: Literal["whole", "rest"] = arg(
+        "whole",
+        "where block_length does not divide gen_length: the last block is decoded whole and cut, "
+        "or has only the rest of the tokens",
+    )
+    schedule: Literal["llada", "dream", "independent", "mdlm"] = arg(
+        "llada",
+        "how many tokens each step unmasks: llada (equal shares), dream (a share of the masks that "
+        "are left, by Dream's timesteps), independent (every token by itself with Dream's "
+        "probability, its alg=origin; needs confidence_source=random) or mdlm (dllm's rounding of "
+        "the linear schedule); steps that unmask nothing cost no forward",
+    )
+    schedule_eps: float | None = arg(
+        None, "timestep (0-1) at which schedules dream and independent end (default 0.001)"
+    )
     sampling_method: Literal["fixed_length", "semi_ar_padding", "semi_ar_origin"] | None = arg(
         None,
         "fixed_length: one block; semi_ar_padding: blocks on a canvas whose later masks are "
@@ -42,12 +57,14 @@ class SamplerOptions:
         "0 = greedy; above it tokens are sampled, by the inverse distribution function in float64",
     )
     top_k: int | None = arg(
-        None, "sample among the k most probable tokens only; needs temperature > 0"
+        None,
+        "sample among the k most probable tokens only; needs temperature > 0 or "
+        "confidence_of=filtered",
     )
     top_p: float | None = arg(
         None,
         "sample among the most probable tokens of this total probability (0-1); "
-        "needs temperature > 0",
+        "needs temperature > 0 or confidence_of=filtered",
     )
     cfg_scale: float = arg(
         0.0, "classifier-free guidance; 0 = off, else every step costs a double batch"
@@ -58,10 +75,25 @@ class SamplerOptions:
     confidence_source: str | None = arg(
         None, f"what ranks the proposals: {', '.join(CONFIDENCE)} (default: tps_prob)"
     )
+    confidence_of: Literal["raw", "filtered"] = arg(
+        "raw",
+        "what the confidence is read from: the model's own distribution, or as Dream does that at "
+        "the temperature, among the tokens that top_p and top_k leave, also at temperature 0",
+    )
+    alg_temp: float | None = arg(
+        None,
+        "0 or none: a step keeps the most trusted tokens; above it, it draws them one by one with "
+        "probabilities softmax(confidence / alg_temp) (Dream)",
+    )
     threshold: float | None = arg(
         None,
         "keep every token at least this probable (0-1), at least one a step, "
         "instead of a fixed number",
+    )
+    paced: bool = arg(
+        False,
+        "with threshold: after n of a block's steps at most n shares of it stand, so that a step "
+        "keeps more than a share only where earlier ones kept less (Fast-dLLM's Dream)",
     )
     factor: float | None = arg(
         None, "keep the n most probable tokens while (n + 1)(1 - probability) < factor (Fast-dLLM)"
@@ -106,5 +138,10 @@ class SamplerOptions:
         None,
         "with a cache, every so many steps of a block a forward of everything "
         "(default: at its first alone)",
+    )
+    shift_cache: Literal["exact", "published"] = arg(
+        "exact",
+        "with a cache and a model whose logits are shifted: compute the column left of the block "
+        "too, or as published none, so that a block's first step keeps its first token alone",
     )
     seed: int = arg(0, "with the prompt, determines every random number of its answer")

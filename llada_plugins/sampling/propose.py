@@ -18,8 +18,10 @@ from .confidence import CONFIDENCE, Candidates
 from .config import SamplerConfig
 
 INF = float("inf")
+LEAST = torch.finfo(torch.float32).min
+AS_THEY_ARE = SamplerConfig(temperature=1.0)  # samples from logits that are filtered already
 # What a random number of a position and a step is for.
-FOR_CONFIDENCE, FOR_TOKEN = 0, 1
+FOR_CONFIDENCE, FOR_TOKEN, FOR_ORDER = 0, 1, 2
 
 
 class ActiveBlock(NamedTuple):
@@ -28,7 +30,24 @@ class ActiveBlock(NamedTuple):
     tokens: Tensor  # (B, W)
     keys: Tensor  # (B,) random streams
     offset: int  # of its first column in the answer
-    step: int
+    step: int | Tensor  # (B, 1) where rows differ
+
+    def draw(self, columns: Tensor, use: int) -> Tensor:
+        """U(0, 1) float64 for these columns (B, M) of the block."""
+        return uniform(self.keys[:, None], self.step, columns + self.offset, use)
+
+
+def draws_of_confidence(keys: Tensor, offset: int, width: int) -> Callable[[Tensor], Tensor]:
+    """What confidence_source=random draws at every position of a block, (S, B, W).
+
+    The function takes step numbers (S, 1, 1).
+    """
+
+    def draws(steps: Tensor) -> Tensor:
+        positions = torch.arange(width, device=keys.device) + offset
+        return uniform(keys[:, None], steps, positions, FOR_CONFIDENCE)
+
+    return draws
 
 
 class Proposals(NamedTuple):
@@ -87,6 +106,45 @@ def sample(logits: Tensor, drawn: Tensor, config: SamplerConfig) -> Tensor:
     return torch.searchsorted(upto, drawn[:, None] * upto[:, -1:])[:, 0]
 
 
+def filtered(logits: Tensor, config: SamplerConfig) -> Tensor:
+    """Logits (..., V) at the temperature, -inf where top_p, then top_k leave a token out.
+
+    So does Dream. Unlike `sample`, top_p keeps a token while all better ones sum to at
+    most top_p, and top_k chooses among those that it leaves.
+    """
+    if config.temperature > 0:
+        # as in `sample`: a temperature near 0 must not overflow
+        logits = (logits - logits.amax(-1, keepdim=True)) / config.temperature
+    if config.top_p is not None and config.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        upto = ordered.softmax(-1).cumsum(-1)
+        left_out = torch.zeros_like(order, dtype=torch.bool)
+        left_out[..., 1:] = upto[..., :-1] > config.top_p
+        logits = logits.masked_fill(left_out.scatter(-1, order, left_out), -INF)
+    if config.top_k is not None and config.top_k < logits.shape[-1]:
+        least = logits.topk(config.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -INF)
+    return logits
+
+
+def propose_filtered(
+    raw: Tensor, judged: Tensor, mask: int, config: SamplerConfig, draw: Callable[[], Tensor]
+) -> Tensor:
+    """Token ids (B, M) from `filtered` logits judged (B, M, V): the best, or a sample.
+
+    raw: the unfiltered ones, without the mask token. Where the filter leaves the mask
+    token alone, the best of them.
+    """
+    best = raw.argmax(-1)  # what a filter never leaves out
+    if config.temperature == 0:
+        return best
+    choices = judged.clone()
+    choices[..., mask] = -INF
+    choices.scatter_(-1, best[..., None], choices.gather(-1, best[..., None]).clamp_min(LEAST))
+    tokens = sample(choices.flatten(0, -2), draw().flatten(), AS_THEY_ARE)
+    return tokens.view(best.shape)
+
+
 def candidates_at(
     prediction: Prediction,
     columns: Tensor,
@@ -98,21 +156,25 @@ def candidates_at(
     logits = prediction.logits_at(columns).float()  # (B, M, V)
     standing = block.tokens.gather(1, columns)
     masked = standing == special.mask
-    draw = partial(uniform, block.keys[:, None], block.step, columns + block.offset)
+    draw = partial(block.draw, columns)
+    judged = filtered(logits, config) if config.confidence_of == "filtered" else logits
     # never proposed, but part of a probability; put back, since a copy of all is dear
     of_mask = logits[..., special.mask].clone()
     logits[..., special.mask] = -INF
-    proposal = propose(logits, config, partial(draw, FOR_TOKEN))
+    if config.confidence_of == "filtered":
+        proposal = propose_filtered(logits, judged, special.mask, config, partial(draw, FOR_TOKEN))
+    else:
+        proposal = propose(logits, config, partial(draw, FOR_TOKEN))
     logits[..., special.mask] = of_mask
     if config.confidence_eos_eot_inf:
         # upstream's two writes hit the noisy and the raw logits, the same tensor only
         # at temperature 0; see docs/reproduce.md
-        logits = without(logits, special.ends)
+        judged = without(judged, special.ends)
     policy = prediction.confidence
     if policy is not None:
         policy = policy.gather(1, columns)
     return Candidates(
-        logits,
+        judged,
         torch.where(masked, proposal, standing),
         masked,
         policy,
@@ -121,15 +183,23 @@ def candidates_at(
     )
 
 
-def scores(candidates: Candidates, config: SamplerConfig, ends: tuple[int, ...]) -> Tensor:
-    """How much each candidate is trusted, (B, M), by the confidence source.
+def scores(
+    candidates: Candidates, columns: Tensor, block: ActiveBlock, config: SamplerConfig
+) -> Tensor:
+    """How much each candidate at these columns is trusted, (B, M), by the confidence source.
 
-    ends: ids that, under confidence_eos_eot_inf, come last among all candidates, whatever
-    the source.
+    Under alg_temp a Gumbel number is added, so that the best n are n draws without
+    replacement from softmax(confidence / alg_temp) (Kool et al., arXiv 1903.06059).
     """
     score = CONFIDENCE[config.source](candidates).float()
-    if not config.confidence_eos_eot_inf:
-        return score
+    if config.alg_temp:
+        gumbel = -(-block.draw(columns, FOR_ORDER).log()).log()  # float64
+        score = (score + config.alg_temp * gumbel).float()
+    return score
+
+
+def ends_last(score: Tensor, candidates: Candidates, ends: tuple[int, ...]) -> Tensor:
+    """The score (B, M) with proposals of these ids last of all, whatever their source."""
     least = torch.finfo(score.dtype).min
     for token in ends:
         score = score.masked_fill(candidates.masked & (candidates.tokens == token), least)
@@ -153,8 +223,11 @@ def proposals_at(
     num_columns = max(1, positions_at_once(columns.device) // len(columns))
     for part in columns.split(num_columns, 1):
         candidates = candidates_at(prediction, part, block, config, special)
+        of_part = scores(candidates, part, block, config)
+        if config.confidence_eos_eot_inf:
+            of_part = ends_last(of_part, candidates, special.ends)
         proposal.scatter_(1, part, candidates.tokens)
-        score.scatter_(1, part, scores(candidates, config, special.ends))
+        score.scatter_(1, part, of_part)
     if not config.revises:
         score = score.masked_fill(block.tokens != special.mask, INF)
     return Proposals(proposal, score)

@@ -18,8 +18,8 @@ from llada_plugins.diffusion.memory import Memory
 from llada_plugins.models.special_tokens import SpecialTokens
 
 from .config import SamplerConfig
-from .propose import ActiveBlock, proposals_at
-from .unmask_schedule import keep, planned
+from .propose import INF, ActiveBlock, draws_of_confidence, proposals_at
+from .unmask_schedule import Plan, keep, plan_block
 
 
 class Step(NamedTuple):
@@ -45,7 +45,7 @@ class RowsInWork(NamedTuple):
     window: slice
     numbers: Tensor  # (N,) of these rows among those at the start
     keys: Tensor  # (N,) random streams
-    plan: Tensor | None  # (N, S) tokens that stand after each step of a fixed schedule
+    plan: Plan | None  # what is known of its steps
 
     @property
     def block(self) -> Tensor:
@@ -59,8 +59,20 @@ class RowsInWork(NamedTuple):
             self.window,
             self.numbers[places],
             self.keys[places],
-            None if self.plan is None else self.plan[places],
+            None if self.plan is None else self.plan.keep_rows(places),
         )
+
+    def number_of(self, step: int) -> int | Tensor:
+        """The schedule's number of the step, for rows of their own pace as (N, 1)."""
+        if self.plan is None or self.plan.numbers is None:
+            return step
+        return self.plan.numbers[:, step, None]
+
+    def standing_after(self, step: int) -> Tensor | None:
+        """Tokens that stand after the step, (N,), if a plan says so."""
+        if self.plan is None:
+            return None
+        return self.plan.standing[:, min(step, self.plan.standing.shape[1] - 1)]
 
     def copy_to(self, tokens: Tensor) -> None:
         """Write the blocks to their rows of tokens (B, L)."""
@@ -105,13 +117,15 @@ def unmask(
     tokens = canvas.tokens
     masked = tokens[:, window] == special.mask  # (B, W)
     width = masked.shape[1]
-    plan = planned(masked, config, steps)
-    if plan is None:
+    plan = plan_block(masked, config, steps, draws_of_confidence(keys, offset, width))
+    if plan is None or config.adaptive:
         foreseen = None
-        num_steps = config.forwards_per_block * (width // config.block)
+        num_blocks = -(-width // config.block)  # rounded up: the last may be short
+        num_steps = config.forwards_per_block * num_blocks
     else:
-        foreseen = masks_left(torch.cat([masked.sum(-1, keepdim=True), width - plan], 1))
-        num_steps = plan.shape[1]
+        left_after = width - plan.standing
+        foreseen = masks_left(torch.cat([masked.sum(-1, keepdim=True), left_after], 1))
+        num_steps = left_after.shape[1]
     # a memory for these steps alone: what a cache keeps must not outlive them
     canvas = canvas._replace(memory=Memory())
     work = RowsInWork(canvas, window, torch.arange(len(tokens), device=tokens.device), keys, plan)
@@ -131,11 +145,12 @@ def unmask(
         forwards[work.numbers] += 1
         num_columns = width if config.revises else left.most
         columns = masked_first(masked)[:, :num_columns]  # (N, M)
-        block = ActiveBlock(work.block, work.keys, offset, step)
+        block = ActiveBlock(work.block, work.keys, offset, work.number_of(step))
         prediction = denoise(work.canvas, window)
         proposal, score = proposals_at(prediction, columns, block, config, special)
-        count = None if work.plan is None else work.plan[:, step]
-        standing = keep(score, masked, count, step == num_steps - 1, config)
+        if step == 0 and config.opens_with_one:
+            score[:, 0] = INF
+        standing = keep(score, masked, work.standing_after(step), step == num_steps - 1, config)
         work.block.copy_(torch.where(standing, proposal, special.mask))
         if on_step is not None:
             is_masked = work.block == special.mask
