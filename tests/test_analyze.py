@@ -13,7 +13,7 @@ import torch
 from llada_plugins import analyze
 from llada_plugins.engine.engine import Engine
 from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
-from llada_plugins.models.llada import LLaDA, initialise, rotary_table
+from llada_plugins.models.llada import LLaDA, RMSNorm, initialise, rotary_table
 from llada_plugins.reports.attention import attention_statistics, each_attention, summarise
 from llada_plugins.reports.compare_samplers import agreement, default_settings, settings
 from tests.tolerance import measured
@@ -33,7 +33,9 @@ def written_out(model: LLaDA, tokens: torch.Tensor) -> list[torch.Tensor]:
         for table in rotary_table(tokens.shape[1], config.head_dim, config.rope_theta)
     )
 
-    def rotated(vector: torch.Tensor, place: int) -> torch.Tensor:
+    def rotated(vector: torch.Tensor, place: int, norm: RMSNorm | None) -> torch.Tensor:
+        if norm is not None:
+            vector = vector / (vector.pow(2).mean() + norm.eps).sqrt() * norm.weight.double()
         half = config.head_dim // 2
         turned = torch.cat([-vector[half:], vector[:half]])
         return vector * cos[place] + turned * sin[place]
@@ -54,12 +56,18 @@ def written_out(model: LLaDA, tokens: torch.Tensor) -> list[torch.Tensor]:
         for head in range(config.n_heads):
             kv_head = head // (config.n_heads // config.num_kv_heads)
             for i in range(len(x)):
-                mine = rotated(q[i, head * config.head_dim : (head + 1) * config.head_dim], i)
+                mine = rotated(
+                    q[i, head * config.head_dim : (head + 1) * config.head_dim],
+                    i,
+                    getattr(block, "q_norm", None),
+                )
                 scores = [
                     float(
                         mine
                         @ rotated(
-                            k[j, kv_head * config.head_dim : (kv_head + 1) * config.head_dim], j
+                            k[j, kv_head * config.head_dim : (kv_head + 1) * config.head_dim],
+                            j,
+                            getattr(block, "k_norm", None),
                         )
                     )
                     / config.head_dim**0.5
@@ -71,7 +79,11 @@ def written_out(model: LLaDA, tokens: torch.Tensor) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("fields", [{}, {"n_kv_heads": 2}, {"include_qkv_bias": True}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"n_kv_heads": 2}, {"include_qkv_bias": True}, {"qk_norm": True, "head_width": 12}],
+    ids=str,
+)
 def test_weights_are_those_of_a_softmax_written_out(make_model, fields):
     model = make_model(**fields)
     before = model(TOKENS)

@@ -111,6 +111,18 @@ class Block(Layer):
             self.up_proj = nn.Linear(width, hidden, bias=config.include_bias)
             self.ff_out = nn.Linear(hidden, width, bias=config.include_bias)
 
+    def projections(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, each (B, H, L, head_dim), of normed h (B, L, D)."""
+        config = self.config
+        q, k, v = (
+            proj(h).view(*h.shape[:2], -1, config.head_dim).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        precise = config.rope_full_precision
+        return rotate(q, cos, sin, precise), rotate(k, cos, sin, precise), v
+
     def _layer(
         self,
         x: Tensor,
@@ -122,18 +134,7 @@ class Block(Layer):
         columns: Tensor | None,
     ) -> Tensor:
         config, (batch, length, _) = self.config, x.shape
-        h = self.attn_norm(x)  # (B, L, D)
-        # (B, H, L, head_dim)
-        q, k, v = (
-            proj(h).view(batch, length, -1, config.head_dim).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (
-            rotate(q, cos, sin, config.rope_full_precision),
-            rotate(k, cos, sin, config.rope_full_precision),
-        )
+        q, k, v = self.projections(self.attn_norm(x), cos, sin)
         if keys is not None:
             assert values is not None and columns is not None
             k, v = keys.index_copy_(2, columns, k), values.index_copy_(2, columns, v)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from llada_plugins.models.llada import Block, LLaDA, rotate
+from llada_plugins.models.llada import Block, LLaDA
 
 Measured = TypeVar("Measured")
 
@@ -19,12 +19,8 @@ def attention(block: Block, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor
 
     (B, L, D) -> (B, H, queries, keys).
     """
-    config, h = block.config, block.attn_norm(x)
-    q, k = (
-        proj(h).view(*x.shape[:2], -1, config.head_dim).transpose(1, 2)
-        for proj in (block.q_proj, block.k_proj)
-    )
-    q, k = (rotate(each, cos, sin, config.rope_full_precision).float() for each in (q, k))
+    config = block.config
+    q, k, _ = (each.float() for each in block.projections(block.attn_norm(x), cos, sin))
     k = k.repeat_interleave(config.n_heads // config.num_kv_heads, 1)
     score = q @ k.transpose(-1, -2) * config.head_dim**-0.5
     if visible is not None:
