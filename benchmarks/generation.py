@@ -78,10 +78,17 @@ from .clock import Seconds, timed
 from .command import check_folder, run_benchmark
 from .steps import BATCHES, COMPOSED, FORMS, NUM_ROWS, ragged, random_head, random_router
 
-SHAPES = {
+DENSE: dict[str, Any] = dict(vocab_size=157_184, qk_norm=True)
+MOE: dict[str, Any] = dict(**DENSE, num_experts=64, experts_per_token=8)
+SHAPES: dict[str, dict[str, Any]] = {
     "tiny": dict(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64, vocab_size=101),
     "100m": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=2048, vocab_size=126_464),
     "8b": dict(d_model=4096, n_layers=32, n_heads=32, mlp_hidden_size=12_288, vocab_size=126_464),
+    # LLaDA-MoE's; NAME-active is dense, with as many weights as a token of it meets
+    "7b-moe": dict(d_model=2048, n_layers=16, n_heads=16, mlp_hidden_size=1024, **MOE),
+    "7b-moe-active": dict(d_model=2048, n_layers=16, n_heads=16, mlp_hidden_size=8192, **DENSE),
+    "300m-moe": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=128, **MOE),
+    "300m-moe-active": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=1024, **DENSE),
 }
 
 

@@ -67,21 +67,26 @@ def row_work(form: str, length: int, start: int, block_length: int, num_masked: 
     return Work(columns, columns * length, num_masked, length - columns)
 
 
+def layer_weights(config: LLaDAConfig, experts: int) -> int:
+    """Weights of a layer's matrices; of a mixture, its router's and those of so many experts."""
+    heads = 2 * (config.n_heads + config.num_kv_heads) * config.head_dim
+    mlp = 3 * config.mlp_hidden_size * (experts if config.num_experts else 1)
+    return config.d_model * (heads + mlp + config.num_experts)
+
+
 def flops(config: LLaDAConfig, work: Work) -> float:
     """Floating-point operations of matrix products; a product and a sum are two."""
-    kv_width = config.num_kv_heads * config.head_dim
-    column = 2 * config.d_model * (2 * config.d_model + 2 * kv_width + 3 * config.mlp_hidden_size)
-    layer = work.columns * column + 4 * config.d_model * work.attended
+    column = 2 * layer_weights(config, config.experts_per_token)
+    layer = work.columns * column + 4 * config.n_heads * config.head_dim * work.attended
     return config.n_layers * layer + 2.0 * config.d_model * config.vocab_size * work.positions
 
 
 def num_bytes(config: LLaDAConfig, work: Work, itemsize: int) -> float:
     """Bytes that have to move between memory and processor."""
+    # a router that uses all experts spreads its tokens over as many as they can take
+    experts = min(config.num_experts, config.experts_per_token * work.columns)
     kv_width = config.num_kv_heads * config.head_dim
-    layer = (
-        config.d_model * (2 * config.d_model + 2 * kv_width + 3 * config.mlp_hidden_size)
-        + 2 * kv_width * work.kept
-    )
+    layer = layer_weights(config, experts) + 2 * kv_width * work.kept
     head = config.d_model * config.vocab_size + 2 * work.positions * config.vocab_size
     return itemsize * float(config.n_layers * layer + head)
 

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,8 +50,8 @@ SHAPE = dict(
 )
 
 
-def small_model() -> LLaDA:
-    model = LLaDA(LLaDAConfig(**SHAPE))
+def small_model(**fields: Any) -> LLaDA:
+    model = LLaDA(LLaDAConfig(**{**SHAPE, **fields}))
     initialise(model, torch.Generator().manual_seed(0))
     return model
 
@@ -257,8 +258,11 @@ def test_only_padded_batches_carry_an_attention_mask():
 # --- throughput -----------------------------------------------------------------------
 
 
-def test_training_flops_are_those_that_torch_counts():
-    model, tokens = small_model(), torch.randint(0, 10, (4, 16))
+@pytest.mark.parametrize(
+    "fields", [{}, {"head_width": 24}, {"num_experts": 4, "experts_per_token": 2}], ids=str
+)
+def test_training_flops_are_those_that_torch_counts(fields):
+    model, tokens = small_model(**fields), torch.randint(0, 10, (4, 16))
     at = torch.arange(16).expand(4, 16) % 2 == 0
     with FlopCounterMode(display=False) as counter:
         model(tokens, at=at).sum().backward()

@@ -60,16 +60,19 @@ class Throughput(TrainerCallback):
 
 def training_flops(model: LLaDA, length: int) -> float:
     """FLOPs that training must spend on a token of a row of `length`: 6 a weight of a
-    matrix, 12 D L a layer for attention.
+    matrix that it meets, 12 D L a layer for attention, D the width of all heads.
 
     The head counts half, for on average every other token is masked and has logits;
     recomputation would not count.
     """
     config = model.config
     of_blocks = model.get_submodule("model.transformer.blocks").parameters()
-    blocks = sum(weight.numel() for weight in of_blocks if weight.dim() == 2)
+    # of a stack of experts a token takes some
+    used = {2: 1.0, 3: config.experts_per_token / max(config.num_experts, 1)}
+    blocks = sum(weight.numel() * used.get(weight.dim(), 0) for weight in of_blocks)
     head = config.num_embeddings * config.d_model / 2
-    return 6 * (blocks + head) + 12 * config.n_layers * config.d_model * length
+    attended = config.n_layers * config.n_heads * config.head_dim
+    return 6 * (blocks + head) + 12 * attended * length
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, repetitions: int = 5) -> float:
