@@ -1,6 +1,4 @@
-"""A checkpoint's folder: where it is, what its config says, which tensors and special
-tokens it has.
-"""
+"""What a checkpoint's folder holds, read from its small files and from headers."""
 
 from __future__ import annotations
 
@@ -39,51 +37,39 @@ SHIPPED = {DEFAULT: TINY, "sudoku4": TINY, "nim": TINY.parent / "nim"}
 CONFIG = record(
     optional={"architectures": nullable(list_of(TEXT)), "quantization_config": nullable(record())}
 )
-INDEX = record(
-    {
-        "weight_map": table_of(
-            Kind("a .safetensors file in the folder", lambda name: _stays_inside(name))
-        )
-    }
-)
 # Of generation_config.json the ends of answers are read. Options of sampling
-# (temperature, top_p, max_length …) belong to a run and have no effect; what processes
-# logits or ends answers in a way that no option here has is refused unless it asks for
-# nothing.
+# (temperature, top_p, max_length …) belong to a run and have no effect. What processes
+# logits or ends answers in a way that no option here has is refused, unless it asks for
+# nothing: for null, 0, or an empty value, and for 1 where it is a factor.
 GENERATION = record(optional={"eos_token_id": ENDS})
-NOT_GENERATED = {
-    **dict.fromkeys(
-        (
-            "suppress_tokens",
-            "begin_suppress_tokens",
-            "bad_words_ids",
-            "force_words_ids",
-            "constraints",
-            "sequence_bias",
-            "forced_bos_token_id",
-            "forced_eos_token_id",
-            "forced_decoder_ids",
-            "stop_strings",
-            "exponential_decay_length_penalty",
-            "no_repeat_ngram_size",
-            "encoder_no_repeat_ngram_size",
-            "min_length",
-            "min_new_tokens",
-            "watermarking_config",
-        ),
-        0,
-    ),
-    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), 1),
-}
+NO_EFFECT = (
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "force_words_ids",
+    "constraints",
+    "sequence_bias",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "forced_decoder_ids",
+    "stop_strings",
+    "exponential_decay_length_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "min_length",
+    "min_new_tokens",
+    "watermarking_config",
+)
+FACTORS = ("repetition_penalty", "encoder_repetition_penalty", "guidance_scale")
 
 
 def resolve(
     pretrained: str | Path | None, revision: str | None = None, option: str = "pretrained"
 ) -> Path:
-    """The local folder of a checkpoint: a shipped model by name ("tiny" for None), a
-    folder, or a hub id (downloaded or from the cache).
+    """The local folder of a checkpoint.
 
-    option: what messages call it.
+    pretrained: a shipped model by name ("tiny" for None), a folder, or a hub id, which is
+    downloaded or taken from the cache. option: what messages call it.
     """
     if pretrained is None or str(pretrained) in SHIPPED:
         return SHIPPED[str(pretrained or DEFAULT)]
@@ -99,32 +85,25 @@ def resolve(
     if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
         raise FileNotFoundError(
             f"{option}={text!r}: no such folder; give a checkpoint folder, a hub id such as "
-            "GSAI-ML/LLaDA-8B-Instruct, "
-            f"or a model shipped in the package: {', '.join(SHIPPED)}"
+            f"GSAI-ML/LLaDA-8B-Instruct, or a model shipped in the package: {', '.join(SHIPPED)}"
         )
     from huggingface_hub import snapshot_download
 
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(
-            snapshot_download(
-                text,
-                revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
-            )
-        )
+        return Path(snapshot_download(text, revision=revision, allow_patterns=patterns))
     except Exception as error:  # offline, unknown id, gated: many types, one remedy
         raise FileNotFoundError(
             f"{option}={text!r}: no such folder, and the hub did not deliver it "
-            f"({type(error).__name__}: {first_line(error)}); "
-            "download it where there is a network and pass the folder"
+            f"({type(error).__name__}: {first_line(error)}); download it where there is a "
+            "network and pass the folder"
         ) from error
 
 
 def read_config(folder: Path) -> LLaDAConfig:
-    """The model's config; refuses foreign architectures and switches that the module
-    does not implement.
+    """The model's config, with the ends of answers that generation_config.json adds.
 
-    Ids that generation_config.json names as ends stand behind those of config.json.
+    Raises ValueError on foreign architectures, and on switches that no module implements.
     """
     path = folder / "config.json"
     raw = read_json(path, CONFIG)
@@ -150,34 +129,34 @@ def read_config(folder: Path) -> LLaDAConfig:
 def _generation_ends(path: Path) -> tuple[int, ...]:
     """The ids after which generation_config.json ends an answer."""
     raw = read_json(path, GENERATION)
-    for name, nothing in NOT_GENERATED.items():
+    for name in (*NO_EFFECT, *FACTORS):
+        nothing = 1 if name in FACTORS else 0
         if raw.get(name) not in (None, nothing, 0, [], {}):
             raise ValueError(
                 f"{path}: {name} is {short(raw[name])}, which has no effect here: remove it "
-                "there, and use the options of "
-                "a run instead (logits_eos_inf, stop strings of the task)"
+                "there, and use the options of a run instead (logits_eos_inf, stop strings of "
+                "the task)"
             )
     return token_ids(raw.get("eos_token_id"))
 
 
 def _stays_inside(name: Any) -> bool:
-    """Is it the name of a shard that lies in the folder? By the name alone: where a hub
-    cache links to is its own business.
+    """Is it the name of a shard that lies in the folder?
+
+    It is judged by the name alone: where a hub cache links to is its own business.
     """
-    if (
-        not isinstance(name, str)
-        or not name.endswith(".safetensors")
-        or "\0" in name
-        or PureWindowsPath(name).anchor
-    ):
+    if not isinstance(name, str) or not name.endswith(".safetensors") or "\0" in name:
         return False
-    return not PurePosixPath(name).is_absolute() and ".." not in PureWindowsPath(name).parts
+    absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
+    return not absolute and ".." not in PureWindowsPath(name).parts
+
+
+SHARD = Kind("a .safetensors file in the folder", _stays_inside)
+INDEX = record({"weight_map": table_of(SHARD)})
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file, from the index of a sharded checkpoint or the header of
-    model.safetensors.
-    """
+    """Tensor name -> file, from the index of shards or the header of model.safetensors."""
     index = folder / "model.safetensors.index.json"
     if is_there(index):
         weight_map = read_json(index, INDEX)["weight_map"]
@@ -214,22 +193,22 @@ def _known_tensors(folder: Path) -> list[str]:
 
 
 def quantization_config(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint says of its quantisation: in config.json, or in the file of its
-    own that AutoGPTQ writes.
-    """
-    path = folder / "quantize_config.json"
-    return read_json(folder / "config.json", CONFIG).get("quantization_config") or (
-        read_json(path) if is_there(path) else None
-    )
+    """What a checkpoint says of its quantisation; None where it says nothing."""
+    said = read_json(folder / "config.json", CONFIG).get("quantization_config")
+    if said:
+        return dict(said)
+    path = folder / "quantize_config.json"  # which AutoGPTQ writes
+    return read_json(path) if is_there(path) else None
 
 
 def special_tokens(
     folder: Path, config: LLaDAConfig, mask_id: int | None = None
 ) -> SpecialTokens | None:
-    """Mask, EOS and EoT ids: from config, what it lacks by name from the tokenizer's
-    files, what these lack from the family; None if no mask is known.
+    """The ids of the mask and of the ends of answers; None if no mask is known.
 
-    An eos_token of the tokenizer that config does not name ends answers as well.
+    They come from the config, what it lacks by name from the tokenizer's files, and what
+    these lack from the family. An eos_token of the tokenizer that the config does not name
+    ends answers as well. mask_id: goes before all of these.
     """
     files, family = read_tokenizer_files(folder), FAMILIES[config.family]
     ids, named = files.added, files.id_of("eos_token")
@@ -255,14 +234,11 @@ def _published(token: int | None, config: LLaDAConfig) -> int | None:
 
 
 def stored_dtype(folder: Path) -> str:
-    """The dtype of a checkpoint's first tensor, by its name in DTYPES; float32 for what
-    has none of these.
-    """
+    """The name in DTYPES of a checkpoint's first tensor's dtype; float32 where it has none."""
     name, path = next(iter(tensor_files(folder).items()))
     with open_tensors(path) as file:
-        return {"BF16": "bfloat16", "F16": "float16"}.get(
-            file.get_slice(name).get_dtype(), "float32"
-        )
+        stored = file.get_slice(name).get_dtype()
+    return {"BF16": "bfloat16", "F16": "float16"}.get(stored, "float32")
 
 
 def known_special_tokens(model: LLaDA) -> SpecialTokens:

@@ -1,5 +1,4 @@
-"""GPTQ 4-bit checkpoints in plain torch: what their files say, and a Linear that keeps
-its weight packed.
+"""GPTQ 4-bit checkpoints in plain torch.
 
 For a Linear of I inputs and O outputs, in groups of inputs that share a scale: qweight
 int32 (I / 8, O), eight inputs to a word, the first in its lowest bits; qzeros int32
@@ -37,19 +36,18 @@ class Packing(NamedTuple):
 def read_packing(
     raw: Mapping[str, Any] | None, names: Iterable[str], source: Path
 ) -> Packing | None:
-    """How the tensors called `names` are packed; None where they are not. raw: the
-    checkpoint's quantization config, None if it has none.
+    """How the tensors called `names` are packed; None where they are not.
 
-    Raises ValueError on every quantisation but GPTQ with 4 bits.
+    raw: the checkpoint's quantization config, None if it has none. Raises ValueError on
+    every quantisation but GPTQ with 4 bits.
     """
     packed = any(name.endswith(f".{PACKED[0]}") for name in names)
     if raw is None:
         if packed:
             raise ValueError(
                 f"{source} holds packed tensors (*.{PACKED[0]}), but neither config.json "
-                "(quantization_config) nor "
-                "quantize_config.json says how: copy quantize_config.json from where the "
-                "checkpoint was made"
+                "(quantization_config) nor quantize_config.json says how: copy "
+                "quantize_config.json from where the checkpoint was made"
             )
         return None
     # AutoGPTQ's first releases name none
@@ -64,9 +62,8 @@ def read_packing(
         if value not in allowed:
             raise ValueError(
                 f"{source}: its quantization config says {name}={short(value)}, but only "
-                f"{' or '.join(map(repr, allowed))} can be "
-                "read: give the checkpoint that it was made from, with quantize=int8 or nf4 to "
-                "save memory"
+                f"{' or '.join(map(repr, allowed))} can be read: give the checkpoint that it was "
+                "made from, with quantize=int8 or nf4 to save memory"
             )
     if type(group_size) is not int or group_size < 1 and group_size != -1:
         raise ValueError(
@@ -76,18 +73,17 @@ def read_packing(
     if not packed:
         raise ValueError(
             f"{source}: its quantization config says gptq, but no tensor is packed "
-            f"(*.{PACKED[0]}): if its weights are plain, "
-            "remove quantization_config from config.json, or quantize_config.json"
+            f"(*.{PACKED[0]}): if its weights are plain, remove quantization_config from "
+            "config.json, or quantize_config.json"
         )
     return Packing(group_size, ZERO_OFFSETS[layout])
 
 
 class PackedLinear(nn.Module):
-    """A Linear whose weight is unpacked in every forward: a forward is of whole
-    sequences, beside which unpacking costs little.
+    """A Linear whose weight stays packed, and is unpacked in every forward.
 
-    Made empty, on the meta device, in the shape of a Linear; its buffers have the
-    checkpoint's names.
+    A forward is of whole sequences, beside which unpacking costs little. It is made empty,
+    on the meta device, in the shape of a Linear; its buffers have the checkpoint's names.
     """
 
     qweight: Tensor
@@ -97,19 +93,13 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, packing: Packing) -> None:
         super().__init__()
-        self.in_features, self.out_features = inputs, outputs = (
-            linear.in_features,
-            linear.out_features,
-        )
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        inputs, outputs = linear.in_features, linear.out_features
         groups = 1 if packing.group_size == -1 else math.ceil(inputs / packing.group_size)
         shapes = ((inputs // 8, outputs), (groups, outputs // 8), (groups, outputs), (inputs,))
         for name, shape in zip(PACKED, shapes):
-            self.register_buffer(
-                name,
-                torch.empty(
-                    shape, dtype=torch.float16 if name == "scales" else torch.int32, device="meta"
-                ),
-            )
+            dtype = torch.float16 if name == "scales" else torch.int32
+            self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"))
         self.bias = linear.bias
         self.zero_offset = packing.zero_offset
 
@@ -118,11 +108,10 @@ class PackedLinear(nn.Module):
 
     def check(self, name: str) -> None:
         """Raise ValueError where an input's group is none, which no header shows."""
-        if not 0 <= int(self.g_idx.min()) <= int(self.g_idx.max()) < len(self.scales):
+        first, last, groups = int(self.g_idx.min()), int(self.g_idx.max()), len(self.scales)
+        if not 0 <= first <= last < groups:
             raise ValueError(
-                f"{name}.g_idx names groups {int(self.g_idx.min())} to {int(self.g_idx.max())} of "
-                f"{len(self.scales)}: "
-                "the file is damaged"
+                f"{name}.g_idx names groups {first} to {last} of {groups}: the file is damaged"
             )
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
@@ -133,35 +122,24 @@ class PackedLinear(nn.Module):
         )
         for k in range(8):  # not in one go, which would hold two int32 copies of the weight
             weight[:, k] = (self.qweight >> 4 * k) & 15
-        # (groups, O)
-        zero = (
-            (((self.qzeros + self.zero_offset)[..., None] >> shifts) & 15).to(torch.int8).flatten(1)
-        )
-        group = self.g_idx.long()
-        return (
-            ((weight.flatten(0, 1) - zero[group]) * self.scales.float()[group])
-            .t()
-            .to(dtype)
-            .contiguous()
-        )
+        words = (self.qzeros + self.zero_offset)[..., None]  # (groups, O / 8, 1)
+        zero = ((words >> shifts) & 15).to(torch.int8).flatten(1)  # (groups, O)
+        group = self.g_idx.long()  # (I,)
+        weight = (weight.flatten(0, 1) - zero[group]) * self.scales.float()[group]  # (I, O)
+        return weight.t().to(dtype).contiguous()
 
     def unpacked(self, dtype: torch.dtype) -> nn.Linear:
         """The plain Linear of the same function."""
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        linear.weight, linear.bias = (
-            nn.Parameter(self.dequantised(dtype), requires_grad=False),
-            self.bias,
-        )
+        linear.weight = nn.Parameter(self.dequantised(dtype), requires_grad=False)
+        linear.bias = self.bias
         return linear
 
 
 def pack_linears(module: nn.Module, names: Iterable[str], packing: Packing) -> None:
-    """Put an empty PackedLinear in the place of every Linear for which `names` has a
-    packed tensor.
-    """
-    packed = {
-        place for place, _, leaf in (name.rpartition(".") for name in names) if leaf in PACKED
-    }
+    """Put an empty PackedLinear in the place of every Linear with packed tensors in `names`."""
+    split = [name.rpartition(".") for name in names]
+    packed = {place for place, _, leaf in split if leaf in PACKED}
     for name, linear in list(module.named_modules()):
         if name in packed and isinstance(linear, nn.Linear):
             replace(module, name, PackedLinear(linear, packing))

@@ -78,7 +78,7 @@ class Mixture(nn.Module):
         gate, up = self.gate_up(rows[order // chosen.shape[1]], ends).chunk(2, -1)
         output = self.down(F.silu(gate) * up, ends)  # (R K, D)
         output = output[order.argsort()].view(*chosen.shape, -1) * weight[..., None]
-        total = output[:, 0]
+        total: Tensor = output[:, 0]
         for each in output.unbind(1)[1:]:  # in this order: bfloat16 sums depend on it
             total = total + each
         return total.view_as(x)

@@ -1,5 +1,4 @@
-"""What a checkpoint's folder says beside its weights, kept so that whatever is saved
-from them says it too.
+"""What a checkpoint's folder says beside its weights, kept for whatever is saved from them.
 
 The published code that config.json names (auto_map) is carried along as bytes and never
 run: with it transformers' trust_remote_code loads what was trained as it loads the
@@ -38,15 +37,13 @@ def read_origin(folder: Path, raw: Mapping[str, Any], read: LLaDAConfig) -> Orig
     code = sorted(folder.glob("*.py")) if modules else []
     kept = [path for path in (*code, folder / GENERATION) if path.is_file()]
     raw, repository = dict(raw), _hub_id(folder)
-    if repository and modules - {path.stem for path in code}:  # downloads leave code behind
+    if repository and modules - {path.stem for path in code}:  # a download has no code
         raw["auto_map"] = _of_repository(raw["auto_map"], repository)
     return Origin(raw, read, {path.name: path.read_bytes() for path in kept})
 
 
 def config_of(model: LLaDA) -> dict[str, Any]:
-    """The model's config.json: of a loaded one all that its checkpoint's says, but for
-    what has changed.
-    """
+    """The model's config.json: of a loaded one its checkpoint's, but for what has changed."""
     write = FAMILIES[model.config.family].write_config
     published = write(model.config)
     if model.origin is None:
@@ -69,9 +66,7 @@ def write_files(model: LLaDA, folder: Path) -> None:
 
 
 def _modules(auto_map: Any) -> set[str]:
-    """Names of the modules in the folder that an auto_map names, {kind:
-    "module.Class"}, some of it in lists.
-    """
+    """The modules in the folder that an auto_map names: {kind: "module.Class"}, or lists of it."""
     return {name.partition(".")[0] for name in _names(auto_map) if "--" not in name}
 
 

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' is the first GPU if there is one, else the CPU; a GPU that is asked for
-    but absent is an error.
-    """
+    """'auto' is the first GPU if there is one, else the CPU; an absent GPU is an error."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    device: torch.device | None = None
+    with suppress(RuntimeError):
         device = torch.device(name)
-    except RuntimeError:
-        device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
     ):
         raise ValueError(
-            f"device={name!r}, but torch sees {torch.cuda.device_count()} GPUs; use device=cpu or "
-            "auto"
+            f"device={name!r}, but torch sees {torch.cuda.device_count()} GPUs; use device=cpu "
+            "or auto"
         )
     # accelerate's cpu:0 is one that safetensors refuses
     return device if device.type == "cuda" else torch.device("cpu")

@@ -1,9 +1,9 @@
-"""Weights of Linears in 8 or 4 bits, activations in the model's dtype: int8 by torchao,
-NF4 by bitsandbytes, both optional packages.
+"""Weights of Linears in 8 or 4 bits, activations in the model's dtype.
 
-Weight-only on purpose: an answer must not depend on its batch, and what quantises
-activations (LLM.int8, torchao's dynamic int8) may choose scales or outlier columns by
-what else is in it. Checkpoints that are stored in 4 bits are read by gptq.py.
+int8 is by torchao, NF4 by bitsandbytes, both optional packages. Weight-only on purpose:
+an answer must not depend on its batch, and what quantises activations (LLM.int8,
+torchao's dynamic int8) may choose scales or outlier columns by what else is in it.
+Checkpoints that are stored in 4 bits are read by gptq.py.
 """
 
 from __future__ import annotations
@@ -37,12 +37,11 @@ class Quantization(NamedTuple):
 
 
 class NF4Linear(nn.Module):
-    """A Linear whose weight is NF4 (QLoRA, arXiv 2305.14314) with its block scales in 8
-    bits, dequantised in every forward.
+    """A Linear whose weight is NF4 (QLoRA, arXiv 2305.14314), dequantised in every forward.
 
-    It stays on the device where it was made. Not bitsandbytes' own Linear4bit: on CPUs
-    with AVX512-BF16 that takes a bfloat16 kernel which fails at sizes that are no
-    multiples of its blocks.
+    The scales of its blocks are in 8 bits. It stays on the device where it was made. Not
+    bitsandbytes' own Linear4bit: on CPUs with AVX512-BF16 that takes a bfloat16 kernel
+    which fails at sizes that are no multiples of its blocks.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -53,9 +52,8 @@ class NF4Linear(nn.Module):
         # In rows of one block: bitsandbytes 0.50 dequantises longer rows wrongly on the
         # CPU where a block runs over their end (336 inputs: relative error .253, as
         # rows of one block .092).
-        rows = F.pad(linear.weight.data.flatten(), (0, -self.shape.numel() % NF4_BLOCK)).view(
-            -1, NF4_BLOCK
-        )
+        missing = -self.shape.numel() % NF4_BLOCK  # values of the last block
+        rows = F.pad(linear.weight.data.flatten(), (0, missing)).view(-1, NF4_BLOCK)
         self.packed, self.state = quantize_4bit(
             rows, quant_type="nf4", blocksize=NF4_BLOCK, compress_statistics=True
         )
@@ -67,17 +65,12 @@ class NF4Linear(nn.Module):
         """The weight (O, I), in the dtype in which it was given."""
         from bitsandbytes.functional import dequantize_4bit
 
-        return (
-            dequantize_4bit(self.packed, self.state)
-            .flatten()[: self.shape.numel()]
-            .view(self.shape)
-        )
+        values = dequantize_4bit(self.packed, self.state).flatten()
+        return values[: self.shape.numel()].view(self.shape)
 
 
 def _int8(linear: nn.Linear) -> nn.Module:
-    """One scale for each output, symmetric; the weight becomes a tensor subclass that
-    knows how to multiply.
-    """
+    """One scale for each output, symmetric; the weight's class knows how to multiply."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     quantize_(linear, Int8WeightOnlyConfig(set_inductor_config=False))
@@ -93,9 +86,7 @@ METHODS: dict[str, tuple[str, Callable[[nn.Linear], nn.Module]]] = {
 
 @silenced()
 def check_quantize(quantize: str | None) -> None:
-    """Raise ValueError on a value that is not known, ImportError where its package is
-    not installed.
-    """
+    """Raise ValueError on an unknown value, ImportError where its package is not installed."""
     if quantize is not None and quantize not in QUANTIZE:
         raise ValueError(f"quantize must be none or one of {', '.join(QUANTIZE)}, got {quantize!r}")
     if quantize in METHODS:
@@ -110,14 +101,15 @@ def check_quantize(quantize: str | None) -> None:
 
 
 def check_applies(quantize: str | None, source: Path, *, packed: bool, has_linears: bool) -> None:
-    """Raise ValueError where the option does not suit the checkpoint. packed: it is
-    GPTQ; has_linears: there is what can be quantised.
+    """Raise ValueError where the option does not suit the checkpoint.
+
+    packed: is it GPTQ? has_linears: is there what can be quantised?
     """
     if packed and quantize in METHODS:
         raise ValueError(
             f"quantize={quantize} is for checkpoints in full precision, and {source} is GPTQ "
-            "4-bit: leave it out "
-            "(weights are dequantised), or give quantize=packed (they stay in 4 bits)"
+            "4-bit: leave it out (weights are dequantised), or give quantize=packed (they stay "
+            "in 4 bits)"
         )
     if quantize == "packed" and not packed:
         raise ValueError(
@@ -138,11 +130,9 @@ def quantization_of(model: nn.Module) -> Quantization | None:
 def num_parameters(model: nn.Module) -> int:
     """Parameters of the model, however its weights are kept."""
     record = quantization_of(model)
-    return (
-        record.num_parameters
-        if record
-        else sum(parameter.numel() for parameter in model.parameters())
-    )
+    if record is not None:
+        return record.num_parameters
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def describe(method: str) -> str:
@@ -152,8 +142,6 @@ def describe(method: str) -> str:
 
 
 def quantise_linear(linear: nn.Linear, method: str) -> nn.Module:
-    """What takes the Linear's place; it may be changed or share its bias, so it is not
-    to be used again.
-    """
+    """What takes the Linear's place; the Linear may change, so it is not to be used again."""
     _, make = METHODS[method]
     return make(linear.requires_grad_(False))
