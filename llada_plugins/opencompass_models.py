@@ -115,11 +115,12 @@ class LLaDA(LikelihoodModel):
     def _check_names(self, options: Mapping[str, Any]) -> None:
         """Raise ValueError on options that the method does not have, under their names here."""
         from llada_plugins.engine.engine import option_classes
+        from llada_plugins.sampling.published import NAMES
 
         parameters = inspect.signature(LLaDA.__init__).parameters
         own = [name for name in parameters if name not in ("self", "options")]
         others = [name for name in names(*option_classes(self.method)) if name not in RENAMED]
-        reject_unknown(options, own + others, elsewhere=["batch_size"])
+        reject_unknown(options, [*own, *others, *NAMES], elsewhere=["batch_size"])
 
     def _load(self, path: str | None, options: Mapping[str, Any]) -> None:
         from llada_plugins.engine.engine import Engine

@@ -233,7 +233,7 @@ def test_a_changed_output_is_named_once_for_each_form_of_the_model(
 @pytest.mark.parametrize(
     "layout, message",
     [
-        ((), "nothing to check: it has none of generate.json, parallel.json, "),
+        ((), "nothing to check: it has none of generate.json, generate_mdlm.json, "),
         (("outputs/", "notes.txt", "config.json"), "nothing to check: it has none of "),
         (None, "no such folder"),
     ],

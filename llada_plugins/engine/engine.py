@@ -20,9 +20,11 @@ from llada_plugins.likelihood.estimate import LogLikelihood, iterate
 from llada_plugins.methods.table import METHODS, check_policy
 from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
+from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.folder import read_config, resolve
 from llada_plugins.models.tokenizer import choose_template, load_tokenizer
 from llada_plugins.options.fields import build, coerce, names, reject_unknown, with_origins
+from llada_plugins.sampling import published
 from llada_plugins.sampling.config import SamplerConfig, build_sampler
 from llada_plugins.sampling.decode import Review, decode_each, unreviewed
 from llada_plugins.sampling.generate import with_options
@@ -64,15 +66,19 @@ class Engine:
     def __init__(self, method: str = "llada", /, **options: Any) -> None:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-        reject_unknown(options, names(*option_classes(method)))
+        reject_unknown(options, [*names(*option_classes(method)), *published.NAMES])
         self.method = method
         self.method_options: Any = build(METHODS[method].options, options)
         self.config = build(EngineConfig, options)
-        self.given = coerce(SamplerConfig, options)
-        build_sampler(self.given, HARNESS_DEFAULTS)  # bad values fail before files are looked at
+        if not options.keys() & set(published.NAMES):
+            # bad values fail before files are looked at
+            build_sampler(coerce(SamplerConfig, options), HARNESS_DEFAULTS)
         self.folder = resolve(self.config.pretrained, self.config.revision)
         self.adapter = resolve(self.config.peft, option="peft") if self.config.peft else None
         config = read_config(self.folder)
+        self.family = FAMILIES[config.family]
+        self.given = coerce(SamplerConfig, published.native(options, self.family.sampler))
+        build_sampler(self.given, HARNESS_DEFAULTS)
         tokenizer_folder = resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
         self.tokenizer = load_tokenizer(tokenizer_folder, self.config.chat_template)
         # its name, None for the only one or the default
@@ -114,8 +120,8 @@ class Engine:
 
         max_tokens: the answer's length where neither sets gen_length.
         """
-        reject_unknown(options, names(SamplerConfig), "sampler option")
-        options = coerce(SamplerConfig, options)
+        reject_unknown(options, [*names(SamplerConfig), *published.NAMES], "sampler option")
+        options = coerce(SamplerConfig, published.native(options, self.family.sampler))
         by_method = self.prepared.defaults({**self.given, **options})
         origins: dict[str, dict[str, Any]] = {
             "the request (task or --gen_kwargs)": options,
@@ -329,4 +335,9 @@ class Engine:
         """Raise ValueError on options that need what this checkpoint or method lacks."""
         with_options(self.denoise, sampler, self.special)
         check_policy(sampler, self.prepared)
+        if sampler.shift_cache == "published" and not self.family.shift:
+            raise ValueError(
+                "shift_cache=published is for models whose logits are shifted, such as Dream's; "
+                "this checkpoint's are not: leave it out"
+            )
         sampler.check_budget(reviewed=self.prepared.judge is not None)

@@ -10,6 +10,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.request import Request
 from llada_plugins.options.fields import names, reject_unknown
+from llada_plugins.sampling import published
 from llada_plugins.sampling.config import SamplerConfig
 
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -19,7 +20,8 @@ DEFAULT_MAX_GEN_TOKS = 256  # lm-eval's own default, for tasks that state none
 
 def read_request(engine: Engine, prompt: str, gen_kwargs: Mapping[str, Any]) -> Request:
     """One request from lm-eval's (context, gen_kwargs)."""
-    reject_unknown(gen_kwargs, [*names(SamplerConfig), *HARNESS_NAMES], "gen_kwarg")
+    known = [*names(SamplerConfig), *published.NAMES, *HARNESS_NAMES]
+    reject_unknown(gen_kwargs, known, "gen_kwarg")
     if int(gen_kwargs.get("num_beams") or 1) != 1:
         raise ValueError(
             f"num_beams={gen_kwargs['num_beams']} has no meaning for a diffusion sampler: "

@@ -52,11 +52,11 @@ def sampler_options(
     do_sample=False is greedy, whatever else is listed; do_sample=True without a
     temperature samples at the model's, else at 1.
     """
+    from llada_plugins.sampling import published
     from llada_plugins.sampling.config import SamplerConfig
 
-    reject_unknown(
-        generation_kwargs, [*names(SamplerConfig), *GENERATION_NAMES], "generation_kwarg"
-    )
+    known = [*names(SamplerConfig), *published.NAMES, *GENERATION_NAMES]
+    reject_unknown(generation_kwargs, known, "generation_kwarg")
     if (beams := generation_kwargs.get("num_beams") or 1) != 1:
         raise ValueError(
             f"num_beams={beams} has no meaning for a diffusion sampler: leave it out or set 1"

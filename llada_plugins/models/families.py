@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llada_plugins.files.json_files import short
 
@@ -50,6 +50,8 @@ class Family(NamedTuple):
     blocks: str = BLOCKS  # beginning of our names of the Linears that quantize= changes
     # do logits at a column predict the token of the next one?
     shift: bool = False
+    # whose sampler its publishers use: their option names are accepted (sampling/published.py)
+    sampler: Literal["llada", "dream", "mdlm"] = "llada"
     # names of the mask token and of the end of a turn, where config.json names none
     mask_names: tuple[str, ...] = MASK_NAMES
     eot_names: tuple[str, ...] = ("<|eot_id|>",)
@@ -94,10 +96,12 @@ FAMILIES: dict[str, Family] = {
     ),
     # <[MASK]> is in neither its config.json nor its tokenizer's settings
     "illada": _hf(ILLADA, DENSE, mask_id=5, eos_id=2),
-    "dream": _hf(DREAM, DENSE, shift=True, mask_id=151666, eos_id=151643, **CHATML),
-    "a2d_qwen3": _hf(A2D_QWEN3, DENSE, **CHATML),
-    "a2d_qwen2": _hf(A2D_QWEN2, DENSE, **CHATML),
-    "a2d_llama": _hf(A2D_LLAMA, DENSE, eot_names=("<|eot_id|>", "<|im_end|>")),
+    "dream": _hf(
+        DREAM, DENSE, shift=True, sampler="dream", mask_id=151666, eos_id=151643, **CHATML
+    ),
+    "a2d_qwen3": _hf(A2D_QWEN3, DENSE, sampler="mdlm", **CHATML),
+    "a2d_qwen2": _hf(A2D_QWEN2, DENSE, sampler="mdlm", **CHATML),
+    "a2d_llama": _hf(A2D_LLAMA, DENSE, sampler="mdlm", eot_names=("<|eot_id|>", "<|im_end|>")),
 }
 
 
