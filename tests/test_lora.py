@@ -21,7 +21,7 @@ from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.lora import CONFIG, PREFIX, WEIGHTS, targeted
 from tests.tolerance import measured, rounding
 from training import merge, sft
-from training.runs.lora_adapters import PROJECTIONS, LoRA, LoRAOptions, add_lora
+from training.runs.lora_adapters import PROJECTIONS, STACKS, LoRA, LoRAOptions, add_lora
 
 pytestmark = pytest.mark.floats
 
@@ -143,7 +143,7 @@ def test_the_blocks_projections_are_adapted_and_never_the_head(
 def test_a_target_is_names_or_a_regular_expression_within_the_blocks(make_model, target, expected):
     lora = LoRAOptions(lora=True, lora_target=target).adapters
     model = make_model()
-    by_us = targeted(model, lora.pattern)  # as an adapter is read
+    by_us = targeted(dict(model.named_modules()), lora.pattern)  # as an adapter is read
     add_lora(model, lora, torch.Generator().manual_seed(0))
     by_peft = {
         name.partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name
@@ -167,7 +167,7 @@ def test_the_adapter_says_what_it_was_trained_on(adapter, tiny_checkpoint):
 
 def test_flags_that_are_left_out_have_the_defaults_that_help_states():
     assert LoRAOptions().adapters is None
-    assert LoRAOptions(lora=True).adapters == LoRA(8, 16.0, 0.0, PROJECTIONS)
+    assert LoRAOptions(lora=True).adapters == LoRA(8, 16.0, 0.0, (*PROJECTIONS, *STACKS))
     given = LoRAOptions(lora=True, lora_r=4, lora_alpha=2.0, lora_dropout=0.1, lora_target="v_proj")
     assert given.adapters == LoRA(4, 2.0, 0.1, ("v_proj",))
 

@@ -35,7 +35,7 @@ class Piece(NamedTuple):
         return self.number is None and self.share == (0, 1)
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The place, a view of our tensor."""
+        """The place, a view of our tensor or of one with as many rows, such as an adapter's B."""
         matrix = tensor if self.number is None else tensor[self.number]
         k, n = self.share
         return matrix if n == 1 else matrix.chunk(n, -2)[k]

@@ -69,7 +69,7 @@ def load_model(
         model = family.module(config)
     model.special_tokens = special
     model.origin = read_origin(folder, read_json(folder / "config.json"), config)
-    adapter = None if peft is None else Adapter(resolve(peft, option="peft"), model)
+    adapter = None if peft is None else Adapter(resolve(peft, option="peft"), model, family.layout)
     model.quantization = load_weights(
         model,
         {name: path for name, path in files.items() if name not in spare},

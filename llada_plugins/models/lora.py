@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -36,6 +36,10 @@ from llada_plugins.files.json_files import (
 from llada_plugins.files.tensors import open_tensors, raise_problems
 
 from .accounting import FLOATING
+from .layout import SAME_NAMES, Layout, Piece
+from .mixture import Router, StackedLinear
+
+T = TypeVar("T")
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's, before the names of the model's own modules
@@ -75,10 +79,22 @@ PLAIN_LORA = record(
 )
 
 
-class Adapter:
-    """An adapter folder that fits a model: `merge` adds it to the Linears, one by one."""
+class Place(NamedTuple):
+    """A matrix that an adapter may change."""
 
-    def __init__(self, folder: Path, model: nn.Module) -> None:
+    module: str  # the name of our module whose weight has it
+    piece: Piece  # its place in that weight
+    shape: torch.Size  # (outputs, inputs); of a stack that is stored as one, (E, outputs, inputs)
+
+
+class Adapter:
+    """An adapter folder that fits a model: `merge` adds it to the weights, one by one.
+
+    Its modules may be called as the family's checkpoints call them, by which PEFT has
+    trained it beside the published code, or as ours are.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, layout: Layout = SAME_NAMES) -> None:
         """Reads no tensor.
 
         Raises FileNotFoundError or ValueError where files are missing, or tensors do not
@@ -88,11 +104,12 @@ class Adapter:
         raw = read_config(folder)
         rank = raw["r"]
         self.scale = raw["lora_alpha"] / (rank**0.5 if raw.get("use_rslora") else rank)
-        self.layers = _adapted_linears(model, raw["target_modules"], folder)
         header = _read_header(folder)
         self.backbone = header.backbone
-        problems = _misfits(header, _adapter_shapes(self.layers, rank))
-        if not self.layers:
+        modules = _names_of(header, model, layout)
+        self.places = _adapted(modules, raw["target_modules"], folder)
+        problems = _misfits(header, _adapter_shapes(self.places, rank))
+        if not self.places:
             problems = [f"target_modules ({raw['target_modules']!r}) names none of its modules"]
         raise_problems(
             f"peft={folder}: this adapter does not fit the model",
@@ -103,20 +120,24 @@ class Adapter:
 
     def merge(self, name: str, module: nn.Module) -> None:
         """Add what the adapter has for the module of that name to its weight, in place."""
-        if name not in self.layers:
+        adapted = {stored: each for stored, each in self.places.items() if each.module == name}
+        if not adapted:
             return
-        assert isinstance(module, nn.Linear)
+        assert isinstance(module.weight, nn.Parameter)
         if self._tensors is None:
             self._tensors = load_file(self.folder / WEIGHTS)
-        weight = module.weight.data
-        down = self._tensors.pop(f"{PREFIX}{name}.lora_A.weight").to(weight.device)
-        up = self._tensors.pop(f"{PREFIX}{name}.lora_B.weight").to(weight.device)
-        module.weight.data = merged_weight(weight, down, up, self.scale)
-        if not all(map(math.isfinite, torch.aminmax(module.weight.data))):
+        weight = module.weight.data.clone()  # that of a file cannot be written to
+        for stored, place in adapted.items():
+            down = self._tensors.pop(f"{PREFIX}{stored}.lora_A.weight").to(weight.device)
+            up = self._tensors.pop(f"{PREFIX}{stored}.lora_B.weight").to(weight.device)
+            part = place.piece.of(weight)
+            part.copy_(merged_weight(part, down, up, self.scale))
+        if not all(map(math.isfinite, torch.aminmax(weight))):
             raise ValueError(
                 f"{self.folder / WEIGHTS}: {name} becomes NaN or infinite with it: the adapter is "
                 "damaged, or lora_alpha too large"
             )
+        module.weight.data = weight
 
     def check_backbone(self, found: str) -> None:
         """Raise ValueError where the adapter states that its backbone has another fingerprint."""
@@ -148,27 +169,59 @@ def _read_header(folder: Path) -> _Header:
         return _Header(shapes, dtypes, (file.metadata() or {}).get(BACKBONE))
 
 
-def _adapted_linears(
-    model: nn.Module, target_modules: str | Iterable[str], folder: Path
-) -> dict[str, nn.Linear]:
+def _names_of(header: _Header, model: nn.Module, layout: Layout) -> dict[str, Place | str]:
+    """The model's modules by the names that the adapter calls them by."""
+    tensors = [name.removeprefix(PREFIX).partition(".lora_")[0] for name in header.shapes]
+    published, ours = adaptable(model, layout), adaptable(model, SAME_NAMES)
+    by_ours = any(name in ours for name in tensors)
+    by_theirs = any(name in published for name in tensors)
+    return ours if by_ours and not by_theirs else published
+
+
+def adaptable(model: nn.Module, layout: Layout) -> dict[str, Place | str]:
+    """The model's modules by their names in that layout; of one that cannot be adapted, its class.
+
+    A stack of experts counts as the modules that it is stored as.
+    """
+    found: dict[str, Place | str] = {}
+    for name, module in model.named_modules():
+        weight = f"{name}.weight"
+        if not isinstance(module, (nn.Linear, StackedLinear, Router)):
+            found[_module(layout.stored_name(weight))] = type(module).__name__
+            continue
+        for piece in layout.pieces(weight, module.weight):
+            shape = piece.of(module.weight).shape
+            found[_module(piece.stored)] = Place(name, piece, shape)
+    return found
+
+
+def _module(stored: str) -> str:
+    """The name of the module of a stored weight; dInfer's stacks are weights with no module."""
+    return stored.removesuffix(".weight")
+
+
+def _adapted(
+    modules: Mapping[str, Place | str], target_modules: str | Iterable[str], folder: Path
+) -> dict[str, Place]:
     """The targeted modules; ValueError where one of them is no Linear."""
-    linears: dict[str, nn.Linear] = {}
-    for name, module in targeted(model, target_modules).items():
-        if not isinstance(module, nn.Linear):
+    places: dict[str, Place] = {}
+    for name, place in targeted(modules, target_modules).items():
+        if isinstance(place, str):
             raise ValueError(
-                f"{folder / CONFIG}: target_modules names {name}, a {type(module).__name__}: "
-                "only Linears can be adapted"
+                f"{folder / CONFIG}: target_modules names {name}, a {place}: only Linears can be "
+                "adapted"
             )
-        linears[name] = module
-    return linears
+        places[name] = place
+    return places
 
 
-def _adapter_shapes(linears: Mapping[str, nn.Linear], rank: int) -> dict[str, list[int]]:
-    """Name and shape of each tensor that an adapter of these Linears has."""
+def _adapter_shapes(places: Mapping[str, Place], rank: int) -> dict[str, list[int]]:
+    """Name and shape of each tensor that an adapter of these places has."""
     shapes: dict[str, list[int]] = {}
-    for name, linear in linears.items():
-        shapes[f"{PREFIX}{name}.lora_A.weight"] = [rank, linear.in_features]
-        shapes[f"{PREFIX}{name}.lora_B.weight"] = [linear.out_features, rank]
+    for name, place in places.items():
+        *stack, outputs, inputs = place.shape
+        shapes[f"{PREFIX}{name}.lora_A.weight"] = [*stack, rank, inputs]
+        shapes[f"{PREFIX}{name}.lora_B.weight"] = [*stack, outputs, rank]
     return shapes
 
 
@@ -195,7 +248,7 @@ def _misfits(header: _Header, wanted: Mapping[str, list[int]]) -> list[str]:
 def merged_weight(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """W + scale * B A, computed in fp32, in the weight's dtype.
 
-    down: A (rank, inputs). up: B (outputs, rank).
+    down: A (rank, inputs). up: B (outputs, rank). Or stacks of them.
     """
     return (weight.float() + scale * up.float() @ down.float()).to(weight.dtype)
 
@@ -219,12 +272,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
-def targeted(model: nn.Module, target_modules: str | Iterable[str]) -> Mapping[str, nn.Module]:
-    """The modules that PEFT adapts.
+def targeted(modules: Mapping[str, T], target_modules: str | Iterable[str]) -> dict[str, T]:
+    """Of modules by name, those that PEFT adapts.
 
     target_modules: a regular expression for the whole name, or a list of names or their ends.
     """
-    modules = dict(model.named_modules())
     if isinstance(target_modules, str):
         try:
             pattern = re.compile(target_modules)

@@ -7,7 +7,7 @@ training.merge. See llada_plugins/models/lora.py for reading.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llada_plugins.files.tensors import save_tensors
+from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.fingerprint import backbone_fingerprint
+from llada_plugins.models.gptq import replace
+from llada_plugins.models.layout import SAME_NAMES, Layout
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.lora import BACKBONE, PREFIX, WEIGHTS, targeted
+from llada_plugins.models.mixture import StackedLinear
 from llada_plugins.options.fields import Options, arg
 from training.loop.trainer import Save
 
@@ -33,6 +37,8 @@ PROJECTIONS: tuple[str, ...] = (
     "up_proj",
     "ff_out",
 )
+# of a block that has experts, each for all of them
+STACKS: tuple[str, ...] = ("mixture.gate_up", "mixture.down")
 DEFAULT_RANK = 8
 
 
@@ -53,7 +59,15 @@ class LoRA(NamedTuple):
     @property
     def pattern(self) -> str:
         """PEFT's target_modules: whatever `projections` say, the projections of blocks alone."""
-        of_blocks = rf"(?=blocks\.\d+\.(?:{'|'.join(PROJECTIONS)})$)"  # what the name must be
+        return self._pattern(PROJECTIONS)
+
+    @property
+    def stacks(self) -> str:
+        """The same of stacks of experts, which PEFT does not know."""
+        return self._pattern(STACKS)
+
+    def _pattern(self, names: Sequence[str]) -> str:
+        of_blocks = rf"(?=blocks\.\d+\.(?:{'|'.join(names)})$)"  # what the name must be
         return rf".*\.{of_blocks}(?:blocks\.\d+\.)?(?:{'|'.join(self.projections)})"
 
 
@@ -119,10 +133,10 @@ class LoRAOptions(Options):
         if not self.lora:
             return None
         rank = self.lora_r or DEFAULT_RANK
-        projections = PROJECTIONS
+        projections = every = (*PROJECTIONS, *STACKS)
         if self.lora_target:
             names = tuple(self.lora_target.split(","))
-            projections = names if set(names) <= set(PROJECTIONS) else (self.lora_target,)
+            projections = names if set(names) <= set(every) else (self.lora_target,)
         return LoRA(rank, self.lora_alpha or 2.0 * rank, self.lora_dropout or 0.0, projections)
 
 
@@ -133,39 +147,47 @@ def add_lora(model: LLaDA, lora: LoRA, generator: torch.Generator) -> None:
     config = _peft_config(lora)
     from peft import inject_adapter_in_model
 
-    if not targeted(model, lora.pattern):
+    modules = dict(model.named_modules())
+    linears, stacks = (targeted(modules, each) for each in (lora.pattern, lora.stacks))
+    if not linears and not stacks:
+        there = [
+            each for each in (*PROJECTIONS, *STACKS) if targeted(modules, [f"blocks.0.{each}"])
+        ]
         raise ValueError(
             f"--lora_target {','.join(lora.projections)!r} names no projection of a block: there "
-            f"are {', '.join(PROJECTIONS)}, in "
-            f"full blocks.0.{PROJECTIONS[0]} to "
-            f"blocks.{model.config.n_layers - 1}.{PROJECTIONS[-1]}"
+            f"are {', '.join(there)}, in full blocks.0.{there[0]} to "
+            f"blocks.{model.config.n_layers - 1}.{there[-1]}"
         )
-    inject_adapter_in_model(config, model.requires_grad_(False))
+    model.requires_grad_(False)
+    if linears:
+        inject_adapter_in_model(config, model)
+    for name, stack in stacks.items():
+        assert isinstance(stack, StackedLinear)
+        replace(model, name, AdaptedStack(stack, lora))
     with torch.no_grad():  # as peft initialises them, but from the generator; lora_B stays zero
         for name, parameter in model.named_parameters():
             if ".lora_" in name:  # which peft gives the dtype of what they adapt
                 parameter.data = parameter.data.float()
             if ".lora_A." in name:
-                bound = parameter.shape[1] ** -0.5
+                bound = parameter.shape[-1] ** -0.5
                 parameter.uniform_(-bound, bound, generator=generator)
 
 
 def save_lora(model: LLaDA, lora: LoRA, base: str) -> Save:
-    """Writes the adapters as PEFT does, and which weights they belong to. model: as it
-    was loaded; base: what --model said.
+    """Writes the adapters as PEFT does beside the family's published code, and which weights
+    they belong to. model: as it was loaded; base: what --model said.
     """
-    backbone = backbone_fingerprint(model)
+    backbone, layout = backbone_fingerprint(model), FAMILIES[model.config.family].layout
 
     def save(adapted: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:
-        _peft_config(lora, base_model_name_or_path=base, inference_mode=True).save_pretrained(
-            str(folder)
-        )
-        state = adapted.state_dict() if state is None else state
-        tensors = {
-            _saved(name): tensor.detach().cpu().contiguous()
-            for name, tensor in state.items()
-            if ".lora_" in name
-        }
+        matrices = _matrices(adapted.state_dict() if state is None else state, layout)
+        config = _peft_config(lora, base_model_name_or_path=base, inference_mode=True)
+        if layout != SAME_NAMES:
+            modules = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in matrices}
+            config.target_modules = modules
+        config.save_pretrained(str(folder))
+        # clones, for an expert's two halves have one A
+        tensors = {name: each.detach().cpu().clone() for name, each in matrices.items()}
         save_tensors(tensors, folder / WEIGHTS, {BACKBONE: backbone})
 
     return save
@@ -173,13 +195,49 @@ def save_lora(model: LLaDA, lora: LoRA, base: str) -> Save:
 
 def load_lora(model: nn.Module, folder: Path) -> None:
     """Fill the adapters from what `save_lora` wrote."""
+    assert isinstance(model, LLaDA)
     saved = load_file(folder / WEIGHTS)
-    adapters = {name: saved[_saved(name)] for name in model.state_dict() if ".lora_" in name}
-    model.load_state_dict(adapters, strict=False)
+    layout = FAMILIES[model.config.family].layout
+    for name, matrix in _matrices(model.state_dict(), layout).items():
+        matrix.copy_(saved[name])
 
 
-def _saved(name: str) -> str:
-    return PREFIX + name.replace(".default.", ".")
+def _matrices(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The adapters' A and B in the state of an adapted model, views, by their names in a file."""
+    found: dict[str, Tensor] = {}
+    for name, down in state.items():
+        module, is_adapter, _ = name.partition(".lora_A.")
+        if not is_adapter:
+            continue
+        up = state[name.replace(".lora_A.", ".lora_B.")]
+        for piece in layout.pieces(f"{module}.weight", up):
+            stored = PREFIX + piece.stored.removesuffix(".weight")
+            # the shares of a matrix are of its rows, which A has not
+            found[f"{stored}.lora_A.weight"] = piece._replace(share=(0, 1)).of(down)
+            found[f"{stored}.lora_B.weight"] = piece.of(up)
+    return found
+
+
+class AdaptedStack(nn.Module):
+    """A stack of experts with an adapter for each; its parts are named as PEFT's are."""
+
+    def __init__(self, stack: StackedLinear, lora: LoRA) -> None:
+        super().__init__()
+        number, outputs, inputs = stack.weight.shape
+        device = stack.weight.device
+        self.base_layer, self.scale = stack, lora.scale
+        self.dropout = nn.Dropout(lora.dropout)
+        self.lora_A = nn.ModuleDict({"default": StackedLinear(number, inputs, lora.rank)})
+        self.lora_B = nn.ModuleDict({"default": StackedLinear(number, lora.rank, outputs)})
+        self.to(device)
+        nn.init.zeros_(self.lora_B["default"].weight)
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """As StackedLinear's; the adapters are computed in their own dtype."""
+        down, up = self.lora_A["default"], self.lora_B["default"]
+        change = up(down(self.dropout(x.to(down.weight.dtype)), ends), ends)
+        output: Tensor = self.base_layer(x, ends)
+        return output + (self.scale * change).to(output.dtype)
 
 
 def _peft_config(lora: LoRA, **more: Any) -> Any:
