@@ -14,10 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llada_plugins.options.startup_messages import silenced
+
+from .mixture import StackedLinear
 
 # values of the option; "packed" leaves a GPTQ checkpoint as it is stored
 Quantize = Literal["int8", "nf4", "packed"]
@@ -139,6 +142,38 @@ def describe(method: str) -> str:
     """A method of METHODS in words, for results."""
     package, _ = METHODS[method]
     return f"{method} ({package} {version(package)})"
+
+
+class QuantisedStack(nn.Module):
+    """A stack of experts, each quantised as the Linear that it is."""
+
+    def __init__(self, stack: StackedLinear, method: str) -> None:
+        super().__init__()
+        self.outputs = stack.weight.shape[1]
+        self.experts = nn.ModuleList(
+            quantise_linear(_linear(weight), method) for weight in stack.weight.data
+        )
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """As StackedLinear's."""
+        parts = x.tensor_split(ends[:-1].tolist())
+        # a package's kernel need not take no rows at all
+        products = [expert(part) for expert, part in zip(self.experts, parts) if len(part)]
+        return torch.cat(products) if products else x.new_empty(0, self.outputs)
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    outputs, inputs = weight.shape
+    linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.clone(), requires_grad=False)  # which lets the stack go
+    return linear
+
+
+def quantised(module: nn.Linear | StackedLinear, method: str) -> nn.Module:
+    """What takes the module's place, which is not to be used again."""
+    if isinstance(module, StackedLinear):
+        return QuantisedStack(module, method)
+    return quantise_linear(module, method)
 
 
 def quantise_linear(linear: nn.Linear, method: str) -> nn.Module:

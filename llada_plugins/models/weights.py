@@ -18,12 +18,13 @@ from .folder import quantization_config
 from .gptq import PackedLinear, pack_linears, read_packing, replace
 from .layout import SAME_NAMES, Layout, Piece
 from .lora import Adapter
+from .mixture import StackedLinear
 from .quantization import (
     Quantization,
     check_applies,
     check_quantize,
     describe,
-    quantise_linear,
+    quantised,
 )
 
 
@@ -129,7 +130,7 @@ class Conversion:
         if self.quantize == "packed":
             return filled
         if is_quantised(plain, name, self.blocks):
-            return quantise_linear(plain, self.quantize)
+            return quantised(plain, self.quantize)
         return plain
 
 
@@ -159,6 +160,11 @@ def load_weights(
     check_applies(quantize, source, packed=packing is not None, has_linears=has_linears)
     check_shards(files, unread)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    if packing and any(isinstance(part, StackedLinear) for part in module.modules()):
+        raise ValueError(
+            f"{source} is GPTQ, which is not implemented for experts: give the checkpoint that it "
+            "was made from, with quantize=int8 or nf4 to save memory"
+        )
     if packing:
         pack_linears(module, map(layout.our_name, files), packing)
     conversion = Conversion(source, dtype, quantize=quantize, blocks=blocks, adapter=adapter)
@@ -183,6 +189,6 @@ def load_weights(
     return Quantization(method, num_parameters, weights, gptq=packing is not None)
 
 
-def is_quantised(module: nn.Module, name: str, blocks: str) -> TypeGuard[nn.Linear]:
-    """Is it, by its name, a Linear that quantize= changes?"""
-    return isinstance(module, nn.Linear) and name.startswith(blocks)
+def is_quantised(module: nn.Module, name: str, blocks: str) -> TypeGuard[nn.Linear | StackedLinear]:
+    """Is it, by its name, what quantize= changes?"""
+    return isinstance(module, (nn.Linear, StackedLinear)) and name.startswith(blocks)
