@@ -9,6 +9,7 @@ from typing import Literal
 from llada_plugins.likelihood.budget import Budget, budget
 from llada_plugins.likelihood.estimate import LikelihoodSettings
 from llada_plugins.likelihood.estimators import ESTIMATORS
+from llada_plugins.models.compiling import Compile
 from llada_plugins.models.quantization import QUANTIZE
 from llada_plugins.options.fields import Options, arg, names
 from llada_plugins.sampling.config import SamplerConfig
@@ -24,6 +25,7 @@ NOT_IDENTITY = (
     "batch_size",
     "batch_tokens",
     "device",
+    "compile",
     "likelihood_log",
 )
 
@@ -55,6 +57,11 @@ class ModelOptions(Options):
         None,
         "int8 (torchao) or nf4 (bitsandbytes): the blocks' Linears in 8 or 4 bits; packed: a GPTQ "
         "checkpoint stays in 4 bits (default: weights in dtype, a GPTQ checkpoint is dequantised)",
+    )
+    compile: Compile = arg(
+        "auto",
+        "are the model's layers compiled (torch.compile): auto (on a GPU, once 600 forwards are in "
+        "sight), on or off; changes no answer, but for rounding",
     )
     batch_size: int = arg(
         1,

@@ -92,6 +92,7 @@ class Engine:
             dtype=self.config.dtype,
             quantize=self.config.quantize,
             peft=self.adapter,
+            compile=self.config.compile,
         )
         self.prepared = METHODS[method].prepare(load, self.folder, self.method_options)
         self.model = self.prepared.model
@@ -183,6 +184,9 @@ class Engine:
         review = self._review(group.sampler, questions, cut)
         timed = TimedReview(review, self.prepared.judge, len(group.members))
         ends = self.special.ends
+        longest = max(len(each.prompt) for each in group.members) + group.sampler.decoded_length
+        num_batches = math.ceil(len(group.members) / at_once(longest))
+        self.model.compiling.foresee(num_batches * group.sampler.most_forwards)
         samples = decode_each(
             with_options(self.denoise, group.sampler, self.special),
             [each.prompt for each in group.members],

@@ -151,6 +151,8 @@ def iterate(
     longest = max((len(answer) for _, answer in pairs), default=0)
     check_length(settings.estimator, longest, settings.limits)
     runner = _runner(denoise or model_denoiser(model), settings, special.mask, model.device)
+    rows = runner.at_once(max((sum(map(len, pair)) for pair in pairs), default=1))
+    model.compiling.foresee(math.ceil(len(pairs) * settings.limits.first / rows))
     requests = [
         Request(number, list(prompt), list(answer)) for number, (prompt, answer) in enumerate(pairs)
     ]

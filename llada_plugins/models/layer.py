@@ -1,16 +1,19 @@
 """What transformer layers of every family share: how they are called, what they keep and
-attend to, and activation checkpointing. Not what a layer computes.
+attend to, how they run (compiled, with activation checkpointing). Not what a layer computes.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .compiling import Compiling
 
 
 class LayerPast(NamedTuple):
@@ -60,13 +63,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
 
 
 class Layer(nn.Module):
-    """One layer of a transformer; a subclass computes in `_layer`."""
+    """One layer of a transformer, which may run compiled; a subclass says what in `compute`."""
 
     def __init__(self) -> None:
         super().__init__()
         # keep the input alone for the backward pass, and compute everything else again
         # in it
         self.recompute = False
+        # of the model, for all its layers; None: nothing is compiled
+        self.compiling: Compiling | None = None
 
     def forward(
         self,
@@ -84,13 +89,14 @@ class Layer(nn.Module):
         attends to all L of them.
         """
         given = x, cos, sin, visible, keys, values, columns
+        run = self.compute if self.compiling is None else partial(self.compiling.run, self)
         # inside the layer: hooks that change its input, such as a router's, run once
         if self.recompute and torch.is_grad_enabled():
-            output: Tensor = checkpoint(self._layer, *given, use_reentrant=False)
+            output: Tensor = checkpoint(run, *given, use_reentrant=False)
             return output
-        return self._layer(*given)
+        return run(*given)
 
-    def _layer(
+    def compute(
         self,
         x: Tensor,
         cos: Tensor,
@@ -100,7 +106,7 @@ class Layer(nn.Module):
         values: Tensor | None,
         columns: Tensor | None,
     ) -> Tensor:
-        """What `forward` returns."""
+        """What `forward` returns: one graph for a compiler."""
         raise NotImplementedError
 
 

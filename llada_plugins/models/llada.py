@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .compiling import Backend, Compiling
 from .layer import ActivationCheckpointing, Layer, LayerPast, Past, View, attend
 from .llada_config import LLaDAConfig
 from .mixture import Mixture
@@ -123,7 +124,7 @@ class Block(Layer):
         precise = config.rope_full_precision
         return rotate(q, cos, sin, precise), rotate(k, cos, sin, precise), v
 
-    def _layer(
+    def compute(
         self,
         x: Tensor,
         cos: Tensor,
@@ -188,6 +189,14 @@ class LLaDA(ActivationCheckpointing):
         self.origin: Origin | None = None
         # not a buffer: .to(bfloat16) must never reach it
         self._rotary: tuple[Tensor, Tensor] | None = None
+        self.compiling = Compiling("off")
+
+    def compile_layers(self, mode: str, backend: Backend = "inductor") -> None:
+        """From here on layers run compiled as `mode`, an option of `Compiling`, says."""
+        self.compiling = Compiling(mode, backend)
+        for module in self.modules():
+            if isinstance(module, Layer):
+                module.compiling = self.compiling
 
     @property
     def device(self) -> torch.device:

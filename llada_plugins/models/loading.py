@@ -17,6 +17,7 @@ from torch import Tensor
 from llada_plugins.files.json_files import read_json
 from llada_plugins.files.tensors import open_tensors, save_tensors
 
+from .compiling import check_compile
 from .families import FAMILIES
 from .folder import read_config, resolve, special_tokens, tensor_files
 from .layout import Layout
@@ -38,6 +39,7 @@ def load_model(
     revision: str | None = None,
     quantize: str | None = None,
     peft: str | Path | None = None,
+    compile: str = "auto",
 ) -> LLaDA:
     """A LLaDA model, ready for inference: called with ids (B, L) it returns logits (B, L, V).
 
@@ -48,12 +50,14 @@ def load_model(
     float32 on a CPU. quantize: "int8" or "nf4" quantise the blocks' Linears as they are
     read; a GPTQ checkpoint is dequantised, or with "packed" left in 4 bits. peft:
     folder or hub id of a LoRA adapter, which is merged into the weights, before they
-    are quantised. Raises FileNotFoundError, ValueError or ImportError before weights
+    are quantised. compile: are layers compiled; "auto" does so on a GPU once enough
+    forwards are in sight (models/compiling.py), "on" everywhere, "off" nowhere. Raises FileNotFoundError, ValueError or ImportError before weights
     are read.
     """
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
     check_quantize(quantize)
+    check_compile(compile, target)
     if peft is not None and quantize == "packed":
         raise ValueError(
             f"peft={str(peft)!r} cannot be merged into weights that stay packed: leave "
@@ -82,6 +86,7 @@ def load_model(
         unread=spare,
         layout=family.layout,
     )
+    model.compile_layers(compile)
     return model.eval().requires_grad_(False)
 
 

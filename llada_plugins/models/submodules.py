@@ -12,21 +12,27 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 
-def is_plain_linear(module: nn.Module, x: Tensor) -> bool:
-    """Is calling `module` on x a product with its weight, and nothing besides?
+def is_hooked(module: nn.Module) -> bool:
+    """Does calling `module` do more than its class's forward?
 
-    An instance's own `forward` is how accelerate wraps a module; a weight of another
-    class than Parameter has arithmetic of its own (torchao), and one that lies
-    elsewhere comes with the call.
+    An instance's own `forward` is how accelerate wraps a module.
     """
-    hooked = (
+    return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or global_hooks._global_forward_hooks
         or global_hooks._global_forward_pre_hooks
         or "forward" in vars(module)
     )
-    if type(module) is not nn.Linear or hooked:
+
+
+def is_plain_linear(module: nn.Module, x: Tensor) -> bool:
+    """Is calling `module` on x a product with its weight, and nothing besides?
+
+    A weight of another class than Parameter has arithmetic of its own (torchao), and
+    one that lies elsewhere comes with the call.
+    """
+    if type(module) is not nn.Linear or is_hooked(module):
         return False
     weight = module.weight
     return type(weight) is nn.Parameter and (weight.device, weight.dtype) == (x.device, x.dtype)

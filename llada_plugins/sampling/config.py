@@ -294,6 +294,12 @@ class SamplerConfig(SamplerOptions):
         return self.block if self.max_forwards is None else self.max_forwards // self.num_blocks
 
     @property
+    def most_forwards(self) -> int:
+        """Forwards of an answer, at most."""
+        of_block = self.forwards_per_block if self.adaptive else self.steps_per_block
+        return of_block * self.num_blocks
+
+    @property
     def grows(self) -> bool:
         """Does the canvas grow block by block, so that no later masks are seen?"""
         return self.sampling_method == "semi_ar_origin"

@@ -40,6 +40,7 @@ def generate(
     check_unmasked(prompts, special.mask)
     check_fits(model, prompts, config)
     config.check_budget(reviewed=review is not unreviewed)
+    model.compiling.foresee(config.most_forwards)
     denoise = with_options(denoise or model_denoiser(model), config, special)
     return decode(
         denoise,
