@@ -51,8 +51,8 @@ def load_model(
     read; a GPTQ checkpoint is dequantised, or with "packed" left in 4 bits. peft:
     folder or hub id of a LoRA adapter, which is merged into the weights, before they
     are quantised. compile: are layers compiled; "auto" does so on a GPU once enough
-    forwards are in sight (models/compiling.py), "on" everywhere, "off" nowhere. Raises FileNotFoundError, ValueError or ImportError before weights
-    are read.
+    forwards are in sight (models/compiling.py), "on" everywhere, "off" nowhere. Raises
+    FileNotFoundError, ValueError or ImportError before weights are read.
     """
     target = pick_device(device)
     precision = pick_dtype(dtype, target)

@@ -179,6 +179,8 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
     if origin is typing.Literal:
         if value in parts:
             return value
+        if isinstance(value, bool) and {"on", "off"} <= set(parts):  # YAML reads them as such
+            return "on" if value else "off"
         raise ValueError(f"{name} must be one of {', '.join(map(repr, parts))}, got {value!r}")
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value

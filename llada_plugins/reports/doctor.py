@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,7 +116,7 @@ def check_hardware() -> Iterator[Finding]:
     dtype = str(pick_dtype("auto", device)).removeprefix("torch.")
     runs = f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads"
     yield Finding(OK, "device", f"{device.type} ({_gpu_name(device)}), models are {dtype}; {runs}")
-    yield _compiler(on_gpu=device.type == "cuda")
+    yield _compiler(device)
 
 
 def _gpu_name(device: torch.device) -> str:
@@ -132,19 +129,16 @@ def _gpu_name(device: torch.device) -> str:
     return f"{torch.cuda.get_device_name(device)}, {memory:.0f} GB"
 
 
-def _compiler(*, on_gpu: bool) -> Finding:
+def _compiler(device: torch.device) -> Finding:
     """Whether there is what torch.compile compiles with."""
-    if on_gpu and importlib.util.find_spec("triton") is None:
-        text = "not available: triton is missing"
-        remedy = "pip install triton, or leave --torch_compile out"
-        return Finding(NOTE, "torch.compile", text, remedy)
-    compilers = map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))
-    compiler = next((path for path in compilers if path), None)
-    if compiler is None:
-        text = "not available: no C++ compiler on the PATH"
-        return Finding(NOTE, "torch.compile", text, "install g++, or leave --torch_compile out")
-    parts = ["triton", compiler] if on_gpu else [compiler]
-    return Finding(OK, "torch.compile", f"can work: {', '.join(parts)}")
+    from llada_plugins.models.compiling import cpp_compiler, lacking
+
+    lack = lacking(device)
+    if lack is not None:
+        remedy = f"{lack.remedy}, or leave compile=on and --torch_compile out"
+        return Finding(NOTE, "torch.compile", f"not available: {lack.what}", remedy)
+    parts = ["triton"] if device.type == "cuda" else []
+    return Finding(OK, "torch.compile", f"can work: {', '.join([*parts, str(cpp_compiler())])}")
 
 
 def check_extras() -> Iterator[Finding]:
