@@ -114,6 +114,10 @@ MISTAKES = {
         lambda folder: edit(folder, backbone="0123456789abcdef"),
         r"trained on another backbone \(fingerprint 0123456789abcdef",
     ),
+    "backbone of two lines": (
+        lambda folder: edit(folder, backbone="0\n1"),
+        r"trained on another backbone \(fingerprint 0\\n1, this model's",
+    ),
     "key": (
         lambda folder: edit(folder, layer=2),
         r"unknown key of .*router_config.json: 'layer' \(did you mean 'layers'\?\)",
@@ -133,7 +137,7 @@ MISTAKES = {
     ),
     "more blocks than the model has": (
         lambda folder: edit(folder, blocks=3),
-        "this router seeds 3 blocks, and there are 2",
+        "router_config.json: this router seeds 3 blocks, and there are 2",
     ),
     "blocks to replace": (
         lambda folder: edit(folder, blocks=2, mode="replace"),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from llada_plugins.files.json_files import TEXT, Kind, is_there, read_json, record
+from llada_plugins.files.json_files import TEXT, Kind, is_there, one_line, read_json, record
 from llada_plugins.files.tensors import save_tensors
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.folder import tensor_names
@@ -75,16 +75,16 @@ def check_addon(addon: AddOn, raw: Mapping[str, Any], folder: Path, model: LLaDA
             f"{folder}: this {addon.title} {addon.interface} of width {width}, the "
             f"model's have {model_width}: give the {addon.noun} that was trained on this model"
         )
-    trained_on, found = raw.get("backbone"), backbone_fingerprint(model)
+    trained_on, found = raw["backbone"], backbone_fingerprint(model)
     if trained_on == found:
         return
     reason = ""
     if (record := quantization_of(model)) is not None and record.gptq:
         reason = "a GPTQ checkpoint has other weights than the model it was made from; "
     raise ValueError(
-        f"{folder}: this {addon.title} was trained on another backbone (fingerprint {trained_on}, "
-        f"this model's is {found}): {reason}give pretrained= the model that it was trained on, or "
-        f"train a {addon.noun} with python -m {addon.command}"
+        f"{folder}: this {addon.title} was trained on another backbone (fingerprint "
+        f"{one_line(trained_on)}, this model's is {found}): {reason}give pretrained= the model "
+        f"that it was trained on, or train a {addon.noun} with python -m {addon.command}"
     )
 
 

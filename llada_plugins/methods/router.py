@@ -206,9 +206,9 @@ def load_router(folder: Path, model: LLaDA) -> Router:
     check_addon(ROUTER, raw, folder, model)
     try:
         config = build(RouterConfig, raw)
+        with torch.device("meta"):
+            router = Router(config)
+        check_blocks(router, model.config.n_layers)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
-    with torch.device("meta"):
-        router = Router(config)
-    check_blocks(router, model.config.n_layers)
     return fill_addon(ROUTER, router, folder, model)

@@ -61,15 +61,28 @@ def account(
     raise_problems(f"{source}: its tensors do not fit its config", problems)
 
 
+# The product of two such values is beyond float32. No training leaves a weight as large,
+# while one flipped bit of an exponent does.
+TOO_LARGE = math.sqrt(torch.finfo(torch.float32).max)
+
+
 def check_finite(tensor: Tensor, name: str, path: Path) -> None:
-    """Raise ValueError where a value is no number: it would spoil answers without a word."""
+    """Raise ValueError where a value is no number, or so large that its products are none:
+    it would spoil answers without a word.
+    """
     if not tensor.is_floating_point() or not tensor.numel():
         return
-    if not all(map(math.isfinite, torch.aminmax(tensor))):
-        dtype = str(tensor.dtype).removeprefix("torch.")
+    least, most = (bound.item() for bound in torch.aminmax(tensor))
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if not (math.isfinite(least) and math.isfinite(most)):
         raise ValueError(
             f"{path}: {name} holds NaN or infinity in {dtype}: the file is damaged, or its "
             "numbers are too large for dtype"
+        )
+    if max(-least, most) > TOO_LARGE:
+        raise ValueError(
+            f"{path}: {name} holds {max(-least, most):.1e}, whose products are infinite: the file "
+            "is damaged"
         )
 
 

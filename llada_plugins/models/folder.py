@@ -112,7 +112,7 @@ def read_config(folder: Path) -> LLaDAConfig:
     config = with_fields(family.read_config(raw, str(path)), family=name)
     if unknown := family.unknown_fields(raw):
         logger.warning(
-            "%s has fields that are not read, and that published configs do not have so: %s",
+            "%s has fields that are not read, which published configs do not have like this: %s",
             path,
             ", ".join(map(one_line, unknown)),
         )

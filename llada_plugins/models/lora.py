@@ -142,9 +142,10 @@ class Adapter:
     def check_backbone(self, found: str) -> None:
         """Raise ValueError where the adapter states that its backbone has another fingerprint."""
         if self.backbone not in (None, found):
+            of_adapter = one_line(str(self.backbone))
             raise ValueError(
                 f"peft={self.folder}: this adapter was trained on another backbone (fingerprint "
-                f"{self.backbone}, this model's is {found}): give pretrained= the model that it "
+                f"{of_adapter}, this model's is {found}): give pretrained= the model that it "
                 "was trained on"
             )
 
