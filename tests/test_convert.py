@@ -11,8 +11,9 @@ import pytest
 
 from llada_plugins.files import jsonl
 from training import convert as command
+from training.data.encoding import Vocabulary
 from training.data.formats import Row, convert, read_rows
-from training.data.rows import Vocabulary, read_jsonl
+from training.data.rows import read_jsonl
 
 BYTES = Vocabulary(lambda text: list(text.encode()), 258, 1 << 20, 257)
 FILES = {  # format, file, prompt field, completion field

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from training import remask_sft, router_sft, sft
-from training.data import rows as data
+from training import data, remask_sft, router_sft, sft
 from training.data import token_cache
 from training.data.byte_tokenizer import EOS, byte_tokenizer
 
@@ -574,7 +573,7 @@ LONG = {"prompt": "12345678", "completion": "9"}
 @pytest.fixture
 def no_tokens_are_made(monkeypatch):
     """A function after which whatever is not found fails."""
-    return lambda: monkeypatch.setattr(data, "_parse", None)
+    return lambda: monkeypatch.setattr("training.data.rows.parse_row", None)
 
 
 def test_rows_are_found_again_by_content_and_are_the_same(

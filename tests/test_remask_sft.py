@@ -29,7 +29,7 @@ from llada_plugins.reports.metrics import auc, confusion, expected_calibration_e
 from llada_plugins.tasks import sudoku
 from tests.tolerance import EPS64, largest, measured, rounding, token_error
 from training import remask_sft
-from training.data.rows import Example, collate_answers
+from training.data.examples import Example, collate_answers
 from training.loop import objectives
 from training.loop.objectives import IGNORED
 from training.loop.trainer import noise

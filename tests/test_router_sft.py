@@ -22,7 +22,8 @@ from llada_plugins.methods.routing import seeded_embeddings
 from llada_plugins.models.loading import load_model
 from llada_plugins.tasks import nim
 from training import router_sft
-from training.data.rows import collate_answers, encode, vocabulary
+from training.data.encoding import encode, vocabulary
+from training.data.examples import collate_answers
 from training.loop import objectives
 from training.loop.trainer import noise
 from training.runs import launch

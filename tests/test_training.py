@@ -20,7 +20,9 @@ from llada_plugins.tasks import sudoku
 from tests.tolerance import measured, rounding, token_error
 from training import remask_sft, router_sft, sft
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
-from training.data.rows import Example, Vocabulary, collate_answers, encode, read_jsonl
+from training.data.encoding import Vocabulary, encode
+from training.data.examples import Example, collate_answers
+from training.data.rows import read_jsonl
 from training.loop import objectives
 from training.loop.objectives import Loss
 from training.loop.trainer import DiffusionTrainer, noise

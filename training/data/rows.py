@@ -1,38 +1,24 @@
-"""Training data of prompts and answers, as token rows and batches of them.
+"""Training data of prompts and answers: token rows of a file or of a data set of the hub.
 
-Rows come from files, data sets of the hub or text pairs; a malformed one is refused by
-its place.
+A malformed row is refused by its place. What a row is made into is in encoding.py.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import tempfile
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import Any, NamedTuple
 
 from llada_plugins.files.jsonl import parse, read_lines
-from llada_plugins.files.utf8 import check_text
-from llada_plugins.models.text import render_chat
-from llada_plugins.models.tokenizer import load_tokenizer
 
-from . import dialogue, hub, row_keys
+from . import hub, row_keys
+from .encoding import FORMS, Vocabulary, check_example, has_no_room, parse_row
+from .examples import Example, Examples
 from .token_cache import digest, kept
 
 logger = logging.getLogger(__name__)
-
-FORMS = (
-    '{"prompt": text, "completion": text}, {"messages": [{"role", "content"}]}, '
-    '{"conversations": [{"from", "value"}]} or {"input_ids": [ids], "prompt_length": number}'
-)
 
 # raise it when rows of the same data and options become other examples: kept ones are
 # then made again
@@ -46,60 +32,6 @@ COLUMNS: tuple[tuple[str, ...], ...] = (
 )
 
 
-class Example(NamedTuple):
-    """A clean token row: prompt, then answer."""
-
-    input_ids: list[int]
-    prompt_length: int
-
-
-Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
-
-
-class Examples(Sequence[Example]):
-    """Rows on the disk, mapped as they are read, so that they need not fit into memory:
-    16 bytes of it a row.
-
-    They are in a temporary file (of TMPDIR) without a name, which ends with the
-    process, or in files of a folder, to be loaded again.
-    """
-
-    def __init__(self, rows: Iterable[Example], folder: Path | None = None) -> None:
-        lengths, self._prompt_lengths = array("q"), array("q")
-        with _token_file(folder) as file:
-            for row in rows:
-                file.write(np.array(row.input_ids, np.uint32).tobytes())
-                lengths.append(len(row.input_ids))
-                self._prompt_lengths.append(row.prompt_length)
-            file.flush()
-            self._tokens = np.memmap(file, np.uint32, "r") if lengths else np.empty(0, np.uint32)
-        self._ends = np.cumsum(lengths, dtype=np.int64)
-        if folder is not None:
-            np.save(folder / "rows.npy", np.stack([self._ends, self._prompt_lengths]))
-
-    @classmethod
-    def load(cls, folder: Path) -> Examples:
-        """Those that are in a folder."""
-        found = cls(())
-        found._ends, found._prompt_lengths = np.load(folder / "rows.npy")
-        found._tokens = np.memmap(folder / "tokens.bin", np.uint32, "r")
-        return found
-
-    def __len__(self) -> int:
-        return len(self._prompt_lengths)
-
-    def __getitem__(self, number: int) -> Example:  # type: ignore[override]  # no slices
-        number = range(len(self))[number]  # negative numbers, and IndexError beyond
-        begin = self._ends[number - 1] if number else 0
-        ids = self._tokens[begin : self._ends[number]].tolist()
-        return Example(ids, int(self._prompt_lengths[number]))
-
-
-def _token_file(folder: Path | None) -> IO[bytes]:
-    """An empty file for tokens, to be written and mapped."""
-    return tempfile.TemporaryFile() if folder is None else (folder / "tokens.bin").open("w+b")
-
-
 class RowSource(NamedTuple):
     """Rows, or the JSON texts of some, with their places."""
 
@@ -107,42 +39,6 @@ class RowSource(NamedTuple):
     digest: Callable[[], str]  # of the rows
     rows: Iterable[tuple[str, Any]]
     without: str  # what is said where there are none
-
-
-class Vocabulary(NamedTuple):
-    """How text becomes ids, and which ids and lengths the model knows."""
-
-    encode: Callable[[str], list[int]]
-    vocab_size: int
-    max_length: int
-    eos_id: int
-    # a chat as the prompt; None without a chat template
-    render: Callable[[Sequence[dialogue.Message]], str] | None = None
-    identity: Callable[[], Any] | None = None  # what encode and render do, by content
-
-
-def vocabulary(folder: Path, vocab_size: int, max_length: int, eos_id: int) -> Vocabulary:
-    """The vocabulary of a checkpoint folder's tokenizer."""
-    tokenizer = load_tokenizer(folder)
-
-    def encode_text(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-    def identity() -> list[Any]:
-        backend = tokenizer.backend_tokenizer.to_str()
-        return [backend, tokenizer.chat_template, tokenizer.special_tokens_map]
-
-    render = partial(render_chat, tokenizer) if tokenizer.chat_template else None
-    return Vocabulary(encode_text, vocab_size, max_length, eos_id, render, identity)
-
-
-def encode(
-    pairs: Iterable[tuple[str, str]], vocab: Vocabulary, *, append_eos: bool
-) -> list[Example]:
-    """Token rows of (prompt, answer) texts; append_eos: an EOS after each answer, for
-    answers whose length the model must learn.
-    """
-    return [_encode(prompt, answer, vocab, append_eos) for prompt, answer in pairs]
 
 
 def read_jsonl(
@@ -208,25 +104,6 @@ def read_hub(
         f"--data {title}: split {split} has no rows",
     )
     return _kept(source, vocab, append_eos, seq_len, cache)
-
-
-def collate_answers(eos_id: int) -> Collate:
-    """Batches for SFT: answers padded with EOS to the longest row; padding counts as
-    answer (LLaDA, GUIDELINES.md).
-
-    A batch holds input_ids (B, L) and weight (B, L), fp32: 1 / answer length at answer
-    tokens, padding included, 0 in the prompt.
-    """
-
-    def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
-        length = max(len(example.input_ids) for example in examples)
-        rows = [ids + [eos_id] * (length - len(ids)) for ids, _ in examples]
-        tokens = torch.tensor(rows)  # (B, L)
-        prompt_length = torch.tensor([example.prompt_length for example in examples])[:, None]
-        answer = torch.arange(length) >= prompt_length
-        return {"input_ids": tokens, "weight": answer.float() / (length - prompt_length)}
-
-    return collate
 
 
 def _kept(
@@ -295,12 +172,12 @@ def _read(
     def fitting() -> Iterator[Example]:
         for place, row in source.rows:
             try:
-                for example in _parse(_value(row), vocab, append_eos):
-                    if _has_no_room(example, seq_len):
+                for example in parse_row(_value(row), vocab, append_eos):
+                    if has_no_room(example, seq_len):
                         left_out.append(place)
                         continue
                     cut = example._replace(input_ids=example.input_ids[:seq_len])
-                    yield _check(cut, vocab)
+                    yield check_example(cut, vocab)
             except ValueError as error:
                 raise ValueError(f"{source.name}{place}: {error}") from None
 
@@ -317,69 +194,3 @@ def _read(
 
 def _value(row: Any) -> Any:
     return parse(row) if isinstance(row, str) else row
-
-
-def _has_no_room(example: Example, seq_len: int | None) -> bool:
-    """Would seq_len leave nothing of the answer? Malformed rows are not for this test."""
-    if seq_len is None:
-        return False
-    return seq_len <= example.prompt_length < len(example.input_ids)
-
-
-def _parse(row: Any, vocab: Vocabulary, append_eos: bool) -> list[Example]:
-    """The examples of a row: of a dialogue one an answer, else one."""
-    if not isinstance(row, dict):
-        raise _unexpected(type(row).__name__)
-    row = row_keys.own(row)
-    keys = row.keys()
-    if keys == {"prompt", "completion"} and all(isinstance(text, str) for text in row.values()):
-        return [_encode(row["prompt"], row["completion"], vocab, append_eos)]
-    if keys == {"input_ids", "prompt_length"}:
-        ids, prompt_length = row["input_ids"], row["prompt_length"]
-        if isinstance(ids, list) and all(type(token) is int for token in [*ids, prompt_length]):
-            return [Example(ids, prompt_length)]
-    if len(keys) == 1 and keys <= dialogue.KEYS.keys():
-        [form] = keys
-        answers = _answers(dialogue.read(form, row[form]), vocab)
-        return encode(answers, vocab, append_eos=append_eos)
-    raise _unexpected(f"keys {sorted(row)}")
-
-
-def _unexpected(found: str) -> ValueError:
-    return ValueError(
-        f"expected {FORMS}, found {found} or a value of another type; python -m training.convert "
-        "reads other forms"
-    )
-
-
-def _answers(messages: list[dialogue.Message], vocab: Vocabulary) -> list[tuple[str, str]]:
-    if vocab.render is None:
-        raise ValueError(
-            "a dialogue needs a chat template, and this tokenizer has none: give prompt and "
-            "completion instead"
-        )
-    return list(dialogue.pairs(messages, vocab.render))
-
-
-def _encode(prompt: str, answer: str, vocab: Vocabulary, append_eos: bool) -> Example:
-    check_text(prompt)
-    check_text(answer)
-    prompt_ids = vocab.encode(prompt)
-    return Example(prompt_ids + vocab.encode(answer) + [vocab.eos_id] * append_eos, len(prompt_ids))
-
-
-def _check(example: Example, vocab: Vocabulary) -> Example:
-    if not 0 <= example.prompt_length < len(example.input_ids):
-        raise ValueError(
-            f"prompt_length ({example.prompt_length}) must leave at least one answer token of "
-            f"{len(example.input_ids)} tokens"
-        )
-    if len(example.input_ids) > vocab.max_length:
-        raise ValueError(
-            f"{len(example.input_ids)} tokens, but the model takes {vocab.max_length}: shorten or "
-            f"drop the row, or give --seq_len {vocab.max_length}, after which rows lose the end "
-            "of their answer, or are left out if it has no room"
-        )
-    if not all(0 <= token < vocab.vocab_size for token in example.input_ids):
-        raise ValueError(f"input_ids must be between 0 and {vocab.vocab_size - 1}")
-    return example

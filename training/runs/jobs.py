@@ -22,15 +22,9 @@ from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import load_model, save_model
 from training.data import hub
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
-from training.data.rows import (
-    Example,
-    Vocabulary,
-    collate_answers,
-    encode,
-    read_hub,
-    read_jsonl,
-    vocabulary,
-)
+from training.data.encoding import Vocabulary, encode, vocabulary
+from training.data.examples import Example, collate_answers
+from training.data.rows import read_hub, read_jsonl
 from training.loop.trainer import Save, noise
 
 from .arguments import RunArguments
