@@ -23,7 +23,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from llada_plugins.options.command_line import dataclass_parser
 from training.loop import resuming
-from training.loop.trainer import METRICS, DiffusionTrainer
+from training.loop.metrics_log import METRICS
+from training.loop.trainer import DiffusionTrainer
 
 from . import config_file
 from .arguments import EVENTS, RunArguments, asks_for_fsdp

@@ -21,7 +21,8 @@ from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import build
 from training.loop import objectives
-from training.loop.trainer import METRICS, Save, noise
+from training.loop.metrics_log import METRICS
+from training.loop.trainer import Save, noise
 
 from .arguments import RunArguments
 from .command import Run
