@@ -278,7 +278,7 @@ def test_the_shipped_head_beats_decoding_that_never_takes_a_token_back():
 def test_every_run_of_a_sweep_is_a_command_that_training_accepts(tmp_path, option):
     from training.runs import launch
     from training.runs.presets import UPS_PRESETS
-    from training.runs.remask_run import RemaskOptions
+    from training.runs.remask_options import RemaskOptions
 
     for value in ups_sweep.SWEEPS[option]:
         flags = ups_sweep.flags(option, value, tmp_path / "run", ups_sweep.Options())

@@ -20,7 +20,7 @@ from llada_plugins.options.fields import PUBLISHED, arg, build, names, reject_un
 from llada_plugins.sampling.config import SamplerConfig
 from training import convert, merge, step_data
 from training.runs.options import FineTuningOptions
-from training.runs.remask_run import RemaskOptions
+from training.runs.remask_options import RemaskOptions
 
 
 @dataclass(frozen=True, kw_only=True)

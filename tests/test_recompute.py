@@ -19,7 +19,7 @@ from llada_plugins.models import layer as layer_module
 from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
 from llada_plugins.models.llada import initialise
 from training import remask_sft, router_sft, sft
-from training.runs.remask_run import PolicyModel
+from training.runs.policy_model import PolicyModel
 
 pytestmark = pytest.mark.floats
 

@@ -33,10 +33,12 @@ from training.data.examples import Example, collate_answers
 from training.loop import objectives
 from training.loop.objectives import IGNORED
 from training.loop.trainer import noise
+from training.runs import incorrect_tokens
 from training.runs import remask_run as policy
 from training.runs.jobs import TOKENIZER_FILES, Job
 from training.runs.lora_adapters import PROJECTIONS, LoRA
-from training.runs.remask_run import PolicyModel, merged, policy_model
+from training.runs.policy_model import PolicyModel, policy_model
+from training.runs.remask_run import merged
 
 pytestmark = pytest.mark.floats
 
@@ -182,7 +184,9 @@ def test_samples_follow_the_models_distribution_with_chosen_positions_masked_and
     chosen = torch.zeros_like(tokens, dtype=torch.bool)
     chosen[0, -1] = chosen[1, -2] = True
     many, at = tokens.repeat(3000, 1), chosen.repeat(3000, 1)
-    found = policy.INCORRECT_FROM["samples"](job())(model)(many, at, many, noise(4)).view(3000, 2)
+    found = incorrect_tokens.INCORRECT_FROM["samples"](job())(model)(many, at, many, noise(4)).view(
+        3000, 2
+    )
     with torch.no_grad():
         logits = model.backbone(tokens.masked_fill(chosen, MASK_ID))[chosen]
     logits[:, MASK_ID] = -math.inf
@@ -208,13 +212,15 @@ def test_a_replacement_equal_to_the_clean_token_is_clean():
 
 def test_alphabets_are_the_answers_tokens_and_the_vocabulary_without_special_ones():
     some = job(train=[Example([1, 2, 3, 4, MASK_ID], 2), Example([5, 3, EOS_ID], 1)])
-    assert policy.answer_tokens(some) == [3, 4, MASK_ID, EOS_ID]
-    found = draws(policy.INCORRECT_FROM["answers"](some)(nn.Identity()), 3).unique().tolist()
+    assert incorrect_tokens.answer_tokens(some) == [3, 4, MASK_ID, EOS_ID]
+    found = (
+        draws(incorrect_tokens.INCORRECT_FROM["answers"](some)(nn.Identity()), 3).unique().tolist()
+    )
     assert found == [4, EOS_ID]
     tiny = load_model(device="cpu")
-    assert policy.ordinary_tokens(job(model=tiny)) == list(range(256))
+    assert incorrect_tokens.ordinary_tokens(job(model=tiny)) == list(range(256))
     with pytest.raises(ValueError, match="the answers hold 1 different tokens"):
-        policy.INCORRECT_FROM["answers"](job(train=[Example([1, 2, 3, 3], 2)]))
+        incorrect_tokens.INCORRECT_FROM["answers"](job(train=[Example([1, 2, 3, 3], 2)]))
 
 
 # --- the objective --------------------------------------------------------------------

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from training.runs import launch
 from training.runs.command import Command
 from training.runs.presets import PRETRAIN_PRESETS
-from training.runs.pretrain_run import PretrainOptions, prepare
+from training.runs.pretrain_options import PretrainOptions
+from training.runs.pretrain_run import prepare
 
 COMMAND = Command(
     name="pretrain",

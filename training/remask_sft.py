@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from training.runs import launch
 from training.runs.command import Command
 from training.runs.presets import UPS_PRESETS
-from training.runs.remask_run import RemaskOptions, prepare
+from training.runs.remask_options import RemaskOptions
+from training.runs.remask_run import prepare
 
 COMMAND = Command(
     name="remask_sft",

@@ -160,7 +160,7 @@ def remask_sft(
     detached p(x0 | xt) where masked. Both are divided by each sample's answer length,
     then averaged over samples, as in `sft`. label_smoothing: s takes a label y to s +
     (1 - 2 s) y; RemeDi's code has 0.05 (.95, .05, .05 + .9 p). incorrect: where
-    incorrect tokens come from, given the model. The model is a `remask_run.PolicyModel`.
+    incorrect tokens come from, given the model. The model is a `policy_model.PolicyModel`.
     """
 
     def remask_objective(

@@ -15,27 +15,22 @@ part of it, and there is no head.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from llada_plugins.diffusion.forward_process import Replace, another_of
 from llada_plugins.files.tensors import save_tensors
 from llada_plugins.methods.policy_head import CONFIG, WEIGHTS, PolicyHead, save_policy
 from llada_plugins.models.fingerprint import backbone_fingerprint
-from llada_plugins.models.layer import ActivationCheckpointing
 from llada_plugins.models.llada import LLaDA, empty_like
 from llada_plugins.models.loading import save_model
 from llada_plugins.models.lora import merged_weight
-from llada_plugins.models.tokenizer import load_tokenizer
-from llada_plugins.options.fields import arg
 from llada_plugins.reports.metrics import auc, expected_calibration_error
 from training.loop import objectives
 from training.loop.objectives import IGNORED
@@ -43,75 +38,15 @@ from training.loop.trainer import Save, noise
 
 from .arguments import RunArguments
 from .command import Run
+from .incorrect_tokens import INCORRECT_FROM
 from .jobs import AnswerJob, add_metrics, answer_job, copy_tokenizer, mask_id
-from .lora_adapters import LoRA, LoRAOptions, add_lora
-from .options import SFTOptions
+from .lora_adapters import LoRA
+from .policy_model import PolicyModel, policy_model
 from .presets import UPS_PRESETS
+from .remask_options import RemaskOptions
 
 ADAPTER = "adapter.safetensors"  # LoRA's own tensors: what resuming needs beside the merged model
 METRICS = {f"eval_{name}" for name in ("loss", "ups_auc", "tps_prob_auc", "ups_bce", "ups_ece")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemaskOptions(LoRAOptions, SFTOptions):
-    """What is trained on what, and with which noise."""
-
-    preset: str | None = arg(
-        None,
-        f"a head with its backbone and data: {', '.join(UPS_PRESETS)}; it sets the other flags' "
-        "defaults",
-    )
-    ups_width: int = arg(128, "hidden units of the head; 0 = one linear map")
-    r_incorrect: float = arg(
-        0.1,
-        "r: an unmasked answer token turns incorrect with probability 4 r t (1 - t), t the mask "
-        "noise; 0-1",
-    )
-    incorrect_from: str = arg(
-        "answers",
-        "incorrect tokens: answers (ids of the data's answers) or vocabulary (all but special "
-        "ones), "
-        "never the clean token; or samples (the model's own; one that equals the clean token is "
-        "clean)",
-    )
-    lambda_ups: float = arg(
-        1.0,
-        "weight of the head's loss beside the backbone's; RemeDi, which trains jointly, has 0.3. "
-        "Alone it "
-        "only scales the gradient, before clipping",
-    )
-    label_smoothing: float = arg(
-        0.0, "the head's labels y become s + (1 - 2 s) y; RemeDi has s = 0.05; below 0.5"
-    )
-    joint: bool = arg(False, "train the backbone as well; output_dir is then a complete checkpoint")
-    lora: bool = arg(
-        False,
-        "train LoRA adapters of the backbone's blocks as well; they are merged into the checkpoint",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ups_width < 0:
-            raise ValueError(f"--ups_width must be 0 or more hidden units, got {self.ups_width}")
-        if not 0 <= self.r_incorrect <= 1:
-            raise ValueError(f"--r_incorrect must be between 0 and 1, got {self.r_incorrect}")
-        if self.incorrect_from not in INCORRECT_FROM:
-            raise ValueError(
-                f"--incorrect_from must be one of {', '.join(INCORRECT_FROM)}, got "
-                f"{self.incorrect_from!r}"
-            )
-        if not self.lambda_ups > 0 or self.lambda_ups == float("inf"):
-            raise ValueError(f"--lambda_ups must be above 0, got {self.lambda_ups}")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f"--label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}"
-            )
-        if self.joint and self.lora:
-            raise ValueError("--joint trains the whole backbone, --lora adapters of it: give one")
-
-    @property
-    def freezes(self) -> bool:
-        return not self.joint
 
 
 def prepare(options: RemaskOptions, arguments: RunArguments, command: Sequence[str]) -> Run:
@@ -147,141 +82,6 @@ def prepare(options: RemaskOptions, arguments: RunArguments, command: Sequence[s
         measure=measure,
         finish=partial(record_metrics, Path(arguments.output_dir)),
     )
-
-
-class PolicyOutput(NamedTuple):
-    """What Remask SFT needs of a forward pass."""
-
-    logits: Tensor  # (N, V) at the N positions asked for
-    score: Tensor  # (B, L) raw score h of every position, fp32
-
-
-class PolicyModel(ActivationCheckpointing):
-    """A backbone with a light head; a frozen backbone runs without a graph, so that
-    training costs little more than its forward.
-    """
-
-    def __init__(self, backbone: LLaDA, head: PolicyHead | None) -> None:
-        """head: None where the backbone's own stream takes its place."""
-        super().__init__()
-        self.backbone, self.head, self.config = backbone, head, backbone.config
-        self.frozen = not any(parameter.requires_grad for parameter in backbone.parameters())
-
-    def forward(self, tokens: Tensor, at: Tensor) -> PolicyOutput:
-        """Logits at `at` (B, L), bool, and scores everywhere, of tokens (B, L)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            hidden, score = self.backbone.streams(tokens)  # (B, L, D), (B, L) or None
-            logits = self.backbone.head(hidden[at])
-        if self.head is not None:
-            score = self.head(hidden)
-        assert score is not None  # a backbone without a head has a stream of its own
-        return PolicyOutput(logits, score)
-
-
-def policy_model(
-    backbone: LLaDA,
-    width: int,
-    generator: torch.Generator,
-    *,
-    joint: bool = False,
-    lora: LoRA | None = None,
-) -> PolicyModel:
-    """The backbone, frozen unless joint or lora is given, with a head of `width` hidden
-    units; changes the backbone in place.
-
-    A backbone with a policy stream of its own gets no head: ValueError unless joint is given.
-    """
-    backbone.requires_grad_(joint)
-    if backbone.own_stream:
-        if not joint:
-            raise ValueError(
-                "this checkpoint has a policy stream of its own, beside which no head is read: "
-                "give --joint, which trains that stream with the backbone"
-            )
-        return PolicyModel(backbone, None)
-    head = PolicyHead(backbone.config.d_model, width)
-    with torch.no_grad():  # as torch initialises them, but from the generator
-        for parameter in head.parameters():
-            fan_in = parameter.shape[1] if parameter.dim() == 2 else width or head.d_model
-            parameter.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
-    if lora is not None:
-        add_lora(backbone, lora, generator)
-    return PolicyModel(backbone, head)
-
-
-# --- where incorrect tokens come from -------------------------------------------------
-
-
-def answer_tokens(job: AnswerJob) -> list[int]:
-    """Ids that occur in the training data's answers."""
-    found: set[int] = set()
-    for example in job.train:
-        found.update(example.input_ids[example.prompt_length :])
-    return sorted(found)
-
-
-def ordinary_tokens(job: AnswerJob) -> list[int]:
-    """The tokenizer's ids that the model knows, without special tokens."""
-    tokenizer = load_tokenizer(job.tokenizer_folder)
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return [
-        token
-        for token in range(min(len(tokenizer), job.model.config.vocab_size))
-        if token not in special
-    ]
-
-
-# from the job, before training, to what gives each batch's replacements, given the model
-Source = Callable[[AnswerJob], Callable[[nn.Module], Replace]]
-
-
-def _alphabet(ids: Callable[[AnswerJob], list[int]]) -> Source:
-    def source(job: AnswerJob) -> Callable[[nn.Module], Replace]:
-        found = [token for token in ids(job) if token != job.model.config.mask_token_id]
-        if len(found) < 2:
-            raise ValueError(
-                f"--incorrect_from answers: the answers hold {len(found)} different tokens, "
-                "incorrect ones need at least 2"
-            )
-        replace = another_of(torch.tensor(found))
-        return lambda model: replace
-
-    return source
-
-
-def _samples(job: AnswerJob) -> Callable[[nn.Module], Replace]:
-    """The model's own samples, drawn at the chosen positions at once, all masked: the
-    errors that parallel decoding makes.
-    """
-    mask_token = mask_id(job.model.config)
-
-    def source(model: nn.Module) -> Replace:
-        def replace(
-            noisy: Tensor, chosen: Tensor, tokens: Tensor, generator: torch.Generator
-        ) -> Tensor:
-            with torch.no_grad():
-                logits = model(noisy.masked_fill(chosen, mask_token), chosen).logits  # (N, V)
-            logits = logits.double()
-            logits[:, mask_token] = -torch.inf
-            cumulative = logits.softmax(-1).cumsum(-1)
-            draw = torch.rand(
-                len(logits), 1, generator=generator, device=generator.device, dtype=torch.float64
-            )
-            found = torch.searchsorted(
-                cumulative, draw.to(logits.device) * cumulative[:, -1:], right=True
-            )
-            return found[:, 0].clamp(max=logits.shape[-1] - 1)
-
-        return replace
-
-    return source
-
-
-INCORRECT_FROM: dict[str, Source] = {
-    "answers": _alphabet(answer_tokens),
-    "vocabulary": _alphabet(ordinary_tokens),
-    "samples": _samples,
-}
 
 
 # --- metrics --------------------------------------------------------------------------
