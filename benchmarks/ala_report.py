@@ -39,7 +39,7 @@ from llada_plugins.options.command_line import dataclass_parser
 from llada_plugins.options.fields import arg
 from llada_plugins.tasks import nim, sudoku
 from training import router_sft
-from training.loop.trainer import noise
+from training.loop.random_streams import random_stream
 
 # with the presets' max_grad_norm of 1, warm-up of some seeds ends in seeds that the
 # backbone cannot read (see training/runs/presets.py)
@@ -196,7 +196,7 @@ def masked_cross_entropy(engine: Engine, problems: Sequence[tuple[str, str]]) ->
     total = torch.zeros(len(rows), dtype=torch.float64)
     for num_masked in range(1, length + 1):
         rank = (
-            torch.rand(len(rows), length, generator=noise("report", num_masked))
+            torch.rand(len(rows), length, generator=random_stream("report", num_masked))
             .argsort(-1)
             .argsort(-1)
         )

@@ -35,6 +35,7 @@ from llada_plugins.reports.render import markdown
 from llada_plugins.reports.ups import compared
 from llada_plugins.tasks import sudoku
 from training import remask_sft
+from training.loop.metrics_log import read_metrics
 
 from .ablation import GEN_LENGTH, Interval, load, measure, paired_interval
 
@@ -96,16 +97,13 @@ def flags(option: str, value: float, folder: Path, options: Options) -> list[str
 
 
 def train(option: str, value: float, folder: Path, options: Options) -> dict[str, float]:
-    """One run; returns the metrics of its last evaluation. The trainer's own printing
-    goes to stderr.
+    """One run; returns the metrics of its last evaluation.
+
+    The trainer's own printing goes to stderr.
     """
     with contextlib.redirect_stdout(sys.stderr):
         remask_sft.main(flags(option, value, folder, options))
-    lines = [
-        json.loads(line)
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    return next(line for line in reversed(lines) if "eval_ups_auc" in line)
+    return next(row for row in reversed(read_metrics(folder)) if "eval_ups_auc" in row)
 
 
 def judge(option: str, folder: Path, options: Options) -> dict[str, Any]:

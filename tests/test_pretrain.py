@@ -26,8 +26,8 @@ from training import pretrain
 from training.data.corpus import collate_rows
 from training.loop import objectives
 from training.loop.objectives import Loss
+from training.loop.random_streams import random_stream
 from training.loop.throughput import Throughput, training_flops
-from training.loop.trainer import noise
 
 pytestmark = pytest.mark.floats
 
@@ -70,8 +70,8 @@ def batch_of(*lengths: int, boundaries: bool = False) -> dict[str, torch.Tensor]
 
 def test_the_loss_is_a_mean_over_real_tokens_as_a_naive_loop_has_it():
     model, batch = small_model(), batch_of(6, 4)
-    loss = objectives.pretrain(MASK_ID, random_lengths=0.0)(model, batch, noise("a"))
-    noisy = mask_tokens(batch["input_ids"], batch["weight"] > 0, MASK_ID, noise("a"))
+    loss = objectives.pretrain(MASK_ID, random_lengths=0.0)(model, batch, random_stream("a"))
+    noisy = mask_tokens(batch["input_ids"], batch["weight"] > 0, MASK_ID, random_stream("a"))
     total = weights = 0.0
     for row, clean in enumerate(rows(6, 4)):
         # alone, without padding
@@ -91,7 +91,7 @@ def test_an_ignorant_model_costs_ln_v_in_expectation():
     nn.init.zeros_(model.model["transformer"]["ff_out"].weight)
     batch = collate_rows(EOS_ID, False)([[1] * 8] * 4000)
     with torch.no_grad():
-        loss = objectives.pretrain(MASK_ID, random_lengths=0.0)(model, batch, noise(0))
+        loss = objectives.pretrain(MASK_ID, random_lengths=0.0)(model, batch, random_stream(0))
     # as for SFT: each row gives ln V * m / (8 p)
     standard_error = math.sqrt(math.log(1 / EPS) / 8 / 4000)
     assert abs(float(loss.sum / loss.count) / math.log(VOCAB) - 1) < 4 * standard_error
@@ -114,7 +114,7 @@ def test_the_loss_is_an_unbiased_estimate_of_the_enumerated_bound():
                 )
         many = {"input_ids": clean.expand(100, 3), "weight": torch.ones(100, 3)}
         losses = [
-            objectives.pretrain(MASK_ID, random_lengths=0.0)(model, many, noise(n))
+            objectives.pretrain(MASK_ID, random_lengths=0.0)(model, many, random_stream(n))
             for n in range(draws // 100)
         ]
     means = torch.stack([loss.sum / loss.count for loss in losses]).double()
@@ -134,7 +134,9 @@ def test_padding_and_visible_tokens_have_no_gradient():
         return logits[at]
 
     watched.training = True
-    objectives.pretrain(MASK_ID, random_lengths=0.0)(watched, batch, noise(3)).sum.backward()
+    objectives.pretrain(MASK_ID, random_lengths=0.0)(
+        watched, batch, random_stream(3)
+    ).sum.backward()
     ((logits, at),) = seen
     assert at.any() and not (at & (batch["weight"] == 0)).any()
     assert not logits.grad[~at].any() and logits.grad[at].any(-1).all()
@@ -147,9 +149,11 @@ def test_a_batch_without_any_mask_costs_nothing_and_every_gradient_exists():
     without = next(
         n
         for n in range(1000)
-        if not mask_tokens(batch["input_ids"], batch["weight"] > 0, MASK_ID, noise(n)).masked.any()
+        if not mask_tokens(
+            batch["input_ids"], batch["weight"] > 0, MASK_ID, random_stream(n)
+        ).masked.any()
     )
-    loss = objectives.pretrain(MASK_ID, random_lengths=0.0)(model, batch, noise(without))
+    loss = objectives.pretrain(MASK_ID, random_lengths=0.0)(model, batch, random_stream(without))
     loss.sum.backward()
     assert loss.sum == 0
     assert all(
@@ -171,11 +175,11 @@ def test_random_lengths_are_uniform_in_training_alone_and_weigh_as_whole_batches
     for boundaries in (False, True):
         batch = batch_of(5, 3, boundaries=boundaries)
         toy.training = False
-        objectives.pretrain(MASK_ID, random_lengths=1.0)(toy, batch, noise(0))
+        objectives.pretrain(MASK_ID, random_lengths=1.0)(toy, batch, random_stream(0))
         assert lengths.pop() == 5
         toy.training = True
         losses = [
-            objectives.pretrain(MASK_ID, random_lengths=1.0)(toy, batch, noise(n))
+            objectives.pretrain(MASK_ID, random_lengths=1.0)(toy, batch, random_stream(n))
             for n in range(1500)
         ]
         counts = torch.bincount(torch.tensor(lengths), minlength=6)
@@ -186,7 +190,7 @@ def test_random_lengths_are_uniform_in_training_alone_and_weigh_as_whole_batches
         assert all(loss.count == 8 for loss in losses)
         assert abs(float(mean) - 1) < 4 * math.sqrt(math.log(1 / EPS) / 1500)
         lengths.clear()
-    objectives.pretrain(MASK_ID, random_lengths=0.0)(toy, batch, noise(0))
+    objectives.pretrain(MASK_ID, random_lengths=0.0)(toy, batch, random_stream(0))
     assert lengths == [5]
 
 

@@ -32,7 +32,7 @@ from training import remask_sft
 from training.data.examples import Example, collate_answers
 from training.loop import objectives
 from training.loop.objectives import IGNORED
-from training.loop.trainer import noise
+from training.loop.random_streams import random_stream
 from training.runs import incorrect_tokens
 from training.runs import remask_run as policy
 from training.runs.jobs import TOKENIZER_FILES, Job
@@ -74,12 +74,12 @@ def one_thread():
 
 def backbone(seed: int = 0) -> LLaDA:
     model = LLaDA(LLaDAConfig(**SHAPE))
-    initialise(model, noise(seed))
+    initialise(model, random_stream(seed))
     return model
 
 
 def model_of(**options) -> PolicyModel:
-    return policy_model(backbone(), 8, noise("head"), **options).train()
+    return policy_model(backbone(), 8, random_stream("head"), **options).train()
 
 
 def rows(num: int = 6) -> list[Example]:
@@ -131,7 +131,7 @@ def test_rates_of_masks_and_incorrect_tokens_are_as_stated(r):
         tokens,
         torch.ones_like(tokens, dtype=torch.bool),
         MASK_ID,
-        noise(0),
+        random_stream(0),
         r=r,
         replace=another_of(torch.arange(5)),
     )
@@ -151,12 +151,12 @@ def test_rates_of_masks_and_incorrect_tokens_are_as_stated(r):
 
 
 def test_masks_are_those_of_plain_masking_and_the_prompt_is_never_touched():
-    tokens = torch.randint(0, 10, (500, 12), generator=noise(1))
+    tokens = torch.randint(0, 10, (500, 12), generator=random_stream(1))
     answer = torch.arange(12).expand(500, 12) >= 5
     noisy = remask_noise(
-        tokens, answer, MASK_ID, noise(2), r=1.0, replace=another_of(torch.arange(10))
+        tokens, answer, MASK_ID, random_stream(2), r=1.0, replace=another_of(torch.arange(10))
     )
-    plain = mask_tokens(tokens, answer, MASK_ID, noise(2))
+    plain = mask_tokens(tokens, answer, MASK_ID, random_stream(2))
     assert torch.equal(noisy.masked, plain.masked) and torch.equal(noisy.p_mask, plain.p_mask)
     assert torch.equal(noisy.tokens[:, :5], tokens[:, :5])
     assert noisy.incorrect.any() and not (noisy.incorrect & (noisy.masked | ~answer)).any()
@@ -166,7 +166,7 @@ def test_masks_are_those_of_plain_masking_and_the_prompt_is_never_touched():
 
 def draws(replace: Replace, clean: int, num: int = 40_000) -> Tensor:
     tokens = torch.full((num, 1), clean)
-    return replace(tokens, torch.ones_like(tokens, dtype=torch.bool), tokens, noise(3))
+    return replace(tokens, torch.ones_like(tokens, dtype=torch.bool), tokens, random_stream(3))
 
 
 @pytest.mark.parametrize("clean", [2, 5, 9, 0, 7, 11])
@@ -184,9 +184,9 @@ def test_samples_follow_the_models_distribution_with_chosen_positions_masked_and
     chosen = torch.zeros_like(tokens, dtype=torch.bool)
     chosen[0, -1] = chosen[1, -2] = True
     many, at = tokens.repeat(3000, 1), chosen.repeat(3000, 1)
-    found = incorrect_tokens.INCORRECT_FROM["samples"](job())(model)(many, at, many, noise(4)).view(
-        3000, 2
-    )
+    found = incorrect_tokens.INCORRECT_FROM["samples"](job())(model)(
+        many, at, many, random_stream(4)
+    ).view(3000, 2)
     with torch.no_grad():
         logits = model.backbone(tokens.masked_fill(chosen, MASK_ID))[chosen]
     logits[:, MASK_ID] = -math.inf
@@ -202,7 +202,7 @@ def test_a_replacement_equal_to_the_clean_token_is_clean():
         tokens,
         torch.ones_like(tokens, dtype=torch.bool),
         MASK_ID,
-        noise(5),
+        random_stream(5),
         r=1.0,
         replace=lambda noisy, chosen, tokens, generator: tokens[chosen],
     )
@@ -230,13 +230,13 @@ def test_alphabets_are_the_answers_tokens_and_the_vocabulary_without_special_one
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_loss_is_what_a_naive_loop_has(joint, smoothing):
     model, batch = model_of(joint=joint), batch_of()
-    loss = objective(model, label_smoothing=smoothing)(model, batch, noise("a"))
+    loss = objective(model, label_smoothing=smoothing)(model, batch, random_stream("a"))
     tokens = batch["input_ids"]
     noisy = remask_noise(
         tokens,
         batch["weight"] > 0,
         MASK_ID,
-        noise("a"),
+        random_stream("a"),
         r=0.8,
         replace=another_of(torch.arange(10)),
     )
@@ -279,13 +279,18 @@ def test_the_loss_is_what_a_naive_loop_has(joint, smoothing):
 
 def test_evaluation_costs_the_same_and_labels_visible_answer_tokens_alone():
     model, batch = model_of(joint=True), batch_of()
-    trained = objective(model)(model, batch, noise("b")).sum
-    loss = objective(model.eval())(model, batch, noise("b"))
+    trained = objective(model)(model, batch, random_stream("b")).sum
+    loss = objective(model.eval())(model, batch, random_stream("b"))
     num_costs = 2 * batch["weight"].numel()  # all positive, added in two orders
     torch.testing.assert_close(loss.sum, trained, atol=rounding(2 * num_costs, trained), rtol=0)
     answer = batch["weight"] > 0
     noisy = remask_noise(
-        batch["input_ids"], answer, MASK_ID, noise("b"), r=0.8, replace=another_of(torch.arange(10))
+        batch["input_ids"],
+        answer,
+        MASK_ID,
+        random_stream("b"),
+        r=0.8,
+        replace=another_of(torch.arange(10)),
     )
     visible = answer & ~noisy.masked
     assert torch.equal(loss.labels != IGNORED, visible)
@@ -301,7 +306,7 @@ def test_a_frozen_backbone_gets_no_graph_and_the_head_every_gradient():
     model = model_of()
     logits, score = model(batch_of()["input_ids"], batch_of()["weight"] > 0)
     assert not logits.requires_grad and score.requires_grad
-    objective(model)(model, batch_of(), noise(0)).sum.backward()
+    objective(model)(model, batch_of(), random_stream(0)).sum.backward()
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
     assert all(parameter.grad is not None for parameter in model.head.parameters())
 
@@ -312,7 +317,7 @@ def test_the_label_of_masked_tokens_sends_no_gradient():
     """
     model = model_of(joint=True)
     model.head.register_forward_pre_hook(lambda _, inputs: (inputs[0].detach(),))
-    objective(model, train_backbone=False)(model, batch_of(), noise(0)).sum.backward()
+    objective(model, train_backbone=False)(model, batch_of(), random_stream(0)).sum.backward()
     assert all(
         parameter.grad is None or not parameter.grad.any()
         for parameter in model.backbone.parameters()
@@ -322,7 +327,9 @@ def test_the_label_of_masked_tokens_sends_no_gradient():
 def test_joint_training_sends_both_losses_into_the_backbone():
     for train_backbone in (False, True):
         model = model_of(joint=True)
-        objective(model, train_backbone=train_backbone)(model, batch_of(), noise(0)).sum.backward()
+        objective(model, train_backbone=train_backbone)(
+            model, batch_of(), random_stream(0)
+        ).sum.backward()
         assert model.backbone.embedding.weight.grad.any()
     assert model.backbone.model["transformer"]["ff_out"].weight.grad.any()
 
@@ -334,11 +341,11 @@ def test_a_batch_without_any_noise_still_reaches_every_parameter_that_trains():
     clean = next(
         seed
         for seed in range(1000)
-        if not mask_tokens(batch["input_ids"], answer, MASK_ID, noise(seed)).masked.any()
+        if not mask_tokens(batch["input_ids"], answer, MASK_ID, random_stream(seed)).masked.any()
     )
     for options in ({}, {"joint": True}, {"lora": LORA}):
         model = model_of(**options)
-        objective(model, r_incorrect=0.0)(model, batch, noise(clean)).sum.backward()
+        objective(model, r_incorrect=0.0)(model, batch, random_stream(clean)).sum.backward()
         assert all(
             (parameter.grad is not None) == parameter.requires_grad
             for parameter in model.parameters()
@@ -349,8 +356,8 @@ def test_a_batch_without_any_noise_still_reaches_every_parameter_that_trains():
 
 
 def test_auc_is_the_share_of_pairs_in_order_ties_counting_one_half():
-    score = torch.randint(0, 6, (60,), generator=noise(0)) / 5
-    clean = torch.rand(60, generator=noise(1)) < 0.6
+    score = torch.randint(0, 6, (60,), generator=random_stream(0)) / 5
+    clean = torch.rand(60, generator=random_stream(1)) < 0.6
     pairs = [
         (a > b) + 0.5 * (a == b) for a in score[clean].tolist() for b in score[~clean].tolist()
     ]
@@ -394,7 +401,7 @@ def test_adapters_sit_in_the_blocks_alone_start_as_nothing_and_merge_into_the_sa
     with torch.no_grad():
         for name, parameter in model.backbone.named_parameters():
             if ".lora_B." in name:
-                parameter.normal_(0.0, 0.1, generator=noise(name))
+                parameter.normal_(0.0, 0.1, generator=random_stream(name))
     plain = merged(model.backbone, model.backbone.state_dict(), LORA)
     assert plain.state_dict().keys() == backbone().state_dict().keys()
     bound = measured(lambda of: of(tokens), model.backbone)
@@ -530,7 +537,7 @@ def test_the_adapted_model_and_the_checkpoint_of_it_have_the_same_logits(tmp_pat
         lambda *args, **options: seen.append(policy_model(*args, **options)) or seen[-1],
     )
     out = command(tmp_path, "out", "--lora", "--learning_rate", "1e-2")
-    tokens = torch.randint(0, 256, (4, 33), generator=noise(0))
+    tokens = torch.randint(0, 256, (4, 33), generator=random_stream(0))
     with torch.no_grad():
         adapted = seen[0].backbone(tokens)
         loaded = load_model(out, device="cpu")(tokens)
@@ -699,7 +706,7 @@ def test_the_head_in_the_package_tells_incorrect_tokens_from_clean_ones():
             train_backbone=False,
             incorrect=lambda _: replace,
         )
-        loss = cost(whole, batch, noise(0))
+        loss = cost(whole, batch, random_stream(0))
     found = policy.measure(loss.predictions, loss.labels)
     assert found["ups_auc"] > 0.85 and found["ups_auc"] > found["tps_prob_auc"] + 0.1
 

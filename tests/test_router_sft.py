@@ -25,7 +25,7 @@ from training import router_sft
 from training.data.encoding import encode, vocabulary
 from training.data.examples import collate_answers
 from training.loop import objectives
-from training.loop.trainer import noise
+from training.loop.random_streams import random_stream
 from training.runs import launch
 from training.runs import router_run as routing
 from training.runs.arguments import RunArguments
@@ -117,7 +117,7 @@ def logged(folder: Path, name: str) -> list[float]:
 )
 def test_the_router_changes_and_no_bit_of_the_backbone_does(job, tmp_path, changed):
     before = digest(job.model)
-    model = routing.routed_model(job, config(**changed), noise(0))
+    model = routing.routed_model(job, config(**changed), random_stream(0))
     router = digest(model.router)
     arguments = RunArguments(
         output_dir=str(tmp_path / "out"),
@@ -142,16 +142,16 @@ def test_the_router_changes_and_no_bit_of_the_backbone_does(job, tmp_path, chang
 )
 @torch.no_grad()  # with gradients the CPU attends by another kernel, which rounds differently
 def test_training_starts_from_exactly_the_plain_models_loss(job, changed):
-    model = routing.routed_model(job, config(**changed), noise(0))
+    model = routing.routed_model(job, config(**changed), random_stream(0))
     batch = job.collate(job.train[:16])
-    plain = objectives.sft(model.mask_id)(job.model, batch, noise(1))
-    routed = objectives.routed_sft(model.mask_id)(model, batch, noise(1))
+    plain = objectives.sft(model.mask_id)(job.model, batch, random_stream(1))
+    routed = objectives.routed_sft(model.mask_id)(model, batch, random_stream(1))
     assert torch.equal(plain.sum, routed.sum) and torch.equal(plain.count, routed.count)
 
 
 @pytest.mark.parametrize("use_prompt", [True, False])
 def test_the_control_gives_every_prompt_the_same_seeds_and_the_router_does_not(job, use_prompt):
-    model = routing.routed_model(job, config(use_prompt=use_prompt), noise(0))
+    model = routing.routed_model(job, config(use_prompt=use_prompt), random_stream(0))
     randomise(model.router)
     rows = torch.tensor(
         [
@@ -169,10 +169,10 @@ def test_the_control_gives_every_prompt_the_same_seeds_and_the_router_does_not(j
 
 def test_every_parameter_that_asks_for_a_gradient_gets_one_from_the_answer_alone(job):
     for use_prompt in (True, False):
-        model = routing.routed_model(job, config(use_prompt=use_prompt), noise(0))
+        model = routing.routed_model(job, config(use_prompt=use_prompt), random_stream(0))
         randomise(model.router)
         objectives.routed_sft(model.mask_id)(
-            model, job.collate(job.train[:16]), noise(1)
+            model, job.collate(job.train[:16]), random_stream(1)
         ).sum.backward()
         trained = {
             name: parameter
@@ -189,7 +189,8 @@ def test_every_parameter_that_asks_for_a_gradient_gets_one_from_the_answer_alone
 def test_a_seed_decides_the_weights_and_the_global_random_state_is_left_alone(job):
     state = torch.get_rng_state()
     first, again, other = (
-        digest(routing.routed_model(job, config(), noise(seed)).router) for seed in (0, 0, 1)
+        digest(routing.routed_model(job, config(), random_stream(seed)).router)
+        for seed in (0, 0, 1)
     )
     assert first == again != other
     assert torch.equal(torch.get_rng_state(), state)

@@ -25,7 +25,8 @@ from training.data.examples import Example, collate_answers
 from training.data.rows import read_jsonl
 from training.loop import objectives
 from training.loop.objectives import Loss
-from training.loop.trainer import DiffusionTrainer, noise
+from training.loop.random_streams import random_stream
+from training.loop.trainer import DiffusionTrainer
 from training.runs import launch
 from training.runs.arguments import RunArguments
 from training.runs.jobs import TOKENIZER_FILES, save_checkpoint
@@ -195,8 +196,8 @@ def test_the_byte_tokenizer_returns_any_text_and_keeps_special_tokens_whole(tmp_
 
 def test_the_loss_is_per_sample_normalised_as_a_naive_loop_has_it():
     model, batch = small_model(), collate_answers(EOS_ID)(examples(6))
-    loss = objectives.sft(MASK_ID)(model, batch, noise("a"))
-    noisy = mask_tokens(batch["input_ids"], batch["weight"] > 0, MASK_ID, noise("a"))
+    loss = objectives.sft(MASK_ID)(model, batch, random_stream("a"))
+    noisy = mask_tokens(batch["input_ids"], batch["weight"] > 0, MASK_ID, random_stream("a"))
     total = weights = 0.0
     for row, example in enumerate(examples(6)):
         log_probs = model(noisy.tokens[row : row + 1])[0].log_softmax(-1)
@@ -221,7 +222,7 @@ def test_an_ignorant_model_costs_ln_v_in_expectation():
     nn.init.zeros_(model.model["transformer"]["ff_out"].weight)
     batch = collate([Example([1] * 12, 4)] * 4000)
     with torch.no_grad():
-        loss = objectives.sft(MASK_ID)(model, batch, noise(0))
+        loss = objectives.sft(MASK_ID)(model, batch, random_stream(0))
     # each row gives ln V * m / (8 p): its variance given p is (1 - p) / (8 p), at most
     # ln(1 / eps) / 8 on average
     standard_error = math.sqrt(math.log(1 / EPS) / 8 / 4000)
@@ -234,9 +235,9 @@ def test_a_batch_without_any_mask_costs_nothing_and_every_gradient_exists():
     without = next(
         seed
         for seed in range(1000)
-        if not mask_tokens(batch["input_ids"], maskable, MASK_ID, noise(seed)).masked.any()
+        if not mask_tokens(batch["input_ids"], maskable, MASK_ID, random_stream(seed)).masked.any()
     )
-    loss = objectives.sft(MASK_ID)(model, batch, noise(without))
+    loss = objectives.sft(MASK_ID)(model, batch, random_stream(without))
     loss.sum.backward()
     assert loss.sum == 0
     assert all(
@@ -254,7 +255,7 @@ def test_what_the_prompt_should_have_been_has_no_gradient():
         logits[0].retain_grad()
         return logits[0]
 
-    objectives.sft(MASK_ID)(watched, batch, noise(3)).sum.backward()
+    objectives.sft(MASK_ID)(watched, batch, random_stream(3)).sum.backward()
     assert not logits[0].grad[:, :3].any() and logits[0].grad[:, 3:].any()
 
 
@@ -331,7 +332,7 @@ def test_one_batch_of_8_updates_as_accumulating_2_times_4_does(tmp_path, weighte
         """Of all rows at once."""
         with torch.enable_grad():
             cost = everything_masked(
-                of, by_token(rows) if weighted == "by token" else collate(rows), noise(0)
+                of, by_token(rows) if weighted == "by token" else collate(rows), random_stream(0)
             )
             return torch.cat(
                 [
@@ -438,7 +439,7 @@ def test_noise_differs_between_steps_micro_steps_and_processes():
         for process in range(3)
     ]
     assert len(
-        {float(torch.rand((), generator=noise(*key), dtype=torch.float64)) for key in keys}
+        {float(torch.rand((), generator=random_stream(*key), dtype=torch.float64)) for key in keys}
     ) == len(keys)
 
 

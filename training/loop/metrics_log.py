@@ -36,21 +36,26 @@ class ProgressBar(ProgressCallback):
         pass
 
 
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without a last one that a killed process left torn."""
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
 class MetricsLog(TrainerCallback):
-    """All that is logged, one JSON object a line in metrics.jsonl and one log line
-    each; resuming drops the lines after the checkpoint.
+    """All that is logged, one JSON object a line in metrics.jsonl and one log line each.
+
+    Resuming drops the lines after the checkpoint.
     """
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        path = _metrics_file(args)
-        if not state.is_world_process_zero or not path.is_file():
+        folder = _folder(args)
+        if not state.is_world_process_zero or not (folder / METRICS).is_file():
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("}\n")]  # the last one may be torn
-        past = [line for line in whole if json.loads(line)["step"] <= state.global_step]
-        write_whole(path, "".join(past))
+        past = [row for row in read_metrics(folder) if row["step"] <= state.global_step]
+        write_whole(folder / METRICS, "".join(map(_line, past)))
 
     def on_log(
         self,
@@ -64,12 +69,16 @@ class MetricsLog(TrainerCallback):
             return
         values = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
         logger.info("step %d: %s", state.global_step, values)
-        path = _metrics_file(args)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        folder = _folder(args)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(_line({"step": state.global_step, **logs}))
 
 
-def _metrics_file(arguments: TrainingArguments) -> Path:
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _folder(arguments: TrainingArguments) -> Path:
     assert arguments.output_dir is not None  # the commands' arguments require it
-    return Path(arguments.output_dir) / METRICS
+    return Path(arguments.output_dir)

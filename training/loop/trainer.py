@@ -7,7 +7,6 @@ checkpoints in the published layout, and metrics.jsonl.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from transformers import (
 
 from .metrics_log import MetricsLog, ProgressBar
 from .objectives import Loss, Objective
+from .random_streams import random_stream
 from .saving import WholeCheckpoints
 from .throughput import Throughput
 
@@ -110,7 +110,7 @@ class DiffusionTrainer(WholeCheckpoints):
         # numbered as one process that accumulates all of the update's micro-batches
         # would meet them: the same noise on any number
         number = self._micro_step * self.args.world_size + self.args.process_index
-        generator = noise(self.args.seed, self.state.global_step, number, 0)
+        generator = random_stream(self.args.seed, self.state.global_step, number, 0)
         self._micro_step += 1
         loss = self.objective(model, inputs, generator)
         self._check_finite(loss, "the loss", f"in update {self.state.global_step + 1}")
@@ -163,7 +163,7 @@ class DiffusionTrainer(WholeCheckpoints):
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.objective(model, inputs, noise(inputs["input_ids"].tolist()))
+            loss = self.objective(model, inputs, random_stream(inputs["input_ids"].tolist()))
         self._check_finite(loss, "the evaluation loss", f"after update {self.state.global_step}")
         return loss.sum / loss.count, loss.predictions, loss.labels
 
@@ -215,11 +215,3 @@ def _is_finite(weight: Tensor) -> bool:
     if hasattr(weight, "to_local"):  # under FSDP: this process's part
         weight = weight.to_local()
     return bool(weight.isfinite().all())
-
-
-def noise(*key: Any) -> torch.Generator:
-    """A CPU generator seeded by a key (numbers, lists of numbers) rather than by what
-    was drawn before: what makes resuming exact.
-    """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

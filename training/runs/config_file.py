@@ -1,16 +1,16 @@
 """--config FILE: the flags of a training command in a YAML or JSON file.
 
-They stand there by name, without dashes.
-
-They become words of the command line and stand before its own, which therefore win;
-types, choices and rules are checked in one place.
+They stand there by name, without dashes. They become words of the command line and
+stand before its own, which therefore win. Types, choices and rules are checked in one
+place.
 """
 
 from __future__ import annotations
 
 import json
 from argparse import Action, ArgumentParser, ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ UNSET: tuple[Any, ...] = (None, "null", "~", "", [])
 
 
 def flags(parser: ArgumentParser, argv: Sequence[str]) -> list[str]:
-    """The words for the file that --config names in `argv`, none without; raises
-    ValueError that names file and flag.
+    """The words for the file that --config names in `argv`, none without.
+
+    Raises ValueError that names file and flag.
     """
     path, values = given(argv)
     # in reverse, for of --x and --no_x, which share a name, the first takes a value
@@ -55,12 +56,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"--config {path}: no such file; python -m training.create_configs writes some"
         )
-    kind = "JSON" if path.suffix == ".json" else "YAML"
+    # of YAML, values stay the words that were written: 5e-4 and no are not the number
+    # and the strategy that it would make of them
+    kind = "YAML"
+    load: Callable[[str], Any] = partial(yaml.load, Loader=yaml.BaseLoader)
+    if path.suffix == ".json":
+        kind, load = "JSON", json.loads
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
-        # values stay the words that were written: 5e-4 and no are not the number and
-        # the strategy that YAML would make of them
-        values = json.loads(text) if kind == "JSON" else yaml.load(text, yaml.BaseLoader)
+        # editors on Windows write a byte order mark
+        values = load(path.read_text(encoding="utf-8-sig"))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: not {kind}: {' '.join(str(error).split())}") from None
     if values is None:  # nothing but comments

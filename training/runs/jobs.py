@@ -25,7 +25,8 @@ from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 from training.data.encoding import Vocabulary, encode, vocabulary
 from training.data.examples import Example, collate_answers
 from training.data.rows import read_hub, read_jsonl
-from training.loop.trainer import Save, noise
+from training.loop.random_streams import random_stream
+from training.loop.trainer import Save
 
 from .arguments import RunArguments
 from .presets import PRESETS, Preset
@@ -169,7 +170,7 @@ def _from_scratch(
         **shape,
     )
     model = LLaDA(config)
-    initialise(model, noise("weights", arguments.seed))
+    initialise(model, random_stream("weights", arguments.seed))
     return model, vocab
 
 

@@ -33,8 +33,8 @@ from llada_plugins.sampling.generate import generate
 from training.data import corpus
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 from training.loop import objectives
+from training.loop.random_streams import random_stream
 from training.loop.throughput import measured
-from training.loop.trainer import noise
 
 from .arguments import RunArguments, asks_for_fsdp
 from .command import Run
@@ -156,7 +156,7 @@ def _from_scratch(options: PretrainOptions, output: Path, arguments: RunArgument
             ids = _byte_tokenizer(folder)
     fields: dict[str, Any] = {**TINY_SHAPE, **shape, **ids}
     model = LLaDA(LLaDAConfig(**fields))
-    initialise(model, noise("weights", arguments.seed))
+    initialise(model, random_stream("weights", arguments.seed))
     return Start(model, folder, seq_len)
 
 

@@ -34,7 +34,8 @@ from llada_plugins.models.lora import merged_weight
 from llada_plugins.reports.metrics import auc, expected_calibration_error
 from training.loop import objectives
 from training.loop.objectives import IGNORED
-from training.loop.trainer import Save, noise
+from training.loop.random_streams import random_stream
+from training.loop.trainer import Save
 
 from .arguments import RunArguments
 from .command import Run
@@ -62,7 +63,7 @@ def prepare(options: RemaskOptions, arguments: RunArguments, command: Sequence[s
     model = policy_model(
         job.model,
         options.ups_width,
-        noise("ups", arguments.seed),
+        random_stream("ups", arguments.seed),
         joint=options.joint,
         lora=options.adapters,
     )

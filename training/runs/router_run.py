@@ -5,7 +5,6 @@ Nothing of the backbone is written.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -21,8 +20,9 @@ from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import build
 from training.loop import objectives
-from training.loop.metrics_log import METRICS
-from training.loop.trainer import Save, noise
+from training.loop.metrics_log import read_metrics
+from training.loop.random_streams import random_stream
+from training.loop.trainer import Save
 
 from .arguments import RunArguments
 from .command import Run
@@ -35,7 +35,7 @@ def prepare(options: RouterOptions, arguments: RunArguments, command: Sequence[s
     """The run that `python -m training.router_sft` was asked for."""
     job = answer_job(options, arguments, ROUTER_PRESETS)
     config = router_config(options, job.model)
-    model = routed_model(job, config, noise("router", arguments.seed))
+    model = routed_model(job, config, random_stream("router", arguments.seed))
     # the loss before training
     arguments.eval_on_start = job.evaluation is not None and not arguments.resume
     folder = Path(arguments.output_dir)
@@ -92,8 +92,8 @@ def routed_model(job: AnswerJob, config: RouterConfig, generator: torch.Generato
         router = model.router
         unread: list[nn.Module] = [router.prompt_position, router.prompt_norm]
         unread += [layer.get_submodule("norm") for layer in router.stack]
-        for part in unread:
-            part.requires_grad_(False)
+        for module in unread:
+            module.requires_grad_(False)
     return model
 
 
@@ -127,11 +127,7 @@ def load_routed(model: nn.Module, folder: Path) -> None:
 
 
 def record_metrics(folder: Path) -> None:
-    """Add the first and the last evaluation loss of the run, before and after training,
-    to the router's config.
-    """
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line).get("eval_loss") for line in lines]
-    losses = [loss for loss in found if loss is not None]
+    """Add the evaluation losses before and after training to the router's config."""
+    losses = [row["eval_loss"] for row in read_metrics(folder) if "eval_loss" in row]
     if losses:
         add_metrics(folder / CONFIG, {"eval_loss_before": losses[0], "eval_loss": losses[-1]})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from training.loop import objectives
+from training.loop.random_streams import random_stream
 from training.loop.throughput import measured
-from training.loop.trainer import noise
 
 from .arguments import RunArguments
 from .command import Run
@@ -25,5 +25,5 @@ def prepare(options: FineTuningOptions, arguments: RunArguments, command: Sequen
         return Run(job=job, objective=objective, throughput=throughput)
     assert options.model is not None  # adapters are of a checkpoint
     save = save_lora(job.model, options.adapters, options.model)
-    add_lora(job.model, options.adapters, noise("lora", arguments.seed))
+    add_lora(job.model, options.adapters, random_stream("lora", arguments.seed))
     return Run(job=job, objective=objective, save=save, load=load_lora)
