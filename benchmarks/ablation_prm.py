@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 
-from benchmarks.ablation import paired_interval
+from benchmarks.paired import paired_interval
 from llada_plugins.engine.engine import Completion, Engine, Request
 from llada_plugins.files.atomic import check_empty, whole_folder
 from llada_plugins.options.command_line import run_command

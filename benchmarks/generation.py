@@ -52,192 +52,31 @@ are, the larger a part of them are first steps.
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llada_plugins import SamplerConfig, SpecialTokens, generate
-from llada_plugins.methods.routing import seeded_embeddings
-from llada_plugins.models.llada import LLaDA, initialise
-from llada_plugins.models.llada_config import LLaDAConfig
+from llada_plugins import SamplerConfig, generate
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.placement import pick_device, pick_dtype
-from llada_plugins.options.fields import arg
 from llada_plugins.reports.render import pyplot
 from llada_plugins.tasks.registry import TASKS
 
 from . import accuracy, memory, peers, reference, roofline, speed_plot
 from .clock import Seconds, timed
-from .command import check_folder, run_benchmark
-from .steps import BATCHES, COMPOSED, FORMS, NUM_ROWS, ragged, random_head, random_router
-
-DENSE: dict[str, Any] = dict(vocab_size=157_184, qk_norm=True)
-MOE: dict[str, Any] = dict(**DENSE, num_experts=64, experts_per_token=8)
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": dict(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64, vocab_size=101),
-    "100m": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=2048, vocab_size=126_464),
-    "8b": dict(d_model=4096, n_layers=32, n_heads=32, mlp_hidden_size=12_288, vocab_size=126_464),
-    # LLaDA-MoE's; NAME-active is dense, with as many weights as a token of it meets
-    "7b-moe": dict(d_model=2048, n_layers=16, n_heads=16, mlp_hidden_size=1024, **MOE),
-    "7b-moe-active": dict(d_model=2048, n_layers=16, n_heads=16, mlp_hidden_size=8192, **DENSE),
-    "300m-moe": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=128, **MOE),
-    "300m-moe-active": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=1024, **DENSE),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What is measured, and where."""
-
-    shape: Literal["tiny", "100m", "8b"] = arg(
-        "100m",
-        "width and depth of the model: tiny (to try the command), 100m (279 M parameters with "
-        "embeddings) or 8b (LLaDA-8B)",
-    )
-    device: str = arg("cpu", "auto (a GPU if there is one), cpu, cuda or cuda:N")
-    dtype: str = arg(
-        "auto",
-        "of the measured steps: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or "
-        "float16",
-    )
-    threads: int = arg(1, "CPU threads; one is steadiest on a shared machine")
-    prompt_length: int = arg(256, "prompt in tokens")
-    gen_length: int = arg(256, "answer in tokens")
-    block_length: int = arg(32, "tokens of a block")
-    num_masked: int = arg(
-        16, "masked tokens left in the active block, the middle one of the answer"
-    )
-    temperature: float = arg(0.7, "of the sampled forms")
-    steps_measured: int = arg(5, "steps measured of each form, after one that is not")
-    check_length: int = arg(
-        32,
-        "tokens of the answer, and of its prompt, that both loops decode greedily for comparison; "
-        "even",
-    )
-    seed: int = arg(0, "of weights and tokens")
-    peer: list[str] = dataclasses.field(
-        default_factory=list,
-        metadata={"help": "checkouts of LLaDA, Fast-dLLM or dllm to run beside ours"},
-    )
-    peer_repetitions: int = arg(3, "answers decoded by each loop of a peer, and by ours")
-    memory_length: int = arg(
-        4096,
-        "columns of the longest canvas whose step's memory is measured, the shortest has a 16th; "
-        "0: none",
-    )
-    accuracy_puzzles: int = arg(
-        200,
-        "sudoku puzzles, and as many Nim positions, on which the approximations' accuracy is "
-        "measured; 0: none",
-    )
-    json: str | None = arg(None, "file for the results as JSON")
-    plot: str | None = arg(
-        None, "file for a plot of speeds, floors and memory (.png, .pdf or .svg)"
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "prompt_length", "steps_measured", "peer_repetitions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 1 <= self.num_masked <= self.block_length:
-            raise ValueError(
-                f"num_masked must be from 1 to block_length ({self.block_length}), got "
-                f"{self.num_masked}"
-            )
-        if self.temperature <= 0:
-            raise ValueError(
-                f"temperature must be above 0, got {self.temperature}: temperature 0 is measured "
-                "beside it anyway"
-            )
-        if self.check_length < 2 or self.check_length % 2:
-            raise ValueError(f"check_length must be even and at least 2, got {self.check_length}")
-        for name in ("json", "plot"):
-            check_folder(name, getattr(self, name))
-        speed_plot.check_suffix(self.plot)
-        if self.memory_length < 0 or self.memory_length % (32 * self.block_length):
-            raise ValueError(
-                f"memory_length must be 0 or a multiple of 32 blocks ({32 * self.block_length}), "
-                f"got {self.memory_length}"
-            )
-        if not 0 <= self.accuracy_puzzles <= accuracy.most_problems():
-            raise ValueError(
-                f"accuracy_puzzles must be from 0 to {accuracy.most_problems()}, the Nim "
-                "positions that there are, "
-                f"got {self.accuracy_puzzles}"
-            )
-        if (
-            self.peer
-            and self.prompt_length + self.gen_length <= peers.NUM_BLOCKS * self.block_length
-        ):
-            raise ValueError(
-                f"peers decode {peers.NUM_BLOCKS} blocks behind a prompt: prompt_length + "
-                "gen_length must exceed "
-                f"{peers.NUM_BLOCKS * self.block_length}"
-            )
-        for folder in self.peer:
-            peers.kind(Path(folder))
-        if self.gen_length % self.block_length:  # peers decode whole blocks only
-            raise ValueError(
-                f"gen_length ({self.gen_length}) must be a multiple of block_length "
-                f"({self.block_length})"
-            )
-        self.sampler(0)
-        pick_dtype(self.dtype, pick_device(self.device))
-
-    def sampler(self, temperature: float) -> SamplerConfig:
-        """The measured step: one for the whole block, since what a step costs does not
-        depend on how many tokens it keeps.
-        """
-        num_blocks = max(1, self.gen_length // self.block_length)
-        return SamplerConfig(
-            gen_length=self.gen_length,
-            block_length=self.block_length,
-            steps=num_blocks,
-            temperature=temperature,
-        )
-
-
-def model_config(shape: str, length: int) -> LLaDAConfig:
-    """A model of the shape for sequences up to `length`; its last id is the mask."""
-    return LLaDAConfig(
-        **SHAPES[shape],
-        max_sequence_length=length,
-        rope_theta=5e5,
-        rms_norm_eps=1e-5,
-        weight_tying=False,
-        include_bias=False,
-        include_qkv_bias=False,
-        rope_full_precision=True,
-        mask_token_id=SHAPES[shape]["vocab_size"] - 1,
-    )
-
-
-def random_model(config: LLaDAConfig, device: torch.device, seed: int) -> LLaDA:
-    """Random float32 weights, ready for inference."""
-    with torch.device("meta"):
-        model = LLaDA(config)
-    model.to_empty(device=device)
-    initialise(model, torch.Generator(device).manual_seed(seed))
-    # no trained head proposes the mask; ours rules it out, the published loop does not
-    with torch.no_grad():
-        model.model["transformer"]["ff_out"].weight[config.mask_token_id] = 0
-    model.special_tokens = SpecialTokens(config.mask_token_id)
-    return model.eval().requires_grad_(False)
-
-
-def random_tokens(model: LLaDA, length: int, seed: int) -> Tensor:
-    """(1, length) ids without the mask."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(model.config.mask_token_id, (1, length), generator=generator).to(
-        model.device
-    )
+from .command import run_benchmark
+from .generation_options import Options
+from .generation_tables import report
+from .measured_step import head_seconds, middle_of_generation, on_a_copy, routing_seconds
+from .random_models import SHAPES, model_config, random_model, random_tokens
+from .steps import BATCHES, COMPOSED, FORMS, NUM_ROWS, ragged
 
 
 def same_tokens(model: LLaDA, prompts: Tensor, config: SamplerConfig) -> bool:
@@ -250,27 +89,6 @@ def same_tokens(model: LLaDA, prompts: Tensor, config: SamplerConfig) -> bool:
     return [sample.answer for sample in ours] == answers and all(
         sample.num_forwards == theirs.num_forwards for sample in ours
     )
-
-
-def middle_of_generation(model: LLaDA, options: Options) -> tuple[Tensor, slice]:
-    """Tokens (1, L) as the step finds them, and the active block's columns."""
-    tokens = random_tokens(model, options.prompt_length + options.gen_length, options.seed)
-    first = (
-        options.prompt_length
-        + options.gen_length // options.block_length // 2 * options.block_length
-    )
-    window = slice(first, first + options.block_length)
-    order = torch.randperm(
-        options.block_length, generator=torch.Generator().manual_seed(options.seed)
-    ).to(model.device)
-    tokens[:, first + order[: options.num_masked]] = model.special_tokens.mask
-    tokens[:, window.stop :] = model.special_tokens.mask
-    return tokens, window
-
-
-def on_a_copy(step: Callable[..., None], model: LLaDA, tokens: Tensor, *rest: Any) -> None:
-    """A step on a copy of the tokens: it writes into what it is given."""
-    step(model, tokens.clone(), *rest)
 
 
 def measure(model: LLaDA, options: Options) -> dict[str, list[Seconds]]:
@@ -291,35 +109,6 @@ def measure(model: LLaDA, options: Options) -> dict[str, list[Seconds]]:
             if repetition > 0:
                 seconds[name].append(taken)
     return seconds
-
-
-@torch.inference_mode()
-def head_seconds(model: LLaDA, block_length: int, width: int, repetitions: int = 100) -> Seconds:
-    """What a policy head alone takes on one block's hidden states."""
-    head = random_head(model.config.d_model, width, model.device)
-    hidden = torch.ones(
-        1, block_length, model.config.d_model, dtype=model.dtype, device=model.device
-    )
-    head(hidden)  # the first call is slower
-    taken = timed(lambda: [head(hidden) for _ in range(repetitions)], model.device)
-    return Seconds(*(each / repetitions for each in taken))
-
-
-@torch.inference_mode()
-def routing_seconds(model: LLaDA, options: Options, repetitions: int = 20) -> Seconds:
-    """What the router adds to the measured step: seeds in place of the tokens' own embeddings."""
-    router, (tokens, _) = (
-        random_router(model.config.d_model, model.config.n_heads, model.device),
-        middle_of_generation(model, options),
-    )
-    start = tokens.new_full((1,), options.prompt_length)
-
-    def work() -> None:
-        for _ in range(repetitions):
-            seeded_embeddings(router, model.embedding, tokens, start, model.special_tokens.mask)
-
-    work()  # the first call is slower
-    return Seconds(*(each / repetitions for each in timed(work, model.device)))
 
 
 def composed(medians: dict[str, float], num_steps: float) -> dict[str, float]:
@@ -495,62 +284,6 @@ def run(options: Options) -> dict[str, Any]:
         },
         "options": asdict(options),
     }
-
-
-def report(result: dict[str, Any]) -> str:
-    """All tables that were measured."""
-    options, floor = result["options"], result["floor"]
-    ceilings = {size: roofline.Ceiling(**each) for size, each in floor["ceilings"].items()}
-    parts = [
-        table(result),
-        roofline.table(floor["seconds"], result["seconds"], ceilings, floor["overhead"]),
-    ]
-    if result["memory"]:
-        config = model_config(result["shape"]["name"], options["memory_length"])
-        itemsize = getattr(torch, result["machine"]["dtype"]).itemsize
-        parts.append(
-            memory.table(memory.Growth(**result["memory"]), config, options["num_masked"], itemsize)
-        )
-    if result["accuracy"]:
-        parts.append(accuracy.table(result["accuracy"], options["accuracy_puzzles"]))
-    if result["peer_runs"]:
-        parts.append(peers.table(result["peer_runs"]))
-    return "\n\n".join(parts)
-
-
-def table(result: dict[str, Any]) -> str:
-    """The medians and ratios as text."""
-    lines = [
-        f"{result['shape']['name']}, {result['machine']['dtype']}, {result['machine']['device']}: "
-        f"{result['clock']} time of a step",
-        f"{'form':<32}{'median ms':>12}{'min ms':>10}{'max ms':>10}{'x faster':>10}{'x exact':>10}",
-    ]
-    for name, seconds in result["seconds"].items():
-        # of a cache's mean step there is none
-        every = [each[result["clock"]] for each in result["every_step"].get(name, [])]
-        ends = [f"{1000 * end(every):.1f}" if every else "" for end in (min, max)]
-        ratio = f"{result['ratios'][name]:.2f}" if name in result["ratios"] else ""
-        over = f"{result['times_exact'][name]:.3f}" if name in result["times_exact"] else ""
-        lines.append(
-            f"{name:<32}{1000 * seconds:>12.1f}{ends[0]:>10}{ends[1]:>10}{ratio:>10}{over:>10}"
-        )
-    lines += [
-        f"policy head of {width} hidden units by itself: {100 * share:.3f} % of an exact step"
-        for width, share in result["head_share"].items()
-    ]
-    for name, precision in (("", ""), ("_low_precision", " in bfloat16")):
-        gains = [
-            seconds[f"batch8_alone{name}"] / seconds[f"batch8{name}"]
-            for seconds in (result["seconds"], result["floor"]["seconds"])
-        ]
-        lines.append(
-            f"eight rows together{precision}: {gains[0]:.2f} times the tokens a second of one by "
-            f"one, {gains[1]:.2f} by their floors"
-        )
-    lines.append(f"router by itself: {100 * result['router_share']:.2f} % of an exact step")
-    return "\n".join(
-        [*lines, f"same tokens at temperature 0: {'yes' if result['same_tokens'] else 'NO'}"]
-    )
 
 
 def run_and_draw(options: Options) -> dict[str, Any]:

@@ -28,15 +28,12 @@ certain of an answer, what is left are rare masks that no regression foresees.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -48,10 +45,11 @@ from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
 
 from . import reference
-from .clock import Seconds, timed
+from .clock import Seconds
 from .command import check_folder, run_benchmark
-from .generation import SHAPES, model_config, random_model
 from .language import Language, fit, language, texts
+from .process_memory import measured
+from .random_models import SHAPES, model_config, random_model
 
 Pair = tuple[list[int], list[int]]
 
@@ -199,31 +197,6 @@ def ours(model: LLaDA, pairs: Sequence[Pair], options: Options, mc_num: int) -> 
         peak,
         statistics.mean(value.stderr**2 for value in values),
     )
-
-
-def measured(work: Callable[[], None], device: torch.device) -> tuple[Seconds, int | None]:
-    """Time of work, and the bytes that it held at most beyond those held before."""
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        return timed(work, device), torch.cuda.max_memory_allocated(device) - before
-    if not status.is_file():
-        return timed(work, device), None
-
-    def resident(name: str) -> int:
-        return next(
-            int(line.split()[1]) * 1024
-            for line in status.read_text().splitlines()
-            if line.startswith(name)
-        )
-
-    # of glibc: what work before has freed is given back, else this could take it unseen
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-    clear.write_text("5")  # the peak starts anew (Linux)
-    before = resident("VmRSS:")
-    return timed(work, device), resident("VmHWM:") - before
 
 
 def rounding(config: LLaDAConfig) -> float:

@@ -30,8 +30,9 @@ from llada_plugins.options.fields import arg
 from llada_plugins.reports.render import markdown
 from llada_plugins.tasks.registry import TASKS, ExactTask
 
-from .ablation import Interval, Outcome, paired_interval, remembered
+from .ablation import remembered
 from .command import check_folder, run_benchmark
+from .paired import Interval, Outcome, paired_interval
 
 ONE = "one a forward"
 # close enough that a straight line between two neighbours is fair to a bent curve

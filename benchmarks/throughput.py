@@ -38,7 +38,7 @@ from llada_plugins.sampling.generate import with_options
 
 from .clock import timed
 from .command import check_folder, run_benchmark
-from .generation import SHAPES, model_config, random_model, random_tokens
+from .random_models import SHAPES, model_config, random_model, random_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

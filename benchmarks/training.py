@@ -27,35 +27,29 @@ import gc
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import TrainerCallback
 
-from llada_plugins.diffusion.forward_process import mask_tokens
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.placement import pick_device
 from llada_plugins.models.quantization import num_parameters
 from llada_plugins.options.fields import arg
 from training.data.corpus import collate_rows
 from training.loop import objectives
-from training.loop.objectives import Loss, Objective
 from training.loop.throughput import training_flops
 from training.loop.trainer import DiffusionTrainer
 from training.runs.arguments import RunArguments
 
+from .bare_loop import LEARNING_RATE, Bare
 from .command import check_folder, run_benchmark
-from .generation import SHAPES, model_config, random_model
-from .likelihood import measured
+from .process_memory import measured
+from .random_models import SHAPES, model_config, random_model
 
 # 5.8 M parameters
 SMALL = dict(d_model=256, n_layers=6, n_heads=4, mlp_hidden_size=688, vocab_size=2048)
-LEARNING_RATE = 1e-4
 NOT_MEASURED = 2  # first updates: memory is allocated, Adam's moments are made
 TOLERANCE = 1e-3  # of the loss, relative: the two drift apart by rounding
 
@@ -95,76 +89,6 @@ class Options:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_folder("json", self.json)
         pick_device(self.device)
-
-
-class Bare(TrainerCallback):
-    """The plain loop on its own model: an update after each of the trainer's, with the
-    batch and masks that this one had.
-    """
-
-    def __init__(self, model: LLaDA, options: Options) -> None:
-        self.model, self.mask_id = model, model.config.mask_token_id
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
-        )
-        self.autocast = torch.autocast(
-            model.device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"
-        )
-        self.given: tuple[Tensor, Tensor] | None = None
-        self.losses: list[tuple[float, float]] = []  # the trainer's, ours
-        self.seconds: dict[str, list[float]] = {"trainer": [], "bare": []}
-        self.mark = 0.0
-
-    def watched(self, objective: Objective) -> Objective:
-        """The same objective; what it is given and finds is kept."""
-
-        def watched_objective(
-            model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
-        ) -> Loss:
-            self.given = batch["input_ids"], generator.get_state()
-            loss = objective(model, batch, generator)
-            self.theirs = loss.sum.detach() / loss.count
-            return loss
-
-        return watched_objective
-
-    def update(self) -> Tensor:
-        """Mask, forward, loss, backward, clip, step."""
-        tokens, state = self.given
-        generator = torch.Generator()
-        generator.set_state(state)
-        noisy = mask_tokens(
-            tokens, torch.ones_like(tokens, dtype=torch.bool), self.mask_id, generator
-        )
-        with self.autocast:
-            logits = self.model(noisy.tokens, at=noisy.masked).float()
-            cross_entropy = F.cross_entropy(logits, tokens[noisy.masked], reduction="none")
-            loss = (
-                cross_entropy / noisy.p_mask.expand_as(tokens)[noisy.masked]
-            ).sum() / tokens.numel()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss.detach()
-
-    def clock(self) -> float:
-        if self.model.device.type != "cuda":
-            return time.process_time()
-        torch.cuda.synchronize(self.model.device)
-        return time.perf_counter()
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.mark = self.clock()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        began = self.clock()
-        loss = self.update()
-        ended = self.clock()
-        self.seconds["trainer"].append(began - self.mark)
-        self.seconds["bare"].append(ended - began)
-        self.losses.append((float(self.theirs), float(loss)))
-        self.mark = self.clock()
 
 
 def training_model(options: Options) -> LLaDA:
@@ -217,7 +141,7 @@ def train(model: LLaDA, options: Options, updates: int, watch: Bare | None = Non
 def throughput(options: Options) -> dict[str, Any]:
     """Tokens a second of both, their ratio, and whether they did the same."""
     model = training_model(options)
-    bare = Bare(copy.deepcopy(model), options)
+    bare = Bare(copy.deepcopy(model), options.dtype)
     train(model, options, options.updates + NOT_MEASURED, bare)
     medians = {
         name: statistics.median(seconds[NOT_MEASURED:]) for name, seconds in bare.seconds.items()

@@ -37,7 +37,8 @@ from llada_plugins.tasks import sudoku
 from training import remask_sft
 from training.loop.metrics_log import read_metrics
 
-from .ablation import GEN_LENGTH, Interval, load, measure, paired_interval
+from .ablation import GEN_LENGTH, load, measure
+from .paired import Interval, paired_interval
 
 SWEEPS: dict[str, tuple[float, ...]] = {
     "r_incorrect": (0.05, 0.1, 0.2),

@@ -12,16 +12,8 @@ import pytest
 import torch
 
 from benchmarks import ablation, ups_sweep
-from benchmarks.ablation import (
-    Interval,
-    Outcome,
-    cell,
-    frontier_rows,
-    measure,
-    paired_interval,
-    remembered,
-    verdicts,
-)
+from benchmarks.ablation import cell, frontier_rows, measure, remembered, verdicts
+from benchmarks.paired import Interval, Outcome, paired_interval
 from llada_plugins import SamplerConfig
 from llada_plugins.diffusion.denoiser import Canvas, Prediction
 from llada_plugins.engine.engine import Engine, Request

@@ -14,7 +14,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import accuracy, generation, memory, peers, reference, roofline, steps
+from benchmarks import (
+    accuracy,
+    generation,
+    memory,
+    peers,
+    random_models,
+    reference,
+    roofline,
+    steps,
+)
 from llada_plugins import SamplerConfig
 from llada_plugins.diffusion.denoiser import PADDING
 from llada_plugins.models.llada import LLaDA
@@ -48,7 +57,9 @@ TINY = dict(
 
 @pytest.fixture(scope="module")
 def model() -> LLaDA:
-    return generation.random_model(generation.model_config("tiny", 64), torch.device("cpu"), seed=0)
+    return random_models.random_model(
+        random_models.model_config("tiny", 64), torch.device("cpu"), seed=0
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,7 +74,7 @@ def one_thread():
 
 
 def prompts_for(model: LLaDA) -> torch.Tensor:
-    return torch.cat([generation.random_tokens(model, 7, seed) for seed in range(3)])
+    return torch.cat([random_models.random_tokens(model, 7, seed) for seed in range(3)])
 
 
 @pytest.mark.parametrize(
@@ -82,7 +93,7 @@ def test_published_loop_decodes_our_tokens_in_as_many_forwards(model, options):
 
 def test_check_fails_where_the_two_loops_differ(model):
     prompts, mask = prompts_for(model), model.special_tokens.mask
-    other = generation.random_model(model.config, model.device, seed=0)
+    other = random_models.random_model(model.config, model.device, seed=0)
     state = other.hidden_states(torch.cat([prompts, torch.full((3, 16), mask)], 1))[:, 7:].mean(
         (0, 1)
     )
@@ -196,7 +207,7 @@ def test_a_cached_block_costs_one_first_step_and_the_rest_later_ones():
 
 def test_8b_shape_has_the_parameters_of_llada_8b():
     with torch.device("meta"):
-        model = LLaDA(generation.model_config("8b", 4096))
+        model = LLaDA(random_models.model_config("8b", 4096))
     # bytes of the bfloat16 checkpoint
     assert sum(parameter.numel() for parameter in model.parameters()) == 16_031_162_368 // 2
 
@@ -375,7 +386,7 @@ def test_peers_decode_our_tokens_on_our_weights_and_leave_no_modules(model, chec
     assert not {
         name for name in set(sys.modules) - before if name.split(".")[0] in ("generate", "model")
     }
-    found = peers.compare(loaded, model, generation.random_tokens(model, 8, 0), 8, 0.7, 2, "cpu")
+    found = peers.compare(loaded, model, random_models.random_tokens(model, 8, 0), 8, 0.7, 2, "cpu")
     assert set(found) == {
         "LLaDA exact",
         "LLaDA exact_greedy",
@@ -423,7 +434,7 @@ def test_a_peer_that_fails_is_named_and_the_others_are_measured(model, checkouts
         "def generate(*_, **__): raise AttributeError('no such thing')"
     )
     loaded = [peers.load_peer(folder, model) for folder in checkouts]
-    found = peers.compare(loaded, model, generation.random_tokens(model, 8, 0), 8, 0.7, 1, "cpu")
+    found = peers.compare(loaded, model, random_models.random_tokens(model, 8, 0), 8, 0.7, 1, "cpu")
     assert found["LLaDA exact"] == {"error": "AttributeError: no such thing"}
     assert "ratio" in found["Fast-dLLM dual_greedy"]
     assert "failed: AttributeError: no such thing" in peers.table(found)
@@ -450,10 +461,10 @@ def test_counted_operations_of_a_step_are_those_that_torch_counts(model, form):
     assert counted.get_total_flops() == roofline.flops(model.config, work)
 
 
-@pytest.mark.parametrize("shape", generation.SHAPES)
+@pytest.mark.parametrize("shape", random_models.SHAPES)
 def test_a_step_reads_every_weight_but_the_embedding_and_the_norms(shape):
     with torch.device("meta"):
-        model = LLaDA(generation.model_config(shape, 64))
+        model = LLaDA(random_models.model_config(shape, 64))
     read = sum(
         each.numel()
         for name, each in model.named_parameters()
@@ -464,7 +475,7 @@ def test_a_step_reads_every_weight_but_the_embedding_and_the_norms(shape):
 
 
 def test_floor_is_the_larger_of_computing_and_reading_and_a_batch_reads_weights_once():
-    config, place = generation.model_config("8b", 4096), roofline.Place(512, 384, 32, 16)
+    config, place = random_models.model_config("8b", 4096), roofline.Place(512, 384, 32, 16)
     quick, slow = roofline.Ceiling(1e30, 1e12), roofline.Ceiling(1e12, 1e30)
     names = ["dual_later", "dual_later_batch8", "dual_later_alone", "exact", "ups"]
     cuts = range(0, 128, 16)
@@ -495,7 +506,7 @@ def test_a_column_more_of_the_canvas_costs_no_logits(model):
     config = dataclasses.replace(
         model.config, vocab_size=5000, mask_token_id=4999, max_sequence_length=512
     )
-    wide = generation.random_model(config, model.device, seed=0)
+    wide = random_models.random_model(config, model.device, seed=0)
     found = generation.memory_growth(wide, options)
     assert list(found.peaks) == [32, 64, 128, 256, 512]
     assert found.per_column < 5000  # of 20,000 bytes that a column's logits have
@@ -568,6 +579,6 @@ def test_eight_bits_are_those_of_the_blocks_alone_and_the_model_stays_as_it_is(m
         if ".blocks." in name and parameter.dim() == 2
     }
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-    tokens = generation.random_tokens(model, 8, 0)
+    tokens = random_models.random_tokens(model, 8, 0)
     ours, theirs = model(tokens), quantised(tokens)
     assert 0 < (ours - theirs).abs().max() < 0.05 * ours.abs().max()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import language, likelihood, reference
-from benchmarks.generation import model_config, random_model
+from benchmarks.random_models import model_config, random_model
 from llada_plugins import log_likelihood
 from llada_plugins.models.llada import LLaDA
 from tests.tolerance import token_error

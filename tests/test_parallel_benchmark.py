@@ -10,7 +10,8 @@ import numpy
 import pytest
 
 from benchmarks import parallel
-from benchmarks.ablation import Interval, Outcome, remembered
+from benchmarks.ablation import remembered
+from benchmarks.paired import Interval, Outcome
 from llada_plugins import SamplerConfig, generate
 from llada_plugins.engine.engine import Engine
 from llada_plugins.sampling.config import ADAPTIVE_RULES

@@ -1,0 +1,61 @@
+"""Models of real shapes with random weights, and tokens for them: what benchmarks run on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llada_plugins import SpecialTokens
+from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.llada_config import LLaDAConfig
+
+DENSE: dict[str, Any] = dict(vocab_size=157_184, qk_norm=True)
+MOE: dict[str, Any] = dict(**DENSE, num_experts=64, experts_per_token=8)
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": dict(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64, vocab_size=101),
+    "100m": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=2048, vocab_size=126_464),
+    "8b": dict(d_model=4096, n_layers=32, n_heads=32, mlp_hidden_size=12_288, vocab_size=126_464),
+    # LLaDA-MoE's; NAME-active is dense, with as many weights as a token of it meets
+    "7b-moe": dict(d_model=2048, n_layers=16, n_heads=16, mlp_hidden_size=1024, **MOE),
+    "7b-moe-active": dict(d_model=2048, n_layers=16, n_heads=16, mlp_hidden_size=8192, **DENSE),
+    "300m-moe": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=128, **MOE),
+    "300m-moe-active": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=1024, **DENSE),
+}
+
+
+def model_config(shape: str, length: int) -> LLaDAConfig:
+    """A model of the shape for sequences up to `length`; its last id is the mask."""
+    return LLaDAConfig(
+        **SHAPES[shape],
+        max_sequence_length=length,
+        rope_theta=5e5,
+        rms_norm_eps=1e-5,
+        weight_tying=False,
+        include_bias=False,
+        include_qkv_bias=False,
+        rope_full_precision=True,
+        mask_token_id=SHAPES[shape]["vocab_size"] - 1,
+    )
+
+
+def random_model(config: LLaDAConfig, device: torch.device, seed: int) -> LLaDA:
+    """Random float32 weights, ready for inference."""
+    with torch.device("meta"):
+        model = LLaDA(config)
+    model.to_empty(device=device)
+    initialise(model, torch.Generator(device).manual_seed(seed))
+    # no trained head proposes the mask; ours rules it out, the published loop does not
+    with torch.no_grad():
+        model.model["transformer"]["ff_out"].weight[config.mask_token_id] = 0
+    model.special_tokens = SpecialTokens(config.mask_token_id)
+    return model.eval().requires_grad_(False)
+
+
+def random_tokens(model: LLaDA, length: int, seed: int) -> Tensor:
+    """(1, length) ids without the mask."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model.config.mask_token_id, (1, length), generator=generator).to(
+        model.device
+    )
