@@ -119,7 +119,8 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]], num: int) -> s
             f"{'answer x faster':>17}{'sampled':>10}",
         ]
         lines += [
-            f"{name:<32}{row['accuracy']:>10.3f}{row['same_answers']:>10.3f}{row['mean_forwards']:>10.2f}"
+            f"{name:<32}{row['accuracy']:>10.3f}{row['same_answers']:>10.3f}"
+            f"{row['mean_forwards']:>10.2f}"
             f"{row['times_faster_greedy']:>17.2f}{row['times_faster']:>10.2f}"
             for name, row in rows.items()
         ]

@@ -120,7 +120,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{'':<24}{'accuracy':>10}{'as fixed':>10}{'rows':>10}{'std. error':>12}"]
     for name, each in result["ways"].items():
         lines.append(
-            f"{name:<24}{each['accuracy']:>10.3f}{each['same_answers']:>10.3f}{each['rows']:>10.1f}{each['stderr']:>12.3f}"
+            f"{name:<24}{each['accuracy']:>10.3f}{each['same_answers']:>10.3f}"
+            f"{each['rows']:>10.1f}{each['stderr']:>12.3f}"
         )
     return "\n".join([*lines, f"rows saved by auto: {100 * result['rows_saved']:.0f} %"])
 

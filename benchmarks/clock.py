@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+
+Clock = Literal["wall", "cpu"]  # a field of Seconds
 
 
 class Seconds(NamedTuple):
@@ -14,6 +16,16 @@ class Seconds(NamedTuple):
 
     wall: float
     cpu: float  # of all threads
+
+
+def clock_of(device: torch.device) -> Clock:
+    """By which clock a device is measured: a CPU that others use too by its own time."""
+    return "wall" if device.type == "cuda" else "cpu"
+
+
+def device_name(device: torch.device) -> str:
+    """What results call the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> Seconds:

@@ -70,7 +70,7 @@ from llada_plugins.reports.render import pyplot
 from llada_plugins.tasks.registry import TASKS
 
 from . import accuracy, memory, peers, reference, roofline, speed_plot
-from .clock import Seconds, timed
+from .clock import Clock, Seconds, clock_of, device_name, timed
 from .command import run_benchmark
 from .generation_options import Options
 from .generation_tables import report
@@ -154,7 +154,7 @@ def judged(medians: dict[str, float], options: Options) -> dict[str, dict[str, d
     return found
 
 
-def times_exact(seconds: dict[str, list[Seconds]], clock: str) -> dict[str, float]:
+def times_exact(seconds: dict[str, list[Seconds]], clock: Clock) -> dict[str, float]:
     """Each wrapped form's time over that of `exact` in the same repetition, the median."""
     return {
         name: statistics.median(
@@ -168,7 +168,7 @@ def times_exact(seconds: dict[str, list[Seconds]], clock: str) -> dict[str, floa
     }
 
 
-def floors(model: LLaDA, options: Options, names: Sequence[str], clock: str) -> dict[str, Any]:
+def floors(model: LLaDA, options: Options, names: Sequence[str], clock: Clock) -> dict[str, Any]:
     """Ceilings of the machine, floors of the forms in seconds, and the part of exact
     steps outside matrix products.
     """
@@ -216,7 +216,7 @@ def memory_growth(model: LLaDA, options: Options) -> memory.Growth:
     )
 
 
-def peer_runs(model: LLaDA, options: Options, clock: str) -> dict[str, dict[str, Any]]:
+def peer_runs(model: LLaDA, options: Options, clock: Clock) -> dict[str, dict[str, Any]]:
     """Every peer beside ours, on the canvas of the measured step."""
     loaded = [peers.load_peer(Path(folder), model) for folder in options.peer]
     length = options.prompt_length + options.gen_length - peers.NUM_BLOCKS * options.block_length
@@ -242,33 +242,14 @@ def run(options: Options) -> dict[str, Any]:
     check = SamplerConfig(gen_length=options.check_length, block_length=options.check_length // 2)
     same = same_tokens(model, random_tokens(model, options.check_length, options.seed), check)
     seconds = measure(model.to(dtype), options)
-    clock, machine = (
-        ("wall", torch.cuda.get_device_name(device)) if device.type == "cuda" else ("cpu", "cpu")
-    )
-    medians = {
-        name: statistics.median(getattr(each, clock) for each in taken)
-        for name, taken in seconds.items()
-    }
+    clock = clock_of(device)
+    medians = {name: median(taken, clock) for name, taken in seconds.items()}
     mean = composed(medians, options.block_length)
-    baseline = {
-        name: "reference_greedy" if name.endswith("_greedy") else "reference" for name in mean
-    }
-    beside = peer_runs(model, options, clock) if options.peer else {}
     return {
-        "ratios": {
-            name: mean[baseline[name]] / each
-            for name, each in mean.items()
-            if name != baseline[name]
-        },
-        "peers": {name: found["ratio"] for name, found in beside.items() if "ratio" in found},
-        "peer_runs": beside,
+        "ratios": ratios(mean),
+        **peer_results(model, options, clock),
         "times_exact": times_exact(seconds, clock),
-        "head_share": {
-            str(width): getattr(head_seconds(model, options.block_length, width), clock)
-            / medians["exact"]
-            for width in (128, 512)
-        },
-        "router_share": getattr(routing_seconds(model, options), clock) / medians["exact"],
+        **addon_shares(model, options, medians["exact"], clock),
         "same_tokens": same,
         "seconds": mean,
         "floor": floors(model, options, list(medians), clock),
@@ -278,11 +259,47 @@ def run(options: Options) -> dict[str, Any]:
         "every_step": {name: [each._asdict() for each in taken] for name, taken in seconds.items()},
         "shape": {"name": options.shape, **SHAPES[options.shape]},
         "machine": {
-            "device": machine,
+            "device": device_name(device),
             "dtype": str(dtype).removeprefix("torch."),
             "torch": torch.__version__,
         },
         "options": asdict(options),
+    }
+
+
+def median(taken: Sequence[Seconds], clock: Clock) -> float:
+    """Of some repetitions, by one clock."""
+    return statistics.median(getattr(each, clock) for each in taken)
+
+
+def baseline(name: str) -> str:
+    """The form of the published loop that a form is compared with."""
+    return "reference_greedy" if name.endswith("_greedy") else "reference"
+
+
+def ratios(mean: dict[str, float]) -> dict[str, float]:
+    """How many times faster than the published loop every other form is."""
+    return {
+        name: mean[baseline(name)] / each for name, each in mean.items() if name != baseline(name)
+    }
+
+
+def peer_results(model: LLaDA, options: Options, clock: Clock) -> dict[str, Any]:
+    """What peers took beside ours, and the ratios of those that ran."""
+    runs = peer_runs(model, options, clock) if options.peer else {}
+    return {
+        "peers": {name: found["ratio"] for name, found in runs.items() if "ratio" in found},
+        "peer_runs": runs,
+    }
+
+
+def addon_shares(model: LLaDA, options: Options, exact: float, clock: Clock) -> dict[str, Any]:
+    """What heads and a router take by themselves, as shares of an exact step's seconds."""
+    heads = {width: head_seconds(model, options.block_length, width) for width in (128, 512)}
+    router = routing_seconds(model, options)
+    return {
+        "head_share": {str(width): getattr(each, clock) / exact for width, each in heads.items()},
+        "router_share": getattr(router, clock) / exact,
     }
 
 

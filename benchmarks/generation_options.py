@@ -69,6 +69,16 @@ class Options:
         for name in ("threads", "prompt_length", "steps_measured", "peer_repetitions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self._check_step()
+        self._check_extras()
+        self._check_peers()
+        for name in ("json", "plot"):
+            check_folder(name, getattr(self, name))
+        speed_plot.check_suffix(self.plot)
+        self.sampler(0)
+        pick_dtype(self.dtype, pick_device(self.device))
+
+    def _check_step(self) -> None:
         if not 1 <= self.num_masked <= self.block_length:
             raise ValueError(
                 f"num_masked must be from 1 to block_length ({self.block_length}), got "
@@ -81,9 +91,13 @@ class Options:
             )
         if self.check_length < 2 or self.check_length % 2:
             raise ValueError(f"check_length must be even and at least 2, got {self.check_length}")
-        for name in ("json", "plot"):
-            check_folder(name, getattr(self, name))
-        speed_plot.check_suffix(self.plot)
+        if self.gen_length % self.block_length:  # peers decode whole blocks only
+            raise ValueError(
+                f"gen_length ({self.gen_length}) must be a multiple of block_length "
+                f"({self.block_length})"
+            )
+
+    def _check_extras(self) -> None:
         if self.memory_length < 0 or self.memory_length % (32 * self.block_length):
             raise ValueError(
                 f"memory_length must be 0 or a multiple of 32 blocks ({32 * self.block_length}), "
@@ -92,27 +106,18 @@ class Options:
         if not 0 <= self.accuracy_puzzles <= accuracy.most_problems():
             raise ValueError(
                 f"accuracy_puzzles must be from 0 to {accuracy.most_problems()}, the Nim "
-                "positions that there are, "
-                f"got {self.accuracy_puzzles}"
+                f"positions that there are, got {self.accuracy_puzzles}"
             )
-        if (
-            self.peer
-            and self.prompt_length + self.gen_length <= peers.NUM_BLOCKS * self.block_length
-        ):
+
+    def _check_peers(self) -> None:
+        answer = peers.NUM_BLOCKS * self.block_length
+        if self.peer and self.prompt_length + self.gen_length <= answer:
             raise ValueError(
-                f"peers decode {peers.NUM_BLOCKS} blocks behind a prompt: prompt_length + "
-                "gen_length must exceed "
-                f"{peers.NUM_BLOCKS * self.block_length}"
+                f"peers decode {peers.NUM_BLOCKS} blocks after a prompt: prompt_length + "
+                f"gen_length must exceed {answer}"
             )
         for folder in self.peer:
             peers.kind(Path(folder))
-        if self.gen_length % self.block_length:  # peers decode whole blocks only
-            raise ValueError(
-                f"gen_length ({self.gen_length}) must be a multiple of block_length "
-                f"({self.block_length})"
-            )
-        self.sampler(0)
-        pick_dtype(self.dtype, pick_device(self.device))
 
     def sampler(self, temperature: float) -> SamplerConfig:
         """The measured step: one for the whole block, since what a step costs does not

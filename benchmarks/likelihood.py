@@ -45,7 +45,7 @@ from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
 
 from . import reference
-from .clock import Seconds
+from .clock import Seconds, clock_of, device_name
 from .command import check_folder, run_benchmark
 from .language import Language, fit, language, texts
 from .process_memory import measured
@@ -269,7 +269,7 @@ def run(options: Options) -> dict[str, Any]:
         if options.mc_num in runs
         else ours(model, pairs, options, options.mc_num)
     )
-    equal_error, clock = runs[mc_num], "wall" if device.type == "cuda" else "cpu"
+    equal_error, clock = runs[mc_num], clock_of(device)
     seconds = getattr(theirs.seconds, clock)
     return {
         "ratios": {
@@ -292,7 +292,7 @@ def run(options: Options) -> dict[str, Any]:
         "nats_per_token": fitted and dict(zip(("before", "after"), fitted)),
         "shape": {"name": options.shape, **SHAPES[options.shape]},
         "machine": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": device_name(device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "torch": torch.__version__,
         },
@@ -319,7 +319,8 @@ def table(result: dict[str, Any]) -> str:
         peak = "" if each["peak_bytes"] is None else f"{each['peak_bytes'] / 1e6:.0f}"
         ratio = f"{result['ratios'][name]:.2f}" if name in result["ratios"] else ""
         lines.append(
-            f"{name:<14}{each['mc_num']:>8}{each['rows']:>8}{each['seconds'][clock]:>10.2f}{peak:>10}"
+            f"{name:<14}{each['mc_num']:>8}{each['rows']:>8}"
+            f"{each['seconds'][clock]:>10.2f}{peak:>10}"
             f"{each['variance'] ** 0.5:>12.3f}{ratio:>10}"
         )
     return "\n".join(

@@ -24,7 +24,7 @@ from torch import Tensor
 from llada_plugins import SamplerConfig, generate
 from llada_plugins.models.llada import LLaDA
 
-from .clock import Seconds, timed
+from .clock import Clock, Seconds, timed
 
 NUM_BLOCKS = 2  # of a measured answer: one with masks behind it, one without
 STEPS_WITHOUT_CACHE = 2  # of each block; every step of a loop without a cache costs the same
@@ -204,9 +204,11 @@ def load_peer(folder: Path, model: LLaDA) -> Peer:
     try:
         return kind(folder)(folder.absolute(), model)
     except BROKEN as error:
-        raise ValueError(
-            f"peer={str(folder)!r} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        raise ValueError(f"peer={str(folder)!r} cannot be loaded: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def settings(cache: str, block_length: int, temperature: float) -> dict[str, SamplerConfig]:
@@ -241,6 +243,38 @@ def beside(
     return seconds, answers
 
 
+class Case(NamedTuple):
+    """A loop of a peer under a setting, beside ours."""
+
+    name: str  # PEER FORM
+    decode: Decode
+    config: SamplerConfig
+
+
+class Compared:
+    """What is known of a case: seconds of both sides, or why theirs failed."""
+
+    def __init__(self, greedy: bool) -> None:
+        self.seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
+        # of two that sample, nothing follows
+        self.same_tokens: bool | None = True if greedy else None
+        self.error: str | None = None
+
+    def add(self, seconds: dict[str, Seconds], answers: dict[str, list[int]], clock: Clock) -> None:
+        """A further answer of each side."""
+        for side, taken in seconds.items():
+            self.seconds[side].append(getattr(taken, clock))
+        if self.same_tokens is not None:
+            self.same_tokens &= answers["theirs"] == answers["ours"]
+
+    def result(self) -> dict[str, Any]:
+        """For JSON: the error alone, or the seconds, their ratio and `same_tokens`."""
+        if self.error is not None:
+            return {"error": self.error}
+        theirs, ours = map(statistics.median, self.seconds.values())
+        return {**self.seconds, "same_tokens": self.same_tokens, "ratio": theirs / ours}
+
+
 def compare(
     peers: Sequence[Peer],
     model: LLaDA,
@@ -248,42 +282,35 @@ def compare(
     block_length: int,
     temperature: float,
     repetitions: int,
-    clock: str,
+    clock: Clock,
 ) -> dict[str, dict[str, Any]]:
-    """Every loop beside ours: {"NAME form": seconds of both, their ratio,
-    "same_tokens": yes or no, None where both sample}.
-
-    A loop that fails has an "error" in place of these.
-    """
-    found: dict[str, dict[str, Any]] = {}
+    """Every loop beside ours, `Compared.result` by the name of the case."""
     cases = [
-        (f"{peer.name} {form}", decode, config)
+        Case(f"{peer.name} {form}", decode, config)
         for peer in peers
         for cache, decode in peer.loops.items()
         for form, config in settings(cache, block_length, temperature).items()
     ]
-    for _ in range(repetitions):
-        for name, decode, config in cases:
-            if "error" in found.get(name, {}):
-                continue
-            try:
-                if name not in found:  # the first call is slower: a few steps, not measured
-                    decode(prompt, replace(config, steps=2 * NUM_BLOCKS))
-                seconds, answers = beside(decode, model, prompt, config)
-            except BROKEN as error:
-                found[name] = {"error": f"{type(error).__name__}: {error}"}
-                continue
-            same = True if config.temperature == 0 else None
-            result = found.setdefault(name, {"theirs": [], "ours": [], "same_tokens": same})
-            for side, taken in seconds.items():
-                result[side].append(getattr(taken, clock))
-            if config.temperature == 0:
-                result["same_tokens"] &= answers["theirs"] == answers["ours"]
-    for result in found.values():
-        if "error" not in result:
-            theirs, ours = statistics.median(result["theirs"]), statistics.median(result["ours"])
-            result["ratio"] = theirs / ours
-    return found
+    found = {case.name: Compared(case.config.temperature == 0) for case in cases}
+    for repetition in range(repetitions):
+        for case in cases:
+            if found[case.name].error is None:
+                _run(case, model, prompt, clock, found[case.name], warm_up=repetition == 0)
+    return {name: each.result() for name, each in found.items()}
+
+
+def _run(
+    case: Case, model: LLaDA, prompt: Tensor, clock: Clock, found: Compared, *, warm_up: bool
+) -> None:
+    """One answer of each side, into `found`; a loop that fails is not tried again."""
+    try:
+        if warm_up:  # the first call is slower: a few steps, not measured
+            case.decode(prompt, replace(case.config, steps=2 * NUM_BLOCKS))
+        seconds, answers = beside(case.decode, model, prompt, case.config)
+    except BROKEN as error:
+        found.error = _told(error)
+        return
+    found.add(seconds, answers, clock)
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:

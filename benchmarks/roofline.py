@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import LLaDAConfig
 
-from .clock import timed
+from .clock import Clock, timed
 
 # in names of operators that are matrix products
 MATMULS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "attention")
@@ -136,7 +136,11 @@ def step_floors(
 
 @torch.inference_mode()
 def measured_ceiling(
-    device: torch.device, dtype: torch.dtype, clock: str, megabytes: int = 64, repetitions: int = 3
+    device: torch.device,
+    dtype: torch.dtype,
+    clock: Clock,
+    megabytes: int = 64,
+    repetitions: int = 3,
 ) -> Ceiling:
     """The best of a few matrix products of a model's sizes, and of reading `megabytes`
     once in a matrix-vector product or a sum.

@@ -36,7 +36,7 @@ from llada_plugins.options.fields import arg
 from llada_plugins.sampling.decode import Sample, decode
 from llada_plugins.sampling.generate import with_options
 
-from .clock import timed
+from .clock import clock_of, device_name, timed
 from .command import check_folder, run_benchmark
 from .random_models import SHAPES, model_config, random_model, random_tokens
 
@@ -146,7 +146,7 @@ def run(options: Options) -> dict[str, Any]:
     )
     model.to(pick_dtype(options.dtype, device))
     prompts = prompts_of(model, options)
-    clock = "wall" if device.type == "cuda" else "cpu"
+    clock = clock_of(device)
     sizes: list[int] = []
     each = ways(counted(model_denoiser(model), sizes), model, prompts, options)
     each["full"]()  # the first forwards are slower
@@ -175,7 +175,7 @@ def run(options: Options) -> dict[str, Any]:
         else None,
         "shape": {"name": options.shape, **SHAPES[options.shape]},
         "machine": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": device_name(device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "torch": torch.__version__,
         },

@@ -44,6 +44,7 @@ from training.loop.trainer import DiffusionTrainer
 from training.runs.arguments import RunArguments
 
 from .bare_loop import LEARNING_RATE, Bare
+from .clock import clock_of, device_name
 from .command import check_folder, run_benchmark
 from .process_memory import measured
 from .random_models import SHAPES, model_config, random_model
@@ -223,9 +224,9 @@ def run(options: Options) -> dict[str, Any]:
             **(SMALL if options.shape == "small" else SHAPES[options.shape]),
         },
         "machine": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": device_name(device),
             "dtype": options.dtype,
-            "clock": "wall" if device.type == "cuda" else "cpu",
+            "clock": clock_of(device),
             "torch": torch.__version__,
         },
         "options": asdict(options),
