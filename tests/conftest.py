@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -38,6 +39,13 @@ def pytest_runtest_setup() -> None:
     busy cores a second thread made one test 45 times slower (3 s, 145 s).
     """
     torch.set_num_threads(int(THREADS))
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """Every test draws the same random numbers, whichever ran before it in its process."""
+    random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ thing, before any weight is read.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -349,8 +350,10 @@ def test_lora_adapts_the_block_projections_and_not_the_head(folder, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     again = peft.PeftModel.from_pretrained(load_model(folder, device="cpu"), tmp_path / "adapter")
     assert torch.equal(again(tokens), changed)
+    # merging rounds every weight once more
+    merged_bound = measured(lambda of: copy.deepcopy(of).merge_and_unload()(tokens), adapted)
     merged = again.merge_and_unload()
-    torch.testing.assert_close(merged(tokens), changed, atol=bound, rtol=0)
+    torch.testing.assert_close(merged(tokens), changed, atol=bound + merged_bound, rtol=0)
 
 
 def test_accelerates_name_of_a_processs_cpu_is_the_cpu(tiny_checkpoint):

@@ -24,6 +24,8 @@ from llada_plugins.rewards.steps import block_scorer
 from llada_plugins.tasks import sudoku
 from tests.tolerance import token_error
 
+pytestmark = pytest.mark.floats
+
 CONTEXT = 40  # tokens of the engine's context; bytes are tokens here
 FAST = dict(gen_length=8, steps=2)
 LONG = "".join(chr(ord("a") + number % 26) for number in range(60))
