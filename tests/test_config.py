@@ -123,7 +123,8 @@ def test_a_wrong_value_is_refused_with_name_kind_and_value(name, given, message)
 def test_an_unknown_name_is_refused_with_the_nearest_known_one():
     with pytest.raises(
         ValueError,
-        match=r"^unknown option 'treshold' \(did you mean 'threshold'\?\); known: block_length, ",
+        match=r"^unknown option 'treshold' \(did you mean 'threshold'\?\); known: alg_temp, "
+        r"block_length, ",
     ):
         split({"treshold": 0.9}, SamplerConfig)
     with pytest.raises(

@@ -143,7 +143,7 @@ def test_until_may_be_a_string_a_list_empty_or_missing_and_the_earliest_stop_win
     ("gen_kwargs", "message"),
     [
         ({"block_lenght": 8}, "unknown gen_kwarg 'block_lenght' .did you mean 'block_length'"),
-        ({"block_size": 8}, "unknown gen_kwarg 'block_size' .did you mean 'block_length'"),
+        ({"block_size": 8}, "block_size is an option of dllm's.*: did you mean 'block_length'"),
         ({"num_beams": 4}, "num_beams=4 has no meaning"),
         (
             {"gen_length": 16, "steps": 17},
