@@ -431,7 +431,7 @@ def test_rounds_double_up_to_the_limit():
     [
         (
             ("mean", 8),
-            "estimator must be one of count, published, bernoulli, chain, exact, got 'mean'",
+            "estimator must be one of count, published, published_dream, bernoulli, .*, got 'mean'",
         ),
         (("count", 0), "mc_num must be at least 1, got 0"),
         (("count", "auto"), "mc_num must be a whole number, got 'auto': or auto:NATS"),
@@ -446,7 +446,10 @@ def test_rounds_double_up_to_the_limit():
         ),
         (("count", 8, 100), "mc_max has no effect without mc_num=auto:NATS"),
         (("count", 8, None, 0.9), "mc_confidence has no effect without mc_num=auto:NATS"),
-        (("count", 8, None, None, 4), "mc_batch has no effect without estimator=published"),
+        (
+            ("count", 8, None, None, 4),
+            "mc_batch has no effect without estimator=published or .*_dream",
+        ),
         (("count", "auto:1", 0), "mc_max must be at least 1, got 0"),
         (("count", "auto:1", None, 0.2), "mc_confidence must be from 0.5 to 1, got 0.2"),
         (("published", 12), r"needs mc_num to be a multiple of mc_batch \(8\), got 12"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -298,7 +299,7 @@ def test_wrong_requests_are_told_before_a_forward(model, make_model):
         (
             [([1], [2])],
             dict(estimator="mean"),
-            "estimator must be one of count, published, bernoulli, chain, exact, got 'mean'",
+            "estimator must be one of count, published, published_dream, bernoulli, .*, got 'mean'",
         ),
         ([([1] * 20, [2]), ([1], [2] * 8)], dict(estimator="exact"), "exceeds mc_num=128"),
     ):
@@ -454,3 +455,121 @@ def test_a_choice_that_is_exact_is_not_run_again_in_later_rounds(model):
         denoise=counting(model_denoiser(model), rows),
     )
     assert values[1].num_forwards == 3 and sum(rows) == sum(value.num_forwards for value in values)
+
+
+# ---- Dream: shifted logits, an EOS after the answer
+
+
+@pytest.fixture(scope="module")
+def dream(make_model) -> LLaDA:
+    return make_model(family="dream", n_kv_heads=2, include_qkv_bias=True)
+
+
+def naive_dream_log_p(
+    model: LLaDA, prompt: list[int], answer: list[int], hidden: Iterable[int]
+) -> float:
+    """Summed log-probability of the hidden tokens: logits of the column before, EOS shown."""
+    masked = [MASK if place in hidden else token for place, token in enumerate(answer)]
+    row = [*prompt, *masked, model.config.eos_token_id]
+    log_p = model(torch.tensor([row]))[0].log_softmax(-1)
+    return sum(float(log_p[len(prompt) + place - 1, answer[place]]) for place in hidden)
+
+
+def subsets_of(length: int) -> list[tuple[int, ...]]:
+    sizes = range(1, length + 1)
+    return [subset for k in sizes for subset in itertools.combinations(range(length), k)]
+
+
+WITH_PROMPT = [pair for pair in PAIRS if pair[0]]
+
+
+@pytest.mark.parametrize("estimator", ["count", "exact"])
+def test_dreams_bound_equals_enumeration_with_the_shift_and_the_eos_written_out(dream, estimator):
+    values = log_likelihood(dream, WITH_PROMPT, estimator=estimator, mc_num=31)
+    for (prompt, answer), value in zip(WITH_PROMPT, values):
+        n = len(answer)
+        expected = sum(
+            naive_dream_log_p(dream, prompt, answer, hidden)
+            / len(hidden)
+            / math.comb(n, len(hidden))
+            for hidden in subsets_of(n)
+        )
+        assert value.value == pytest.approx(expected, abs=likelihood_error(dream, n))
+        assert value.stderr == 0 and value.num_forwards == 2**n - 1
+
+
+def test_dreams_chain_is_the_log_probability_from_left_to_right(dream):
+    values = log_likelihood(dream, WITH_PROMPT, estimator="chain")
+    for (prompt, answer), value in zip(WITH_PROMPT, values):
+        n = len(answer)
+        expected = 0.0
+        for place in range(n):
+            later = list(range(place, n))
+            row = [*prompt, *(MASK if at in later else t for at, t in enumerate(answer))]
+            logits = dream(torch.tensor([[*row, dream.config.eos_token_id]]))[0]
+            log_p = logits[len(prompt) + place - 1].log_softmax(-1)
+            expected += float(log_p[answer[place]])
+        assert value.value == pytest.approx(expected, abs=likelihood_error(dream, n))
+
+
+def test_dreams_published_estimator_has_the_mean_of_its_integral_and_an_honest_error(dream):
+    """Its p is uniform on (eps, 1), so a set of k of n tokens has the weight that the integral of
+    p^(k - 1) (1 - p)^(n - k) over there says, divided by 1 - eps.
+    """
+    prompt, answer, eps = [1, 2, 3], [4, 5, 6, 7], 1e-3
+    p = torch.linspace(eps, 1, 200_001, dtype=torch.float64)
+    expected = 0.0
+    for hidden in subsets_of(4):
+        k = len(hidden)
+        weight = torch.trapezoid(p ** (k - 1) * (1 - p) ** (4 - k), p) / (1 - eps)
+        expected += float(weight) * naive_dream_log_p(dream, prompt, answer, hidden)
+    options = dict(estimator="published_dream", mc_num=64, mc_batch=16)
+    found = [
+        log_likelihood(dream, [(prompt, answer)], seed=seed, **options)[0] for seed in range(100)
+    ]
+    values = torch.tensor([each.value for each in found], dtype=torch.float64)
+    # 4 sigma, and the seeds are fixed
+    assert abs(values.mean() - expected) < 4 * values.std() / 100**0.5
+    reported = (sum(each.stderr**2 for each in found) / 100) ** 0.5
+    assert 0.7 * values.std() < reported < 2 * values.std()
+
+
+def test_count_has_less_variance_than_dreams_published_estimator_at_equal_rows(dream):
+    pair = ([1, 2, 3], list(range(4, 16)))
+    ours, theirs = (
+        torch.tensor(
+            [
+                log_likelihood(dream, [pair], estimator=name, mc_num=32, seed=seed)[0].value
+                for seed in range(30)
+            ]
+        ).var()
+        for name in ("count", "published_dream")
+    )
+    assert ours < theirs / 2
+
+
+def test_dreams_greedy_flag_is_that_of_decoding_by_the_shifted_logits(dream):
+    prompt = [1, 2, 3]
+    row, answer = [*prompt, MASK, MASK, MASK, dream.config.eos_token_id], [0, 0, 0]
+    for _ in range(3):
+        logits = dream(torch.tensor([row]))[0]
+        logits[:, MASK] = -math.inf
+        best = {at: logits[at - 1].softmax(-1).max(-1) for at in range(3, 6) if row[at] == MASK}
+        place = max(best, key=lambda at: float(best[at].values))
+        row[place] = answer[place - 3] = int(best[place].indices)
+    pairs = [(prompt, answer), (prompt, [answer[0], answer[1], (answer[2] + 1) % 30])]
+    found = log_likelihood(dream, pairs, mc_num=7, greedy_check=True)
+    assert [each.greedy for each in found] == [True, False]
+
+
+def test_a_shifted_model_refuses_an_answer_without_a_prompt(dream):
+    with pytest.raises(ValueError, match="request 1 has no prompt: this model predicts each token"):
+        log_likelihood(dream, [([1], [2]), ([], [3])])
+
+
+def test_the_eos_that_is_shown_counts_for_the_context(dream):
+    limit = dream.config.max_sequence_length
+    pair = ([1] * (limit - 4), [2, 3, 4])
+    assert log_likelihood(dream, [pair], mc_num=7)[0].num_forwards == 7
+    with pytest.raises(ValueError, match=rf"more than the model's context of {limit - 1}"):
+        log_likelihood(dream, [([1, *pair[0]], pair[1])], mc_num=7)

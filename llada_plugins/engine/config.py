@@ -101,8 +101,8 @@ class LikelihoodOptions(Options):
     estimator: Literal[tuple(ESTIMATORS)] = arg(  # type: ignore[valid-type]  # names of a table
         "count",
         "likelihood: count (LLaDA's bound; enumerated where that takes no more than mc_num rows), "
-        "published (its authors' code), bernoulli (SMDM), chain (left to right) or exact "
-        "(enumeration)",
+        "published (its authors' code), published_dream (Dream's code), bernoulli (SMDM), chain "
+        "(left to right) or exact (enumeration)",
     )
     mc_num: int | str = arg(
         128,
@@ -116,7 +116,9 @@ class LikelihoodOptions(Options):
         "0.99; 1: only the standard error counts)",
     )
     mc_batch: int | None = arg(
-        None, "with estimator=published, rows of one sweep over the numbers of masks (default 8)"
+        None,
+        "with estimator=published or published_dream, rows of one sweep over the numbers of masks "
+        "(default 8)",
     )
     mc_seed: int = arg(0, "with the request's context, determines its masks")
     greedy_check: bool = arg(

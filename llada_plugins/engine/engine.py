@@ -99,7 +99,12 @@ class Engine:
         self.max_answer = self.prepared.max_answer or self.max_length  # tokens
         self.denoise = self.prepared.denoise
         self._warnings = WarnOnce(logger)
-        self.overlong = Overlong(self.config.overlong, self.max_length)
+        self.overlong = Overlong(
+            self.config.overlong,
+            self.max_length,
+            shown_after=int(self.family.shows_eos),
+            needed_before=int(self.family.shift),
+        )
         # of every request; unless gen_length is given, its length is only one that the
         # others allow
         self.common = build_sampler(

@@ -29,8 +29,17 @@ DONE = {"truncated": "cut from the left", "skipped": "skipped"}
 class Overlong:
     """An engine's requests that did not fit: what is done with them, how many there were."""
 
-    def __init__(self, rule: str, max_length: int) -> None:
+    def __init__(
+        self, rule: str, max_length: int, *, shown_after: int = 0, needed_before: int = 0
+    ) -> None:
+        """The rule for a context of max_length tokens.
+
+        shown_after: tokens that a likelihood shows after its answer. needed_before: those that
+        an answer needs before it to be scored.
+        """
         self.rule, self.max_length = rule, max_length
+        self.scored_length = max_length - shown_after  # of context and answer
+        self.longest_answer = self.scored_length - needed_before
         self.counts: Counter[Mark] = Counter()
 
     def counted(self, mark: Mark | None) -> Mark | None:
@@ -144,18 +153,18 @@ class Overlong:
             whole = decode(max(pairs[number], key=len))
             return (
                 f"a context of {context} and an answer of {answer} tokens exceed the model's "
-                f"context of {self.max_length} tokens ({which} {ends_of(whole)})"
+                f"context of {self.scored_length} tokens ({which} {ends_of(whole)})"
             )
 
-        fits = [sum(size) <= self.max_length for size in sizes]
+        fits = [sum(size) <= self.scored_length for size in sizes]
         marks = self.marks(fits, describe, "use fewer shots")
-        cut = [[*context, *answer][-self.max_length :] for context, answer in pairs]
+        cut = [[*context, *answer][-self.scored_length :] for context, answer in pairs]
         at = [len(whole) - self.num_scored(answer) for whole, (_, answer) in zip(cut, sizes)]
         return [(whole[:start], whole[start:]) for whole, start in zip(cut, at)], marks
 
     def num_scored(self, num_tokens: int) -> int:
         """Of how many tokens of an answer a likelihood is: of all, unless it does not fit."""
-        return min(num_tokens, self.max_length)
+        return min(num_tokens, self.longest_answer)
 
 
 def ends_of(string: str) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .estimators import ESTIMATORS, MC_BATCH
+from .estimators import ESTIMATORS, MC_BATCH, PUBLISHED
 
 EXACT_LENGTH = 6  # tokens that `exact` enumerates whatever mc_num says: 63 rows
 FIRST_ROUND = 16  # rows before mc_num=auto looks at an error for the first time
@@ -22,7 +22,7 @@ class Budget(NamedTuple):
     limit: int
     target: float = 0.0  # nats: no more rows once the standard error is not above it
     confidence: float = 1.0  # nor once a question's best choice is settled with this probability
-    batch: int = MC_BATCH  # rows of a sweep of `published`
+    batch: int = MC_BATCH  # rows of a sweep of PUBLISHED
 
     def rounds(self) -> Iterator[range]:
         """The rows of each round; every round doubles their number.
@@ -71,11 +71,11 @@ def _check_effect(
     mc_batch: int | None,
 ) -> None:
     """Raise ValueError on an option that changes nothing beside the others."""
-    auto, published = isinstance(mc_num, str), estimator == "published"
+    auto, published = isinstance(mc_num, str), estimator in PUBLISHED
     for name, value, has_effect, needs in (
         ("mc_max", mc_max, auto, "mc_num=auto:NATS"),
         ("mc_confidence", mc_confidence, auto, "mc_num=auto:NATS"),
-        ("mc_batch", mc_batch, published, "estimator=published"),
+        ("mc_batch", mc_batch, published, f"estimator={' or '.join(PUBLISHED)}"),
     ):
         if value is not None and not has_effect:
             raise ValueError(f"{name} has no effect without {needs}: leave it out")
@@ -101,9 +101,9 @@ def _in_rounds(estimator: str, mc_num: str, limit: int, confidence: float | None
 
 def _at_once(estimator: str, mc_num: int, batch: int) -> Budget:
     """The budget of a number of rows, all drawn in one round."""
-    if estimator == "published" and mc_num % batch:
+    if estimator in PUBLISHED and mc_num % batch:
         raise ValueError(
-            f"estimator='published' needs mc_num to be a multiple of mc_batch ({batch}), "
+            f"estimator={estimator!r} needs mc_num to be a multiple of mc_batch ({batch}), "
             f"got {mc_num}"
         )
     return Budget(mc_num, mc_num, batch=batch)

@@ -20,6 +20,7 @@ import torch
 
 from llada_plugins.diffusion.denoiser import Denoiser, capacity, check_unmasked, model_denoiser
 from llada_plugins.diffusion.guidance import guided
+from llada_plugins.models.families import FAMILIES, Family
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.special_tokens import SpecialTokens
@@ -118,10 +119,11 @@ def log_likelihood(
     estimator: one of ESTIMATORS. mc_num: rows drawn per request, or "auto:NATS": they
     double until the standard error is not above that, or the best of the choices with
     the same prompt is settled with probability mc_confidence (0.99), or mc_max (1024)
-    rows are drawn. mc_batch: rows of a sweep of `published` (8). batch_size: masked
+    rows are drawn. mc_batch: rows of a sweep of the published ones (8). batch_size: masked
     rows per forward, of any requests; batch_tokens: tokens of those rows, in place of
-    batch_size. greedy_check: fill in `greedy`. Raises ValueError on an empty answer or
-    one that does not fit the model's context.
+    batch_size. greedy_check: fill in `greedy`. Where the model's family shows an EOS after
+    the answer, as Dream's code does, it is neither masked nor scored. Raises ValueError on
+    an empty answer or one that does not fit the model's context.
     """
     settings = LikelihoodSettings(
         limits=budget(estimator, mc_num, mc_max, mc_confidence, mc_batch),
@@ -147,10 +149,18 @@ def iterate(
 ) -> Iterator[tuple[int, LogLikelihood]]:
     """The (index, estimate) of each pair, as questions finish; as `log_likelihood` otherwise."""
     special = special or known_special_tokens(model)
-    _check_pairs(pairs, model.config.max_sequence_length, special.mask)
+    family = FAMILIES[model.config.family]
+    after = _shown_after(family, special)
+    _check_pairs(pairs, model.config.max_sequence_length - len(after), special.mask)
+    if family.shift:
+        _check_predicted(pairs)
     longest = max((len(answer) for _, answer in pairs), default=0)
     check_length(settings.estimator, longest, settings.limits)
-    runner = _runner(denoise or model_denoiser(model), settings, special.mask, model.device)
+    denoise = denoise or model_denoiser(model)
+    if settings.cfg_scale > 0:
+        denoise = guided(denoise, settings.cfg_scale, special.mask)
+    at_once = capacity(settings.batch_size, settings.batch_tokens)
+    runner = RowRunner(denoise, special.mask, model.device, at_once, after)
     rows = runner.at_once(max((sum(map(len, pair)) for pair in pairs), default=1))
     model.compiling.foresee(math.ceil(len(pairs) * settings.limits.first / rows))
     requests = [
@@ -177,13 +187,22 @@ def _check_pairs(pairs: Sequence[Pair], limit: int, mask_id: int) -> None:
             )
 
 
-def _runner(
-    denoise: Denoiser, settings: LikelihoodSettings, mask_id: int, device: torch.device
-) -> RowRunner:
-    if settings.cfg_scale > 0:
-        denoise = guided(denoise, settings.cfg_scale, mask_id)
-    at_once = capacity(settings.batch_size, settings.batch_tokens)
-    return RowRunner(denoise, mask_id, device, at_once)
+def _check_predicted(pairs: Sequence[Pair]) -> None:
+    for number, (prompt, _) in enumerate(pairs):
+        if not len(prompt):
+            raise ValueError(
+                f"request {number} has no prompt: this model predicts each token from the one "
+                "before it, so nothing predicts the first: give a token before it, such as BOS"
+            )
+
+
+def _shown_after(family: Family, special: SpecialTokens) -> tuple[int, ...]:
+    """What a row shows after its answer."""
+    if not family.shows_eos:
+        return ()
+    if special.eos is None:
+        raise ValueError("likelihoods of this family show an EOS after the answer: none is known")
+    return (special.eos,)
 
 
 def _estimates(

@@ -14,9 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llada_plugins.diffusion.forward_process import EPS
 from llada_plugins.diffusion.random_streams import uniform
 
-MC_BATCH = 8  # rows of a sweep of `published`
+MC_BATCH = 8  # rows of a sweep of PUBLISHED
+PUBLISHED = ("published", "published_dream")  # as their authors' code, in sweeps of mc_batch rows
 # what random numbers are for, the last counter of uniform(): uses share none
 SWEEPS, PLACES, ORDERS = 1, 2, 3
 
@@ -103,6 +105,21 @@ def published_masks(length: int, draws: range, key: int, batch: int) -> Masks:
     return Masks(masked, masked, length / count.double(), sweep=batch)
 
 
+def dream_masks(length: int, draws: range, key: int, batch: int) -> Masks:
+    """Masks of Dream's likelihood, for comparison with published numbers.
+
+    Every token is masked with probability p = (1 - eps) t + eps, weight 1 / p; the t of a
+    sweep are u, u + 1 / batch, … modulo 1. Without the part of t below eps the mean is not
+    quite the bound of `count`.
+    """
+    rows = torch.arange(draws.start, draws.stop)
+    start = uniform(torch.tensor(key), rows // batch, 0, SWEEPS)
+    t = (start + rows % batch / batch) % 1  # (S,)
+    p = (1 - EPS) * t + EPS
+    masked = _order(draws, length, key) < p[:, None]
+    return Masks(masked, masked, 1 / p, sweep=batch)
+
+
 def bernoulli_masks(length: int, draws: range, key: int, batch: int) -> Masks:
     """Every token masked with probability t, weight 1 / t, t ~ U(0, 1) stratified (SMDM).
 
@@ -137,6 +154,7 @@ Estimator = Callable[[int, range, int, int], Masks]
 ESTIMATORS: dict[str, Estimator] = {
     "count": count_masks,
     "published": published_masks,
+    "published_dream": dream_masks,
     "bernoulli": bernoulli_masks,
     "chain": chain_masks,
     "exact": exact_masks,

@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 class Row(NamedTuple):
     """A masked sequence to run."""
 
-    tokens: list[int]  # prompt and answer, mask ids in place
+    tokens: list[int]  # prompt and answer, mask ids in place, and what is shown after it
     start: int  # where the answer begins
     columns: list[int]  # answer tokens to score
 
@@ -48,6 +48,7 @@ class RowRunner:
     mask_id: int
     device: torch.device
     at_once: Callable[[int], int]  # how many rows of so many tokens make a batch
+    after: tuple[int, ...] = ()  # tokens that every row shows after its answer
 
     def batches(self, items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
         """Consecutive items in batches that fit their first, which is the longest.
@@ -63,7 +64,7 @@ class RowRunner:
         answer = [
             self.mask_id if is_hidden else token for token, is_hidden in zip(request.answer, hidden)
         ]
-        return Row(request.prompt + answer, len(request.prompt), columns)
+        return Row([*request.prompt, *answer, *self.after], len(request.prompt), columns)
 
     def logits(self, rows: Sequence[Row]) -> RowLogits:
         """Logits at the columns of the rows, in one forward."""

@@ -50,6 +50,8 @@ class Family(NamedTuple):
     blocks: str = BLOCKS  # beginning of our names of the Linears that quantize= changes
     # do logits at a column predict the token of the next one?
     shift: bool = False
+    # does its publishers' likelihood show an EOS after the answer that it scores?
+    shows_eos: bool = False
     # whose sampler its publishers use: their option names are accepted (sampling/published.py)
     sampler: Literal["llada", "dream", "mdlm"] = "llada"
     # names of the mask token and of the end of a turn, where config.json names none
@@ -97,7 +99,14 @@ FAMILIES: dict[str, Family] = {
     # <[MASK]> is in neither its config.json nor its tokenizer's settings
     "illada": _hf(ILLADA, DENSE, mask_id=5, eos_id=2),
     "dream": _hf(
-        DREAM, DENSE, shift=True, sampler="dream", mask_id=151666, eos_id=151643, **CHATML
+        DREAM,
+        DENSE,
+        shift=True,
+        shows_eos=True,
+        sampler="dream",
+        mask_id=151666,
+        eos_id=151643,
+        **CHATML,
     ),
     "a2d_qwen3": _hf(A2D_QWEN3, DENSE, sampler="mdlm", **CHATML),
     "a2d_qwen2": _hf(A2D_QWEN2, DENSE, sampler="mdlm", **CHATML),
