@@ -18,6 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.utils import simple_parse_args_string
 
+from llada_plugins.engine.batches import AUTO
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.engine.progress import Progress, progress
 from llada_plugins.harness import lmeval_tokens
@@ -35,8 +36,6 @@ from llada_plugins.models.folder import DEFAULT
 from ._lm_eval_hook import register
 
 logger = logging.getLogger(__name__)
-
-AUTO_BATCH_SIZE = 32
 
 Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a context and of the answer after it
 
@@ -66,13 +65,12 @@ class LLaDA(ParallelLM):
         if trust_remote_code:
             logger.warning("trust_remote_code has no effect: the model is native")
         device = self.place(device)
-        self.batch_sizes: dict[int, int] = {}  # chosen here, as in lm-eval's own models
-        if str(batch_size).startswith("auto"):
-            batch_size = max_batch_size or AUTO_BATCH_SIZE
-            self.batch_sizes[0] = int(batch_size)
+        if str(batch_size).startswith(AUTO):  # also auto:N, lm-eval's wish for N measurements
+            batch_size = AUTO
         self.engine = Engine(
             self.method, pretrained=pretrained, batch_size=batch_size, device=device, **options
         )
+        self.engine.batches.most_rows = max_batch_size
         self.tokenizer = self.engine.tokenizer
         self._device = self.engine.model.device
         self._samplers = Samplers()
@@ -102,8 +100,13 @@ class LLaDA(ParallelLM):
         return self._device
 
     @property
-    def batch_size(self) -> int:
+    def batch_size(self) -> int | str:
         return self.engine.config.batch_size
+
+    @property
+    def batch_sizes(self) -> dict[int, int]:
+        """For the results file, as of lm-eval's own models: rows that were chosen here."""
+        return dict(enumerate(self.engine.batches.chosen_rows()))
 
     @property
     def max_length(self) -> int:

@@ -63,10 +63,10 @@ class ModelOptions(Options):
         "are the model's layers compiled (torch.compile): auto (on a GPU, once 600 forwards are in "
         "sight), on or off; changes no answer, but for rounding",
     )
-    batch_size: int = arg(
+    batch_size: Literal["auto"] | int = arg(
         1,
-        "requests decoded together, and masked rows per forward of a likelihood; does not change "
-        "any answer in float32",
+        "requests decoded together, and masked rows per forward of a likelihood, or auto: as many "
+        "as fit a GPU's memory, 32 on a CPU; does not change any answer in float32",
     )
     max_length: int | None = arg(
         None, "context in tokens, prompt and answer (default: the model's; lower it to save memory)"
@@ -80,17 +80,18 @@ class ModelOptions(Options):
     mask_id: int | None = arg(
         None, "id of the mask token, where neither config.json nor the tokenizer names it"
     )
-    batch_tokens: int | None = arg(
+    batch_tokens: Literal["auto"] | int | None = arg(
         None,
-        "tokens of one batch, prompts, answers and padding included, in place of batch_size rows; "
-        "guidance runs twice as many, a process reward model's candidates as many each",
+        "tokens of one batch, prompts, answers and padding included, in place of batch_size rows, "
+        "or auto: as many as fit a GPU's memory, 32 rows on a CPU; of a number, guidance runs "
+        "twice as many, a process reward model's candidates as many each",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("batch_size", "batch_tokens", "max_length"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
 
@@ -158,14 +159,12 @@ LIKELIHOOD = tuple(name for name in names(LikelihoodOptions) if name != "likelih
 class EngineConfig(LikelihoodOptions, ModelOptions):  # fields in the order of ModelOptions first
     """Which model, where it runs, and how likelihoods are estimated."""
 
-    def likelihood_settings(self, cfg_scale: float, batch_size: int | None) -> LikelihoodSettings:
-        """How likelihoods are run; batch_size: of this call, in place of the configured one."""
+    def likelihood_settings(self, cfg_scale: float) -> LikelihoodSettings:
+        """How likelihoods are run, but for the size of their batches."""
         return LikelihoodSettings(
             limits=self.budget(),
             estimator=self.estimator,
             seed=self.mc_seed,
             cfg_scale=cfg_scale,
-            batch_size=batch_size or self.batch_size,
-            batch_tokens=self.batch_tokens,
             greedy_check=self.greedy_check,
         )

@@ -12,11 +12,12 @@ import logging
 import math
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from llada_plugins.diffusion.denoiser import capacity, check_unmasked
-from llada_plugins.likelihood.estimate import LogLikelihood, iterate
+from llada_plugins.diffusion.batch_limit import BatchLimit
+from llada_plugins.diffusion.denoiser import check_unmasked
+from llada_plugins.likelihood.estimate import LogLikelihood, iterate, row_runner
 from llada_plugins.methods.table import METHODS, check_policy
 from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
@@ -30,11 +31,13 @@ from llada_plugins.sampling.decode import Review, decode_each, unreviewed
 from llada_plugins.sampling.generate import with_options
 
 from . import identity, likelihood_log
+from .batches import Batches, meter_of
 from .checks import check_answers, context_length, mask_known
 from .config import HARNESS_DEFAULTS, EngineConfig
 from .judging import TimedReview, block_review, question_of
 from .notices import WarnOnce, surprises
 from .overlong import PRM_REMEDY, Overlong
+from .probes import decoding_probe, scoring_probe
 from .request import (
     Completion,
     Encoded,
@@ -96,6 +99,9 @@ class Engine:
         )
         self.prepared = METHODS[method].prepare(load, self.folder, self.method_options)
         self.model = self.prepared.model
+        self.batches = Batches(
+            self.config.batch_size, self.config.batch_tokens, meter_of(self.model.device)
+        )
         self.max_answer = self.prepared.max_answer or self.max_length  # tokens
         self.denoise = self.prepared.denoise
         self._warnings = WarnOnce(logger)
@@ -154,14 +160,17 @@ class Engine:
         ends, at a block's end, a waiting request takes its place. batch_size: in place of
         the configured one; where batch_tokens is configured, that counts.
         """
-        at_once = capacity(batch_size or self.config.batch_size, self.config.batch_tokens)
         encoded = self._encoded(requests)
         for each in encoded:
             if each.mark == "skipped":
                 overlong = self.overlong.counted(each.mark)
                 yield each.number, Completion("", 0, 0, 0.0, overlong=overlong)
         for group in groups(requests, (each for each in encoded if each.mark != "skipped")):
-            yield from self._decode(group, at_once)
+            probe = functools.partial(
+                decoding_probe, self.prepared, group, self.special, self.model.device
+            )
+            limit = self.batches.limit(group.sampler, probe, batch_size)
+            yield from self._decode(group, limit)
 
     def _encoded(self, requests: Sequence[Request]) -> list[Encoded]:
         """The requests as they are decoded, after every check of them."""
@@ -180,9 +189,7 @@ class Engine:
             for number, each in enumerate(zip(prompts, questions, marks, keys))
         ]
 
-    def _decode(
-        self, group: Group, at_once: Callable[[int], int]
-    ) -> Iterator[tuple[int, Completion]]:
+    def _decode(self, group: Group, at_once: BatchLimit) -> Iterator[tuple[int, Completion]]:
         """The completions of requests that share batches."""
         cut: set[int] = set()  # rows whose question lost its beginning
         questions = [each.question for each in group.members]
@@ -256,14 +263,14 @@ class Engine:
                 yield number, self._logged(fitted[number], estimate)
             else:
                 scored.append(number)
-        settings = self.config.likelihood_settings(self.common.cfg_scale, batch_size)
-        estimates = iterate(
-            self.model,
-            [fitted[number] for number in scored],
-            settings,
-            special=self.special,
-            denoise=self.denoise,
-        )
+        settings = self.config.likelihood_settings(self.common.cfg_scale)
+        kept = [fitted[number] for number in scored]
+        if kept:
+            runner = row_runner(self.model, self.prepared.denoise, settings, self.special)
+            probe = functools.partial(scoring_probe, runner, kept)
+            limit = self.batches.limit("likelihood", probe, batch_size)
+            settings = replace(settings, at_once=limit)
+        estimates = iterate(self.model, kept, settings, special=self.special, denoise=self.denoise)
         for place, estimate in estimates:
             number = scored[place]
             estimate = estimate._replace(overlong=self.overlong.counted(marks[number]))

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from llada_plugins.diffusion.batch_limit import BatchLimit
 from llada_plugins.diffusion.denoiser import Denoiser, capacity, check_unmasked, model_denoiser
 from llada_plugins.diffusion.guidance import guided
 from llada_plugins.models.families import FAMILIES, Family
@@ -86,6 +87,7 @@ class LikelihoodSettings:
     cfg_scale: float = 0.0
     batch_size: int = 32
     batch_tokens: int | None = None
+    at_once: BatchLimit | None = None  # in place of batch_size and batch_tokens
     greedy_check: bool = False
 
     def __post_init__(self) -> None:
@@ -156,11 +158,7 @@ def iterate(
         _check_predicted(pairs)
     longest = max((len(answer) for _, answer in pairs), default=0)
     check_length(settings.estimator, longest, settings.limits)
-    denoise = denoise or model_denoiser(model)
-    if settings.cfg_scale > 0:
-        denoise = guided(denoise, settings.cfg_scale, special.mask)
-    at_once = capacity(settings.batch_size, settings.batch_tokens)
-    runner = RowRunner(denoise, special.mask, model.device, at_once, after)
+    runner = row_runner(model, denoise or model_denoiser(model), settings, special)
     rows = runner.at_once(max((sum(map(len, pair)) for pair in pairs), default=1))
     model.compiling.foresee(math.ceil(len(pairs) * settings.limits.first / rows))
     requests = [
@@ -185,6 +183,17 @@ def _check_pairs(pairs: Sequence[Pair], limit: int, mask_id: int) -> None:
                 f"request {number} has {len(prompt)} + {len(answer)} tokens, more than the "
                 f"model's context of {limit}"
             )
+
+
+def row_runner(
+    model: LLaDA, denoise: Denoiser, settings: LikelihoodSettings, special: SpecialTokens
+) -> RowRunner:
+    """What runs masked rows of the model under the settings."""
+    if settings.cfg_scale > 0:
+        denoise = guided(denoise, settings.cfg_scale, special.mask)
+    planned = BatchLimit(capacity(settings.batch_size, settings.batch_tokens))
+    after = _shown_after(FAMILIES[model.config.family], special)
+    return RowRunner(denoise, special.mask, model.device, settings.at_once or planned, after)
 
 
 def _check_predicted(pairs: Sequence[Pair]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from llada_plugins.diffusion.batch_limit import in_halves
 from llada_plugins.diffusion.denoiser import log_total
 
 from .requests import Request
@@ -53,7 +55,8 @@ def greedy_matches(runner: RowRunner, requests: Sequence[Request]) -> list[Greed
     while active:
         following = []
         for batch in runner.batches(active, lambda decoding: decoding.request.length):
-            committed = _step(runner, batch)
+            step = functools.partial(_step, runner)
+            committed = in_halves(step, batch, runner.at_once, batch[0].request.length)
             following += [
                 decoding for decoding, went in zip(batch, committed) if went and decoding.hidden
             ]

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from llada_plugins.diffusion.batch_limit import BatchLimit, in_halves
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, align, log_total
 
 from .estimators import Masks
@@ -40,6 +41,15 @@ class RowLogits(NamedTuple):
     begins: list[int]  # where each row's begin
 
 
+class Scored(NamedTuple):
+    """The log-probabilities of a row for one of the requests that share it."""
+
+    request: Request
+    sample: int  # which of the request's rows it is
+    columns: list[int]  # answer tokens
+    log_p: Tensor  # of each column, float64, on the CPU
+
+
 @dataclass(frozen=True)
 class RowRunner:
     """A model and the size of its batches."""
@@ -47,7 +57,7 @@ class RowRunner:
     denoise: Denoiser
     mask_id: int
     device: torch.device
-    at_once: Callable[[int], int]  # how many rows of so many tokens make a batch
+    at_once: BatchLimit
     after: tuple[int, ...] = ()  # tokens that every row shows after its answer
 
     def batches(self, items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
@@ -83,6 +93,15 @@ class RowRunner:
 
     def score(self, batch: Sequence[SharedRow]) -> Iterator[Request]:
         """Run a batch and note log-probabilities; yields requests that miss no more rows."""
+        longest = max(len(shared.row.tokens) for shared in batch)
+        for request, sample, columns, log_p in in_halves(
+            self._scored, batch, self.at_once, longest
+        ):
+            if request.record(sample, columns, log_p):
+                yield request
+
+    def _scored(self, batch: Sequence[SharedRow]) -> list[Scored]:
+        """A batch's log-probabilities, row after row, for each request that shares the row."""
         logits, begins = self.logits([row for row, _ in batch])
         uses = []  # a row, where its logits begin, a request, which of its rows
         for (row, sharing), begin in zip(batch, begins):
@@ -96,9 +115,10 @@ class RowRunner:
         place, token = _columns(targets, self.device)  # (U,) each
         log_p = (logits[place, token] - log_total(logits)[place]).double().cpu()
         parts = log_p.split([len(row.columns) for row, *_ in uses])
-        for (row, _, request, sample), part in zip(uses, parts):
-            if request.record(sample, row.columns, part):
-                yield request
+        return [
+            Scored(request, sample, row.columns, part)
+            for (row, _, request, sample), part in zip(uses, parts)
+        ]
 
 
 def shared_rows(runner: RowRunner, sharing: Sequence[Request], masks: Masks) -> list[SharedRow]:

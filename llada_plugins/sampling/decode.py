@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from llada_plugins.diffusion.batch_limit import BatchLimit, OutOfMemory, release_memory
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, align
 from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.special_tokens import SpecialTokens
@@ -190,7 +191,7 @@ def decode_each(
     stop: Callable[[list[int]], bool] | None = None,
     on_step: Callable[[Step], None] | None = None,
     review: Review = unreviewed,
-    at_once: Callable[[int], int] | None = None,
+    at_once: BatchLimit | None = None,
 ) -> Iterator[tuple[int, Sample]]:
     """Decode block by block; yields the (number, sample) of each prompt as answers end.
 
@@ -198,7 +199,8 @@ def decode_each(
     the prompt. stop: asked at the end of every block with the row's answer so far; True
     ends the row. review: how a block is filled. at_once: how many rows of so many tokens,
     prompt and answer, make a batch (default: all). A row that has ended leaves, and a
-    waiting one takes its place (batching.py).
+    waiting one takes its place (batching.py). A batch that memory is too small for waits
+    again, and from then on batches are smaller: on_step may see some of its steps twice.
     """
     for number, prompt in enumerate(prompts):
         if not len(prompt):
@@ -211,7 +213,8 @@ def decode_each(
         return is_ended(answer, config, special, stop)
 
     lengths = [len(prompt) + config.decoded_length for prompt in prompts]
-    queue = Queue(lengths, config.num_blocks, at_once)
+    limit = at_once or BatchLimit(lambda longest: len(prompts))
+    queue = Queue(lengths, config.num_blocks, limit)
     while queue:
         number, batch = queue.take()
         filled, padded = align([[*prompts[row], *answers.tokens[row]] for row in batch], device)
@@ -232,12 +235,29 @@ def decode_each(
             FillBlocks(denoise, config, special, start, padded, on_step),
             ended,
         )
-        answers.add(draft, review(draft), batch, config.block)
+        cost = _reviewed(review, draft, limit, lengths[batch[0]])
+        if cost is None:
+            queue.put(number, batch)
+            continue
+        answers.add(draft, cost, batch, config.block)
         done = [row for row in batch if ended(answers.tokens[row])]
         waiting = [row for row in batch if row not in done]
         if waiting:
             queue.put(number + 1, waiting)
         yield from answers.samples(done, config.gen_length)
+
+
+def _reviewed(review: Review, draft: Draft, limit: BatchLimit, longest: int) -> Filled | None:
+    """What filling the draft's block cost; None where memory is too small for its rows.
+
+    longest: tokens of the longest row, prompt and answer.
+    """
+    try:
+        return review(draft)
+    except OutOfMemory:
+        limit.halve(len(draft.rows), longest)
+    release_memory()  # not within `except`, where the error still holds the step's tensors
+    return None
 
 
 def is_ended(

@@ -1,0 +1,81 @@
+"""Steps that are done for their memory alone: the most that decoding or scoring takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, log_total
+from llada_plugins.diffusion.memory import Memory
+from llada_plugins.likelihood.rows import Row, RowRunner
+from llada_plugins.methods.prepared import Prepared
+from llada_plugins.models.special_tokens import SpecialTokens
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.generate import with_options
+from llada_plugins.sampling.propose import ActiveBlock, proposals_at
+
+from .batches import Probe
+from .request import Group
+
+TOKEN = 0  # any id but the mask's
+
+
+def decoding_probe(
+    prepared: Prepared, group: Group, special: SpecialTokens, device: torch.device
+) -> Probe:
+    """A step of the group's longest requests; under a review, with all its candidates."""
+    columns = len(group.members[0].prompt) + group.sampler.decoded_length
+    denoise = with_options(prepared.denoise, group.sampler, special)
+    step = decoding_step(denoise, group.sampler, special, columns, device)
+    if prepared.judge is None:
+        return Probe(step, columns)
+    review = prepared.judge.review
+    return Probe(step, columns, max(review.candidates, review.refills))
+
+
+def scoring_probe(runner: RowRunner, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Probe:
+    """A forward of rows as long as the longest pair, with the longest answer masked."""
+    columns = max(len(context) + len(answer) for context, answer in pairs)
+    answer = max(len(answer) for _, answer in pairs)
+    return Probe(scoring_step(runner, columns - answer, answer), columns)
+
+
+def decoding_step(
+    denoise: Denoiser,
+    sampler: SamplerConfig,
+    special: SpecialTokens,
+    columns: int,
+    device: torch.device,
+) -> Callable[[int], None]:
+    """The first step of a block, for so many rows of `columns` tokens.
+
+    It computes every column and proposes a token for every position of the block. denoise:
+    with the sampler's options, so that a cache keeps what it keeps and guidance doubles
+    the rows.
+    """
+    start = columns - sampler.decoded_length
+    window = slice(start, start + sampler.block)
+
+    def step(num_rows: int) -> None:
+        tokens = torch.full((num_rows, columns), special.mask, device=device)  # (B, L)
+        tokens[:, :start] = TOKEN
+        tokens[0, 0] = PADDING  # prompts of a batch seldom have one length
+        answer_start = torch.full((num_rows,), start, device=device)
+        canvas = Canvas(tokens, answer_start, memory=Memory())
+        prediction = denoise(canvas, window)
+        block = ActiveBlock(tokens[:, window], torch.zeros_like(answer_start), 0, 0)
+        every = torch.arange(sampler.block, device=device).expand(num_rows, -1)  # (B, W)
+        proposals_at(prediction, every, block, sampler, special)
+
+    return step
+
+
+def scoring_step(runner: RowRunner, prompt: int, answer: int) -> Callable[[int], None]:
+    """A forward that scores wholly masked answers; prompt, answer: their tokens."""
+    row = Row([TOKEN] * prompt + [runner.mask_id] * answer, prompt, list(range(answer)))
+
+    def step(num_rows: int) -> None:
+        log_total(runner.logits([row] * num_rows).logits)
+
+    return step
