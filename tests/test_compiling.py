@@ -7,6 +7,7 @@ the C++ compiler.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 
@@ -25,6 +26,7 @@ from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
 from llada_plugins.models.compiling import WORTHWHILE, Compiling, check_compile
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.loading import load_model
+from llada_plugins.models.past import Past
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
@@ -77,7 +79,7 @@ def outputs(model: LLaDA) -> Tensor:
             ids = tokens(num_rows, length)
             real = torch.arange(length) >= torch.arange(num_rows)[:, None]
             for mask in (None, real):
-                past: list = []
+                past = Past()
                 found += [
                     model.streams(ids, mask).hidden,
                     model.streams(ids, mask, past=past).hidden,
@@ -116,12 +118,12 @@ def test_inductors_bfloat16_is_as_close_to_float32_as_eager_bfloat16_is(make_mod
 @torch.inference_mode()
 def test_a_captured_layer_gives_the_numbers_of_an_eager_one(make_model, graphs):
     model, ids, real = make_model(), tokens(3, 10), torch.arange(10) >= torch.arange(3)[:, None]
-    expected, past = model.streams(ids, real).hidden, []
+    expected, past = model.streams(ids, real).hidden, Past()
     model.compile_layers("on", graphs)
     assert torch.equal(model.streams(ids, real, past=past).hidden, expected)
     model.compile_layers("off")
     ids[:, 3:7] = MASK
-    eager_past = [type(layer)(*(each.clone() for each in layer)) for layer in past]
+    eager_past = copy.deepcopy(past)
     expected = model.streams(ids, real, past=eager_past, columns=slice(3, 7)).hidden
     model.compile_layers("on", graphs)
     assert torch.equal(model.streams(ids, real, past=past, columns=slice(3, 7)).hidden, expected)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.past import Past
 from tests.tolerance import forward_error, measured, rounding
 
 pytestmark = pytest.mark.floats
@@ -199,7 +200,7 @@ def test_some_columns_beside_the_kept_keys_and_values_equal_the_whole_forward(
     make_model, fields, columns, pairs
 ):
     model, tokens = make_model(**fields), ids(2, 10)
-    present, past = torch.arange(10) >= torch.tensor([[0], [2]]), []
+    present, past = torch.arange(10) >= torch.tensor([[0], [2]]), Past()
     attention_mask = present
     if pairs:  # blocks of 4 columns that see no later one
         block = torch.arange(10) // 4
@@ -216,7 +217,7 @@ def test_some_columns_beside_the_kept_keys_and_values_equal_the_whole_forward(
 
     def states(of: LLaDA) -> torch.Tensor:
         """The hidden states and the keys and values, all at once."""
-        filled = []
+        filled = Past()
         hidden = of.streams(tokens, attention_mask, past=filled).hidden
         return torch.cat(
             [hidden.flatten(), *(tensor.flatten() for pair in filled for tensor in pair)]

@@ -31,6 +31,7 @@ from llada_plugins.methods.routing import (
     seeded_inputs,
 )
 from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.past import Past
 from llada_plugins.sampling.confidence import CONFIDENCE
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
@@ -389,7 +390,7 @@ def test_with_keys_and_values_at_hand_some_columns_get_what_they_get_among_all(m
     denoise = routed(
         model_denoiser(model), random_router("both blocks"), model.embedding, MASK, blocks_of(model)
     )
-    canvas = Canvas(torch.tensor([[5, 6, MASK, 9, MASK, MASK]]), torch.tensor([2]), past=[])
+    canvas = Canvas(torch.tensor([[5, 6, MASK, 9, MASK, MASK]]), torch.tensor([2]), past=Past())
     at = torch.tensor([[0, 1]])
     whole = denoise(canvas, slice(3, 5)).logits_at(at)
     bound = routed_error(RoutedLLaDA(model, random_router("both blocks"), MASK))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from llada_plugins.models.layer import LayerPast, Past
+from llada_plugins.models.past import Past
 
 from .denoiser import Canvas, Denoiser, Prediction
 from .memory import Rows
@@ -22,12 +22,11 @@ class KeysAndValues:
     def __init__(self) -> None:
         self.num_steps = 0  # of this block
         self.num_left = 0  # columns left of the window that its logits need
-        self.past: Past = []
+        self.past = Past()
 
     def keep_rows(self, rows: Rows) -> None:
-        """Forget all other rows: layer by layer, so that old and new are not held at once."""
-        for layer, (keys, values) in enumerate(self.past):
-            self.past[layer] = LayerPast(rows.of(keys), rows.of(values))
+        """Forget all other rows."""
+        self.past.keep_rows(rows.of)
 
 
 def cached(

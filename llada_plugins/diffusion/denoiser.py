@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from llada_plugins.models.families import FAMILIES
-from llada_plugins.models.layer import Past
 from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.past import Past
 
 from .memory import Memory, Rows
 

@@ -60,8 +60,8 @@ class ModelOptions(Options):
     )
     compile: Compile = arg(
         "auto",
-        "are the model's layers compiled (torch.compile): auto (on a GPU, once 600 forwards are in "
-        "sight), on or off; changes no answer, but for rounding",
+        "are layers compiled (torch.compile) and small forwards replayed (CUDA graphs): auto (on a "
+        "GPU, once 600 forwards are in sight), on or off; answers differ by rounding only",
     )
     batch_size: Literal["auto"] | int = arg(
         1,

@@ -14,12 +14,15 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .submodules import is_hooked
+
+if TYPE_CHECKING:
+    from .layer import Layer
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +96,7 @@ class Compiling:
             return not self.failed and self.mode == "on"
         return device.type == "cuda" and self.num_forwards >= WORTHWHILE
 
-    def run(self, layer: nn.Module, x: Tensor, *given: Tensor | None) -> Tensor:
+    def run(self, layer: Layer, x: Tensor, *given: Any) -> Tensor:
         """What the layer computes, compiled where that is wanted and works."""
         if torch.compiler.is_compiling() or not self.wanted(x.device):
             return layer.compute(x, *given)
@@ -107,7 +110,8 @@ class Compiling:
             )
             return layer.compute(x, *given)
         try:
-            return _compiled(self.backend)(layer, x, *given)
+            output: Tensor = _compiled(self.backend)(layer, x, *given)
+            return output
         except _failures() as error:
             self.failed = True
             self.note(f"layers run eager: torch.compile cannot work on them: {first_line(error)}")
@@ -120,7 +124,7 @@ class Compiling:
             logger.warning(message)
 
 
-def compute(layer: nn.Module, *given: Tensor | None) -> Tensor:
+def compute(layer: Layer, *given: Any) -> Tensor:
     """What is compiled: a function of the layer, so that all layers share its graphs."""
     return layer.compute(*given)
 

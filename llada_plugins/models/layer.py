@@ -5,6 +5,7 @@ attend to, how they run (compiled, with activation checkpointing). Not what a la
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,17 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .compiling import Compiling
-
-
-class LayerPast(NamedTuple):
-    """Rotated keys and values of all columns in one block, which it writes in place."""
-
-    keys: Tensor  # (B, H, L, head_dim)
-    values: Tensor  # (B, H, L, head_dim)
-
-
-# of every block; empty before the first forward of all columns
-Past = list[LayerPast]
+from .past import LayerPast
 
 
 class View(NamedTuple):
@@ -35,7 +26,7 @@ class View(NamedTuple):
     # bool, broadcastable to (B, H, W, L), True = may be attended; None = everything
     visible: Tensor | None = None
     columns: Tensor | None = None  # (W,) their places among the L columns of past
-    past: Past | None = None
+    past: Sequence[LayerPast] | None = None
 
     def run(self, block: nn.Module, x: Tensor, layer: int) -> Tensor:
         """The block's output for x (B, W, D). layer: which of past is the block's.
@@ -45,6 +36,13 @@ class View(NamedTuple):
         past = () if self.past is None else (*self.past[layer], self.columns)
         output: Tensor = block(x, self.cos, self.sin, self.visible, *past)
         return output
+
+
+class Streams(NamedTuple):
+    """What a forward pass computes before the head."""
+
+    hidden: Tensor  # (B, L, D) final-norm hidden state
+    confidence: Tensor | None = None  # (B, L) raw score of an unmasking-policy stream, fp32
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:

@@ -8,17 +8,19 @@ masks to fill or harnesses; `loading.py` loads and saves it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast, overload
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .compiling import Backend, Compiling
-from .layer import ActivationCheckpointing, Layer, LayerPast, Past, View, attend
+from .layer import ActivationCheckpointing, Layer, Streams, View, attend
 from .llada_config import LLaDAConfig
 from .mixture import Mixture
+from .past import LayerPast, Past
+from .replay import Graph, Replays
 from .special_tokens import SpecialTokens
 from .submodules import home, is_plain_linear, table
 
@@ -152,13 +154,6 @@ class Block(Layer):
         return x
 
 
-class Streams(NamedTuple):
-    """What a forward pass computes before the head."""
-
-    hidden: Tensor  # (B, L, D) final-norm hidden state
-    confidence: Tensor | None = None  # (B, L) raw score of an unmasking-policy stream, fp32
-
-
 class LLaDA(ActivationCheckpointing):
     """LLaDA (arXiv 2502.09992): a bidirectional transformer that predicts every masked
     token at once.
@@ -190,10 +185,19 @@ class LLaDA(ActivationCheckpointing):
         # not a buffer: .to(bfloat16) must never reach it
         self._rotary: tuple[Tensor, Tensor] | None = None
         self.compiling = Compiling("off")
+        self.replays = Replays(self.compiling)
 
-    def compile_layers(self, mode: str, backend: Backend = "inductor") -> None:
-        """From here on layers run compiled as `mode`, an option of `Compiling`, says."""
+    def compile_layers(
+        self,
+        mode: str,
+        backend: Backend = "inductor",
+        make_graph: Callable[[], Graph] | None = None,
+    ) -> None:
+        """From here on layers run compiled, and small forwards are replayed on a GPU, as
+        `mode`, an option of `Compiling`, says. make_graph: see Replays.
+        """
         self.compiling = Compiling(mode, backend)
+        self.replays = Replays(self.compiling, make_graph)
         for module in self.modules():
             if isinstance(module, Layer):
                 module.compiling = self.compiling
@@ -292,7 +296,7 @@ class LLaDA(ActivationCheckpointing):
         """Hidden state and, in models that have an unmasking-policy stream of their
         own, its score; embeddings go before ids.
 
-        past: an empty list, which a forward of all columns fills with keys and values.
+        past: an empty one, which a forward of all columns fills with keys and values.
         columns: with a filled past, compute these alone, at their places among the
         others; the result is of them alone, and their keys and values are replaced in
         past, in place.
@@ -337,25 +341,29 @@ class LLaDA(ActivationCheckpointing):
                 f"{given.shape[1]} tokens exceed the model's context of {limit} "
                 "(max_sequence_length of its config): give fewer"
             )
-        # (B, L, D)
-        x = self.embedding(given[:, columns]) if inputs_embeds is None else given[:, columns]
-        view = self._view(given, x, attention_mask, columns, past)
+        if past is not None and not past:
+            self._fill(past, given)
+        view = self._view(given, attention_mask, columns, past)
+        in_work, length = given[:, columns], given.shape[1]
+        if states is None and self.replays.wanted(given.device):
+            to_the_end = columns.stop is None
+            found = self.replays.run(self, self._compute, in_work, view, past, to_the_end, length)
+            if found is not None:
+                return found
+        return self._compute(in_work, view, states)
+
+    def _compute(self, given: Tensor, view: View, states: list[Tensor] | None = None) -> Streams:
+        """What `_run` returns, from ids (B, W) or embeddings (B, W, D) of the columns in work."""
+        x = given if given.is_floating_point() else self.embedding(given)  # (B, W, D)
         x, confidence = self._stack(x, view, states)
         return Streams(self.transformer["ln_f"](x), confidence)
 
     def _view(
-        self,
-        given: Tensor,
-        x: Tensor,
-        attention_mask: Tensor | None,
-        columns: slice,
-        past: Past | None,
+        self, given: Tensor, attention_mask: Tensor | None, columns: slice, past: Past | None
     ) -> View:
-        """What all blocks share in a forward of given (B, L, ...), of whose columns x (B, W, D)
-        is made; an empty past gets its memory.
-        """
-        num_rows, length = given.shape[:2]
-        cos, sin = (table[columns] for table in self._rotary_table(length, x.device))
+        """What all blocks share in a forward of some columns of given (B, L, ...)."""
+        length = given.shape[1]
+        cos, sin = (table[columns] for table in self._rotary_table(length, given.device))
         visible = None if attention_mask is None else attention_mask.bool()
         if visible is not None and visible.dim() == 3:
             visible = visible[:, None, columns]  # (B, 1, W, L)
@@ -363,10 +371,8 @@ class LLaDA(ActivationCheckpointing):
             visible = visible[:, None, None]  # (B, 1, 1, L)
         if past is None:
             return View(cos, sin, visible)
-        if not past:
-            past.extend(self._empty_past(num_rows, length, x.dtype))
-        places = torch.arange(*columns.indices(length), device=x.device)  # (W,)
-        return View(cos, sin, visible, places, past)
+        places = torch.arange(*columns.indices(length), device=given.device)  # (W,)
+        return View(cos, sin, visible, places, past.present())
 
     def _stack(
         self, x: Tensor, view: View, states: list[Tensor] | None
@@ -383,18 +389,23 @@ class LLaDA(ActivationCheckpointing):
         """All that keep keys and values, in the order of a past."""
         return self.blocks
 
-    def _empty_past(self, num_rows: int, length: int, dtype: torch.dtype) -> Past:
-        """Memory for the keys and values of all blocks, each where the block computes.
+    def _fill(self, past: Past, given: Tensor) -> None:
+        """Give an empty past memory for given (B, L, ...), each block's where it computes.
 
         A copy that accelerate's hooks make of an argument would lose what is written.
         """
+        blocks, config = self.caching_blocks, self.config
+        shape = (*given.shape[:2], config.num_kv_heads, config.head_dim)
+        dtype = given.dtype if given.is_floating_point() else self.dtype
+        like = torch.empty(0, dtype=dtype, device=given.device)
+        if self.replays.wanted(given.device) and self.replays.lend(past, len(blocks), shape, like):
+            return
         # as a block's projections lie in memory
-        shape = (2, num_rows, length, self.config.num_kv_heads, self.config.head_dim)
         memory = (
-            torch.empty(shape, dtype=dtype, device=home(block)).transpose(2, 3)
-            for block in self.caching_blocks
+            torch.empty((2, *shape), dtype=dtype, device=home(block)).transpose(2, 3)
+            for block in blocks
         )
-        return [LayerPast(keys, values) for keys, values in memory]
+        past.fill([LayerPast(keys, values) for keys, values in memory], *shape[:2])
 
     def _rotary_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if (

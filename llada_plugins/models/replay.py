@@ -1,0 +1,285 @@
+"""Small forwards as CUDA graphs: captured once over memory that stays in place, then replayed.
+
+A small forward keeps a GPU waiting for its host: LLaDA-8B's is about 1,500 kernels, which
+take 20 ms to launch and, for one row of 32 columns, 10 ms to run (H100). Shapes come in
+buckets, so that few graphs serve all blocks, batches and prompts; what a bucket has too
+much is hidden from attention, and cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .compiling import Compiling, first_line
+from .layer import Streams, View
+from .past import Memory, Past, row_bucket
+from .submodules import is_hooked
+
+# Rows times columns of a small forward: on an H100 those of up to 512 columns took as long
+# as one of 32, whatever they computed.
+LARGEST = 1024
+# Rows up to which keys and values get memory that stays, which may be a third too large:
+# from there on a step of 32 columns keeps the GPU busy by itself (32 rows: 41 of 43 ms).
+MOST_ROWS = 16
+LENGTH_STEP = 64  # canvases are as long as a multiple of it
+WARM_UP = 2  # forwards of a shape before it is captured, in which kernels are chosen
+MAX_GRAPHS = 64  # further shapes run as they are
+
+Compute = Callable[[Tensor, View], Streams]
+
+
+class Graph(Protocol):
+    """Work that is recorded once, and done again from the same memory into the same memory."""
+
+    def capture(self, work: Callable[[], Streams]) -> Streams:
+        """Record the work; returns where `replay` puts its results."""
+
+    def replay(self) -> None:
+        """Do it again, without its Python."""
+
+
+class CudaGraph:
+    """torch's CUDA graph. All share a pool of memory, for one is replayed at a time."""
+
+    pool: Any = None  # torch's handle of it
+
+    def __init__(self) -> None:
+        self.graph = torch.cuda.CUDAGraph()
+
+    def capture(self, work: Callable[[], Streams]) -> Streams:
+        """See Graph. Raises RuntimeError where the work waits for the device."""
+        if CudaGraph.pool is None:
+            CudaGraph.pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(self.graph, pool=CudaGraph.pool):
+            return work()
+
+    def replay(self) -> None:
+        """See Graph."""
+        self.graph.replay()
+
+
+class Shape(NamedTuple):
+    """What one graph serves."""
+
+    num_rows: int
+    width: int  # columns in work
+    length: int  # of the canvas
+    has_past: bool
+    given: torch.dtype  # of ids or embeddings
+
+
+class Step:
+    """A forward of one shape over memory of its own, where inputs are put and outputs found."""
+
+    def __init__(self, shape: Shape, given: Tensor, view: View, past: Past | None) -> None:
+        rows, width = shape.num_rows, shape.width
+        self.given = given.new_zeros(rows, width, *given.shape[2:])
+        cos, sin = (each.new_zeros(width, each.shape[-1]) for each in (view.cos, view.sin))
+        visible = given.new_ones(rows, 1, 1, shape.length, dtype=torch.bool)
+        columns = (
+            None if past is None else torch.zeros(width, dtype=torch.long, device=given.device)
+        )
+        layers = None if past is None else list(past)
+        self.view = View(cos, sin, visible, columns, layers)
+        self.num_runs = 0
+        self.graph: Graph | None = None
+        self.found: Streams | None = None  # where the graph puts its results
+
+    def load(self, given: Tensor, view: View, length: int) -> None:
+        """Put in what is given, of at most so many rows and columns.
+
+        Further rows keep what they had: any numbers will do that are not NaN.
+        """
+        num_rows, width = given.shape[:2]
+        self.given[:num_rows, :width] = given
+        self.view.cos[:width], self.view.sin[:width] = view.cos, view.sin
+        visible = self.view.visible
+        assert visible is not None
+        visible[:num_rows, ..., length:] = False
+        visible[:num_rows, ..., :length] = True if view.visible is None else view.visible
+        if self.view.columns is not None:
+            assert view.columns is not None
+            places = torch.arange(len(self.view.columns), device=given.device)
+            self.view.columns.copy_(places + view.columns[0])
+
+    def run(self, compute: Compute, make_graph: Callable[[], Graph]) -> Streams:
+        """What the forward computes. Raises RuntimeError where it cannot be captured."""
+        self.num_runs += 1
+        if self.num_runs <= WARM_UP:
+            return compute(self.given, self.view)
+        if self.graph is None:
+            graph = make_graph()
+            self.found = graph.capture(lambda: compute(self.given, self.view))
+            self.graph = graph
+        assert self.found is not None
+        self.graph.replay()
+        return self.found
+
+
+class Snapshot:
+    """The modules and weights of a model, which its graphs take for granted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = list(model.modules())
+        self.children = [list(module._modules.values()) for module in self.modules]
+        self.weights = [list(_weights(module)) for module in self.modules]
+        self.places = [[weight.data_ptr() for weight in each] for each in self.weights]
+
+    def holds(self) -> bool:
+        """Are all the same still, where they were, and without hooks?"""
+        _, *inner = self.modules  # hooks of the whole model are called all the same
+        return not any(map(is_hooked, inner)) and all(map(self._is_same, range(len(self.modules))))
+
+    def _is_same(self, number: int) -> bool:
+        module = self.modules[number]
+        weights = list(_weights(module))
+        return (
+            list(module._modules.values()) == self.children[number]
+            and list(map(id, weights)) == list(map(id, self.weights[number]))
+            and [weight.data_ptr() for weight in weights] == self.places[number]
+        )
+
+
+def _weights(module: nn.Module) -> Iterator[Tensor]:
+    """The module's own parameters and buffers."""
+    own = chain(module._parameters.values(), module._buffers.values())
+    return (weight for weight in own if weight is not None)
+
+
+def obstacle(model: nn.Module) -> str | None:
+    """Why the model cannot be replayed, in words; None where it can."""
+    for name, module in model.named_modules():
+        if not name:  # see Snapshot
+            continue
+        if is_hooked(module):
+            return f"{name} has hooks (a router's of several blocks, an adapter's, offloading's)"
+        package = type(module).__module__.partition(".")[0]
+        if package not in ("torch", "llada_plugins"):
+            return f"{name} is a module of {package}, which may compute otherwise the next time"
+    return None
+
+
+class Replays:
+    """The graphs of one model.
+
+    make_graph: of a device other than a GPU, where the model's layers need not be
+    compiled; by default there are none.
+    """
+
+    def __init__(self, compiling: Compiling, make_graph: Callable[[], Graph] | None = None) -> None:
+        self.compiling, self.make_graph = compiling, make_graph
+        self.memory = Memory()
+        self.steps: dict[Shape, Step] = {}
+        self.snapshot: Snapshot | None = None
+        self.failed = False  # a capture has, and none is tried again
+
+    def __reduce__(self) -> tuple[type[Replays], tuple[Compiling, object]]:
+        """A copy, as of a copied model, begins without graphs."""
+        return Replays, (self.compiling, self.make_graph)
+
+    def wanted(self, device: torch.device) -> bool:
+        """May a forward there be replayed, as far as is known without the model?"""
+        if self.failed or not torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+            return False
+        on_gpu = device.type == "cuda" and self.compiling.wanted(device)
+        return on_gpu or self.make_graph is not None
+
+    def lend(
+        self, past: Past, num_layers: int, shape: tuple[int, int, int, int], like: Tensor
+    ) -> bool:
+        """Fill an empty past with memory that stays in place, if it can be had.
+
+        shape: rows, columns, heads, head_dim.
+        """
+        num_rows, length, num_heads, head_dim = shape
+        if num_rows > MOST_ROWS or not self.memory.is_free:
+            return False
+        room = row_bucket(num_rows), length_bucket(length), num_heads, head_dim
+        if self.memory.lend(past, num_layers, room, like):
+            self.steps.clear()  # their graphs write to where the memory was
+        past.num_rows, past.length = num_rows, length
+        return True
+
+    def run(
+        self,
+        model: nn.Module,
+        compute: Compute,
+        given: Tensor,
+        view: View,
+        past: Past | None,
+        to_the_end: bool,
+        length: int,
+    ) -> Streams | None:
+        """What `compute` makes of given (B, W, ...) and view; None where it is not for replay.
+
+        to_the_end: do the columns in work go on to the end of the canvas, whose length
+        that is?
+        """
+        shape = _shape(given, view, past, to_the_end, length)
+        if shape is None or not self._is_replayable(model):
+            return None
+        if shape not in self.steps:
+            if len(self.steps) >= MAX_GRAPHS:
+                self.compiling.note(
+                    f"forwards of further shapes run without CUDA graphs: there are {MAX_GRAPHS}"
+                )
+                return None
+            self.steps[shape] = Step(shape, given, view, past)
+        step = self.steps[shape]
+        step.load(given, view, length)
+        try:
+            found = step.run(compute, self.make_graph or CudaGraph)
+        except RuntimeError as error:
+            if step.graph is not None or step.num_runs <= WARM_UP:
+                raise
+            self.failed = True
+            self.steps.clear()
+            self.compiling.note(
+                f"forwards run without CUDA graphs: none can be captured: {first_line(error)}"
+            )
+            return None
+        rows, columns = map(slice, given.shape[:2])
+        # copies: the next forward of the shape writes to the same place
+        hidden, confidence = (
+            None if each is None else each[rows, columns].clone() for each in found
+        )
+        assert hidden is not None
+        return Streams(hidden, confidence)
+
+    def _is_replayable(self, model: nn.Module) -> bool:
+        """Can the model's forwards be replayed, and are the graphs of it as it is?"""
+        if model.training or torch.is_autocast_enabled():
+            return False
+        if self.snapshot is not None and self.snapshot.holds():
+            return True
+        reason = obstacle(model)
+        if reason is not None:
+            self.compiling.note(f"forwards run without CUDA graphs: {reason}")
+            return False
+        self.steps.clear()
+        self.snapshot = Snapshot(model)
+        return True
+
+
+def length_bucket(length: int) -> int:
+    """Columns of memory for a canvas of that length."""
+    return -(-length // LENGTH_STEP) * LENGTH_STEP  # rounded up
+
+
+def _shape(
+    given: Tensor, view: View, past: Past | None, to_the_end: bool, length: int
+) -> Shape | None:
+    """The bucket of a forward; None where it is too large, or its memory does not stay."""
+    num_rows, width = given.shape[:2]
+    rows, room = row_bucket(num_rows), length_bucket(length)
+    if to_the_end:
+        width += room - length
+    of_pairs = view.visible is not None and view.visible.shape[2] > 1
+    if rows * width > LARGEST or of_pairs or (past is not None and not past.is_lent):
+        return None
+    return Shape(rows, width, room, past is not None, given.dtype)

@@ -1,0 +1,427 @@
+"""Replayed forwards: the answers of plain ones, over memory that stays.
+
+A recorder takes the place of a CUDA graph. It notes every operator of the captured work
+and the tensors that it read and wrote, and replays those operators on those very tensors,
+without a line of the work's Python. Before each replay it spoils all that the work had
+made, as a pool of memory would. So what would be frozen in a graph is frozen here.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llada_plugins.diffusion.denoiser import Denoiser, model_denoiser
+from llada_plugins.diffusion.memory import Rows
+from llada_plugins.likelihood.estimate import log_likelihood
+from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
+from llada_plugins.methods.router import Router, RouterConfig
+from llada_plugins.methods.routing import routed
+from llada_plugins.models import compiling
+from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
+from llada_plugins.models.layer import Streams
+from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.past import Past, row_bucket
+from llada_plugins.models.replay import LARGEST, MAX_GRAPHS, WARM_UP, obstacle
+from llada_plugins.models.special_tokens import SpecialTokens
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.generate import generate
+from tests.tolerance import measured
+
+pytestmark = pytest.mark.floats
+
+MASK, EOS = 39, 38  # of make_model's models
+SPECIAL = SpecialTokens(MASK, EOS)
+PROMPTS = [[5, 6, 7], [8], [4, 4, 9, 10, 11, 12], [14, 5]]
+
+
+def storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def tensors(values: Any) -> list[Tensor]:
+    return [each for each in torch.utils._pytree.tree_leaves(values) if isinstance(each, Tensor)]
+
+
+class Recorder(TorchDispatchMode):
+    """A Graph that replays the operators it saw."""
+
+    made: list[Recorder] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable, tuple, dict, list[Tensor]]] = []
+        self.num_replays = 0
+        Recorder.made.append(self)
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        read = set(map(storage, tensors((args, kwargs))))
+        new = [each for each in tensors(result) if storage(each) not in read]
+        self.calls.append((operator, args, kwargs or {}, new))
+        return result
+
+    def capture(self, work: Callable[[], Streams]) -> Streams:
+        with self:
+            return work()
+
+    def replay(self) -> None:
+        self.num_replays += 1
+        for *_, new in self.calls:
+            for tensor in new:
+                tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
+        for operator, args, kwargs, new in self.calls:
+            found = tensors(operator(*args, **kwargs))
+            assert len(found) >= len(new)
+            for tensor, value in zip(new, found):
+                tensor.copy_(value)
+
+
+@pytest.fixture(autouse=True)
+def recorders() -> list[Recorder]:
+    Recorder.made = []
+    return Recorder.made
+
+
+def replaying(model: LLaDA) -> LLaDA:
+    model.compile_layers("off", make_graph=Recorder)
+    return model
+
+
+def num_replays() -> int:
+    return sum(graph.num_replays for graph in Recorder.made)
+
+
+def bi_tower(make_model) -> LLaDA:
+    fields = dict(d_model=16, n_heads=2, n_layers=AFTER_LAYERS[-1] + 1, mlp_hidden_size=24)
+    model = BiTowerLLaDA(make_model(**fields).config).eval().requires_grad_(False)
+    initialise(model, torch.Generator().manual_seed(2))
+    return model
+
+
+def router_of(model: LLaDA, blocks: int) -> Denoiser:
+    torch.manual_seed(4)
+    config = RouterConfig(
+        d_model=model.config.d_model, mode="residual", max_positions=64, blocks=blocks
+    )
+    router = Router(config).eval().requires_grad_(False)
+    nn.init.normal_(router.out.weight)
+    return routed(model_denoiser(model), router, model.embedding, MASK, model.blocks)
+
+
+def with_head(model: LLaDA) -> Denoiser:
+    torch.manual_seed(5)
+    return policy_denoiser(model, PolicyHead(model.config.d_model, 8).eval().requires_grad_(False))
+
+
+# ---- the same answers
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(cache="dual"),
+        dict(cache="dual", threshold=0.2),
+        dict(cache="prefix", threshold=0.2),
+        dict(cache="dual", cache_refresh=3, temperature=0.8),
+        dict(cache="dual", cfg_scale=0.7, threshold=0.2),
+        dict(cache="dual", sampling_method="semi_ar_origin"),
+        dict(cache="dual", revise=True, confidence_source="ups", steps=12),
+        dict(),
+        dict(threshold=0.2, early_stop=True),
+    ],
+    ids=str,
+)
+def test_answers_are_those_of_plain_forwards(make_model, options):
+    """Rows leave blocks early under a threshold, batches have many shapes."""
+    model = make_model()
+    config = SamplerConfig(**{**dict(gen_length=12, block_length=6), **options})
+    batches = [PROMPTS, PROMPTS[:1], PROMPTS[::-1] * 2, PROMPTS, [[6] * 9] * 3, PROMPTS]
+
+    def answers() -> list:
+        return [
+            generate(model, prompts, config, special=SPECIAL, denoise=with_head(model))
+            for prompts in batches
+        ]
+
+    expected = answers()
+    replaying(model)
+    assert answers() == expected
+    assert num_replays() > len(Recorder.made) > 0 and not model.compiling.notes
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        bi_tower,
+        lambda make_model: make_model(n_kv_heads=2, include_bias=True),
+        lambda make_model: make_model(weight_tying=True),
+    ],
+    ids=["bi-tower", "grouped queries", "tied"],
+)
+def test_answers_and_likelihoods_of_every_kind_of_model_are_those_of_plain_forwards(
+    make_model, make
+):
+    model = make(make_model)
+    config = SamplerConfig(gen_length=8, block_length=8, cache="dual", threshold=0.06)
+    pairs = [([5, 6], [7, 8, 9]), ([4, 3, 2], [3, 3])] * 2
+
+    def outcomes() -> tuple:
+        answers = [generate(model, PROMPTS, config, special=SPECIAL) for _ in range(2)]
+        return answers, [
+            round(each.value, 3)
+            for each in log_likelihood(model, pairs, mc_num=6, batch_size=2, special=SPECIAL)
+        ]
+
+    expected = outcomes()
+    replaying(model)
+    assert outcomes() == expected
+    assert num_replays() > 0 and not model.compiling.notes
+
+
+def test_embeddings_of_a_router_are_read_anew_at_every_replay(make_model):
+    model = make_model()
+    config = SamplerConfig(gen_length=12, block_length=6, cache="dual")
+
+    def answers() -> list:
+        denoise = router_of(model, 1)
+        return [generate(model, PROMPTS, config, special=SPECIAL, denoise=denoise) for _ in "ab"]
+
+    expected = answers()
+    replaying(model)
+    assert answers() == expected and num_replays() > 0
+
+
+# ---- one forward
+
+
+@torch.inference_mode()
+def steps_of(model: LLaDA, ids: Tensor, *windows: slice) -> list[Tensor]:
+    """Hidden states of the first step of a block, and of later ones at these columns."""
+    real = torch.arange(ids.shape[1]) >= torch.arange(len(ids))[:, None]
+    past = Past()
+    found = [model.streams(ids, real, past=past).hidden[real]]
+    for number, window in enumerate(windows):
+        changed = ids.clone()
+        changed[:, window] = (ids[:, window] + number) % MASK
+        hidden = model.streams(changed, real, past=past, columns=window).hidden
+        found.append(hidden[real[:, window]])
+    return found
+
+
+def random_ids(num_rows: int, length: int) -> Tensor:
+    return torch.randint(0, MASK, (num_rows, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("num_rows, length", [(1, 20), (3, 9), (5, 33)])
+def test_hidden_states_are_those_of_plain_forwards(make_model, num_rows, length):
+    model, ids = make_model(), random_ids(num_rows, length)
+    windows = [slice(4, 8), slice(5, 9), slice(6, None), slice(4, 8), slice(0, 4)] * 2
+    bound = measured(
+        lambda of: torch.cat(list(map(torch.flatten, steps_of(of, ids, *windows)))), model
+    )
+    expected = steps_of(model, ids, *windows)
+    replaying(model)
+    for found, plain in zip(steps_of(model, ids, *windows), expected):
+        torch.testing.assert_close(found, plain, atol=bound, rtol=0)
+    assert num_replays() == 8 - WARM_UP  # the first step and slice(6, None) are other shapes
+
+
+@torch.inference_mode()
+def test_what_a_forward_returns_stays_when_the_next_is_replayed(make_model):
+    model = replaying(make_model())
+    ids = [random_ids(2, 9).roll(shift, 1) for shift in range(6)]
+    found = [model.streams(each).hidden for each in ids]
+    kept = [each.clone() for each in found]
+    for each in ids:
+        model.streams(each)
+    assert all(map(torch.equal, found, kept)) and num_replays() > 6
+    assert not torch.equal(found[0], found[1])
+
+
+@torch.inference_mode()
+def test_two_blocks_at_once_do_not_share_memory(make_model):
+    model, ids = replaying(make_model()), random_ids(2, 9)
+    first, second = Past(), Past()
+    model.streams(ids, past=first)
+    kept = [layer.keys.clone() for layer in first]
+    model.streams(ids.roll(1, 1), past=second)
+    assert first.is_lent and not second.is_lent
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(first, kept))
+    del first
+    gc.collect()
+    third = Past()
+    model.streams(ids, past=third)
+    assert third.is_lent
+
+
+# ---- a graph is of the model as it was
+
+
+@torch.inference_mode()
+def replayed(model: LLaDA, ids: Tensor) -> Tensor:
+    """Of a forward that surely is replayed."""
+    before = num_replays()
+    for _ in range(WARM_UP + 2):
+        found = model.hidden_states(ids)
+    assert num_replays() >= before + 1
+    return found
+
+
+def in_place(model: LLaDA) -> None:
+    model.blocks[0].ff_out.weight.mul_(2)
+
+
+def other_data(model: LLaDA) -> None:
+    model.blocks[0].ff_out.weight.data = 2 * model.blocks[0].ff_out.weight.data
+
+
+def other_parameter(model: LLaDA) -> None:
+    weight = model.blocks[0].ff_out.weight
+    model.blocks[0].ff_out.weight = nn.Parameter(2 * weight, requires_grad=False)
+
+
+def other_module(model: LLaDA) -> None:
+    linear = nn.Linear(48, 32, bias=False).requires_grad_(False)
+    linear.weight.copy_(2 * model.blocks[0].ff_out.weight)
+    model.blocks[0].ff_out = linear
+
+
+@pytest.mark.parametrize("change", [in_place, other_data, other_parameter, other_module])
+def test_changed_weights_are_read(make_model, change):
+    model, changed, ids = replaying(make_model()), make_model(), random_ids(2, 9)
+    first = replayed(model, ids)
+    change(model), change(changed)
+    found = replayed(model, ids)
+    assert not torch.equal(found, first)
+    assert torch.equal(found, replayed(replaying(changed), ids))
+
+
+# ---- what cannot be replayed runs as it is, and the log says why
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.name == compiling.__name__]
+
+
+def test_seeds_of_several_blocks_run_without_graphs_and_the_log_says_so_once(make_model, caplog):
+    model = make_model()
+    config = SamplerConfig(gen_length=12, block_length=6, cache="dual")
+    denoise = router_of(model, 2)
+    expected = generate(model, PROMPTS, config, special=SPECIAL, denoise=denoise)
+    replaying(model)
+    assert generate(model, PROMPTS, config, special=SPECIAL, denoise=denoise) == expected
+    [line] = told(caplog)
+    assert line.startswith("forwards run without CUDA graphs: ") and "has hooks" in line
+    assert not Recorder.made
+
+
+@torch.inference_mode()
+def test_hooks_that_come_after_the_capture_are_called(make_model, caplog):
+    model, ids = replaying(make_model()), random_ids(2, 9)
+    first = replayed(model, ids)
+    handle = model.blocks[1].register_forward_hook(lambda module, given, output: 2 * output)
+    assert not torch.equal(model.hidden_states(ids), first)
+    handle.remove()
+    assert torch.equal(model.hidden_states(ids), first) and len(told(caplog)) == 1
+
+
+@torch.inference_mode()
+def test_an_adapter_that_is_not_merged_runs_without_graphs(make_model, caplog):
+    model, ids = make_model(), random_ids(2, 9)
+    plain = model.hidden_states(ids)
+    options = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, options).eval()
+    expected = model.hidden_states(ids)
+    replaying(model)
+    for _ in range(WARM_UP + 2):
+        assert torch.equal(model.hidden_states(ids), expected)
+        with adapted.disable_adapter():
+            assert torch.equal(model.hidden_states(ids), plain)
+    [line] = told(caplog)
+    assert line.startswith("forwards run without CUDA graphs: ")
+    for module in model.modules():
+        module._forward_hooks.clear()  # peft's, where inputs shall have gradients
+    assert "is a module of peft, which may compute otherwise the next time" in obstacle(model)
+
+
+class Refusing(Recorder):
+    """A Graph that fails as CUDA's does where the work waits for the device."""
+
+    def capture(self, work: Callable[[], Streams]) -> Streams:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+
+
+def test_where_nothing_can_be_captured_forwards_run_and_the_log_says_why_once(make_model, caplog):
+    model = make_model()
+    config = SamplerConfig(gen_length=12, block_length=6, cache="dual")
+    expected = generate(model, PROMPTS, config, special=SPECIAL)
+    model.compile_layers("off", make_graph=Refusing)
+    assert generate(model, PROMPTS, config, special=SPECIAL) == expected
+    assert generate(model, PROMPTS, config, special=SPECIAL) == expected
+    assert told(caplog) == [
+        "forwards run without CUDA graphs: none can be captured: RuntimeError: operation not "
+        "permitted when stream is capturing"
+    ]
+
+
+def test_nothing_is_replayed_where_gradients_may_be_wanted_or_masks_are_of_pairs(make_model):
+    model, ids = replaying(make_model()), random_ids(2, 9)
+    for _ in range(WARM_UP + 2):
+        with torch.no_grad():
+            model.hidden_states(ids)
+        with torch.inference_mode():
+            model.hidden_states(ids, torch.ones(2, 9, 9).tril())
+    assert not Recorder.made
+
+
+@torch.inference_mode()
+def test_large_forwards_run_as_they_are(make_model):
+    model = replaying(make_model())
+    num_rows = LARGEST // 64
+    for _ in range(WARM_UP + 1):
+        model.hidden_states(random_ids(num_rows + 1, 30))
+    assert not Recorder.made
+    replayed(model, random_ids(num_rows, 30))
+
+
+@torch.inference_mode()
+def test_graphs_are_limited(make_model, caplog):
+    model = replaying(make_model(max_sequence_length=4096))
+    past, ids = Past(), random_ids(1, MAX_GRAPHS + 5)
+    model.streams(ids, past=past)
+    for width in range(1, MAX_GRAPHS + 4):
+        model.streams(ids, past=past, columns=slice(0, width))
+    assert len(model.replays.steps) == MAX_GRAPHS and len(told(caplog)) == 1
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("num_rows", range(1, 70))
+def test_a_bucket_has_room_for_its_rows_and_at_most_half_as_many_more(num_rows):
+    room = row_bucket(num_rows)
+    assert num_rows <= room <= 1.5 * num_rows and row_bucket(room) == room
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("is_lent", [True, False])
+def test_rows_that_leave_take_nothing_from_those_that_stay(make_model, is_lent):
+    model, past = make_model(), Past()
+    if is_lent:
+        replaying(model)
+    model.streams(random_ids(7, 9), past=past)
+    assert past.is_lent is is_lent
+    place, before = storage(past[0].keys), [layer.keys.clone() for layer in past.present()]
+    past.keep_rows(Rows(torch.tensor([6, 0, 3]), 7).of)
+    past.keep_rows(Rows(torch.tensor([2, 1]), 3).of)
+    for layer, keys in zip(past.present(), before):
+        assert torch.equal(layer.keys, keys[[3, 0]])
+    assert (storage(past[0].keys) == place) is is_lent
