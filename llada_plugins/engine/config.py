@@ -46,6 +46,11 @@ class ModelOptions(Options):
     tokenizer: str | None = arg(
         None, "folder or hub id of the tokenizer, where it is not beside the checkpoint"
     )
+    add_bos_token: bool = arg(
+        False,
+        "put the tokenizer's BOS before every prompt and context that does not begin with it, as "
+        "evaluations of Dream's base models do",
+    )
     chat_template: str | None = arg(
         None,
         "name of the chat template, where the tokenizer has several (default: the one called "

@@ -84,6 +84,11 @@ class Engine:
         build_sampler(self.given, HARNESS_DEFAULTS)
         tokenizer_folder = resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
         self.tokenizer = load_tokenizer(tokenizer_folder, self.config.chat_template)
+        if self.config.add_bos_token and self.tokenizer.bos_token_id is None:
+            raise ValueError(
+                f"add_bos_token=true, but the tokenizer in {tokenizer_folder} has no bos_token: "
+                "leave it out"
+            )
         # its name, None for the only one or the default
         self.chat_template = self.config.chat_template
         self.special = mask_known(self.folder, tokenizer_folder, config, self.config.mask_id)
@@ -289,7 +294,7 @@ class Engine:
 
     def encode(self, string: str) -> list[int]:
         """Token ids, with special tokens unless the string begins with BOS, as a chat does."""
-        return self._known(text.encode(self.tokenizer, string))
+        return self._with_bos(self._known(text.encode(self.tokenizer, string)))
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of context and continuation as in lm-eval.
@@ -299,11 +304,19 @@ class Engine:
         """
         stripped = context.rstrip()
         if self._context[0] != stripped:
-            self._context = stripped, self.encode(stripped)
+            self._context = stripped, self._known(text.encode(self.tokenizer, stripped))
         ids = list(self._context[1])
-        return ids, self._known(
-            text.encode_pair(self.tokenizer, stripped, ids, context[len(stripped) :] + continuation)
+        answer = text.encode_pair(
+            self.tokenizer, stripped, ids, context[len(stripped) :] + continuation
         )
+        return self._with_bos(ids), self._known(answer)
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """The ids after BOS, where add_bos_token asks for that and they have none."""
+        bos = self.tokenizer.bos_token_id
+        if not self.config.add_bos_token or ids[:1] == [bos]:
+            return ids
+        return [bos, *ids]
 
     def _known(self, ids: list[int]) -> list[int]:
         text.check_vocabulary(ids, self.model.config.num_embeddings, str(self.folder))

@@ -61,12 +61,12 @@ def info(engine: Engine) -> dict[str, Any]:
 def digest(folder: Path) -> str:
     """A digest of a checkpoint, add-ons beside it included.
 
-    It reads sizes and both ends of the weight files (all of a small one), the JSON files
-    and the templates.
+    It reads sizes and both ends of the weight files (all of a small one), the JSON files,
+    the templates and the merges of a tokenizer.
     """
     found = hashlib.sha256()
-    kinds = ("safetensors", "json", "jinja")
-    for path in sorted(path for kind in kinds for path in folder.rglob(f"*.{kind}")):
+    names = ("*.safetensors", "*.json", "*.jinja", "merges.txt")
+    for path in sorted(path for name in names for path in folder.rglob(name)):
         size = path.stat().st_size
         found.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from llada_plugins.files.json_files import first_line, is_there, short
 from llada_plugins.options.startup_messages import silenced
 
+from .slow_tokenizer import is_slow, read_slow_tokenizer
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 if TYPE_CHECKING:
@@ -21,16 +27,20 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
     chat_template: see `choose_template`. Raises FileNotFoundError, or ValueError that
     names the file: `tokenizers` and transformers end in any kind of exception.
     """
-    if not is_there(folder / "tokenizer.json"):
+    if not has_tokenizer(folder):
         raise FileNotFoundError(
             f"{folder} has no tokenizer.json: pass tokenizer=FOLDER of the model's tokenizer"
         )
     files = read_tokenizer_files(folder)
+    if is_slow(folder):
+        files = files._replace(tokenizer=read_slow_tokenizer(folder, files))
     from transformers import PreTrainedTokenizerFast
 
     try:
         # AutoTokenizer would look up the model_type, which transformers does not know, and warn
-        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
+        with _fast(folder, files) as complete:
+            tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(complete)
+        tokenizer.name_or_path = str(folder)
         trial = tokenizer.encode("a")
         tokenizer.decode(trial)
     except BaseException as error:  # Rust's PanicException is no Exception
@@ -44,6 +54,32 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
     if chat_template is not None:
         choose_template(tokenizer, chat_template)
     return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Has the folder the files of a tokenizer that loads here?"""
+    return is_there(folder / "tokenizer.json") or is_slow(folder)
+
+
+@contextmanager
+def _fast(folder: Path, files: TokenizerFiles) -> Iterator[Path]:
+    """A folder with tokenizer.json: this one, or a copy of its small files beside what
+    its vocabulary and merges amount to.
+    """
+    if not is_slow(folder):
+        yield folder
+        return
+    with TemporaryDirectory() as name:
+        copy = Path(name)
+        for path in folder.glob("*chat_template*"):
+            copied = shutil.copytree if path.is_dir() else shutil.copy
+            copied(path, copy / path.name)
+        remote = ("auto_map", "tokenizer_class")  # the class that it would ask for is no longer it
+        settings = {name: value for name, value in files.settings.items() if name not in remote}
+        (copy / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        text = json.dumps(files.tokenizer, ensure_ascii=False)
+        (copy / "tokenizer.json").write_text(text, encoding="utf-8")
+        yield copy
 
 
 def _check_loaded(

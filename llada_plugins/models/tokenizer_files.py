@@ -62,6 +62,7 @@ TOKENIZER = record(
         ),
     }
 )
+IDS = table_of(whole(0, NUM_TOKENS - 1))  # added_tokens.json, of tokenizers without tokenizer.json
 NAMES = (
     "bos_token",
     "eos_token",
@@ -123,10 +124,14 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         token["content"]: int(number)
         for number, token in settings.get("added_tokens_decoder", {}).items()
     }
+    other = "tokenizer.json"
+    if not tokenizer:
+        other = "added_tokens.json"
+        added = dict(_read_if_there(folder / other, IDS))
     for content, token in decoder.items():
         if added.get(content, token) != token:
             raise ValueError(
-                f"{folder}: tokenizer.json and tokenizer_config.json disagree on the id of "
+                f"{folder}: {other} and tokenizer_config.json disagree on the id of "
                 f"{short(content)}: {added[content]} and {token}"
             )
     return TokenizerFiles(tokenizer, settings, {**decoder, **added})

@@ -19,7 +19,7 @@ from llada_plugins.models import text
 from llada_plugins.models.folder import SHIPPED, known_special_tokens, resolve
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
-from llada_plugins.models.tokenizer import load_tokenizer
+from llada_plugins.models.tokenizer import has_tokenizer, load_tokenizer
 from llada_plugins.options.fields import arg
 from llada_plugins.tasks.registry import TASKS
 
@@ -149,7 +149,7 @@ def load_prompts(options: RankOptions, folder: Path, model: LLaDA) -> list[list[
         )
         return (ids + (ids >= mask_id)).tolist()
 
-    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
 
     def encode(string: str) -> list[int]:
         if tokenizer is None:
