@@ -17,6 +17,7 @@ COMMANDS = {
     "llada_plugins.doctor": "installation whole",
     "llada_plugins.effective_rank": "--num_masks",
     "llada_plugins.evaluate": "--data",
+    "llada_plugins.families": "special tokens",
     "llada_plugins.ups_report": "--noise_draws",
     "training.convert": "--format",
     "training.create_configs": "--output",
