@@ -10,11 +10,10 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from llada_plugins.files.json_files import read_json
@@ -24,76 +23,15 @@ from llada_plugins.models.folder import read_config, special_tokens
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.mixture import StackedLinear
+from tests.family_checkpoints import HF, retensor, rewrite, write_checkpoint
 
 pytestmark = pytest.mark.floats
 
 
-def stack_experts(tensors: dict[str, Tensor]) -> None:
-    """As dInfer's conversion stores them."""
-    experts = [name for name in tensors if ".mlp.experts." in name]
-    number = 1 + max(int(name.split(".")[5]) for name in experts)
-    for layer in sorted({name.split(".experts.")[0] for name in experts}):
-        of = [f"{layer}.experts.{each}" for each in range(number)]
-        gate, up, down = (
-            torch.stack([tensors.pop(f"{each}.{part}_proj.weight") for each in of])
-            for part in ("gate", "up", "down")
-        )
-        tensors[f"{layer}.w1"], tensors[f"{layer}.w2"] = torch.cat([gate, up], 1), down
-
-
-def without_norms(tensors: dict[str, Tensor]) -> None:
-    for name in [name for name in tensors if "q_norm" in name or "k_norm" in name]:
-        del tensors[name]
-
-
-# family -> the recorded set that it is made of, and how its config and tensors are changed
-MADE_OF: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Tensor]], None]]] = {
-    "llada_moe_fused": (
-        "llada_moe",
-        {"architectures": ["FusedLLaDAMoEModelLM"]},
-        stack_experts,
-    ),
-    "a2d_qwen2": (
-        "dream",
-        {"architectures": ["A2DQwen2LMHeadModel"], "model_type": "a2d-qwen2"},
-        lambda tensors: None,
-    ),
-    "a2d_llama": (
-        "a2d_qwen3",
-        {"architectures": ["A2DLlamaLMHeadModel"], "model_type": "a2d-llama"},
-        without_norms,
-    ),
-}
-
-
 @pytest.fixture
-def copied(golden, tmp_path) -> Callable[[str], Path]:
-    """A function from a family to a copy of its checkpoint, which a test may change."""
-
-    def copy(family: str) -> Path:
-        source, said, change = MADE_OF.get(family, (family, {}, lambda tensors: None))
-        folder = tmp_path / family
-        shutil.copytree(golden / "families" / source / "checkpoint", folder)
-        rewrite(folder, **said)
-        tensors = load_file(folder / "model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "model.safetensors")
-        return folder
-
-    return copy
-
-
-def rewrite(folder: Path, **fields: Any) -> None:
-    """Set fields of config.json; ... removes one."""
-    raw = {**json.loads((folder / "config.json").read_text()), **fields}
-    kept = {name: value for name, value in raw.items() if value is not ...}
-    (folder / "config.json").write_text(json.dumps(kept))
-
-
-def retensor(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
+def copied(tmp_path) -> Callable[[str], Path]:
+    """A function from a family to a checkpoint of it, which a test may change."""
+    return lambda family: write_checkpoint(family, tmp_path / family)
 
 
 def error_of(folder: Path) -> str:
@@ -105,9 +43,6 @@ def error_of(folder: Path) -> str:
 
 def logits(model: LLaDA) -> Tensor:
     return model(torch.arange(40).view(2, 20))
-
-
-HF = [name for name in FAMILIES if name not in ("llada", "remedi")]
 
 
 @pytest.mark.parametrize("family", HF)

@@ -43,7 +43,7 @@ class Family(NamedTuple):
     # config.json and where it lies (for messages) -> ours; raises ValueError in one line
     read_config: Callable[[Mapping[str, Any], str], LLaDAConfig] = LLaDAConfig.from_dict
     # ours -> config.json, architectures included
-    write_config: Callable[[LLaDAConfig], dict[str, Any]] = LLaDAConfig.to_dict
+    write_config: Callable[[LLaDAConfig], dict[str, Any]] = LLaDAConfig.published
     # fields of config.json that nobody knows, which is worth a warning
     unknown_fields: Callable[[Mapping[str, Any]], list[str]] = unknown_fields
     layout: Layout = SAME_NAMES  # under which names its tensors are stored

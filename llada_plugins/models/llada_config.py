@@ -258,7 +258,9 @@ class LLaDAConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The published form, switches included, so that the published code reads it too."""
+        """Fields under LLaDA's names, switches included, so that the published code reads them
+        too; those that other families set where they are set. Others call it, as PEFT does.
+        """
         switches = {
             name: value[0] if isinstance(value, tuple) else value
             for name, value in IMPLEMENTED.items()
@@ -266,14 +268,21 @@ class LLaDAConfig:
         fields = dataclasses.asdict(self)
         del fields["family"]
         for name, value in OTHER_FAMILIES.items():
-            if fields.pop(name) != value:
+            if fields[name] == value:
+                del fields[name]
+        if more := fields.pop("more_eos_token_ids"):
+            fields["eos_token_id"] = [self.eos_token_id, *more]
+        return {"model_type": "llada", "architectures": ["LLaDAModelLM"], **switches, **fields}
+
+    def published(self) -> dict[str, Any]:
+        """The config.json of a dense LLaDA; ValueError where it is of another family."""
+        for name, value in OTHER_FAMILIES.items():
+            if getattr(self, name) != value:
                 raise ValueError(
                     f"a dense LLaDA's config.json cannot say {name}={getattr(self, name)!r}: give "
                     "the config the family that has it"
                 )
-        if more := fields.pop("more_eos_token_ids"):
-            fields["eos_token_id"] = [self.eos_token_id, *more]
-        return {"model_type": "llada", "architectures": ["LLaDAModelLM"], **switches, **fields}
+        return self.to_dict()
 
     def to_json_string(self) -> str:
         """All fields as text; what transformers' TensorBoard callback asks a config for."""

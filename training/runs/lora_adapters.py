@@ -92,7 +92,7 @@ class LoRAOptions(Options):
         "adapted projections of the blocks: names with commas between, or a regular expression "
         "for the "
         r"whole name, such as '.*_proj' or 'blocks\.[0-3]\..*' (default: all: "
-        rf"{','.join(PROJECTIONS)})",
+        rf"{','.join(PROJECTIONS)}, and of experts {','.join(STACKS)})",
     )
 
     def __post_init__(self) -> None:

@@ -1,0 +1,81 @@
+"""A checkpoint folder of each family: the recorded ones, and others made of these."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llada_plugins.models.families import FAMILIES
+
+GOLDEN = Path(__file__).parent / "golden"
+RECORDED = {"llada": GOLDEN / "llada", "remedi": GOLDEN / "remedi"}
+HF = [name for name in FAMILIES if name not in RECORDED]
+
+
+def stack_experts(tensors: dict[str, Tensor]) -> None:
+    """As dInfer's conversion stores them."""
+    experts = [name for name in tensors if ".mlp.experts." in name]
+    number = 1 + max(int(name.split(".")[5]) for name in experts)
+    for layer in sorted({name.split(".experts.")[0] for name in experts}):
+        of = [f"{layer}.experts.{each}" for each in range(number)]
+        gate, up, down = (
+            torch.stack([tensors.pop(f"{each}.{part}_proj.weight") for each in of])
+            for part in ("gate", "up", "down")
+        )
+        tensors[f"{layer}.w1"], tensors[f"{layer}.w2"] = torch.cat([gate, up], 1), down
+
+
+def without_norms(tensors: dict[str, Tensor]) -> None:
+    for name in [name for name in tensors if "q_norm" in name or "k_norm" in name]:
+        del tensors[name]
+
+
+# family -> the recorded set that it is made of, and how its config and tensors are changed
+MADE_OF: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Tensor]], None]]] = {
+    "llada_moe_fused": (
+        "llada_moe",
+        {"architectures": ["FusedLLaDAMoEModelLM"]},
+        stack_experts,
+    ),
+    "a2d_qwen2": (
+        "dream",
+        {"architectures": ["A2DQwen2LMHeadModel"], "model_type": "a2d-qwen2"},
+        lambda tensors: None,
+    ),
+    "a2d_llama": (
+        "a2d_qwen3",
+        {"architectures": ["A2DLlamaLMHeadModel"], "model_type": "a2d-llama"},
+        without_norms,
+    ),
+}
+
+
+def write_checkpoint(family: str, folder: Path) -> Path:
+    """A checkpoint of the family in a new folder; no tokenizer."""
+    source, said, change = MADE_OF.get(family, (family, {}, lambda tensors: None))
+    recorded = RECORDED.get(source, GOLDEN / "families" / source)
+    shutil.copytree(recorded / "checkpoint", folder)
+    rewrite(folder, **said)
+    retensor(folder, change)
+    return folder
+
+
+def rewrite(folder: Path, **fields: Any) -> None:
+    """Set fields of config.json; ... removes one."""
+    raw = {**json.loads((folder / "config.json").read_text()), **fields}
+    kept = {name: value for name, value in raw.items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(kept))
+
+
+def retensor(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    """Change the tensors, by stored name, in place."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
