@@ -179,3 +179,17 @@ def test_a_dreams_answers_use_logits_of_the_column_to_the_left(dream):
     logits[engine.special.mask] = -torch.inf
     [found] = generate(engine.model, [ids], SamplerConfig(gen_length=1), special=engine.special)
     assert found.answer == [int(logits.argmax())]
+
+
+def test_both_harnesses_take_dreams_names_from_a_request(dream):
+    pytest.importorskip("lm_eval")
+    from llada_plugins.harness.lmeval_requests import read_request
+    from llada_plugins.harness.opencompass_options import sampler_options
+
+    engine = Engine(pretrained=str(dream))
+    asked = dict(alg="entropy", eps=0.01, diffusion_steps=8)
+    expected = dict(DREAM, confidence_source="entropy", schedule_eps=0.01, steps=8, gen_length=16)
+    of_lm_eval = read_request(engine, "a", {"until": [], "max_gen_toks": 16, **asked}).sampler
+    of_opencompass = engine.sampler_for(sampler_options(asked, engine.given), 16)
+    for sampler in (of_lm_eval, of_opencompass):
+        assert {name: getattr(sampler, name) for name in expected} == expected

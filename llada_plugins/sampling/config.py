@@ -229,6 +229,11 @@ class SamplerConfig(SamplerOptions):
             return self.gen_length
         return self.num_blocks * self.block
 
+    def num_masks_at(self, number: int) -> int:
+        """Masks on the canvas when block `number` begins; later ones, unless the canvas grows."""
+        left = self.decoded_length - number * self.block
+        return min(left, self.block) if self.grows else left
+
     @property
     def answer_in_words(self) -> str:
         """The answer's length for messages."""

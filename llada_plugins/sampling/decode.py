@@ -202,9 +202,7 @@ def decode_each(
     waiting one takes its place (batching.py). A batch that memory is too small for waits
     again, and from then on batches are smaller: on_step may see some of its steps twice.
     """
-    for number, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise ValueError(f"prompt {number} is empty: give at least one token")
+    _check_prompts(prompts)
     device = torch.device(device)
     keys = keys or [request_key(config.seed, prompt) for prompt in prompts]
     answers = Answers(keys, device)
@@ -219,10 +217,7 @@ def decode_each(
         number, batch = queue.take()
         filled, padded = align([[*prompts[row], *answers.tokens[row]] for row in batch], device)
         start = filled.shape[1] - number * config.block
-        num_masks = config.decoded_length - number * config.block
-        if config.grows:
-            num_masks = min(config.block, num_masks)
-        masks = filled.new_full((len(batch), num_masks), special.mask)
+        masks = filled.new_full((len(batch), config.num_masks_at(number)), special.mask)
         rows = torch.tensor(batch, device=device)
         draft = Draft(
             number,
@@ -245,6 +240,12 @@ def decode_each(
         if waiting:
             queue.put(number + 1, waiting)
         yield from answers.samples(done, config.gen_length)
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {number} is empty: give at least one token")
 
 
 def _reviewed(review: Review, draft: Draft, limit: BatchLimit, longest: int) -> Filled | None:
