@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llada_plugins.models.layer import attend
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.past import Past
 from tests.tolerance import forward_error, measured, rounding
@@ -316,3 +317,63 @@ def test_more_tokens_than_the_context_are_refused(make_model):
         r"give fewer$",
     ):
         model(torch.zeros(1, 9, dtype=torch.long))
+
+
+# ---- which kernels
+
+
+class Operators:
+    """Within it, the names of operators that run are noted, those inside others too."""
+
+    def __enter__(self) -> Operators:
+        self.profile = torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU]
+        ).__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.profile.__exit__(*error)
+        self.names = {event.key for event in self.profile.key_averages()}
+
+
+@pytest.mark.parametrize("fields", [{}, dict(n_kv_heads=2)], ids=str)
+@pytest.mark.parametrize("mask", ["none", "of padding", "of block-causal pairs"])
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_attention_goes_to_a_fused_kernel(make_model, fields, mask, is_cached):
+    """By operators' names, on a GPU where there is one: never the fallback that writes out
+    all scores.
+    """
+    on_gpu = torch.cuda.is_available()
+    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
+    # wide enough for every kernel of a GPU
+    model = make_model(d_model=64, **fields).to(device, dtype)
+    tokens = ids(2, 24).to(device)
+    real = torch.arange(24, device=device) >= torch.tensor([[0], [5]], device=device)
+    block = torch.arange(24, device=device) // 8
+    masks = {
+        "none": None,
+        "of padding": real,
+        "of block-causal pairs": real[:, None] & (block <= block[:, None]),
+    }
+    past = Past() if is_cached else None
+    columns = slice(8, 16) if is_cached else slice(None)
+    with torch.inference_mode():
+        model.streams(tokens, masks[mask], past=past)
+        with Operators() as found:
+            model.streams(tokens, masks[mask], past=past, columns=columns)
+    kernels = {name for name in found.names if "_scaled_dot_product" in name}
+    assert kernels and not any("math" in name for name in kernels)
+    if not (on_gpu and mask != "none"):
+        assert "aten::repeat_interleave" not in found.names
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("trains", [False, True])
+def test_grouped_keys_are_those_of_as_many_heads_repeated(masked, trains):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 6, 5, 8, generator=generator, requires_grad=trains)
+    k, v = torch.randn(2, 2, 2, 9, 8, generator=generator)  # two heads for six
+    visible = torch.rand(2, 1, 5, 9, generator=generator) > 0.3 if masked else None
+    found = attend(q, k, v, visible)
+    expected = attend(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), visible)
+    assert torch.equal(found, expected)

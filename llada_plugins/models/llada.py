@@ -141,8 +141,6 @@ class Block(Layer):
         if keys is not None:
             assert values is not None and columns is not None
             k, v = keys.index_copy_(2, columns, k), values.index_copy_(2, columns, v)
-        if config.num_kv_heads != config.n_heads:
-            k, v = (t.repeat_interleave(config.n_heads // config.num_kv_heads, 1) for t in (k, v))
         # (B, L, D)
         attended = attend(q, k, v, visible).transpose(1, 2).reshape(batch, length, -1)
         x = x + self.attn_out(attended)

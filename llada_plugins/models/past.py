@@ -81,15 +81,14 @@ class Memory:
 
     def lend(
         self, past: Past, num_layers: int, shape: tuple[int, int, int, int], like: Tensor
-    ) -> bool:
-        """Fill an empty past; returns whether the place is a new one.
+    ) -> None:
+        """Fill an empty past, from a new place where `fits` says that the old one is too small.
 
         shape: rows, columns, heads, head_dim. like: a tensor of the dtype and device.
         Never NaN: zeros at first, then keys and values of former blocks.
         """
         size = math.prod(shape)
-        is_new = not self._fits(num_layers, size, like)
-        if is_new:
+        if not self.fits(num_layers, shape, like):
             self.layers = []  # goes before the new comes
             self.layers = [
                 LayerPast(like.new_zeros(size), like.new_zeros(size)) for _ in range(num_layers)
@@ -100,10 +99,11 @@ class Memory:
         )
         past.is_lent = True
         self._holder = weakref.ref(past)
-        return is_new
 
-    def _fits(self, num_layers: int, size: int, like: Tensor) -> bool:
+    def fits(self, num_layers: int, shape: tuple[int, int, int, int], like: Tensor) -> bool:
+        """Is there memory of that kind for the shape?"""
         if len(self.layers) != num_layers:
             return False
         keys = self.layers[0].keys
-        return keys.numel() >= size and (keys.dtype, keys.device) == (like.dtype, like.device)
+        enough = keys.numel() >= math.prod(shape)
+        return enough and (keys.dtype, keys.device) == (like.dtype, like.device)

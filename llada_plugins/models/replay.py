@@ -200,8 +200,9 @@ class Replays:
         if num_rows > MOST_ROWS or not self.memory.is_free:
             return False
         room = row_bucket(num_rows), length_bucket(length), num_heads, head_dim
-        if self.memory.lend(past, num_layers, room, like):
-            self.steps.clear()  # their graphs write to where the memory was
+        if not self.memory.fits(num_layers, room, like):
+            self.steps.clear()  # they hold the old memory, which goes before the new comes
+        self.memory.lend(past, num_layers, room, like)
         past.num_rows, past.length = num_rows, length
         return True
 
