@@ -38,6 +38,8 @@ class Family(NamedTuple):
     module: type[LLaDA]
     architectures: frozenset[str]  # what config.json may call it
     mark: str  # beginning of the names of tensors that every checkpoint of it stores
+    # what config.json may say of it to transformers; families may share one
+    model_types: tuple[str, ...] = ("llada",)
     # are its tensors enough to know it by, whatever config.json calls it?
     known_by_tensors: bool = False
     # config.json and where it lies (for messages) -> ours; raises ValueError in one line
@@ -68,6 +70,7 @@ def _hf(config: HFConfig, layout: Layout, mark: str = "model.layers.", **own: An
         LLaDA,
         frozenset({config.architecture}),
         mark,
+        model_types=(config.model_type,),
         read_config=config.read,
         write_config=config.write,
         unknown_fields=config.unknown,
@@ -85,6 +88,7 @@ FAMILIES: dict[str, Family] = {
         BiTowerLLaDA,
         frozenset({"RemeDiUPMModelLM"}),
         MARK,
+        model_types=("RemeDi", "llada"),
         known_by_tensors=True,  # its uploads disagree on model_type and architectures
     ),
     # by architecture, not model_type: LLaDA-MoE says "llada" too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace as with_fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -64,12 +65,16 @@ FACTORS = ("repetition_penalty", "encoder_repetition_penalty", "guidance_scale")
 
 
 def resolve(
-    pretrained: str | Path | None, revision: str | None = None, option: str = "pretrained"
+    pretrained: str | Path | None,
+    revision: str | None = None,
+    option: str = "pretrained",
+    download: Mapping[str, Any] = {},
 ) -> Path:
     """The local folder of a checkpoint.
 
     pretrained: a shipped model by name ("tiny" for None), a folder, or a hub id, which is
-    downloaded or taken from the cache. option: what messages call it.
+    downloaded or taken from the cache. option: what messages call it. download: further
+    arguments of snapshot_download.
     """
     if pretrained is None or str(pretrained) in SHIPPED:
         return SHIPPED[str(pretrained or DEFAULT)]
@@ -91,7 +96,7 @@ def resolve(
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(text, revision=revision, allow_patterns=patterns, **download))
     except Exception as error:  # offline, unknown id, gated: many types, one remedy
         raise FileNotFoundError(
             f"{option}={text!r}: no such folder, and the hub did not deliver it "

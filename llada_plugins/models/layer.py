@@ -24,8 +24,8 @@ GROUPED = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")
 class View(NamedTuple):
     """What the blocks of one forward share: where their columns stand, what these attend to."""
 
-    cos: Tensor  # (W, head_dim) of the columns in work
-    sin: Tensor  # (W, head_dim)
+    cos: Tensor  # (W, head_dim) of the columns in work; by row: (B, 1, W, head_dim)
+    sin: Tensor
     # bool, broadcastable to (B, H, W, L), True = may be attended; None = everything
     visible: Tensor | None = None
     columns: Tensor | None = None  # (W,) their places among the L columns of past

@@ -252,6 +252,7 @@ class LLaDA(ActivationCheckpointing):
         attention_mask: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
         every_layer: Literal[False] = False,
     ) -> Tensor: ...
 
@@ -262,6 +263,7 @@ class LLaDA(ActivationCheckpointing):
         attention_mask: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
         every_layer: Literal[True],
     ) -> list[Tensor]: ...
 
@@ -271,15 +273,19 @@ class LLaDA(ActivationCheckpointing):
         attention_mask: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
         every_layer: bool = False,
     ) -> Tensor | list[Tensor]:
         """The final-norm hidden state (B, L, D), which `head` turns into logits.
 
+        position_ids: (B, L) from 0, default 0, 1, 2 … in every row.
         every_layer: a list of n_layers + 1 instead: the embeddings, the outputs of all
         blocks but the last, the final-norm state.
         """
         states: list[Tensor] | None = [] if every_layer else None
-        hidden = self._run(input_ids, attention_mask, inputs_embeds, states).hidden
+        hidden = self._run(
+            input_ids, attention_mask, inputs_embeds, states, position_ids=position_ids
+        ).hidden
         return hidden if states is None else [*states, hidden]
 
     def streams(
@@ -324,6 +330,7 @@ class LLaDA(ActivationCheckpointing):
         states: list[Tensor] | None,
         columns: slice = slice(None),
         past: Past | None = None,
+        position_ids: Tensor | None = None,
     ) -> Streams:
         """The final-norm hidden state, and the policy stream's score where there is one.
 
@@ -342,13 +349,21 @@ class LLaDA(ActivationCheckpointing):
         if past is not None and not past:
             self._fill(past, given)
         view = self._view(given, attention_mask, columns, past)
+        if position_ids is not None:
+            view = self._at_positions(view, position_ids.to(given.device))
         in_work, length = given[:, columns], given.shape[1]
-        if states is None and self.replays.wanted(given.device):
+        if states is None and position_ids is None and self.replays.wanted(given.device):
             to_the_end = columns.stop is None
             found = self.replays.run(self, self._compute, in_work, view, past, to_the_end, length)
             if found is not None:
                 return found
         return self._compute(in_work, view, states)
+
+    def _at_positions(self, view: View, position_ids: Tensor) -> View:
+        """The view with the rotations of positions (B, L) of its own for each row."""
+        cos, sin = self._rotary_table(int(position_ids.max()) + 1, position_ids.device)
+        places = position_ids[:, None]  # (B, 1, L)
+        return view._replace(cos=cos[places], sin=sin[places])
 
     def _compute(self, given: Tensor, view: View, states: list[Tensor] | None = None) -> Streams:
         """What `_run` returns, from ids (B, W) or embeddings (B, W, D) of the columns in work."""

@@ -112,26 +112,37 @@ def _tied_head(config: LLaDAConfig, files: Mapping[str, Path], layout: Layout) -
 
 
 def save_model(model: LLaDA, folder: Path, extra_config: Mapping[str, Any] | None = None) -> None:
-    """Write config.json and model.safetensors in the published layout of the model's
-    family; extra_config: further keys of config.json.
+    """Write config.json and model.safetensors in the published layout of the model's family.
 
     Of a loaded model also what its checkpoint says beside the weights (origin.py): the
     other keys of its config.json, the code that these name, and generation_config.json.
+    extra_config: further keys of config.json.
     """
+    check_saved(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(stored_tensors(model), folder / "model.safetensors")
+    write_files(model, folder)
+    text = json.dumps({**config_of(model), **(extra_config or {})}, indent=1, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def check_saved(model: LLaDA) -> None:
+    """Raise ValueError where a model cannot be saved: quantised, or its weights elsewhere."""
     if (record := quantization_of(model)) and record.fingerprint:
         raise ValueError(
             f"a model in {record.method} is not saved: save the model that it was loaded from, "
             "and quantise at load"
         )
     check_present(model, "a checkpoint")
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def stored_tensors(
+    model: LLaDA, state_dict: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The model's tensors by their stored names, on the CPU; state_dict: in place of its own."""
     layout = FAMILIES[model.config.family].layout
-    state: dict[str, Tensor] = {
+    return {
         piece.stored: piece.of(tensor.detach()).cpu().contiguous()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in (state_dict or model.state_dict()).items()
         for piece in layout.pieces(name, tensor)
     }
-    save_tensors(state, folder / "model.safetensors")
-    write_files(model, folder)
-    text = json.dumps({**config_of(model), **(extra_config or {})}, indent=1, sort_keys=True)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")

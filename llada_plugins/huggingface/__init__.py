@@ -1,0 +1,1 @@
+"""The networks as classes of transformers: configs, models, loading, saving, generate."""
