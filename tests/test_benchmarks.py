@@ -62,17 +62,6 @@ def model() -> LLaDA:
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The command sets the number of threads; on tiny tensors and a busy machine two of
-    them wait 20 times longer than they work.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def prompts_for(model: LLaDA) -> torch.Tensor:
     return torch.cat([random_models.random_tokens(model, 7, seed) for seed in range(3)])
 

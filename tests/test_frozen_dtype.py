@@ -13,29 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from llada_plugins.engine.engine import Engine
+from tests.small_training import short_run
 from tests.tolerance import rounding
 from training import remask_sft, router_sft, sft
 from training.runs import launch
 
 pytestmark = pytest.mark.floats
 
-RUN = [
-    "--max_steps",
-    "3",
-    "--per_device_train_batch_size",
-    "4",
-    "--learning_rate",
-    "1e-3",
-    "--warmup_steps",
-    "0",
-    "--logging_steps",
-    "1",
-    "--use_cpu",
-    "--num_threads",
-    "1",
-    "--save_strategy",
-    "no",
-]
+RUN = short_run(max_steps=3, learning_rate=1e-3, warmup_steps=0)
 # command, further flags, file of what trained, the method that loads it and its option
 COMMANDS = {
     "sft --lora": (

@@ -19,31 +19,14 @@ from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.lora import CONFIG, PREFIX, WEIGHTS, targeted
+from tests.small_training import short_run
 from tests.tolerance import measured, rounding
 from training import merge, sft
 from training.runs.lora_adapters import PROJECTIONS, STACKS, LoRA, LoRAOptions, add_lora
 
 pytestmark = pytest.mark.floats
 
-RUN = [
-    "--append_eos",
-    "false",
-    "--per_device_train_batch_size",
-    "4",
-    "--logging_steps",
-    "1",
-    "--num_threads",
-    "1",
-    "--use_cpu",
-    "--learning_rate",
-    "1e-2",
-    "--warmup_steps",
-    "0",
-    "--max_steps",
-    "3",
-    "--save_strategy",
-    "no",
-]
+RUN = short_run(append_eos="false", learning_rate=1e-2, warmup_steps=0, max_steps=3)
 TOKENS = torch.arange(24)[None] * 7 % 256
 SOMEWHERE = "model.transformer.blocks.1.ff_out"
 

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,9 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llada_plugins.diffusion.forward_process import EPS, mask_tokens
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.models.llada import LLaDA, initialise
-from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import load_model
+from tests.small_training import EOS_ID, MASK_ID, VOCAB, flags, short_run, small_model
 from tests.tolerance import forward_error, rounding, token_error
 from training import pretrain
 from training.data.corpus import collate_rows
@@ -30,30 +28,6 @@ from training.loop.random_streams import random_stream
 from training.loop.throughput import Throughput, training_flops
 
 pytestmark = pytest.mark.floats
-
-VOCAB, MASK_ID, EOS_ID = 12, 10, 11
-SHAPE = dict(
-    d_model=16,
-    n_heads=2,
-    n_layers=2,
-    vocab_size=VOCAB,
-    mlp_hidden_size=24,
-    max_sequence_length=64,
-    rope_theta=1e4,
-    rms_norm_eps=1e-5,
-    weight_tying=False,
-    include_bias=False,
-    include_qkv_bias=False,
-    rope_full_precision=True,
-    mask_token_id=MASK_ID,
-    eos_token_id=EOS_ID,
-)
-
-
-def small_model(**fields: Any) -> LLaDA:
-    model = LLaDA(LLaDAConfig(**{**SHAPE, **fields}))
-    initialise(model, torch.Generator().manual_seed(0))
-    return model
 
 
 def rows(*lengths: int) -> list[list[int]]:
@@ -299,35 +273,8 @@ def test_tokens_a_second_leave_evaluations_out(monkeypatch):
 
 # --- the command ----------------------------------------------------------------------
 
-FLAGS = [
-    "--d_model",
-    "16",
-    "--n_layers",
-    "1",
-    "--n_heads",
-    "2",
-    "--seq_len",
-    "16",
-    "--gen_length",
-    "8",
-    "--steps",
-    "4",
-    "--use_cpu",
-    "--num_threads",
-    "1",
-    "--per_device_train_batch_size",
-    "4",
-    "--logging_steps",
-    "1",
-    "--eval_strategy",
-    "steps",
-    "--eval_steps",
-    "2",
-    "--max_steps",
-    "4",
-    "--save_strategy",
-    "no",
-]
+RUN = short_run(seq_len=16, gen_length=8, steps=4, eval_strategy="steps", eval_steps=2, max_steps=4)
+FLAGS = [*flags(d_model=16, n_layers=1, n_heads=2), *RUN]
 
 
 @pytest.fixture
@@ -371,7 +318,7 @@ def test_text_becomes_a_checkpoint_that_answers_and_can_be_trained_on(tmp_path, 
     engine = Engine(pretrained=str(tmp_path / "a"), gen_length=8)
     assert len(list(engine.generate([Request("the ", engine.sampler)]))) == 1
     assert engine.special.mask == engine.model.config.mask_token_id and engine.max_length == 16
-    run = ["--model", str(tmp_path / "a"), "--dataset", str(data / "train.txt"), *FLAGS[6:]]
+    run = ["--model", str(tmp_path / "a"), "--dataset", str(data / "train.txt"), *RUN]
     train(tmp_path / "b", *run, "--eval_data", str(data / "test.txt"), "--pack_boundaries")
     assert load_model(tmp_path / "b", device="cpu").config == engine.model.config
     # where the other ended

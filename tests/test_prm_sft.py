@@ -25,6 +25,7 @@ from llada_plugins.models.folder import TINY
 from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
 from llada_plugins.tasks import sudoku
+from tests.small_training import short_run
 from tests.tolerance import measured
 from training import prm_sft, step_data
 from training.data import sudoku_steps
@@ -37,21 +38,7 @@ from training.runs.prm_run import PRMOptions
 
 pytestmark = pytest.mark.floats
 
-RUN = [
-    "--max_steps",
-    "6",
-    "--per_device_train_batch_size",
-    "8",
-    "--learning_rate",
-    "1e-2",
-    "--warmup_steps",
-    "0",
-    "--logging_steps",
-    "1",
-    "--save_strategy",
-    "no",
-    "--use_cpu",
-]
+RUN = short_run(per_device_train_batch_size=8, max_steps=6, learning_rate=1e-2, warmup_steps=0)
 
 
 @pytest.fixture(scope="module")

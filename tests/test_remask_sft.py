@@ -22,11 +22,18 @@ from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.methods.policy_head import load_policy
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.folder import TINY
-from llada_plugins.models.llada import LLaDA, initialise
-from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import load_model
 from llada_plugins.reports.metrics import auc, confusion, expected_calibration_error
 from llada_plugins.tasks import sudoku
+from tests.small_training import (
+    EOS_ID,
+    MASK_ID,
+    VOCAB,
+    examples,
+    short_run,
+    small_config,
+    small_model,
+)
 from tests.tolerance import EPS64, largest, measured, rounding, token_error
 from training import remask_sft
 from training.data.examples import Example, collate_answers
@@ -42,67 +49,22 @@ from training.runs.remask_run import merged
 
 pytestmark = pytest.mark.floats
 
-VOCAB, MASK_ID, EOS_ID = 12, 10, 11
-SHAPE = dict(
-    d_model=16,
-    n_heads=2,
-    n_layers=2,
-    vocab_size=VOCAB,
-    mlp_hidden_size=24,
-    max_sequence_length=64,
-    rope_theta=1e4,
-    rms_norm_eps=1e-5,
-    weight_tying=False,
-    include_bias=False,
-    include_qkv_bias=False,
-    rope_full_precision=True,
-    mask_token_id=MASK_ID,
-    eos_token_id=EOS_ID,
-)
 LORA = LoRA(2, 4.0, 0.0, PROJECTIONS)
 HEAD = {"ups_config.json", "ups.safetensors"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def backbone(seed: int = 0) -> LLaDA:
-    model = LLaDA(LLaDAConfig(**SHAPE))
-    initialise(model, random_stream(seed))
-    return model
-
-
 def model_of(**options) -> PolicyModel:
-    return policy_model(backbone(), 8, random_stream("head"), **options).train()
-
-
-def rows(num: int = 6) -> list[Example]:
-    """2-4 prompt tokens, 1-6 answer tokens."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = [
-        torch.randint(low, high, (num,), generator=generator).tolist()
-        for low, high in ((2, 5), (1, 7))
-    ]
-    return [
-        Example(torch.randint(0, 10, (prompt + answer,), generator=generator).tolist(), prompt)
-        for prompt, answer in zip(*sizes)
-    ]
+    return policy_model(small_model(), 8, random_stream("head"), **options).train()
 
 
 def batch_of(num: int = 6) -> dict[str, Tensor]:
-    return collate_answers(EOS_ID)(rows(num))
+    return collate_answers(EOS_ID)(examples(num))
 
 
 def job(**changed) -> Job:
     fixed = dict(
-        model=backbone(),
-        train=rows(),
+        model=small_model(),
+        train=examples(6),
         evaluation=None,
         collate=collate_answers(EOS_ID),
         tokenizer_folder=TINY,
@@ -245,7 +207,7 @@ def test_the_loss_is_what_a_naive_loop_has(joint, smoothing):
         hidden = model.backbone.hidden_states(noisy.tokens)
         log_probs, score = model.backbone.head(hidden).log_softmax(-1), model.head(hidden)
     total = weights = 0.0
-    for row, example in enumerate(rows()):
+    for row, example in enumerate(examples(6)):
         length = tokens.shape[1] - example.prompt_length
         for place in range(example.prompt_length, tokens.shape[1]):
             log_p, h = float(log_probs[row, place, tokens[row, place]]), float(score[row, place])
@@ -392,41 +354,27 @@ def test_metrics_leave_out_what_does_not_exist():
 
 def test_adapters_sit_in_the_blocks_alone_start_as_nothing_and_merge_into_the_same_logits():
     model, tokens = model_of(lora=LORA), batch_of()["input_ids"]
-    assert torch.equal(model.backbone(tokens), backbone()(tokens))
+    assert torch.equal(model.backbone(tokens), small_model()(tokens))
     names = [
         name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad
     ]
     assert all(".blocks." in name and ".lora_" in name for name in names)
-    assert len(names) == 2 * 7 * SHAPE["n_layers"]
+    assert len(names) == 2 * 7 * small_config().n_layers
     with torch.no_grad():
         for name, parameter in model.backbone.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(0.0, 0.1, generator=random_stream(name))
     plain = merged(model.backbone, model.backbone.state_dict(), LORA)
-    assert plain.state_dict().keys() == backbone().state_dict().keys()
+    assert plain.state_dict().keys() == small_model().state_dict().keys()
     bound = measured(lambda of: of(tokens), model.backbone)
     # fp32 sums in another order
     torch.testing.assert_close(plain(tokens), model.backbone(tokens), atol=bound, rtol=0)
-    assert (plain(tokens) - backbone()(tokens)).abs().max() > 0.1
+    assert (plain(tokens) - small_model()(tokens)).abs().max() > 0.1
 
 
 # --- runs by command ------------------------------------------------------------------
 
-RUN = [
-    "--model",
-    "tiny",
-    "--append_eos",
-    "false",
-    "--per_device_train_batch_size",
-    "4",
-    "--logging_steps",
-    "1",
-    "--num_threads",
-    "1",
-    "--use_cpu",
-    "--save_strategy",
-    "no",
-]
+RUN = ["--model", "tiny", *short_run(append_eos="false")]
 
 
 def command(tmp_path: Path, name: str = "out", *flags: str) -> Path:

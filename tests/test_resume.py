@@ -23,6 +23,7 @@ from llada_plugins.files import tensors
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.options.fields import names
 from llada_plugins.tasks import sudoku
+from tests.small_training import short_run
 from training import sft
 from training.create_configs import COMMANDS
 from training.loop import resuming as checkpoints
@@ -32,27 +33,14 @@ from training.runs.arguments import RunArguments
 pytestmark = pytest.mark.floats
 
 STEPS = 5
-RUN = [
-    "--append_eos",
-    "false",
-    "--per_device_train_batch_size",
-    "4",
-    "--logging_steps",
-    "1",
-    "--num_threads",
-    "1",
-    "--use_cpu",
-    "--learning_rate",
-    "1e-3",
-    "--max_steps",
-    str(STEPS),
-    "--save_strategy",
-    "steps",
-    "--save_steps",
-    "1",
-    "--save_total_limit",
-    "2",
-]
+RUN = short_run(
+    append_eos="false",
+    learning_rate=1e-3,
+    max_steps=STEPS,
+    save_strategy="steps",
+    save_steps=1,
+    save_total_limit=2,
+)
 
 
 @pytest.fixture(scope="module")

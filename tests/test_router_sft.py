@@ -21,6 +21,7 @@ from llada_plugins.methods.router import RouterConfig, load_router
 from llada_plugins.methods.routing import seeded_embeddings
 from llada_plugins.models.loading import load_model
 from llada_plugins.tasks import nim
+from tests.small_training import short_run
 from training import router_sft
 from training.data.encoding import encode, vocabulary
 from training.data.examples import collate_answers
@@ -36,27 +37,15 @@ from training.runs.options import RouterOptions
 
 pytestmark = pytest.mark.floats
 
-RUN = [
-    "--router_heads",
-    "2",
-    "--max_positions",
-    "8",
-    "--max_steps",
-    "6",
-    "--per_device_train_batch_size",
-    "8",
-    "--learning_rate",
-    "1e-2",
-    "--warmup_steps",
-    "0",
-    "--logging_steps",
-    "1",
-    "--save_strategy",
-    "no",
-    "--use_cpu",
-    "--append_eos",
-    "False",
-]
+RUN = short_run(
+    router_heads=2,
+    max_positions=8,
+    max_steps=6,
+    per_device_train_batch_size=8,
+    learning_rate=1e-2,
+    warmup_steps=0,
+    append_eos="false",
+)
 
 
 @pytest.fixture(scope="module")

@@ -16,24 +16,13 @@ from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.models.bitower import BiTowerLLaDA
 from llada_plugins.models.llada import LLaDA, empty_like
 from llada_plugins.models.loading import load_model, save_model
+from tests.small_training import short_run
 from training import merge, pretrain, prm_sft, remask_sft, router_sft, sft
 
 pytestmark = pytest.mark.floats
 
 CLASSES = {"tiny_checkpoint": LLaDA, "bi_tower": BiTowerLLaDA}  # fixture -> class of its model
-RUN = (
-    "--per_device_train_batch_size",
-    "2",
-    "--max_steps",
-    "1",
-    "--learning_rate",
-    "1e-2",
-    "--warmup_steps",
-    "0",
-    "--save_strategy",
-    "no",
-    "--use_cpu",
-)
+RUN = short_run(per_device_train_batch_size=2, max_steps=1, learning_rate=1e-2, warmup_steps=0)
 SAMPLER = dict(gen_length=8, steps=4)
 SCORE = ("model.ln_f_upm.", "model.linear_confidence.")
 LORA = ("--lora", "--lora_r", "2")

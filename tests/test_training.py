@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from llada_plugins.diffusion.forward_process import EPS, mask_tokens
-from llada_plugins.models.llada import LLaDA, initialise
-from llada_plugins.models.llada_config import LLaDAConfig
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
 from llada_plugins.tasks import sudoku
+from tests.small_training import EOS_ID, MASK_ID, VOCAB, examples, small_config, small_model
 from tests.tolerance import measured, rounding, token_error
 from training import remask_sft, router_sft, sft
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
@@ -33,23 +33,6 @@ from training.runs.jobs import TOKENIZER_FILES, save_checkpoint
 
 pytestmark = pytest.mark.floats
 
-VOCAB, MASK_ID, EOS_ID = 12, 10, 11
-SHAPE = dict(
-    d_model=16,
-    n_heads=2,
-    n_layers=1,
-    vocab_size=VOCAB,
-    mlp_hidden_size=24,
-    max_sequence_length=64,
-    rope_theta=1e4,
-    rms_norm_eps=1e-5,
-    weight_tying=False,
-    include_bias=False,
-    include_qkv_bias=False,
-    rope_full_precision=True,
-    mask_token_id=MASK_ID,
-    eos_token_id=EOS_ID,
-)
 # transformers 5 renamed the flag of 4 that draws rows by length
 BY_LENGTH = (
     ["--train_sampling_strategy", "group_by_length"]
@@ -57,36 +40,6 @@ BY_LENGTH = (
     else ["--group_by_length"]
 )
 BYTES = Vocabulary(lambda text: list(text.encode()), 258, 64, 257)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are slower on several threads, many times so where another
-    process wants the same cores.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def small_model(seed: int = 0) -> LLaDA:
-    model = LLaDA(LLaDAConfig(**SHAPE))
-    initialise(model, torch.Generator().manual_seed(seed))
-    return model
-
-
-def examples(num: int, seed: int = 0) -> list[Example]:
-    """Rows of 2-4 prompt tokens and 1-6 answer tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [
-        torch.randint(low, high, (num,), generator=generator).tolist()
-        for low, high in ((2, 5), (1, 7))
-    ]
-    return [
-        Example(torch.randint(0, 10, (prompt + answer,), generator=generator).tolist(), prompt)
-        for prompt, answer in zip(*sizes)
-    ]
 
 
 # --- the forward process --------------------------------------------------------------
@@ -195,7 +148,7 @@ def test_the_byte_tokenizer_returns_any_text_and_keeps_special_tokens_whole(tmp_
 
 
 def test_the_loss_is_per_sample_normalised_as_a_naive_loop_has_it():
-    model, batch = small_model(), collate_answers(EOS_ID)(examples(6))
+    model, batch = small_model(1), collate_answers(EOS_ID)(examples(6))
     loss = objectives.sft(MASK_ID)(model, batch, random_stream("a"))
     noisy = mask_tokens(batch["input_ids"], batch["weight"] > 0, MASK_ID, random_stream("a"))
     total = weights = 0.0
@@ -218,7 +171,7 @@ def test_the_loss_is_per_sample_normalised_as_a_naive_loop_has_it():
 
 
 def test_an_ignorant_model_costs_ln_v_in_expectation():
-    model, collate = small_model(), collate_answers(EOS_ID)
+    model, collate = small_model(1), collate_answers(EOS_ID)
     nn.init.zeros_(model.model["transformer"]["ff_out"].weight)
     batch = collate([Example([1] * 12, 4)] * 4000)
     with torch.no_grad():
@@ -230,7 +183,7 @@ def test_an_ignorant_model_costs_ln_v_in_expectation():
 
 
 def test_a_batch_without_any_mask_costs_nothing_and_every_gradient_exists():
-    model, batch = small_model(), collate_answers(EOS_ID)([Example([1, 2, 3], 2)])
+    model, batch = small_model(1), collate_answers(EOS_ID)([Example([1, 2, 3], 2)])
     maskable = batch["weight"] > 0
     without = next(
         seed
@@ -246,7 +199,7 @@ def test_a_batch_without_any_mask_costs_nothing_and_every_gradient_exists():
 
 
 def test_what_the_prompt_should_have_been_has_no_gradient():
-    model = small_model()
+    model = small_model(1)
     batch = collate_answers(EOS_ID)([Example([1, 2, 3, 4, 5, 6], 3)])
     logits: list[Tensor] = []
 
@@ -287,7 +240,7 @@ def trained(
     **changed,
 ) -> DiffusionTrainer:
     trainer = DiffusionTrainer(
-        small_model(),
+        small_model(1),
         arguments(folder, **changed),
         objective=objective or objectives.sft(MASK_ID),
         save=save_checkpoint(folder, {}),
@@ -361,7 +314,7 @@ def test_one_batch_of_8_updates_as_accumulating_2_times_4_does(tmp_path, weighte
     # An update of Adam is rate * m / (sqrt(v) + epsilon). m and sqrt(v) are means of
     # gradients, so each errs by no more than a gradient does; epsilon is large here, so
     # that a gradient near zero cannot turn an update round.
-    model, num_updates, rate = small_model(), 4, 1e-2
+    model, num_updates, rate = small_model(1), 4, 1e-2
     bound = num_updates * rate * 2 * measured(gradient, model) / 1e-2 + rounding(
         2 * num_updates, weights[0]
     )
@@ -373,7 +326,7 @@ def test_one_batch_of_8_updates_as_accumulating_2_times_4_does(tmp_path, weighte
 def test_the_logged_loss_is_the_naive_mean_over_the_update(tmp_path):
     rows = examples(4)
     trained(tmp_path, objective=everything_masked, train=rows, max_steps=1)
-    model, costs = small_model(), []
+    model, costs = small_model(1), []
     length = max(len(row.input_ids) for row in rows)
     for row in rows:
         clean = torch.tensor([row.input_ids + [EOS_ID] * (length - len(row.input_ids))])
@@ -415,7 +368,7 @@ def test_checkpoints_have_the_published_layout_and_load(tmp_path):
         torch.equal(tensor, trainer.model.state_dict()[name])
         for name, tensor in model.state_dict().items()
     )
-    assert model.config == LLaDAConfig(**SHAPE)
+    assert model.config == small_config(1)
 
 
 def test_the_evaluation_loss_has_the_same_noise_every_time(tmp_path):
