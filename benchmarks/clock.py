@@ -29,10 +29,23 @@ def device_name(device: torch.device) -> str:
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> Seconds:
-    """The wall and CPU time of work, until the device has finished it."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    """The wall and CPU time of work, until the device has finished it.
+
+    A GPU's wall time is between two events on it: starting to wait for it does not count.
+    """
+    if device.type == "cuda":
+        return _timed_by_events(work, device)
     wall, cpu = time.perf_counter(), time.process_time()
     work()
-    wait()
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def _timed_by_events(work: Callable[[], Any], device: torch.device) -> Seconds:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    cpu = time.process_time()
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return Seconds(begin.elapsed_time(end) / 1000, time.process_time() - cpu)

@@ -13,7 +13,7 @@ import statistics
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -243,6 +243,18 @@ def beside(
     return seconds, answers
 
 
+def agreement(peer: Peer, model: LLaDA, prompt: Tensor, block_length: int) -> dict[str, bool]:
+    """Does each loop decode our greedy tokens? Nothing of a loop that fails."""
+    found = {}
+    for cache, decode in peer.loops.items():
+        for form, config in settings(cache, block_length, temperature=1.0).items():
+            if config.temperature == 0:
+                with suppress(*BROKEN):
+                    _, answers = beside(decode, model, prompt, config)
+                    found[f"{peer.name} {form}"] = answers["theirs"] == answers["ours"]
+    return found
+
+
 class Case(NamedTuple):
     """A loop of a peer under a setting, beside ours."""
 
@@ -325,8 +337,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             lines.append(f"{name:<40}failed: {each['error']}")
             continue
         theirs, ours = (statistics.median(each[side]) for side in ("theirs", "ours"))
-        lines.append(
-            f"{name:<40}{theirs:>10.2f}{ours:>10.2f}{each['ratio']:>10.2f}  "
-            f"{words[each['same_tokens']]}"
-        )
+        told = words[each["same_tokens"]]
+        if each["same_tokens"] is False and each.get("same_in_float32"):
+            told = "in float32: theirs ranks in less"
+        lines.append(f"{name:<40}{theirs:>10.2f}{ours:>10.2f}{each['ratio']:>10.2f}  {told}")
     return "\n".join(lines)

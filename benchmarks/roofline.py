@@ -20,14 +20,16 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import LLaDAConfig
 
 from .clock import Clock, timed
 
 # in names of operators that are matrix products
 MATMULS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear", "attention")
+# the same in names of kernels
+KERNELS = ("gemm", "cutlass", "flash", "fmha", "nvjet", "xmma")
 
 
 class Work(NamedTuple):
@@ -139,52 +141,71 @@ def measured_ceiling(
     device: torch.device,
     dtype: torch.dtype,
     clock: Clock,
-    megabytes: int = 64,
+    megabytes: int | None = None,
     repetitions: int = 3,
 ) -> Ceiling:
-    """The best of a few matrix products of a model's sizes, and of reading `megabytes`
-    once in a matrix-vector product or a sum.
+    """The best of a few matrix products of a model's sizes, and of reading memory once.
+
+    megabytes: read in a matrix-vector product or a sum (default: 64, of a GPU 1024, which
+    its cache cannot hold). Data are random: a GPU multiplies ones with less power, hence
+    faster than anything that a model computes.
     """
-    width = 256 * max(1, int(megabytes**0.5))
-    weight = torch.ones(width, width, device=device, dtype=dtype)
+    on_gpu = device.type == "cuda"
+    megabytes = megabytes or (1024 if on_gpu else 64)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, device=device, dtype=dtype)
 
     def best(work: Callable[[], Any]) -> float:
         work()  # the first call is slower
         return min(getattr(timed(work, device), clock) for _ in range(repetitions))
 
-    rates = []
-    for rows in (512, 4096 if device.type == "cuda" else 1024):
-        x = torch.ones(rows, width, device=device, dtype=dtype)
+    width = 256 * max(1, int(megabytes**0.5))
+    weight, rates = random(width, width), []
+    for rows in (512, 4096 if on_gpu else 1024):
+        x = random(rows, width)
         rates.append(2.0 * rows * width * width / best(partial(F.linear, x, weight)))
-    stream = torch.ones(megabytes * 2**20 // weight.itemsize, device=device, dtype=dtype).view(
-        -1, 1024
-    )
-    vector = torch.ones(1024, device=device, dtype=dtype)
+    stream = random(megabytes * 2**20 // weight.itemsize // 1024, 1024)
+    vector = random(1024)
     seconds = min(best(lambda: stream @ vector), best(lambda: stream.sum()))
     return Ceiling(max(rates), stream.nbytes / seconds)
 
 
-def matmul_share(model: LLaDA, step: Callable[[], Any]) -> float:
-    """The part of a step's time, on the processor that computes, that its matrix
-    products and attention take.
-    """
+class Profile(NamedTuple):
+    """What a step makes its processor do."""
+
+    num_calls: int  # kernels of a GPU, operators of a CPU
+    busy_seconds: float
+    product_share: float  # of that time, in matrix products and attention
+
+    def idle_share(self, seconds: float) -> float:
+        """The part of a step of so many seconds in which nothing was computed."""
+        return max(0.0, 1 - self.busy_seconds / seconds)
+
+
+def profiled(step: Callable[[], Any], device: torch.device) -> Profile:
+    """The kernels (operators) of one step, by torch's profiler, which slows it down."""
     from torch.profiler import ProfilerActivity, profile
 
-    on_gpu = model.device.type == "cuda"
+    on_gpu = device.type == "cuda"
     step()  # the first call is slower
-    with profile(
-        activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
-    ) as profiled:
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    with profile(activities=[activity]) as found:
         step()
-    spent = {
-        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        for event in profiled.key_averages()
-    }
-    # names of kernels; of operators
-    products = ("gemm", "cutlass", "flash", "fmha", "nvjet", "xmma") if on_gpu else MATMULS
-    return sum(
-        time for name, time in spent.items() if any(part in name.lower() for part in products)
-    ) / sum(spent.values())
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    spent: dict[str, float] = {}
+    num_calls = 0
+    for event in found.key_averages():
+        time = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if time > 0:
+            spent[event.key] = time  # microseconds
+            num_calls += event.count
+    names = KERNELS if on_gpu else MATMULS
+    products = (time for name, time in spent.items() if any(part in name.lower() for part in names))
+    total = sum(spent.values())
+    return Profile(num_calls, total / 1e6, sum(products) / total)
 
 
 def table(

@@ -571,3 +571,35 @@ def test_eight_bits_are_those_of_the_blocks_alone_and_the_model_stays_as_it_is(m
     tokens = random_models.random_tokens(model, 8, 0)
     ours, theirs = model(tokens), quantised(tokens)
     assert 0 < (ours - theirs).abs().max() < 0.05 * ours.abs().max()
+
+
+def test_tokens_that_differ_in_bfloat16_alone_are_told_and_are_no_failure(checkouts, capsys):
+    flags = [*SMALL, "--steps_measured", "1", "--peer_repetitions", "1", "--dtype", "bfloat16"]
+    half = "torch.bfloat16 else 0)"
+    (checkouts[0] / "generate.py").write_text(
+        "import torch\n"
+        + PLAIN.replace(".tokens", f".tokens.roll(1 if model.model.dtype == {half}")
+    )
+    assert generation.main([*flags, "--peer", str(checkouts[0])]) == 0
+    assert "in float32: theirs ranks in less" in capsys.readouterr().out
+    (checkouts[0] / "generate.py").write_text(PLAIN.replace(".tokens", ".tokens.roll(1)"))
+    assert generation.main([*flags, "--peer", str(checkouts[0])]) == 1
+
+
+def test_ceilings_are_measured_on_random_data(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        roofline.F, "linear", lambda x, weight: seen.append((x, weight)) or x @ weight.T
+    )
+    found = roofline.measured_ceiling(torch.device("cpu"), torch.float32, "wall", megabytes=1)
+    assert found.flops > 0 and found.bandwidth > 0
+    assert all(each.std() > 0.9 for pair in seen for each in pair)
+
+
+def test_a_profile_counts_the_operators_of_a_step():
+    x = torch.randn(64, 64)
+    found = roofline.profiled(lambda: (x @ x).relu().sum(), torch.device("cpu"))
+    # a product, a rectifier and a sum, each with operators inside
+    assert found.num_calls >= 3 and 0 < found.product_share < 1 and found.busy_seconds > 0
+    assert found.idle_share(2 * found.busy_seconds) == pytest.approx(0.5)
+    assert found.idle_share(found.busy_seconds / 2) == 0
