@@ -1,0 +1,356 @@
+"""What a GPU makes of LLaDA-8B's shape: every measurement of speed in one run of 8 minutes at most.
+
+    python -m benchmarks.gpu --json gpu.json --plot gpu.png
+        one GPU of 40 GB or more; bfloat16
+    python -m benchmarks.gpu --shape tiny --device cpu --prompt_length 32 --gen_length 32 \\
+            --block_length 8 --num_masked 4 --rows 1 2 --sections steps published
+        to try the command without one; kernels are operators then
+
+Weights and tokens are random, so nothing here is about accuracy. Sections, in the order
+of their use; one that would begin after --seconds is left out, and the table says so:
+
+`steps`      a step of each form and number of rows on the canvas of a 5-shot prompt: median
+             time, its ratio to the floor (roofline.py) that the ceilings of the same
+             process set, kernels a step, and the share of the time in which none ran.
+`compiled`   the same with compiled layers, where torch.compile works.
+`published`  a step of the published loop over ours, greedy and sampled, and whether greedy
+             answers have the same tokens. In bfloat16 that loop ranks by bfloat16
+             probabilities, many of which tie: a difference there is told, and fails only
+             in float32.
+`answers`    tokens and forwards a second of whole answers with the dual cache.
+`likelihood` masked rows a second, over those of the published loop.
+
+Times are between two events on the GPU (of a CPU, its own time). Not here: training, see
+benchmarks.training, and peers, see benchmarks.generation --peer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from llada_plugins import SamplerConfig, generate, log_likelihood
+from llada_plugins.diffusion.cache import cached
+from llada_plugins.diffusion.denoiser import model_denoiser
+from llada_plugins.diffusion.memory import Memory
+from llada_plugins.models.compiling import lacking
+from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.placement import pick_device, pick_dtype
+from llada_plugins.options.fields import arg
+from llada_plugins.reports.render import pyplot
+
+from . import reference, roofline, speed_plot
+from .clock import Clock, clock_of, device_name, timed
+from .command import check_folder, run_benchmark
+from .gpu_report import draw, table
+from .random_models import SHAPES, model_config, random_model, random_tokens
+from .steps import canvas_of, our_step, reference_step
+
+FORMS = ("exact", "prefix_later", "dual_later")
+WARM_UP = 2  # repetitions that are not measured
+TEMPERATURE = 0.7
+# of sections; what users can least do without comes first
+ORDER = ("steps", "published", "answers", "likelihood", "compiled")
+REQUEST = (48, 24)  # tokens of a likelihood's prompt and answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and where."""
+
+    shape: Literal["tiny", "100m", "8b"] = arg(
+        "8b", "width and depth of the model: tiny (to try the command), 100m or 8b (LLaDA-8B)"
+    )
+    device: str = arg("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
+    dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
+    prompt_length: int = arg(1024, "prompt in tokens; five shots of GSM8K have about as many")
+    gen_length: int = arg(256, "answer in tokens")
+    block_length: int = arg(32, "tokens of a block")
+    num_masked: int = arg(16, "masked tokens left in the active block, the middle one")
+    rows: list[int] = dataclasses.field(
+        default_factory=lambda: [1, 8, 32], metadata={"help": "rows of a step"}
+    )
+    sections: list[str] = dataclasses.field(
+        default_factory=lambda: list(ORDER), metadata={"help": f"of {', '.join(ORDER)}"}
+    )
+    repetitions: int = arg(8, "of each measurement")
+    seconds: int = arg(420, "no section begins later than so many seconds after the start")
+    threads: int = arg(1, "CPU threads")
+    seed: int = arg(0, "of weights and tokens")
+    json: str | None = arg(None, "file for the results as JSON")
+    plot: str | None = arg(None, "file for a plot of the steps (.png, .pdf or .svg)")
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_length", "repetitions", "threads", "seconds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.rows or min(self.rows) < 1:
+            raise ValueError(f"rows must be numbers from 1 up, got {self.rows}")
+        if not self.sections or set(self.sections) - set(ORDER):
+            raise ValueError(
+                f"sections must be some of {', '.join(ORDER)}, got "
+                f"{' '.join(self.sections) or 'none'}"
+            )
+        if not 1 <= self.num_masked <= self.block_length:
+            raise ValueError(
+                f"num_masked must be from 1 to block_length ({self.block_length}), got "
+                f"{self.num_masked}"
+            )
+        for name in ("json", "plot"):
+            check_folder(name, getattr(self, name))
+        speed_plot.check_suffix(self.plot)
+        self.sampler()
+        pick_dtype(self.dtype, pick_device(self.device))
+
+    def sampler(self, **options: Any) -> SamplerConfig:
+        """An answer in one step a block, unless options say otherwise."""
+        common = dict(gen_length=self.gen_length, block_length=self.block_length)
+        return SamplerConfig(**{**common, "steps": self.gen_length // self.block_length, **options})
+
+
+class Bench(NamedTuple):
+    """What every section works on."""
+
+    model: LLaDA
+    options: Options
+    ceiling: roofline.Ceiling
+    clock: Clock
+    same_in_float32: bool  # did ours and the published loop decode the same greedy tokens?
+
+    def median(self, work: Callable[[], Any]) -> float:
+        """Seconds of a piece of work, the median of some repetitions."""
+        for _ in range(WARM_UP):
+            work()
+        device = self.model.device
+        found = [timed(work, device) for _ in range(self.options.repetitions)]
+        return statistics.median(getattr(each, self.clock) for each in found)
+
+
+# --- steps ----------------------------------------------------------------------------
+
+
+def canvas_in_work(model: LLaDA, options: Options, rows: int) -> tuple[Tensor, slice]:
+    """Tokens (rows, L) in the middle of a generation, and the active block's columns."""
+    length = options.prompt_length + options.gen_length
+    tokens = torch.cat(
+        [random_tokens(model, length, options.seed + row) for row in range(rows)]
+    )  # (rows, L)
+    blocks_before = options.gen_length // options.block_length // 2
+    first = options.prompt_length + blocks_before * options.block_length
+    window = slice(first, first + options.block_length)
+    assert model.special_tokens is not None  # of a random model
+    tokens[:, window.stop - options.num_masked :] = model.special_tokens.mask
+    return tokens, window
+
+
+@torch.inference_mode()
+def step_of(form: str, model: LLaDA, options: Options, rows: int) -> Callable[[], None]:
+    """One step of a form; a cache is filled before."""
+    tokens, window = canvas_in_work(model, options, rows)
+    config, denoise = options.sampler(), model_denoiser(model)
+    if form == "exact":
+        return lambda: our_step(denoise, model, tokens.clone(), window, config)
+    memory, with_cache = Memory(), cached(denoise, form.removesuffix("_later"))
+    with_cache(canvas_of(tokens, config)._replace(memory=memory), window)
+    return lambda: our_step(
+        lambda canvas, at: with_cache(canvas._replace(memory=memory), at),
+        model,
+        tokens.clone(),
+        window,
+        config,
+    )
+
+
+def steps(bench: Bench) -> dict[str, Any]:
+    """Every form with every number of rows."""
+    return {
+        f"{form} {rows}": measured_step(bench, form, rows)
+        for form in FORMS
+        for rows in bench.options.rows
+    }
+
+
+def measured_step(bench: Bench, form: str, rows: int) -> dict[str, float]:
+    """Seconds and floor of a step, its kernels, and the share of it in which none ran."""
+    model, options = bench.model, bench.options
+    step = step_of(form, model, options, rows)
+    seconds = bench.median(step)
+    profile = roofline.profiled(step, model.device)
+    _, window = canvas_in_work(model, options, 1)
+    length = options.prompt_length + options.gen_length
+    work = roofline.row_work(form, length, window.start, options.block_length, options.num_masked)
+    floor = roofline.floor_seconds(model.config, [work] * rows, model.dtype.itemsize, bench.ceiling)
+    return {
+        "seconds": seconds,
+        "floor": floor,
+        "num_calls": profile.num_calls,
+        "idle_share": profile.idle_share(seconds),
+        "product_share": profile.product_share,
+    }
+
+
+def compiled(bench: Bench) -> dict[str, Any]:
+    """`steps` with compiled layers, and the seconds that compiling took."""
+    if lack := lacking(bench.model.device):
+        return {"lack": f"{lack.what}: {lack.remedy}"}
+    bench.model.compile_layers("on")
+    began = time.perf_counter()
+    try:
+        for form in FORMS:
+            for rows in {min(bench.options.rows), max(bench.options.rows)}:
+                step_of(form, bench.model, bench.options, rows)()
+        return {"compile_seconds": time.perf_counter() - began, **steps(bench)}
+    finally:
+        bench.model.compile_layers("off")
+
+
+# --- other sections -------------------------------------------------------------------
+
+
+def published(bench: Bench) -> dict[str, Any]:
+    """A step of the published loop over ours, and which greedy tokens agree."""
+    model, options = bench.model, bench.options
+    tokens, window = canvas_in_work(model, options, 1)
+    ratios = {}
+    for name, temperature in (("greedy", 0.0), ("sampled", TEMPERATURE)):
+        config = options.sampler(temperature=temperature)
+        theirs = bench.median(
+            lambda config=config: reference_step(
+                model, tokens.clone(), window, config, options.num_masked
+            )
+        )
+        ours = bench.median(
+            lambda config=config: our_step(
+                model_denoiser(model), model, tokens.clone(), window, config
+            )
+        )
+        ratios[name] = theirs / ours
+    return {
+        "ratios": ratios,
+        "same_share": same_share(model, options),
+        "same_in_float32": bench.same_in_float32,
+    }
+
+
+def same_share(model: LLaDA, options: Options) -> float:
+    """The share of a short greedy answer's tokens that ours and the published loop have alike."""
+    config = SamplerConfig(gen_length=options.block_length)
+    prompt = random_tokens(model, options.block_length, options.seed)
+    assert model.special_tokens is not None  # of a random model
+    theirs = reference.generate(model, prompt, config, model.special_tokens.mask)
+    [ours] = generate(model, prompt.tolist(), config)
+    answer = theirs.tokens[0, prompt.shape[1] :].tolist()
+    return sum(map(int.__eq__, ours.answer, answer)) / len(answer)
+
+
+def answers(bench: Bench) -> dict[str, Any]:
+    """Tokens and forwards a second of answers in 8 steps a block, by their number."""
+    options, found = bench.options, {}
+    per_block = min(8, options.block_length)
+    num_steps = options.gen_length // options.block_length * per_block
+    config = options.sampler(steps=num_steps, cache="dual")
+    for rows in options.rows:
+        tokens, _ = canvas_in_work(bench.model, options, rows)
+        prompts = tokens[:, : options.prompt_length].tolist()
+        work = partial(generate, bench.model, prompts, config)
+        work()
+        taken = getattr(timed(work, bench.model.device), bench.clock)
+        found[str(rows)] = {
+            "tokens_per_second": rows * options.gen_length / taken,
+            "forwards_per_second": num_steps / taken,
+        }
+    return found
+
+
+def likelihood(bench: Bench) -> dict[str, float]:
+    """Masked rows a second of ours and of the published loop."""
+    model, (prompt, answer), mc_num = bench.model, REQUEST, 32
+    tokens = random_tokens(model, prompt + answer, bench.options.seed)[0]
+    pairs = [(tokens[:prompt].tolist(), tokens[prompt:].tolist())] * 8
+    assert model.special_tokens is not None  # of a random model
+    mask_id = model.special_tokens.mask
+
+    def theirs() -> None:
+        for _ in pairs:
+            reference.log_likelihood(model, tokens[:prompt], tokens[prompt:], mask_id, mc_num, 8)
+
+    rows = len(pairs) * mc_num
+    seconds = {
+        "ours": bench.median(partial(log_likelihood, model, pairs, mc_num=mc_num, batch_size=64)),
+        "published": bench.median(theirs),
+    }
+    return {name: rows / taken for name, taken in seconds.items()}
+
+
+SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "steps": steps,
+    "published": published,
+    "answers": answers,
+    "likelihood": likelihood,
+    "compiled": compiled,
+}
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Every section that there is time for; the result can be written as JSON."""
+    began = time.monotonic()
+    device = pick_device(options.device)
+    dtype, clock = pick_dtype(options.dtype, device), clock_of(device)
+    length = max(options.prompt_length + options.gen_length, sum(REQUEST))
+    model = random_model(model_config(options.shape, length), device, options.seed)
+    same = same_share(model, options) == 1
+    model.to(dtype)
+    ceiling = roofline.measured_ceiling(device, dtype, clock)
+    bench = Bench(model, options, ceiling, clock, same)
+    found: dict[str, Any] = {}
+    asked = [name for name in ORDER if name in options.sections]
+    for name in asked:
+        if time.monotonic() - began < options.seconds:
+            found[name] = SECTIONS[name](bench)
+    return {
+        "sections": found,
+        "not_run": [name for name in asked if name not in found],
+        "same_tokens": same,
+        "ceiling": ceiling._asdict(),
+        "total_seconds": time.monotonic() - began,
+        "shape": {"name": options.shape, **SHAPES[options.shape]},
+        "machine": {
+            "device": device_name(device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "clock": clock,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+        },
+        "options": asdict(options),
+    }
+
+
+def run_and_draw(options: Options) -> dict[str, Any]:
+    """Measure, and draw where a plot is asked for; what drawing lacks is said first."""
+    if options.plot:
+        pyplot()
+    result = run(options)
+    if options.plot:
+        draw(result, Path(options.plot))
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    return run_benchmark(
+        Options, "gpu", run_and_draw, table, lambda result: bool(result["same_tokens"]), argv
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

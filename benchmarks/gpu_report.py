@@ -1,0 +1,103 @@
+"""What benchmarks.gpu found, as a table and as a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llada_plugins.reports.render import pyplot
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Everything that was measured as text, and what was not run."""
+    machine, ceiling, sections = result["machine"], result["ceiling"], result["sections"]
+    lines = [
+        f"{result['shape']['name']}, {machine['dtype']}, {machine['device']}, torch "
+        f"{machine['torch']}, CUDA {machine['cuda']}: {machine['clock']} time, "
+        f"{result['total_seconds']:.0f} s in all",
+        f"ceiling: {ceiling['flops'] / 1e12:.3g} TFLOP/s, {ceiling['bandwidth'] / 1e12:.3g} TB/s",
+    ]
+    for name, found in sections.items():
+        lines += ["", name, *TABLES[name](found)]
+    if result["not_run"]:
+        lines += ["", f"not run, for want of time: {', '.join(result['not_run'])}"]
+    return "\n".join(lines)
+
+
+def _steps(found: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{'form and rows':<20}{'median ms':>12}{'floor ms':>12}{'x floor':>9}{'kernels':>9}"
+        f"{'idle %':>8}"
+    ]
+    for name, each in found.items():
+        ratio = each["seconds"] / each["floor"]
+        lines.append(
+            f"{name:<20}{1000 * each['seconds']:>12.2f}{1000 * each['floor']:>12.2f}{ratio:>9.2f}"
+            f"{each['num_calls']:>9}{100 * each['idle_share']:>8.0f}"
+        )
+    return lines
+
+
+def _compiled(found: Mapping[str, Any]) -> list[str]:
+    if "lack" in found:
+        return [f"not run: {found['lack']}"]
+    forms = {name: each for name, each in found.items() if name != "compile_seconds"}
+    return [f"compiling took {found['compile_seconds']:.1f} s", *_steps(forms)]
+
+
+def _published(found: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{name:<20}{ratio:>12.2f} times the published loop's speed"
+        for name, ratio in found["ratios"].items()
+    ]
+    share = f"same greedy tokens: {100 * found['same_share']:.0f} %"
+    if found["same_share"] < 1 and found["same_in_float32"]:
+        share += ", 100 % in float32: the published loop ranks in the weights' precision"
+    return [*lines, share]
+
+
+def _answers(found: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{'rows: ' + rows:<20}{each['tokens_per_second']:>12.1f} tokens/s"
+        f"{each['forwards_per_second']:>12.1f} forwards/s"
+        for rows, each in found.items()
+    ]
+
+
+def _likelihood(found: Mapping[str, float]) -> list[str]:
+    ratio = found["ours"] / found["published"]
+    return [
+        *(f"{name:<20}{rate:>12.1f} masked rows/s" for name, rate in found.items()),
+        f"ratio: {ratio:.2f}",
+    ]
+
+
+TABLES = {
+    "steps": _steps,
+    "compiled": _compiled,
+    "published": _published,
+    "answers": _answers,
+    "likelihood": _likelihood,
+}
+
+
+def draw(result: Mapping[str, Any], file: Path) -> None:
+    """Time over floor of every step, eager and compiled."""
+    plot = pyplot()
+    figure, axes = plot.subplots(figsize=(8, 5), layout="constrained")
+    for offset, section in enumerate(("steps", "compiled")):
+        found = result["sections"].get(section, {})
+        forms = {name: each for name, each in found.items() if isinstance(each, dict)}
+        ratios = [each["seconds"] / each["floor"] for each in forms.values()]
+        places = [place + 0.4 * offset for place in range(len(forms))]
+        bars = axes.barh(places, ratios, height=0.38, label=section)
+        axes.bar_label(bars, fmt="%.2f")
+        if section == "steps":
+            axes.set_yticks(places, list(forms))
+    axes.axvline(1, color="grey", linestyle=":")
+    axes.invert_yaxis()
+    axes.set(xlabel="time of a step over its floor", title=result["machine"]["device"])
+    axes.legend()
+    figure.savefig(file, dpi=120)
+    plot.close(figure)

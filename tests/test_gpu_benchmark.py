@@ -1,0 +1,111 @@
+"""benchmarks.gpu, tried without a GPU: every section on a tiny shape, and what is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_report, roofline
+from benchmarks.random_models import model_config, random_model
+
+SMALL = dict(
+    shape="tiny",
+    device="cpu",
+    prompt_length=32,
+    gen_length=16,
+    block_length=8,
+    num_masked=4,
+    rows=[1, 2],
+    repetitions=1,
+)
+EAGER = ["steps", "published", "answers", "likelihood"]
+
+
+def words(**options: object) -> list[str]:
+    found = []
+    for name, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        found += [f"--{name}", *map(str, values)]
+    return found
+
+
+def test_the_command_measures_every_section_and_writes_table_json_and_plot(
+    tmp_path: Path, capsys
+) -> None:
+    files = dict(json=tmp_path / "gpu.json", plot=tmp_path / "gpu.png")
+    assert gpu.main(words(**SMALL, sections=EAGER, **files)) == 0
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(result["sections"]) == EAGER and result["not_run"] == []
+    steps = result["sections"]["steps"]
+    assert list(steps) == [f"{form} {rows}" for form in gpu.FORMS for rows in (1, 2)]
+    assert all(each["seconds"] > 0 and each["num_calls"] > 0 for each in steps.values())
+    assert result["sections"]["published"]["same_share"] == 1 and result["same_tokens"]
+    assert set(result["sections"]["answers"]) == {"1", "2"}
+    table = capsys.readouterr().out
+    assert "x floor" in table and "masked rows/s" in table and "not run" not in table
+    assert (tmp_path / "gpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_measured_and_left_eager_afterwards() -> None:
+    options = gpu.Options(**{**SMALL, "rows": [1], "sections": ["compiled"]})
+    result = gpu.run(options)
+    found = result["sections"]["compiled"]
+    if "lack" not in found:
+        assert found["compile_seconds"] > 0 and found["exact 1"]["seconds"] > 0
+    assert "compiled" in gpu_report.table(result)
+
+
+@pytest.mark.parametrize("form", gpu.FORMS)
+def test_a_step_leaves_the_canvas_for_the_next_repetition(form: str) -> None:
+    options = gpu.Options(**SMALL)
+    model = random_model(model_config("tiny", 64), torch.device("cpu"), seed=0)
+    tokens, window = gpu.canvas_in_work(model, options, 2)
+    mask = model.special_tokens.mask
+    masked = tokens == mask
+    assert masked[:, window].sum(1).tolist() == [4, 4] and masked[:, window.stop :].all()
+    assert not masked[:, : window.start].any()
+    step = gpu.step_of(form, model, options, 2)
+    step()
+    step()
+    assert torch.equal(gpu.canvas_in_work(model, options, 2)[0], tokens)
+
+
+def test_a_section_without_time_is_left_out_and_told(monkeypatch) -> None:
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(roofline, "measured_ceiling", lambda *_: roofline.Ceiling(1e12, 1e12))
+    monkeypatch.setattr(gpu, "SECTIONS", dict.fromkeys(gpu.ORDER, lambda bench: {}))
+    monkeypatch.setattr(gpu_report, "TABLES", dict.fromkeys(gpu.ORDER, lambda found: ["done"]))
+    result = gpu.run(gpu.Options(**SMALL, seconds=250))
+    assert list(result["sections"]) == ["steps", "published"]
+    told = gpu_report.table(result).splitlines()[-1]
+    assert told == "not run, for want of time: answers, likelihood, compiled"
+
+
+def test_tokens_that_differ_in_bfloat16_alone_are_told() -> None:
+    found = dict(ratios={}, same_share=0.75, same_in_float32=True)
+    assert gpu_report.TABLES["published"](found) == [
+        "same greedy tokens: 75 %, 100 % in float32: the published loop ranks in the weights' "
+        "precision"
+    ]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(rows=[0]), "rows must be numbers from 1 up"),
+        (dict(sections=["step"]), "sections must be some of steps, published, answers"),
+        (dict(num_masked=9), "num_masked must be from 1 to block_length"),
+        (dict(json="/no/such/folder/x.json"), "its folder does not exist"),
+        (dict(plot="x.gif"), "plot must end in"),
+        (dict(gen_length=20), "gen_length"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(change: dict, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        gpu.main(words(**{**SMALL, **change}))
