@@ -57,7 +57,7 @@ from .random_models import SHAPES, model_config, random_model, random_tokens
 from .steps import canvas_of, our_step, reference_step
 
 FORMS = ("exact", "prefix_later", "dual_later")
-WARM_UP = 2  # repetitions that are not measured
+WARM_UP = 4  # repetitions that are not measured; a graph is captured at the third
 TEMPERATURE = 0.7
 # of sections; what users can least do without comes first
 ORDER = ("steps", "published", "answers", "likelihood", "compiled")
