@@ -227,15 +227,18 @@ class AdaptedStack(nn.Module):
         device = stack.weight.device
         self.base_layer, self.scale = stack, lora.scale
         self.dropout = nn.Dropout(lora.dropout)
-        self.lora_A = nn.ModuleDict({"default": StackedLinear(number, inputs, lora.rank)})
-        self.lora_B = nn.ModuleDict({"default": StackedLinear(number, lora.rank, outputs)})
+        down = StackedLinear(number, inputs, lora.rank)
+        up = StackedLinear(number, lora.rank, outputs)
+        nn.init.zeros_(up.weight)
+        self.lora_A = nn.ModuleDict({"default": down})
+        self.lora_B = nn.ModuleDict({"default": up})
         self.to(device)
-        nn.init.zeros_(self.lora_B["default"].weight)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """As StackedLinear's; the adapters are computed in their own dtype."""
         down, up = self.lora_A["default"], self.lora_B["default"]
-        change = up(down(self.dropout(x.to(down.weight.dtype)), ends), ends)
+        precision = next(down.parameters()).dtype
+        change = up(down(self.dropout(x.to(precision)), ends), ends)
         output: Tensor = self.base_layer(x, ends)
         return output + (self.scale * change).to(output.dtype)
 
