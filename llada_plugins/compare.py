@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         first, second = read_answers(parsed.first), read_answers(parsed.second)
     except (FileNotFoundError, ValueError) as error:
         parser.exit(2, f"{error}\n")
-    shared = first.texts.keys() & second.texts.keys()
+    shared = [prompt for prompt in first.texts if prompt in second.texts]
     differing = [prompt for prompt in shared if first.texts[prompt] != second.texts[prompt]]
     alone = len(first.texts.keys() ^ second.texts.keys())
     for run in (first, second):

@@ -76,6 +76,15 @@ def test_another_text_a_missing_prompt_or_another_accuracy_differ(
     )
 
 
+def test_differing_prompts_are_shown_in_the_order_of_the_first_run(tmp_path, capsys) -> None:
+    answers = {f"{number}+1=": "right" for number in range(9)}
+    first = lmeval_run(tmp_path / "a", answers)
+    second = opencompass_run(tmp_path / "b", dict.fromkeys(reversed(answers), "wrong"))
+    assert main([str(first), str(second)]) == 1
+    shown = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[3:]]
+    assert shown == [f"  '{number}+1='" for number in range(5)]
+
+
 def test_one_models_folder_below_predictions_is_read(tmp_path: Path) -> None:
     place = opencompass_run(tmp_path / "b", ANSWERS) / "20261120" / "predictions" / "model"
     assert main([str(lmeval_run(tmp_path / "a", ANSWERS)), str(place)]) == 0

@@ -326,7 +326,7 @@ def refuse_foreign(
         "rope_theta": rope_theta,
         "partial_rotary_factor": 1,
     }
-    for name in foreign.keys() & raw.keys():
+    for name in sorted(foreign.keys() & raw.keys()):
         value = raw[name]
         neutral = (
             value in (None, False, 0, "none", "", [], {})
