@@ -10,9 +10,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from llada_plugins.diffusion.batch_limit import BatchLimit
@@ -24,7 +23,7 @@ from llada_plugins.models import text
 from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.folder import read_config, resolve
 from llada_plugins.models.tokenizer import choose_template, load_tokenizer
-from llada_plugins.options.fields import build, coerce, names, reject_unknown, with_origins
+from llada_plugins.options.fields import build, coerce, names, reject_unknown
 from llada_plugins.sampling import published
 from llada_plugins.sampling.config import SamplerConfig, build_sampler
 from llada_plugins.sampling.decode import Review, decode_each, unreviewed
@@ -48,6 +47,7 @@ from .request import (
     random_keys,
     stop_rule,
 )
+from .request_sampler import combined
 from .watching import watched
 
 logger = logging.getLogger(__name__)
@@ -140,17 +140,7 @@ class Engine:
         reject_unknown(options, [*names(SamplerConfig), *published.NAMES], "sampler option")
         options = coerce(SamplerConfig, published.native(options, self.family.sampler))
         by_method = self.prepared.defaults({**self.given, **options})
-        origins: dict[str, dict[str, Any]] = {
-            "the request (task or --gen_kwargs)": options,
-            "the model's options (model_args)": self.given,
-            f"the defaults of {self.method}": by_method,
-            "the task's answer length": {"gen_length": max_tokens} if max_tokens else {},
-            "the defaults": asdict(HARNESS_DEFAULTS),
-        }
-        try:
-            sampler = build(SamplerConfig, ChainMap(*origins.values()))
-        except ValueError as error:
-            raise with_origins(error, origins) from None
+        sampler = combined(options, self.given, by_method, self.method, max_tokens)
         for notice in surprises(sampler, options, self.given, max_tokens):
             self._warnings.warn(notice.message, notice.about)
         return sampler

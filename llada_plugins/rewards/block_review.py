@@ -10,7 +10,7 @@ docs/reproduce.md for what R3's code does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -222,17 +222,29 @@ class BlockReview:
         too_early = config.replaces and draft.number + 1 < config.lookback
         if not low or too_early:
             return []
-        if not config.random_positions:
-            ends = {number: min((number + 1) * width, length) for number in low}
-            return [place for number in low for place in range(number * width, ends[number])]
-        position = torch.arange(width, device=draft.keys.device)
+        if config.random_positions:
+            masked = self._random_positions(draft.keys[row], judged, attempt)
+        else:
+            blocks_to_mask = [range(number * width, (number + 1) * width) for number in low]
+            masked = [place for block in blocks_to_mask for place in block]
+        return [place for place in masked if place < length]
+
+    def _random_positions(
+        self, key: Tensor, judged: Mapping[int, float], attempt: int
+    ) -> list[int]:
+        """Of each judged block a share of its positions, drawn by the row's key.
+
+        judged: scores by the number of the block.
+        """
+        width = self.sampler.block
+        position = torch.arange(width, device=key.device)
         masked = []
-        for number, share in zip(judged, masked_shares(list(judged.values()), config)):
+        for number, share in zip(judged, masked_shares(list(judged.values()), self.config)):
             # the attempt is negative, since steps are not: no random number is used twice
-            order = uniform(draft.keys[row], number, -attempt, position).argsort().tolist()
+            order = uniform(key, number, -attempt, position).argsort().tolist()
             chosen = sorted(order[: int(width * share)])
             masked += [number * width + place for place in chosen]
-        return [place for place in masked if place < length]
+        return masked
 
     def _fill_copies(
         self, progress: _Progress, blank: Tensor, copies: _Copies, blocks: range

@@ -1,0 +1,39 @@
+"""The sampler of a request: whose options go before whose."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from llada_plugins.options.fields import build, with_origins
+from llada_plugins.sampling.config import SamplerConfig
+
+from .config import HARNESS_DEFAULTS
+
+
+def combined(
+    options: Mapping[str, Any],
+    given: Mapping[str, Any],
+    by_method: Mapping[str, Any],
+    method: str,
+    max_tokens: int | None,
+) -> SamplerConfig:
+    """The sampler of a request with these options, which go before all others.
+
+    given: the engine's. by_method: the defaults of the method of that name. max_tokens: the
+    answer's length where none of them sets gen_length. A ValueError says where each of the
+    values comes from that it names.
+    """
+    origins: dict[str, dict[str, Any]] = {
+        "the request (task or --gen_kwargs)": dict(options),
+        "the model's options (model_args)": dict(given),
+        f"the defaults of {method}": dict(by_method),
+        "the task's answer length": {"gen_length": max_tokens} if max_tokens else {},
+        "the defaults": asdict(HARNESS_DEFAULTS),
+    }
+    try:
+        return build(SamplerConfig, ChainMap(*origins.values()))
+    except ValueError as error:
+        raise with_origins(error, origins) from None
