@@ -1,3 +1,4 @@
-"""Measurements of speed; run one as `python -m benchmarks.NAME`. Nothing in
-llada_plugins or training imports them.
+"""Measurements of speed; run one as `python -m benchmarks.NAME`.
+
+Nothing in llada_plugins or training imports them.
 """

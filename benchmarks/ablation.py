@@ -1,5 +1,6 @@
-"""Which confidence source, and how many tokens a step? Accuracy on the tiny model,
-everything else fixed.
+"""Which confidence source, and how many tokens a step?
+
+Accuracy on the tiny model, everything else fixed.
 
     make ablation
         both tables at their defaults; 1000 problems, one CPU thread
@@ -103,8 +104,9 @@ class Options:
         self.settings()
 
     def settings(self) -> dict[str, SamplerConfig]:
-        """Every sampler, by the name of its row; raises ValueError on a value that
-        SamplerConfig refuses.
+        """Every sampler, by the name of its row.
+
+        Raises ValueError on a value that SamplerConfig refuses.
         """
         common = dict(gen_length=GEN_LENGTH, seed=self.seed)
         found = {
@@ -130,8 +132,9 @@ def cell(source: str, steps: int) -> str:
 
 
 def remembered(denoise: Denoiser) -> Denoiser:
-    """The same predictions, but every canvas row is evaluated once: sources and rules
-    share what they agree on.
+    """The same predictions, but every canvas row is evaluated once.
+
+    Sources and rules share what they agree on.
     """
     known: dict[tuple[int, bytes], tuple[torch.Tensor, torch.Tensor | None]] = {}
 
@@ -230,8 +233,10 @@ def source_rows(outcomes: Mapping[str, Outcome], options: Options) -> list[dict[
 
 
 def frontier_rows(outcomes: Mapping[str, Outcome], options: Options) -> list[dict[str, Any]]:
-    """The second table, by mean forwards; on_frontier: no other row is as accurate with
-    fewer forwards, or better with as many.
+    """The second table, by mean forwards.
+
+    on_frontier: no other row is as accurate with fewer forwards, or better with as
+    many.
     """
     rows = []
     for name, config in options.settings().items():
@@ -260,8 +265,9 @@ def frontier_rows(outcomes: Mapping[str, Outcome], options: Options) -> list[dic
 def verdicts(
     outcomes: Mapping[str, Outcome], frontier: Sequence[Mapping[str, Any]], options: Options
 ) -> list[dict[str, Any]]:
-    """What the project set out to reach: three differences at 8 steps, and an accuracy
-    at a number of forwards.
+    """What the project set out to reach, and whether it did.
+
+    Three differences at 8 steps, and an accuracy at a number of forwards.
     """
     found = []
     for first, second, target in DIFFERENCES if 8 in options.steps else ():

@@ -1,5 +1,6 @@
-"""What does a process reward model buy, per forward? Accuracy on 4x4 sudoku, the tiny
-model and its tiny PRM.
+"""What does a process reward model buy, per forward?
+
+Accuracy on 4x4 sudoku, the tiny model and its tiny PRM.
 
     make ablation-prm
         the table at its defaults; 500 problems, one CPU thread

@@ -77,8 +77,10 @@ def _source_cells(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Accuracy over mean forwards: one line a source under fixed K_n, one each for
-    adaptive rules with and without revision.
+    """Accuracy over mean forwards.
+
+    A line for each source under fixed K_n, and one each for adaptive rules with and
+    without revision.
     """
     plot = pyplot()
     figure, axes = plot.subplots(figsize=(7, 5))

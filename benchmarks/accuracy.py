@@ -1,5 +1,6 @@
-"""What each approximate way of decoding costs in accuracy on the shipped sudoku and Nim
-models; random weights cannot tell.
+"""What each approximate way of decoding costs in accuracy on the shipped sudoku and Nim models.
+
+Random weights cannot tell.
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ def most_problems() -> int:
 
 
 def measure(num: int) -> dict[str, dict[str, Accuracy]]:
-    """Every way on `num` test problems of each task, greedy, one token a step but for
-    the adaptive rules; nothing for none.
+    """Every way on `num` test problems of each task, greedy; nothing for none.
+
+    All take one token a step but the adaptive rules.
     """
     return (
         {name: _ways(task, BLOCK_LENGTHS[name], num) for name, task in TASKS.items()} if num else {}
@@ -107,8 +109,9 @@ def _ways(task: ExactTask, block_length: int, num: int) -> dict[str, Accuracy]:
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, float]]], num: int) -> str:
-    """For each task the accuracies, and beside each how many times faster than the
-    published loop's an answer of as many forwards is.
+    """For each task the accuracies, and how many times faster such answers are.
+
+    Faster than the published loop's, of as many forwards.
     """
     lines = []
     for task, rows in found.items():

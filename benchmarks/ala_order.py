@@ -1,4 +1,5 @@
 """Does a router help where the prompt decides in which order an answer can be filled?
+
 The report of `ala_report` on chained sums.
 
     python -m benchmarks.ala_order
@@ -95,8 +96,9 @@ def solve(prompt: str) -> str:
 
 
 def train_backbone(folder: Path, updates: int) -> None:
-    """A model of the package's tiny shape in `folder`; one that is there already is
-    taken if the same command made it.
+    """A model of the package's tiny shape in `folder`.
+
+    One that is there already is taken if the same command made it.
     """
     command = ["python", "-m", "benchmarks.ala_order", "--backbone_steps", str(updates)]
     if (folder / "config.json").is_file():

@@ -1,5 +1,6 @@
-"""What an ALA router adds to a frozen backbone, beside its control: the same training
-without any prompt.
+"""What an ALA router adds to a frozen backbone, beside its control.
+
+The control is the same training without any prompt.
 
     python -m benchmarks.ala_report
         Nim, 3 seeds of 4 variants: 10 CPU-minutes
@@ -135,8 +136,9 @@ class Measured(NamedTuple):
 
 
 def train(task: RouterTask, options: Options, variant: str, seed: int) -> Path:
-    """The folder of a variant's router; raises ValueError where it holds one made by
-    another command.
+    """The folder of a variant's router.
+
+    Raises ValueError where it holds one made by another command.
     """
     folder = Path(options.output_dir) / task.name / f"{variant}-{seed}"
     command = [*task.source, "--output_dir", str(folder), "--seed", str(seed), *VARIANTS[variant]]
@@ -179,8 +181,9 @@ def measure(task: RouterTask, num: int, router: Path | None) -> Measured:
 
 @torch.inference_mode()
 def masked_cross_entropy(engine: Engine, problems: Sequence[tuple[str, str]]) -> Tensor:
-    """Nats per masked token of each problem (N,), mean over 1 to L masks: LLaDA's SFT
-    loss with the share of masks enumerated.
+    """Nats per masked token of each problem (N,), mean over 1 to L masks.
+
+    It is LLaDA's SFT loss with the share of masks enumerated.
 
     The problems' prompts have one length, and so have their answers. Each number of
     masks has one fixed draw of positions.
@@ -317,8 +320,9 @@ def command_line(
     task_of: Callable[[Any], RouterTask],
     argv: Sequence[str] | None,
 ) -> None:
-    """Parse the options, run, write and print the report; a mistake ends the program
-    with one line.
+    """Parse the options, run, write and print the report.
+
+    A mistake ends the program with one line.
     """
     parser = dataclass_parser(kind, prog=f"python -m {program}")
     try:

@@ -18,8 +18,9 @@ LEARNING_RATE = 1e-4
 
 
 class Bare(TrainerCallback):
-    """The plain loop on its own model: an update after each of the trainer's, with the
-    batch and masks that this one had.
+    """The plain loop on its own model: an update after each of the trainer's.
+
+    It has the batch and the masks that the trainer's had.
     """
 
     def __init__(self, model: LLaDA, dtype: str) -> None:

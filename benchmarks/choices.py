@@ -1,5 +1,6 @@
-"""What mc_num=auto saves on questions with choices, and what it costs in accuracy, on
-the shipped Nim model; random weights cannot tell.
+"""What mc_num=auto saves on questions with choices, and what it costs in accuracy.
+
+Measured on the shipped Nim model; random weights cannot tell.
 
     python -m benchmarks.choices        500 questions, a minute of one CPU thread
 
@@ -48,8 +49,9 @@ class Options:
 
 
 def choices(problem: nim.NimProblem, num: int, stream: random.Random) -> list[str]:
-    """The right answer and num - 1 answers with its running xors and a losing move,
-    where there are as many.
+    """The right answer and num - 1 wrong ones, where there are as many.
+
+    These have its running xors and a losing move.
     """
     heaps = [int(size) for size in problem.position.removesuffix("=").rstrip(".")]
     moves = [f"{name}{left}" for name, size in zip(nim.HEAP_NAMES, heaps) for left in range(size)]

@@ -1,5 +1,6 @@
-"""The command line that the benchmarks share: options, a table, the numbers as JSON,
-and a status that says whether outputs agreed.
+"""The command line that the benchmarks share.
+
+Options, a table, the numbers as JSON, and a status that says whether outputs agreed.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from llada_plugins.options.command_line import run_command
 
 
 def check_folder(name: str, file: str | None) -> None:
-    """Raise ValueError where the folder of an output file does not exist: said before
-    the measurement, not after it.
+    """Raise ValueError where the folder of an output file does not exist.
+
+    It is said before the measurement, not after it.
     """
     if file is not None and not Path(file).absolute().parent.is_dir():
         raise ValueError(f"{name}={file!r}: its folder does not exist: create it first")
@@ -30,8 +32,9 @@ def run_benchmark(
     agreed: Callable[[dict[str, Any]], bool],
     argv: Sequence[str] | None,
 ) -> int:
-    """Read `options` (which have threads and json), run, print the table, write the
-    JSON; 0 if the compared outputs agreed, else 1.
+    """Read `options` (which have threads and json), run, print the table, write the JSON.
+
+    Returns 0 if the compared outputs agreed, else 1.
     """
     results: list[dict[str, Any]] = []
 

@@ -83,8 +83,9 @@ from .steps import BATCHES, COMPOSED, FORMS, NUM_ROWS, ragged
 
 
 def same_tokens(model: LLaDA, prompts: Tensor, config: SamplerConfig) -> bool:
-    """Do both loops decode the same answers to prompts (B, P) with the same number of
-    forwards? For temperature 0.
+    """Do both loops decode the same answers to prompts (B, P) with the same number of forwards?
+
+    For temperature 0.
     """
     theirs = reference.generate(model, prompts, config, model.special_tokens.mask)
     ours = generate(model, prompts.tolist(), config)
@@ -95,8 +96,9 @@ def same_tokens(model: LLaDA, prompts: Tensor, config: SamplerConfig) -> bool:
 
 
 def measure(model: LLaDA, options: Options) -> dict[str, list[Seconds]]:
-    """Seconds of every measured step of each form, sampled and `_greedy`; of batches
-    sampled alone.
+    """Seconds of every measured step of each form, sampled and `_greedy`.
+
+    Batches are only sampled.
     """
     tokens, window = middle_of_generation(model, options)
     cases = {
@@ -115,8 +117,9 @@ def measure(model: LLaDA, options: Options) -> dict[str, list[Seconds]]:
 
 
 def composed(medians: dict[str, float], num_steps: float) -> dict[str, float]:
-    """Seconds of the mean step of a row in a block of num_steps: of each form as
-    measured, of a cache the first step and the later ones.
+    """Seconds of the mean step of a row in a block of num_steps.
+
+    Of each form as measured, of a cache the first step and the later ones.
     """
     mean = {name: seconds for name, seconds in medians.items() if name not in BATCHES}
     for name, (first, later) in COMPOSED.items():
@@ -137,8 +140,9 @@ def composed(medians: dict[str, float], num_steps: float) -> dict[str, float]:
 
 
 def judged(medians: dict[str, float], options: Options) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracies by task and way of decoding, each with the speed of such an answer
-    over the published loop's, sampled and greedy.
+    """Accuracies by task and way of decoding, each with the speed of such an answer.
+
+    The speed is over the published loop's, sampled and greedy.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for task, ways in accuracy.measure(options.accuracy_puzzles).items():
@@ -172,8 +176,9 @@ def times_exact(seconds: dict[str, list[Seconds]], clock: Clock) -> dict[str, fl
 
 
 def floors(model: LLaDA, options: Options, names: Sequence[str], clock: Clock) -> dict[str, Any]:
-    """Ceilings of the machine, floors of the forms in seconds, and the part of exact
-    steps outside matrix products.
+    """Ceilings of the machine, and floors of the forms in seconds.
+
+    Beside them, the part of exact steps outside matrix products.
     """
     tokens, window = middle_of_generation(model, options)
     ceilings = {

@@ -120,8 +120,9 @@ class Options:
             peers.kind(Path(folder))
 
     def sampler(self, temperature: float) -> SamplerConfig:
-        """The measured step: one for the whole block, since what a step costs does not
-        depend on how many tokens it keeps.
+        """The measured step, as the only one of its block.
+
+        What a step costs does not depend on how many tokens it keeps.
         """
         num_blocks = max(1, self.gen_length // self.block_length)
         return SamplerConfig(

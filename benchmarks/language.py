@@ -1,5 +1,7 @@
-"""A synthetic language and a brief fit to it: weights of a real shape whose
-log-probabilities vary by token, as a trained model's do.
+"""A synthetic language and a brief fit to it.
+
+Weights of a real shape then have log-probabilities that vary by token, as a trained
+model's do.
 
 Two thousand ids are its words. A word's rate falls with its rank (Zipf); beyond the
 most frequent ones a word belongs to one topic, and a text has one; three of ten tokens
@@ -62,8 +64,9 @@ def texts(spoken: Language, num: int, length: int, generator: torch.Generator) -
 def fit(
     model: LLaDA, spoken: Language, *, steps: int, length: int, generator: torch.Generator
 ) -> tuple[float, float]:
-    """Fit all weights in place with LLaDA's pre-training objective under bfloat16
-    autocast; nats a token of other texts before and after.
+    """Fit all weights in place with LLaDA's pre-training objective under bfloat16 autocast.
+
+    Returns nats a token of other texts, before and after.
     """
     objective = pretrain(model.special_tokens.mask, random_lengths=0.0)
     other = texts(spoken, 2 * BATCH, length, generator)

@@ -1,5 +1,6 @@
-"""Seconds and memory of likelihoods at equal standard error, ours against the published
-loop (benchmarks/reference.py).
+"""Seconds and memory of likelihoods at equal standard error.
+
+Ours is held against the published loop (benchmarks/reference.py).
 
     python -m benchmarks.likelihood
         100M shape, random weights, one CPU thread; 4 minutes
@@ -121,8 +122,9 @@ class Run(NamedTuple):
 
 
 def questions(model: LLaDA, options: Options, spoken: Language | None = None) -> list[Pair]:
-    """Choices of questions as (prompt, answer) ids without the mask: random ids, or
-    text whose first choice goes on where the prompt ends.
+    """Choices of questions as (prompt, answer) ids without the mask.
+
+    They are random ids, or text whose first choice goes on where the prompt ends.
     """
     generator = torch.Generator().manual_seed(options.seed)
 
@@ -200,8 +202,9 @@ def ours(model: LLaDA, pairs: Sequence[Pair], options: Options, mc_num: int) -> 
 
 
 def rounding(config: LLaDAConfig) -> float:
-    """How far float32 log-probabilities may differ, relatively, where batches of other
-    shapes add in another order.
+    """How far float32 log-probabilities may differ, relatively.
+
+    Batches of other shapes add in another order.
 
     n roundings in a row err by at most 4 sqrt(n) eps but once in 16,000 (Higham & Mary,
     SIAM J. Sci. Comput. 41, A2815): n terms of the sums through all layers and the

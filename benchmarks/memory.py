@@ -1,5 +1,6 @@
-"""Memory of a decoding step beyond the model's, as the canvas grows: counted at every
-allocation, not read off the process.
+"""Memory of a decoding step beyond the model's, as the canvas grows.
+
+It is counted at every allocation, not read off the process.
 """
 
 from __future__ import annotations

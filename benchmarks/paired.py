@@ -28,8 +28,9 @@ class Interval(NamedTuple):
 def paired_interval(
     first: numpy.ndarray, second: numpy.ndarray, num_draws: int = 2000, seed: int = 0
 ) -> Interval:
-    """mean(first - second) over the same n items, with the percentile interval of
-    num_draws resamples of the items.
+    """mean(first - second) over the same n items, with an interval.
+
+    The interval is the percentile one of num_draws resamples of the items.
     """
     difference = numpy.asarray(first, float) - numpy.asarray(second, float)
     items = numpy.random.default_rng(seed).integers(

@@ -1,5 +1,7 @@
-"""How many tokens to keep at once? Accuracy over mean forwards of threshold, factor and
-error_budget on the shipped tiny models.
+"""How many tokens to keep at once?
+
+Accuracy over mean forwards of threshold, factor and error_budget on the shipped tiny
+models.
 
     python -m benchmarks.parallel
         both tasks, 1000 problems each; one CPU minute
@@ -122,8 +124,9 @@ def settings(gen_length: int) -> dict[str, SamplerConfig]:
 
 
 def measure(task: ExactTask, options: Options) -> dict[str, Outcome]:
-    """Decode every problem under every setting; settings share the forwards on canvases
-    that they have in common.
+    """Decode every problem under every setting.
+
+    Settings share the forwards on canvases that they have in common.
     """
     engine = Engine("llada", pretrained=task.name, device="cpu", dtype="float32")
     problems = task.problems("test", options.num)
@@ -147,8 +150,9 @@ def measure(task: ExactTask, options: Options) -> dict[str, Outcome]:
 def less_curve(
     other: Outcome, curve: Sequence[Outcome], num_draws: int = 2000, seed: int = 0
 ) -> Interval | None:
-    """Accuracy of `other` less that of a rule's settings at as many mean forwards,
-    linear between two; None beyond the fewest or most.
+    """Accuracy of `other` less that of a rule's settings at as many mean forwards.
+
+    Linear between two settings; None beyond the fewest or most.
     """
     num, outcomes = len(other.correct), [other, *curve]
     equal = numpy.full(num, 1 / num)
@@ -192,8 +196,9 @@ def rows_of(outcomes: Mapping[str, Outcome], options: Options) -> list[dict[str,
 
 
 def fastest(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of the rows that lose no more than MAX_LOSS against one token a forward the one
-    with the fewest forwards, and is it FASTER?
+    """The row with the fewest forwards of those that lose no more than MAX_LOSS, and is it FASTER?
+
+    The loss is against one token a forward.
     """
     kept = [row for row in rows if rows[0]["accuracy"] - row["accuracy"] <= MAX_LOSS + 1e-9]
     best = min(kept, key=lambda row: row["mean_forwards"])

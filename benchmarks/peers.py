@@ -1,5 +1,6 @@
-"""Checkouts of other decoders of LLaDA, run beside ours on the same weights and prompt:
-LLaDA's own, Fast-dLLM and dllm.
+"""Checkouts of other decoders of LLaDA, run beside ours on the same weights and prompt.
+
+Those are LLaDA's own, Fast-dLLM and dllm.
 
 A checkout is recognised by its files and imported as it is. Loops without a cache get
 our model behind the interface that they call; caches need the checkout's own modelling
@@ -55,8 +56,9 @@ class OurModel:
 
 @contextmanager
 def importing(folder: Path, bare: Sequence[str] = ()) -> Iterator[None]:
-    """Imports look into `folder` first; what came from there is forgotten afterwards,
-    so that two checkouts do not mix.
+    """Imports look into `folder` first.
+
+    What came from there is forgotten afterwards, so that two checkouts do not mix.
 
     bare: packages whose __init__ is not run, for those that import trainers or data sets.
     """
@@ -198,8 +200,9 @@ def kind(folder: Path) -> Callable[[Path, LLaDA], Peer]:
 
 
 def load_peer(folder: Path, model: LLaDA) -> Peer:
-    """The checkout in `folder`; raises ValueError with the reason where its code does
-    not run in this environment.
+    """The checkout in `folder`.
+
+    Raises ValueError with the reason where its code does not run in this environment.
     """
     try:
         return kind(folder)(folder.absolute(), model)
@@ -212,8 +215,9 @@ def _told(error: Exception) -> str:
 
 
 def settings(cache: str, block_length: int, temperature: float) -> dict[str, SamplerConfig]:
-    """What is measured of a loop, by the name of our form: greedy, and sampled where
-    there is no cache.
+    """What is measured of a loop, by the name of our form.
+
+    Greedy, and sampled where there is no cache.
     """
     common = dict(gen_length=NUM_BLOCKS * block_length, block_length=block_length)
     if cache != "none":

@@ -1,5 +1,6 @@
-"""The published loops (LLaDA, arXiv 2502.09992, Algorithms 3 and 5), written plainly:
-what our own are held against.
+"""The published loops (LLaDA, arXiv 2502.09992, Algorithms 3 and 5), written plainly.
+
+Our own are held against them.
 
 Every decoding step takes logits at all positions, perturbs them in float64 over (B, L,
 V), takes a softmax over all of it and one top-k a row; a likelihood masks one request
@@ -27,8 +28,9 @@ class Decoded(NamedTuple):
 
 
 def gumbel(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
-    """exp(l) / (-log u)^T in float64: its argmax is a sample at temperature T; the
-    logits themselves at 0.
+    """exp(l) / (-log u)^T in float64: its argmax is a sample at temperature T.
+
+    At 0 it is the logits themselves.
     """
     if temperature == 0:
         return logits
@@ -49,8 +51,9 @@ def unmask_step(
     temperature: float,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Unmask in place the counts[row] most probable proposals of each row of tokens (B,
-    L) before column `end`.
+    """Unmask in place the counts[row] most probable proposals of each row of tokens (B, L).
+
+    Only positions before column `end` count.
     """
     logits = model(tokens)  # (B, L, V)
     proposal = gumbel(logits, temperature, generator).argmax(-1)  # (B, L)
@@ -69,8 +72,9 @@ def generate(
     mask_id: int,
     generator: torch.Generator | None = None,
 ) -> Decoded:
-    """Decode prompts (B, P) of one length under config's lengths, steps and
-    temperature; other options are not looked at.
+    """Decode prompts (B, P) of one length under config's lengths, steps and temperature.
+
+    Other options are not looked at.
     """
     batch, start = prompts.shape
     tokens = torch.cat([prompts, prompts.new_full((batch, config.gen_length), mask_id)], 1)
@@ -99,8 +103,9 @@ def log_likelihood(
     batch: int,
     generator: torch.Generator | None = None,
 ) -> list[float]:
-    """An estimate of log p(answer | prompt) from each of mc_num / batch batches, in
-    nats; their mean is the published value.
+    """An estimate of log p(answer | prompt) from each of mc_num / batch batches, in nats.
+
+    Their mean is the published value.
     """
     length, values = len(answer), []
     clean = torch.cat([prompt, answer]).repeat(batch, 1)  # (B, L)

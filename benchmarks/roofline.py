@@ -1,5 +1,6 @@
-"""What a decoding step has to do, and how fast the machine can: FLOPs and bytes from
-shapes, ceilings measured, floors from both.
+"""What a decoding step has to do, and how fast the machine can.
+
+FLOPs and bytes from shapes, ceilings measured, floors from both.
 
 A floor counts what the form cannot do without: the blocks at the columns that it
 computes, the head at the positions that it decides on (the published loop: at all),
@@ -58,8 +59,9 @@ class Ceiling(NamedTuple):
 
 
 def row_work(form: str, length: int, start: int, block_length: int, num_masked: int) -> Work:
-    """The work of a form in benchmarks.steps on one row of `length` columns, whose
-    active block begins at column `start`.
+    """The work of a form in benchmarks.steps on one row of `length` columns.
+
+    Its active block begins at column `start`.
     """
     if form.startswith("reference"):
         return Work(length, length * length, length)

@@ -1,5 +1,6 @@
-"""The plot of benchmarks.generation: a step's time over its floor, speeds over the
-published loop and over peers, memory.
+"""The plot of benchmarks.generation.
+
+A step's time over its floor, speeds over the published loop and over peers, memory.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The forms of a decoding step that benchmarks.generation measures: the published one,
-ours, and ours with what can be put around it.
+"""The forms of a decoding step that benchmarks.generation measures.
+
+The published one, ours, and ours with what can be put around it.
 """
 
 from __future__ import annotations
@@ -82,8 +83,9 @@ def ups_step(
     width: int,
     ranks: bool,
 ) -> None:
-    """One step with a policy head of `width` hidden units; ranks: in RemeDi's sampler,
-    else the head's score is not used.
+    """One step with a policy head of `width` hidden units.
+
+    ranks: in RemeDi's sampler, else the head's score is not used.
     """
     if ranks:
         config = replace(config, revise=True, confidence_source="ups")
@@ -126,8 +128,9 @@ def low_precision(model: LLaDA) -> LLaDA:
 
 @functools.cache
 def int8(model: LLaDA) -> LLaDA:
-    """The Linears of the blocks in 8 bits, by torchao; whatever else has parameters
-    shares the model's.
+    """The Linears of the blocks in 8 bits, by torchao.
+
+    Whatever else has parameters shares the model's.
     """
     quantised = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for name, linear in list(quantised.named_modules()):

@@ -1,5 +1,6 @@
-"""Tokens a second of many requests: one by one, batch after batch, and in batches that
-stay full (llada_plugins/sampling/batching.py).
+"""Tokens a second of many requests: one by one, in batches, in batches that stay full.
+
+The last are llada_plugins/sampling/batching.py's.
 
     python -m benchmarks.throughput
         100M shape, dual cache, one CPU thread; 4 minutes, 3 GB

@@ -166,8 +166,9 @@ def throughput(options: Options) -> dict[str, Any]:
 def activation_bytes(
     model: LLaDA, batch_size: int, seq_len: int, width: int = 4, recompute: bool = False
 ) -> int:
-    """What a backward pass needs kept, in numbers of `width` bytes: of a token and
-    layer 10 D + 4 M, and H L of attention probabilities.
+    """What a backward pass needs kept, in numbers of `width` bytes.
+
+    Of a token and layer 10 D + 4 M, and H L of attention probabilities.
 
     D: both norms' inputs and their two products each, queries, keys, values, attended;
     M, the MLP's width: gate, its SiLU, the other half, their product. Behind the layers
@@ -207,8 +208,9 @@ def memory(options: Options) -> dict[str, Any]:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """The whole benchmark; its result can be written as JSON. Memory first: what is
-    measured is a rise above what was held before.
+    """The whole benchmark; its result can be written as JSON.
+
+    Memory first: what is measured is a rise above what was held before.
     """
     device = pick_device(options.device)
     result: dict[str, Any] = {}

@@ -1,5 +1,6 @@
-"""Training options of the policy head against its AUC and the accuracy of remasking
-with it: the plan's sweeps, one option at a time.
+"""Training options of the policy head against its AUC and the accuracy of remasking.
+
+Sweeps change one option at a time.
 
     python -m benchmarks.ups_sweep --output outputs/ups_sweep
         r_incorrect and ups_width; 6 short runs
@@ -108,8 +109,9 @@ def train(option: str, value: float, folder: Path, options: Options) -> dict[str
 
 
 def judge(option: str, folder: Path, options: Options) -> dict[str, Any]:
-    """Accuracy of plain decoding, of the token's probability and of the head in
-    RemeDi's sampler, with paired intervals.
+    """Accuracy of plain decoding and of two sources in RemeDi's sampler, with paired intervals.
+
+    The sources are the token's probability and the head.
     """
     # a joint run leaves a whole checkpoint
     pretrained = str(folder) if option == "lambda_ups" else None

@@ -1,5 +1,6 @@
-"""Training of LLaDA models and of the parts that evaluations load: one trainer,
-objectives as functions, short entry points.
+"""Training of LLaDA models and of the add-ons that evaluations load.
+
+One trainer, objectives as functions, short entry points.
 """
 
 from llada_plugins.options.startup_messages import silence

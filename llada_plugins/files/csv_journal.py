@@ -1,5 +1,6 @@
-"""A CSV file that a run appends to, row by row, so that a killed run can go on: no row
-lost, none doubled.
+"""A CSV file that a run appends to, row by row, so that a killed run can go on.
+
+No row is lost, none doubled.
 
 Beside FILE lies FILE.json, which says of which run its rows are; rows of another run
 are never mixed in. A row is on the disk before the next is made. The file stays locked
@@ -22,8 +23,10 @@ from .atomic import write_whole
 
 
 class MetricsFile:
-    """Rows of one run; use it in a `with` statement: first `expect` what identifies the
-    run, then `begin`, then `append`.
+    """Rows of one run.
+
+    Use it in a `with` statement: first `expect` what identifies the run, then `begin`,
+    then `append`.
     """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
@@ -40,8 +43,9 @@ class MetricsFile:
             raise
 
     def expect(self, **run: Any) -> None:
-        """State parts of what identifies the run; raises ValueError, naming the
-        differences, where the file holds another run.
+        """State parts of what identifies the run.
+
+        Raises ValueError, naming the differences, where the file holds another run.
         """
         self._run |= json.loads(json.dumps(run))
         if self._stored is None:
@@ -63,8 +67,9 @@ class MetricsFile:
             )
 
     def begin(self, **notes: Any) -> list[dict[str, str]]:
-        """The rows that are already there, after a torn last one is removed. notes: for
-        FILE.json, beside what identifies the run.
+        """The rows that are already there, after a torn last one is removed.
+
+        notes: for FILE.json, beside what identifies the run.
         """
         if self._stored is None:
             text = json.dumps({"run": self._run, **notes}, indent=1)

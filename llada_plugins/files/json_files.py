@@ -162,8 +162,9 @@ def check(path: Path, kind: Kind, value: Any) -> None:
 
 
 def is_there(path: Path) -> bool:
-    """Is there a file of that name? A folder or a broken link in its place is OSError,
-    not an absent file.
+    """Is there a file of that name?
+
+    A folder or a broken link in its place is OSError, not an absent file.
     """
     if path.is_file():
         return True

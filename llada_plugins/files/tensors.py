@@ -18,8 +18,9 @@ from .json_files import first_line
 def save_tensors(
     state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file that others may read: the library gives it mode 0600,
-    whatever the umask.
+    """Write a safetensors file that others may read.
+
+    The library gives it mode 0600, whatever the umask.
     """
     with whole_file(path) as partial:
         save_file(dict(state), partial, metadata={"format": "pt", **(metadata or {})})

@@ -1,5 +1,6 @@
-"""The byte-level tokenizer of models trained from scratch: 256 bytes, no merges,
-LLaDA's special tokens; any text survives a round trip.
+"""The byte-level tokenizer of models trained from scratch.
+
+256 bytes, no merges, LLaDA's special tokens: any text survives a round trip.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer(folder: Path) -> dict[str, int]:
-    """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json into
-    `folder`; return the special tokens' ids.
+    """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json into `folder`.
+
+    Return the special tokens' ids.
 
     tokenizer_config.json is written by hand: transformers 5 would name a class in it
     that transformers 4 does not have.

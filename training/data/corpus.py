@@ -57,8 +57,9 @@ class Source(NamedTuple):
 
 
 def find(dataset: str, config: str | None, split: str | None) -> Source:
-    """A split of a file (which is its own only split), of a folder with a file or more
-    for each split, or of a hub data set.
+    """A split of a file, of a folder, or of a hub data set.
+
+    A file is its own only split; a folder has a file or more for each.
 
     split: None is the validation split, or the test split where there is no other.
     Raises FileNotFoundError or ValueError that says what there is.
@@ -89,8 +90,9 @@ def find(dataset: str, config: str | None, split: str | None) -> Source:
 
 
 def _split_files(folder: Path, split: str | None) -> list[Path]:
-    """The files whose name has the split as a word, as in wiki.train.tokens or
-    train-00000-of-00002.jsonl.
+    """The files whose name has the split as a word.
+
+    Such are wiki.train.tokens and train-00000-of-00002.jsonl.
     """
     files = sorted(file for file in folder.iterdir() if file.is_file())
     for name in ("validation", "test") if split is None else (split,):
@@ -162,8 +164,9 @@ def _hub(hub: Hub, split: str | None) -> Source:
 
 
 class Rows(torch.utils.data.Dataset):
-    """Rows of seq_len tokens, the last one shorter, of a tokenised source; every n-th
-    where there are more than `limit`.
+    """Rows of seq_len tokens, the last one shorter, of a tokenised source.
+
+    Every n-th where there are more than `limit`.
     """
 
     def __init__(self, folder: Path, seq_len: int, limit: int | None = None) -> None:
@@ -265,8 +268,9 @@ def _encode_all(pieces: list[Piece], tokenizer: PreTrainedTokenizerBase) -> Iter
 def collate_rows(
     eos_id: int, boundaries: bool
 ) -> Callable[[Sequence[list[int]]], dict[str, Tensor]]:
-    """Batches for pre-training: input_ids (B, L), weight (B, L) fp32, 1 at tokens and 0
-    at the padding of short rows.
+    """Batches for pre-training: input_ids and weight, both (B, L).
+
+    weight is fp32, 1 at tokens and 0 at the padding of short rows.
 
     With padding an attention_mask (B, L) that hides it; with boundaries one (B, L, L)
     under which a token attends to those of its document alone. A document ends with its

@@ -1,5 +1,6 @@
-"""Dialogues of several turns: the forms in which public files hold them, as messages
-{"role", "content"} that a chat template renders.
+"""Dialogues of several turns, in the forms in which public files hold them.
+
+They are read as messages {"role", "content"} that a chat template renders.
 
 An answer that is read but not learned keeps "weight": 0, as in OpenAI's form.
 """
@@ -30,8 +31,9 @@ TEXT_PARTS = ("text", "input_text", "output_text")  # types of parts that hold t
 
 
 def read(form: str, turns: Any) -> list[Message]:
-    """The turns of a row's key `form`, one of KEYS. Raises ValueError on what no answer
-    can be learned from.
+    """The turns of a row's key `form`, one of KEYS.
+
+    Raises ValueError on what no answer can be learned from.
     """
     speaker, text = KEYS[form]
     if not isinstance(turns, list) or not turns:
@@ -58,8 +60,10 @@ def read(form: str, turns: Any) -> list[Message]:
 
 
 def read_row(form: str, row: Mapping[str, Any]) -> list[Message]:
-    """`read`, with the row's `system` text before its turns and the `chosen` answer of
-    a preference pair after them.
+    """`read`, with what else of the row belongs to the dialogue.
+
+    That is its `system` text before the turns, and the `chosen` answer of a preference
+    pair after them.
     """
     turns, (speaker, text) = row.get(form), KEYS[form]
     if not isinstance(turns, list):
@@ -75,8 +79,9 @@ def read_row(form: str, row: Mapping[str, Any]) -> list[Message]:
 def pairs(
     messages: Sequence[Message], render: Callable[[Sequence[Message]], str]
 ) -> Iterator[tuple[str, str]]:
-    """(prompt, answer) of each answer that is learned, the prompt with all turns before
-    it and the assistant's header.
+    """(prompt, answer) of each answer that is learned.
+
+    The prompt has all turns before it and the assistant's header.
 
     The paper trains on one of them drawn at random (LLaDA, appendix B.1); here each is
     an example.
@@ -120,8 +125,9 @@ def _message(turn: Any, number: int, speaker: str, text: str) -> Message:
 
 
 def _text(content: Any, place: str) -> Any:
-    """Content as it is, or of a list of parts their texts, one directly after the other
-    as chat templates join them.
+    """Content as text: of a list of parts their texts, joined as chat templates join them.
+
+    That is one directly after the other.
     """
     if not isinstance(content, list):
         return content

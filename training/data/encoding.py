@@ -50,8 +50,9 @@ def vocabulary(folder: Path, vocab_size: int, max_length: int, eos_id: int) -> V
 def encode(
     pairs: Iterable[tuple[str, str]], vocab: Vocabulary, *, append_eos: bool
 ) -> list[Example]:
-    """Token rows of (prompt, answer) texts; append_eos: an EOS after each answer, for
-    answers whose length the model must learn.
+    """Token rows of (prompt, answer) texts.
+
+    append_eos: an EOS after each answer, for answers whose length the model must learn.
     """
     return [_encode(prompt, answer, vocab, append_eos) for prompt, answer in pairs]
 

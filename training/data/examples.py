@@ -24,8 +24,9 @@ Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
 
 
 class Examples(Sequence[Example]):
-    """Rows on the disk, mapped as they are read, so that they need not fit into memory:
-    16 bytes of it a row.
+    """Rows on the disk, mapped as they are read: 16 bytes of memory a row.
+
+    So they need not fit into memory.
 
     They are in a temporary file (of TMPDIR) without a name, which ends with the
     process, or in files of a folder, to be loaded again.
@@ -68,8 +69,9 @@ def _token_file(folder: Path | None) -> IO[bytes]:
 
 
 def collate_answers(eos_id: int) -> Collate:
-    """Batches for SFT: answers padded with EOS to the longest row; padding counts as
-    answer (LLaDA, GUIDELINES.md).
+    """Batches for SFT: answers padded with EOS to the longest row.
+
+    Padding counts as answer (LLaDA, GUIDELINES.md).
 
     A batch holds input_ids (B, L) and weight (B, L), fp32: 1 / answer length at answer
     tokens, padding included, 0 in the prompt.

@@ -35,8 +35,10 @@ class Skip(NamedTuple):
 
 
 def sharegpt(row: dict[str, Any]) -> Dialogue:
-    """ShareGPT: the conversation, begun by the row's system text and ended by the
-    chosen answer of a preference pair, where it has them.
+    """ShareGPT: the conversation.
+
+    It begins with the row's system text and ends with the chosen answer of a preference
+    pair, where it has them.
     """
     return Dialogue(dialogue.read_row("conversations", row))
 
@@ -63,8 +65,9 @@ def problem_solution(row: dict[str, Any]) -> Row:
 
 
 def gsm8k(row: dict[str, Any]) -> Row:
-    """GSM8K: the question and its answer, calculator marks and the final "#### number"
-    as published.
+    """GSM8K: the question and its answer.
+
+    Calculator marks and the final "#### number" stay as published.
     """
     return Row(_text(row, "question"), _text(row, "answer"))
 
@@ -102,8 +105,9 @@ Placed = Iterator[tuple[str, Any]]  # (place, row); of what cannot be read, a Va
 
 
 def read_rows(path: Path) -> Placed:
-    """(place, row) of the rows of a file or of a folder's files; of what cannot be
-    read, the ValueError in the row's place.
+    """(place, row) of the rows of a file or of a folder's files.
+
+    Of what cannot be read, the ValueError in the row's place.
 
     Raises FileNotFoundError, or ValueError for parquet and a broken JSON array.
     """
@@ -160,8 +164,9 @@ def _lines(path: Path, text: str) -> Placed:
 def convert(
     path: Path, name: str, *, chat: bool = False, strict: bool = False
 ) -> tuple[list[Row | Dialogue], list[Skip]]:
-    """The rows of `path` in format `name`, and those that were skipped; together they
-    are all rows of the file.
+    """The rows of `path` in format `name`, and those that were skipped.
+
+    Together they are all rows of the file.
 
     chat: all as dialogues. strict: raise ValueError at the first bad row instead of
     skipping it.

@@ -33,8 +33,10 @@ def looks_like_a_path(text: str) -> bool:
 
 
 def load(hub: Hub, split: str | None, option: str) -> tuple[str, Dataset]:
-    """A split's name and its rows; split: None is validation, or test where there is no
-    other. option: where the name comes from.
+    """A split's name and its rows.
+
+    split: None is validation, or test where there is no other. option: where the name
+    comes from.
 
     Raises FileNotFoundError, or ValueError that says which splits there are.
     """

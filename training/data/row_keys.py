@@ -1,5 +1,6 @@
-"""What the keys of a public row or turn say of what is learned: honoured, without
-meaning, or refused by name.
+"""What the keys of a public row or turn say of what is learned.
+
+They are honoured, without meaning, or refused by name.
 
 The keys are those of OpenAI's fine-tuning form and ShareGPT (weight), Axolotl (train,
 train_on_turn), ms-swift and XTuner (loss), LLaMA-Factory (system, history, tools,
@@ -120,7 +121,8 @@ def check_row(row: Mapping[str, Any], honoured: Collection[str] = ()) -> None:
 
 
 def own(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row without keys that would change what is learned and say nothing;
+    """The row without keys that would change what is learned and say nothing.
+
     ValueError as above.
     """
     check_row(row)
@@ -128,8 +130,9 @@ def own(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def learned(found: Mapping[str, Any], marks: Collection[str], place: str) -> bool | None:
-    """What the marks of a turn or row say, None where it has none; ValueError where
-    they say neither.
+    """What the marks of a turn or row say, None where it has none.
+
+    ValueError where they say neither.
     """
     said = {key: found[key] for key in marks if found.get(key) is not None}
     for key, value in said.items():

@@ -49,8 +49,10 @@ def read_jsonl(
     seq_len: int | None = None,
     cache: Path | None = None,
 ) -> Examples:
-    """Token rows of a JSONL file, a line in any of FORMS: of a dialogue one example an
-    answer, else one; ids are taken as they are.
+    """Token rows of a JSONL file, a line in any of FORMS.
+
+    A dialogue gives one example an answer, other rows give one; ids are taken as they
+    are.
 
     A dialogue's prompts are rendered by the chat template; texts of prompt and
     completion are taken as they are. seq_len: longer rows lose the end of their answer;
@@ -80,8 +82,9 @@ def read_hub(
     seq_len: int | None = None,
     cache: Path | None = None,
 ) -> Examples:
-    """Token rows of a data set of the hub, or of a folder that `datasets` loads, in any
-    of FORMS; other columns are left out.
+    """Token rows of a data set of the hub, or of a folder that `datasets` loads, in any of FORMS.
+
+    Other columns are left out.
 
     Of those, the ones that would change what is learned must be empty (row_keys.py).
     seq_len, cache: see `read_jsonl`. Raises FileNotFoundError, or ValueError that names

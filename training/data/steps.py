@@ -40,8 +40,9 @@ Encode = Callable[[StepRow], StepExample]
 
 
 def step_encoder(tokenizer: PreTrainedTokenizerBase, separator: str) -> Encode:
-    """Rows to token rows by the function that scores; raises ValueError where the
-    separator has no token.
+    """Rows to token rows by the function that scores.
+
+    Raises ValueError where the separator has no token.
     """
     token_class_ids(tokenizer, "", [], separator)
 
@@ -61,8 +62,9 @@ def read_steps(path: Path) -> list[StepRow]:
 
 
 def collate_steps(pad_id: int) -> Callable[[Sequence[StepExample]], dict[str, Tensor]]:
-    """Batches padded on the right: input_ids, attention_mask, labels and weight, all
-    (B, L); weight is 1 where a step is read.
+    """Batches padded on the right: input_ids, attention_mask, labels and weight, all (B, L).
+
+    weight is 1 where a step is read.
     """
 
     def padded(rows: Iterable[Sequence[int]], value: int) -> Tensor:

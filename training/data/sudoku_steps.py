@@ -29,8 +29,9 @@ DECODED_TOGETHER = 100  # puzzles
 
 
 class Answer(NamedTuple):
-    """An answer of the tiny model, labelled by the rule, with the model's mean
-    probability of each row's digits.
+    """An answer of the tiny model, labelled by the rule.
+
+    confidence: the model's mean probability of each row's digits.
     """
 
     row: StepRow
@@ -56,8 +57,9 @@ def labels(puzzle: str, rows: Sequence[str]) -> list[bool]:
 
 
 def solutions_in_steps(split: Literal["train", "test"], num: int, seed: int = 0) -> list[StepRow]:
-    """`num` labelled solutions of puzzles drawn from the split, most with mistakes. A
-    longer list starts with the shorter one.
+    """`num` labelled solutions of puzzles drawn from the split, most with mistakes.
+
+    A longer list starts with the shorter one.
     """
     stream = random.Random(f"sudoku4 steps {split} {seed}")
     found = []
@@ -68,8 +70,9 @@ def solutions_in_steps(split: Literal["train", "test"], num: int, seed: int = 0)
 
 
 def answers(puzzles: Sequence[str], temperature: float, model: str = "sudoku4") -> list[Answer]:
-    """A shipped model's answers, row by row in one forward each: the mistakes are those
-    of decoding four digits at once.
+    """A shipped model's answers, row by row in one forward each.
+
+    The mistakes are those of decoding four digits at once.
     """
     backbone, tokenizer = load_model(SHIPPED[model], device="cpu"), load_tokenizer(SHIPPED[model])
     sampler = SamplerConfig(gen_length=16, block_length=4, steps=4, temperature=temperature)
@@ -131,8 +134,9 @@ def _rows(puzzle: str, stream: random.Random) -> list[str]:
 
 
 def _apart(row: str, candidates: list[str], stream: random.Random) -> str:
-    """Each digit from a right row of its own: what a model does that fills the row at
-    once from the digits' own probabilities.
+    """Each digit from a right row of its own.
+
+    A model does so that fills the row at once from the digits' own probabilities.
     """
     return "".join(stream.choice(candidates)[cell] for cell in range(4))
 

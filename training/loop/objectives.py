@@ -23,8 +23,10 @@ IGNORED = -100  # transformers pads labels of batches of other lengths with it
 
 
 class Loss(NamedTuple):
-    """sum / count is the loss; count depends on the batch alone, never on the noise, so
-    that the estimate stays unbiased.
+    """sum / count is the loss.
+
+    count depends on the batch alone, never on the noise, so that the estimate stays
+    unbiased.
     """
 
     sum: Tensor  # scalar, fp32, with gradient
@@ -45,8 +47,9 @@ class Objective(Protocol):
 
 
 def sft(mask_id: int) -> Objective:
-    """LLaDA's supervised fine-tuning (arXiv 2502.09992, Algorithm 2; its
-    GUIDELINES.md): the prompt is never masked.
+    """LLaDA's supervised fine-tuning (arXiv 2502.09992, Algorithm 2; its GUIDELINES.md).
+
+    The prompt is never masked.
 
     Cross-entropy at masked answer tokens over p, each sample divided by its answer
     length (the batch's weight), mean over samples. The answer includes its EOS padding.
@@ -76,8 +79,9 @@ def _answer_loss(
 
 
 def pretrain(mask_id: int, random_lengths: float = 0.01) -> Objective:
-    """LLaDA's pre-training (arXiv 2502.09992, Algorithm 1): any token may be masked;
-    cross-entropy at masked ones over p, mean over tokens.
+    """LLaDA's pre-training (arXiv 2502.09992, Algorithm 1): any token may be masked.
+
+    Cross-entropy at masked ones over p, mean over tokens.
 
     The batch's weight is 1 at real tokens, 0 at padding. random_lengths: share of
     training batches cut to a length drawn from 1 to theirs; such a batch's mean over
@@ -110,8 +114,10 @@ def pretrain(mask_id: int, random_lengths: float = 0.01) -> Objective:
 
 
 def counted_noise(tokens: Tensor, maskable: Tensor, mask_id: int) -> Noisy:
-    """Of each row's n maskable tokens k ~ U{1..n} masked, p = k / n: the bound of
-    `mask_tokens` with less variance (LLaDA, eq. 14).
+    """The noise of `mask_tokens` with less variance (LLaDA, eq. 14).
+
+    Of each row's n maskable tokens k ~ U{1..n} are masked, and p = k / n: the same
+    bound.
 
     All is drawn from a hash of the row's maskable tokens: the same in any batch, on any
     number of processes.
@@ -128,8 +134,9 @@ def counted_noise(tokens: Tensor, maskable: Tensor, mask_id: int) -> Noisy:
 
 
 def routed_sft(mask_id: int) -> Objective:
-    """The loss of `sft` through an ALA router: the same noise and normalisation. The
-    model is a `routing.RoutedLLaDA`.
+    """The loss of `sft` through an ALA router: the same noise and normalisation.
+
+    The model is a `routing.RoutedLLaDA`.
     """
 
     def routed_objective(
@@ -151,8 +158,9 @@ def remask_sft(
     train_backbone: bool,
     incorrect: Callable[[nn.Module], Replace],
 ) -> Objective:
-    """RemeDi's Remask SFT (arXiv 2509.23653, section 4.1): L_TPS + lambda_ups * L_UPS
-    on answers with masks and incorrect tokens.
+    """RemeDi's Remask SFT (arXiv 2509.23653, section 4.1): L_TPS + lambda_ups * L_UPS.
+
+    Answers have masks and incorrect tokens.
 
     L_TPS is LLaDA's SFT loss, at masked tokens only (not at incorrect ones), and is
     left out where the backbone is frozen. L_UPS is the binary cross-entropy of the

@@ -79,8 +79,9 @@ FREE_OPTIONS = (
 
 
 def check_whole(checkpoint: Path) -> None:
-    """Raise ValueError on a checkpoint of which something is missing or cut short, as a
-    torn copy or a failing disk leaves it.
+    """Raise ValueError on a checkpoint of which something is missing or cut short.
+
+    A torn copy or a failing disk leaves it so.
 
     Reads indices and JSON, not the bytes of tensors: those of a large model take minutes.
     """
@@ -147,8 +148,9 @@ READERS: dict[str, Callable[[Path], None]] = {
 
 
 def identity(model: nn.Module, rows: Any) -> dict[str, str]:
-    """What a run starts from, the model by its weights before training and the data by
-    some of its rows: the same when it is resumed.
+    """What a run starts from: the same when it is resumed.
+
+    The model is known by its weights before training, the data by some of its rows.
 
     rows: by number, or a stream.
     """
@@ -174,8 +176,9 @@ def _some(rows: Any) -> Iterable[Any]:
 def begin(
     output: Path, description: Mapping[str, Any], found: Mapping[str, str], *, resume: bool
 ) -> None:
-    """Write run.json; raises ValueError on resuming another run. Removes what a killed
-    process had begun.
+    """Write run.json; raises ValueError on resuming another run.
+
+    Removes what a killed process had begun.
 
     description: `arguments` (of transformers), `options` (of the command) and
     `rows_of_update` are compared with what the run had.

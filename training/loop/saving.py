@@ -24,8 +24,9 @@ UNFINISHED = ".unfinished"  # folder in which a checkpoint is written before it 
 
 
 class WholeCheckpoints(Trainer):
-    """transformers' Trainer, whose checkpoints are complete as soon as they have their
-    name, whenever the process was killed.
+    """transformers' Trainer, whose checkpoints are complete as soon as they have their name.
+
+    It does not matter when the process is killed.
     """
 
     _parent: str | None = None  # folder for checkpoints, in place of the output folder
@@ -43,8 +44,9 @@ class WholeCheckpoints(Trainer):
         return self._parent or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint in UNFINISHED, move it to its place, and only then remove
-        what save_total_limit has no room for.
+        """Write a checkpoint in UNFINISHED, then move it to its place.
+
+        Only after that, what save_total_limit has no room for is removed.
         """
         self.check_weights()
         output, unfinished = self.output, self.output / UNFINISHED
@@ -78,8 +80,10 @@ class WholeCheckpoints(Trainer):
         )
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
-        """Nothing where no update is left: transformers 5.23, which resumes from a last
-        checkpoint inside an epoch, would make one more.
+        """An epoch, or nothing where no update is left.
+
+        transformers 5.23, which resumes from a last checkpoint inside an epoch, would
+        make one more.
         """
         if not self._is_done():
             super()._run_epoch(*arguments, **options)
@@ -105,8 +109,9 @@ class WholeCheckpoints(Trainer):
 
 
 def name_best_checkpoint(state: TrainerState, output: Path) -> bool:
-    """Where the state's best checkpoint is the one in UNFINISHED, name the place to which
-    it will move; returns whether it was.
+    """Name the place to which the state's best checkpoint will move, if it is in UNFINISHED.
+
+    Returns whether it was.
     """
     if state.best_model_checkpoint is None:
         return False
@@ -119,8 +124,9 @@ def name_best_checkpoint(state: TrainerState, output: Path) -> bool:
 
 @contextmanager
 def writing(what: str, output: Path) -> Iterator[None]:
-    """Turn what libraries raise on a full disk into one OSError line that names what is
-    kept; removes what was begun.
+    """Turn what libraries raise on a full disk into one OSError line that names what is kept.
+
+    Removes what was begun.
     """
     try:
         yield

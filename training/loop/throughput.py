@@ -17,8 +17,9 @@ from llada_plugins.models.llada import LLaDA
 
 
 class Throughput(TrainerCallback):
-    """Adds tokens_per_second of the updates since the last line, all processes
-    together; evaluations and checkpoints are left out.
+    """Adds tokens_per_second of the updates since the last line, all processes together.
+
+    Evaluations and checkpoints are left out.
 
     flops: of a token; with peak, FLOP/s of a device, it also adds flop_utilisation
     (0-1). Tokens are padding too: the model sees it.
@@ -59,8 +60,10 @@ class Throughput(TrainerCallback):
 
 
 def training_flops(model: LLaDA, length: int) -> float:
-    """FLOPs that training must spend on a token of a row of `length`: 6 a weight of a
-    matrix that it meets, 12 D L a layer for attention, D the width of all heads.
+    """FLOPs that training must spend on a token of a row of `length`.
+
+    6 a weight of a matrix that it meets, and 12 D L a layer for attention, D the width
+    of all heads.
 
     The head counts half, for on average every other token is masked and has logits;
     recomputation would not count.
@@ -97,8 +100,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, repetitions: int = 5) 
 
 
 def measured(model: LLaDA, length: int, arguments: TrainingArguments) -> Throughput:
-    """Throughput with the utilisation of this process's device, in the precision of its
-    matrix products.
+    """Throughput with the utilisation of this process's device.
+
+    It is of the precision of the run's matrix products.
     """
     dtype = torch.float16 if arguments.fp16 else torch.float32
     if arguments.bf16:

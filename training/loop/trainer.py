@@ -39,8 +39,10 @@ Measure = Callable[[Tensor, Tensor], dict[str, float]]
 
 
 class DiffusionTrainer(WholeCheckpoints):
-    """Trains a model on an objective; `save` writes what a checkpoint needs to be
-    loaded again, beside what resuming needs.
+    """Trains a model on an objective.
+
+    `save` writes what a checkpoint needs to be loaded again, beside what resuming
+    needs.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the weight of the whole update
@@ -104,8 +106,9 @@ class DiffusionTrainer(WholeCheckpoints):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """This micro-batch's share of the update's loss, times the number of processes,
-        by which DDP divides its gradients.
+        """This micro-batch's share of the update's loss, times the number of processes.
+
+        DDP divides its gradients by that number.
         """
         # numbered as one process that accumulates all of the update's micro-batches
         # would meet them: the same noise on any number
@@ -123,8 +126,10 @@ class DiffusionTrainer(WholeCheckpoints):
             raise FloatingPointError(f"{name} is {value} {when}; {self._last_good_checkpoint()}")
 
     def check_weights(self) -> None:
-        """What the last update broke has had no loss yet, and must neither be saved nor
-        push a good checkpoint out.
+        """Raise FloatingPointError where the last update broke the weights.
+
+        They have had no loss yet, and must neither be saved nor push a good checkpoint
+        out.
         """
         assert self.model is not None
         broken = not all(_is_finite(weight) for weight in self.model.parameters())
@@ -136,8 +141,9 @@ class DiffusionTrainer(WholeCheckpoints):
             )
 
     def _last_good_checkpoint(self) -> str:
-        """The newest checkpoint whose weights have had a finite loss since: one at the
-        present step may be what is broken.
+        """The newest checkpoint whose weights have had a finite loss since, in words.
+
+        One at the present step may be what is broken.
         """
         found = {
             int(path.name.removeprefix("checkpoint-")): path
@@ -155,8 +161,9 @@ class DiffusionTrainer(WholeCheckpoints):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Loss, predictions and labels of an evaluation batch under noise that depends
-        on its tokens alone: the same at every evaluation.
+        """Loss, predictions and labels of an evaluation batch.
+
+        The noise depends on its tokens alone: it is the same at every evaluation.
 
         transformers averages it by rows; where processes share an uneven last batch,
         the rows it repeats to fill it weigh in.
@@ -170,8 +177,9 @@ class DiffusionTrainer(WholeCheckpoints):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
     ) -> None:
-        """Write the model; its state dict comes ready-made where it had to be gathered
-        (FSDP, DeepSpeed).
+        """Write the model.
+
+        Its state dict comes ready-made where it had to be gathered (FSDP, DeepSpeed).
         """
         if self.args.should_save:
             self.save(
@@ -183,8 +191,9 @@ class DiffusionTrainer(WholeCheckpoints):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """Weights of a checkpoint to resume from: transformers looks for a whole model,
-        which some of ours save only under FSDP.
+        """Fill the model with the weights of a checkpoint to resume from.
+
+        transformers looks for a whole model, which some of ours save only under FSDP.
         """
         if self.load is None or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -165,8 +165,9 @@ class RunArguments(TrainingArguments):
         return int(self.warmup_steps)
 
     def check_optimizer(self) -> None:
-        """Raise ValueError on an optimizer or a schedule that cannot be made: a package
-        is missing, or an argument, or one is wrong.
+        """Raise ValueError on an optimizer or a schedule that cannot be made.
+
+        A package is missing, or an argument, or one is wrong.
         """
         weight = nn.Parameter(torch.zeros(1))
         try:
@@ -198,7 +199,8 @@ def _value(choice: Enum | str) -> str:
 
 
 def asks_for_fsdp(arguments: TrainingArguments) -> bool:
-    """By flag, or by a configuration of accelerate launch, which passes it on in the
-    environment.
+    """Is FSDP asked for, by flag or by a configuration of accelerate launch?
+
+    The latter passes it on in the environment.
     """
     return bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

@@ -51,8 +51,9 @@ def _alphabet(ids: Callable[[AnswerJob], list[int]]) -> Source:
 
 
 def _samples(job: AnswerJob) -> Callable[[nn.Module], Replace]:
-    """The model's own samples, drawn at the chosen positions at once, all masked: the
-    errors that parallel decoding makes.
+    """The model's own samples: the errors that parallel decoding makes.
+
+    They are drawn at the chosen positions at once, all masked.
     """
     mask_token = mask_id(job.model.config)
 

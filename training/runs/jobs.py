@@ -94,8 +94,9 @@ def answer_job(
 def preset_job(
     name: str, arguments: RunArguments, presets: Mapping[str, Preset] = PRESETS
 ) -> AnswerJob:
-    """A preset's model and data; of a model from scratch, the tokenizer is written into
-    the output folder.
+    """A preset's model and data.
+
+    Of a model from scratch, the tokenizer is written into the output folder.
     """
     if name not in presets:
         raise ValueError(f"--preset must be one of {', '.join(presets)}, got {name!r}")
@@ -113,8 +114,9 @@ def preset_job(
 
 
 def checkpoint_job(options: SFTOptions, arguments: RunArguments) -> AnswerJob:
-    """The checkpoint and the rows that the options name; where these are kept, one
-    process of a machine tokenises for all.
+    """The checkpoint and the rows that the options name.
+
+    Where these are kept, one process of a machine tokenises for all.
     """
     if options.data is None:
         raise ValueError("--model needs --data, a JSONL file or a hub name")
@@ -178,8 +180,9 @@ def _from_scratch(
 
 
 def checkpoint(pretrained: str) -> Checkpoint:
-    """The folder of a checkpoint with all the ids that training needs; ValueError
-    where one is missing.
+    """The folder of a checkpoint with all the ids that training needs.
+
+    ValueError where one is missing.
     """
     folder = resolve(pretrained, option="--model")
     config = read_config(folder)
@@ -208,8 +211,9 @@ def trainable(folder: Path, dtype: str = "float32") -> LLaDA:
 
 
 def train_logits_alone(model: LLaDA) -> None:
-    """Freeze what a loss of the logits does not reach, for whose gradient DDP would
-    wait; and say so.
+    """Freeze what a loss of the logits does not reach, for whose gradient DDP would wait.
+
+    It says so in the log.
     """
     if model.own_stream:
         logger.warning(
@@ -230,8 +234,9 @@ def mean_length(rows: Sequence[Example], most: int = 100) -> int:
 
 
 def save_checkpoint(tokenizer_folder: Path, extra_config: Mapping[str, Any]) -> Save:
-    """Writes a model in the published layout, which `load_model` reads, with the
-    tokenizer's files as they are.
+    """Writes a model in the published layout, which `load_model` reads.
+
+    The tokenizer's files stay as they are.
     """
 
     def save(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:

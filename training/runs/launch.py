@@ -1,5 +1,6 @@
-"""What every training command does around its objective: flags, checks of the user's
-input before any work, the run.
+"""What every training command does around its objective.
+
+Flags, checks of the user's input before any work, the run.
 """
 
 from __future__ import annotations

@@ -141,8 +141,9 @@ class LoRAOptions(Options):
 
 
 def add_lora(model: LLaDA, lora: LoRA, generator: torch.Generator) -> None:
-    """Freeze the model and add adapters that train, in place, in float32; before
-    training they change nothing.
+    """Freeze the model and add adapters that train, in place, in float32.
+
+    Before training they change nothing.
     """
     config = _peft_config(lora)
     from peft import inject_adapter_in_model
@@ -174,8 +175,10 @@ def add_lora(model: LLaDA, lora: LoRA, generator: torch.Generator) -> None:
 
 
 def save_lora(model: LLaDA, lora: LoRA, base: str) -> Save:
-    """Writes the adapters as PEFT does beside the family's published code, and which weights
-    they belong to. model: as it was loaded; base: what --model said.
+    """Writes the adapters as PEFT does beside the family's published code.
+
+    With them it writes to which weights they belong. model: as it was loaded. base:
+    what --model said.
     """
     backbone, layout = backbone_fingerprint(model), FAMILIES[model.config.family].layout
 

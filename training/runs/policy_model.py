@@ -22,8 +22,10 @@ class PolicyOutput(NamedTuple):
 
 
 class PolicyModel(ActivationCheckpointing):
-    """A backbone with a light head; a frozen backbone runs without a graph, so that
-    training costs little more than its forward.
+    """A backbone with a light head.
+
+    A frozen backbone runs without a graph, so that training costs little more than its
+    forward.
     """
 
     def __init__(self, backbone: LLaDA, head: PolicyHead | None) -> None:
@@ -51,8 +53,9 @@ def policy_model(
     joint: bool = False,
     lora: LoRA | None = None,
 ) -> PolicyModel:
-    """The backbone, frozen unless joint or lora is given, with a head of `width` hidden
-    units; changes the backbone in place.
+    """The backbone, frozen unless joint or lora is given, with a head of `width` hidden units.
+
+    Changes the backbone in place.
 
     A backbone with a policy stream of its own gets no head: ValueError unless joint is given.
     """

@@ -51,8 +51,10 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """model: of one from scratch the fields of LLaDAConfig but the vocabulary's, else
-    the checkpoint to start from.
+    """A model with its data.
+
+    model: of one from scratch the fields of LLaDAConfig but the vocabulary's, else the
+    checkpoint to start from.
 
     arguments: defaults of the command's flags.
     """
@@ -215,8 +217,9 @@ ROUTER_PRESETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainPreset:
-    """Flags of pre-training, data and shape included. arguments: defaults of the
-    command's flags.
+    """Flags of pre-training, data and shape included.
+
+    arguments: defaults of the command's flags.
     """
 
     arguments: dict[str, Any]
@@ -257,8 +260,9 @@ PRETRAIN_PRESETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PRMPreset:
-    """A process reward model from scratch. model: fields of Qwen2Config but the
-    vocabulary's; tokenizer: the shipped model that has it.
+    """A process reward model from scratch.
+
+    model: fields of Qwen2Config but the vocabulary's. tokenizer: the shipped model that has it.
     """
 
     model: dict[str, Any]

@@ -89,8 +89,10 @@ class Start(NamedTuple):
 
 
 def pretrain_job(options: PretrainOptions, arguments: RunArguments) -> TextJob:
-    """Model, rows and tokenizer. A tokenizer made here and, by default, the tokenised
-    data are written into the output folder.
+    """Model, rows and tokenizer.
+
+    A tokenizer made here and, by default, the tokenised data are written into the
+    output folder.
     """
     sources = _sources(options)
     output = Path(arguments.output_dir)
@@ -209,8 +211,9 @@ def _prompt(
 
 
 class Evaluations(TrainerCallback):
-    """Adds to an evaluation's line the perplexity of a byte, and prints a sample,
-    decoded with the same noise every time.
+    """Adds the perplexity of a byte to an evaluation's line, and prints a sample.
+
+    The sample is decoded with the same noise every time.
 
     The loss bounds the negative log-likelihood of a token (nats) from above, so the
     perplexity is an upper bound as well.

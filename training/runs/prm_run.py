@@ -122,8 +122,9 @@ def prepare(options: PRMOptions, arguments: RunArguments, command: Sequence[str]
 
 
 def token_class(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Loss:
-    """Cross-entropy (nats) of right against wrong where a step is read, mean over
-    steps; predictions are log-odds of right, (B, L).
+    """Cross-entropy (nats) of right against wrong where a step is read, mean over steps.
+
+    Predictions are log-odds of right, (B, L).
     """
     tokens, labels = batch["input_ids"], batch["labels"]  # (B, L)
     found = model(input_ids=tokens, attention_mask=batch["attention_mask"], use_cache=False)
@@ -221,8 +222,9 @@ def _fitting(
 
 
 def _classifier(folder: Path, seed: int) -> PreTrainedModel:
-    """The folder's model in fp32 with its two-class head; one that is no classifier yet
-    gets a fresh head, which is logged.
+    """The folder's model in fp32 with its two-class head.
+
+    One that is no classifier yet gets a fresh head, which is logged.
     """
     raw = read_json(folder / "config.json", CONFIG)
     names = tensor_files(folder)
@@ -281,8 +283,9 @@ def _read_classifier(folder: Path, seed: int, trained: bool) -> tuple[PreTrained
 
 
 def measure(predictions: Tensor, labels: Tensor) -> dict[str, float]:
-    """Of all steps of an evaluation: AUC and accuracy at .5 of P(right), and the share
-    of right steps; no AUC where it does not exist.
+    """Of all steps of an evaluation: AUC and accuracy at .5 of P(right), share of right steps.
+
+    There is no AUC where it does not exist.
     """
     read = labels != IGNORED
     log_odds, right = predictions[read], labels[read] == 1
@@ -297,8 +300,9 @@ def measure(predictions: Tensor, labels: Tensor) -> dict[str, float]:
 def measure_answers(
     folder: Path, num: int = sudoku.DEFAULT_NUM_TEST
 ) -> dict[str, dict[str, float]]:
-    """`measure` of the PRM in `folder`, as the evaluation loads it, on the rows of the
-    tiny model's answers to the test puzzles.
+    """`measure` of the PRM in `folder`, as the evaluation loads it.
+
+    It judges the rows of the tiny model's answers to the test puzzles.
 
     Greedy and sampled answers; confidence_auc: the same from the tiny model's own
     probability of the row.
@@ -327,7 +331,8 @@ def measure_answers(
 
 
 def save_prm(tokenizer_folder: Path, description: Mapping[str, Any]) -> Save:
-    """Writes the model as transformers does, with the tokenizer's files as they are;
+    """Writes the model as transformers does, with the tokenizer's files as they are.
+
     description: config.json's key `training`.
     """
 

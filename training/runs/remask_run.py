@@ -89,8 +89,9 @@ def prepare(options: RemaskOptions, arguments: RunArguments, command: Sequence[s
 
 
 def measure(predictions: Tensor, labels: Tensor) -> dict[str, float]:
-    """Clean against incorrect among visible answer tokens: AUC of h and of the token's
-    probability; BCE (nats) and ECE of sigmoid(h).
+    """Clean against incorrect among visible answer tokens: AUC of h and of the token's probability.
+
+    BCE (nats) and ECE of sigmoid(h).
 
     predictions: (B, L, 2) h and probability. labels: (B, L) 1 clean, 0 incorrect, else
     IGNORED. An AUC that does not exist is left out.
@@ -114,8 +115,9 @@ def measure(predictions: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def save_remask(job: AnswerJob, extra_config: Mapping[str, Any], lora: LoRA | None = None) -> Save:
-    """Writes the head and, where the backbone trains, a complete checkpoint; job.model:
-    the backbone as it was loaded.
+    """Writes the head and, where the backbone trains, a complete checkpoint.
+
+    job.model: the backbone as it was loaded.
     """
     fingerprint = backbone_fingerprint(job.model)
 
@@ -159,8 +161,9 @@ def load_remask(model: nn.Module, folder: Path) -> None:
 
 
 def merged(backbone: LLaDA, state: Mapping[str, Tensor], lora: LoRA | None = None) -> LLaDA:
-    """The backbone as a plain model of this state, its weights with LoRA's; without
-    adapters, as it is.
+    """The backbone as a plain model of this state, its weights with LoRA's.
+
+    Without adapters, as it is.
     """
     plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -181,8 +184,9 @@ def merged(backbone: LLaDA, state: Mapping[str, Tensor], lora: LoRA | None = Non
 
 
 def record_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
-    """Add the last evaluation's metrics to the head's config, wherever the folder has
-    one, or to the checkpoint's.
+    """Add the last evaluation's metrics to the head's config, or to the checkpoint's.
+
+    It is the head's wherever the folder has one.
     """
     of_head = [path for path in (folder / CONFIG, folder / "ups" / CONFIG) if path.is_file()]
     for path in of_head or [folder / "config.json"]:

@@ -49,8 +49,9 @@ def prepare(options: RouterOptions, arguments: RunArguments, command: Sequence[s
 
 
 def router_config(options: RouterOptions, model: LLaDA) -> RouterConfig:
-    """The shape that router_sft's options ask for, for this model; raises ValueError
-    where no router has it.
+    """The shape that router_sft's options ask for, for this model.
+
+    Raises ValueError where no router has it.
     """
     mask_embedding = model.embedding(torch.tensor([mask_id(model.config)])).detach()  # (1, D)
     scale = float(mask_embedding.square().mean().sqrt()) if options.router_scaled else 1.0
@@ -71,8 +72,9 @@ def router_config(options: RouterOptions, model: LLaDA) -> RouterConfig:
 
 
 def routed_model(job: AnswerJob, config: RouterConfig, generator: torch.Generator) -> RoutedLLaDA:
-    """The job's model, frozen, behind a new router; raises ValueError where an answer
-    is longer than the router reaches.
+    """The job's model, frozen, behind a new router.
+
+    Raises ValueError where an answer is longer than the router reaches.
     """
     longest = max(
         len(example.input_ids) - example.prompt_length
@@ -98,8 +100,9 @@ def routed_model(job: AnswerJob, config: RouterConfig, generator: torch.Generato
 
 
 def save_routed(backbone: LLaDA, command: Sequence[str]) -> Save:
-    """Writes the router alone, which `router=FOLDER` loads; backbone: the model that it
-    is trained on.
+    """Writes the router alone, which `router=FOLDER` loads.
+
+    backbone: the model that it is trained on.
     """
     fingerprint = backbone_fingerprint(backbone)
 
