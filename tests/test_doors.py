@@ -32,6 +32,7 @@ COMMANDS = {
 REEXPORTS = {
     "llada_plugins.engine": ("Completion", "Engine", "EngineConfig", "Request"),
     "llada_plugins.likelihood": ("LogLikelihood", "log_likelihood"),
+    "llada_plugins.hf": ("CheckpointConfig", "CheckpointModel", "Generated", "register"),
     "llada_plugins._lm_eval_hook": ("find", "register"),  # .pth files of old installations name it
     "llada_plugins.tasks.nim": ("is_winning", "problems"),
     "llada_plugins.tasks.sudoku": ("is_valid", "problems"),

@@ -33,6 +33,7 @@ from llada_plugins.huggingface.configs import CONFIGS
 from llada_plugins.huggingface.models import CheckpointModel
 from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.layer import Layer
+from llada_plugins.tasks import sudoku
 from tests.tolerance import largest, measured, rounding
 
 pytestmark = pytest.mark.floats
@@ -142,6 +143,15 @@ def test_a_replica_of_the_modules_is_what_computes(tiny_checkpoint):
     replica._modules = {"model": copy.deepcopy(model.model)}
     replica.get_output_embeddings().weight.data.zero_()
     assert not replica(ids).logits.any() and model(ids).logits.any()
+
+
+def test_the_example_of_the_page_solves_its_sudoku(capsys, monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    page = (root / "docs" / "transformers.md").read_text(encoding="utf-8")
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    puzzle, solution = capsys.readouterr().out.strip().split("=")
+    assert sudoku.is_valid(puzzle, solution)
 
 
 # --- forward ----------------------------------------------------------------------------------
