@@ -1,10 +1,11 @@
-"""Every task with the sampler settings that LLaDA's authors published for it: GSM8K,
-MATH, HumanEval, MBPP, for one checkpoint.
+"""Every task with the sampler settings that a checkpoint's authors published for it:
+GSM8K, MATH, HumanEval, MBPP, for one checkpoint.
 
-reproduces  the rows of configs/opencompass/presets.py: ML-GSAI/LLaDA EVAL.md and the
-            LLaDA 1.5 report
+reproduces  the rows of configs/opencompass/presets.py: ML-GSAI/LLaDA EVAL.md, the LLaDA
+            1.5 report, Dream's and iLLaDA's
 command     LLADA_MODEL=LLaDA-8B-Instruct opencompass configs/eval_llada_published.py
-            LLADA_MODEL: LLaDA-8B-Instruct (default), LLaDA-8B-Base or LLaDA-1.5;
+            LLADA_MODEL: LLaDA-8B-Instruct (default), LLaDA-8B-Base, LLaDA-1.5,
+            Dream-v0-Base-7B, Dream-v0-Instruct-7B or iLLaDA-8B-Base;
             LLADA_TASKS=gsm8k,mbpp: these only;
             LLADA_PRETRAINED: where the checkpoint is (default: the hub's);
             LLADA_WORKERS=n: on n GPUs at once (splits stay the same, so a run may be
@@ -29,7 +30,7 @@ with read_base():
     from opencompass.configs.datasets.mbpp.mbpp_gen_830460 import mbpp_datasets as mbpp
 
     from .opencompass.infer import infer
-    from .opencompass.presets import presets
+    from .opencompass.presets import checkpoints, presets
 
 from llada_plugins.opencompass_models import LLaDA
 
@@ -43,6 +44,7 @@ if not rows:
         f"no published setting for LLADA_MODEL={checkpoint}, LLADA_TASKS={','.join(tasks)}: "
         "see configs/opencompass/presets.py"
     )
+own = {"path": environ["LLADA_PRETRAINED"]} if "LLADA_PRETRAINED" in environ else {}
 models = [
     dict(
         type=LLaDA,
@@ -53,11 +55,10 @@ models = [
                 *(f"{option}={value}" for option, value in row["sampler"].items()),
             ]
         ),
-        path=environ.get("LLADA_PRETRAINED", f"GSAI-ML/{checkpoint}"),
-        chat=checkpoint != "LLaDA-8B-Base",
         stop_words=row.get("stop_words", []),
         batch_size=8,
         run_cfg=dict(num_gpus=1),
+        **{**checkpoints[checkpoint], **own},
         **row["sampler"],
     )
     for row in rows

@@ -561,13 +561,23 @@ def test_the_data_set_holds_the_test_problems_and_any_completion_counts() -> Non
     assert [detail["correct"] for detail in score["details"]].count(False) == 1
 
 
-@pytest.mark.parametrize("checkpoint", ["LLaDA-8B-Instruct", "LLaDA-8B-Base", "LLaDA-1.5"])
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        "LLaDA-8B-Instruct",
+        "LLaDA-8B-Base",
+        "LLaDA-1.5",
+        "Dream-v0-Base-7B",
+        "Dream-v0-Instruct-7B",
+        "iLLaDA-8B-Base",
+    ],
+)
 def test_published_settings_are_valid_and_name_their_predictions_apart(
     monkeypatch, checkpoint
 ) -> None:
     monkeypatch.setenv("LLADA_MODEL", checkpoint)
     config = Config.fromfile(CONFIGS / "eval_llada_published.py")
-    kept = ("type", "abbr", "path", "chat", "stop_words", "batch_size", "run_cfg")
+    kept = ("type", "abbr", "path", "chat", "add_bos_token", "stop_words", "batch_size", "run_cfg")
     for entry in config.models:
         options = {name: value for name, value in entry.items() if name not in kept}
         SamplerConfig(**options)
