@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from llada_plugins.models.folder import special_tokens
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from llada_plugins.models.llada_config import LLaDAConfig
     from llada_plugins.models.special_tokens import SpecialTokens
 
@@ -24,6 +26,14 @@ def mask_known(
             "mask token: pass mask_id=…"
         )
     return special
+
+
+def check_bos_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Refuse to add a BOS that the tokenizer of this folder does not have."""
+    if tokenizer.bos_token_id is None:
+        raise ValueError(
+            f"add_bos_token=true, but the tokenizer in {folder} has no bos_token: leave it out"
+        )
 
 
 def context_length(config: LLaDAConfig, asked: int | None) -> int:

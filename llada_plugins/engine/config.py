@@ -17,6 +17,8 @@ from llada_plugins.sampling.config import SamplerConfig
 from .overlong import OVERLONG
 
 HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
+# options that a checkpoint is loaded with
+LOADING = ("device", "dtype", "quantize", "compile")
 # none changes an answer by itself, but for rounding
 NOT_IDENTITY = (
     "pretrained",

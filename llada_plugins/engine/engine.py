@@ -31,8 +31,8 @@ from llada_plugins.sampling.generate import with_options
 
 from . import identity, likelihood_log
 from .batches import Batches, meter_of
-from .checks import check_answers, context_length, mask_known
-from .config import HARNESS_DEFAULTS, EngineConfig
+from .checks import check_answers, check_bos_token, context_length, mask_known
+from .config import HARNESS_DEFAULTS, LOADING, EngineConfig
 from .judging import TimedReview, block_review, question_of
 from .notices import WarnOnce, surprises
 from .overlong import PRM_REMEDY, Overlong
@@ -84,23 +84,14 @@ class Engine:
         build_sampler(self.given, HARNESS_DEFAULTS)
         tokenizer_folder = resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
         self.tokenizer = load_tokenizer(tokenizer_folder, self.config.chat_template)
-        if self.config.add_bos_token and self.tokenizer.bos_token_id is None:
-            raise ValueError(
-                f"add_bos_token=true, but the tokenizer in {tokenizer_folder} has no bos_token: "
-                "leave it out"
-            )
-        # its name, None for the only one or the default
-        self.chat_template = self.config.chat_template
+        if self.config.add_bos_token:
+            check_bos_token(self.tokenizer, tokenizer_folder)
+        self.chat_template = self.config.chat_template  # a name; None: the only one or the default
         self.special = mask_known(self.folder, tokenizer_folder, config, self.config.mask_id)
         self.max_length = context_length(config, self.config.max_length)
+        options_of_loading = {name: getattr(self.config, name) for name in LOADING}
         load = functools.partial(
-            checkpoint.load_model,
-            self.folder,
-            device=self.config.device,
-            dtype=self.config.dtype,
-            quantize=self.config.quantize,
-            peft=self.adapter,
-            compile=self.config.compile,
+            checkpoint.load_model, self.folder, peft=self.adapter, **options_of_loading
         )
         self.prepared = METHODS[method].prepare(load, self.folder, self.method_options)
         self.model = self.prepared.model
@@ -191,8 +182,7 @@ class Engine:
         review = self._review(group.sampler, questions, cut)
         timed = TimedReview(review, self.prepared.judge, len(group.members))
         ends = self.special.ends
-        longest = max(len(each.prompt) for each in group.members) + group.sampler.decoded_length
-        num_batches = math.ceil(len(group.members) / at_once(longest))
+        num_batches = math.ceil(len(group.members) / at_once(group.longest))
         self.model.compiling.foresee(num_batches * group.sampler.most_forwards)
         samples = decode_each(
             with_options(self.denoise, group.sampler, self.special),
@@ -276,10 +266,7 @@ class Engine:
     ) -> LogLikelihood:
         """The estimate, also appended to likelihood_log."""
         if self.config.likelihood_log:
-            context, answer = (text.decode(self.tokenizer, ids, ()) for ids in pair)
-            likelihood_log.append(
-                self.config.likelihood_log, context, answer, len(pair[1]), estimate
-            )
+            likelihood_log.append(self.config.likelihood_log, self.tokenizer, pair, estimate)
         return estimate
 
     def encode(self, string: str) -> list[int]:

@@ -25,13 +25,12 @@ def decoding_probe(
     prepared: Prepared, group: Group, special: SpecialTokens, device: torch.device
 ) -> Probe:
     """A step of the group's longest requests; under a review, with all its candidates."""
-    columns = len(group.members[0].prompt) + group.sampler.decoded_length
     denoise = with_options(prepared.denoise, group.sampler, special)
-    step = decoding_step(denoise, group.sampler, special, columns, device)
+    step = decoding_step(denoise, group.sampler, special, group.longest, device)
     if prepared.judge is None:
-        return Probe(step, columns)
+        return Probe(step, group.longest)
     review = prepared.judge.review
-    return Probe(step, columns, max(review.candidates, review.refills))
+    return Probe(step, group.longest, max(review.candidates, review.refills))
 
 
 def scoring_probe(runner: RowRunner, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Probe:

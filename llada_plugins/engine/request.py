@@ -58,6 +58,11 @@ class Group(NamedTuple):
     until: tuple[str, ...]
     members: list[Encoded]  # the longest prompt first
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, prompt and answer."""
+        return len(self.members[0].prompt) + self.sampler.decoded_length
+
 
 def random_keys(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> list[int]:
     """The key of each request's random numbers; the n-th repeat of a request has its own.
