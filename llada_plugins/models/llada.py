@@ -234,9 +234,10 @@ class LLaDA(ActivationCheckpointing):
         attention_mask: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
-        at: Tensor | None = None,
+        at: Tensor | tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Logits (B, L, V) for ids (B, L), or (N, V) at the N positions of `at`, bool (B, L).
+        """Logits (B, L, V) for ids (B, L), or (N, V) at the N positions of `at`: bool (B, L), or
+        their rows and columns, (N,) each.
 
         attention_mask: (B, L), nonzero = real token, or (B, L, L), nonzero = the row's
         token may attend to the column's. Raises ValueError where L exceeds

@@ -46,19 +46,37 @@ class Objective(Protocol):
     ) -> Loss: ...
 
 
-def sft(mask_id: int) -> Objective:
+def predicting(
+    at: Tensor, shifted: bool, attention_mask: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """An index of the columns (B, L) whose logits predict the tokens `at`, bool (B, L).
+
+    shifted: a column's logits are of the next one's token; the first token of a row, or of
+    a document that attention_mask (B, L, L) keeps apart, has but its own column.
+    """
+    if not shifted:
+        return at
+    rows, columns = at.nonzero(as_tuple=True)
+    left = (columns - 1).clamp(min=0)
+    if attention_mask is not None and attention_mask.dim() == 3:
+        left = torch.where(attention_mask[rows, columns, left].bool(), left, columns)
+    return rows, left
+
+
+def sft(mask_id: int, shifted: bool = False) -> Objective:
     """LLaDA's supervised fine-tuning (arXiv 2502.09992, Algorithm 2; its GUIDELINES.md).
 
     The prompt is never masked.
 
     Cross-entropy at masked answer tokens over p, each sample divided by its answer
     length (the batch's weight), mean over samples. The answer includes its EOS padding.
+    shifted: are the model's logits of the next column?
     """
 
     def sft_objective(
         model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> Loss:
-        return _answer_loss(model, batch, generator, mask_id)
+        return _answer_loss(model, batch, generator, mask_id, shifted)
 
     return sft_objective
 
@@ -68,17 +86,19 @@ def _answer_loss(
     batch: dict[str, Tensor],
     generator: torch.Generator,
     mask_id: int,
+    shifted: bool,
 ) -> Loss:
     """The loss of `sft`. predict: from tokens (B, L) to logits (B, L, V)."""
     tokens, weight = batch["input_ids"], batch["weight"]  # (B, L)
     noisy = mask_tokens(tokens, weight > 0, mask_id, generator)
-    logits = predict(noisy.tokens)[noisy.masked].float()  # (masked tokens, V)
+    # (masked tokens, V)
+    logits = predict(noisy.tokens)[predicting(noisy.masked, shifted)].float()
     cross_entropy = F.cross_entropy(logits, tokens[noisy.masked], reduction="none")
     share = (weight / noisy.p_mask)[noisy.masked]
     return Loss((cross_entropy * share).sum(), weight.sum())
 
 
-def pretrain(mask_id: int, random_lengths: float = 0.01) -> Objective:
+def pretrain(mask_id: int, random_lengths: float = 0.01, shifted: bool = False) -> Objective:
     """LLaDA's pre-training (arXiv 2502.09992, Algorithm 1): any token may be masked.
 
     Cross-entropy at masked ones over p, mean over tokens.
@@ -86,7 +106,7 @@ def pretrain(mask_id: int, random_lengths: float = 0.01) -> Objective:
     The batch's weight is 1 at real tokens, 0 at padding. random_lengths: share of
     training batches cut to a length drawn from 1 to theirs; such a batch's mean over
     what is left weighs as much as the whole batch would. Evaluations have
-    `counted_noise`.
+    `counted_noise`. shifted: as for `sft`.
     """
 
     def pretrain_objective(
@@ -104,7 +124,8 @@ def pretrain(mask_id: int, random_lengths: float = 0.01) -> Objective:
             noisy = mask_tokens(tokens, weight > 0, mask_id, generator)
         else:
             noisy = counted_noise(tokens, weight > 0, mask_id)
-        logits = model(noisy.tokens, attention_mask, at=noisy.masked).float()  # (masked tokens, V)
+        at = predicting(noisy.masked, shifted, attention_mask)
+        logits = model(noisy.tokens, attention_mask, at=at).float()  # (masked tokens, V)
         cross_entropy = F.cross_entropy(logits, tokens[noisy.masked], reduction="none")
         share = (weight / noisy.p_mask)[noisy.masked]
         count = batch["weight"].sum()
@@ -133,7 +154,7 @@ def counted_noise(tokens: Tensor, maskable: Tensor, mask_id: int) -> Noisy:
     return Noisy(tokens.masked_fill(masked, mask_id), masked, (count / length).to(tokens.device))
 
 
-def routed_sft(mask_id: int) -> Objective:
+def routed_sft(mask_id: int, shifted: bool = False) -> Objective:
     """The loss of `sft` through an ALA router: the same noise and normalisation.
 
     The model is a `routing.RoutedLLaDA`.
@@ -144,7 +165,7 @@ def routed_sft(mask_id: int) -> Objective:
     ) -> Loss:
         prompt_lengths = (batch["weight"] > 0).int().argmax(-1)  # (B,)
         predict = partial(model, prompt_lengths=prompt_lengths)
-        return _answer_loss(predict, batch, generator, mask_id)
+        return _answer_loss(predict, batch, generator, mask_id, shifted)
 
     return routed_objective
 
@@ -157,6 +178,7 @@ def remask_sft(
     label_smoothing: float,
     train_backbone: bool,
     incorrect: Callable[[nn.Module], Replace],
+    shifted: bool = False,
 ) -> Objective:
     """RemeDi's Remask SFT (arXiv 2509.23653, section 4.1): L_TPS + lambda_ups * L_UPS.
 
@@ -168,7 +190,8 @@ def remask_sft(
     detached p(x0 | xt) where masked. Both are divided by each sample's answer length,
     then averaged over samples, as in `sft`. label_smoothing: s takes a label y to s +
     (1 - 2 s) y; RemeDi's code has 0.05 (.95, .05, .05 + .9 p). incorrect: where
-    incorrect tokens come from, given the model. The model is a `policy_model.PolicyModel`.
+    incorrect tokens come from, given the model. shifted: as for `sft`; a score is of its
+    own column. The model is a `policy_model.PolicyModel`.
     """
 
     def remask_objective(
@@ -180,7 +203,7 @@ def remask_sft(
             tokens, answer, mask_id, generator, r=r_incorrect, replace=incorrect(model)
         )
         at = noisy.masked if model.training else answer  # N positions; only metrics ask for more
-        logits, score = model(noisy.tokens, at)  # (N, V), (B, L)
+        logits, score = model(noisy.tokens, predicting(at, shifted))  # (N, V), (B, L)
         logits = logits.float()
         cross_entropy = F.cross_entropy(logits, tokens[at], reduction="none")  # (N,)
         probability = torch.zeros_like(score).masked_scatter(at, (-cross_entropy.detach()).exp())

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from llada_plugins.diffusion.forward_process import Replace, another_of
 from llada_plugins.models.tokenizer import load_tokenizer
+from training.loop.objectives import predicting
 
-from .jobs import AnswerJob, mask_id
+from .jobs import AnswerJob, mask_id, shifted
 
 
 def answer_tokens(job: AnswerJob) -> list[int]:
@@ -55,14 +56,15 @@ def _samples(job: AnswerJob) -> Callable[[nn.Module], Replace]:
 
     They are drawn at the chosen positions at once, all masked.
     """
-    mask_token = mask_id(job.model.config)
+    mask_token, shift = mask_id(job.model.config), shifted(job.model.config)
 
     def source(model: nn.Module) -> Replace:
         def replace(
             noisy: Tensor, chosen: Tensor, tokens: Tensor, generator: torch.Generator
         ) -> Tensor:
             with torch.no_grad():
-                logits = model(noisy.masked_fill(chosen, mask_token), chosen).logits  # (N, V)
+                at = predicting(chosen, shift)
+                logits = model(noisy.masked_fill(chosen, mask_token), at).logits  # (N, V)
             logits = logits.double()
             logits[:, mask_token] = -torch.inf
             cumulative = logits.softmax(-1).cumsum(-1)

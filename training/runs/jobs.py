@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from llada_plugins.files.atomic import write_whole
 from llada_plugins.files.json_files import read_json
-from llada_plugins.models.folder import read_config, resolve
+from llada_plugins.models.families import FAMILIES
+from llada_plugins.models.folder import read_config, resolve, special_tokens
 from llada_plugins.models.llada import LLaDA, empty_like, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import load_model, save_model
@@ -186,10 +187,18 @@ def checkpoint(pretrained: str) -> Checkpoint:
     """
     folder = resolve(pretrained, option="--model")
     config = read_config(folder)
-    for field in ("mask_token_id", "eos_token_id"):
-        if getattr(config, field) is None:
-            raise ValueError(f"{folder / 'config.json'}: {field} is missing, training needs it")
-    vocab = vocabulary(folder, config.vocab_size, config.max_sequence_length, eos_id(config))
+    special = special_tokens(folder, config)
+    for field, token in (
+        ("mask_token_id", special and special.mask),
+        ("eos_token_id", special and special.eos),
+    ):
+        if token is None:
+            raise ValueError(
+                f"{folder / 'config.json'}: {field} is missing, training needs it, and the "
+                "tokenizer does not name it"
+            )
+    assert special is not None and special.eos is not None
+    vocab = vocabulary(folder, config.vocab_size, config.max_sequence_length, special.eos)
     return Checkpoint(folder, vocab)
 
 
@@ -199,6 +208,11 @@ def mask_id(config: LLaDAConfig) -> int:
     return config.mask_token_id
 
 
+def shifted(config: LLaDAConfig) -> bool:
+    """Do logits at a column predict the token of the next one?"""
+    return FAMILIES[config.family].shift
+
+
 def eos_id(config: LLaDAConfig) -> int:
     """The EOS token of a model that trains; `checkpoint` has seen to it that there is one."""
     assert config.eos_token_id is not None
@@ -206,8 +220,14 @@ def eos_id(config: LLaDAConfig) -> int:
 
 
 def trainable(folder: Path, dtype: str = "float32") -> LLaDA:
-    """The model of a folder, on the CPU, with gradients for all weights."""
-    return load_model(folder, device="cpu", dtype=dtype).requires_grad_(True)
+    """The model of a folder, on the CPU, with gradients for all weights.
+
+    Its config names the mask and EOS that decoding would take, so that what is saved does.
+    """
+    model = load_model(folder, device="cpu", dtype=dtype).requires_grad_(True)
+    if (special := model.special_tokens) is not None:
+        model.config = replace(model.config, mask_token_id=special.mask, eos_token_id=special.eos)
+    return model
 
 
 def train_logits_alone(model: LLaDA) -> None:

@@ -34,8 +34,11 @@ class PolicyModel(ActivationCheckpointing):
         self.backbone, self.head, self.config = backbone, head, backbone.config
         self.frozen = not any(parameter.requires_grad for parameter in backbone.parameters())
 
-    def forward(self, tokens: Tensor, at: Tensor) -> PolicyOutput:
-        """Logits at `at` (B, L), bool, and scores everywhere, of tokens (B, L)."""
+    def forward(self, tokens: Tensor, at: Tensor | tuple[Tensor, Tensor]) -> PolicyOutput:
+        """Logits at `at` and scores everywhere, of tokens (B, L).
+
+        at: bool (B, L), or rows and columns (N,) each.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             hidden, score = self.backbone.streams(tokens)  # (B, L, D), (B, L) or None
             logits = self.backbone.head(hidden[at])

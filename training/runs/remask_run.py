@@ -40,7 +40,7 @@ from training.loop.trainer import Save
 from .arguments import RunArguments
 from .command import Run
 from .incorrect_tokens import INCORRECT_FROM
-from .jobs import AnswerJob, add_metrics, answer_job, copy_tokenizer, mask_id
+from .jobs import AnswerJob, add_metrics, answer_job, copy_tokenizer, mask_id, shifted
 from .lora_adapters import LoRA
 from .policy_model import PolicyModel, policy_model
 from .presets import UPS_PRESETS
@@ -74,6 +74,7 @@ def prepare(options: RemaskOptions, arguments: RunArguments, command: Sequence[s
         label_smoothing=options.label_smoothing,
         train_backbone=not model.frozen,
         incorrect=incorrect,
+        shifted=shifted(model.config),
     )
     return Run(
         job=job.with_model(model),

@@ -10,7 +10,7 @@ from training.loop.throughput import measured
 
 from .arguments import RunArguments
 from .command import Run
-from .jobs import answer_job, mask_id, mean_length, train_logits_alone
+from .jobs import answer_job, mask_id, mean_length, shifted, train_logits_alone
 from .lora_adapters import add_lora, load_lora, save_lora
 from .options import FineTuningOptions
 
@@ -18,7 +18,7 @@ from .options import FineTuningOptions
 def prepare(options: FineTuningOptions, arguments: RunArguments, command: Sequence[str]) -> Run:
     """The run that `python -m training.sft` was asked for."""
     job = answer_job(options, arguments)
-    objective = objectives.sft(mask_id(job.model.config))
+    objective = objectives.sft(mask_id(job.model.config), shifted(job.model.config))
     if options.adapters is None:
         train_logits_alone(job.model)
         throughput = measured(job.model, mean_length(job.train), arguments)
