@@ -112,6 +112,7 @@ def test_every_family_has_a_registered_class():
         assert AutoConfig.for_model(name).__class__ is config
 
 
+@pytest.mark.slow
 def test_without_the_import_nothing_of_transformers_changes(tiny_checkpoint):
     code = f"""
 import llada_plugins, transformers
@@ -377,6 +378,18 @@ def test_a_model_saved_in_shards_is_the_same(checkpoint, tmp_path):
     assert len(shards) > 1 and sorted(set(index["weight_map"].values())) == shards
     again = load(tmp_path)
     assert torch.equal(again(ids).logits, model(ids).logits)
+    for parameter in again.parameters():
+        parameter.zero_()
+    for shard in shards:  # as the Trainer resumes
+        again.load_state_dict(load_file(tmp_path / shard), strict=False)
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    with torch.device("meta"):
+        empty = AutoModel.from_config(AutoConfig.from_pretrained(checkpoint))
+    whole = {name: value for shard in shards for name, value in load_file(tmp_path / shard).items()}
+    empty.load_state_dict(whole, assign=True)
+    assert torch.equal(empty(ids).logits, model(ids).logits)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        again.load_state_dict(load_file(tmp_path / shards[0]))
     again.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
     assert load_file(tmp_path / "model.safetensors").keys() == index["weight_map"].keys()

@@ -279,18 +279,27 @@ def _random(config: CheckpointConfig) -> LLaDA:
     return network
 
 
-def _take_stored_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Before load_state_dict: tensors under the names of the published layout get ours."""
+def _take_stored_names(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any, strict: bool, *__: Any
+) -> None:
+    """Before load_state_dict: tensors under the names of the published layout get ours.
+
+    A shard may hold a part of a tensor of ours. Not strict, that part is read.
+    """
     network = cast(CheckpointModel, module).network
     layout = FAMILIES[network.config.family].layout
     for name, tensor in network.state_dict().items():
-        pieces = layout.pieces(name, tensor)
-        stored = [prefix + piece.stored for piece in pieces]
-        if prefix + name in state_dict or not all(each in state_dict for each in stored):
+        if prefix + name in state_dict:
             continue
-        ours = torch.empty_like(tensor, device="cpu")
-        for piece, each in zip(pieces, stored):
-            piece.of(ours).copy_(state_dict.pop(each))
+        pieces = layout.pieces(name, tensor)
+        found = [piece for piece in pieces if prefix + piece.stored in state_dict]
+        complete = len(found) == len(pieces)
+        if not found or (not complete and (strict or tensor.is_meta)):
+            continue
+        stored = state_dict[prefix + found[0].stored]
+        ours = tensor.detach().clone() if not complete else stored.new_empty(tensor.shape)
+        for piece in found:
+            piece.of(ours).copy_(state_dict.pop(prefix + piece.stored))
         state_dict[prefix + name] = ours
 
 
