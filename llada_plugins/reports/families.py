@@ -83,7 +83,11 @@ KNOWN: dict[str, Known] = {
         "Apache-2.0; DiffuCoder: Apple AMLR, for research only",
         "<|mask|> 151666",
         "<|endoftext|> 151643, <|im_end|> 151645",
-        (LOGITS, "bfloat16 bit by bit"),
+        (
+            LOGITS,
+            "bfloat16 bit by bit",
+            "36 answers of Dream's diffusion_generate, 32 of Fast-dLLM's",
+        ),
     ),
     "a2d_qwen3": Known(
         ("dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1",),
@@ -91,7 +95,12 @@ KNOWN: dict[str, Known] = {
         "see its card",
         "<|mask|>, from its tokenizer",
         "from its config and tokenizer, <|im_end|>",
-        (LOGITS, "bfloat16 bit by bit", "equal to transformers' Qwen3 without a causal mask"),
+        (
+            LOGITS,
+            "bfloat16 bit by bit",
+            "21 answers of dllm's MDLM sampler",
+            "equal to transformers' Qwen3 without a causal mask",
+        ),
     ),
     "a2d_qwen2": Known(
         ("dllm-hub's Qwen2.5-Coder-0.5B with mdlm in its name",),
