@@ -13,6 +13,7 @@ from benchmarks.ala_report import ROUTER_TASKS, Measured, Options, masked_cross_
 from llada_plugins.engine.engine import Engine
 from llada_plugins.tasks import nim
 from tests.tolerance import rounding, token_error
+from training.loop.random_streams import random_stream
 
 pytestmark = pytest.mark.floats
 
@@ -21,9 +22,7 @@ def test_the_masked_cross_entropy_is_a_naive_mean_over_every_number_of_masks(tin
     engine = Engine(pretrained=str(tiny_checkpoint), device="cpu")
     problems = nim.problems("test", 3)
     ids = [engine.tokenizer(position + answer)["input_ids"] for position, answer in problems]
-    draws = [
-        torch.rand(3, 8, generator=ala_report.noise("report", number)) for number in range(1, 9)
-    ]
+    draws = [torch.rand(3, 8, generator=random_stream("report", number)) for number in range(1, 9)]
     for row, found in enumerate(masked_cross_entropy(engine, problems)):
         costs = []
         for number, draw in enumerate(draws, 1):

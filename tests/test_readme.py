@@ -112,7 +112,8 @@ def test_every_make_target_that_a_page_names_exists(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_page_names_exists(page):
-    quoted = re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.\w+)`", PAGES[page])
+    # a name of the hub may end in a number of its version
+    quoted = re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.[a-z]\w*)`", PAGES[page])
     configs = re.findall(r"\bconfigs/[\w/.-]+\.(?:py|yaml|json)", PAGES[page])
     for path in quoted + configs:
         if re.search(r"NAME|FAMILY", path):  # of what a recipe adds
