@@ -111,6 +111,21 @@ def test_ids_and_texts_are_those_of_transformers_qwen2(folder, own):
     )
 
 
+def test_auto_tokenizer_gives_the_same_without_remote_code(own, golden, tmp_path):
+    from transformers import AutoTokenizer
+
+    import llada_plugins.hf  # noqa: F401  # registers
+
+    shutil.copy(golden / "families" / "dream" / "checkpoint" / "config.json", own)
+    ours, found = load_tokenizer(own), AutoTokenizer.from_pretrained(own, padding_side="left")
+    assert found.padding_side == "left"
+    found.save_pretrained(tmp_path / "saved")
+    for tokenizer in (found, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        for text in TEXTS:
+            assert tokenizer.encode(text) == ours.encode(text)
+        assert (tokenizer.eos_token_id, tokenizer.mask_token) == (ours.eos_token_id, "<|mask|>")
+
+
 def test_names_ids_and_place_are_as_the_files_say(folder):
     ours = load_tokenizer(folder)
     assert (ours.bos_token, ours.eos_token, ours.mask_token) == (
