@@ -16,7 +16,7 @@ from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks import nim
 from llada_plugins.tasks.registry import TASKS, ExactTask
 
-# two blocks each: one behind, one ahead, and several steps that a cache can shorten
+# two blocks each: one before, one after, and several steps that a cache can shorten
 BLOCK_LENGTHS = {"sudoku4": 8, "nim": 4}
 BATCH = 50
 

@@ -155,7 +155,7 @@ def train(task: RouterTask, options: Options, variant: str, seed: int) -> Path:
 
 
 def measure(task: RouterTask, num: int, router: Path | None) -> Measured:
-    """The task's backbone, behind a router if one is given."""
+    """The task's backbone, with a router before it if one is given."""
     options = {} if router is None else {"router": str(router)}
     method = "llada" if router is None else "llada_ala"
     engine = Engine(

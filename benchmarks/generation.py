@@ -22,7 +22,7 @@ block_length - 1 later ones (`prefix_later`, `dual_later`). `low_precision` and
 blocks' weights in 8 bits (where torchao is installed). `batch8` is a row's share of
 such a step on eight rows, whose prompts have from half of prompt_length to all of it,
 and `batch8_alone` the mean of the same rows one by one; both in bfloat16 as well. `ala`
-is `exact` behind a router of one layer, in a block's first step, which makes the seeds.
+is `exact` with a router of one layer before it, in a block's first step, which makes the seeds.
 `ups_head` and `ups_head_512` add a policy head (128 and 512 hidden units) that nobody
 asks: what the head costs. `ups` is RemeDi's sampler with the first of them: the head,
 and logits at the block's visible tokens too, which its rule ranks.
@@ -57,7 +57,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -72,10 +72,11 @@ from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.reports.render import pyplot
 from llada_plugins.tasks.registry import TASKS
 
-from . import accuracy, memory, peers, reference, roofline, speed_plot
+from . import accuracy, memory, reference, roofline, speed_plot
 from .clock import Clock, Seconds, clock_of, device_name, timed
 from .command import run_benchmark
 from .generation_options import Options
+from .generation_peers import peer_agreement, peer_results
 from .generation_tables import report
 from .measured_step import head_seconds, middle_of_generation, on_a_copy, routing_seconds
 from .random_models import SHAPES, model_config, random_model, random_tokens
@@ -221,34 +222,6 @@ def memory_growth(model: LLaDA, options: Options) -> memory.Growth:
     )
 
 
-def peer_prompt(model: LLaDA, options: Options) -> Tensor:
-    """A prompt (1, P) that fills, with a peer's answer, the canvas of the measured step."""
-    length = options.prompt_length + options.gen_length - peers.NUM_BLOCKS * options.block_length
-    return random_tokens(model, length, options.seed)
-
-
-def peer_runs(model: LLaDA, options: Options, clock: Clock) -> dict[str, dict[str, Any]]:
-    """Every peer beside ours, on the canvas of the measured step."""
-    return peers.compare(
-        [peers.load_peer(Path(folder), model) for folder in options.peer],
-        model,
-        peer_prompt(model, options),
-        options.block_length,
-        options.temperature,
-        options.peer_repetitions,
-        clock,
-    )
-
-
-def peer_agreement(model: LLaDA, options: Options) -> dict[str, bool]:
-    """Do peers decode our greedy tokens with these weights? By the name of the case."""
-    found: dict[str, bool] = {}
-    for folder in options.peer:
-        peer = peers.load_peer(Path(folder), model)
-        found |= peers.agreement(peer, model, peer_prompt(model, options), options.block_length)
-    return found
-
-
 def run(options: Options) -> dict[str, Any]:
     """The whole benchmark; its result can be written as JSON."""
     device = pick_device(options.device)
@@ -300,22 +273,6 @@ def ratios(mean: dict[str, float]) -> dict[str, float]:
     """How many times faster than the published loop every other form is."""
     return {
         name: mean[baseline(name)] / each for name, each in mean.items() if name != baseline(name)
-    }
-
-
-def peer_results(
-    model: LLaDA, options: Options, clock: Clock, exactly: Mapping[str, bool]
-) -> dict[str, Any]:
-    """What peers took beside ours, and the ratios of those that ran.
-
-    exactly: whose greedy tokens are ours in float32, where steps are measured in less.
-    """
-    runs = peer_runs(model, options, clock) if options.peer else {}
-    for name, same in exactly.items():
-        runs[name]["same_in_float32"] = same
-    return {
-        "peers": {name: found["ratio"] for name, found in runs.items() if "ratio" in found},
-        "peer_runs": runs,
     }
 
 

@@ -3,7 +3,7 @@
 Those are LLaDA's own, Fast-dLLM and dllm.
 
 A checkout is recognised by its files and imported as it is. Loops without a cache get
-our model behind the interface that they call; caches need the checkout's own modelling
+our model in the interface that they call; caches need the checkout's own modelling
 code, whose parameters become our tensors, by name. Nothing of a checkout is kept here.
 """
 
@@ -27,7 +27,7 @@ from llada_plugins.models.llada import LLaDA
 
 from .clock import Clock, Seconds, timed
 
-NUM_BLOCKS = 2  # of a measured answer: one with masks behind it, one without
+NUM_BLOCKS = 2  # of a measured answer: one with masks after it, one without
 STEPS_WITHOUT_CACHE = 2  # of each block; every step of a loop without a cache costs the same
 
 # what code for other versions of its packages raises

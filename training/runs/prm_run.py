@@ -77,7 +77,7 @@ class PRMOptions:
     )
     separator: str | None = arg(
         None,
-        "text behind each step, taken as it is; its last token is where the step is read "
+        "text after each step, taken as it is; its last token is where the step is read "
         "(default: the "
         "checkpoint's step_separator, else a newline)",
     )
@@ -232,7 +232,7 @@ def _classifier(folder: Path, seed: int) -> PreTrainedModel:
         raise ValueError(
             f"{folder}: model_type is {raw.get('model_type')!r}, expected one of "
             f"{', '.join(CAUSAL)}: the scorer reads causal "
-            "models alone, where a step's score depends on nothing behind it"
+            "models alone, where a step's score depends on nothing after it"
         )
     if "score.0.weight" in names:
         raise ValueError(

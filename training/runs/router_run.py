@@ -72,7 +72,7 @@ def router_config(options: RouterOptions, model: LLaDA) -> RouterConfig:
 
 
 def routed_model(job: AnswerJob, config: RouterConfig, generator: torch.Generator) -> RoutedLLaDA:
-    """The job's model, frozen, behind a new router.
+    """The job's model, frozen, after a new router.
 
     Raises ValueError where an answer is longer than the router reaches.
     """
