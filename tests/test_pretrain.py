@@ -25,7 +25,8 @@ from training.data.corpus import collate_rows
 from training.loop import objectives
 from training.loop.objectives import Loss
 from training.loop.random_streams import random_stream
-from training.loop.throughput import Throughput, training_flops
+from training.loop.throughput import Throughput, remedies, training_flops
+from training.runs.arguments import RunArguments
 
 pytestmark = pytest.mark.floats
 
@@ -269,6 +270,49 @@ def test_tokens_a_second_leave_evaluations_out(monkeypatch):
         {"eval_loss": 1.0},
         {"loss": 1.0, "tokens_per_second": 200.0, "flop_utilisation": 0.5},
     ]
+
+
+def hardly_used(**arguments: object) -> RunArguments:
+    return RunArguments(output_dir="out", use_cpu=True, **arguments)
+
+
+def log_lines(throughput: Throughput, args: RunArguments, num: int) -> None:
+    """Lines of metrics.jsonl after an update of 32 tokens each, in a second of its own."""
+    for _ in range(num):
+        throughput.begin()
+        throughput.count([{"input_ids": torch.zeros(2, 16)}])
+        throughput.on_step_end(args, None, None)
+        throughput.on_log(args, None, None, {"loss": 1.0})
+
+
+@pytest.fixture
+def one_second_an_update(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr("training.loop.throughput.time.perf_counter", lambda: float(next(clock)))
+
+
+@pytest.mark.parametrize(
+    "peak, num, told", [(1000.0, 1, 0), (1000.0, 4, 1), (100.0, 4, 0)], ids=["first", "low", "high"]
+)
+def test_a_device_that_is_hardly_used_is_told_once_and_not_of_the_first_line(
+    one_second_an_update, caplog, peak, num, told
+):
+    log_lines(Throughput(flops=1.0, peak=peak, told_below=0.3), hardly_used(), num)
+    said = [record.getMessage() for record in caplog.records if "FLOP/s" in record.getMessage()]
+    assert len(said) == told
+    if told:
+        assert said[0].startswith("the device does 3 % of the FLOP/s")
+        assert "--per_device_train_batch_size (a forward has 32 tokens)" in said[0]
+
+
+def test_remedies_name_what_is_not_used_yet():
+    plain, better = hardly_used(), hardly_used(bf16=True)
+    better.torch_compile = True  # as an argument it would set the environment
+    assert [each.split()[0] for each in remedies(plain, 100_000)][:2] == [
+        "--bf16,",
+        "--torch_compile",
+    ]
+    assert [each.split()[0] for each in remedies(better, 100_000)] == ["--dataloader_num_workers"]
 
 
 # --- the command ----------------------------------------------------------------------

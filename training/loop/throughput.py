@@ -5,6 +5,7 @@ Knows nothing of objectives.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llada_plugins.models.llada import LLaDA
 
+logger = logging.getLogger(__name__)
+
+IDLE_BELOW = 0.3  # flop_utilisation of a GPU that is told with what may help
+SMALL_BATCH = 8192  # tokens of a forward, below which launches take longer than arithmetic
+
 
 class Throughput(TrainerCallback):
     """Adds tokens_per_second of the updates since the last line, all processes together.
@@ -22,12 +28,16 @@ class Throughput(TrainerCallback):
     Evaluations and checkpoints are left out.
 
     flops: of a token; with peak, FLOP/s of a device, it also adds flop_utilisation
-    (0-1). Tokens are padding too: the model sees it.
+    (0-1). Tokens are padding too: the model sees it. told_below: a utilisation under which
+    the log says once what may help; 0 = never.
     """
 
-    def __init__(self, flops: float | None = None, peak: float | None = None) -> None:
-        self.flops, self.peak = flops, peak
+    def __init__(
+        self, flops: float | None = None, peak: float | None = None, told_below: float = 0.0
+    ) -> None:
+        self.flops, self.peak, self.told_below = flops, peak, told_below
         self._tokens, self._seconds, self._began = 0, 0.0, 0.0
+        self._forwards, self._lines = 0, 0
 
     def begin(self) -> None:
         """An update begins."""
@@ -36,6 +46,7 @@ class Throughput(TrainerCallback):
     def count(self, batches: Sequence[dict[str, Tensor]]) -> None:
         """The update's micro-batches on this process."""
         self._tokens += sum(batch["input_ids"].numel() for batch in batches)
+        self._forwards += len(batches)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -56,7 +67,24 @@ class Throughput(TrainerCallback):
         logs["tokens_per_second"] = rate * args.world_size
         if self.flops and self.peak:
             logs["flop_utilisation"] = rate * self.flops / self.peak
-        self._tokens, self._seconds = 0, 0.0
+            self._tell(logs["flop_utilisation"], args)
+        self._tokens, self._forwards, self._seconds = 0, 0, 0.0
+
+    def _tell(self, utilisation: float, args: TrainingArguments) -> None:
+        """Say once that the device is hardly used, and what may help.
+
+        Not of the first line: an optimizer's states are made in it, and graphs compiled.
+        """
+        self._lines += 1
+        if self._lines < 2 or utilisation >= self.told_below or not args.should_log:
+            return
+        self.told_below = 0.0
+        logger.warning(
+            "the device does %.0f %% of the FLOP/s that its matrix products reach; what may help: "
+            "%s",
+            100 * utilisation,
+            "; ".join(remedies(args, self._tokens / self._forwards)),
+        )
 
 
 def training_flops(model: LLaDA, length: int) -> float:
@@ -107,4 +135,23 @@ def measured(model: LLaDA, length: int, arguments: TrainingArguments) -> Through
     dtype = torch.float16 if arguments.fp16 else torch.float32
     if arguments.bf16:
         dtype = torch.bfloat16
-    return Throughput(training_flops(model, length), matmul_peak(arguments.device, dtype))
+    told_below = IDLE_BELOW if arguments.device.type == "cuda" else 0.0
+    return Throughput(
+        training_flops(model, length), matmul_peak(arguments.device, dtype), told_below
+    )
+
+
+def remedies(arguments: TrainingArguments, tokens: float) -> list[str]:
+    """What may raise the utilisation of a GPU by these arguments; tokens: of a forward."""
+    found = []
+    if tokens < SMALL_BATCH:
+        found.append(f"a larger --per_device_train_batch_size (a forward has {tokens:.0f} tokens)")
+    if not (arguments.bf16 or arguments.fp16):
+        found.append("--bf16, mixed precision")
+    if not arguments.torch_compile:
+        found.append("--torch_compile")
+    if arguments.gradient_checkpointing:
+        found.append("no --gradient_checkpointing, if memory allows")
+    if not arguments.dataloader_num_workers:
+        found.append("--dataloader_num_workers 1, if rows are read from a slow disk")
+    return found
