@@ -8,8 +8,10 @@ the C++ compiler.
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import peft
 import pytest
@@ -130,6 +132,22 @@ def test_a_captured_layer_gives_the_numbers_of_an_eager_one(make_model, graphs):
     for found, layer in zip(past, eager_past):
         assert torch.equal(found.keys, layer.keys) and torch.equal(found.values, layer.values)
     assert sum(graphs.num_calls) == 2 * model.config.n_layers and not model.compiling.notes
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_inductor_writes_keys_and_values_in_place(make_model):
+    """A copy of all columns and back would cost more than the step of a few."""
+    torch._dynamo.reset()
+    model, ids, past = make_model(n_layers=1), tokens(2, 24), Past()
+    model.streams(ids, past=past)
+    model.compile_layers("on")
+    work = partial(model.streams, ids, past=past, columns=slice(3, 7))
+    _, [code] = torch._inductor.utils.run_and_get_code(work)
+    assert "index_put" in code and "copy__" not in code
+    made = re.findall(r"= empty_strided_\w+\(\((.*?)\)", code)
+    (length,) = set(re.findall(r"assert_size_stride\(arg\w+, \(s\w+, 4, (s\w+), 8\)", code))
+    assert made and not any(length in shape for shape in made)
 
 
 # ---- few graphs

@@ -140,7 +140,9 @@ class Block(Layer):
         q, k, v = self.projections(self.attn_norm(x), cos, sin)
         if keys is not None:
             assert values is not None and columns is not None
-            k, v = keys.index_copy_(2, columns, k), values.index_copy_(2, columns, v)
+            # not index_copy_: compiled, that copies all of keys, and back (torch 2.13)
+            keys[:, :, columns], values[:, :, columns] = k, v
+            k, v = keys, values
         # (B, L, D)
         attended = attend(q, k, v, visible).transpose(1, 2).reshape(batch, length, -1)
         x = x + self.attn_out(attended)
