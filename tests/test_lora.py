@@ -19,6 +19,7 @@ from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.lora import CONFIG, PREFIX, WEIGHTS, targeted
+from llada_plugins.models.quantization import METHODS
 from tests.small_training import short_run
 from tests.tolerance import measured, rounding
 from training import merge, sft
@@ -280,11 +281,11 @@ def test_the_sum_is_rounded_once_in_a_model_of_16_bits(tiny_checkpoint, adapter)
         assert ((tensor.double() - expected).abs() <= bound).all(), name
 
 
-@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+@pytest.mark.parametrize("quantize", METHODS)
 def test_the_adapter_is_merged_before_weights_are_quantised(
     tiny_checkpoint, adapter, tmp_path, quantize
 ):
-    pytest.importorskip({"int8": "torchao", "nf4": "bitsandbytes"}[quantize])
+    pytest.importorskip(METHODS[quantize].package)
     merge.main(
         [
             "--model",

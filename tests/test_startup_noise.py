@@ -13,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
+from llada_plugins.models.quantization import METHODS
 from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.options import startup_messages as startup_noise
 from training.runs.arguments import RunArguments
@@ -156,7 +157,7 @@ def test_a_training_run_writes_its_own_lines_and_nothing_else(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["int8", "nf4"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_quantised_model_loads_without_a_word(method, tmp_path):
     code = f"from llada_plugins import Engine; Engine('llada', quantize={method!r}, device='cpu')"
     finished = subprocess.run(

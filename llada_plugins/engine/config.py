@@ -62,7 +62,8 @@ class ModelOptions(Options):
     dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
     quantize: Literal[QUANTIZE] | None = arg(  # type: ignore[valid-type]  # names of a table
         None,
-        "int8 (torchao) or nf4 (bitsandbytes): the blocks' Linears in 8 or 4 bits; packed: a GPTQ "
+        "int8 (torchao) or nf4 (bitsandbytes): the blocks' Linears in 8 or 4 bits; int8_dynamic or "
+        "fp8: their inputs in 8 bits too, each token with a scale of its own; packed: a GPTQ "
         "checkpoint stays in 4 bits (default: weights in dtype, a GPTQ checkpoint is dequantised)",
     )
     compile: Compile = arg(
@@ -73,7 +74,8 @@ class ModelOptions(Options):
     batch_size: Literal["auto"] | int = arg(
         1,
         "requests decoded together, and masked rows per forward of a likelihood, or auto: as many "
-        "as fit a GPU's memory, 32 on a CPU; does not change any answer in float32",
+        "as fit a GPU's memory, 32 on a CPU; does not change any answer in float32, unless "
+        "quantize rounds activations",
     )
     max_length: int | None = arg(
         None, "context in tokens, prompt and answer (default: the model's; lower it to save memory)"

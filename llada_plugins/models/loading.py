@@ -27,6 +27,7 @@ from .lora import Adapter
 from .origin import config_of, read_origin, write_files
 from .placement import pick_device, pick_dtype
 from .quantization import check_quantize, quantization_of
+from .scaled_linear import check_device
 from .submodules import check_present
 from .weights import load_weights
 
@@ -47,8 +48,9 @@ def load_model(
     lets them train, as the training commands do; `model.train()` alone changes nothing.
     pretrained: a folder or a hub id; None is the tiny model shipped in the package.
     device: "auto" takes a GPU if there is one. dtype: "auto" is bfloat16 on a GPU,
-    float32 on a CPU. quantize: "int8" or "nf4" quantise the blocks' Linears as they are
-    read; a GPTQ checkpoint is dequantised, or with "packed" left in 4 bits. peft:
+    float32 on a CPU. quantize: "int8", "int8_dynamic", "fp8" or "nf4" quantise the blocks'
+    Linears as they are read (quantization.py); a GPTQ checkpoint is dequantised, or with
+    "packed" left in 4 bits. peft:
     folder or hub id of a LoRA adapter, which is merged into the weights, before they
     are quantised. compile: are layers compiled; "auto" does so on a GPU once enough
     forwards are in sight (models/compiling.py), "on" everywhere, "off" nowhere. Raises
@@ -57,6 +59,7 @@ def load_model(
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
     check_quantize(quantize)
+    check_device(quantize, target, precision)
     check_compile(compile, target)
     if peft is not None and quantize == "packed":
         raise ValueError(

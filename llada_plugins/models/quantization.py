@@ -1,15 +1,17 @@
-"""Weights of Linears in 8 or 4 bits, activations in the model's dtype.
+"""Weights of Linears in 8 or 4 bits, and activations too where that is to save time.
 
-int8 is by torchao, NF4 by bitsandbytes, both optional packages. Weight-only on purpose:
-an answer must not depend on its batch, and what quantises activations (LLM.int8,
-torchao's dynamic int8) may choose scales or outlier columns by what else is in it.
-Checkpoints that are stored in 4 bits are read by gptq.py.
+int8 is by torchao, NF4 by bitsandbytes, both optional packages: there activations stay in
+the model's dtype. Those that round activations (scaled_linear.py) give every token a scale
+of its own, since an answer must not depend on its batch: what chooses scales or outlier
+columns by the whole of it (LLM.int8) is not offered. Checkpoints that are stored in 4 bits
+are read by gptq.py.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -21,9 +23,10 @@ from torch import Tensor, nn
 from llada_plugins.options.startup_messages import silenced
 
 from .mixture import StackedLinear
+from .scaled_linear import FORMATS, ScaledLinear
 
 # values of the option; "packed" leaves a GPTQ checkpoint as it is stored
-Quantize = Literal["int8", "nf4", "packed"]
+Quantize = Literal["int8", "int8_dynamic", "fp8", "nf4", "packed"]
 QUANTIZE = get_args(Quantize)
 
 NF4_BLOCK = 64  # weights that share a scale
@@ -80,10 +83,17 @@ def _int8(linear: nn.Linear) -> nn.Module:
     return linear
 
 
-# the package, what it makes of a Linear
-METHODS: dict[str, tuple[str, Callable[[nn.Linear], nn.Module]]] = {
-    "int8": ("torchao", _int8),
-    "nf4": ("bitsandbytes", NF4Linear),
+class Method(NamedTuple):
+    """A way to quantise a Linear."""
+
+    package: str  # whose arithmetic it is
+    make: Callable[[nn.Linear], nn.Module]  # what takes the Linear's place
+
+
+METHODS = {
+    "int8": Method("torchao", _int8),
+    **{name: Method("torch", partial(ScaledLinear, method=name)) for name in FORMATS},
+    "nf4": Method("bitsandbytes", NF4Linear),
 }
 
 
@@ -93,7 +103,7 @@ def check_quantize(quantize: str | None) -> None:
     if quantize is not None and quantize not in QUANTIZE:
         raise ValueError(f"quantize must be none or one of {', '.join(QUANTIZE)}, got {quantize!r}")
     if quantize in METHODS:
-        package, _ = METHODS[quantize]
+        package = METHODS[quantize].package
         try:
             importlib.import_module(package)
         except ImportError as error:
@@ -140,7 +150,7 @@ def num_parameters(model: nn.Module) -> int:
 
 def describe(method: str) -> str:
     """A method of METHODS in words, for results."""
-    package, _ = METHODS[method]
+    package = METHODS[method].package
     return f"{method} ({package} {version(package)})"
 
 
@@ -178,5 +188,4 @@ def quantised(module: nn.Linear | StackedLinear, method: str) -> nn.Module:
 
 def quantise_linear(linear: nn.Linear, method: str) -> nn.Module:
     """What takes the Linear's place; the Linear may change, so it is not to be used again."""
-    _, make = METHODS[method]
-    return make(linear.requires_grad_(False))
+    return METHODS[method].make(linear.requires_grad_(False))

@@ -26,6 +26,7 @@ from .quantization import (
     describe,
     quantised,
 )
+from .scaled_linear import check_device, check_shape
 
 
 def load_tensors(
@@ -155,9 +156,16 @@ def load_weights(
     they are not quantised.
     """
     check_quantize(quantize)
+    check_device(quantize, device, dtype)
     packing = read_packing(quantization_config(source), files, source)
-    has_linears = any(is_quantised(part, name, blocks) for name, part in module.named_modules())
-    check_applies(quantize, source, packed=packing is not None, has_linears=has_linears)
+    shapes = {
+        name: part.weight.shape
+        for name, part in module.named_modules()
+        if is_quantised(part, name, blocks)
+    }
+    check_applies(quantize, source, packed=packing is not None, has_linears=bool(shapes))
+    for name, shape in shapes.items():
+        check_shape(quantize, name, shape, device)
     check_shards(files, unread)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     if packing and any(isinstance(part, StackedLinear) for part in module.modules()):

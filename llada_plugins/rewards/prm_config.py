@@ -48,8 +48,8 @@ class PRMConfig(Options):
     )
     prm_quantize: Quantize | None = arg(
         None,
-        "int8 or nf4: its Linears in 8 or 4 bits, head and embedding apart; packed: a GPTQ "
-        "checkpoint's stay packed",
+        "as quantize: int8, int8_dynamic, fp8 or nf4 for its Linears, head and embedding apart; "
+        "packed: a GPTQ checkpoint's stay packed",
     )
     prm_batch_size: int = arg(
         16, "solutions per forward of the PRM; does not change their scores beyond rounding"
