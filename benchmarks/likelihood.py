@@ -81,8 +81,7 @@ class Options:
     fit_steps: int = arg(
         0,
         "updates that fit the weights to a synthetic language, from which the requests are drawn "
-        "too; 0: random weights "
-        "and tokens",
+        "too; 0: random weights and tokens",
     )
     seed: int = arg(0, "of weights, tokens and masks")
     json: str | None = arg(None, "file for the results as JSON")

@@ -65,13 +65,11 @@ def table(found: Growth, config: LLaDAConfig, num_masked: int, itemsize: int) ->
     column = found.per_column / itemsize
     lines.append(
         f"a further column: {found.per_column / 1e3:.1f} kB, {column / config.d_model:.1f} times "
-        "its hidden state"
-        f" and {column / config.vocab_size:.3f} times its logits"
+        f"its hidden state and {column / config.vocab_size:.3f} times its logits"
     )
     shortest = min(found.peaks)
     lines.append(
         f"{shortest} columns: {found.peaks[shortest] / logits:.1f} times the logits of "
-        f"{num_masked} masked positions, "
-        f"which are {logits / 1e6:.1f} MB"
+        f"{num_masked} masked positions, which are {logits / 1e6:.1f} MB"
     )
     return "\n".join(lines)

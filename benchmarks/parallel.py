@@ -245,8 +245,8 @@ def table(result: Mapping[str, Any]) -> str:
             "the latter paired",
             markdown(header, lines),
             f"fewest forwards at no more than {MAX_LOSS:g} of accuracy less: {best['name']}, "
-            f"{best['times_fewer']:.2f} times fewer, "
-            f"target {FASTER:g}: {'met' if best['met'] else 'MISSED'}",
+            f"{best['times_fewer']:.2f} times fewer, target {FASTER:g}: "
+            f"{'met' if best['met'] else 'MISSED'}",
         ]
     return "\n\n".join(texts)
 

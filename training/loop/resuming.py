@@ -197,9 +197,8 @@ def begin(
             if before.get(name) != value:
                 other = "another model" if name == "model" else "other data"
                 raise ValueError(
-                    f"--resume: {output} was trained on {other} ({name} "
-                    f"{before.get(name)}, given is {value}): give what {RUN} names, or another "
-                    "output_dir"
+                    f"--resume: {output} was trained on {other} ({name} {before.get(name)}, given "
+                    f"is {value}): give what {RUN} names, or another output_dir"
                 )
     output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)

@@ -81,8 +81,7 @@ class RunArguments(TrainingArguments):
     resume: bool = arg(
         False,
         "continue from the newest checkpoint in output_dir with the flags of its run; of them, "
-        "length, precision, max_grad_norm, "
-        "evaluation, logging and saving may change",
+        "length, precision, max_grad_norm, evaluation, logging and saving may change",
     )
     overwrite: bool = arg(
         False,

@@ -40,8 +40,7 @@ class SFTOptions(Options):
     dtype: Literal["float32", "bfloat16"] = arg(
         "float32",
         "of weights that do not train, as under --lora, a light policy head or a router: bfloat16 "
-        "halves their memory; what "
-        "trains is float32, see --bf16 for mixed precision",
+        "halves their memory; what trains is float32, see --bf16 for mixed precision",
     )
     append_eos: bool = arg(
         True, "end every text completion with EOS; rows of ids are taken as they are"
@@ -49,14 +48,12 @@ class SFTOptions(Options):
     seq_len: int | None = arg(
         None,
         "tokens after which rows lose the end of their answer; those whose prompt leaves it no "
-        "room are left out and counted "
-        "(default: rows too long for the model are an error)",
+        "room are left out and counted (default: rows too long for the model are an error)",
     )
     token_cache: str | None = arg(
         None,
         "folder for tokenised rows, which any run may share: found again by content of data and "
-        "tokenizer, and "
-        "options (default: a temporary file, made at every start)",
+        "tokenizer, and options (default: a temporary file, made at every start)",
     )
 
     def __post_init__(self) -> None:
@@ -73,9 +70,8 @@ class SFTOptions(Options):
             raise ValueError(f"a preset's model is float32: leave --dtype {self.dtype} out")
         if self.dtype != "float32" and not self.freezes:
             raise ValueError(
-                f"--dtype {self.dtype} is for weights that do not train, and here all do: leave "
-                "it out, or add --lora; --bf16 is mixed "
-                "precision"
+                f"--dtype {self.dtype} is for weights that do not train, and here all do: leave it "
+                "out, or add --lora; --bf16 is mixed precision"
             )
 
     @property

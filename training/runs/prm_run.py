@@ -77,9 +77,8 @@ class PRMOptions:
     )
     separator: str | None = arg(
         None,
-        "text after each step, taken as it is; its last token is where the step is read "
-        "(default: the "
-        "checkpoint's step_separator, else a newline)",
+        "text after each step, taken as it is; its last token is where the step is read (default: "
+        "the checkpoint's step_separator, else a newline)",
     )
     max_length: int | None = arg(
         None, "tokens of the longest row; longer ones are skipped (default: the model's context)"
@@ -231,8 +230,8 @@ def _classifier(folder: Path, seed: int) -> PreTrainedModel:
     if raw.get("model_type") not in CAUSAL:
         raise ValueError(
             f"{folder}: model_type is {raw.get('model_type')!r}, expected one of "
-            f"{', '.join(CAUSAL)}: the scorer reads causal "
-            "models alone, where a step's score depends on nothing after it"
+            f"{', '.join(CAUSAL)}: the scorer reads causal models alone, where a step's score "
+            "depends on nothing after it"
         )
     if "score.0.weight" in names:
         raise ValueError(

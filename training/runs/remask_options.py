@@ -30,15 +30,13 @@ class RemaskOptions(LoRAOptions, SFTOptions):
     incorrect_from: str = arg(
         "answers",
         "incorrect tokens: answers (ids of the data's answers) or vocabulary (all but special "
-        "ones), "
-        "never the clean token; or samples (the model's own; one that equals the clean token is "
-        "clean)",
+        "ones), never the clean token; or samples (the model's own; one that equals the clean "
+        "token is clean)",
     )
     lambda_ups: float = arg(
         1.0,
         "weight of the head's loss beside the backbone's; RemeDi, which trains jointly, has 0.3. "
-        "Alone it "
-        "only scales the gradient, before clipping",
+        "Alone it only scales the gradient, before clipping",
     )
     label_smoothing: float = arg(
         0.0, "the head's labels y become s + (1 - 2 s) y; RemeDi has s = 0.05; below 0.5"
