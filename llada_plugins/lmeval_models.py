@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import lm_eval.models  # noqa: F401  (importing it first keeps lm-eval's own models registered)
@@ -201,7 +202,7 @@ class LLaDA(ParallelLM):
             request._replace(stream=stream(number)) for request, number in zip(parsed, numbers)
         ]
         texts = [""] * len(requests)
-        with self._progress("generate_until", len(requests), disable_tqdm) as bar:
+        with closing(self._progress("generate_until", len(requests), disable_tqdm)) as bar:
             for place, completion in self.engine.generate(repeated):
                 texts[place] = completion.text
                 if completion.overlong:
@@ -283,7 +284,7 @@ class LLaDA(ParallelLM):
         self, what: str, pairs: Sequence[Pair], disable_tqdm: bool
     ) -> Iterator[tuple[int, LogLikelihood]]:
         """The Engine's estimates as they come, each a step of the progress line."""
-        with self._progress(what, len(pairs), disable_tqdm) as bar:
+        with closing(self._progress(what, len(pairs), disable_tqdm)) as bar:
             for number, estimate in self.engine.log_likelihood(pairs):
                 yield number, estimate
                 bar.add(len(pairs[number][1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 
 class Progress:
@@ -32,18 +31,8 @@ class Progress:
         self._bar.update()
 
     def close(self) -> None:
+        """Leave the line as it is."""
         self._bar.close()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def progress(total: int | None, description: str, disable: bool = False) -> Progress:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -105,7 +106,7 @@ def _answer_missing(
     order = [index for index, question in enumerate(questions) if question.question in missing]
     requests = [_request(engine, questions[index].question, config, chat) for index in order]
     added = []
-    with progress(len(questions), f"{engine.method} evaluate") as bar:
+    with closing(progress(len(questions), f"{engine.method} evaluate")) as bar:
         for _ in done & set(range(len(questions))):
             bar.add()
         for place, completion in engine.generate(requests):

@@ -275,12 +275,9 @@ class BlockReview:
         return tokens
 
     def _steps_together(self, num_blocks: int) -> int:
-        """Steps that fill blocks together, never more than the answer's.
-
-        window takes those of one block, legacy those of all.
-        """
+        """Steps that fill blocks together, never more than the answer's."""
         steps = self.sampler.steps_per_block
-        if self.config.method == "window":
+        if self.config.steps_of_one_block:
             return steps
         return min(steps * num_blocks, steps * self.sampler.num_blocks)
 

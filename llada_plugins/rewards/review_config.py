@@ -226,6 +226,11 @@ class ReviewConfig(Options):
         return self.global_demasking
 
     @property
+    def steps_of_one_block(self) -> bool:
+        """Do blocks that are filled together take the steps of one of them, not of all?"""
+        return self.style == "window"
+
+    @property
     def metric(self) -> Metric:
         """What compares answers, over their blocks' scores."""
         return self.selection_metric or self._default.metric

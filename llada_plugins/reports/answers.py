@@ -1,0 +1,71 @@
+"""The answers in a result folder, whichever harness wrote it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Answers(NamedTuple):
+    """The decoded texts of one run."""
+
+    path: Path
+    texts: dict[str, str]  # prompt -> answer
+    accuracy: float | None  # 0-1, as the harness computed it
+
+
+def read_answers(place: Path) -> Answers:
+    """The newest run at or below `place`.
+
+    Raises FileNotFoundError or ValueError saying what is missing.
+    """
+    if not place.exists():
+        raise FileNotFoundError(f"{place}: no such file or folder")
+    found = [place] if place.is_file() else _result_files(place)
+    if not found:
+        raise FileNotFoundError(
+            f"{place}: holds neither samples_*.jsonl (lm_eval --log_samples) nor predictions/ "
+            "(opencompass)"
+        )
+    path = max(found, key=lambda file: file.stat().st_mtime)
+    return _read_lmeval(path) if path.suffix == ".jsonl" else _read_opencompass(path)
+
+
+def _result_files(folder: Path) -> list[Path]:
+    """What lm-eval and OpenCompass wrote below a folder."""
+    predictions = (
+        file
+        for file in folder.rglob("*.json")
+        if file.absolute().parent.parent.name == "predictions"
+    )
+    return [*folder.rglob("samples_*.jsonl"), *predictions]
+
+
+def _read_lmeval(path: Path) -> Answers:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    texts = {row["arguments"]["gen_args_0"]["arg_0"]: row["resps"][0][0] for row in rows}
+    scores = [row[name] for row in rows for name in row.get("metrics", [])[:1]]
+    return Answers(path, texts, sum(scores) / len(scores) if scores else None)
+
+
+def _read_opencompass(path: Path) -> Answers:
+    rows = json.loads(path.read_text(encoding="utf-8")).values()
+    texts = {row["origin_prompt"]: _text(row["prediction"]) for row in rows}
+    results = path.parents[2] / "results" / path.parent.name / path.name
+    accuracy = None
+    if results.is_file():
+        accuracy = json.loads(results.read_text(encoding="utf-8")).get("accuracy")
+    return Answers(path, texts, None if accuracy is None else accuracy / 100)
+
+
+def _text(prediction: str | dict[str, Any]) -> str:
+    """A prediction as text, where record_stats=True put its costs beside it as well."""
+    return prediction["prediction"] if isinstance(prediction, dict) else prediction
+
+
+def same_accuracy(first: Answers, second: Answers) -> bool:
+    """Do accuracies agree, where both are known? OpenCompass keeps 2 decimals of percent."""
+    if first.accuracy is None or second.accuracy is None:
+        return True
+    return abs(first.accuracy - second.accuracy) < 5e-5
