@@ -67,8 +67,9 @@ TOO_LARGE = math.sqrt(torch.finfo(torch.float32).max)
 
 
 def check_finite(tensor: Tensor, name: str, path: Path) -> None:
-    """Raise ValueError where a value is no number, or so large that its products are none:
-    it would spoil answers without a word.
+    """Raise ValueError where a value, or a product with it, would be no number.
+
+    It would spoil answers without a word.
     """
     if not tensor.is_floating_point() or not tensor.numel():
         return

@@ -1,6 +1,6 @@
-"""RemeDi's official bi-tower (arXiv 2509.23653): a second tower of blocks beside
-LLaDA's, feeding back into it, scores every position.
+"""RemeDi's official bi-tower (arXiv 2509.23653).
 
+A second tower of blocks beside LLaDA's feeds back into it and scores every position.
 Parameter names equal the published checkpoint's (51 tensors beside LLaDA's 291), so
 `pretrained=maple-research-lab/RemeDi-Instruct` loads. Dropping the tower is not an
 option: token logits depend on its feedback.

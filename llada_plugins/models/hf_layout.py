@@ -1,5 +1,4 @@
-"""Families whose checkpoints look like transformers' own decoders: the names of their tensors,
-and what their config.json says or may not ask for.
+"""Families whose checkpoints look like transformers' own decoders: tensors and configs.
 
 A row of HF_CONFIGS says what differs. A field that asks for arithmetic which is not here is
 refused by name; one that nobody knows is worth a warning.

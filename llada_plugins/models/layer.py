@@ -1,5 +1,7 @@
-"""What transformer layers of every family share: how they are called, what they keep and
-attend to, how they run (compiled, with activation checkpointing). Not what a layer computes.
+"""What transformer layers of every family share; not what a layer computes.
+
+How they are called, what they keep and attend to, how they run: compiled, with activation
+checkpointing.
 """
 
 from __future__ import annotations
@@ -135,9 +137,7 @@ class ActivationCheckpointing(nn.Module):
     """
 
     def activation_checkpointing_enable(self, **_: Any) -> None:
-        """Every layer keeps its input alone for the backward pass; transformers'
-        options are not asked.
-        """
+        """Every layer keeps its input alone for the backward pass, whatever the options are."""
         for module in self.modules():
             if isinstance(module, Layer):
                 module.recompute = True

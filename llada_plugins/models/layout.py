@@ -1,5 +1,6 @@
-"""Under which names a family's checkpoints store the tensors of a module of ours, and in how
-many pieces. Names of modules are compared with N in the place of each whole number.
+"""Under which names, and in how many pieces, checkpoints store the tensors of our modules.
+
+Names of modules are compared with N in the place of each whole number.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The LLaDA transformer in reading order: bidirectional, pre-norm, SwiGLU, RoPE;
-parameter names equal the published checkpoint's.
+"""The LLaDA transformer in reading order: bidirectional, pre-norm, SwiGLU, RoPE.
 
-Numerically equal to the published modeling code (tests/test_model.py), without remote
-code, import side effects or a pinned transformers. Nothing here knows of samplers,
-masks to fill or harnesses; `loading.py` loads and saves it.
+Parameter names equal the published checkpoint's, and numbers those of the published
+modeling code (tests/test_model.py), without remote code, import side effects or a pinned
+transformers. Nothing here knows of samplers, masks to fill or harnesses; `loading.py`
+loads and saves it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) in fp32, cast back *before* the weight is applied (as the published
-    code; F.rms_norm rounds differently in bf16).
+    """x / rms(x) in fp32, cast back *before* the weight is applied.
+
+    So does the published code; F.rms_norm rounds differently in bf16.
     """
 
     def __init__(self, width: int, eps: float) -> None:
@@ -46,8 +47,9 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (length, head_dim) fp32 on the CPU: the published code builds
-    them there, and bf16 tables break the model.
+    """cos and sin, each (length, head_dim), fp32 on the CPU.
+
+    The published code makes them there, and bf16 tables break the model.
     """
     frequency = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
     angle = torch.outer(torch.arange(length, dtype=torch.float), frequency)
@@ -86,8 +88,10 @@ def _in_parts(x: Tensor) -> bool:
 
 
 class Block(Layer):
-    """One pre-norm layer. ff_proj is the gate (through SiLU), up_proj multiplies it,
-    ff_out projects down; a mixture of experts takes their place where the config has one.
+    """One pre-norm layer.
+
+    ff_proj is the gate (through SiLU), up_proj multiplies it, ff_out projects down. A
+    mixture of experts takes their place where the config has one.
     """
 
     def __init__(self, config: LLaDAConfig) -> None:
@@ -155,8 +159,7 @@ class Block(Layer):
 
 
 class LLaDA(ActivationCheckpointing):
-    """LLaDA (arXiv 2502.09992): a bidirectional transformer that predicts every masked
-    token at once.
+    """LLaDA (arXiv 2502.09992): a bidirectional transformer that predicts all masked tokens.
 
     Called with token ids it returns logits (B, L, V); `hidden_states` and `head` are
     the two halves of that, for callers that need logits at a few positions only.
@@ -193,8 +196,9 @@ class LLaDA(ActivationCheckpointing):
         backend: Backend = "inductor",
         make_graph: Callable[[], Graph] | None = None,
     ) -> None:
-        """From here on layers run compiled, and small forwards are replayed on a GPU, as
-        `mode`, an option of `Compiling`, says. make_graph: see Replays.
+        """From here on layers run compiled, and small forwards are replayed on a GPU.
+
+        mode: an option of `Compiling`. make_graph: see Replays.
         """
         self.compiling = Compiling(mode, backend)
         self.replays = Replays(self.compiling, make_graph)
@@ -238,9 +242,9 @@ class LLaDA(ActivationCheckpointing):
         inputs_embeds: Tensor | None = None,
         at: Tensor | tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Logits (B, L, V) for ids (B, L), or (N, V) at the N positions of `at`: bool (B, L), or
-        their rows and columns, (N,) each.
+        """Logits (B, L, V) for ids (B, L), or (N, V) at the N positions of `at`.
 
+        at: bool (B, L), or their rows and columns, (N,) each.
         attention_mask: (B, L), nonzero = real token, or (B, L, L), nonzero = the row's
         token may attend to the column's. Raises ValueError where L exceeds
         config.max_sequence_length.
@@ -300,9 +304,9 @@ class LLaDA(ActivationCheckpointing):
         columns: slice = slice(None),
         past: Past | None = None,
     ) -> Streams:
-        """Hidden state and, in models that have an unmasking-policy stream of their
-        own, its score; embeddings go before ids.
+        """Hidden state, and the score of an unmasking-policy stream where the model has one.
 
+        inputs_embeds: go before ids.
         past: an empty one, which a forward of all columns fills with keys and values.
         columns: with a filled past, compute these alone, at their places among the
         others; the result is of them alone, and their keys and values are replaced in
@@ -439,9 +443,7 @@ class LLaDA(ActivationCheckpointing):
 
 
 def empty_like(model: LLaDA) -> LLaDA:
-    """A model of the same class, config and origin on the meta device, to be filled
-    with weights.
-    """
+    """A model of the same class, config and origin, on the meta device."""
     with torch.device("meta"):
         empty = type(model)(model.config)
     empty.origin = model.origin
@@ -449,8 +451,9 @@ def empty_like(model: LLaDA) -> LLaDA:
 
 
 def initialise(model: LLaDA, generator: torch.Generator) -> None:
-    """Random weights for training from scratch: N(0, 0.02) embeddings, fan-in scaled
-    projections, residual outputs shrunk by depth.
+    """Random weights for training from scratch, in place.
+
+    N(0, 0.02) embeddings, fan-in scaled projections, residual outputs shrunk by depth.
     """
     depth = (2 * model.config.n_layers) ** -0.5
     with torch.no_grad():

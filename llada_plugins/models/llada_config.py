@@ -1,6 +1,4 @@
-"""What the transformer reads of a checkpoint's config; a dense LLaDA's config.json: what it may
-say, and what of it is refused.
-"""
+"""What the transformer is told of a checkpoint, and what a dense LLaDA's config.json may say."""
 
 from __future__ import annotations
 
@@ -170,8 +168,9 @@ OTHER_FAMILIES = {"head_width": None, "qk_norm": False, "num_experts": 0, "exper
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LLaDAConfig:
-    """What the transformer is told, under the names of LLaDA's config.json; each family
-    has a reader of its own. No default changes the arithmetic of a dense LLaDA.
+    """What the transformer is told, under the names of LLaDA's config.json.
+
+    Each family has a reader of its own. No default changes the arithmetic of a dense LLaDA.
     """
 
     d_model: int
@@ -203,8 +202,10 @@ class LLaDAConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> LLaDAConfig:
-        """Read a published config; raise ValueError naming the fields that are missing,
-        of a wrong kind or not implemented.
+        """Read a published config.
+
+        Raises ValueError that names the fields which are missing, of a wrong kind or not
+        implemented.
         """
         for name, allowed in IMPLEMENTED.items():
             values = allowed if isinstance(allowed, tuple) else (allowed,)
@@ -233,8 +234,9 @@ class LLaDAConfig:
         return config
 
     def check(self, source: str) -> None:
-        """Raise ValueError on numbers that do not go together; source: what the message
-        begins with.
+        """Raise ValueError on numbers that do not go together.
+
+        source: what the message begins with.
         """
         split = self.head_width is not None or self.d_model % self.n_heads == 0
         if not split or self.n_heads % self.num_kv_heads or self.head_dim % 2:
@@ -258,8 +260,9 @@ class LLaDAConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields under LLaDA's names, switches included, so that the published code reads them
-        too; those that other families set where they are set. Others call it, as PEFT does.
+        """Fields under LLaDA's names, switches included, so that the published code reads them.
+
+        Those that only other families set are there where they are set. PEFT calls it too.
         """
         switches = {
             name: value[0] if isinstance(value, tuple) else value

@@ -1,5 +1,7 @@
-"""A mixture of experts in the place of a block's MLP: a router, and the matrices of all experts
-in two stacks. Rows are grouped by expert, so that each expert multiplies its own at once.
+"""A mixture of experts in the place of a block's MLP.
+
+A router, and the matrices of all experts in two stacks. Rows are grouped by expert, so
+that each expert multiplies its own at once.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ class Router(nn.Module):
         nn.init.normal_(self.weight, std=config.d_model**-0.5)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers of the chosen experts, ascending, and their weights, each (R, K), of rows
-        (R, D). The weights are probabilities among all experts, so their sum is below 1.
+        """The chosen experts of rows (R, D), ascending, and their weights, each (R, K).
+
+        The weights are probabilities among all experts, so their sum is below 1.
         """
         probability = F.linear(x, self.weight).softmax(-1, dtype=torch.float)  # (R, E)
         chosen = probability.topk(self.experts_per_token, -1).indices.sort(-1).values
@@ -41,8 +44,9 @@ class StackedLinear(nn.Module):
         nn.init.normal_(self.weight, std=inputs**-0.5)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """(R, outputs) of rows (R, inputs) that are sorted by Linear; ends: (E,), where the
-        rows of each end.
+        """(R, outputs) of rows (R, inputs) that are sorted by Linear.
+
+        ends: (E,), where the rows of each end.
         """
         if _has_grouped_product(x, self.weight):
             # on the GPU one call for all, and the numbers of rows stay there
@@ -58,8 +62,10 @@ def _has_grouped_product(x: Tensor, weight: Tensor) -> bool:
 
 
 class Mixture(nn.Module):
-    """The MLP of a block, chosen for each token: the sum of K experts' outputs times their
-    weights, in the model's dtype and in ascending order of experts, as published.
+    """The MLP of a block, chosen for each token.
+
+    The sum of K experts' outputs times their weights, in the model's dtype and in ascending
+    order of experts, as published.
     """
 
     def __init__(self, config: LLaDAConfig) -> None:

@@ -58,7 +58,7 @@ class Past(list[LayerPast]):
 
 
 def row_bucket(num_rows: int) -> int:
-    """Rows of memory for so many: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, …"""
+    """Rows of memory for so many: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32 and so on."""
     power = 1 << (num_rows - 1).bit_length()
     between = power // 4 * 3
     return between if num_rows <= between else power

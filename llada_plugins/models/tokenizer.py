@@ -63,8 +63,9 @@ def has_tokenizer(folder: Path) -> bool:
 
 @contextmanager
 def _fast(folder: Path, files: TokenizerFiles) -> Iterator[Path]:
-    """A folder with tokenizer.json: this one, or a copy of its small files beside what
-    its vocabulary and merges amount to.
+    """A folder with tokenizer.json: this one, or a copy of its small files with one made.
+
+    It is made of the folder's vocabulary and merges.
     """
     if not is_slow(folder):
         yield folder
