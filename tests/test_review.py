@@ -161,6 +161,19 @@ def test_answers_are_whole_counted_and_independent_of_their_batch(options, sampl
     assert run(options, sampler, list(reversed(PROMPTS))) == list(reversed(together))
 
 
+@pytest.mark.parametrize("more", [{}, dict(schedule="dream")], ids=str)
+@every_review
+def test_a_last_block_of_the_rest_is_filled_and_filled_again_within_its_tokens(options, more):
+    sampler = dict(gen_length=14, block_length=4, steps=8, last_block="rest", **more)
+    seen: list[tuple[Canvas, slice]] = []
+    together = run(options, sampler, denoise=record(endless(), seen))
+    assert {len(sample.answer) for sample in together} == {14}
+    assert not any(MASK in sample.answer for sample in together)
+    assert {canvas.tokens.shape[1] - int(canvas.answer_start[0]) for canvas, _ in seen} == {14}
+    for prompt, sample in zip(PROMPTS, together):
+        assert run(options, sampler, [prompt], denoise=endless()) == [sample]
+
+
 @every_review
 def test_the_seed_decides(options):
     assert [sample.answer for sample in run(options, dict(SAMPLER, temperature=1.0))] != [
