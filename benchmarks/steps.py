@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llada_plugins import SamplerConfig
 from llada_plugins.diffusion.cache import cached
@@ -23,7 +23,8 @@ from llada_plugins.methods.router import Router, RouterConfig
 from llada_plugins.methods.routing import routed
 from llada_plugins.models import gptq
 from llada_plugins.models.llada import BLOCKS, LLaDA
-from llada_plugins.models.quantization import quantise_linear
+from llada_plugins.models.quantization import quantised
+from llada_plugins.models.weights import is_quantised
 from llada_plugins.sampling.sampler import unmask
 
 from . import reference
@@ -128,15 +129,15 @@ def low_precision(model: LLaDA) -> LLaDA:
 
 @functools.cache
 def int8(model: LLaDA) -> LLaDA:
-    """The Linears of the blocks in 8 bits, by torchao.
+    """The Linears and experts of the blocks in 8 bits, by torchao.
 
     Whatever else has parameters shares the model's.
     """
-    quantised = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    for name, linear in list(quantised.named_modules()):
-        if name.startswith(BLOCKS) and isinstance(linear, nn.Linear):
-            gptq.replace(quantised, name, quantise_linear(linear, "int8"))
-    return quantised
+    copied = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    for name, linear in list(copied.named_modules()):
+        if is_quantised(linear, name, BLOCKS):
+            gptq.replace(copied, name, quantised(linear, "int8"))
+    return copied
 
 
 def first_step(
