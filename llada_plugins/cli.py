@@ -29,7 +29,8 @@ def main() -> None:
             f"models: pip install it; {DOCTOR}"
         )
     try:
-        import lm_eval.models  # noqa: F401  (fills the registry with lm-eval's own models, which must come first)
+        # first, since it fills the registry with lm-eval's own models
+        import lm_eval.models  # noqa: F401
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == "lm_eval"
