@@ -202,9 +202,9 @@ def _check_gpu(option: str, form: Format, device: torch.device, dtype: torch.dty
         )
 
 
-def check_shape(quantize: str, name: str, shape: torch.Size, device: torch.device) -> None:
+def check_shape(quantize: str | None, name: str, shape: torch.Size, device: torch.device) -> None:
     """Raise ValueError where a GPU does not multiply by a weight of that shape (…, O, I)."""
-    form = FORMATS.get(quantize)
+    form = FORMATS.get(quantize or "")
     if form is None or device.type != "cuda":
         return
     if any(size % form.multiple for size in shape[-2:]):
