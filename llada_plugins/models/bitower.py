@@ -13,8 +13,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from .block import Block, RMSNorm
 from .layer import View
-from .llada import Block, LLaDA, RMSNorm
+from .llada import LLaDA
 from .llada_config import LLaDAConfig
 
 AFTER_LAYERS = (0, 10, 20, 30)  # constants of the published code, not in its config

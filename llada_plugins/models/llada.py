@@ -15,147 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .block import Block, RMSNorm, rotary_table
 from .compiling import Backend, Compiling
-from .layer import ActivationCheckpointing, Layer, Streams, View, attend
+from .layer import ActivationCheckpointing, Layer, Streams, View
 from .llada_config import LLaDAConfig
-from .mixture import Mixture
 from .past import LayerPast, Past
 from .replay import Graph, Replays
 from .special_tokens import SpecialTokens
 from .submodules import home, is_plain_linear, table
+from .vocabulary_product import by_parts, pays_by_parts
 
 if TYPE_CHECKING:
     from .origin import Origin
     from .quantization import Quantization
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) in fp32, cast back *before* the weight is applied.
-
-    So does the published code; F.rms_norm rounds differently in bf16.
-    """
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        scaled = x.float()
-        scaled = scaled * torch.rsqrt(scaled.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
-
-
-def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (length, head_dim), fp32 on the CPU.
-
-    The published code makes them there, and bf16 tables break the model.
-    """
-    frequency = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
-    angle = torch.outer(torch.arange(length, dtype=torch.float), frequency)
-    angle = torch.cat([angle, angle], -1)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, full_precision: bool) -> Tensor:
-    """Apply rotary positions to (B, H, L, head_dim), half-rotated layout."""
-    y = x.float() if full_precision else x
-    first, second = y.chunk(2, -1)
-    return (y * cos.to(y.dtype) + torch.cat([-second, first], -1) * sin.to(y.dtype)).to(x.dtype)
-
-
 BLOCKS = "model.transformer.blocks."  # beginning of the names of all tensors of the blocks
-
-
-def by_parts(x: Tensor, weight: Tensor, size: int = 2048) -> Tensor:
-    """x (..., D) times weight (V, D) transposed, `size` rows of the weight at a time.
-
-    A BLAS repacks the weight before it multiplies: a part's copy stays in the
-    processor's cache, a whole vocabulary's does not. For 16 to 64 rows and 126,464
-    tokens 17 to 20 % less time, the same sums bit by bit; in bfloat16 no less.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    product = rows.new_empty(len(rows), len(weight))
-    for part, columns in zip(weight.split(size), product.split(size, -1)):
-        torch.mm(rows, part.t(), out=columns)
-    return product.view(*x.shape[:-1], len(weight))
-
-
-def _in_parts(x: Tensor) -> bool:
-    """Does `by_parts` pay for x, and needs nobody a gradient?"""
-    there = x.device.type == "cpu" and x.dtype == torch.float32
-    return there and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-
-
-class Block(Layer):
-    """One pre-norm layer.
-
-    ff_proj is the gate (through SiLU), up_proj multiplies it, ff_out projects down. A
-    mixture of experts takes their place where the config has one.
-    """
-
-    def __init__(self, config: LLaDAConfig) -> None:
-        super().__init__()
-        width, hidden = config.d_model, config.mlp_hidden_size
-        q_width, kv_width = (
-            heads * config.head_dim for heads in (config.n_heads, config.num_kv_heads)
-        )
-        qkv_bias = config.include_bias or config.include_qkv_bias
-        self.config = config
-        self.attn_norm = RMSNorm(width, config.rms_norm_eps)
-        self.q_proj = nn.Linear(width, q_width, bias=qkv_bias)
-        self.k_proj = nn.Linear(width, kv_width, bias=qkv_bias)
-        self.v_proj = nn.Linear(width, kv_width, bias=qkv_bias)
-        if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.attn_out = nn.Linear(q_width, width, bias=config.include_bias)
-        self.ff_norm = RMSNorm(width, config.rms_norm_eps)
-        if config.num_experts:
-            self.mixture = Mixture(config)
-        else:
-            self.ff_proj = nn.Linear(width, hidden, bias=config.include_bias)
-            self.up_proj = nn.Linear(width, hidden, bias=config.include_bias)
-            self.ff_out = nn.Linear(hidden, width, bias=config.include_bias)
-
-    def projections(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, each (B, H, L, head_dim), of normed h (B, L, D)."""
-        config = self.config
-        q, k, v = (
-            proj(h).view(*h.shape[:2], -1, config.head_dim).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        precise = config.rope_full_precision
-        return rotate(q, cos, sin, precise), rotate(k, cos, sin, precise), v
-
-    def compute(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        visible: Tensor | None,
-        keys: Tensor | None,
-        values: Tensor | None,
-        columns: Tensor | None,
-    ) -> Tensor:
-        config, (batch, length, _) = self.config, x.shape
-        q, k, v = self.projections(self.attn_norm(x), cos, sin)
-        if keys is not None:
-            assert values is not None and columns is not None
-            # not index_copy_: compiled, that copies all of keys, and back (torch 2.13)
-            keys[:, :, columns], values[:, :, columns] = k, v
-            k, v = keys, values
-        # (B, L, D)
-        attended = attend(q, k, v, visible).transpose(1, 2).reshape(batch, length, -1)
-        x = x + self.attn_out(attended)
-        h = self.ff_norm(x)
-        if config.num_experts:
-            x = x + self.mixture(h)
-        else:
-            x = x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
-        return x
 
 
 class LLaDA(ActivationCheckpointing):
@@ -322,9 +197,9 @@ class LLaDA(ActivationCheckpointing):
         """Logits (..., V) of final-norm hidden states (..., D)."""
         if self.config.weight_tying:
             rows = table(self.embedding, self.config.num_embeddings)
-            return by_parts(hidden, rows) if _in_parts(hidden) else F.linear(hidden, rows)
+            return by_parts(hidden, rows) if pays_by_parts(hidden) else F.linear(hidden, rows)
         head = cast(nn.Linear, self.transformer["ff_out"])
-        if _in_parts(hidden) and is_plain_linear(head, hidden) and head.bias is None:
+        if pays_by_parts(hidden) and is_plain_linear(head, hidden) and head.bias is None:
             return by_parts(hidden, head.weight)
         logits: Tensor = head(hidden)
         return logits

@@ -164,8 +164,9 @@ def load_weights(
         if is_quantised(part, name, blocks)
     }
     check_applies(quantize, source, packed=packing is not None, has_linears=bool(shapes))
-    for name, shape in shapes.items():
-        check_shape(quantize, name, shape, device)
+    if quantize is not None:
+        for name, shape in shapes.items():
+            check_shape(quantize, name, shape, device)
     check_shards(files, unread)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     if packing and any(isinstance(part, StackedLinear) for part in module.modules()):

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from llada_plugins.models.llada import Block, LLaDA
+from llada_plugins.models.block import Block
+from llada_plugins.models.llada import LLaDA
 
 Measured = TypeVar("Measured")
 
