@@ -16,6 +16,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llada_plugins.diffusion.denoiser import Denoiser, model_denoiser
@@ -32,7 +33,9 @@ from llada_plugins.models.past import Past, row_bucket
 from llada_plugins.models.replay import LARGEST, MAX_GRAPHS, WARM_UP, obstacle
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.decode import Draft, Filled
 from llada_plugins.sampling.generate import generate
+from tests.test_waits import READ, SIZED
 from tests.tolerance import measured
 
 pytestmark = pytest.mark.floats
@@ -48,6 +51,15 @@ def storage(tensor: Tensor) -> int:
 
 def tensors(values: Any) -> list[Tensor]:
     return [each for each in torch.utils._pytree.tree_leaves(values) if isinstance(each, Tensor)]
+
+
+class NoWaiting(TorchFunctionMode):
+    """Within it, what a GPU's host waits for is refused, as CUDA does in a capture."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None) -> Any:
+        if function in READ or getattr(function, "__name__", "") in SIZED:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return function(*args, **(kwargs or {}))
 
 
 class Recorder(TorchDispatchMode):
@@ -69,7 +81,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def capture(self, work: Callable[[], Streams]) -> Streams:
-        with self:
+        with self, NoWaiting():
             return work()
 
     def replay(self) -> None:
@@ -197,6 +209,37 @@ def test_embeddings_of_a_router_are_read_anew_at_every_replay(make_model):
     expected = answers()
     replaying(model)
     assert answers() == expected and num_replays() > 0
+
+
+def twice(draft: Draft) -> Filled:
+    """A review that fills a block of copies first, and reads what became of them."""
+    block = range(draft.number, draft.number + 1)
+    copies = draft.tokens.repeat(2, 1)
+    draft.fill(copies, draft.rows.repeat(2), torch.cat([draft.keys + 1, draft.keys + 2]), block)
+    best = int(copies.sum(-1).argmax()) % len(draft.tokens)
+    forwards = draft.fill(draft.tokens, draft.rows, draft.keys + best, block)
+    return Filled(forwards, torch.zeros_like(forwards))
+
+
+def test_observers_and_reviews_read_values_between_replays(make_model):
+    model = make_model()
+    config = SamplerConfig(gen_length=12, block_length=6, cache="dual", temperature=0.8)
+
+    def outcome() -> tuple:
+        seen = []
+        samples = generate(
+            model,
+            PROMPTS,
+            config,
+            special=SPECIAL,
+            review=twice,
+            on_step=lambda step: seen.append((step.rows.tolist(), step.proposal.tolist())),
+        )
+        return samples, seen
+
+    expected = outcome()
+    replaying(model)
+    assert outcome() == expected and num_replays() > 0 and not model.compiling.notes
 
 
 # ---- one forward
@@ -370,6 +413,17 @@ def test_where_nothing_can_be_captured_forwards_run_and_the_log_says_why_once(ma
         "forwards run without CUDA graphs: none can be captured: RuntimeError: operation not "
         "permitted when stream is capturing"
     ]
+
+
+def test_experts_that_need_their_numbers_of_rows_run_without_graphs(make_model, caplog):
+    model = make_model(num_experts=4, experts_per_token=2)
+    config = SamplerConfig(gen_length=12, block_length=6, cache="dual")
+    expected = generate(model, PROMPTS, config, special=SPECIAL)
+    replaying(model)
+    for _ in range(2):
+        assert generate(model, PROMPTS, config, special=SPECIAL) == expected
+    [line] = told(caplog)
+    assert line.endswith("RuntimeError: operation not permitted when stream is capturing")
 
 
 def test_nothing_is_replayed_where_gradients_may_be_wanted_or_masks_are_of_pairs(make_model):
