@@ -164,17 +164,12 @@ def load_weights(
         if is_quantised(part, name, blocks)
     }
     check_applies(quantize, source, packed=packing is not None, has_linears=bool(shapes))
-    if quantize is not None:
-        for name, shape in shapes.items():
-            check_shape(quantize, name, shape, device)
+    for name, shape in shapes.items():
+        check_shape(quantize, name, shape, device)
     check_shards(files, unread)
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
-    if packing and any(isinstance(part, StackedLinear) for part in module.modules()):
-        raise ValueError(
-            f"{source} is GPTQ, which is not implemented for experts: give the checkpoint that it "
-            "was made from, with quantize=int8 or nf4 to save memory"
-        )
     if packing:
+        _check_has_no_experts(module, source)
         pack_linears(module, map(layout.our_name, files), packing)
     conversion = Conversion(source, dtype, quantize=quantize, blocks=blocks, adapter=adapter)
     load_tensors(
@@ -196,6 +191,15 @@ def load_weights(
         return None
     weights = fingerprint(conversion.merged) if quantize else None
     return Quantization(method, num_parameters, weights, gptq=packing is not None)
+
+
+def _check_has_no_experts(module: nn.Module, source: Path) -> None:
+    """Raise ValueError where a GPTQ checkpoint is of a mixture of experts."""
+    if any(isinstance(part, StackedLinear) for part in module.modules()):
+        raise ValueError(
+            f"{source} is GPTQ, which is not implemented for experts: give the checkpoint that it "
+            "was made from, with quantize=int8 or nf4 to save memory"
+        )
 
 
 def is_quantised(module: nn.Module, name: str, blocks: str) -> TypeGuard[nn.Linear | StackedLinear]:
