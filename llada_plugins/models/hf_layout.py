@@ -23,14 +23,13 @@ from llada_plugins.files.json_files import (
     whole,
 )
 
+from .config_fields import FOREIGN, WITHOUT_EFFECT
 from .layout import Layout, Part
 from .llada_config import (
     ENDS,
-    FOREIGN,
     OPTIONAL,
     REQUIRED,
     WIDTH,
-    WITHOUT_EFFECT,
     LLaDAConfig,
     refuse_foreign,
     token_ids,
