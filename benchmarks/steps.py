@@ -133,10 +133,15 @@ def int8(model: LLaDA) -> LLaDA:
 
     Whatever else has parameters shares the model's.
     """
+    return quantised_copy(model, "int8")
+
+
+def quantised_copy(model: LLaDA, method: str) -> LLaDA:
+    """The model with its blocks quantised; whatever else has parameters shares the model's."""
     copied = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for name, linear in list(copied.named_modules()):
         if is_quantised(linear, name, BLOCKS):
-            gptq.replace(copied, name, quantised(linear, "int8"))
+            gptq.replace(copied, name, quantised(linear, method))
     return copied
 
 
