@@ -258,6 +258,16 @@ def test_gradients_are_those_of_eager_layers(make_model, graphs, recompute):
     assert sum(graphs.num_calls) > 0 and not model.compiling.notes
 
 
+def test_a_model_that_is_compiled_whole_takes_its_layers_along(make_model, graphs):
+    """As transformers' Trainer compiles it under --torch_compile."""
+    model, ids = make_model(), tokens(2, 9)
+    expected = model(ids)
+    of_layers = Graphs()
+    model.compile_layers("on", of_layers)
+    assert torch.equal(torch.compile(model, backend=graphs)(ids), expected)
+    assert graphs.num_calls and not of_layers.num_calls and not model.compiling.notes
+
+
 # ---- what cannot be compiled runs eager, and the log says why
 
 
