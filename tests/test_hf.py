@@ -324,6 +324,23 @@ def test_an_adapter_of_peft_trains_and_is_read_by_load_model(tiny_checkpoint, tm
     assert answers.tolist() == merged_answers(merged, ids)
 
 
+@torch.no_grad()
+def test_the_folder_of_an_adapter_loads_its_base_with_it(tiny_checkpoint, tmp_path):
+    ids = some_ids()
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = get_peft_model(load(tiny_checkpoint), config)
+    adapted.save_pretrained(tmp_path / "first")
+    logits = adapted(input_ids=ids).logits
+    assert not torch.equal(logits, load(tiny_checkpoint)(ids).logits)
+    both = load(tmp_path / "first")
+    assert torch.equal(both(ids).logits, logits)
+    both.save_pretrained(tmp_path / "second")
+    assert not (tmp_path / "second" / "model.safetensors").exists()
+    again = load(tiny_checkpoint)
+    again.load_adapter(tmp_path / "second")
+    assert torch.equal(again(ids).logits, logits)
+
+
 def merged_answers(network, ids: torch.Tensor) -> list[list[int]]:
     found = generate(network, ids.tolist(), SamplerConfig(gen_length=4))
     return [[*row, *each.answer] for row, each in zip(ids.tolist(), found)]
