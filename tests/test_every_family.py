@@ -1,5 +1,6 @@
-"""Every family can do everything: one table of what users do with a checkpoint, run on a
-recorded or made checkpoint of each row of FAMILIES. What a family cannot do is a row of
+"""Every family can do everything: what users do with a checkpoint, run on each of FAMILIES.
+
+Checkpoints are the recorded ones, or made of these. What a family cannot do is a row of
 CANNOT that says why.
 """
 

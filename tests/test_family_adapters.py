@@ -1,5 +1,6 @@
-"""Adapters and packed weights of families in the layout of transformers' decoders, as others
-write them: by PEFT beside transformers' own model, by GPTQ under published names.
+"""Adapters and packed weights of other families, as others write them.
+
+By PEFT beside transformers' own model, and by GPTQ under published names.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Families in the layout of transformers' decoders: what their config.json may not say, which
-tensors they have, and the experts of a mixture in one stack.
+"""Families in the layout of transformers' decoders: their config.json and their tensors.
+
+What a config may not ask for, which tensors there must be, and experts in one stack.
 """
 
 from __future__ import annotations

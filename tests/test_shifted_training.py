@@ -1,5 +1,6 @@
-"""Training of families whose logits are shifted: the loss is that of the same model with its
-logits moved one column to the right.
+"""Training of families whose logits are shifted.
+
+The loss is that of the same model with its logits moved one column to the right.
 """
 
 from __future__ import annotations
