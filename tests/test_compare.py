@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llada_plugins.compare import main
+from llada_plugins.reports.answers import read_answers
 
 ANSWERS = {"1+1=": "2", "2+2=": "4"}
 
@@ -97,3 +98,36 @@ def test_folders_without_answers_end_with_one_line_and_status_2(
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_answer_with_a_line_separator_of_unicode_is_one_line_of_the_file(
+    tmp_path: Path,
+) -> None:
+    """lm-eval writes JSON without escapes, and str.splitlines cuts at U+2028."""
+    (tmp_path / "samples_task.jsonl").write_text(
+        json.dumps(
+            {"arguments": {"gen_args_0": {"arg_0": "1+1="}}, "resps": [["2\u2028\x85."]]},
+            ensure_ascii=False,
+        ),
+        encoding="utf-8",
+    )
+    assert read_answers(tmp_path).texts == {"1+1=": "2\u2028\x85."}
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"arguments": ', "samples_task.jsonl:2: not JSON: "),
+        ("[]", "samples_task.jsonl:2: not a generated answer of lm_eval"),
+        ('{"arguments": {"gen_args_0": {"arg_0": "q", "arg_1": "a"}}, "resps": []}', ":2: not a"),
+    ],
+)
+def test_a_line_that_holds_no_answer_is_refused_by_its_number(
+    tmp_path: Path, line: str, message: str, capsys
+) -> None:
+    good = lmeval_run(tmp_path / "a", ANSWERS)
+    bad = tmp_path / "samples_task.jsonl"
+    bad.write_text("\n" + line)
+    with pytest.raises(SystemExit) as ended:
+        main([str(good), str(bad)])
+    assert ended.value.code == 2 and message in capsys.readouterr().err

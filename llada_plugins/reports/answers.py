@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llada_plugins.files.jsonl import each_row
+
 
 class Answers(NamedTuple):
     """The decoded texts of one run."""
@@ -13,6 +15,14 @@ class Answers(NamedTuple):
     path: Path
     texts: dict[str, str]  # prompt -> answer
     accuracy: float | None  # 0-1, as the harness computed it
+
+
+class Answer(NamedTuple):
+    """One of them."""
+
+    prompt: str
+    text: str
+    score: float | None  # by the first metric
 
 
 def read_answers(place: Path) -> Answers:
@@ -43,10 +53,23 @@ def _result_files(folder: Path) -> list[Path]:
 
 
 def _read_lmeval(path: Path) -> Answers:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    texts = {row["arguments"]["gen_args_0"]["arg_0"]: row["resps"][0][0] for row in rows}
-    scores = [row[name] for row in rows for name in row.get("metrics", [])[:1]]
+    answers = list(each_row(path, _lmeval_answer))
+    texts = {answer.prompt: answer.text for answer in answers}
+    scores = [answer.score for answer in answers if answer.score is not None]
     return Answers(path, texts, sum(scores) / len(scores) if scores else None)
+
+
+def _lmeval_answer(row: Any) -> Answer:
+    """A line that lm-eval's --log_samples wrote; its first metric is the score."""
+    try:
+        prompt, text = row["arguments"]["gen_args_0"]["arg_0"], row["resps"][0][0]
+        metric = next(iter(row.get("metrics", [])), None)
+        return Answer(prompt, text, None if metric is None else row[metric])
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ValueError(
+            "not a generated answer of lm_eval --log_samples: give the samples of a task that "
+            "generates"
+        ) from None
 
 
 def _read_opencompass(path: Path) -> Answers:
