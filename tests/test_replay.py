@@ -410,8 +410,8 @@ def test_where_nothing_can_be_captured_forwards_run_and_the_log_says_why_once(ma
     assert generate(model, PROMPTS, config, special=SPECIAL) == expected
     assert generate(model, PROMPTS, config, special=SPECIAL) == expected
     assert told(caplog) == [
-        "forwards run without CUDA graphs: none can be captured: RuntimeError: operation not "
-        "permitted when stream is capturing"
+        "forwards run without CUDA graphs: none can be captured: operation not permitted when "
+        "stream is capturing"
     ]
 
 
@@ -423,7 +423,7 @@ def test_experts_that_need_their_numbers_of_rows_run_without_graphs(make_model, 
     for _ in range(2):
         assert generate(model, PROMPTS, config, special=SPECIAL) == expected
     [line] = told(caplog)
-    assert line.endswith("RuntimeError: operation not permitted when stream is capturing")
+    assert line.endswith("operation not permitted when stream is capturing")
 
 
 def test_nothing_is_replayed_where_gradients_may_be_wanted_or_masks_are_of_pairs(make_model):

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from llada_plugins.files.json_files import first_line
+
 from .submodules import is_hooked
 
 if TYPE_CHECKING:
@@ -150,9 +152,3 @@ def _failures() -> tuple[type[Exception], ...]:
         getattr(exc, name, None) for name in ("TorchDynamoException", "FailOnRecompileLimitHit")
     ]
     return tuple(kind for kind in found if kind is not None)
-
-
-def first_line(error: Exception) -> str:
-    """The kind of an error, and what it says first."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

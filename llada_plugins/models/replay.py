@@ -15,7 +15,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from .compiling import Compiling, first_line
+from llada_plugins.files.json_files import first_line
+
+from .compiling import Compiling
 from .layer import Streams, View
 from .past import Memory, Past, row_bucket
 from .submodules import is_hooked
