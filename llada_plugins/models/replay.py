@@ -8,9 +8,10 @@ much is hidden from attention, and cut off.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,23 +47,40 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """torch's CUDA graph. All share a pool of memory, for one is replayed at a time."""
+    """torch's CUDA graph of work on one device.
 
-    pool: Any = None  # torch's handle of it
+    beside: a graph that lives, of the same device, whose pool of memory it shares, for
+    one is replayed at a time. A pool's handle is of no use once all its graphs are gone.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device, beside: CudaGraph | None = None) -> None:
+        self.device, self.beside = device, beside
         self.graph = torch.cuda.CUDAGraph()
 
     def capture(self, work: Callable[[], Streams]) -> Streams:
         """See Graph. Raises RuntimeError where the work waits for the device."""
-        if CudaGraph.pool is None:
-            CudaGraph.pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(self.graph, pool=CudaGraph.pool):
+        pool = None if self.beside is None else self.beside.graph.pool()
+        self.beside = None
+        # The device, since work on one that is not current would run, unrecorded, and its
+        # graph would be empty. The stream, since torch stays on the one that captures
+        # where the end of a capture fails. Other threads may use the GPU meanwhile.
+        stream, mode = _capturing(self.device), "thread_local"
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode=mode),
+        ):
             return work()
 
     def replay(self) -> None:
         """See Graph."""
         self.graph.replay()
+
+
+@functools.cache
+def _capturing(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device on which work is captured: graphs of one pool have one."""
+    return torch.cuda.Stream(device)
 
 
 class Shape(NamedTuple):
@@ -111,9 +129,10 @@ class Step:
 
     def run(self, compute: Compute, make_graph: Callable[[], Graph]) -> Streams:
         """What the forward computes. Raises RuntimeError where it cannot be captured."""
-        self.num_runs += 1
-        if self.num_runs <= WARM_UP:
-            return compute(self.given, self.view)
+        if self.num_runs < WARM_UP:
+            found = compute(self.given, self.view)
+            self.num_runs += 1  # not of one that memory was too small for
+            return found
         if self.graph is None:
             graph = make_graph()
             self.found = graph.capture(lambda: compute(self.given, self.view))
@@ -236,9 +255,9 @@ class Replays:
         step = self.steps[shape]
         step.load(given, view, length)
         try:
-            found = step.run(compute, self.make_graph or CudaGraph)
+            found = step.run(compute, self.make_graph or self._cuda_graph(given.device))
         except RuntimeError as error:
-            if step.graph is not None or step.num_runs <= WARM_UP:
+            if step.graph is not None or step.num_runs < WARM_UP:
                 raise
             self.failed = True
             self.steps.clear()
@@ -253,6 +272,12 @@ class Replays:
         )
         assert hidden is not None
         return Streams(hidden, confidence)
+
+    def _cuda_graph(self, device: torch.device) -> Callable[[], Graph]:
+        """What makes another graph beside those that there are."""
+        living = (each.graph for each in self.steps.values())
+        beside = next((each for each in living if isinstance(each, CudaGraph)), None)
+        return functools.partial(CudaGraph, device, beside)
 
     def _is_replayable(self, model: nn.Module) -> bool:
         """Can the model's forwards be replayed, and are the graphs of it as it is?"""
