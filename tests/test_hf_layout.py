@@ -113,7 +113,6 @@ CONFIG_MISTAKES = [
     ("illada", dict(mlp_bias=True), "mlp_bias is True, which is not implemented"),
     ("illada", dict(hidden_act="gelu"), "hidden_act is 'gelu', which is not implemented"),
     ("illada", dict(num_experts=8), "num_experts is 8, which is not implemented"),
-    ("illada", dict(tie_word_embeddings=...), "needs tie_word_embeddings"),
     ("illada", dict(rope_theta=...), "needs rope_theta"),
     ("dream", dict(use_sliding_window=True), "use_sliding_window is True, which is not"),
     ("dream", dict(use_mrope=True), "use_mrope is True, which is not implemented"),
@@ -141,6 +140,44 @@ def test_what_a_config_asks_for_and_is_not_here_is_refused_by_name(copied, famil
     message = error_of(folder)
     assert message.startswith(str(folder))
     assert re.search(problem, message), message
+
+
+@pytest.mark.parametrize("stated", (None, ...), ids=("null", "absent"))
+@pytest.mark.parametrize(
+    "family, field, meant",
+    (
+        ("llada_moe", "num_key_value_heads", 4),  # as many as it has heads
+        ("llada_moe", "tie_word_embeddings", False),
+        ("illada", "tie_word_embeddings", True),
+        ("dream", "tie_word_embeddings", False),
+    ),
+)
+def test_null_or_absent_means_what_the_published_class_takes(copied, family, field, meant, stated):
+    folder = copied(family)
+    before = load_model(folder, device="cpu", dtype="float32")
+    assert read_json(folder / "config.json")[field] == meant
+    rewrite(folder, **{field: stated})
+    assert torch.equal(logits(load_model(folder, device="cpu", dtype="float32")), logits(before))
+
+
+def test_a_qwen3_without_a_head_width_has_that_of_its_class(copied):
+    folder = copied("a2d_qwen3")
+    rewrite(folder, head_dim=...)
+    assert read_config(folder).head_dim == 128
+
+
+@pytest.mark.parametrize(
+    "family, field, problem",
+    (
+        ("llada_moe", "qk_layernorm", r"left over model\.layers\.0\.self_attn\.k_norm\.weight"),
+        ("dream", "num_key_value_heads", r"k_proj\.weight is \[32, 64\], expected \[64, 64\]"),
+        ("a2d_qwen3", "tie_word_embeddings", r"missing lm_head\.weight"),
+    ),
+)
+def test_an_absent_field_that_the_tensors_contradict_is_refused(copied, family, field, problem):
+    folder = copied(family)
+    rewrite(folder, **{field: ...})
+    assert re.search(problem, error_of(folder))
 
 
 TENSOR_MISTAKES = [

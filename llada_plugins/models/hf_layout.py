@@ -92,11 +92,14 @@ MAY_SAY: dict[str, Kind] = {
 ALSO = {"head_dim": "head_width", "mask_token_id": "mask_token_id", "pad_token_id": "pad_token_id"}
 KINDS: dict[str, Kind] = {
     **REQUIRED,
-    "n_kv_heads": WIDTH,
+    "n_kv_heads": nullable(WIDTH),
     "qk_norm": FLAG,
     "num_experts": whole(1, 2**16),
     "experts_per_token": whole(1, 2**16),
 }
+# What the published classes take where config.json says null or nothing; transformers leaves
+# out what is its own default. A wrong guess is no risk: then the tensors do not fit.
+ABSENT: dict[str, Any] = {"num_key_value_heads": None, "tie_word_embeddings": False}
 # Every layer attends to every token. transformers' Qwen2 and Qwen3 name a window that counts
 # only where use_sliding_window is true.
 FULL_ATTENTION = nullable(list_of(one_of("full_attention")))
@@ -117,7 +120,8 @@ class HFConfig(NamedTuple):
 
     architecture: str
     model_type: str
-    fields: Mapping[str, str] = FIELDS  # theirs -> ours, all required
+    fields: Mapping[str, str] = FIELDS  # theirs -> ours, required but for those of `absent`
+    absent: Mapping[str, Any] = ABSENT  # theirs -> what null or nothing means
     constants: Mapping[str, Any] = {}  # of ours, what the family always has
     # further fields that must be absent, null, false or empty: arithmetic that is not here
     refused: frozenset[str] = frozenset()
@@ -129,11 +133,13 @@ class HFConfig(NamedTuple):
 
     def read(self, raw: Mapping[str, Any], source: str) -> LLaDAConfig:
         """Ours of a config.json; raises ValueError in one line."""
-        said = dict(raw)
+        absent = {name: value for name, value in self.absent.items() if raw.get(name) is None}
+        said = {**raw, **absent}
         parameters = said.get("rope_parameters")
         if said.get("rope_theta") is None and isinstance(parameters, Mapping):
             said["rope_theta"] = parameters.get("rope_theta")  # transformers 5 keeps it there
-        if missing := [name for name in self.fields if said.get(name) is None]:
+        stated = self.fields.keys() - absent.keys()
+        if missing := [name for name in self.fields if name in stated and said.get(name) is None]:
             raise ValueError(
                 f"{source}: needs {', '.join(missing)}; the config.json of a "
                 f"{self.architecture} states them"
@@ -211,6 +217,7 @@ LLADA_MOE = HFConfig(
     "LLaDAMoEModelLM",
     "llada",  # as a dense LLaDA says too
     MOE_FIELDS,
+    absent={**ABSENT, "qk_layernorm": False},
     refused=frozenset(
         (
             "shared_expert_intermediate_size",
@@ -226,13 +233,23 @@ LLADA_MOE = HFConfig(
         "routed_scaling_factor": (None, 1),
     },
 )
-ILLADA = HFConfig("ILLaDAForCausalLM", "illada", refused=frozenset({"layer_norm_eps"}))
+ILLADA = HFConfig(
+    "ILLaDAForCausalLM",
+    "illada",
+    absent={**ABSENT, "tie_word_embeddings": True},
+    refused=frozenset({"layer_norm_eps"}),
+)
 DREAM = HFConfig(
     "DreamModel",
     "Dream",
     constants={"include_qkv_bias": True},
     refused=frozenset({"use_mrope"}),
 )
-A2D_QWEN3 = HFConfig("A2DQwen3LMHeadModel", "a2d-qwen3", constants={"qk_norm": True})
+A2D_QWEN3 = HFConfig(
+    "A2DQwen3LMHeadModel",
+    "a2d-qwen3",
+    absent={**ABSENT, "head_dim": 128},
+    constants={"qk_norm": True},
+)
 A2D_QWEN2 = HFConfig("A2DQwen2LMHeadModel", "a2d-qwen2", constants={"include_qkv_bias": True})
 A2D_LLAMA = HFConfig("A2DLlamaLMHeadModel", "a2d-llama")
