@@ -105,7 +105,8 @@ def config_of(case: Case, model: LLaDA) -> SamplerConfig:
     if FAMILIES[model.config.family].shift and options.get("cache", "none") != "none":
         options["shift_cache"] = "published"
         if options.get("threshold") is None:
-            options["schedule"] = "dream"
+            # whatever its alg says
+            options["schedule"], options["confidence_source"] = "dream", "entropy"
     (config,) = split(options, SamplerConfig)
     return config
 

@@ -18,7 +18,7 @@ from llada_plugins.likelihood.estimate import log_likelihood
 from llada_plugins.models.loading import save_model
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
-from tests.check_golden import CHECKS, RUNS, check, main, recordings, sets
+from tests.check_golden import CHECKS, RUNS, check, config_of, load, main, recordings, sets
 
 pytestmark = pytest.mark.floats
 
@@ -292,6 +292,20 @@ def test_another_set_of_other_weights_shapes_ids_and_counts_is_checked_whole(
     shutil.copytree(tmp_path / "wrong" / "checkpoint", folder / "checkpoint", dirs_exist_ok=True)
     status, lines, _ = printed(capsys, folder)
     assert status == 1 and "generate 0/2 identical, forwards 2/2" in lines[0]
+
+
+@pytest.mark.parametrize("alg", ("maskgit_plus", "topk_margin", "origin"))
+def test_cached_dream_without_a_threshold_trusts_by_entropy_whatever_its_alg(alg):
+    path = GOLDEN / "families" / "dream" / "parallel.json"
+    model = load(path)
+    case = next(each for each in json.loads(path.read_text())["cases"] if is_scheduled(each))
+    other = {**case, "options": {**case["options"], "alg": alg}}
+    assert config_of(other, model) == config_of(case, model)
+
+
+def is_scheduled(case) -> bool:
+    options = case["options"]
+    return options["cache"] != "none" and options["threshold"] is None
 
 
 def test_the_command_passes_over_a_readme(tmp_path):
