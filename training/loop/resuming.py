@@ -52,6 +52,7 @@ SHARED_ARGUMENTS = (
     "seed",
     "data_seed",
     "dataloader_drop_last",
+    "batches_by_length",
 )
 
 # Options of the commands that may differ, because training does not see them, or because
@@ -236,6 +237,7 @@ def _same_setting(name: str, given: Any, before: Any) -> bool:
 def _settings(description: Mapping[str, Any]) -> dict[str, Any]:
     arguments, options = description.get("arguments", {}), description.get("options", {})
     return {
+        "batches_by_length": False,  # of runs from before there was the flag
         **{name: arguments[name] for name in SHARED_ARGUMENTS if name in arguments},
         **{name: value for name, value in options.items() if name not in FREE_OPTIONS},
     }

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import (
     EvalPrediction,
     PrinterCallback,
@@ -23,6 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from .length_batches import RowsByLength
 from .metrics_log import MetricsLog, ProgressBar
 from .objectives import Loss, Objective
 from .random_streams import random_stream
@@ -42,7 +44,7 @@ class DiffusionTrainer(WholeCheckpoints):
     """Trains a model on an objective.
 
     `save` writes what a checkpoint needs to be loaded again, beside what resuming
-    needs.
+    needs. row_order: of the rows to train on; None = at random.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the weight of the whole update
@@ -62,6 +64,7 @@ class DiffusionTrainer(WholeCheckpoints):
         measure: Measure | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         throughput: Throughput | None = None,
+        row_order: RowsByLength | None = None,
     ) -> None:
         with _config_hidden(model):
             super().__init__(
@@ -78,6 +81,7 @@ class DiffusionTrainer(WholeCheckpoints):
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback):  # which disable_tqdm has left out
             self.add_callback(ProgressBar())
+        self.row_order = row_order
         self.throughput = throughput or Throughput()
         # first: what they add to a line is logged everywhere
         self.callback_handler.callbacks[:0] = [self.throughput, *callbacks]
@@ -85,6 +89,12 @@ class DiffusionTrainer(WholeCheckpoints):
         self.save = save
         self.load = load
         self._micro_step = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        if self.row_order is None:
+            return super()._get_train_sampler(train_dataset)
+        self.row_order.num_done = lambda: self.state.global_step
+        return self.row_order
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device

@@ -53,7 +53,7 @@ NOT_HERE = {  # flags of transformers that would do nothing, or nothing good -> 
     "reentrance",
     "use_liger_kernel": "it knows other models only",
     "warmup_ratio": "--warmup_steps below 1 is the share of all updates",
-    "group_by_length": "rows are drawn at random",
+    "group_by_length": "--batches_by_length has batches of rows of similar lengths",
     "overwrite_output_dir": "--overwrite starts again, --resume continues",
     "past_index": "the models have no past",
     "use_legacy_prediction_loop": "there is one evaluation loop",
@@ -106,6 +106,11 @@ class RunArguments(TrainingArguments):
         None,
         "CPU threads (default: torch's choice); tiny models are fastest on one, by far on busy "
         "cores",
+    )
+    batches_by_length: bool = arg(
+        False,
+        "an update takes rows of similar lengths, in random order, so that less is padding; "
+        "answers of SFT, whose padding is learned, then learn less of it",
     )
     ddp_find_unused_parameters: bool | None = arg(
         False, "leave it off: every update reaches all that trains"

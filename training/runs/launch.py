@@ -24,6 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from llada_plugins.options.command_line import dataclass_parser
 from training.loop import resuming
+from training.loop.length_batches import RowsByLength, lengths_of
 from training.loop.metrics_log import METRICS
 from training.loop.trainer import DiffusionTrainer
 
@@ -210,6 +211,7 @@ def _trainer(prepared: Run, arguments: RunArguments, command: Sequence[str]) -> 
         measure=prepared.measure,
         callbacks=prepared.callbacks,
         throughput=prepared.throughput,
+        row_order=_row_order(job.train, arguments),
     )
     if asks_for_fsdp(arguments) and not trainer.is_fsdp_enabled:
         raise ValueError(
@@ -226,6 +228,25 @@ def _trainer(prepared: Run, arguments: RunArguments, command: Sequence[str]) -> 
     return trainer
 
 
+def _row_order(rows: Any, arguments: RunArguments) -> RowsByLength | None:
+    """The order that --batches_by_length asks for, None without it."""
+    if not arguments.batches_by_length:
+        return None
+    lengths = lengths_of(rows)
+    batch = arguments.train_batch_size * arguments.world_size  # of all processes
+    batches = len(lengths) // batch
+    if not arguments.dataloader_drop_last:
+        batches = math.ceil(len(lengths) / batch)
+    an_epoch = math.ceil(batches / arguments.gradient_accumulation_steps)
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    return RowsByLength(lengths, rows_of_update(arguments), an_epoch, seed)
+
+
+def rows_of_update(arguments: RunArguments) -> int:
+    """Rows of an update: of all its micro-batches and processes."""
+    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+
+
 def _begin(
     prepared: Run, arguments: RunArguments, command: Sequence[str], options: Mapping[str, Any]
 ) -> None:
@@ -234,12 +255,11 @@ def _begin(
     folder = Path(arguments.output_dir)
     if arguments.overwrite:
         _remove_results(folder)
-    rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     description = {
         "command": list(command),
         "config": config_file.given(command)[1],
         "options": options,
-        "rows_of_update": rows,
+        "rows_of_update": rows_of_update(arguments),
         "arguments": arguments.to_dict(),
     }
     resuming.begin(folder, description, identity, resume=arguments.resume)
