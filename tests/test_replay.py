@@ -9,6 +9,8 @@ made, as a pool of memory would. So what would be frozen in a graph is frozen he
 from __future__ import annotations
 
 import gc
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +32,7 @@ from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
 from llada_plugins.models.layer import Streams
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.past import Past, row_bucket
-from llada_plugins.models.replay import LARGEST, MAX_GRAPHS, WARM_UP, obstacle
+from llada_plugins.models.replay import LARGEST, MAX_GRAPHS, MOST_ROWS, WARM_UP, obstacle
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.decode import Draft, Filled
@@ -305,6 +307,60 @@ def test_two_blocks_at_once_do_not_share_memory(make_model):
     assert third.is_lent
 
 
+@torch.inference_mode()
+def test_memory_of_former_graphs_is_not_taken_for_that_of_later_ones(make_model):
+    model, ids, window = make_model(), random_ids(2, 9), slice(4, 8)
+
+    def later_step(of: LLaDA, past: Past) -> Tensor:
+        of.streams(ids, past=past)
+        return of.streams(ids, past=past, columns=window).hidden
+
+    bound = measured(lambda of: later_step(of, Past()), model)
+    expected, past, others = later_step(model, Past()), Past(), Past()
+    later_step(replaying(model), past)
+    replaying(model)  # in the middle of a block
+    model.streams(ids.roll(1, 1), past=others)
+    for _ in range(WARM_UP + 1):
+        model.streams(ids.roll(1, 1), past=others, columns=window)
+    assert num_replays() == 1
+    found = model.streams(ids, past=past, columns=window).hidden
+    torch.testing.assert_close(found, expected, atol=bound, rtol=0)
+
+
+class Interrupted(Recorder):
+    """A Graph before whose first replay another thread asks for a forward, too."""
+
+    others: list[threading.Thread] = []
+
+    def replay(self) -> None:
+        for other in Interrupted.others:
+            if other.ident is None:
+                other.start()
+                other.join(0.5)  # of a thread that has to wait for this replay
+        super().replay()
+
+
+@torch.inference_mode()
+def test_threads_wait_for_each_other(make_model):
+    model, ids, of_other = make_model(), random_ids(2, 9), random_ids(2, 9).roll(1, 1)
+    fresh = make_model()
+    expected = [replayed(replaying(fresh), each) for each in (ids, of_other)]
+    model.compile_layers("off", make_graph=Interrupted)
+    found: list[Tensor] = []
+
+    def other() -> None:
+        with torch.inference_mode():
+            found.append(model.hidden_states(of_other))
+
+    Interrupted.others = [threading.Thread(target=other)]
+    for _ in range(WARM_UP):
+        model.hidden_states(ids)
+    found.insert(0, model.hidden_states(ids))
+    Interrupted.others[0].join()
+    Interrupted.others = []
+    assert all(map(torch.equal, found, expected)) and len(found) == 2
+
+
 # ---- a graph is of the model as it was
 
 
@@ -479,3 +535,16 @@ def test_rows_that_leave_take_nothing_from_those_that_stay(make_model, is_lent):
     for layer, keys in zip(past.present(), before):
         assert torch.equal(layer.keys, keys[[3, 0]])
     assert (storage(past[0].keys) == place) is is_lent
+
+
+@torch.inference_mode()
+def test_many_rows_find_the_memory_of_few_free_once_nothing_holds_it(make_model):
+    model, few, many = replaying(make_model()), random_ids(3, 9), random_ids(MOST_ROWS + 1, 9)
+    past = Past()
+    model.streams(few, past=past)
+    kept = weakref.ref(model.replays.memory.layers[0].keys)
+    model.streams(many, past=Past())
+    assert kept() is not None and past.is_lent  # it is in use
+    del past
+    model.streams(many, past=Past())
+    assert kept() is None

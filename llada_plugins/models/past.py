@@ -79,6 +79,14 @@ class Memory:
         """Does no Past hold it?"""
         return self._holder is None or self._holder() is None
 
+    def is_held_by(self, past: Past) -> bool:
+        """Is that where the past's keys and values are?"""
+        return self._holder is not None and self._holder() is past
+
+    def release(self) -> None:
+        """Give the memory back, which no Past may hold."""
+        self.layers = []
+
     def lend(
         self, past: Past, num_layers: int, shape: tuple[int, int, int, int], like: Tensor
     ) -> None:

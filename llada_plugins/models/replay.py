@@ -9,6 +9,7 @@ much is hidden from attention, and cut off.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import NamedTuple, Protocol
@@ -198,6 +199,7 @@ class Replays:
         self.steps: dict[Shape, Step] = {}
         self.snapshot: Snapshot | None = None
         self.failed = False  # a capture has, and none is tried again
+        self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[type[Replays], tuple[Compiling, object]]:
         """A copy, as of a copied model, begins without graphs."""
@@ -217,8 +219,19 @@ class Replays:
 
         shape: rows, columns, heads, head_dim.
         """
+        with self._lock:
+            return self._lend(past, num_layers, shape, like)
+
+    def _lend(
+        self, past: Past, num_layers: int, shape: tuple[int, int, int, int], like: Tensor
+    ) -> bool:
         num_rows, length, num_heads, head_dim = shape
-        if num_rows > MOST_ROWS or not self.memory.is_free:
+        if not self.memory.is_free:
+            return False
+        if num_rows > MOST_ROWS:
+            # batches are as large as free memory lets them be, measured without this
+            self.steps.clear()
+            self.memory.release()
             return False
         room = row_bucket(num_rows), length_bucket(length), num_heads, head_dim
         if not self.memory.fits(num_layers, room, like):
@@ -242,7 +255,23 @@ class Replays:
         to_the_end: do the columns in work go on to the end of the canvas, whose length
         that is?
         """
-        shape = _shape(given, view, past, to_the_end, length)
+        # its memory is all threads': another's input would be read, or its results returned
+        with self._lock:
+            return self._run(model, compute, given, view, past, to_the_end, length)
+
+    def _run(
+        self,
+        model: nn.Module,
+        compute: Compute,
+        given: Tensor,
+        view: View,
+        past: Past | None,
+        to_the_end: bool,
+        length: int,
+    ) -> Streams | None:
+        if past is not None and not self.memory.is_held_by(past):
+            return None
+        shape = _shape(given, view, past is not None, to_the_end, length)
         if shape is None or not self._is_replayable(model):
             return None
         if shape not in self.steps:
@@ -300,14 +329,14 @@ def length_bucket(length: int) -> int:
 
 
 def _shape(
-    given: Tensor, view: View, past: Past | None, to_the_end: bool, length: int
+    given: Tensor, view: View, has_past: bool, to_the_end: bool, length: int
 ) -> Shape | None:
-    """The bucket of a forward; None where it is too large, or its memory does not stay."""
+    """The bucket of a forward; None where it is too large, or its mask is of pairs."""
     num_rows, width = given.shape[:2]
     rows, room = row_bucket(num_rows), length_bucket(length)
     if to_the_end:
         width += room - length
     of_pairs = view.visible is not None and view.visible.shape[2] > 1
-    if rows * width > LARGEST or of_pairs or (past is not None and not past.is_lent):
+    if rows * width > LARGEST or of_pairs:
         return None
-    return Shape(rows, width, room, past is not None, given.dtype)
+    return Shape(rows, width, room, has_past, given.dtype)
