@@ -42,10 +42,11 @@ def timed(work: Callable[[], Any], device: torch.device) -> Seconds:
 
 def _timed_by_events(work: Callable[[], Any], device: torch.device) -> Seconds:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    stream = torch.cuda.current_stream(device)  # the device need not be the current one
     torch.cuda.synchronize(device)
     cpu = time.process_time()
-    begin.record()
+    begin.record(stream)
     work()
-    end.record()
+    end.record(stream)
     end.synchronize()
     return Seconds(begin.elapsed_time(end) / 1000, time.process_time() - cpu)

@@ -20,6 +20,7 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     for name, found in sections.items():
         lines += ["", name, *TABLES[name](found)]
+    lines += [f"\n{name} failed: {reason}" for name, reason in result["failed"].items()]
     if result["not_run"]:
         lines += ["", f"not run, for want of time: {', '.join(result['not_run'])}"]
     return "\n".join(lines)

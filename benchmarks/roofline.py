@@ -15,6 +15,7 @@ not measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -182,7 +183,12 @@ class Profile(NamedTuple):
     product_share: float  # of that time, in matrix products and attention
 
     def idle_share(self, seconds: float) -> float:
-        """The part of a step of so many seconds in which nothing was computed."""
+        """The part of a step of so many seconds in which nothing was computed.
+
+        NaN where the profiler saw nothing, as where a machine does not let it.
+        """
+        if not self.busy_seconds:
+            return math.nan
         return max(0.0, 1 - self.busy_seconds / seconds)
 
 
@@ -207,7 +213,7 @@ def profiled(step: Callable[[], Any], device: torch.device) -> Profile:
     names = KERNELS if on_gpu else MATMULS
     products = (time for name, time in spent.items() if any(part in name.lower() for part in names))
     total = sum(spent.values())
-    return Profile(num_calls, total / 1e6, sum(products) / total)
+    return Profile(num_calls, total / 1e6, sum(products) / total if total else math.nan)
 
 
 def table(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -603,3 +604,9 @@ def test_a_profile_counts_the_operators_of_a_step():
     assert found.num_calls >= 3 and 0 < found.product_share < 1 and found.busy_seconds > 0
     assert found.idle_share(2 * found.busy_seconds) == pytest.approx(0.5)
     assert found.idle_share(found.busy_seconds / 2) == 0
+
+
+def test_a_profile_of_nothing_says_no_share():
+    found = roofline.profiled(lambda: None, torch.device("cpu"))
+    assert found.num_calls == 0
+    assert math.isnan(found.idle_share(1.0)) and math.isnan(found.product_share)

@@ -87,6 +87,18 @@ def test_a_section_without_time_is_left_out_and_told(monkeypatch) -> None:
     assert told == "not run, for want of time: answers, likelihood, compiled"
 
 
+def test_a_section_that_fails_ends_no_other_and_the_status_tells(monkeypatch, tmp_path, capsys):
+    def fails(bench: gpu.Bench) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory\nand more")
+
+    monkeypatch.setitem(gpu.SECTIONS, "steps", fails)
+    file = tmp_path / "gpu.json"
+    assert gpu.main(words(**SMALL, sections=["steps", "published"], json=file)) == 1
+    result = json.loads(file.read_text())
+    assert list(result["sections"]) == ["published"] and result["not_run"] == []
+    assert "steps failed: CUDA out of memory\n" in capsys.readouterr().out
+
+
 def test_tokens_that_differ_in_bfloat16_alone_are_told() -> None:
     found = dict(ratios={}, same_share=0.75, same_in_float32=True)
     assert gpu_report.TABLES["published"](found) == [
