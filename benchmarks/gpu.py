@@ -20,17 +20,22 @@ want of memory, ends no other. The table says so:
              in float32.
 `answers`    tokens and forwards a second of whole answers with the dual cache.
 `likelihood` masked rows a second, over those of the published loop.
+`quantised`  steps with 8-bit products (int8_dynamic, fp8), layers compiled where that works;
+             the floor is the one of the weights as they are.
+`training`   tokens a second of LoRA and of Remask SFT, and the share of the ceiling.
 
-Times are between two events on the GPU (of a CPU, its own time). Not here: training, see
-benchmarks.training, and peers, see benchmarks.generation --peer.
+Times are between two events on the GPU (of a CPU, its own time). Not here: peers, see
+benchmarks.generation --peer, and what the trainer adds to an update, see
+benchmarks.training.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -47,17 +52,20 @@ from llada_plugins.files.json_files import first_line
 from llada_plugins.models.compiling import lacking
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.placement import pick_device, pick_dtype
+from llada_plugins.models.quantization import check_quantize
+from llada_plugins.models.scaled_linear import check_device
 from llada_plugins.reports.render import pyplot
 
-from . import reference, roofline
+from . import gpu_training, reference, roofline
 from .clock import Clock, clock_of, device_name, timed
 from .command import run_benchmark
 from .gpu_options import ORDER, Options
 from .gpu_report import draw, table
 from .random_models import SHAPES, model_config, random_model, random_tokens
-from .steps import canvas_of, our_step, reference_step
+from .steps import canvas_of, our_step, quantised_copy, reference_step
 
 FORMS = ("exact", "prefix_later", "dual_later")
+EIGHT_BITS = ("int8_dynamic", "fp8")  # methods whose products take less time than bfloat16's
 WARM_UP = 4  # repetitions that are not measured; a graph is captured at the third
 TEMPERATURE = 0.7
 REQUEST = (48, 24)  # tokens of a likelihood's prompt and answer
@@ -71,6 +79,18 @@ class Bench(NamedTuple):
     ceiling: roofline.Ceiling
     clock: Clock
     same_in_float32: bool  # did ours and the published loop decode the same greedy tokens?
+    deadline: float = math.inf  # by time.monotonic(): nothing is begun later
+
+    def each_in_time(
+        self, names: Iterable[str], measure: Callable[[str], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What is measured by name; in place of what there is no time for, the reason."""
+        return {
+            name: measure(name)
+            if time.monotonic() < self.deadline
+            else {"lack": "no time was left"}
+            for name in names
+        }
 
     def median(self, work: Callable[[], Any]) -> float:
         """Seconds of a piece of work, the median of some repetitions."""
@@ -237,12 +257,53 @@ def likelihood(bench: Bench) -> dict[str, float]:
     return {name: rows / taken for name, taken in seconds.items()}
 
 
+def quantised(bench: Bench) -> dict[str, Any]:
+    """Steps with 8-bit products, by method; the reason where the device has none."""
+    return bench.each_in_time(EIGHT_BITS, partial(quantised_steps, bench))
+
+
+def quantised_steps(bench: Bench, method: str) -> dict[str, Any]:
+    """An exact and a later step, with the fewest and the most rows."""
+    model, rows = bench.model, bench.options.rows
+    try:
+        check_quantize(method)
+        check_device(method, model.device, model.dtype)
+    except (ImportError, ValueError) as error:
+        return {"lack": str(error)}
+    copied = quantised_copy(model, method)
+    if model.device.type == "cuda" and not lacking(model.device):
+        copied.compile_layers("on")  # eager, rounding is several small kernels a Linear
+    of_copy = bench._replace(model=copied)
+    return {
+        f"{form} {number}": measured_step(of_copy, form, number)
+        for form in ("exact", "dual_later")
+        for number in sorted({min(rows), max(rows)})
+    }
+
+
+def training(bench: Bench) -> dict[str, Any]:
+    """Tokens a second of an update of each kind, and the share of the ceiling."""
+    return bench.each_in_time(gpu_training.WORKS, partial(trained, bench))
+
+
+def trained(bench: Bench, kind: str) -> dict[str, float]:
+    """The rates of one kind of training."""
+    model, options = bench.model, bench.options
+    columns = min(gpu_training.MOST_COLUMNS, options.prompt_length + options.gen_length)
+    work = gpu_training.WORKS[kind](model, columns)
+    batch = gpu_training.batch_of(model, columns, options.seed)
+    seconds = bench.median(gpu_training.updates(work, batch, model.dtype))
+    return gpu_training.rates(seconds, columns, work.flops, bench.ceiling.flops)
+
+
 SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "steps": steps,
     "published": published,
     "answers": answers,
     "likelihood": likelihood,
     "compiled": compiled,
+    "quantised": quantised,
+    "training": training,
 }
 
 
@@ -256,12 +317,12 @@ def run(options: Options) -> dict[str, Any]:
     same = same_share(model, options) == 1
     model.to(dtype)
     ceiling = roofline.measured_ceiling(device, dtype, clock)
-    bench = Bench(model, options, ceiling, clock, same)
+    bench = Bench(model, options, ceiling, clock, same, began + options.seconds)
     found: dict[str, Any] = {}
     failed: dict[str, str] = {}
     asked = [name for name in ORDER if name in options.sections]
     for name in asked:
-        if time.monotonic() - began < options.seconds:
+        if time.monotonic() < bench.deadline:
             # what was measured before is not to be lost
             try:
                 found[name] = SECTIONS[name](bench)

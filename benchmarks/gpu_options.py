@@ -14,7 +14,7 @@ from . import speed_plot
 from .command import check_folder
 
 # of sections; what users can least do without comes first
-ORDER = ("steps", "published", "answers", "likelihood", "compiled")
+ORDER = ("steps", "published", "answers", "likelihood", "compiled", "quantised", "training")
 
 
 @dataclass(frozen=True, kw_only=True)

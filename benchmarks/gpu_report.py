@@ -28,13 +28,13 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _steps(found: Mapping[str, Any]) -> list[str]:
     lines = [
-        f"{'form and rows':<20}{'median ms':>12}{'floor ms':>12}{'x floor':>9}{'kernels':>9}"
+        f"{'form and rows':<28}{'median ms':>12}{'floor ms':>12}{'x floor':>9}{'kernels':>9}"
         f"{'idle %':>8}"
     ]
     for name, each in found.items():
         ratio = each["seconds"] / each["floor"]
         lines.append(
-            f"{name:<20}{1000 * each['seconds']:>12.2f}{1000 * each['floor']:>12.2f}{ratio:>9.2f}"
+            f"{name:<28}{1000 * each['seconds']:>12.2f}{1000 * each['floor']:>12.2f}{ratio:>9.2f}"
             f"{each['num_calls']:>9}{100 * each['idle_share']:>8.0f}"
         )
     return lines
@@ -74,12 +74,34 @@ def _likelihood(found: Mapping[str, float]) -> list[str]:
     ]
 
 
+def _quantised(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for method, forms in found.items():
+        if "lack" in forms:
+            lines.append(f"{method}: not run: {forms['lack']}")
+        else:
+            lines += _steps({f"{method} {name}": each for name, each in forms.items()})
+    return lines
+
+
+def _training(found: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{kind:<20}not run: {each['lack']}"
+        if "lack" in each
+        else f"{kind:<20}{each['tokens_per_second']:>12.0f} tokens/s"
+        f"{100 * each['flop_utilisation']:>8.1f} % of the ceiling"
+        for kind, each in found.items()
+    ]
+
+
 TABLES = {
     "steps": _steps,
     "compiled": _compiled,
     "published": _published,
     "answers": _answers,
     "likelihood": _likelihood,
+    "quantised": _quantised,
+    "training": _training,
 }
 
 

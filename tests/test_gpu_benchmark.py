@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_report, roofline
+from benchmarks import gpu, gpu_report, gpu_training, roofline
 from benchmarks.random_models import model_config, random_model
+from training.loop.throughput import training_flops
 
 SMALL = dict(
     shape="tiny",
@@ -23,6 +24,7 @@ SMALL = dict(
     repetitions=1,
 )
 EAGER = ["steps", "published", "answers", "likelihood"]
+PARTS = ["quantised", "training"]
 
 
 def words(**options: object) -> list[str]:
@@ -48,6 +50,51 @@ def test_the_command_measures_every_section_and_writes_table_json_and_plot(
     table = capsys.readouterr().out
     assert "x floor" in table and "masked rows/s" in table and "not run" not in table
     assert (tmp_path / "gpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_and_8_bit_steps_are_measured(capsys, tmp_path: Path) -> None:
+    options = {**SMALL, "rows": [1], "gen_length": 8}
+    assert gpu.main(words(**options, sections=PARTS, json=tmp_path / "gpu.json")) == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())["sections"]
+    assert list(found["quantised"]) == list(gpu.EIGHT_BITS)
+    for forms in found["quantised"].values():
+        assert "lack" in forms or set(forms) == {"exact 1", "dual_later 1"}
+    assert list(found["training"]) == ["LoRA", "Remask SFT"]
+    assert all(each["tokens_per_second"] > 0 for each in found["training"].values())
+    assert "% of the ceiling" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", gpu_training.WORKS)
+def test_updates_train_what_is_new_and_leave_the_models_weights(kind: str) -> None:
+    model = random_model(model_config("tiny", 64), torch.device("cpu"), seed=0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    work = gpu_training.WORKS[kind](model, 16)
+    update = gpu_training.updates(work, gpu_training.batch_of(model, 16, seed=0), torch.float32)
+    new = [each for each in work.model.parameters() if each.requires_grad]
+    old = [each.detach().clone() for each in new]
+    assert update().isfinite()
+    assert any(not torch.equal(one, other) for one, other in zip(new, old))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_the_flops_of_a_token_are_those_of_what_trains() -> None:
+    """P weights, A the attention's: 6 P + A to train all, 4 P + A for adapters, a third frozen."""
+    model = random_model(model_config("tiny", 64), torch.device("cpu"), seed=0)
+    weights = training_flops(model, 0) / 6
+    attention = training_flops(model, 16) - 6 * weights
+    lora, remask = (gpu_training.WORKS[kind](model, 16).flops for kind in gpu_training.WORKS)
+    assert lora == pytest.approx(4 * weights + attention)
+    assert remask == pytest.approx(2 * weights + attention / 3)
+
+
+def test_a_part_without_time_says_so() -> None:
+    bench = gpu.Bench(None, None, None, None, True, deadline=0.0)
+    found = bench.each_in_time(["fp8"], lambda name: {})
+    assert found == {"fp8": {"lack": "no time was left"}}
+    assert gpu_report.TABLES["quantised"](found) == ["fp8: not run: no time was left"]
+    [line] = gpu_report.TABLES["training"](found)
+    assert line.endswith("not run: no time was left")
 
 
 @pytest.mark.slow
@@ -84,7 +131,7 @@ def test_a_section_without_time_is_left_out_and_told(monkeypatch) -> None:
     result = gpu.run(gpu.Options(**SMALL, seconds=250))
     assert list(result["sections"]) == ["steps", "published"]
     told = gpu_report.table(result).splitlines()[-1]
-    assert told == "not run, for want of time: answers, likelihood, compiled"
+    assert told == "not run, for want of time: answers, likelihood, compiled, quantised, training"
 
 
 def test_a_section_that_fails_ends_no_other_and_the_status_tells(monkeypatch, tmp_path, capsys):
