@@ -19,6 +19,7 @@ want of memory, ends no other. The table says so:
              probabilities, many of which tie: a difference there is told, and fails only
              in float32.
 `answers`    tokens and forwards a second of whole answers with the dual cache.
+`compiled_answers`  the same with compiled layers, and small forwards as CUDA graphs.
 `likelihood` masked rows a second, over those of the published loop.
 `quantised`  steps with 8-bit products (int8_dynamic, fp8), layers compiled where that works;
              the floor is the one of the weights as they are.
@@ -296,12 +297,24 @@ def trained(bench: Bench, kind: str) -> dict[str, float]:
     return gpu_training.rates(seconds, columns, work.flops, bench.ceiling.flops)
 
 
+def compiled_answers(bench: Bench) -> dict[str, Any]:
+    """`answers` with compiled layers; those that are not measured compile and capture."""
+    if lack := lacking(bench.model.device):
+        return {"lack": f"{lack.what}: {lack.remedy}"}
+    bench.model.compile_layers("on")
+    try:
+        return answers(bench)
+    finally:
+        bench.model.compile_layers("off")
+
+
 SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "steps": steps,
     "published": published,
     "answers": answers,
     "likelihood": likelihood,
     "compiled": compiled,
+    "compiled_answers": compiled_answers,
     "quantised": quantised,
     "training": training,
 }

@@ -14,7 +14,16 @@ from . import speed_plot
 from .command import check_folder
 
 # of sections; what users can least do without comes first
-ORDER = ("steps", "published", "answers", "likelihood", "compiled", "quantised", "training")
+ORDER = (
+    "steps",
+    "published",
+    "answers",
+    "likelihood",
+    "compiled",
+    "compiled_answers",
+    "quantised",
+    "training",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

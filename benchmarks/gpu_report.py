@@ -59,6 +59,8 @@ def _published(found: Mapping[str, Any]) -> list[str]:
 
 
 def _answers(found: Mapping[str, Any]) -> list[str]:
+    if "lack" in found:
+        return [f"not run: {found['lack']}"]
     return [
         f"{'rows: ' + rows:<20}{each['tokens_per_second']:>12.1f} tokens/s"
         f"{each['forwards_per_second']:>12.1f} forwards/s"
@@ -99,6 +101,7 @@ TABLES = {
     "compiled": _compiled,
     "published": _published,
     "answers": _answers,
+    "compiled_answers": _answers,
     "likelihood": _likelihood,
     "quantised": _quantised,
     "training": _training,
