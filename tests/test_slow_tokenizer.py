@@ -197,10 +197,21 @@ def test_damaged_files_end_in_one_line_that_names_the_folder(own, fault):
     assert "\n" not in str(caught.value) and str(own) in str(caught.value)
 
 
-def test_a_folder_with_neither_form_says_so(own):
-    (own / "merges.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="has no tokenizer.json: pass tokenizer=FOLDER"):
+@pytest.mark.parametrize(
+    "absent, told",
+    (
+        (("merges.txt",), ", and of vocab.json and merges.txt only the first"),
+        (("vocab.json",), ", and of merges.txt and vocab.json only the first"),
+        (("merges.txt", "vocab.json"), ""),
+    ),
+    ids=("no merges", "no vocabulary", "neither"),
+)
+def test_a_folder_with_neither_form_says_what_it_lacks(own, absent, told):
+    for name in absent:
+        (own / name).unlink()
+    with pytest.raises(FileNotFoundError) as caught:
         load_tokenizer(own)
+    assert f"{own} has no tokenizer.json{told}: pass tokenizer=FOLDER" in str(caught.value)
 
 
 # ---- in an engine

@@ -31,6 +31,12 @@ def is_slow(folder: Path) -> bool:
     return not fast and is_there(folder / VOCAB) and is_there(folder / MERGES)
 
 
+def half_of_slow(folder: Path) -> str:
+    """What a message says of a folder with one of the two files; "" where it has neither."""
+    present, absent = sorted((VOCAB, MERGES), key=lambda name: not is_there(folder / name))
+    return f", and of {present} and {absent} only the first" if is_there(folder / present) else ""
+
+
 def read_slow_tokenizer(folder: Path, files: TokenizerFiles) -> dict[str, Any]:
     """The tokenizer.json that the folder's files amount to.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llada_plugins.files.json_files import first_line, is_there, short
 from llada_plugins.options.startup_messages import silenced
 
-from .slow_tokenizer import is_slow, read_slow_tokenizer
+from .slow_tokenizer import half_of_slow, is_slow, read_slow_tokenizer
 from .tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
     """
     if not has_tokenizer(folder):
         raise FileNotFoundError(
-            f"{folder} has no tokenizer.json: pass tokenizer=FOLDER of the model's tokenizer"
+            f"{folder} has no tokenizer.json{half_of_slow(folder)}: pass tokenizer=FOLDER of the "
+            "model's tokenizer"
         )
     files = read_tokenizer_files(folder)
     if is_slow(folder):
