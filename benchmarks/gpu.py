@@ -32,15 +32,13 @@ benchmarks.training.
 
 from __future__ import annotations
 
-import math
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,8 +56,9 @@ from llada_plugins.models.scaled_linear import check_device
 from llada_plugins.reports.render import pyplot
 
 from . import gpu_training, reference, roofline
-from .clock import Clock, clock_of, device_name, timed
+from .clock import clock_of, device_name, timed
 from .command import run_benchmark
+from .gpu_bench import Bench
 from .gpu_options import ORDER, Options
 from .gpu_report import draw, table
 from .random_models import SHAPES, model_config, random_model, random_tokens
@@ -67,39 +66,8 @@ from .steps import canvas_of, our_step, quantised_copy, reference_step
 
 FORMS = ("exact", "prefix_later", "dual_later")
 EIGHT_BITS = ("int8_dynamic", "fp8")  # methods whose products take less time than bfloat16's
-WARM_UP = 4  # repetitions that are not measured; a graph is captured at the third
 TEMPERATURE = 0.7
 REQUEST = (48, 24)  # tokens of a likelihood's prompt and answer
-
-
-class Bench(NamedTuple):
-    """What every section works on."""
-
-    model: LLaDA
-    options: Options
-    ceiling: roofline.Ceiling
-    clock: Clock
-    same_in_float32: bool  # did ours and the published loop decode the same greedy tokens?
-    deadline: float = math.inf  # by time.monotonic(): nothing is begun later
-
-    def each_in_time(
-        self, names: Iterable[str], measure: Callable[[str], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """What is measured by name; in place of what there is no time for, the reason."""
-        return {
-            name: measure(name)
-            if time.monotonic() < self.deadline
-            else {"lack": "no time was left"}
-            for name in names
-        }
-
-    def median(self, work: Callable[[], Any]) -> float:
-        """Seconds of a piece of work, the median of some repetitions."""
-        for _ in range(WARM_UP):
-            work()
-        device = self.model.device
-        found = [timed(work, device) for _ in range(self.options.repetitions)]
-        return statistics.median(getattr(each, self.clock) for each in found)
 
 
 # --- steps ----------------------------------------------------------------------------
