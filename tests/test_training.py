@@ -323,6 +323,43 @@ def test_one_batch_of_8_updates_as_accumulating_2_times_4_does(tmp_path, weighte
     assert losses[0] == pytest.approx(losses[1], abs=token_error(model) + slope * bound)
 
 
+@pytest.mark.slow
+def test_a_compiled_run_logs_the_losses_of_an_eager_one(tmp_path, monkeypatch):
+    for name in ("BACKEND", "MODE"):  # which --torch_compile sets for accelerate
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "")
+        monkeypatch.delenv(f"ACCELERATE_DYNAMO_{name}")
+    rows = [Example([token] * 8, 1 + token % 7) for token in range(8)]
+
+    def gradient(of: LLaDA) -> Tensor:
+        with torch.enable_grad():
+            cost = everything_masked(of, collate_answers(EOS_ID)(rows), random_stream(0))
+            found = torch.autograd.grad(cost.sum / cost.count, list(of.parameters()))
+            return torch.cat([each.flatten() for each in found])
+
+    model, num_updates, rate = small_model(1), 4, 1e-2
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    losses = []
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        trained(
+            folder,
+            objective=everything_masked,
+            train=rows,
+            adam_epsilon=1e-2,
+            torch_compile=compiled,
+        )
+        losses.append(logged(folder, "loss"))
+        # the layers are taken along
+        assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) is compiled
+    # as in the test above: what an update may differ by, and a loss for it
+    drift = num_updates * rate * 2 * measured(gradient, model) / 1e-2
+    slope = float(gradient(model).abs().sum())
+    bound = token_error(model) + slope * drift
+    assert len(losses[0]) == num_updates and losses[0] == pytest.approx(losses[1], abs=bound)
+    assert abs(losses[0][0] - losses[0][-1]) > bound  # it learns, and the bound would show it
+
+
 def test_the_logged_loss_is_the_naive_mean_over_the_update(tmp_path):
     rows = examples(4)
     trained(tmp_path, objective=everything_masked, train=rows, max_steps=1)
