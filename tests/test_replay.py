@@ -291,6 +291,40 @@ def test_what_a_forward_returns_stays_when_the_next_is_replayed(make_model):
     assert not torch.equal(found[0], found[1])
 
 
+class Empty(Recorder):
+    """A graph of nothing: torch warns of one, and its replay leaves what was there."""
+
+    def replay(self) -> None:
+        self.num_replays += 1
+
+
+class Elsewhere(Recorder):
+    """A graph that reads other memory than the one that its inputs are put into."""
+
+    def replay(self) -> None:
+        operator, args, kwargs, new = self.calls[0]
+        self.calls[0] = (operator, tuple(map(other_numbers, args)), kwargs, new)
+        super().replay()
+
+
+def other_numbers(value: Any) -> Any:
+    return value.roll(1, -1) if isinstance(value, Tensor) and value.dtype == torch.long else value
+
+
+@pytest.mark.parametrize("graph", [Empty, Elsewhere])
+@torch.inference_mode()
+def test_a_graph_whose_first_replay_computes_something_else_is_dropped(make_model, graph):
+    model, ids = make_model(), [random_ids(2, 9).roll(shift, 1) for shift in range(6)]
+    expected = [model.streams(each).hidden for each in ids]
+    model.compile_layers("off", make_graph=graph)
+    found = [model.streams(each).hidden for each in ids]
+    assert num_replays() == 1
+    bound = measured(lambda of: torch.cat([of.streams(each).hidden for each in ids]), model)
+    torch.testing.assert_close(torch.cat(found), torch.cat(expected), atol=bound, rtol=0)
+    (note,) = model.compiling.notes
+    assert "the first replay gave other numbers than the forward" in note
+
+
 @torch.inference_mode()
 def test_two_blocks_at_once_do_not_share_memory(make_model):
     model, ids = replaying(make_model()), random_ids(2, 9)
