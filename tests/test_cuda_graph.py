@@ -13,9 +13,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from llada_plugins.models import replay
+from llada_plugins.models import cuda_graph, replay
+from llada_plugins.models.cuda_graph import CudaGraph
 from llada_plugins.models.past import Past
-from llada_plugins.models.replay import WARM_UP, CudaGraph
+from llada_plugins.models.replay import WARM_UP
 
 GPU = torch.device("cuda", 1)  # not the current one
 
@@ -91,9 +92,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Native)
     monkeypatch.setattr(torch.cuda, "Stream", "capturing on {}".format)
     monkeypatch.setattr(Native, "holders", Counter())
-    replay._capturing.cache_clear()
+    cuda_graph._capturing.cache_clear()
     yield cuda
-    replay._capturing.cache_clear()
+    cuda_graph._capturing.cache_clear()
 
 
 def test_work_is_captured_on_the_device_that_does_it(cuda):

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from .block import Block, RMSNorm, rotary_table
 from .compiling import Backend, Compiling
+from .cuda_graph import Graph
 from .layer import ActivationCheckpointing, Layer, Streams, View
 from .llada_config import LLaDAConfig
 from .past import LayerPast, Past
-from .replay import Graph, Replays
+from .replay import Replays
 from .special_tokens import SpecialTokens
 from .submodules import home, is_plain_linear, table
 from .vocabulary_product import by_parts, pays_by_parts
