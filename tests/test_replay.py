@@ -543,7 +543,7 @@ def test_graphs_are_limited(make_model, caplog):
     model.streams(ids, past=past)
     for width in range(1, MAX_GRAPHS + 4):
         model.streams(ids, past=past, columns=slice(0, width))
-    assert len(model.replays.steps) == MAX_GRAPHS and len(told(caplog)) == 1
+    assert len(model.replays.forwards) == MAX_GRAPHS and len(told(caplog)) == 1
 
 
 # ---- memory

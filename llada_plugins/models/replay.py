@@ -48,7 +48,7 @@ class Shape(NamedTuple):
     given: torch.dtype  # of ids or embeddings
 
 
-class Step:
+class ReplayedForward:
     """A forward of one shape over memory of its own, where inputs are put and outputs found."""
 
     def __init__(self, shape: Shape, given: Tensor, view: View, past: Past | None) -> None:
@@ -171,7 +171,7 @@ class Replays:
     def __init__(self, compiling: Compiling, make_graph: Callable[[], Graph] | None = None) -> None:
         self.compiling, self.make_graph = compiling, make_graph
         self.memory = Memory()
-        self.steps: dict[Shape, Step] = {}
+        self.forwards: dict[Shape, ReplayedForward] = {}
         self.snapshot: Snapshot | None = None
         self.failed = False  # a capture has, and none is tried again
         self._lock = threading.RLock()
@@ -205,12 +205,12 @@ class Replays:
             return False
         if num_rows > MOST_ROWS:
             # batches are as large as free memory lets them be, measured without this
-            self.steps.clear()
+            self.forwards.clear()
             self.memory.release()
             return False
         room = row_bucket(num_rows), length_bucket(length), num_heads, head_dim
         if not self.memory.fits(num_layers, room, like):
-            self.steps.clear()  # they hold the old memory, which goes before the new comes
+            self.forwards.clear()  # they hold the old memory, which goes before the new comes
         self.memory.lend(past, num_layers, room, like)
         past.num_rows, past.length = num_rows, length
         return True
@@ -249,25 +249,17 @@ class Replays:
         shape = _shape(given, view, past is not None, to_the_end, length)
         if shape is None or not self._is_replayable(model):
             return None
-        if shape not in self.steps:
-            if len(self.steps) >= MAX_GRAPHS:
-                self.compiling.note(
-                    f"forwards of further shapes run without CUDA graphs: there are {MAX_GRAPHS}"
-                )
-                return None
-            self.steps[shape] = Step(shape, given, view, past)
-        step = self.steps[shape]
-        step.load(given, view, length)
-        try:
-            found = step.run(compute, self.make_graph or self._cuda_graph(given.device))
-        except RuntimeError as error:
-            if step.graph is not None or step.num_runs < WARM_UP:
-                raise
-            self.failed = True
-            self.steps.clear()
+        if shape not in self.forwards and len(self.forwards) >= MAX_GRAPHS:
             self.compiling.note(
-                f"forwards run without CUDA graphs: none can be captured: {first_line(error)}"
+                f"forwards of further shapes run without CUDA graphs: there are {MAX_GRAPHS}"
             )
+            return None
+        if shape not in self.forwards:
+            self.forwards[shape] = ReplayedForward(shape, given, view, past)
+        forward = self.forwards[shape]
+        forward.load(given, view, length)
+        found = self._results(forward, compute, given.device)
+        if found is None:
             return None
         rows, columns = map(slice, given.shape[:2])
         # copies: the next forward of the shape writes to the same place
@@ -277,9 +269,25 @@ class Replays:
         assert hidden is not None
         return Streams(hidden, confidence)
 
+    def _results(
+        self, forward: ReplayedForward, compute: Compute, device: torch.device
+    ) -> Streams | None:
+        """What a forward with its input computes; None where it cannot be captured."""
+        try:
+            return forward.run(compute, self.make_graph or self._cuda_graph(device))
+        except RuntimeError as error:
+            if forward.graph is not None or forward.num_runs < WARM_UP:
+                raise
+            self.failed = True
+            self.forwards.clear()
+            self.compiling.note(
+                f"forwards run without CUDA graphs: none can be captured: {first_line(error)}"
+            )
+            return None
+
     def _cuda_graph(self, device: torch.device) -> Callable[[], Graph]:
         """What makes another graph beside those that there are."""
-        living = (each.graph for each in self.steps.values())
+        living = (each.graph for each in self.forwards.values())
         beside = next((each for each in living if isinstance(each, CudaGraph)), None)
         return functools.partial(CudaGraph, device, beside)
 
@@ -293,7 +301,7 @@ class Replays:
         if reason is not None:
             self.compiling.note(f"forwards run without CUDA graphs: {reason}")
             return False
-        self.steps.clear()
+        self.forwards.clear()
         self.snapshot = Snapshot(model)
         return True
 
