@@ -574,6 +574,7 @@ def test_eight_bits_are_those_of_the_blocks_alone_and_the_model_stays_as_it_is(m
     assert 0 < (ours - theirs).abs().max() < 0.05 * ours.abs().max()
 
 
+@pytest.mark.slow
 def test_tokens_that_differ_in_bfloat16_alone_are_told_and_are_no_failure(checkouts, capsys):
     flags = [*SMALL, "--steps_measured", "1", "--peer_repetitions", "1", "--dtype", "bfloat16"]
     half = "torch.bfloat16 else 0)"

@@ -153,7 +153,9 @@ def test_inductor_writes_keys_and_values_in_place(make_model):
 # ---- few graphs
 
 
-@pytest.mark.parametrize("cache", ["none", pytest.param("prefix", marks=pytest.mark.slow), "dual"])
+@pytest.mark.parametrize(
+    "cache", ["none", *(pytest.param(each, marks=pytest.mark.slow) for each in ("prefix", "dual"))]
+)
 def test_a_decode_whose_rows_leave_needs_at_most_three_graphs_a_form(make_model, graphs, cache):
     """Batches of many sizes and lengths, blocks at many places, padded or not."""
     torch._dynamo.utils.counters.clear()

@@ -207,8 +207,8 @@ def losses(out: Path) -> list[float]:
     "more, processes_only",
     [
         ((), ()),
-        (LORA, ()),
-        ((), FSDP),
+        pytest.param(LORA, (), marks=pytest.mark.slow),
+        pytest.param((), FSDP, marks=pytest.mark.slow),
         pytest.param(("--gradient_accumulation_steps", "2"), (), marks=pytest.mark.slow),
         pytest.param(RECOMPUTE, FSDP, marks=pytest.mark.slow),
         pytest.param((*LORA, *RECOMPUTE), (), marks=pytest.mark.slow),

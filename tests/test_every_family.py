@@ -41,7 +41,14 @@ TRAINING = [
 ]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# Their networks are those of another row with other switches: make test-slow uses them too.
+SIBLINGS = ("a2d_llama", "a2d_qwen2", "illada", "llada_moe_fused")
+ROWS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SIBLINGS else []) for name in FAMILIES
+]
+
+
+@pytest.fixture(scope="module", params=ROWS)
 def family(request) -> str:
     return request.param
 

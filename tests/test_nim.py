@@ -189,6 +189,7 @@ def test_the_model_in_the_package_is_small():
     assert sum(path.stat().st_size for path in resolve("nim").rglob("*")) < 5e6
 
 
+@pytest.mark.slow
 def test_lm_eval_scores_both_tasks_by_the_rule(engine):
     pytest.importorskip("lm_eval")
     from lm_eval import simple_evaluate
