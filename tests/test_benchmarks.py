@@ -404,6 +404,7 @@ def test_weights_of_a_peers_own_model_are_ours_and_not_copies(model, checkouts):
     assert {name: parameter.data_ptr() for name, parameter in theirs.named_parameters()} == ours
 
 
+@pytest.mark.slow
 def test_command_reports_peers_and_fails_where_their_tokens_differ(checkouts, tmp_path, capsys):
     flags = [*SMALL, "--steps_measured", "1", "--peer_repetitions", "1", "--peer"]
     assert (

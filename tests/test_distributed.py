@@ -293,6 +293,7 @@ def test_two_processes_make_the_updates_of_one_that_accumulates_twice_as_often(
     ],
     ids=["DDP", "FSDP", "FSDP, LoRA"],
 )
+@pytest.mark.slow
 def test_checkpoints_of_two_processes_load_and_are_resumed_exactly(tmp_path, tiny_checkpoint, more):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for out in (whole, cut):

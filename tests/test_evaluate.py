@@ -384,6 +384,7 @@ def test_rows_are_engines_answers_to_the_prompts_of_the_lm_eval_task(
     assert len({row["id"] for row in rows}) == len(set(QUESTIONS))
 
 
+@pytest.mark.slow
 def test_a_process_reward_model_reads_the_bare_question_unless_told_otherwise(
     tmp_path: Path,
 ) -> None:

@@ -127,6 +127,7 @@ def folder(tmp_path: Path, tiny_checkpoint: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_weights_of_one_that_nothing_stopped(folder: Path) -> None:
     """From the middle of the second epoch, and from between the two."""
     whole = run(folder, "out", "--batches_by_length")

@@ -222,6 +222,7 @@ def file_events(files: Path, whole: tuple[Path, tuple[str, ...]], out: Path) -> 
 
 
 @pytest.mark.parametrize("share", [0.5])
+@pytest.mark.slow
 def test_killed_at_a_file(files, whole, tmp_path, share):
     moment = int(share * file_events(files, whole, tmp_path / "counted"))
     check_killed(files, whole, tmp_path / "out", killed_at(moment, tmp_path / "out"))
