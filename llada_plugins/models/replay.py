@@ -12,7 +12,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ WARM_UP = 2  # forwards of a shape before it is captured, in which kernels are c
 MAX_GRAPHS = 64  # further shapes run as they are
 
 Compute = Callable[[Tensor, View], Streams]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Shape(NamedTuple):
@@ -161,6 +163,22 @@ def obstacle(model: nn.Module) -> str | None:
     return None
 
 
+def one_at_a_time(
+    method: Callable[Concatenate[Replays, P], R],
+) -> Callable[Concatenate[Replays, P], R]:
+    """The method, which threads take turns in.
+
+    The memory is all threads': another's input would be read, or its results returned.
+    """
+
+    @functools.wraps(method)
+    def in_turn(self: Replays, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return in_turn
+
+
 class Replays:
     """The graphs of one model.
 
@@ -187,6 +205,7 @@ class Replays:
         on_gpu = device.type == "cuda" and self.compiling.wanted(device)
         return on_gpu or self.make_graph is not None
 
+    @one_at_a_time
     def lend(
         self, past: Past, num_layers: int, shape: tuple[int, int, int, int], like: Tensor
     ) -> bool:
@@ -194,12 +213,6 @@ class Replays:
 
         shape: rows, columns, heads, head_dim.
         """
-        with self._lock:
-            return self._lend(past, num_layers, shape, like)
-
-    def _lend(
-        self, past: Past, num_layers: int, shape: tuple[int, int, int, int], like: Tensor
-    ) -> bool:
         num_rows, length, num_heads, head_dim = shape
         if not self.memory.is_free:
             return False
@@ -215,6 +228,7 @@ class Replays:
         past.num_rows, past.length = num_rows, length
         return True
 
+    @one_at_a_time
     def run(
         self,
         model: nn.Module,
@@ -230,20 +244,6 @@ class Replays:
         to_the_end: do the columns in work go on to the end of the canvas, whose length
         that is?
         """
-        # its memory is all threads': another's input would be read, or its results returned
-        with self._lock:
-            return self._run(model, compute, given, view, past, to_the_end, length)
-
-    def _run(
-        self,
-        model: nn.Module,
-        compute: Compute,
-        given: Tensor,
-        view: View,
-        past: Past | None,
-        to_the_end: bool,
-        length: int,
-    ) -> Streams | None:
         if past is not None and not self.memory.is_held_by(past):
             return None
         shape = _shape(given, view, past is not None, to_the_end, length)
