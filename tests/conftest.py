@@ -26,6 +26,7 @@ from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import save_model
 from llada_plugins.tasks import sudoku
+from tests.llada_shape import LLADA
 
 TESTS = Path(__file__).parent
 # whole files beside the repository, first rows in it
@@ -87,13 +88,7 @@ def make_model():
             n_layers=2,
             vocab_size=40,
             mlp_hidden_size=48,
-            max_sequence_length=64,
-            rope_theta=1e4,
-            rms_norm_eps=1e-5,
-            weight_tying=False,
-            include_bias=False,
-            include_qkv_bias=False,
-            rope_full_precision=True,
+            **LLADA,
             mask_token_id=39,
             eos_token_id=38,
         )

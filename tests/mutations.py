@@ -37,6 +37,7 @@ from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
+from tests.llada_shape import LLADA
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
 ALLOWED = (ValueError, OSError, ImportError)
@@ -64,13 +65,7 @@ def _shape() -> dict[str, Any]:
         n_heads=2,
         n_layers=1,
         mlp_hidden_size=24,
-        max_sequence_length=64,
-        rope_theta=1e4,
-        rms_norm_eps=1e-5,
-        weight_tying=False,
-        include_bias=False,
-        include_qkv_bias=False,
-        rope_full_precision=True,
+        **LLADA,
     )
 
 

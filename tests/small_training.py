@@ -8,6 +8,7 @@ import torch
 
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
+from tests.llada_shape import LLADA
 from training.data.examples import Example
 
 VOCAB, MASK_ID, EOS_ID = 12, 10, 11
@@ -23,13 +24,7 @@ def small_config(layers: int = 2, **fields: Any) -> LLaDAConfig:
         n_layers=layers,
         vocab_size=VOCAB,
         mlp_hidden_size=24,
-        max_sequence_length=64,
-        rope_theta=1e4,
-        rms_norm_eps=1e-5,
-        weight_tying=False,
-        include_bias=False,
-        include_qkv_bias=False,
-        rope_full_precision=True,
+        **LLADA,
         mask_token_id=MASK_ID,
         eos_token_id=EOS_ID,
     )
