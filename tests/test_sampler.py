@@ -1531,3 +1531,17 @@ def test_wrong_prompts_and_missing_tokens_are_told_before_a_forward(make_model):
             [[1]],
             SamplerConfig(gen_length=8, confidence_eos_eot_inf=True),
         )
+
+
+@every_method
+def test_a_step_says_what_was_masked_before_it_and_so_what_stands_after_it(options):
+    before: dict[tuple[int, int], torch.Tensor] = {}
+    steps, _ = steps_of(options)
+    for step in steps:
+        after = (step.masked & ~step.kept) | step.remasked
+        assert not (step.kept & ~step.masked).any() and not (step.remasked & step.masked).any()
+        for row, masked, left in zip(step.rows.tolist(), step.masked, after):
+            expected = before.get((step.block, row), torch.ones_like(masked))
+            assert torch.equal(masked, expected)
+            before[step.block, row] = left
+    assert not any(left.any() for left in before.values())

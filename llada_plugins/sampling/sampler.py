@@ -34,6 +34,8 @@ class Step(NamedTuple):
     rows: Tensor  # (B,)
     proposal: Tensor  # (B, W) tokens
     score: Tensor  # (B, W) fp32; inf where a token is pinned
+    policy: Tensor | None  # (B, W) score h of a policy stream, if the model has one
+    masked: Tensor  # (B, W) bool: masked before this step
     kept: Tensor  # (B, W) bool: unmasked by this step
     remasked: Tensor  # (B, W) bool: masked again by this step
 
@@ -155,7 +157,18 @@ def unmask(
         if on_step is not None:
             is_masked = work.block == special.mask
             kept, remasked = masked & ~is_masked, ~masked & is_masked
-            number = offset // config.block
-            on_step(Step(number, step, work.numbers, proposal, score, kept, remasked))
+            on_step(
+                Step(
+                    block=offset // config.block,
+                    step=step,
+                    rows=work.numbers,
+                    proposal=proposal,
+                    score=score,
+                    policy=prediction.confidence,
+                    masked=masked,
+                    kept=kept,
+                    remasked=remasked,
+                )
+            )
     work.copy_to(tokens)
     return forwards
