@@ -319,6 +319,21 @@ def test_more_tokens_than_the_context_are_refused(make_model):
         model(torch.zeros(1, 9, dtype=torch.long))
 
 
+def test_a_row_may_hold_a_text_twice_but_no_position_beyond_the_context(make_model):
+    model = make_model(max_sequence_length=8)
+    text = torch.arange(8)[None]
+    twice, positions = text.repeat(1, 2), torch.arange(8).repeat(1, 2)
+    copy = torch.arange(16)[None] // 8
+    apart = copy[:, :, None] == copy[:, None]  # (1, 2 L, 2 L)
+    found = model(twice, apart, position_ids=positions)
+    expected = model(text).repeat(1, 2, 1)
+    torch.testing.assert_close(found, expected, atol=forward_error(model), rtol=0)
+    streams = model.streams(twice, apart, position_ids=positions)
+    assert torch.equal(model.head(streams.hidden), found)
+    with pytest.raises(ValueError, match="^9 tokens exceed the model's context of 8 "):
+        model(text, position_ids=positions[:, :8] + 1)
+
+
 # ---- which kernels
 
 

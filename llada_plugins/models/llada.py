@@ -116,16 +116,19 @@ class LLaDA(ActivationCheckpointing):
         attention_mask: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
         at: Tensor | tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Logits (B, L, V) for ids (B, L), or (N, V) at the N positions of `at`.
 
         at: bool (B, L), or their rows and columns, (N,) each.
         attention_mask: (B, L), nonzero = real token, or (B, L, L), nonzero = the row's
-        token may attend to the column's. Raises ValueError where L exceeds
-        config.max_sequence_length.
+        token may attend to the column's. position_ids: as in `hidden_states`. Raises
+        ValueError where positions reach config.max_sequence_length.
         """
-        hidden = self.hidden_states(input_ids, attention_mask, inputs_embeds=inputs_embeds)
+        hidden = self.hidden_states(
+            input_ids, attention_mask, inputs_embeds=inputs_embeds, position_ids=position_ids
+        )
         return self.head(hidden if at is None else hidden[at])
 
     @overload
@@ -179,16 +182,19 @@ class LLaDA(ActivationCheckpointing):
         inputs_embeds: Tensor | None = None,
         columns: slice = slice(None),
         past: Past | None = None,
+        position_ids: Tensor | None = None,
     ) -> Streams:
         """Hidden state, and the score of an unmasking-policy stream where the model has one.
 
-        inputs_embeds: go before ids.
+        inputs_embeds: go before ids. position_ids: (B, L) as in `hidden_states`.
         past: an empty one, which a forward of all columns fills with keys and values.
         columns: with a filled past, compute these alone, at their places among the
         others; the result is of them alone, and their keys and values are replaced in
         past, in place.
         """
-        return self._run(input_ids, attention_mask, inputs_embeds, None, columns, past)
+        return self._run(
+            input_ids, attention_mask, inputs_embeds, None, columns, past, position_ids
+        )
 
     def score_parameters(self) -> list[nn.Parameter]:
         """Of the model's own policy stream, the parameters that its score alone depends on."""
@@ -223,17 +229,14 @@ class LLaDA(ActivationCheckpointing):
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None:
             raise ValueError("give token ids (input_ids) or embeddings (inputs_embeds)")
-        if given.shape[1] > self.config.max_sequence_length:
-            limit = self.config.max_sequence_length
-            raise ValueError(
-                f"{given.shape[1]} tokens exceed the model's context of {limit} "
-                "(max_sequence_length of its config): give fewer"
-            )
+        # rows with positions of their own may hold a text twice
+        if position_ids is None:
+            self._check_fits(given.shape[1])
         if past is not None and not past:
             self._fill(past, given)
         view = self._view(given, attention_mask, columns, past)
         if position_ids is not None:
-            view = self._at_positions(view, position_ids.to(given.device))
+            view = self._at_positions(view, position_ids[:, columns].to(given.device))
         in_work, length = given[:, columns], given.shape[1]
         if states is None and position_ids is None and self.replays.wanted(given.device):
             to_the_end = columns.stop is None
@@ -242,10 +245,20 @@ class LLaDA(ActivationCheckpointing):
                 return found
         return self._compute(in_work, view, states)
 
+    def _check_fits(self, length: int) -> None:
+        limit = self.config.max_sequence_length
+        if length > limit:
+            raise ValueError(
+                f"{length} tokens exceed the model's context of {limit} (max_sequence_length of "
+                "its config): give fewer"
+            )
+
     def _at_positions(self, view: View, position_ids: Tensor) -> View:
-        """The view with the rotations of positions (B, L) of its own for each row."""
-        cos, sin = self._rotary_table(int(position_ids.max()) + 1, position_ids.device)
-        places = position_ids[:, None]  # (B, 1, L)
+        """The view with the rotations of positions (B, W) of its own for each row."""
+        length = int(position_ids.max()) + 1
+        self._check_fits(length)
+        cos, sin = self._rotary_table(length, position_ids.device)
+        places = position_ids[:, None]  # (B, 1, W)
         return view._replace(cos=cos[places], sin=sin[places])
 
     def _compute(self, given: Tensor, view: View, states: list[Tensor] | None = None) -> Streams:
