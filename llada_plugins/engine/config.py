@@ -10,6 +10,7 @@ from llada_plugins.likelihood.budget import Budget, budget
 from llada_plugins.likelihood.estimate import LikelihoodSettings
 from llada_plugins.likelihood.estimators import ESTIMATORS
 from llada_plugins.models.compiling import Compile
+from llada_plugins.models.llada_config import Attention
 from llada_plugins.models.quantization import QUANTIZE
 from llada_plugins.options.fields import Options, arg, names
 from llada_plugins.sampling.config import SamplerConfig
@@ -18,7 +19,7 @@ from .overlong import OVERLONG
 
 HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
 # options that a checkpoint is loaded with
-LOADING = ("device", "dtype", "quantize", "compile")
+LOADING = ("device", "dtype", "quantize", "compile", "attention")
 # none changes an answer by itself, but for rounding
 NOT_IDENTITY = (
     "pretrained",
@@ -70,6 +71,12 @@ class ModelOptions(Options):
         "auto",
         "are layers compiled (torch.compile) and small forwards replayed (CUDA graphs): auto (on a "
         "GPU, once 600 forwards are in sight), on or off; answers differ by rounding only",
+    )
+    attention: Attention | None = arg(
+        None,
+        "full (every token sees all others) or block_causal (its own block and those before), of a "
+        "family whose checkpoints may have either, as A2D's do (mdlm, bd3lm) (default: the "
+        "checkpoint's)",
     )
     batch_size: Literal["auto"] | int = arg(
         1,

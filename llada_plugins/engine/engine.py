@@ -20,7 +20,7 @@ from llada_plugins.likelihood.estimate import LogLikelihood, iterate, row_runner
 from llada_plugins.methods.table import METHODS, check_policy
 from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
-from llada_plugins.models.families import FAMILIES
+from llada_plugins.models.families import FAMILIES, with_attention
 from llada_plugins.models.folder import read_config, resolve
 from llada_plugins.models.tokenizer import choose_template, load_tokenizer
 from llada_plugins.options.fields import build, coerce, names, reject_unknown
@@ -78,7 +78,7 @@ class Engine:
             build_sampler(coerce(SamplerConfig, options), HARNESS_DEFAULTS)
         self.folder = resolve(self.config.pretrained, self.config.revision)
         self.adapter = resolve(self.config.peft, option="peft") if self.config.peft else None
-        config = read_config(self.folder)
+        config = with_attention(read_config(self.folder), self.config.attention, str(self.folder))
         self.family = FAMILIES[config.family]
         self.given = coerce(SamplerConfig, published.native(options, self.family.sampler))
         build_sampler(self.given, HARNESS_DEFAULTS)

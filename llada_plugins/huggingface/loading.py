@@ -15,6 +15,7 @@ from llada_plugins.files.json_files import read_json
 from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.folder import resolve, special_tokens, stored_dtype
 from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.llada_config import Attention
 from llada_plugins.models.loading import load_model
 from llada_plugins.models.placement import DTYPES
 
@@ -52,6 +53,7 @@ class Request(NamedTuple):
     dtype: torch.dtype | str | None
     placement: Placement
     quantize: str | None
+    attention: Attention | None
     adapter: str | None  # folder of an adapter beside the weights, or hub id
     output_loading_info: bool
 
@@ -64,6 +66,7 @@ def parse(pretrained: str | Path, arguments: Mapping[str, Any]) -> Request:
     dtype = rest.pop("dtype", None) or rest.pop("torch_dtype", None)
     rest.pop("torch_dtype", None)
     revision, quantize = rest.pop("revision", None), rest.pop("quantize", None)
+    attention = rest.pop("attention", None)
     adapter = (rest.pop("adapter_kwargs", None) or {}).get("_adapter_model_path")
     loading_info = rest.pop("output_loading_info", False)
     if rest.pop("use_safetensors", None) is False:
@@ -76,10 +79,11 @@ def parse(pretrained: str | Path, arguments: Mapping[str, Any]) -> Request:
     if refused := sorted(name for name, value in rest.items() if value not in (None, False, "")):
         raise ValueError(
             f"from_pretrained of this class has no argument {', '.join(refused)}; it takes dtype, "
-            f"revision, quantize, output_loading_info, {', '.join((*Placement._fields, *HUB))}"
+            "revision, quantize, attention, output_loading_info, "
+            f"{', '.join((*Placement._fields, *HUB))}"
         )
     folder = resolve(pretrained, None if Path(pretrained).is_dir() else revision, download=hub)
-    return Request(folder, dtype, placement, quantize, adapter, bool(loading_info))
+    return Request(folder, dtype, placement, quantize, attention, adapter, bool(loading_info))
 
 
 def load(request: Request, config: CheckpointConfig) -> LLaDA:
@@ -93,6 +97,7 @@ def load(request: Request, config: CheckpointConfig) -> LLaDA:
         device=_device(request.placement.device_map),
         dtype=_dtype(request.dtype, request.folder),
         quantize=request.quantize,
+        attention=request.attention,
     )
     _take_changes(network, config, request.folder)
     return network.requires_grad_(request.quantize is None)

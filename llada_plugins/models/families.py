@@ -7,6 +7,7 @@ row. No code outside this table asks which family a checkpoint is of.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +28,7 @@ from .hf_layout import (
 )
 from .layout import SAME_NAMES, Layout
 from .llada import BLOCKS, LLaDA
-from .llada_config import LLaDAConfig, unknown_fields
+from .llada_config import ATTENTIONS, Attention, LLaDAConfig, unknown_fields
 
 MASK_NAMES = ("<|mdm_mask|>", "<[MASK]>", "[MASK]", "<mask>")
 
@@ -50,6 +51,8 @@ class Family(NamedTuple):
     unknown_fields: Callable[[Mapping[str, Any]], list[str]] = unknown_fields
     layout: Layout = SAME_NAMES  # under which names its tensors are stored
     blocks: str = BLOCKS  # beginning of our names of the Linears that quantize= changes
+    # What its checkpoints may have been trained with; config.attention says what one of them has.
+    attentions: tuple[Attention, ...] = ("full",)
     # do logits at a column predict the token of the next one?
     shift: bool = False
     # does its publishers' likelihood show an EOS after the answer that it scores?
@@ -74,6 +77,7 @@ def _hf(config: HFConfig, layout: Layout, mark: str = "model.layers.", **own: An
         read_config=config.read,
         write_config=config.write,
         unknown_fields=config.unknown,
+        attentions=config.attentions,
         layout=layout,
         **{"mask_names": ("<|mask|>", *MASK_NAMES), **own},
     )
@@ -150,6 +154,24 @@ def recognise(architectures: Sequence[str], tensors: Collection[str], path: Path
             "weights do not belong together"
         )
     return plain[0]
+
+
+def with_attention(config: LLaDAConfig, attention: Attention | None, source: str) -> LLaDAConfig:
+    """The config of a model that is to have that attention; None: its own.
+
+    source: what a message begins with. ValueError where its family does not have it.
+    """
+    if attention is None:
+        return config
+    allowed = FAMILIES[config.family].attentions
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
+    if attention not in allowed:
+        raise ValueError(
+            f"attention={attention}: {source} is of the family {config.family}, which was trained "
+            f"with {allowed[0]} attention alone: leave the option out"
+        )
+    return with_fields(config, attention=attention)
 
 
 def _holds(family: Family, tensors: Collection[str]) -> bool:

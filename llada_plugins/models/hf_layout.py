@@ -26,10 +26,12 @@ from llada_plugins.files.json_files import (
 from .config_fields import FOREIGN, WITHOUT_EFFECT
 from .layout import Layout, Part
 from .llada_config import (
+    ATTENTIONS,
     ENDS,
     OPTIONAL,
     REQUIRED,
     WIDTH,
+    Attention,
     LLaDAConfig,
     refuse_foreign,
     token_ids,
@@ -88,6 +90,7 @@ MAY_SAY: dict[str, Kind] = {
     "mask_token_id": OPTIONAL["mask_token_id"],
     "eos_token_id": ENDS,
     "pad_token_id": OPTIONAL["pad_token_id"],
+    "attention": nullable(one_of(*ATTENTIONS)),
 }
 ALSO = {"head_dim": "head_width", "mask_token_id": "mask_token_id", "pad_token_id": "pad_token_id"}
 KINDS: dict[str, Kind] = {
@@ -122,6 +125,7 @@ class HFConfig(NamedTuple):
     model_type: str
     fields: Mapping[str, str] = FIELDS  # theirs -> ours, required but for those of `absent`
     absent: Mapping[str, Any] = ABSENT  # theirs -> what null or nothing means
+    also: Mapping[str, str] = ALSO  # theirs -> ours, for those that need not be there
     constants: Mapping[str, Any] = {}  # of ours, what the family always has
     # further fields that must be absent, null, false or empty: arithmetic that is not here
     refused: frozenset[str] = frozenset()
@@ -130,6 +134,22 @@ class HFConfig(NamedTuple):
     # Fields that the published code does not read, and the published values: others are
     # worth a warning.
     unread: Mapping[str, tuple[Any, ...]] = {}
+
+    @property
+    def attention(self) -> Attention:
+        """What tokens see where config.json does not say."""
+        attention: Attention = self.constants.get("attention", "full")
+        return attention
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """All that its checkpoints may have, the default first."""
+        others = [each for each in ATTENTIONS if each != self.attention]
+        return (self.attention, *others) if "attention" in self.also else (self.attention,)
+
+    @property
+    def _may_say(self) -> dict[str, Kind]:
+        return {name: MAY_SAY[name] for name in (*self.also, "eos_token_id")}
 
     def read(self, raw: Mapping[str, Any], source: str) -> LLaDAConfig:
         """Ours of a config.json; raises ValueError in one line."""
@@ -145,12 +165,14 @@ class HFConfig(NamedTuple):
                 f"{self.architecture} states them"
             )
         kinds = {name: KINDS[ours] for name, ours in self.fields.items()}
-        if problem := misfit(record(kinds, MAY_SAY), said):
+        if problem := misfit(record(kinds, self._may_say), said):
             raise ValueError(f"{source}: {problem}")
         self._refuse(said, source)
         ends = token_ids(said.get("eos_token_id"))
         fields = {ours: said[name] for name, ours in self.fields.items()}
-        fields |= {ours: said.get(name) for name, ours in ALSO.items()}
+        fields |= {
+            ours: said[name] for name, ours in self.also.items() if said.get(name) is not None
+        }
         config = LLaDAConfig(
             **{**PLAIN, **self.constants, **fields},
             eos_token_id=ends[0] if ends else None,
@@ -181,7 +203,9 @@ class HFConfig(NamedTuple):
     def write(self, config: LLaDAConfig) -> dict[str, Any]:
         """The published form of ours."""
         ends = [config.eos_token_id, *config.more_eos_token_ids]
-        stated = {name: getattr(config, ours) for name, ours in ALSO.items()}
+        stated = {name: getattr(config, ours) for name, ours in self.also.items()}
+        if stated.get("attention") == self.attention:
+            del stated["attention"]
         stated["eos_token_id"] = ends if len(ends) > 1 else ends[0]
         return {
             "architectures": [self.architecture],
@@ -193,7 +217,7 @@ class HFConfig(NamedTuple):
 
     def unknown(self, raw: Mapping[str, Any]) -> list[str]:
         """Fields that nobody knows, or that the published code passes over."""
-        known = WITHOUT_EFFECT | FOREIGN.keys() | MAY_SAY.keys() | INERT
+        known = WITHOUT_EFFECT | FOREIGN.keys() | self._may_say.keys() | INERT
         known |= self.fields.keys() | self.refused | self.neutral.keys()
         known |= {
             name
@@ -203,6 +227,11 @@ class HFConfig(NamedTuple):
         return sorted(raw.keys() - known)
 
 
+# dllm trains its models with either attention (mdlm, bd3lm), and their config.json does not say
+# with which. "attention" is ours, so that what is saved here does; blocks of 32 are the default
+# of its sampler for the second.
+A2D: dict[str, Any] = dict(also={**ALSO, "attention": "attention"})
+A2D_BLOCKS = {"block_length": 32}
 PLAIN: dict[str, Any] = dict(include_bias=False, include_qkv_bias=False, rope_full_precision=False)
 # LLaDA-MoE: experts in the place of MLPs
 MOE_FIELDS = {
@@ -249,7 +278,13 @@ A2D_QWEN3 = HFConfig(
     "A2DQwen3LMHeadModel",
     "a2d-qwen3",
     absent={**ABSENT, "head_dim": 128},
-    constants={"qk_norm": True},
+    constants={"qk_norm": True, **A2D_BLOCKS},
+    **A2D,
 )
-A2D_QWEN2 = HFConfig("A2DQwen2LMHeadModel", "a2d-qwen2", constants={"include_qkv_bias": True})
-A2D_LLAMA = HFConfig("A2DLlamaLMHeadModel", "a2d-llama")
+A2D_QWEN2 = HFConfig(
+    "A2DQwen2LMHeadModel",
+    "a2d-qwen2",
+    constants={"include_qkv_bias": True, **A2D_BLOCKS},
+    **A2D,
+)
+A2D_LLAMA = HFConfig("A2DLlamaLMHeadModel", "a2d-llama", constants=A2D_BLOCKS, **A2D)

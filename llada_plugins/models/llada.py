@@ -24,6 +24,7 @@ from .past import LayerPast, Past
 from .replay import Replays
 from .special_tokens import SpecialTokens
 from .submodules import home, is_plain_linear, table
+from .visible import visible_columns
 from .vocabulary_product import by_parts, pays_by_parts
 
 if TYPE_CHECKING:
@@ -123,8 +124,9 @@ class LLaDA(ActivationCheckpointing):
 
         at: bool (B, L), or their rows and columns, (N,) each.
         attention_mask: (B, L), nonzero = real token, or (B, L, L), nonzero = the row's
-        token may attend to the column's. position_ids: as in `hidden_states`. Raises
-        ValueError where positions reach config.max_sequence_length.
+        token may attend to the column's. Without the latter, tokens see what
+        config.attention says. position_ids: as in `hidden_states`. Raises ValueError where
+        positions reach config.max_sequence_length.
         """
         hidden = self.hidden_states(
             input_ids, attention_mask, inputs_embeds=inputs_embeds, position_ids=position_ids
@@ -164,7 +166,8 @@ class LLaDA(ActivationCheckpointing):
     ) -> Tensor | list[Tensor]:
         """The final-norm hidden state (B, L, D), which `head` turns into logits.
 
-        position_ids: (B, L) from 0, default 0, 1, 2 … in every row.
+        position_ids: (B, L) from 0, default 0, 1, 2 … in every row. Blocks of block-causal
+        attention are counted by them, by default from a row's first real token.
         every_layer: a list of n_layers + 1 instead: the embeddings, the outputs of all
         blocks but the last, the final-norm state.
         """
@@ -234,7 +237,7 @@ class LLaDA(ActivationCheckpointing):
             self._check_fits(given.shape[1])
         if past is not None and not past:
             self._fill(past, given)
-        view = self._view(given, attention_mask, columns, past)
+        view = self._view(given, attention_mask, columns, past, position_ids)
         if position_ids is not None:
             view = self._at_positions(view, position_ids[:, columns].to(given.device))
         in_work, length = given[:, columns], given.shape[1]
@@ -268,16 +271,19 @@ class LLaDA(ActivationCheckpointing):
         return Streams(self.transformer["ln_f"](x), confidence)
 
     def _view(
-        self, given: Tensor, attention_mask: Tensor | None, columns: slice, past: Past | None
+        self,
+        given: Tensor,
+        attention_mask: Tensor | None,
+        columns: slice,
+        past: Past | None,
+        position_ids: Tensor | None,
     ) -> View:
         """What all blocks share in a forward of some columns of given (B, L, ...)."""
         length = given.shape[1]
         cos, sin = (table[columns] for table in self._rotary_table(length, given.device))
-        visible = None if attention_mask is None else attention_mask.bool()
-        if visible is not None and visible.dim() == 3:
-            visible = visible[:, None, columns]  # (B, 1, W, L)
-        elif visible is not None:
-            visible = visible[:, None, None]  # (B, 1, 1, L)
+        visible = visible_columns(self.config, given, attention_mask, position_ids)
+        if visible is not None:  # (B, 1, W, L), or of padding alone (B, 1, 1, L)
+            visible = visible[:, None, columns] if visible.dim() == 3 else visible[:, None, None]
         if past is None:
             return View(cos, sin, visible)
         places = torch.arange(*columns.indices(length), device=given.device)  # (W,)

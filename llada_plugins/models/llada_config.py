@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from llada_plugins.files.json_files import (
     FLAG,
@@ -51,7 +51,17 @@ OPTIONAL: dict[str, Kind] = {
 
 
 # Switches that other families set, and what a dense LLaDA has; its config.json has no such fields.
-OTHER_FAMILIES = {"head_width": None, "qk_norm": False, "num_experts": 0, "experts_per_token": 0}
+OTHER_FAMILIES = {
+    "head_width": None,
+    "qk_norm": False,
+    "num_experts": 0,
+    "experts_per_token": 0,
+    "attention": "full",
+    "block_length": None,
+}
+# full: every token sees all others. block_causal: those of its own block, and of those before.
+Attention = Literal["full", "block_causal"]
+ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +95,11 @@ class LLaDAConfig:
     # MLPs of which each token takes experts_per_token, each mlp_hidden_size wide; 0 = one MLP
     num_experts: int = 0
     experts_per_token: int = 0
+    # What tokens see where a forward is given no mask that says it for each pair of them.
+    attention: Attention = "full"
+    # Tokens of a block of block-causal attention, counted from a row's first token, where a run
+    # names no other number; None: the family has no such attention.
+    block_length: int | None = None
     # a name in FAMILIES: whose layout the checkpoint has, and is saved in
     family: str = dataclasses.field(default="llada", compare=False)
 
@@ -136,6 +151,8 @@ class LLaDAConfig:
             raise ValueError(
                 f"{source}: each token takes {self.experts_per_token} experts of {self.num_experts}"
             )
+        if self.attention == "block_causal" and not self.block_length:
+            raise ValueError(f"{source}: block-causal attention needs a length of its blocks")
         if self.num_embeddings < self.vocab_size:
             raise ValueError(
                 f"{source}: embedding_size ({self.embedding_size}) is below vocab_size "

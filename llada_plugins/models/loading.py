@@ -18,11 +18,11 @@ from llada_plugins.files.json_files import read_json
 from llada_plugins.files.tensors import open_tensors, save_tensors
 
 from .compiling import check_compile
-from .families import FAMILIES
+from .families import FAMILIES, with_attention
 from .folder import read_config, resolve, special_tokens, tensor_files
 from .layout import Layout
 from .llada import LLaDA
-from .llada_config import LLaDAConfig
+from .llada_config import Attention, LLaDAConfig
 from .lora import Adapter
 from .origin import config_of, read_origin, write_files
 from .placement import pick_device, pick_dtype
@@ -41,6 +41,7 @@ def load_model(
     quantize: str | None = None,
     peft: str | Path | None = None,
     compile: str = "auto",
+    attention: Attention | None = None,
 ) -> LLaDA:
     """A LLaDA model, ready for inference: called with ids (B, L) it returns logits (B, L, V).
 
@@ -53,8 +54,9 @@ def load_model(
     "packed" left in 4 bits. peft:
     folder or hub id of a LoRA adapter, which is merged into the weights, before they
     are quantised. compile: are layers compiled; "auto" does so on a GPU once enough
-    forwards are in sight (models/compiling.py), "on" everywhere, "off" nowhere. Raises
-    FileNotFoundError, ValueError or ImportError before weights are read.
+    forwards are in sight (models/compiling.py), "on" everywhere, "off" nowhere.
+    attention: "full" or "block_causal", of a family whose checkpoints may have either and
+    do not say which. Raises FileNotFoundError, ValueError or ImportError before weights are read.
     """
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
@@ -67,7 +69,8 @@ def load_model(
             "quantize=packed out"
         )
     folder = resolve(pretrained, revision)
-    config = read_config(folder)
+    read = read_config(folder)
+    config = with_attention(read, attention, str(folder))
     family = FAMILIES[config.family]
     files = tensor_files(folder)
     spare = _tied_head(config, files, family.layout)
@@ -75,7 +78,7 @@ def load_model(
     with torch.device("meta"):
         model = family.module(config)
     model.special_tokens = special
-    model.origin = read_origin(folder, read_json(folder / "config.json"), config)
+    model.origin = read_origin(folder, read_json(folder / "config.json"), read)
     adapter = None if peft is None else Adapter(resolve(peft, option="peft"), model, family.layout)
     model.quantization = load_weights(
         model,

@@ -52,10 +52,11 @@ def config_of(model: LLaDA) -> dict[str, Any]:
     changed = {name: value for name, value in published.items() if value != read.get(name)}
     dtype = str(model.dtype).removeprefix("torch.")
     changed |= {name: dtype for name in DTYPES if raw.get(name) is not None}
+    gone = read.keys() - published.keys()
     return {
         name: value
         for name, value in {**published, **raw, **changed}.items()
-        if name not in NOT_KEPT
+        if name not in gone and name not in NOT_KEPT
     }
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from llada_plugins.files.atomic import write_whole
 from llada_plugins.files.json_files import read_json
-from llada_plugins.models.families import FAMILIES
+from llada_plugins.models.families import FAMILIES, with_attention
 from llada_plugins.models.folder import read_config, resolve, special_tokens
 from llada_plugins.models.llada import LLaDA, empty_like, initialise
-from llada_plugins.models.llada_config import LLaDAConfig
+from llada_plugins.models.llada_config import Attention, LLaDAConfig
 from llada_plugins.models.loading import load_model, save_model
 from training.data import hub
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
@@ -123,6 +123,7 @@ def checkpoint_job(options: SFTOptions, arguments: RunArguments) -> AnswerJob:
         raise ValueError("--model needs --data, a JSONL file or a hub name")
     assert options.model is not None
     folder, vocab = checkpoint(options.model)
+    with_attention(read_config(folder), options.attention, str(folder))
     if options.seq_len is not None and not 0 < options.seq_len <= vocab.max_length:
         raise ValueError(
             f"--seq_len must be between 1 and the model's {vocab.max_length} tokens, got "
@@ -131,7 +132,8 @@ def checkpoint_job(options: SFTOptions, arguments: RunArguments) -> AnswerJob:
     with arguments.main_process_first() if options.token_cache else nullcontext():
         train, evaluation = _rows(options, options.data, vocab)
     collate = collate_answers(vocab.eos_id)
-    return Job(trainable(folder, options.dtype), train, evaluation, collate, folder)
+    model = trainable(folder, options.dtype, options.attention)
+    return Job(model, train, evaluation, collate, folder)
 
 
 def _rows(
@@ -219,12 +221,12 @@ def eos_id(config: LLaDAConfig) -> int:
     return config.eos_token_id
 
 
-def trainable(folder: Path, dtype: str = "float32") -> LLaDA:
+def trainable(folder: Path, dtype: str = "float32", attention: Attention | None = None) -> LLaDA:
     """The model of a folder, on the CPU, with gradients for all weights.
 
     Its config names the mask and EOS that decoding would take, so that what is saved does.
     """
-    model = load_model(folder, device="cpu", dtype=dtype).requires_grad_(True)
+    model = load_model(folder, device="cpu", dtype=dtype, attention=attention).requires_grad_(True)
     if (special := model.special_tokens) is not None:
         model.config = replace(model.config, mask_token_id=special.mask, eos_token_id=special.eos)
     return model

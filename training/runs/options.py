@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llada_plugins.models.llada_config import Attention
 from llada_plugins.options.fields import Options, arg
 
 from .lora_adapters import LoRAOptions
@@ -42,6 +43,11 @@ class SFTOptions(Options):
         "of weights that do not train, as under --lora, a light policy head or a router: bfloat16 "
         "halves their memory; what trains is float32, see --bf16 for mixed precision",
     )
+    attention: Attention | None = arg(
+        None,
+        "full or block_causal, of a family whose checkpoints may have either, as A2D's do (mdlm, "
+        "bd3lm); what is saved says it (default: the checkpoint's)",
+    )
     append_eos: bool = arg(
         True, "end every text completion with EOS; rows of ids are taken as they are"
     )
@@ -64,6 +70,8 @@ class SFTOptions(Options):
         of_data = [name for name in names if getattr(self, name) is not None]
         if self.preset is not None and of_data:
             raise ValueError(f"a preset brings its own data: leave --{of_data[0]} out")
+        if self.preset is not None and self.attention is not None:
+            raise ValueError("a preset's model has full attention: leave --attention out")
         if self.eval_data is not None and self.eval_split is not None:
             raise ValueError("--eval_data and --eval_split are alternatives: give one")
         if self.dtype != "float32" and self.preset is not None:

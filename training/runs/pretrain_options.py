@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llada_plugins.models.llada_config import Attention
 from llada_plugins.options.fields import arg
 from llada_plugins.sampling.config import SamplerConfig
 from training.data import corpus
@@ -26,6 +27,11 @@ class PretrainOptions:
     )
     model: str | None = arg(
         None, "checkpoint folder or hub id to go on from (default: a model from scratch)"
+    )
+    attention: Attention | None = arg(
+        None,
+        "full or block_causal, of a --model whose family may have either, as A2D's do (mdlm, "
+        "bd3lm); what is saved says it (default: the checkpoint's)",
     )
     dataset: str | None = arg(
         None,

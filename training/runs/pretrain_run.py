@@ -26,7 +26,7 @@ from llada_plugins.models import text
 from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.folder import resolve
 from llada_plugins.models.llada import LLaDA, initialise
-from llada_plugins.models.llada_config import LLaDAConfig
+from llada_plugins.models.llada_config import Attention, LLaDAConfig
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.sampling.generate import generate
@@ -99,7 +99,7 @@ def pretrain_job(options: PretrainOptions, arguments: RunArguments) -> TextJob:
     sources = _sources(options)
     output = Path(arguments.output_dir)
     if options.model is not None:
-        model, folder, seq_len = _from_checkpoint(options.model, options.seq_len)
+        model, folder, seq_len = _from_checkpoint(options.model, options.seq_len, options.attention)
     else:
         model, folder, seq_len = _from_scratch(options, output, arguments)
     _check_sample(options, folder, model)
@@ -130,9 +130,9 @@ def _sources(options: PretrainOptions) -> list[corpus.Source]:
     return [train]
 
 
-def _from_checkpoint(name: str, seq_len: int | None) -> Start:
+def _from_checkpoint(name: str, seq_len: int | None, attention: Attention | None) -> Start:
     folder, vocab = checkpoint(name)
-    model = trainable(folder)
+    model = trainable(folder, attention=attention)
     train_logits_alone(model)
     seq_len = seq_len or vocab.max_length
     if seq_len > vocab.max_length:
