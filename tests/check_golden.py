@@ -118,7 +118,8 @@ def decoded(
 
     Fast-dLLM looks for masks only after a forward with the cache: a block that its first
     step has filled costs it one forward more than it costs us, but in Dream, where that
-    step keeps one token alone. Dream's code spends a forward on steps that unmask nothing.
+    step keeps one token alone. Dream's code and LLaDA's spend a forward on steps that unmask
+    nothing.
     """
     prompts, config = prompts_of(case), config_of(case, model)
     steps: Counter[tuple[int, int]] = Counter()  # by row and block
@@ -145,9 +146,12 @@ def decoded(
 
 
 def num_idle_steps(config: SamplerConfig, keys: Tensor) -> list[int]:
-    """Steps of each row's blocks, all alike, in which Dream's code changes nothing."""
+    """Steps of each row's blocks, all alike, in which the published code changes nothing.
+
+    Fast-dLLM leaves a block once it is filled: where it has a cache, there are none.
+    """
     if config.fixed_schedule not in BY_TIMESTEPS:
-        return [0] * len(keys)
+        return [config.num_idle_steps if config.cache == "none" else 0] * len(keys)
     masked = torch.ones(len(keys), config.block, dtype=torch.bool)
     draws = propose.draws_of_confidence(keys, 0, config.block)
     standing = planned(masked, config, uniform=draws)

@@ -199,7 +199,7 @@ def test_the_command_writes_tables_json_and_a_plot(head, tmp_path, capsys):
     "arguments, message",
     [
         (["--num", "0"], "num must be at least 1, got 0"),
-        (["--steps", "32"], "steps (32) must not exceed gen_length (16)"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--revise_below", "2"], "revise_below must be above 0 and at most 1"),
         (["--ups", "/no/such/folder"], "/no/such/folder"),
         (["--output", "{full}"], "is not empty: give another folder"),

@@ -344,8 +344,8 @@ ENGINE_MISTAKES = [
         r"steps \(5\) must be a multiple of the number of blocks \(3 = gen_length 12 ",
     ),
     (
-        dict(block_length=8, steps=9, sampling_method="fixed_length"),
-        r"steps \(9\) must not exceed gen_length \(8\)",
+        dict(gen_length=16, block_length=8, sampling_method="fixed_length"),
+        r"decodes one block: .* set it to gen_length \(16\), got 8",
     ),
     (dict(block_length=0), r"block_length must be at least 1, got 0"),
     (dict(steps=-4), r"steps must be at least 1, got -4"),

@@ -146,9 +146,9 @@ def test_until_may_be_a_string_a_list_empty_or_missing_and_the_earliest_stop_win
         ({"block_size": 8}, "block_size is an option of dllm's.*: did you mean 'block_length'"),
         ({"num_beams": 4}, "num_beams=4 has no meaning"),
         (
-            {"gen_length": 16, "steps": 17},
-            "steps .17. must not exceed gen_length .16.: .*gen_length=16 from the request .task "
-            "or --gen_kwargs.; steps=17 from",
+            {"gen_length": 16, "block_length": 8, "steps": 5},
+            "steps .5. must be a multiple of the number of blocks .2 = gen_length 16 .*"
+            "gen_length=16 from the request .task or --gen_kwargs.;.* steps=5 from",
         ),
         ({"steps": "many"}, "steps must be a whole number, got 'many'"),
         ({"gen_length": 5000}, "exceed the context of 4096 tokens"),

@@ -72,16 +72,16 @@ def test_the_reported_options_run_on_a_task_of_256_tokens():
     ("model_args", "gen_kwargs", "told"),
     [
         (
-            {"steps": 64},
-            {"max_gen_toks": 32},
-            r"steps \(64\) must not exceed gen_length \(32\): .* "
-            r"\[steps=64 from the model's options \(model_args\); gen_length=32 from the task's "
-            r"answer length\]",
+            {"steps": 64, "block_length": 8},
+            {"max_gen_toks": 24},
+            r"steps \(64\) must be a multiple of the number of blocks \(3 = gen_length 24 / .* "
+            r"\[steps=64 from the model's options \(model_args\); .*; gen_length=24 from the "
+            r"task's answer length\]",
         ),
         (
-            {"gen_length": 32},
+            {"gen_length": 24, "block_length": 8},
             {"steps": 64},
-            r"\[steps=64 from the request \(task or --gen_kwargs\); gen_length=32 from the "
+            r"\[steps=64 from the request \(task or --gen_kwargs\); .*gen_length=24 from the "
             r"model's options",
         ),
         (
@@ -116,8 +116,8 @@ def test_a_refusal_names_the_users_numbers_and_where_each_came_from(
             r"steps \(5\) must be a multiple of the number of blocks \(2",
         ),
         (
-            {"block_length": 8, "steps": 9, "sampling_method": "fixed_length"},
-            r"steps \(9\) must not exceed gen_length \(8\)",
+            {"gen_length": 16, "block_length": 8, "sampling_method": "fixed_length"},
+            r"fixed_length' decodes one block: .*gen_length \(16\), got 8",
         ),
         ({"steps": 8, "max_forwards": 4}, "max_forwards has no effect without threshold"),
     ],
@@ -186,6 +186,17 @@ def merging(tiny_checkpoint, make_model, tmp_path_factory) -> Path:
         folder,
     )
     return folder
+
+
+def test_steps_beyond_the_answers_tokens_are_left_out_and_told_once(tiny_checkpoint, caplog):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", steps=32, block_length=8)
+    one_each = LLaDA(str(tiny_checkpoint), device="cpu", steps=16, block_length=8)
+    requests = generation(["12", "34"], until=[], max_gen_toks=16)
+    assert lm.generate_until(requests, True) == one_each.generate_until(requests, True)
+    assert [record for record in caplog.messages if "steps" in record] == [
+        "steps=32 exceeds gen_length (16): as each step unmasks at least one token, 16 of them "
+        "would change nothing and are left out"
+    ]
 
 
 @pytest.mark.parametrize(("context", "choice"), [("There is a num", "ber"), ("Let f(", "x)")])

@@ -1065,7 +1065,7 @@ def test_answers_equal_a_naive_reimplementation_of_the_published_sampler(seed):
     options = dict(
         gen_length=num_blocks * block_length,
         block_length=block_length,
-        steps=num_blocks * choose.randint(1, block_length),
+        steps=num_blocks * choose.randint(1, block_length + 2),
         cfg_scale=choose.choice([0.0, 0.0, 0.7, 2.0]),
         logits_eos_inf=choose.random() < 0.4,
         confidence_eos_eot_inf=choose.random() < 0.4,
@@ -1077,7 +1077,9 @@ def test_answers_equal_a_naive_reimplementation_of_the_published_sampler(seed):
     assert [sample.answer for sample in samples] == [
         naive_generate(denoise, prompt, **options) for prompt in prompts
     ]
-    assert {sample.num_forwards for sample in samples} == {options["steps"]}
+    # steps beyond the tokens unmask nothing, and cost no forward
+    num_forwards = min(options["steps"], options["gen_length"])
+    assert {sample.num_forwards for sample in samples} == {num_forwards}
 
 
 def scored(
@@ -1156,7 +1158,7 @@ def test_revision_equals_a_naive_reimplementation_of_remedi(source, ranks_masked
         options = dict(
             gen_length=num_blocks * block_length,
             block_length=block_length,
-            steps=num_blocks * choose.randint(1, block_length),
+            steps=num_blocks * choose.randint(1, block_length + 2),
             confidence_source=source,
             sampling_method=choose.choice(["semi_ar_padding", "semi_ar_origin"]),
             cfg_scale=choose.choice([0.0, 0.0, 0.7]),
@@ -1328,11 +1330,6 @@ MISTAKES = [
         dict(gen_length=10, block_length=4, steps=10),
         r"steps \(10\) must be a multiple of .* \(3 = gen_length 10 / block_length 4, rounded up\)",
     ),
-    (dict(gen_length=12, steps=13), r"steps \(13\) must not exceed gen_length \(12\)"),
-    (
-        dict(gen_length=10, block_length=4, steps=15),
-        r"steps \(15\) must not exceed gen_length \(10, 12 in whole blocks\)",
-    ),
     (
         dict(gen_length=10, block_length=4, sampling_method="fixed_length"),
         r"fixed_length' decodes one block.*gen_length \(10\), got 4",
@@ -1405,7 +1402,6 @@ MISTAKES = [
     (dict(revise=True, threshold=0.9), r"threshold and revise are alternatives: give one"),
     (dict(revise=True, factor=1.0), r"factor and revise are alternatives: give one"),
     (dict(revise=True, remask_ratio=0.5), r"remask_ratio and revise are alternatives: give one"),
-    (dict(revise=True, gen_length=12, steps=13), r"steps \(13\) must not exceed gen_length \(12\)"),
     (
         dict(revise_below=0.5),
         r"revise_below has no effect without threshold, factor or error_budget: set one of them, "

@@ -61,3 +61,10 @@ def surprises(
             f"{sampler.decoded_length} do",
             about="whole blocks",
         )
+    if sampler.num_idle_steps:
+        yield Notice(
+            f"steps={sampler.steps} exceeds {sampler.answer_in_words}: as each step unmasks at "
+            f"least one token, {sampler.num_idle_steps} of them would change nothing and are "
+            "left out",
+            about="idle steps",
+        )

@@ -62,12 +62,6 @@ class SamplerConfig(SamplerOptions):
                 f"{self.num_blocks} = gen_length {self.gen_length} / block_length {self.block}"
                 f"{rounded})"
             )
-        at_least_one = self.remask_ratio is None and self.schedule == "llada"
-        if self.steps > self.decoded_length and at_least_one:
-            raise ValueError(
-                f"steps ({self.steps}) must not exceed {self.answer_in_words}: "
-                "every step unmasks at least one token"
-            )
 
     def _check_sampling(self) -> None:
         # so written, NaN is refused too
@@ -243,10 +237,21 @@ class SamplerConfig(SamplerOptions):
 
     @property
     def steps_per_block(self) -> int:
-        """Denoising steps of each block under a fixed schedule."""
+        """Denoising steps of each block under a fixed schedule, idle ones left out."""
         if self.steps is None:
             return self.block
-        return -(-self.steps // self.num_blocks)  # only dllm's schedule rounds
+        steps = -(-self.steps // self.num_blocks)  # only dllm's schedule rounds
+        return min(steps, self.block) if self.fixed_schedule == "linear" else steps
+
+    @property
+    def num_idle_steps(self) -> int:
+        """Steps of an answer in which nothing is left to unmask under LLaDA's schedule.
+
+        The published code spends a forward on each, and no answer depends on them.
+        """
+        if self.steps is None or self.adaptive or self.fixed_schedule != "linear":
+            return 0
+        return self.steps - self.steps_per_block * self.num_blocks
 
     @property
     def source(self) -> str:
