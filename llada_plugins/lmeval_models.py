@@ -23,14 +23,15 @@ from llada_plugins.engine.batches import AUTO
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.engine.progress import Progress, progress
 from llada_plugins.harness import lmeval_tokens
-from llada_plugins.harness.lmeval_cache import RepeatHook, tied
-from llada_plugins.harness.lmeval_notes import LikelihoodNotes, attach
+from llada_plugins.harness.lmeval_answers import answer, totals_of
+from llada_plugins.harness.lmeval_cache import tied
+from llada_plugins.harness.lmeval_notes import LikelihoodNotes, attach_each
 from llada_plugins.harness.lmeval_options import NAMING, SeedWarnings, check_given_once
 from llada_plugins.harness.lmeval_processes import ParallelLM
 from llada_plugins.harness.lmeval_record import Samplers
 from llada_plugins.harness.lmeval_requests import DEFAULT_MAX_GEN_TOKS, read_request
 from llada_plugins.harness.lmeval_windows import rolling_windows, totals
-from llada_plugins.harness.streams import stream
+from llada_plugins.harness.statistics import TotalsByTask
 from llada_plugins.likelihood.estimate import LogLikelihood
 from llada_plugins.models.folder import DEFAULT
 
@@ -75,6 +76,7 @@ class LLaDA(ParallelLM):
         self.tokenizer = self.engine.tokenizer
         self._device = self.engine.model.device
         self._samplers = Samplers()
+        self._totals = TotalsByTask()
         self._seed_warnings = SeedWarnings()
         self._notes = LikelihoodNotes()
 
@@ -185,52 +187,34 @@ class LLaDA(ParallelLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """Merged into the `config` of the results file."""
-        if isinstance(self.cache_hook, RepeatHook):
-            self.cache_hook.read_samplers(self._samplers)
         return {
             **self.engine.info(),
             **self._samplers.info(),
+            **self._totals.info(),
             "overlong_requests": dict(self.engine.overlong.counts),
         }
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers in the order of the requests; all are checked before the first is decoded."""
+        """Answers in the order of the requests; all are checked before the first is decoded.
+
+        Those that a --use_cache file holds are taken from there. The requests get notes of
+        what their answers cost; their sums, of all processes, go into the results.
+        """
         parsed = [self._request(*instance.args) for instance in requests]
-        numbers = self._repeats(requests)
         self._record(requests, parsed)
-        repeated = [
-            request._replace(stream=stream(number)) for request, number in zip(parsed, numbers)
-        ]
-        texts = [""] * len(requests)
         with closing(self._progress("generate_until", len(requests), disable_tqdm)) as bar:
-            for place, completion in self.engine.generate(repeated):
-                texts[place] = completion.text
-                if completion.overlong:
-                    attach(requests[place], {"overlong": completion.overlong})
-                self._keep_answer(requests[place], completion.text, numbers[place])
-                bar.add(completion.num_tokens)
-        return texts
+            answers = answer(self.engine, requests, parsed, self.cache_hook, bar)
+        self._totals.merge(self.gather_object(totals_of(requests, answers)) or [])
+        attach_each(requests, [each.note for each in answers])
+        return [each.text for each in answers]
 
     def _request(self, prompt: str, gen_kwargs: Mapping[str, Any]) -> Request:
         return read_request(self.engine, prompt, gen_kwargs)
-
-    def _repeats(self, requests: Sequence[Instance]) -> list[int]:
-        """Which repeat each request is; without a cache the Engine counts them itself."""
-        if isinstance(self.cache_hook, RepeatHook):
-            return self.cache_hook.numbers("generate_until", requests)
-        return [0] * len(requests)
-
-    def _keep_answer(self, request: Instance, text: str, number: int) -> None:
-        """Put an answer into the cache, if there is one; number: which repeat it is."""
-        if isinstance(self.cache_hook, RepeatHook):
-            self.cache_hook.add_partial("generate_until", request.args, text, number)
 
     def _record(self, requests: Sequence[Instance], parsed: Sequence[Request]) -> None:
         """Note the samplers for the results file; say so where a --seed has no effect."""
         for instance, request in zip(requests, parsed):
             self._samplers.note(instance.task_name, [request.sampler])
-        if isinstance(self.cache_hook, RepeatHook):
-            self.cache_hook.keep_samplers(self._samplers)
         drawn = any(self.engine.draws(request.sampler) for request in parsed)
         if drawn and "seed" not in self.engine.given:
             self._seed_warnings.warn("answers", "seed")

@@ -53,8 +53,9 @@ class LLaDA(LikelihoodModel):
     turns through the tokenizer's chat template, for instruct models; off, the turns are
     joined by newlines or wrapped by meta_template. stop_words: end an answer at the
     earliest of these and of the data set's stopping_criteria. record_stats: predictions
-    become dicts with prediction, nfe, seconds, tokens and prm_calls; the entry then
-    needs `pred_postprocessor=dict(type=unwrap_prediction)`. generation_kwargs:
+    become dicts with prediction, tokens, forwards (also as nfe), tokens_per_forward,
+    revised, seconds, prm_calls and overlong; the entry then needs
+    `pred_postprocessor=dict(type=unwrap_prediction)`. generation_kwargs:
     num_return_sequences only, for evaluators that read lists. tokenizer_only: prompts
     can be rendered and counted, nothing more. Samples of one prompt are numbered
     through the data set, and copies of it told apart by the number at the end of their
@@ -230,14 +231,10 @@ class LLaDA(LikelihoodModel):
     def _prediction(self, completion: Completion) -> str | dict[str, Any]:
         if not self.record_stats:
             return completion.text
-        return {
-            "prediction": completion.text,
-            "nfe": completion.num_forwards,
-            "seconds": round(completion.seconds, 4),
-            "tokens": completion.num_tokens,
-            "prm_calls": completion.num_prm_calls,
-            "overlong": completion.overlong,
-        }
+        from llada_plugins.harness.statistics import statistics
+
+        costs = statistics(completion)
+        return {"prediction": completion.text, "nfe": costs["forwards"], **costs}
 
 
 class LLaDAUPS(LLaDA):

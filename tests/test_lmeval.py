@@ -299,7 +299,7 @@ def test_finished_answers_are_cached_when_a_later_one_fails(tmp_path: Path) -> N
     model.engine.generate = breaks_after_two
     with pytest.raises(KeyboardInterrupt):
         caching.generate_until(generation(PUZZLES, **SMALL))
-    assert len(caching.dbdict) == 2 + 2  # fingerprint, samplers, and two answers
+    assert len(caching.dbdict) == 1 + 2 * 2  # fingerprint, and two answers with their costs
 
 
 def test_simple_evaluate_finds_the_model_by_name_and_reports_its_settings(

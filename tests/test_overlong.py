@@ -367,7 +367,7 @@ def test_sample_logs_and_results_of_lm_eval_mark_what_did_not_fit(tiny_checkpoin
     for request in (*asked, *scored):
         assert len(request.args) == 2  # keys of a cache do not change
         request.resps.append("answered")
-    assert [request.args[2:] for request in asked] == [(), ({"overlong": mark},), ()]
+    assert [request.args[2]["overlong"] for request in asked] == [None, mark, None]
     assert [request.args[2].get("overlong") for request in scored] == [None, mark]
     info = model.get_model_info()
     assert info["overlong"] == rule and info["overlong_requests"] == {mark: 2}

@@ -18,7 +18,7 @@ from llada_plugins.rewards.block_review import BlockReview, Scores, masked_share
 from llada_plugins.rewards.review_config import ReviewConfig
 from llada_plugins.rewards.steps import block_ends, block_scorer, split_steps
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Sample, decode
+from llada_plugins.sampling.decode import Draft, Filled, Sample, decode
 from llada_plugins.sampling.generate import generate, with_options
 from llada_plugins.sampling.sampler import Step
 from tests.test_sampler import EOS, MASK, PROMPTS, SPECIAL, VOCAB, record, toy_denoiser
@@ -382,6 +382,26 @@ def test_only_low_masks_low_blocks_again_and_leaves_the_others():
         False,
         True,
     ]
+
+
+def test_tokens_that_a_review_masks_again_are_counted_for_every_refill():
+    # of the second and the fourth block; the scores stay, so every attempt masks them again
+    low = Judge(4, rule=lambda block, before: 0.2 if len(before) in (4, 12) else 0.9)
+    config = SamplerConfig(**SAMPLER)
+    options = dict(backmasking_frequency=4, backmasking_lookback=4, max_retry_attempts=1)
+    counted = []
+    for num_refills in (1, 3):
+        review = ReviewConfig(**options, num_demasking_candidates=num_refills)
+        judged = BlockReview(review, config, low, MASK)
+        filled = []
+
+        def noted(draft: Draft, judged: BlockReview = judged, filled: list = filled) -> Filled:
+            filled.append(judged(draft))
+            return filled[-1]
+
+        decode(endless(), [[5, 6, 7]], config, SPECIAL, review=noted)
+        counted.append([int(each.num_revised) for each in filled])
+    assert counted == [[0, 0, 0, 2 * 4 * 1], [0, 0, 0, 2 * 4 * 3]]
 
 
 def test_legacy_drops_the_old_state_even_for_a_worse_one_and_waits_for_a_full_look_back():

@@ -33,7 +33,8 @@ from . import identity, likelihood_log
 from .batches import Batches, meter_of
 from .checks import check_answers, check_bos_token, context_length, mask_known
 from .config import HARNESS_DEFAULTS, LOADING, EngineConfig
-from .judging import TimedReview, block_review, question_of
+from .judging import block_review, question_of
+from .metering import Meter
 from .notices import WarnOnce, surprises
 from .overlong import PRM_REMEDY, Overlong
 from .probes import decoding_probe, scoring_probe
@@ -180,26 +181,27 @@ class Engine:
         cut: set[int] = set()  # rows whose question lost its beginning
         questions = [each.question for each in group.members]
         review = self._review(group.sampler, questions, cut)
-        timed = TimedReview(review, self.prepared.judge, len(group.members))
+        meter = Meter(review, self.prepared.judge, len(group.members), self.model.device)
+        observer = meter.observer(group.sampler)
         ends = self.special.ends
         num_batches = math.ceil(len(group.members) / at_once(group.longest))
         self.model.compiling.foresee(num_batches * group.sampler.most_forwards)
         samples = decode_each(
-            with_options(self.denoise, group.sampler, self.special),
+            meter.marking(with_options(self.denoise, group.sampler, self.special)),
             [each.prompt for each in group.members],
             group.sampler,
             self.special,
             device=self.model.device,
             keys=[each.key for each in group.members],
             stop=stop_rule(group, self.tokenizer, ends),
-            review=timed,
+            on_step=observer,
+            review=meter,
             at_once=at_once,
         )
         for row, sample in samples:
             member = group.members[row]
             completion = completed(sample, group.until, self.tokenizer, ends)._replace(
-                seconds=timed.seconds[row],
-                prm_seconds=timed.prm_seconds[row],
+                **meter.of(row)._asdict(),
                 overlong=self.overlong.counted("truncated" if row in cut else member.mark),
             )
             yield member.number, completion

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,11 +35,17 @@ class Completion(NamedTuple):
 
     text: str
     num_forwards: int
-    num_tokens: int  # tokens before the first EOS or EoT
-    seconds: float  # wall time of the batches it was in, shared equally by their rows
+    num_tokens: int  # as `counted_tokens` counts
+    seconds: float  # its share of the time of the steps that it was in, see metering.py
     num_prm_calls: int = 0  # answers in work that a process reward model scored
     prm_seconds: float = 0.0  # of `seconds`, spent in it
     overlong: Mark | None = None  # what was done because the request did not fit
+    num_revised: int = 0  # tokens that stood and were masked again, candidates included
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """How parallel decoding was; 0 where nothing was decoded."""
+        return self.num_tokens / self.num_forwards if self.num_forwards else 0.0
 
 
 class Encoded(NamedTuple):
@@ -102,6 +109,30 @@ def stop_rule(
     return has_stop
 
 
+def counted_tokens(
+    answer: Sequence[int],
+    until: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Sequence[int],
+) -> int:
+    """Tokens of an answer that count: those before its first end token and first stop string.
+
+    So neither EOS, nor what pads an answer after it, nor what a stop string cuts off is
+    speed. A token that begins before the stop string counts. This is the rule of the
+    published AUP scores (d3LLM), which tokenise the text that is left once more; here the
+    tokens count that were decoded.
+    """
+    kept = text.before_end(answer, ends)
+    stop = text.find_stop(text.decode(tokenizer, kept, ()), until)
+    if stop is None:
+        return len(kept)
+
+    def shown(number: int) -> int:
+        return len(text.decode(tokenizer, kept[:number], ()))
+
+    return bisect_left(range(len(kept) + 1), stop, key=shown)
+
+
 def completed(
     sample: Sample, until: Sequence[str], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
 ) -> Completion:
@@ -112,7 +143,7 @@ def completed(
     return Completion(
         text.without_special_tokens(tokenizer, string),
         sample.num_forwards,
-        len(kept),
+        counted_tokens(kept, until, tokenizer, ()),
         seconds=0.0,
         num_prm_calls=sample.num_scored,
     )

@@ -2,26 +2,25 @@
 
 lm-eval's keys hold a request's arguments alone: of a task with `repeats: 4` the last
 answer stays, and a second run gets it four times. Here the n-th equal request of a
-call, from 0, has an entry of its own from n = 1 on. lm-eval asks and writes as it does
-without us; only the keys differ.
+call, from 0, has an entry of its own from n = 1 on, and beside it what decoding the
+answer cost. So the model itself takes finished answers from the file: lm-eval, told that
+no answer is there, hands over every request. Likelihoods are looked up by lm-eval.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, hash_args
 from sqlitedict import SqliteDict
 
-from .lmeval_record import Samplers
+from .statistics import Statistics
 
-SAMPLERS_KEY = "llada_plugins:samplers"
 FINGERPRINT_KEY = "llada_plugins:fingerprint:2"  # 2: an entry for each repeat
+ANSWERS = "generate_until"  # lm-eval's name for requests of answers
 
 
 def entry(key: str, number: int) -> str:
@@ -37,100 +36,88 @@ def tied(cache: SqliteDict, fingerprint: str) -> RepeatHook:
     """
     if len(cache) == 0:
         cache[FINGERPRINT_KEY] = fingerprint
-    elif cache.get(FINGERPRINT_KEY) != fingerprint:
+    elif _value(cache, FINGERPRINT_KEY) != fingerprint:
         raise ValueError(
             "the --use_cache file was written by another model or other options; give another "
-            f"file. Its fingerprint: {cache.get(FINGERPRINT_KEY)}; this model's: {fingerprint}"
+            f"file. Its fingerprint: {_value(cache, FINGERPRINT_KEY)}; this model's: {fingerprint}"
         )
     return RepeatHook(cache)
 
 
+def _value(cache: SqliteDict, key: str) -> Any:
+    """What the file holds under a key; None where it holds nothing."""
+    try:
+        return cache[key]
+    except KeyError:
+        return None
+
+
+class Finished(NamedTuple):
+    """An answer that the file holds."""
+
+    text: str
+    statistics: Statistics | None  # None in a file of a version that kept none
+
+
+class Place(NamedTuple):
+    """A request's place among equal ones, and its answer where the file holds it."""
+
+    number: int
+    finished: Finished | None
+
+
 class RepeatHook(CacheHook):
-    """What a model writes finished answers through; from then on `cache` tells repeats apart."""
+    """What a model reads and writes finished answers through."""
 
     def __init__(self, cache: SqliteDict) -> None:
-        if not isinstance(cache, _Repeats):
-            cache.__class__ = _Repeats  # lm-eval holds this very object
-            cache.supplied = False
-        cache.begin()
+        cache.__class__ = _Answers  # lm-eval holds this very object
         self.dbdict = cache
 
-    def numbers(self, attr: str, requests: Sequence[Instance]) -> list[int]:
-        """Which repeat each of the requests is that lm-eval has not found in the cache."""
-        keys = [hash_args(attr, request.args) for request in requests]
-        missing = self.dbdict.missing_repeats()
+    def places(self, requests: Sequence[Instance]) -> list[Place]:
+        """Of each request of a call of generate_until."""
         seen: Counter[str] = Counter()
-        numbers = []
-        for key in keys:
-            known = missing.get(key, ())
-            # lm-eval does not look for requests with do_sample=True: all of them are
-            # here, in order
-            numbers.append(known[seen[key]] if seen[key] < len(known) else seen[key])
+        found = []
+        for request in requests:
+            key = hash_args(ANSWERS, request.args)
+            found.append(Place(seen[key], self._finished(request, key, seen[key])))
             seen[key] += 1
-        return numbers
-
-    def keep_samplers(self, samplers: Samplers) -> None:
-        """Note what answers are decoded with, beside what stands there of other runs."""
-        kept = Samplers()
-        self._read(kept)
-        kept.read(samplers.as_dict())
-        self.dbdict.keep(SAMPLERS_KEY, 0, json.dumps(kept.as_dict()))
-
-    def read_samplers(self, samplers: Samplers) -> None:
-        """Add what the file's answers were decoded with, if it supplied any.
-
-        Of which tasks they are is not known.
-        """
-        if self.dbdict.supplied:
-            self._read(samplers)
-
-    def _read(self, samplers: Samplers) -> None:
-        with suppress(KeyError):  # a new file, or one of likelihoods alone
-            samplers.read(json.loads(self.dbdict[SAMPLERS_KEY]))
-
-    def add_partial(self, attr: str, req: Iterable[Any], res: Any, number: int = 0) -> None:
-        """Keep the answer to the n-th repeat of a request as soon as it is known."""
-        self.dbdict.keep(hash_args(attr, req), number, res)
-
-
-class _Repeats(SqliteDict):
-    """lm-eval's cache.
-
-    In a call lm-eval asks `key in cache` for each request in order, reads where the answer
-    is yes, lets the model answer the rest, and writes those in order.
-    """
-
-    def begin(self) -> None:
-        self.asked: Counter[str] = Counter()
-        self.missing: defaultdict[str, list[int]] = defaultdict(list)
-        self.ended = False  # has lm-eval asked for all requests of the call?
-
-    def missing_repeats(self) -> dict[str, tuple[int, ...]]:
-        self.ended = True
-        return {key: tuple(numbers) for key, numbers in self.missing.items()}
-
-    def keep(self, key: str, number: int, value: Any) -> None:
-        super().__setitem__(entry(key, number), value)
-
-    def commit(self, *args: Any, **kwargs: Any) -> None:
-        self.ended = True
-        super().commit(*args, **kwargs)
-
-    def __contains__(self, key: str) -> bool:
-        if self.ended:
-            self.begin()
-        number = self.asked[key]
-        self.asked[key] += 1
-        found = super().__contains__(entry(key, number))
-        if found:
-            self.supplied = True
-        else:
-            self.missing[key].append(number)
         return found
 
-    def __getitem__(self, key: str) -> Any:
-        return super().__getitem__(entry(key, max(0, self.asked[key] - 1)))
+    def _finished(self, request: Instance, key: str, number: int) -> Finished | None:
+        if request.args[1].get("do_sample"):
+            return None  # by lm-eval's rule such answers are decoded in every run
+        text = _value(self.dbdict, entry(key, number))
+        if text is None:
+            return None
+        return Finished(text, _value(self.dbdict, _costs(key, number)))
+
+    def keep_answer(
+        self, request: Instance, number: int, text: str, statistics: Statistics
+    ) -> None:
+        """Keep the answer to the n-th repeat of a request as soon as it is known."""
+        key = hash_args(ANSWERS, request.args)
+        self.dbdict.keep(_costs(key, number), statistics)  # first: no answer is without
+        self.dbdict.keep(entry(key, number), text)
+
+    def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
+        """Keep a likelihood as soon as it is known."""
+        self.dbdict.keep(hash_args(attr, req), res)
+
+
+def _costs(key: str, number: int) -> str:
+    return f"{key}:{number}:statistics"
+
+
+class _Answers(SqliteDict):
+    """lm-eval's cache, as lm-eval sees it: without answers, which are texts."""
+
+    def keep(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+
+    def __contains__(self, key: str) -> bool:
+        return super().__contains__(key) and not isinstance(self[key], str)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        numbers = self.missing.get(key)
-        self.keep(key, numbers.pop(0) if numbers else 0, value)
+        # lm-eval writes an answer once more, after the model did, without its number
+        if not isinstance(value, str):
+            super().__setitem__(key, value)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from lm_eval.api.instance import Instance
 
 from llada_plugins.likelihood.estimate import LogLikelihood
 
-Note = dict[str, float | str | None]
+Note = dict[str, Any]
 
 
 class Noted(Instance):
     """A request whose arguments end with a note of its answer.
 
-    A likelihood's note is its error; of both kinds, what was done with a request that
-    did not fit.
+    A likelihood's note is its error, an answer's what decoding it cost; both say what was
+    done with a request that did not fit.
 
     They do so from when lm-eval has the answer: until then, and so in the keys of a
     --use_cache file, arguments are the texts alone.
@@ -32,6 +34,36 @@ def attach(request: Instance, note: Note) -> None:
     """Make the request a `Noted` one in place: lm-eval logs the very objects that it made."""
     request.__class__ = Noted
     request.note = note
+
+
+def repeats(requests: Sequence[Instance]) -> list[int]:
+    """Of each request of a call, how often the same object came before it.
+
+    lm-eval asks a request as often as its task says, and on a process with fewer
+    requests than others some more, whose answers count for nothing.
+    """
+    seen: dict[int, int] = defaultdict(int)
+    numbers = []
+    for request in requests:
+        numbers.append(seen[id(request)])
+        seen[id(request)] += 1
+    return numbers
+
+
+def counts(request: Instance, number: int) -> bool:
+    """Is the n-th time that a request is asked, from 0, one that its task wants?"""
+    return request.repeats is None or number < request.repeats
+
+
+def attach_each(requests: Sequence[Instance], notes: Sequence[Note]) -> None:
+    """Put the note of each answer beside its request; of several repeats under `repeats`."""
+    own: dict[int, list[Note]] = defaultdict(list)
+    for request, number, note in zip(requests, repeats(requests), notes):
+        if counts(request, number):
+            own[id(request)].append(note)
+    for request in requests:
+        found = own[id(request)]
+        attach(request, found[0] if len(found) == 1 else {"repeats": found})
 
 
 class LikelihoodNotes:

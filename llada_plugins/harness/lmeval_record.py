@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -21,11 +21,6 @@ class Samplers:
     def note(self, task: str | None, samplers: Iterable[SamplerConfig]) -> None:
         """A task's requests; lm-eval names the task of each request, callers from Python none."""
         self.by_task.setdefault(task or "requests", {}).update(dict.fromkeys(samplers))
-
-    def read(self, kept: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Add what `as_dict` gave in an earlier run, whose answers stand in a cache."""
-        for task, samplers in kept.items():
-            self.note(task, [SamplerConfig(**each) for each in samplers])
 
     def as_dict(self) -> dict[str, list[dict[str, Any]]]:
         return {

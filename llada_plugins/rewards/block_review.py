@@ -69,12 +69,15 @@ class _Progress:
     scores: list[Scores]  # of the rows as they stand in draft.tokens; [] where they were not scored
     forwards: Tensor  # (B,) spent on this block
     num_scored: list[int]  # (B,) answers scored for this block
+    num_revised: list[int]  # (B,) tokens masked again, in all refills
 
     @classmethod
     def of(cls, draft: Draft) -> _Progress:
         """Nothing done yet."""
         size = len(draft.rows)
-        return cls(draft, [[] for _ in range(size)], torch.zeros_like(draft.rows), [0] * size)
+        return cls(
+            draft, [[] for _ in range(size)], torch.zeros_like(draft.rows), [0] * size, [0] * size
+        )
 
     def forwards_so_far(self, row: int) -> int:
         """Forwards of a row, earlier blocks included."""
@@ -128,8 +131,8 @@ class BlockReview:
             due = self._refill(progress, due, attempt)
             if not due:
                 break
-        num_scored = torch.tensor(progress.num_scored, device=draft.rows.device)
-        return Filled(progress.forwards, num_scored)
+        counts = torch.tensor([progress.num_scored, progress.num_revised], device=draft.rows.device)
+        return Filled(progress.forwards, *counts)
 
     def _rows_to_look_back(self, draft: Draft) -> list[int]:
         """All rows, every `frequency` blocks and after the last; else those that have ended."""
@@ -180,6 +183,7 @@ class BlockReview:
             num_refills = self._affordable(progress, row, self.config.refills, cost)
             if num_refills:
                 blank[row, [draft.start + position for position in masked]] = self.mask_id
+                progress.num_revised[row] += num_refills * len(masked)
             for number in range(1, num_refills + 1):
                 copies.owners.append(row)
                 copies.streams.append((draft.number, attempt, number))

@@ -74,6 +74,8 @@ class Filled(NamedTuple):
 
     forwards: Tensor  # (B,)
     num_scored: Tensor  # (B,)
+    # (B,) tokens that the review masked again before it filled; None: it masks none
+    num_revised: Tensor | None = None
 
 
 class Review(Protocol):
