@@ -18,6 +18,7 @@ from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.past import Past
 
 from .memory import Memory, Rows
+from .noisy_clean import Layout
 
 # A place without a token. No vocabulary id will do, since published checkpoints pad
 # with their EOS.
@@ -37,6 +38,8 @@ class Canvas(NamedTuple):
     memory: for the steps in which only the window's tokens change; None = just one step.
     columns: what to compute, the window included; keys and values of the rest are in
     past. Both are set by cached().
+    layout: where columns stand and what they see, of rows with noisy copies of a text beside
+    its clean tokens; answer_start then counts from the text's first token.
     """
 
     tokens: Tensor  # (B, L) ids; PADDING left or right of a shorter row
@@ -46,6 +49,15 @@ class Canvas(NamedTuple):
     memory: Memory | None = None
     columns: slice = slice(None)
     past: Past | None = None
+    layout: Layout | None = None
+
+    @property
+    def prompt(self) -> Tensor:
+        """Which tokens are their row's prompt, (B, L)."""
+        place = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        if self.layout is not None:
+            place = self.layout.position_ids
+        return (place < self.answer_start[:, None]) & (self.tokens != PADDING)
 
     def keep_rows(self, numbers: Tensor) -> Canvas:
         """A canvas of some rows, (N,) numbers. The memory forgets all others, in place."""
@@ -124,19 +136,27 @@ def model_denoiser(
     shifted = FAMILIES[model.config.family].shift if shift is None else shift
 
     def denoise(canvas: Canvas, window: slice) -> Prediction:
-        real = canvas.tokens != PADDING if canvas.padded else None
+        visible = canvas.tokens != PADDING if canvas.padded else None
+        positions = None
+        if canvas.layout is not None:
+            visible, positions = canvas.layout.visible, canvas.layout.position_ids
         # (B, L, D), and (B, L) or None; L of canvas.columns
         streams, own = model.streams(
             embeddable(canvas.tokens),
-            real,
+            visible,
             inputs_embeds=canvas.embeds,
             columns=canvas.columns,
             past=canvas.past,
+            position_ids=positions,
         )
         first = canvas.columns.start or 0
         shown = slice(window.start - first, window.stop - first)
         hidden = streams[:, shown]  # (B, W, D)
-        predicting = left_of(streams, shown) if shifted else hidden  # (B, W, D)
+        predicting = hidden
+        if shifted and canvas.layout is not None:
+            predicting = gather(streams, canvas.layout.before[:, shown])
+        elif shifted:
+            predicting = left_of(streams, shown)  # (B, W, D)
 
         def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
             return model.head(gather(predicting, at, rows))
