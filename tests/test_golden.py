@@ -86,6 +86,20 @@ def case_of(path: Path, number: int) -> dict:
     return json.loads(path.read_text())["cases"][number]
 
 
+def test_steps_beyond_the_tokens_count_as_the_published_code_spends_them(excerpt):
+    path = excerpt / "generate.json"
+    cases = json.loads(path.read_text())["cases"]
+    number, case = next(
+        (number, case)
+        for number, case in enumerate(cases)
+        if case["options"]["steps"] == case["options"]["gen_length"]
+    )
+    steps = 2 * case["options"]["steps"]
+    options = {**case["options"], "steps": steps}
+    edit_json(path, "cases", number, options=options, num_forwards=steps)
+    assert not check(path).misses
+
+
 def change_answer(folder: Path) -> None:
     answers = case_of(folder / "generate.json", 2)["answers"]
     answers[0][1] += 1

@@ -1,0 +1,187 @@
+"""Checkpoints of many shapes against a naive reading of the published formulas.
+
+Recorded sets have one shape for each family. Here heads, widths, numbers of experts, thetas
+and tying are drawn, and an oracle that loops over heads and experts reads the stored tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llada_plugins.models.loading import load_model
+from tests.tolerance import largest, twice_naive
+
+pytestmark = pytest.mark.floats
+
+Tensors = dict[str, Tensor]
+# architecture, model_type; has it q/k norms, q/k/v biases, experts, a width of heads of its own?
+KINDS: dict[str, tuple[str, str, set[str]]] = {
+    "llada_moe": ("LLaDAMoEModelLM", "llada", {"norms", "experts"}),
+    "illada": ("ILLaDAForCausalLM", "illada", set()),
+    "dream": ("DreamModel", "Dream", {"biases"}),
+    "a2d_qwen3": ("A2DQwen3LMHeadModel", "a2d-qwen3", {"norms", "head_dim"}),
+    "a2d_qwen2": ("A2DQwen2LMHeadModel", "a2d-qwen2", {"biases"}),
+    "a2d_llama": ("A2DLlamaLMHeadModel", "a2d-llama", {"head_dim"}),
+}
+
+
+def draw_config(family: str, choose: random.Random) -> dict[str, Any]:
+    """A config.json of the family, of any shape."""
+    architecture, model_type, has = KINDS[family]
+    kv_heads, ratio = choose.choice([1, 2, 3]), choose.choice([1, 2, 4])
+    head_dim = choose.choice([4, 8, 12])
+    config = {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "num_attention_heads": kv_heads * ratio,
+        "num_key_value_heads": kv_heads,
+        "hidden_size": kv_heads * ratio * head_dim,
+        "intermediate_size": choose.choice([20, 33]),
+        "num_hidden_layers": choose.choice([1, 3]),
+        "vocab_size": choose.choice([40, 61]),
+        "rope_theta": choose.choice([100.0, 10000.0, 5e5]),
+        "rms_norm_eps": choose.choice([1e-4, 1e-3, 1e-2]),
+        "max_position_embeddings": 64,
+        "hidden_act": "silu",
+        "mask_token_id": 7,
+        "eos_token_id": 3,
+        "tie_word_embeddings": family != "llada_moe" and choose.random() < 0.5,
+    }
+    if "head_dim" in has:
+        config |= {"head_dim": head_dim, "hidden_size": choose.choice([16, 24, 40])}
+    if "experts" in has:
+        experts = choose.choice([3, 5, 8])
+        config |= {
+            "qk_layernorm": True,
+            "num_experts": experts,
+            "num_experts_per_tok": choose.randint(1, experts),
+            "expert_intermediate_size": choose.choice([6, 9]),
+        }
+    return config
+
+
+def draw_tensors(family: str, config: dict[str, Any], generator: torch.Generator) -> Tensors:
+    """Tensors of that config under their published names."""
+    has, width, vocabulary = KINDS[family][2], config["hidden_size"], config["vocab_size"]
+    head_dim = config.get("head_dim", width // config["num_attention_heads"])
+    rows = {
+        "q": config["num_attention_heads"] * head_dim,
+        "k": config["num_key_value_heads"] * head_dim,
+        "v": config["num_key_value_heads"] * head_dim,
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
+    }
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (vocabulary, width)
+    for number in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{number}."
+        shapes |= {f"{layer}self_attn.{each}_proj.weight": (rows[each], width) for each in "qkv"}
+        shapes[f"{layer}self_attn.o_proj.weight"] = (width, rows["q"])
+        shapes[f"{layer}input_layernorm.weight"] = (width,)
+        shapes[f"{layer}post_attention_layernorm.weight"] = (width,)
+        if "biases" in has:
+            shapes |= {f"{layer}self_attn.{each}_proj.bias": (rows[each],) for each in "qkv"}
+        if "norms" in has:
+            shapes |= {f"{layer}self_attn.{each}_norm.weight": (head_dim,) for each in "qk"}
+        mlps, hidden = [f"{layer}mlp."], config["intermediate_size"]
+        if "experts" in has:
+            shapes[f"{layer}mlp.gate.weight"] = (config["num_experts"], width)
+            mlps = [f"{layer}mlp.experts.{each}." for each in range(config["num_experts"])]
+            hidden = config["expert_intermediate_size"]
+        for mlp in mlps:
+            shapes |= {f"{mlp}{each}_proj.weight": (hidden, width) for each in ("gate", "up")}
+            shapes[f"{mlp}down_proj.weight"] = (width, hidden)
+    return {
+        name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 + (len(shape) == 1)
+        for name, shape in shapes.items()
+    }
+
+
+def naive_logits(config: dict[str, Any], tensors: Tensors, ids: list[int]) -> Tensor:
+    """Logits (L, V) of one row, in the dtype of the tensors, head by head."""
+    eps = config["rms_norm_eps"]
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return tensors[f"{name}.weight"] * (x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt())
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        product = x @ tensors[f"{name}.weight"].T
+        return product + tensors[f"{name}.bias"] if f"{name}.bias" in tensors else product
+
+    def mlp(x: Tensor, name: str) -> Tensor:
+        gate, up = (linear(x, f"{name}.{each}_proj") for each in ("gate", "up"))
+        return linear(gate * torch.sigmoid(gate) * up, f"{name}.down_proj")
+
+    x = tensors["model.embed_tokens.weight"][ids]
+    for number in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{number}"
+        h = norm(x, f"{layer}.input_layernorm")
+        x = x + linear(heads(config, tensors, h, layer, norm, linear), f"{layer}.self_attn.o_proj")
+        h = norm(x, f"{layer}.post_attention_layernorm")
+        if "num_experts" not in config:
+            x = x + mlp(h, f"{layer}.mlp")
+            continue
+        probability = (h @ tensors[f"{layer}.mlp.gate.weight"].T).softmax(-1)
+        rows = []
+        for row, of_experts in zip(h, probability):
+            best = of_experts.topk(config["num_experts_per_tok"]).indices.tolist()
+            terms = [of_experts[e] * mlp(row, f"{layer}.mlp.experts.{e}") for e in best]
+            rows.append(torch.stack(terms).sum(0))
+        x = x + torch.stack(rows)
+    head = "model.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
+    return norm(x, "model.norm") @ tensors[f"{head}.weight"].T
+
+
+def heads(config: dict[str, Any], tensors: Tensors, h: Tensor, layer: str, norm, linear) -> Tensor:
+    """What attention gives before its output projection, (L, heads x width)."""
+    number, kv = config["num_attention_heads"], config["num_key_value_heads"]
+    width = config.get("head_dim", config["hidden_size"] // number)
+    position = torch.arange(len(h), dtype=h.dtype)[:, None]
+    pairs = torch.arange(0, width, 2, dtype=h.dtype)
+    angle = position * config["rope_theta"] ** (-pairs / width)  # (L, width / 2)
+
+    def part(name: str, head: int) -> Tensor:
+        x = linear(h, f"{layer}.self_attn.{name}_proj")[:, head * width : (head + 1) * width]
+        if name == "v":
+            return x
+        if f"{layer}.self_attn.{name}_norm.weight" in tensors:
+            x = norm(x, f"{layer}.self_attn.{name}_norm")
+        a, b = x.split(width // 2, -1)
+        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+    found = []
+    for head in range(number):
+        q, k, v = part("q", head), part("k", head * kv // number), part("v", head * kv // number)
+        found.append((q @ k.T * width**-0.5).softmax(-1) @ v)
+    return torch.cat(found, -1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("family", KINDS)
+def test_logits_of_any_shape_are_those_of_the_formulas(tmp_path: Path, family: str, seed: int):
+    choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    config = draw_config(family, choose)
+    tensors = draw_tensors(family, config, generator)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = load_model(tmp_path, device="cpu", dtype="float32")
+    assert model.config.family == family
+    ids = [choose.randrange(config["vocab_size"]) for _ in range(11)]
+    naive = naive_logits(config, tensors, ids)
+    exact = naive_logits(config, {name: each.double() for name, each in tensors.items()}, ids)
+    found = model(torch.tensor([ids]))[0]
+    torch.testing.assert_close(found, naive, rtol=0, atol=twice_naive(naive, exact))
+    # nothing of the shapes is without effect: another theta or eps gives other logits
+    for name in ("rope_theta", "rms_norm_eps"):
+        other = naive_logits({**config, name: 3 * config[name]}, tensors, ids)
+        assert largest(other - naive) > twice_naive(naive, exact)
