@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,10 +38,12 @@ from llada_plugins.models.loading import load_model
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.options.fields import split
 from llada_plugins.sampling import propose, published, unmask_schedule
-from llada_plugins.sampling.config import BY_TIMESTEPS, SamplerConfig
+from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.facts import BY_TIMESTEPS
 from llada_plugins.sampling.generate import generate
 from llada_plugins.sampling.sampler import Step
 from llada_plugins.sampling.unmask_schedule import planned
+from tests.golden_blocks import SHIFTED, Case, Decoded, bd3lm, prompts_of
 from tests.tolerance import likelihood_error
 
 RUNS, MASKS = 8, 128  # of the published estimator, for the recorded mean and standard deviation
@@ -48,8 +51,6 @@ SIGMA = 5  # standard errors: two right means differ by more once in 1.7 million
 # position_ids: where the published code counts real tokens, as rotations cannot tell
 INPUTS = ("input_ids", "padded_input_ids", "attention_mask", "position_ids")
 WEIGHT = "dequantised."
-SHIFTED = "right_shift_logits"  # dllm's option of a sampler; with us a model's logits are shifted
-Case = Mapping[str, Any]
 
 
 class Report(NamedTuple):
@@ -62,9 +63,16 @@ class Report(NamedTuple):
 # ---- answers
 
 
-def check_answers(path: Path) -> Report:
-    """Every answer equal token by token, in as many forwards."""
-    model, recorded = load(path), read(path)
+Replay = Callable[[LLaDA, Case, SpecialTokens | None], Decoded]
+
+
+def check_answers(path: Path, replay: Replay | None = None, **options: Any) -> Report:
+    """Every answer equal token by token, in as many forwards.
+
+    replay: gives a case's answers and forwards (default: `decoded`). options: of loading.
+    """
+    model, recorded = load(path, **options), read(path)
+    replay = replay or decoded
     special = special_tokens(recorded)
     cases = entries(recorded, "cases")
     identical, as_many, tied, misses = 0, 0, 0, []
@@ -72,10 +80,10 @@ def check_answers(path: Path) -> Report:
         place = f"case {number}: {field(case, 'options')}"
         expected = [case["answer"]] if "answer" in case else field(case, "answers")
         try:
-            answers, forwards = decoded(model, case, special)
+            answers, forwards = replay(model, case, special)
             if answers != expected and may_tie(case):
                 with ties_as_torch_breaks_them(start=max(map(len, prompts_of(case)))):
-                    answers, forwards = decoded(model, case, special)
+                    answers, forwards = replay(model, case, special)
                 tied += answers == expected
         except ValueError as error:
             misses.append(f"{place}: {error}")
@@ -93,11 +101,6 @@ def check_answers(path: Path) -> Report:
     return Report(summary, misses)
 
 
-def prompts_of(case: Case) -> list[list[int]]:
-    """The case's prompts, of which it may have one alone."""
-    return [case["prompt"]] if "prompt" in case else field(case, "prompts")
-
-
 def config_of(case: Case, model: LLaDA) -> SamplerConfig:
     """The case's options under our names, as its published code means them."""
     given = {name: value for name, value in case["options"].items() if name != SHIFTED}
@@ -111,9 +114,7 @@ def config_of(case: Case, model: LLaDA) -> SamplerConfig:
     return config
 
 
-def decoded(
-    model: LLaDA, case: Case, special: SpecialTokens | None
-) -> tuple[list[list[int]], list[int]]:
+def decoded(model: LLaDA, case: Case, special: SpecialTokens | None) -> Decoded:
     """Answers to the case's prompts, and how many forwards the published code needs for each.
 
     Fast-dLLM looks for masks only after a forward with the cache: a block that its first
@@ -142,7 +143,7 @@ def decoded(
     if config.cache != "none" and not config.opens_with_one:
         for (row, _), num_steps in steps.items():
             forwards[row] += num_steps == 1
-    return [sample.answer for sample in samples], forwards
+    return Decoded([sample.answer for sample in samples], forwards)
 
 
 def num_idle_steps(config: SamplerConfig, keys: Tensor) -> list[int]:
@@ -434,6 +435,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 CHECKS: dict[str, Callable[[Path], Report]] = {
     "generate.json": check_answers,
     "generate_mdlm.json": check_answers,
+    "generate_bd3lm.json": partial(check_answers, replay=bd3lm, attention="block_causal"),
     "parallel.json": check_answers,
     "likelihood.json": check_likelihood,
     "logits.safetensors": check_tensors,

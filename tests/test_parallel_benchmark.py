@@ -14,7 +14,7 @@ from benchmarks.ablation import remembered
 from benchmarks.paired import Interval, Outcome
 from llada_plugins import SamplerConfig, generate
 from llada_plugins.engine.engine import Engine
-from llada_plugins.sampling.config import ADAPTIVE_RULES
+from llada_plugins.sampling.facts import ADAPTIVE_RULES
 from llada_plugins.tasks import nim
 from tests.tolerance import EPS64, rounding
 

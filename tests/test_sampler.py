@@ -27,8 +27,9 @@ from llada_plugins.diffusion.random_streams import uniform
 from llada_plugins.models.loading import load_model
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.confidence import CONFIDENCE, PROBABILITIES, Candidates
-from llada_plugins.sampling.config import ADAPTIVE_RULES, SamplerConfig
+from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.decode import Draft, Filled, Sample, decode, unreviewed
+from llada_plugins.sampling.facts import ADAPTIVE_RULES
 from llada_plugins.sampling.generate import generate, with_options
 from llada_plugins.sampling.propose import propose
 from llada_plugins.sampling.propose import sample as sampled_tokens

@@ -18,7 +18,6 @@ from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.past import Past
 
 from .memory import Memory, Rows
-from .noisy_clean import Layout
 
 # A place without a token. No vocabulary id will do, since published checkpoints pad
 # with their EOS.
@@ -38,8 +37,11 @@ class Canvas(NamedTuple):
     memory: for the steps in which only the window's tokens change; None = just one step.
     columns: what to compute, the window included; keys and values of the rest are in
     past. Both are set by cached().
-    layout: where columns stand and what they see, of rows with noisy copies of a text beside
-    its clean tokens; answer_start then counts from the text's first token.
+    blocks: None, and every token sees all; else the width of blocks, whose edges are the
+    columns that it divides: a token sees its own block and those before it, and its
+    position counts from its row's first token.
+    ids: of the requests that rows answer, for caches that outlive a block; candidates of
+    one request share it, a guided branch has its complement.
     """
 
     tokens: Tensor  # (B, L) ids; PADDING left or right of a shorter row
@@ -49,21 +51,18 @@ class Canvas(NamedTuple):
     memory: Memory | None = None
     columns: slice = slice(None)
     past: Past | None = None
-    layout: Layout | None = None
-
-    @property
-    def prompt(self) -> Tensor:
-        """Which tokens are their row's prompt, (B, L)."""
-        place = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        if self.layout is not None:
-            place = self.layout.position_ids
-        return (place < self.answer_start[:, None]) & (self.tokens != PADDING)
+    blocks: int | None = None
+    ids: Tensor | None = None  # (B,)
 
     def keep_rows(self, numbers: Tensor) -> Canvas:
         """A canvas of some rows, (N,) numbers. The memory forgets all others, in place."""
         if self.memory is not None:
             self.memory.keep_rows(Rows(numbers, len(self.tokens)))
-        return self._replace(tokens=self.tokens[numbers], answer_start=self.answer_start[numbers])
+        return self._replace(
+            tokens=self.tokens[numbers],
+            answer_start=self.answer_start[numbers],
+            ids=None if self.ids is None else self.ids[numbers],
+        )
 
 
 class LogitsAt(Protocol):
@@ -136,10 +135,7 @@ def model_denoiser(
     shifted = FAMILIES[model.config.family].shift if shift is None else shift
 
     def denoise(canvas: Canvas, window: slice) -> Prediction:
-        visible = canvas.tokens != PADDING if canvas.padded else None
-        positions = None
-        if canvas.layout is not None:
-            visible, positions = canvas.layout.visible, canvas.layout.position_ids
+        visible, positions = sight(canvas)
         # (B, L, D), and (B, L) or None; L of canvas.columns
         streams, own = model.streams(
             embeddable(canvas.tokens),
@@ -152,11 +148,7 @@ def model_denoiser(
         first = canvas.columns.start or 0
         shown = slice(window.start - first, window.stop - first)
         hidden = streams[:, shown]  # (B, W, D)
-        predicting = hidden
-        if shifted and canvas.layout is not None:
-            predicting = gather(streams, canvas.layout.before[:, shown])
-        elif shifted:
-            predicting = left_of(streams, shown)  # (B, W, D)
+        predicting = left_of(streams, shown) if shifted else hidden  # (B, W, D)
 
         def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
             return model.head(gather(predicting, at, rows))
@@ -168,6 +160,37 @@ def model_denoiser(
         return Prediction(logits_at, own[:, shown], ranks_masked=True, shifted=shifted)
 
     return denoise
+
+
+class Sight(NamedTuple):
+    """What the tokens of a canvas attend to, and where they stand."""
+
+    visible: Tensor | None  # (B, L) bool, or (B, L, L) from each token to each; None: all
+    positions: Tensor | None  # (B, L); None: their columns
+
+
+def sight(canvas: Canvas) -> Sight:
+    """What each token of a canvas sees; nobody but PADDING sees PADDING.
+
+    PADDING itself must see something, or there would be nothing to divide its weights by.
+    """
+    real = canvas.tokens != PADDING if canvas.padded else None
+    if canvas.blocks is None:
+        return Sight(real, None)
+    num_rows, length = canvas.tokens.shape
+    column = torch.arange(length, device=canvas.tokens.device)
+    block = column // canvas.blocks
+    earlier = block <= block[:, None]  # (L, L)
+    if real is None:
+        return Sight(earlier.expand(num_rows, -1, -1), None)
+    visible = earlier & (real[:, None] | ~real[:, :, None])
+    positions = column - num_left_of_row(canvas.tokens)[:, None]
+    return Sight(visible, positions.masked_fill(~real, 0))
+
+
+def num_left_of_row(tokens: Tensor) -> Tensor:
+    """How many PADDING each row (B, L) has before its first token, (B,)."""
+    return (tokens != PADDING).byte().argmax(-1)
 
 
 def left_of(states: Tensor, window: slice) -> Tensor:
@@ -187,12 +210,16 @@ class Aligned(NamedTuple):
     padded: bool  # was any needed?
 
 
-def align(rows: Sequence[Sequence[int]], device: torch.device) -> Aligned:
-    """Token rows as one tensor, with PADDING on the left of shorter ones."""
+def align(rows: Sequence[Sequence[int]], device: torch.device, *, multiple: int = 1) -> Aligned:
+    """Token rows as one tensor, with PADDING on the left of shorter ones.
+
+    multiple: what their common length is rounded up to.
+    """
     longest = max(len(row) for row in rows)
+    longest = -(-longest // multiple) * multiple
     aligned = [[PADDING] * (longest - len(row)) + list(row) for row in rows]
     padded = any(len(row) < longest for row in rows)
-    return Aligned(torch.tensor(aligned, device=device), padded)
+    return Aligned(torch.tensor(aligned, dtype=torch.long, device=device), padded)
 
 
 def log_total(logits: Tensor) -> Tensor:

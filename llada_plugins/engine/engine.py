@@ -27,6 +27,7 @@ from llada_plugins.options.fields import build, coerce, names, reject_unknown
 from llada_plugins.sampling import published
 from llada_plugins.sampling.config import SamplerConfig, build_sampler
 from llada_plugins.sampling.decode import Review, decode_each, unreviewed
+from llada_plugins.sampling.for_model import check_attention, defaults_of
 from llada_plugins.sampling.generate import with_options
 
 from . import identity, likelihood_log
@@ -82,7 +83,8 @@ class Engine:
         config = with_attention(read_config(self.folder), self.config.attention, str(self.folder))
         self.family = FAMILIES[config.family]
         self.given = coerce(SamplerConfig, published.native(options, self.family.sampler))
-        build_sampler(self.given, HARNESS_DEFAULTS)
+        self.by_model = defaults_of(config)
+        check_attention(build_sampler({**self.by_model, **self.given}, HARNESS_DEFAULTS), config)
         tokenizer_folder = resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
         self.tokenizer = load_tokenizer(tokenizer_folder, self.config.chat_template)
         if self.config.add_bos_token:
@@ -111,7 +113,7 @@ class Engine:
         # of every request; unless gen_length is given, its length is only one that the
         # others allow
         self.common = build_sampler(
-            {**self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS
+            {**self.by_model, **self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS
         )
         self._check_sampler(self.common)
         # of the last question, tokenised once for all its choices
@@ -132,7 +134,9 @@ class Engine:
         reject_unknown(options, [*names(SamplerConfig), *published.NAMES], "sampler option")
         options = coerce(SamplerConfig, published.native(options, self.family.sampler))
         by_method = self.prepared.defaults({**self.given, **options})
-        sampler = combined(options, self.given, by_method, self.method, max_tokens)
+        sampler = combined(
+            options, self.given, by_method, self.method, max_tokens, by_model=self.by_model
+        )
         for notice in surprises(sampler, options, self.given, max_tokens):
             self._warnings.warn(notice.message, notice.about)
         return sampler
@@ -196,6 +200,7 @@ class Engine:
             stop=stop_rule(group, self.tokenizer, ends),
             on_step=observer,
             review=meter,
+            in_step=self.prepared.judge is not None,
             at_once=at_once,
         )
         for row, sample in samples:
@@ -250,10 +255,7 @@ class Engine:
                 yield number, self._logged(fitted[number], estimate)
             else:
                 scored.append(number)
-        block_length = None
-        if self.model.config.attention == "block_causal":
-            block_length = self.common.block_length
-        settings = self.config.likelihood_settings(self.common.cfg_scale, block_length)
+        settings = self.config.likelihood_settings(self.common.cfg_scale)
         kept = [fitted[number] for number in scored]
         if kept:
             runner = row_runner(self.model, self.prepared.denoise, settings, self.special)
@@ -346,6 +348,7 @@ class Engine:
         """Raise ValueError on options that need what this checkpoint or method lacks."""
         with_options(self.denoise, sampler, self.special)
         check_policy(sampler, self.prepared)
+        check_attention(sampler, self.model.config)
         if sampler.shift_cache == "published" and not self.family.shift:
             raise ValueError(
                 "shift_cache=published is for models whose logits are shifted, such as Dream's; "

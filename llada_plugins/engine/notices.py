@@ -54,7 +54,7 @@ def surprises(
             f"gen_length={sampler.gen_length} overrides the task's answer length of "
             f"{max_tokens} tokens"
         )
-    if sampler.decoded_length > sampler.gen_length:
+    if sampler.decoded_length > sampler.gen_length and not sampler.causal:
         yield Notice(
             f"answers that blocks of {sampler.block} tokens do not divide are decoded "
             f"in whole blocks and cut: {sampler.gen_length} tokens cost what "

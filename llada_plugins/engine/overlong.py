@@ -81,7 +81,7 @@ class Overlong:
         """The tokens of every prompt that are read, the last ones, and what is done with it."""
         if not all(prompts):
             raise ValueError("a prompt is empty: give at least one token of text")
-        rooms = [self.max_length - request.sampler.decoded_length for request in requests]
+        rooms = [request.sampler.blocks.room(self.max_length) for request in requests]
         limit = f"the context of {self.max_length} tokens"
         for request, room in zip(requests, rooms):
             if room < 1:

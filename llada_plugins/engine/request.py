@@ -68,7 +68,7 @@ class Group(NamedTuple):
     @property
     def longest(self) -> int:
         """Tokens of the longest row, prompt and answer."""
-        return len(self.members[0].prompt) + self.sampler.decoded_length
+        return self.sampler.blocks.row(len(self.members[0].prompt))
 
 
 def random_keys(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> list[int]:

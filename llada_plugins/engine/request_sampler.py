@@ -19,18 +19,21 @@ def combined(
     by_method: Mapping[str, Any],
     method: str,
     max_tokens: int | None,
+    *,
+    by_model: Mapping[str, Any],
 ) -> SamplerConfig:
     """The sampler of a request with these options, which go before all others.
 
     given: the engine's. by_method: the defaults of the method of that name. max_tokens: the
-    answer's length where none of them sets gen_length. A ValueError says where each of the
-    values comes from that it names.
+    answer's length where none of them sets gen_length. by_model: the defaults of the model's
+    attention. A ValueError says where each of the values comes from that it names.
     """
     origins: dict[str, dict[str, Any]] = {
         "the request (task or --gen_kwargs)": dict(options),
         "the model's options (model_args)": dict(given),
         f"the defaults of {method}": dict(by_method),
         "the task's answer length": {"gen_length": max_tokens} if max_tokens else {},
+        "the model's attention": dict(by_model),
         "the defaults": asdict(HARNESS_DEFAULTS),
     }
     try:

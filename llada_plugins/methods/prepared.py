@@ -14,7 +14,7 @@ from llada_plugins.models.llada import LLaDA
 from llada_plugins.rewards.review_config import ReviewConfig
 from llada_plugins.rewards.step_scorer import StepScorer
 from llada_plugins.rewards.steps import StepSplit
-from llada_plugins.sampling.config import ADAPTIVE_RULES
+from llada_plugins.sampling.facts import ADAPTIVE_RULES
 
 # alternatives: who names one gets no other by default
 COUNT_RULES = (*ADAPTIVE_RULES, "remask_ratio", "revise")

@@ -11,7 +11,7 @@ from typing import Any
 from llada_plugins.diffusion.denoiser import model_denoiser
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import arg
-from llada_plugins.sampling.config import ADAPTIVE_RULES
+from llada_plugins.sampling.facts import ADAPTIVE_RULES
 
 from .policy_head import load_policy, policy_denoiser
 from .prepared import COUNT_RULES, Defaults, Policy, Prepared, own_policy

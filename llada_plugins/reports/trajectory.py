@@ -44,10 +44,13 @@ def record(engine: Engine, prompts: Sequence[Sequence[int]], config: SamplerConf
     history = [answers.clone()]
 
     def on_step(step: Step) -> None:
-        columns = slice(step.block * config.block, (step.block + 1) * config.block)
-        block = answers[step.rows, columns]
-        standing = ((block != MASKED) | step.kept) & ~step.remasked
-        answers[step.rows, columns] = torch.where(standing, step.proposal, MASKED)
+        width = step.proposal.shape[1]
+        places = step.start[:, None] + torch.arange(width, device=answers.device)  # (B, W)
+        of_answer = (places >= 0) & (places < answers.shape[1])
+        standing = (~step.masked | step.kept) & ~step.remasked
+        block = torch.where(standing, step.proposal, MASKED)
+        rows = step.rows[:, None].expand_as(places)[of_answer]
+        answers[rows, places[of_answer]] = block[of_answer]
         history.append(answers.clone())
 
     began = time.perf_counter()

@@ -1,27 +1,30 @@
-"""The options of decoding under the rules between them, and what follows from them."""
+"""The options of decoding under the rules between them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from llada_plugins.options.fields import build, coerce
 
 from .confidence import CONFIDENCE, PROBABILITIES, PUBLISHED_NAMES
-from .options import SamplerOptions
+from .facts import ADAPTIVE_RULES, BY_TIMESTEPS, DecodingFacts
 
-# rules by which the number of tokens kept depends on their scores
-ADAPTIVE_RULES = ("threshold", "factor", "error_budget")
-# how many tokens stand after each step, where that does not depend on scores
-Schedule = Literal["linear", "linear_revised", "mask_and_refine", "dream", "independent", "mdlm"]
-BY_TIMESTEPS = ("dream", "independent")  # schedules that end at schedule_eps
-COUNTS = ("gen_length", "steps", "block_length", "top_k", "max_forwards", "cache_refresh")
+COUNTS = (
+    "gen_length",
+    "steps",
+    "block_steps",
+    "block_length",
+    "top_k",
+    "max_forwards",
+    "cache_refresh",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerConfig(SamplerOptions):
+class SamplerConfig(DecodingFacts):
     """How an answer is decoded.
 
     The defaults are LLaDA's: one block, one token a step, greedy, low-confidence
@@ -52,6 +55,22 @@ class SamplerConfig(SamplerOptions):
             raise ValueError(
                 "sampling_method='fixed_length' decodes one block: leave block_length out or set "
                 f"it to gen_length ({self.gen_length}), got {self.block_length}"
+            )
+        if self.causal and self.block_length is None:
+            raise ValueError(
+                "sampling_method=block_causal needs block_length, the blocks that the model "
+                "attends by: give it"
+            )
+        if self.blocks_from is not None and self.sampling_method not in (None, "block_causal"):
+            raise ValueError(
+                f"blocks_from={self.blocks_from} has no effect without "
+                "sampling_method=block_causal: leave it out"
+            )
+        if self.steps is not None and self.block_steps is not None:
+            raise ValueError("steps and block_steps are alternatives: give one")
+        if self.block_steps is not None and (self.adaptive and not self.paced):
+            raise ValueError(
+                "block_steps has no effect under threshold, factor or error_budget: leave it out"
             )
         if self.steps is None or (self.adaptive and not self.paced):
             return
@@ -172,10 +191,10 @@ class SamplerConfig(SamplerOptions):
             )
 
     def _check_budgets(self) -> None:
-        if self.max_forwards is not None and self.max_forwards < self.num_blocks:
+        if self.max_forwards is not None and self.max_forwards < self.most_blocks:
             raise ValueError(
                 f"max_forwards ({self.max_forwards}) must be at least the number of blocks "
-                f"({self.num_blocks}): each needs one"
+                f"({self.most_blocks}): each needs one"
             )
         if self.adaptive and self.source not in PROBABILITIES:
             raise ValueError(
@@ -195,124 +214,12 @@ class SamplerConfig(SamplerOptions):
                 "max_forwards has no effect without threshold, factor, error_budget or a process "
                 "reward model: use one of them, or leave it out"
             )
-        least = self.steps_per_block * self.num_blocks
+        least = self.steps_per_block * self.most_blocks
         if self.max_forwards < least:
             raise ValueError(
                 f"max_forwards ({self.max_forwards}) must be at least steps ({least}): "
                 "a single candidate of every block takes as many"
             )
-
-    @property
-    def block(self) -> int:
-        """Tokens of a block."""
-        return self.block_length or self.gen_length
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of an answer, the last of which may be cut."""
-        return -(-self.gen_length // self.block)  # rounded up
-
-    @property
-    def decoded_length(self) -> int:
-        """Tokens of all blocks: gen_length, rounded up unless the last block has only the rest.
-
-        An answer keeps the first gen_length; so do published wrappers whose tasks ask for
-        any length.
-        """
-        if self.last_block == "rest":
-            return self.gen_length
-        return self.num_blocks * self.block
-
-    def num_masks_at(self, number: int) -> int:
-        """Masks on the canvas when block `number` begins; later ones, unless the canvas grows."""
-        left = self.decoded_length - number * self.block
-        return min(left, self.block) if self.grows else left
-
-    @property
-    def answer_in_words(self) -> str:
-        """The answer's length for messages."""
-        rounded = self.decoded_length > self.gen_length
-        whole = f", {self.decoded_length} in whole blocks" if rounded else ""
-        return f"gen_length ({self.gen_length}{whole})"
-
-    @property
-    def steps_per_block(self) -> int:
-        """Denoising steps of each block under a fixed schedule, idle ones left out."""
-        if self.steps is None:
-            return self.block
-        steps = -(-self.steps // self.num_blocks)  # only dllm's schedule rounds
-        return min(steps, self.block) if self.fixed_schedule == "linear" else steps
-
-    @property
-    def num_idle_steps(self) -> int:
-        """Steps of an answer in which nothing is left to unmask under LLaDA's schedule.
-
-        The published code spends a forward on each, and no answer depends on them.
-        """
-        if self.steps is None or self.adaptive or self.fixed_schedule != "linear":
-            return 0
-        return self.steps - self.steps_per_block * self.num_blocks
-
-    @property
-    def source(self) -> str:
-        """The name in CONFIDENCE."""
-        name = self.confidence_source or self.remasking or "tps_prob"
-        return PUBLISHED_NAMES.get(name, name)
-
-    @property
-    def adaptive(self) -> bool:
-        """Does the number of tokens kept depend on their scores?"""
-        return any(getattr(self, rule) is not None for rule in ADAPTIVE_RULES)
-
-    @property
-    def fixed_schedule(self) -> Schedule:
-        """The name in unmask_schedule.SCHEDULES; of an adaptive rule that is paced, its limit."""
-        if self.remask_ratio is not None:
-            return "mask_and_refine"
-        if self.schedule != "llada":
-            return self.schedule
-        return "linear_revised" if self.revise else "linear"
-
-    @property
-    def may_idle(self) -> bool:
-        """Are there steps that change nothing, whatever the model says?"""
-        return self.schedule != "llada" and not self.revises
-
-    @property
-    def opens_with_one(self) -> bool:
-        """Does a block's first step keep its first token, and no other?"""
-        return self.shift_cache == "published"
-
-    @property
-    def last_timestep(self) -> float:
-        """Where the timesteps of BY_TIMESTEPS end."""
-        return 1e-3 if self.schedule_eps is None else self.schedule_eps
-
-    @property
-    def draws(self) -> bool:
-        """Do answers depend on random numbers?"""
-        return self.temperature > 0 or self.source == "random" or bool(self.alg_temp)
-
-    @property
-    def revises(self) -> bool:
-        """May a token that was kept be masked again?"""
-        return self.revise or self.remask_ratio is not None or self.revise_below is not None
-
-    @property
-    def forwards_per_block(self) -> int:
-        """Upper bound under adaptive rules; one a token lets every rule finish."""
-        return self.block if self.max_forwards is None else self.max_forwards // self.num_blocks
-
-    @property
-    def most_forwards(self) -> int:
-        """Forwards of an answer, at most."""
-        of_block = self.forwards_per_block if self.adaptive else self.steps_per_block
-        return of_block * self.num_blocks
-
-    @property
-    def grows(self) -> bool:
-        """Does the canvas grow block by block, so that no later masks are seen?"""
-        return self.sampling_method == "semi_ar_origin"
 
 
 def _is_off(value: object) -> bool:

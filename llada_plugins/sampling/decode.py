@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from llada_plugins.diffusion.batch_limit import BatchLimit, OutOfMemory, release_memory
-from llada_plugins.diffusion.denoiser import Canvas, Denoiser, align
+from llada_plugins.diffusion.blocks import Blocks, LaidOut, lay_out
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, num_left_of_row
 from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.special_tokens import SpecialTokens
 
-from .batching import Queue
+from .batching import Queue, Refill, Waiting
 from .config import SamplerConfig
 from .sampler import Step, unmask
 
@@ -55,7 +56,9 @@ class Fill(Protocol):
 class Draft(NamedTuple):
     """A batch of unfinished answers whose block `number` is to be filled.
 
-    Blocks before it are filled, later ones masked, as far as they exist.
+    Blocks before it are filled, later ones masked, as far as they exist. A batch whose rows
+    are at different blocks has the number of the furthest: column `start` then is that
+    row's. Under a Review all rows are at the same.
     """
 
     number: int
@@ -64,7 +67,7 @@ class Draft(NamedTuple):
     keys: Tensor  # (B,) random streams
     forwards: Tensor  # (B,) spent on earlier blocks
     num_scored: Tensor  # (B,) by a Review on earlier blocks
-    start: int  # column of the first answer token
+    start: int  # column at which block 0 of the answer begins
     fill: Fill
     ended: Callable[[list[int]], bool]  # is an answer complete that fills its blocks so far?
 
@@ -102,8 +105,9 @@ class FillBlocks(NamedTuple):
     denoise: Denoiser
     config: SamplerConfig
     special: SpecialTokens
-    start: int  # column of the first answer token
+    start: int  # column at which block 0 of the answer begins
     padded: bool  # has any row PADDING?
+    prompt_lengths: Tensor  # (P,) tokens of every prompt
     on_step: Callable[[Step], None] | None
 
     def __call__(
@@ -116,46 +120,88 @@ class FillBlocks(NamedTuple):
         steps: int | None = None,
     ) -> Tensor:
         """See `Fill`."""
-        width = self.config.block
+        cut = self.config.blocks
+        window = slice(
+            self.start + blocks.start * cut.width,
+            min(self.start + blocks.stop * cut.width, tokens.shape[1]),  # a last may be short
+        )
+        left = num_left_of_row(tokens)
+        canvas = Canvas(
+            tokens,
+            left + self.prompt_lengths[rows],
+            self.padded,
+            blocks=cut.width if cut.causal else None,
+            ids=rows,
+        )
         return unmask(
             self.denoise,
-            Canvas(tokens, rows.new_full((len(rows),), self.start), self.padded),
-            slice(
-                self.start + blocks.start * width,
-                min(self.start + blocks.stop * width, tokens.shape[1]),  # a last block may be short
-            ),
+            canvas,
+            window,
             keys,
             config or self.config,
             self.special,
-            offset=blocks.start * width,
+            offset=window.start - (left if cut.from_row else canvas.answer_start),
             steps=steps,
-            on_step=self._observer(rows),
+            on_step=self._observer(canvas, window),
         )
 
-    def _observer(self, rows: Tensor) -> Callable[[Step], None] | None:
-        """on_step with prompts in place of rows of the canvas."""
-        on_step = self.on_step
-        if on_step is None:
+    def _observer(self, canvas: Canvas, window: slice) -> Callable[[Step], None] | None:
+        """on_step with prompts in place of rows of the canvas, one block's rows at a time."""
+        on_step, rows = self.on_step, canvas.ids
+        if on_step is None or rows is None:
             return None
-        return lambda step: on_step(step._replace(rows=rows[step.rows]))
+        # a block that holds the prompt's end begins before the answer
+        numbers = -((canvas.answer_start - window.start) // self.config.block)
+
+        def observe(step: Step) -> None:
+            for number in numbers[step.rows].unique().tolist():
+                places = (numbers[step.rows] == number).nonzero()[:, 0]
+                of_block = step.keep_rows(places)
+                on_step(of_block._replace(block=number, rows=rows[of_block.rows]))
+
+        return observe
 
 
 class Answers:
     """How far the answer to each of P prompts is, and what it has cost."""
 
-    def __init__(self, keys: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], keys: Sequence[int], device: torch.device
+    ) -> None:
+        self.prompts = prompts
         self.keys = torch.tensor(keys, device=device, dtype=torch.long)  # (P,) random streams
+        # (P,)
+        self.prompt_lengths = torch.tensor([len(each) for each in prompts], device=device)
         self.tokens: list[list[int]] = [[] for _ in keys]  # of the blocks that are filled
+        self.num_filled = [0] * len(keys)  # blocks
         self.forwards = torch.zeros_like(self.keys)
         self.num_scored = torch.zeros_like(self.keys)
 
-    def add(self, draft: Draft, cost: Filled, batch: Sequence[int], width: int) -> None:
-        """Take over what the draft holds of the batch's answers, its block included."""
+    def lay_out(self, batch: Sequence[int], blocks: Blocks, mask_id: int) -> LaidOut:
+        """The canvas on which these rows fill their next blocks."""
+        return lay_out(
+            blocks,
+            [self.prompts[row] for row in batch],
+            [self.tokens[row] for row in batch],
+            [self.num_filled[row] for row in batch],
+            mask_id,
+            self.keys.device,
+        )
+
+    def add(
+        self, draft: Draft, cost: Filled, batch: Sequence[int], starts: Sequence[int], end: int
+    ) -> None:
+        """Take over what the draft holds of the batch's answers, its block included.
+
+        starts: columns of their first tokens. end: column where the block ends.
+        """
         self.forwards[draft.rows] += cost.forwards
         self.num_scored[draft.rows] += cost.num_scored
-        columns = slice(draft.start, draft.start + (draft.number + 1) * width)
-        for row, answer in zip(batch, draft.tokens[:, columns].tolist()):
-            self.tokens[row] = answer
+        first = min(starts)
+        for row, start, tokens in zip(batch, starts, draft.tokens[:, first:end].tolist()):
+            answer = tokens[start - first :]
+            self.tokens[row] = answer[: answer.index(PADDING)] if PADDING in answer else answer
+            self.num_filled[row] += 1
 
     def samples(self, rows: Sequence[int], length: int) -> list[tuple[int, Sample]]:
         """The finished answers of these rows, cut to this length."""
@@ -193,54 +239,62 @@ def decode_each(
     stop: Callable[[list[int]], bool] | None = None,
     on_step: Callable[[Step], None] | None = None,
     review: Review = unreviewed,
+    in_step: bool = False,
     at_once: BatchLimit | None = None,
 ) -> Iterator[tuple[int, Sample]]:
     """Decode block by block; yields the (number, sample) of each prompt as answers end.
 
     No answer depends on the others. keys: random streams, by default from config.seed and
     the prompt. stop: asked at the end of every block with the row's answer so far; True
-    ends the row. review: how a block is filled. at_once: how many rows of so many tokens,
-    prompt and answer, make a batch (default: all). A row that has ended leaves, and a
-    waiting one takes its place (batching.py). A batch that memory is too small for waits
-    again, and from then on batches are smaller: on_step may see some of its steps twice.
+    ends the row. review: how a block is filled. in_step: does it need all rows of a batch at
+    the same block? Else blocks that are counted from rows' first tokens may differ.
+    at_once: how many rows of so many tokens, prompt and answer, make a batch (default: all).
+    A row that has ended leaves, and a waiting one takes its place (batching.py). A batch
+    that memory is too small for waits again, and from then on batches are smaller: on_step
+    may see some of its steps twice.
     """
     _check_prompts(prompts)
     device = torch.device(device)
     keys = keys or [request_key(config.seed, prompt) for prompt in prompts]
-    answers = Answers(keys, device)
+    answers = Answers(prompts, keys, device)
+    blocks = config.blocks
 
     def ended(answer: list[int]) -> bool:
         return is_ended(answer, config, special, stop)
 
-    lengths = [len(prompt) + config.decoded_length for prompt in prompts]
+    lengths = [blocks.row(len(prompt)) for prompt in prompts]
     limit = at_once or BatchLimit(lambda longest: len(prompts))
-    queue = Queue(lengths, config.num_blocks, limit)
+    queue: Waiting
+    if blocks.from_row and not in_step:
+        queue = Refill(lengths, limit)
+    else:
+        queue = Queue(lengths, blocks.number(0) if prompts else 1, limit)
     while queue:
         number, batch = queue.take()
-        filled, padded = align([[*prompts[row], *answers.tokens[row]] for row in batch], device)
-        start = filled.shape[1] - number * config.block
-        masks = filled.new_full((len(batch), config.num_masks_at(number)), special.mask)
+        canvas = answers.lay_out(batch, blocks, special.mask)
+        start = canvas.first - number * blocks.width
         rows = torch.tensor(batch, device=device)
         draft = Draft(
             number,
-            torch.cat([filled, masks], 1),  # (B, L)
+            canvas.tokens,
             rows,
             answers.keys[rows],
             answers.forwards[rows],
             answers.num_scored[rows],
             start,
-            FillBlocks(denoise, config, special, start, padded, on_step),
+            FillBlocks(
+                denoise, config, special, start, canvas.padded, answers.prompt_lengths, on_step
+            ),
             ended,
         )
-        cost = _reviewed(review, draft, limit, lengths[batch[0]])
-        if cost is None:
-            queue.put(number, batch)
-            continue
-        answers.add(draft, cost, batch, config.block)
-        done = [row for row in batch if ended(answers.tokens[row])]
-        waiting = [row for row in batch if row not in done]
-        if waiting:
-            queue.put(number + 1, waiting)
+        cost = _reviewed(review, draft, limit, max(lengths[row] for row in batch))
+        if cost is not None:
+            end = canvas.first + blocks.width
+            answers.add(draft, cost, batch, canvas.answer_starts, end)
+        done = [row for row in batch if cost is not None and ended(answers.tokens[row])]
+        for row in reversed(batch):  # so that the first stays the first
+            if row not in done:
+                queue.put(answers.num_filled[row], [row])
         yield from answers.samples(done, config.gen_length)
 
 

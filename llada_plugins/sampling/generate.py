@@ -13,6 +13,7 @@ from llada_plugins.models.special_tokens import SpecialTokens
 
 from .config import SamplerConfig
 from .decode import Review, Sample, decode, unreviewed
+from .for_model import fitted
 from .sampler import Step
 
 
@@ -35,7 +36,7 @@ def generate(
     keys, stop, on_step, review: see `decode_each`. Raises ValueError on a prompt that is
     empty or does not fit the model's context.
     """
-    config = config or SamplerConfig()
+    config = fitted(config or SamplerConfig(), model.config)
     special = special or known_special_tokens(model)
     check_unmasked(prompts, special.mask)
     check_fits(model, prompts, config)
@@ -52,6 +53,7 @@ def generate(
         stop=stop,
         on_step=on_step,
         review=review,
+        in_step=review is not unreviewed,
     )
 
 
@@ -85,7 +87,7 @@ def check_fits(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerCo
     """Raise ValueError if a prompt and its answer exceed the model's context."""
     limit = model.config.max_sequence_length
     for number, prompt in enumerate(prompts):
-        if len(prompt) + config.decoded_length > limit:
+        if len(prompt) > config.blocks.room(limit):
             raise ValueError(
                 f"prompt {number} of {len(prompt)} tokens and {config.answer_in_words} "
                 f"exceed the model's context of {limit} tokens: "

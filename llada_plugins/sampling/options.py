@@ -46,11 +46,22 @@ class SamplerOptions:
     schedule_eps: float | None = arg(
         None, "timestep (0-1) at which schedules dream and independent end (default 0.001)"
     )
-    sampling_method: Literal["fixed_length", "semi_ar_padding", "semi_ar_origin"] | None = arg(
+    block_steps: int | None = arg(
+        None, "denoising steps of each block, in place of steps for the whole answer"
+    )
+    sampling_method: (
+        Literal["fixed_length", "semi_ar_padding", "semi_ar_origin", "block_causal"] | None
+    ) = arg(
         None,
         "fixed_length: one block; semi_ar_padding: blocks on a canvas whose later masks are "
-        "visible; semi_ar_origin: the canvas grows block by block and ends at EOS (default: by "
-        "block_length, one of the first two)",
+        "visible; semi_ar_origin: the canvas grows block by block and ends at EOS; block_causal: "
+        "as that, for models whose tokens see their own block and earlier ones alone (default: "
+        "the last for such models, else by block_length one of the first two)",
+    )
+    blocks_from: Literal["row", "answer"] | None = arg(
+        None,
+        "with block_causal, what blocks are counted from: the row's first token, so that the first "
+        "holds the prompt's end too, or the answer's (default: as the family's publishers do)",
     )
     temperature: float = arg(
         0.0,

@@ -29,7 +29,7 @@ class ActiveBlock(NamedTuple):
 
     tokens: Tensor  # (B, W)
     keys: Tensor  # (B,) random streams
-    offset: int  # of its first column in the answer
+    offset: int | Tensor  # of its first column in the random streams; (B, 1) where rows differ
     step: int | Tensor  # (B, 1) where rows differ
 
     def draw(self, columns: Tensor, use: int) -> Tensor:
@@ -37,10 +37,12 @@ class ActiveBlock(NamedTuple):
         return uniform(self.keys[:, None], self.step, columns + self.offset, use)
 
 
-def draws_of_confidence(keys: Tensor, offset: int, width: int) -> Callable[[Tensor], Tensor]:
+def draws_of_confidence(
+    keys: Tensor, offset: int | Tensor, width: int
+) -> Callable[[Tensor], Tensor]:
     """What confidence_source=random draws at every position of a block, (S, B, W).
 
-    The function takes step numbers (S, 1, 1).
+    The function takes step numbers (S, 1, 1). offset: as of an ActiveBlock.
     """
 
     def draws(steps: Tensor) -> Tensor:

@@ -32,12 +32,22 @@ class Step(NamedTuple):
     block: int  # number of the block, from 0
     step: int  # number of the step in the block, from 0
     rows: Tensor  # (B,)
+    # (B,) position in the answer of the block's first column; negative where the prompt's
+    # end lies in the block
+    start: Tensor
     proposal: Tensor  # (B, W) tokens
     score: Tensor  # (B, W) fp32; inf where a token is pinned
     policy: Tensor | None  # (B, W) score h of a policy stream, if the model has one
     masked: Tensor  # (B, W) bool: masked before this step
     kept: Tensor  # (B, W) bool: unmasked by this step
     remasked: Tensor  # (B, W) bool: masked again by this step
+
+    def keep_rows(self, places: Tensor) -> Step:
+        """The rows at these places alone."""
+        of_rows = {
+            name: value[places] for name, value in self._asdict().items() if torch.is_tensor(value)
+        }
+        return self._replace(**of_rows)
 
 
 class RowsInWork(NamedTuple):
@@ -47,6 +57,7 @@ class RowsInWork(NamedTuple):
     window: slice
     numbers: Tensor  # (N,) of these rows among those at the start
     keys: Tensor  # (N,) random streams
+    offsets: Tensor  # (N, 1) of the window's first column in the row's random streams
     plan: Plan | None  # what is known of its steps
 
     @property
@@ -61,6 +72,7 @@ class RowsInWork(NamedTuple):
             self.window,
             self.numbers[places],
             self.keys[places],
+            self.offsets[places],
             None if self.plan is None else self.plan.keep_rows(places),
         )
 
@@ -106,20 +118,22 @@ def unmask(
     config: SamplerConfig,
     special: SpecialTokens,
     *,
-    offset: int = 0,
+    offset: int | Tensor = 0,
     steps: int | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """Denoise canvas.tokens[:, window] in place until none of it is masked.
 
     Returns the forwards that each row needed, (B,). keys: (B,) random streams. offset:
-    the window's first position in the answer. steps: of a fixed schedule, by default
-    those of one block. on_step: sees every step; its rows are numbers of canvas rows.
+    the window's first position among those that the streams count, of all rows or (B,).
+    steps: of a fixed schedule, by default those of one block. on_step: sees every step; its
+    rows are numbers of canvas rows, its block is 0.
     """
     tokens = canvas.tokens
     masked = tokens[:, window] == special.mask  # (B, W)
     width = masked.shape[1]
-    plan = plan_block(masked, config, steps, draws_of_confidence(keys, offset, width))
+    offsets = torch.as_tensor(offset, device=tokens.device).expand(len(tokens))[:, None]
+    plan = plan_block(masked, config, steps, draws_of_confidence(keys, offsets, width))
     if plan is None or config.adaptive:
         foreseen = None
         num_blocks = -(-width // config.block)  # rounded up: the last may be short
@@ -130,7 +144,8 @@ def unmask(
         num_steps = left_after.shape[1]
     # a memory for these steps alone: what a cache keeps must not outlive them
     canvas = canvas._replace(memory=Memory())
-    work = RowsInWork(canvas, window, torch.arange(len(tokens), device=tokens.device), keys, plan)
+    numbers = torch.arange(len(tokens), device=tokens.device)
+    work = RowsInWork(canvas, window, numbers, keys, offsets, plan)
     forwards = torch.zeros_like(work.numbers)
     for step in range(num_steps):
         masked = work.block == special.mask  # (N, W)
@@ -147,7 +162,7 @@ def unmask(
         forwards[work.numbers] += 1
         num_columns = width if config.revises else left.most
         columns = masked_first(masked)[:, :num_columns]  # (N, M)
-        block = ActiveBlock(work.block, work.keys, offset, work.number_of(step))
+        block = ActiveBlock(work.block, work.keys, work.offsets, work.number_of(step))
         prediction = denoise(work.canvas, window)
         proposal, score = proposals_at(prediction, columns, block, config, special)
         if step == 0 and config.opens_with_one:
@@ -159,9 +174,10 @@ def unmask(
             kept, remasked = masked & ~is_masked, ~masked & is_masked
             on_step(
                 Step(
-                    block=offset // config.block,
+                    block=0,
                     step=step,
                     rows=work.numbers,
+                    start=window.start - work.canvas.answer_start,
                     proposal=proposal,
                     score=score,
                     policy=prediction.confidence,

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import ADAPTIVE_RULES, SamplerConfig, Schedule
+from .config import SamplerConfig
+from .facts import ADAPTIVE_RULES, Schedule
 
 INF = float("inf")
 

@@ -1,0 +1,99 @@
+"""Where the blocks of a row lie, and the canvas on which the next of them is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .denoiser import PADDING, align
+
+
+class Blocks(NamedTuple):
+    """How the answer to a prompt of P tokens is cut into blocks.
+
+    Blocks that are counted from the row's first token hold the end of the prompt too: P
+    mod width tokens of it are in the answer's first block.
+    """
+
+    width: int
+    length: int  # tokens of an answer
+    from_row: bool = False  # counted from the row's first token, else from the answer's
+    causal: bool = False  # does a token see its own block and earlier ones alone?
+    grows: bool = False  # does the canvas end with the block in work?
+    whole: bool = True  # is the last block decoded whole, or the rest of the answer alone?
+
+    def tail(self, prompt: int) -> int:
+        """Prompt tokens in the answer's first block."""
+        return prompt % self.width if self.from_row else 0
+
+    def number(self, prompt: int) -> int:
+        """Blocks of the answer, the last of which may be cut."""
+        return -(-(self.tail(prompt) + self.length) // self.width)  # rounded up
+
+    def decoded(self, prompt: int) -> int:
+        """Tokens after the prompt in all blocks."""
+        if not self.whole:
+            return self.length
+        return self.number(prompt) * self.width - self.tail(prompt)
+
+    def row(self, prompt: int) -> int:
+        """Tokens of the whole row, prompt included."""
+        return prompt + self.decoded(prompt)
+
+    def before(self, prompt: int, number: int) -> int:
+        """Tokens of the row that are in blocks before this one of the answer."""
+        return prompt - self.tail(prompt) + number * self.width
+
+    def end(self, prompt: int, number: int) -> int:
+        """Tokens of the row on the canvas while this block of the answer is filled."""
+        if not self.grows:
+            return self.row(prompt)
+        return min(self.before(prompt, number + 1), self.row(prompt))
+
+    def room(self, context: int) -> int:
+        """Tokens of the longest prompt whose row fits a context of so many."""
+        if self.from_row and self.whole:
+            return context // self.width * self.width - self.length
+        return context - self.decoded(0)
+
+
+class LaidOut(NamedTuple):
+    """Rows before one of their blocks is filled, aligned at its first column."""
+
+    tokens: Tensor  # (B, L)
+    padded: bool  # is there any PADDING?
+    first: int  # column at which the block begins
+    answer_starts: list[int]  # column of each row's first answer token
+
+
+def lay_out(
+    blocks: Blocks,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    mask_id: int,
+    device: torch.device,
+) -> LaidOut:
+    """The canvas of rows that fill these numbers of blocks next.
+
+    answers: tokens of the blocks before. What is finished has PADDING on its left, to a
+    multiple of the width where blocks are causal: so edges of blocks are multiples of it in
+    every row. A causal block is always whole, with PADDING for what its row has not.
+    """
+    finished, begun, starts = [], [], []
+    for prompt, answer, number in zip(prompts, answers, numbers):
+        row, cut = [*prompt, *answer], blocks.before(len(prompt), number)
+        num_masks = blocks.end(len(prompt), number) - len(row)
+        finished.append(row[:cut])
+        begun.append(row[cut:] + [mask_id] * num_masks)
+        starts.append(len(prompt) - cut)
+    whole, padded = align(finished, device, multiple=blocks.width if blocks.causal else 1)
+    width = blocks.width if blocks.causal else len(begun[0])
+    short = any(len(each) < width for each in begun)
+    rest = [each + [PADDING] * (width - len(each)) for each in begun]
+    first = whole.shape[1]
+    tokens = torch.cat([whole, torch.tensor(rest, device=device)], 1)
+    return LaidOut(tokens, padded or short, first, [first + start for start in starts])

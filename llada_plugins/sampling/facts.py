@@ -1,0 +1,151 @@
+"""What follows from the options of decoding: blocks, steps, which rules there are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llada_plugins.diffusion.blocks import Blocks
+
+from .confidence import PUBLISHED_NAMES
+from .options import SamplerOptions
+
+# rules by which the number of tokens kept depends on their scores
+ADAPTIVE_RULES = ("threshold", "factor", "error_budget")
+# how many tokens stand after each step, where that does not depend on scores
+Schedule = Literal["linear", "linear_revised", "mask_and_refine", "dream", "independent", "mdlm"]
+BY_TIMESTEPS = ("dream", "independent")  # schedules that end at schedule_eps
+
+
+class DecodingFacts(SamplerOptions):
+    """Options of decoding and what follows from them."""
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block."""
+        return self.block_length or self.gen_length
+
+    @property
+    def causal(self) -> bool:
+        """Does a token see its own block and earlier ones alone?"""
+        return self.sampling_method == "block_causal"
+
+    @property
+    def blocks(self) -> Blocks:
+        """How the answer to a prompt is cut."""
+        return Blocks(
+            self.block,
+            self.gen_length,
+            from_row=self.causal and self.blocks_from != "answer",
+            causal=self.causal,
+            grows=self.grows,
+            whole=self.last_block == "whole",
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that the answer fills, the last of which may be cut.
+
+        Where they are counted from the row's first token, it may lie in one more.
+        """
+        return -(-self.gen_length // self.block)  # rounded up
+
+    @property
+    def most_blocks(self) -> int:
+        """Blocks that an answer may lie in, whatever its prompt."""
+        return self.blocks.number(self.block - 1)
+
+    @property
+    def decoded_length(self) -> int:
+        """Tokens of all blocks: gen_length, rounded up unless the last block has only the rest.
+
+        An answer keeps the first gen_length; so do published wrappers whose tasks ask for
+        any length.
+        """
+        return self.blocks.decoded(0)
+
+    @property
+    def answer_in_words(self) -> str:
+        """The answer's length for messages."""
+        rounded = self.decoded_length > self.gen_length
+        whole = f", {self.decoded_length} in whole blocks" if rounded else ""
+        return f"gen_length ({self.gen_length}{whole})"
+
+    @property
+    def steps_per_block(self) -> int:
+        """Denoising steps of each block under a fixed schedule, idle ones left out."""
+        if self.steps is None and self.block_steps is None:
+            return self.block
+        # only dllm's schedule rounds
+        steps = self.block_steps or -(-(self.steps or 0) // self.num_blocks)
+        return min(steps, self.block) if self.fixed_schedule == "linear" else steps
+
+    @property
+    def num_idle_steps(self) -> int:
+        """Steps of an answer in which nothing is left to unmask under LLaDA's schedule.
+
+        The published code spends a forward on each, and no answer depends on them.
+        """
+        if self.steps is None or self.adaptive or self.fixed_schedule != "linear":
+            return 0
+        return self.steps - self.steps_per_block * self.num_blocks
+
+    @property
+    def source(self) -> str:
+        """The name in CONFIDENCE."""
+        name = self.confidence_source or self.remasking or "tps_prob"
+        return PUBLISHED_NAMES.get(name, name)
+
+    @property
+    def adaptive(self) -> bool:
+        """Does the number of tokens kept depend on their scores?"""
+        return any(getattr(self, rule) is not None for rule in ADAPTIVE_RULES)
+
+    @property
+    def fixed_schedule(self) -> Schedule:
+        """The name in unmask_schedule.SCHEDULES; of an adaptive rule that is paced, its limit."""
+        if self.remask_ratio is not None:
+            return "mask_and_refine"
+        if self.schedule != "llada":
+            return self.schedule
+        return "linear_revised" if self.revise else "linear"
+
+    @property
+    def may_idle(self) -> bool:
+        """Are there steps that change nothing, whatever the model says?"""
+        return self.schedule != "llada" and not self.revises
+
+    @property
+    def opens_with_one(self) -> bool:
+        """Does a block's first step keep its first token, and no other?"""
+        return self.shift_cache == "published"
+
+    @property
+    def last_timestep(self) -> float:
+        """Where the timesteps of BY_TIMESTEPS end."""
+        return 1e-3 if self.schedule_eps is None else self.schedule_eps
+
+    @property
+    def draws(self) -> bool:
+        """Do answers depend on random numbers?"""
+        return self.temperature > 0 or self.source == "random" or bool(self.alg_temp)
+
+    @property
+    def revises(self) -> bool:
+        """May a token that was kept be masked again?"""
+        return self.revise or self.remask_ratio is not None or self.revise_below is not None
+
+    @property
+    def forwards_per_block(self) -> int:
+        """Upper bound under adaptive rules; one a token lets every rule finish."""
+        return self.block if self.max_forwards is None else self.max_forwards // self.most_blocks
+
+    @property
+    def most_forwards(self) -> int:
+        """Forwards of an answer, at most."""
+        of_block = self.forwards_per_block if self.adaptive else self.steps_per_block
+        return of_block * self.most_blocks
+
+    @property
+    def grows(self) -> bool:
+        """Does the canvas grow block by block, so that no later masks are seen?"""
+        return self.sampling_method in ("semi_ar_origin", "block_causal")
