@@ -18,6 +18,7 @@ COMMANDS = {
     "llada_plugins.effective_rank": "--num_masks",
     "llada_plugins.evaluate": "--data",
     "llada_plugins.families": "special tokens",
+    "llada_plugins.frontier": "--sweep",
     "llada_plugins.ups_report": "--noise_draws",
     "training.convert": "--format",
     "training.create_configs": "--output",

@@ -49,21 +49,33 @@ def read_flags(
         group = parser.add_argument_group(options.__name__, (options.__doc__ or "").split("\n")[0])
         for field in fields(options):
             default = (defaults or {}).get(field.name, field.default)
-            _add_flag(group, field, default, switch=options is own and isinstance(default, bool))
+            form = _form(default if options is own else None)
+            _add_flag(group, field, default, form=form)
     given = parser.parse_args(argv)
     mine = {name: value for name, value in vars(given).items() if name in names(own)}
     others = {name: value for name, value in vars(given).items() if name not in mine}
     return build(own, mine), others
 
 
-def _add_flag(group: argparse._ArgumentGroup, field: Field, default: Any, *, switch: bool) -> None:
-    """The flag of a field; switch: --NAME and --no-NAME, not --NAME VALUE."""
+def _form(default: Any) -> dict[str, Any]:
+    """How argparse reads a flag with this default: as a switch, several times, or once."""
+    if isinstance(default, bool):  # --NAME and --no-NAME
+        return {"action": argparse.BooleanOptionalAction}
+    if isinstance(default, tuple):
+        return {"action": "append", "metavar": "VALUE"}
+    return {"metavar": "VALUE"}
+
+
+def _add_flag(
+    group: argparse._ArgumentGroup, field: Field, default: Any, *, form: dict[str, Any]
+) -> None:
+    """The flag of a field; form: see `_form`."""
     told = field.metadata["help"]
-    if default not in (None, MISSING):
+    if default not in (None, MISSING, ()):
         told += f" (default: {default})"
     group.add_argument(
         f"--{field.name}",
         required=default is MISSING,
         help=told.replace("%", "%%"),
-        **({"action": argparse.BooleanOptionalAction} if switch else {"metavar": "VALUE"}),
+        **form,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from llada_plugins.tasks import mathematics
 from llada_plugins.tasks.mathematics import Question
 
 from .engine import Completion, Engine, Request
+from .interval import wilson
 from .progress import progress
 
 # tokens, unless gen_length says otherwise: the published length of LLaDA and LLaDA-R3 for MATH
@@ -154,17 +154,13 @@ def _check_rows(path: Path, rows: Sequence[dict[str, str]], questions: Sequence[
 
 
 def summary(name: str, rows: Sequence[dict[str, str]]) -> str:
-    """Accuracy with its 95 % interval, and the cost per question.
-
-    The interval is Wilson's, which is right near 0 and 1 as well.
-    """
+    """Accuracy with its 95 % interval, and the cost per question."""
 
     def mean(column: str) -> float:
         return sum(float(row[column]) for row in rows) / len(rows)
 
-    accuracy, share = mean("correct"), 1.959964**2 / len(rows)
-    middle = (accuracy + share / 2) / (1 + share)
-    half = math.sqrt(share * (accuracy * (1 - accuracy) + share / 4)) / (1 + share)
+    accuracy = mean("correct")
+    interval = wilson(accuracy, len(rows))
     # skipped questions take no time, and all of them may have been skipped
     seconds, prm_seconds = mean("seconds"), mean("prm_seconds")
     in_prm = prm_seconds / seconds if seconds else 0.0
@@ -172,7 +168,7 @@ def summary(name: str, rows: Sequence[dict[str, str]]) -> str:
     told = f"; {overlong} did not fit the context, see the column overlong" if overlong else ""
     return (
         f"{name}: {len(rows)} questions, accuracy {accuracy:.3f}, 95 % interval "
-        f"{middle - half:.3f} to {middle + half:.3f}{told}\n"
+        f"{interval.low:.3f} to {interval.high:.3f}{told}\n"
         f"a question: {mean('forwards'):.1f} forwards, {mean('prm_calls'):.1f} PRM calls, "
         f"{mean('tokens'):.1f} tokens, {seconds:.3f} s, of which {100 * in_prm:.1f} % in the PRM"
     )
