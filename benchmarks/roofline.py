@@ -75,7 +75,7 @@ def row_work(form: str, length: int, start: int, block_length: int, num_masked: 
 def layer_weights(config: LLaDAConfig, experts: int) -> int:
     """Weights of a layer's matrices; of a mixture, its router's and those of so many experts."""
     heads = 2 * (config.n_heads + config.num_kv_heads) * config.head_dim
-    mlp = 3 * config.mlp_hidden_size * (experts if config.num_experts else 1)
+    mlp = 3 * config.expert_width * (experts if config.num_experts else 1)
     return config.d_model * (heads + mlp + config.num_experts)
 
 

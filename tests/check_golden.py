@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llada_plugins.diffusion.denoiser import model_denoiser
 from llada_plugins.likelihood.estimate import LogLikelihood, log_likelihood
@@ -35,6 +36,8 @@ from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.gptq import PackedLinear
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
+from llada_plugins.models.mixture import SigmoidRouter
+from llada_plugins.models.past import Past
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.options.fields import split
 from llada_plugins.sampling import propose, published, unmask_schedule
@@ -49,7 +52,15 @@ from tests.tolerance import likelihood_error
 RUNS, MASKS = 8, 128  # of the published estimator, for the recorded mean and standard deviation
 SIGMA = 5  # standard errors: two right means differ by more once in 1.7 million rows
 # position_ids: where the published code counts real tokens, as rotations cannot tell
-INPUTS = ("input_ids", "padded_input_ids", "attention_mask", "position_ids")
+INPUTS = (
+    "input_ids",
+    "padded_input_ids",
+    "attention_mask",
+    "position_ids",
+    "offset_position_ids",
+    "router_input",
+)
+CACHED = 16  # columns whose keys and values cached_block_logits rest on
 WEIGHT = "dequantised."
 
 
@@ -291,7 +302,7 @@ def check_tensors(path: Path) -> Report:
     """Outputs within twice what the last bit of every weight changes; dequantised weights equal.
 
     Outputs called blockB_… are of the block-causal mask: a token sees its block of B columns
-    and those before it.
+    and those before it. For others see `forwards_of`, `cached_block`, `routed`.
 
     The tolerance is measured for each output: other code and other processors round
     otherwise, and how far that goes depends on depth, width and weights. On our own folders
@@ -304,11 +315,13 @@ def check_tensors(path: Path) -> Report:
             weights[name.removeprefix(WEIGHT)] = tensor
         elif name not in INPUTS:
             expected[name] = only_real(name, tensor, recorded)
+    expected |= in_ascending_order(expected)
     if not expected:
         raise ValueError(f"no outputs among its tensors {', '.join(recorded)}")
     model = load(path)
     plain, moved = (outputs_of(each, recorded) for each in (model, nudged(model)))
     allowed = {name: 2 * distance(plain[name], moved[name]) for name in plain}
+    allowed |= {name: 0.0 for name, each in plain.items() if not each.is_floating_point()}
     report = compare(plain, expected, allowed)
     if not weights:
         return report
@@ -326,8 +339,9 @@ def check_tensors(path: Path) -> Report:
 def check_bfloat16(path: Path) -> Report:
     """Logits of weights in bfloat16, equal bit by bit where the same kernels ran.
 
-    Elsewhere they may be off by twice what bfloat16 itself costs: the distance of ours from
-    ours in float32 with the same, rounded weights.
+    They are torch's fused attention or, as for SDAR's masks, its unfused one. Elsewhere they
+    may be off by twice what bfloat16 itself costs: the distance of ours from ours in float32
+    with the same, rounded weights.
     """
     with safe_open(path, "pt") as file:
         block = (file.metadata() or {}).get("block_length", "none")
@@ -338,18 +352,35 @@ def check_bfloat16(path: Path) -> Report:
     with torch.inference_mode():
         found = model(ids, mask)
         exact = copy.deepcopy(model).float()(ids, mask)
+        with sdpa_kernel(SDPBackend.MATH):
+            unfused = model(ids, mask)
     if torch.equal(found, expected):
         return Report(f"{found.numel()} numbers equal bit by bit", [])
+    if torch.equal(unfused, expected):
+        return Report(f"{found.numel()} numbers equal bit by bit (unfused attention)", [])
     off, allowed = (distance(found.float(), each.float()) for each in (expected, exact))
     summary = f"max |d| {off:.0e} of {2 * allowed:.0e}, {int((found != expected).sum())} differ"
     misses = [] if off <= 2 * allowed else [f"logits: max |d| {off:.1e}, allowed {2 * allowed:.1e}"]
     return Report(summary, misses)
 
 
-def block_causal(ids: Tensor, length: int) -> Tensor:
-    """Which columns each token sees, (B, L, L): those of its block of `length`, and before it."""
-    block = torch.arange(ids.shape[1]) // length
-    return (block[None, :] <= block[:, None]).expand(len(ids), -1, -1)
+def block_causal(ids: Tensor, length: int, positions: Tensor | None = None) -> Tensor:
+    """Which columns each token sees, (B, L, L): those of its block of `length`, and before it.
+
+    positions: (B, L), by which blocks are counted; default 0, 1, 2 …
+    """
+    places = torch.arange(ids.shape[1]).expand(len(ids), -1) if positions is None else positions
+    block = places // length
+    return block[:, None, :] <= block[:, :, None]
+
+
+def in_ascending_order(recorded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The recorded experts of each row in ascending order, for theirs is free, with weights."""
+    if "router_topk_idx" not in recorded:
+        return {}
+    order = recorded["router_topk_idx"].argsort(-1)
+    names = ("router_topk_idx", "router_topk_weight")
+    return {name: recorded[name].gather(1, order) for name in names}
 
 
 def compare(
@@ -366,7 +397,7 @@ def compare(
         clauses.append(f"{name} {off:.0e} of {allowed[name]:.0e}")
         if not off <= allowed[name]:
             misses.append(f"{name}: max |d| {off:.1e}, allowed {allowed[name]:.1e}")
-    summary = f"max |d| {worst:.0e}, relative {relative:.0e} ({', '.join(clauses)})"
+    summary = f"max |d| {worst:.0e}, relative {relative:.1e} ({', '.join(clauses)})"
     return Report(summary, misses)
 
 
@@ -386,25 +417,89 @@ def compare_weights(model: LLaDA, weights: Mapping[str, Tensor]) -> Report:
     return Report(f"{len(weights) - len(misses)}/{len(weights)} weights equal", misses)
 
 
+class Given(NamedTuple):
+    """What a forward of the whole model is given."""
+
+    ids: Tensor  # (B, L)
+    mask: Tensor | None = None  # (B, L) or (B, L, L)
+    positions: Tensor | None = None  # (B, L)
+
+
+def forwards_of(recorded: Mapping[str, Tensor]) -> dict[str, Given]:
+    """The forwards that were recorded, by how the names of their outputs begin.
+
+    full_: every token sees all. offset_: rows at positions of their own, by which their blocks
+    are counted, as long as those with hidden states. Either may be of the first columns alone.
+    """
+    ids = field(recorded, "input_ids")
+    found = {"": Given(ids)}
+    if "padded_input_ids" in recorded:
+        padded = Given(recorded["padded_input_ids"], field(recorded, "attention_mask"))
+        found["padded_"] = padded
+    for length in block_lengths(recorded):
+        found[f"block{length}_"] = Given(ids, block_causal(ids, length))
+    if "full_logits" in recorded:
+        first = ids[:, : recorded["full_logits"].shape[1]]
+        found["full_"] = Given(first, torch.ones(*first.shape, first.shape[1]))
+    if "offset_position_ids" in recorded:
+        positions = recorded["offset_position_ids"]
+        (length,) = (
+            each for each in block_lengths(recorded) if f"block{each}_hidden_0" in recorded
+        )
+        first = ids[:, : positions.shape[1]]
+        found["offset_"] = Given(first, block_causal(first, length, positions), positions)
+    return found
+
+
+def block_lengths(recorded: Mapping[str, Tensor]) -> list[int]:
+    """The lengths of blocks that were recorded."""
+    names = (re.match(r"block(\d+)_", name) for name in recorded)
+    return sorted({int(each[1]) for each in names if each})
+
+
 @torch.inference_mode()
 def outputs_of(model: LLaDA, recorded: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the model gives for the recorded inputs, by the names of recorded tensors."""
-    inputs = {"": (field(recorded, "input_ids"), None)}
-    if "padded_input_ids" in recorded:
-        inputs["padded_"] = recorded["padded_input_ids"], field(recorded, "attention_mask")
-    for block in {name.partition("_")[0] for name in recorded if re.match(r"block\d", name)}:
-        mask = block_causal(recorded["input_ids"], int(block.removeprefix("block")))
-        inputs[f"{block}_"] = recorded["input_ids"], mask
     found = {}
-    for prefix, given in inputs.items():
-        states = model.hidden_states(*given, every_layer=True)
+    for prefix, given in forwards_of(recorded).items():
+        ids, mask, positions = given
+        states = model.hidden_states(ids, mask, position_ids=positions, every_layer=True)
         named = {f"hidden_{number}": state for number, state in enumerate(states)}
-        named["logits"], confidence = model(*given), model.streams(*given).confidence
-        if confidence is not None:
-            named["confidence"] = confidence
+        named["logits"] = model(ids, mask, position_ids=positions)
+        if model.own_stream:
+            named["confidence"] = model.streams(ids, mask).confidence
         for name, tensor in named.items():
             found[f"{prefix}{name}"] = only_real(prefix, tensor, recorded)
+    if "cached_block_logits" in recorded:
+        width = recorded["cached_block_logits"].shape[1]
+        found["cached_block_logits"] = cached_block(model, recorded["input_ids"], width)
+    if "router_input" in recorded:
+        found |= routed(model, recorded["router_input"])
     return found
+
+
+def cached_block(model: LLaDA, ids: Tensor, width: int) -> Tensor:
+    """Logits of the block after CACHED columns, whose keys and values a forward before it kept.
+
+    That forward had other tokens in the block, which the kept ones cannot have seen.
+    """
+    ids = ids[:, : CACHED + width]
+    mask, columns, past = block_causal(ids, width), slice(CACHED, CACHED + width), Past()
+    model.streams(ids.index_fill(1, torch.arange(CACHED, CACHED + width), 0), mask, past=past)
+    return model.head(model.streams(ids, mask, columns=columns, past=past).hidden)
+
+
+def routed(model: LLaDA, x: Tensor) -> dict[str, Tensor]:
+    """What the router of layer 1 makes of rows (R, D); chosen experts ascend."""
+    router = model.get_submodule("model.transformer.blocks.1.mixture.router")
+    assert isinstance(router, SigmoidRouter)
+    chosen, weight = router(x)
+    order = chosen.argsort(-1)
+    return {
+        "router_topk_idx": chosen.gather(1, order),
+        "router_topk_weight": weight.gather(1, order),
+        "router_logits": router.logits(x),
+    }
 
 
 def only_real(name: str, tensor: Tensor, recorded: Mapping[str, Tensor]) -> Tensor:

@@ -32,6 +32,35 @@ def stack_experts(tensors: dict[str, Tensor]) -> None:
         tensors[f"{layer}.w1"], tensors[f"{layer}.w2"] = torch.cat([gate, up], 1), down
 
 
+def stack_projections(tensors: dict[str, Tensor]) -> None:
+    """As dFactory's conversion stores experts."""
+    of_experts = [name for name in tensors if ".mlp.experts." in name]
+    stacks: dict[str, dict[int, Tensor]] = {}
+    for name in of_experts:
+        layer, _, rest = name.partition(".experts.")
+        number, projection, _ = rest.split(".")
+        stacks.setdefault(f"{layer}.experts.{projection}", {})[int(number)] = tensors.pop(name)
+    for name, stack in stacks.items():
+        tensors[name] = torch.stack([stack[number] for number in range(len(stack))])
+
+
+def with_experts(tensors: dict[str, Tensor]) -> None:
+    """Six random experts of width 16 in the place of each MLP."""
+    generator = torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith(".mlp.gate_proj.weight")]:
+        layer = name.removesuffix(".gate_proj.weight")
+        width = tensors[name].shape[1]
+        for part in ("gate", "up", "down"):
+            del tensors[f"{layer}.{part}_proj.weight"]
+        shapes = {"gate_proj": (16, width), "up_proj": (16, width), "down_proj": (width, 16)}
+        for number in range(6):
+            for part, shape in shapes.items():
+                weight = torch.randn(shape, generator=generator) * shape[1] ** -0.5
+                tensors[f"{layer}.experts.{number}.{part}.weight"] = weight
+        router = torch.randn((6, width), generator=generator) * width**-0.5
+        tensors[f"{layer}.gate.weight"] = router
+
+
 def without_norms(tensors: dict[str, Tensor]) -> None:
     for name in [name for name in tensors if "q_norm" in name or "k_norm" in name]:
         del tensors[name]
@@ -44,6 +73,21 @@ MADE_OF: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Tensor]], None
         {"architectures": ["FusedLLaDAMoEModelLM"]},
         stack_experts,
     ),
+    "sdar_moe": (
+        "sdar",
+        {
+            "architectures": ["SDARMoeForCausalLM"],
+            "model_type": "sdar_moe",
+            "moe_intermediate_size": 16,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        },
+        with_experts,
+    ),
+    "llada2_stacked": ("llada2", {"model_type": "llada2_moe_veomni"}, stack_projections),
     "a2d_qwen2": (
         "dream",
         {"architectures": ["A2DQwen2LMHeadModel"], "model_type": "a2d-qwen2"},

@@ -187,7 +187,7 @@ CONFIG_MISTAKES = {
     ),
     "no_architecture": (
         dict(architectures=...),
-        r"architectures is \[\], expected one of \[.*'LLaDAModelLM'\]",
+        r"architectures is \[\], expected one of \[.*'LLaDAModelLM'.*\]",
     ),
     "missing_field": (dict(rope_theta=...), r"config\.json: needs rope_theta"),
     "null_field": (dict(mlp_hidden_size=None), r"config\.json: needs mlp_hidden_size"),

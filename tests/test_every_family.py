@@ -42,7 +42,14 @@ TRAINING = [
 
 
 # Their networks are those of another row with other switches: make test-slow uses them too.
-SIBLINGS = ("a2d_llama", "a2d_qwen2", "illada", "llada_moe_fused")
+SIBLINGS = (
+    "a2d_llama",
+    "a2d_qwen2",
+    "illada",
+    "llada_moe_fused",
+    "sdar_moe",
+    "llada2_stacked",
+)
 ROWS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in SIBLINGS else []) for name in FAMILIES
 ]

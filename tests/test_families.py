@@ -30,10 +30,15 @@ RECORDED = {  # family -> folders of tests/golden
     "illada": ("families/illada",),
     "dream": ("families/dream",),
     "a2d_qwen3": ("families/a2d_qwen3",),
+    "sdar": ("families/sdar",),
+    "llada2": ("families/llada2",),
+    "fast_dllm_v2": ("families/fast_dllm_v2",),
     # made of others', see test_hf_layout.py
     "llada_moe_fused": (),
     "a2d_qwen2": (),
     "a2d_llama": (),
+    "sdar_moe": (),
+    "llada2_stacked": (),
 }
 
 

@@ -34,6 +34,35 @@ MOE = dict(
     experts_per_token=8,
     qk_norm=True,
 )
+QWEN3_8B = dict(
+    d_model=4096,
+    n_heads=32,
+    n_kv_heads=8,
+    head_width=128,
+    n_layers=36,
+    mlp_hidden_size=12288,
+    vocab_size=151936,
+    qk_norm=True,
+)
+LLADA2_MINI = dict(
+    d_model=2048,
+    n_heads=16,
+    n_kv_heads=4,
+    head_width=128,
+    n_layers=20,
+    mlp_hidden_size=5120,
+    expert_hidden_size=512,
+    vocab_size=157184,
+    num_experts=256,
+    experts_per_token=8,
+    expert_groups=8,
+    groups_per_token=4,
+    num_dense_layers=1,
+    num_shared_experts=1,
+    router="sigmoid",
+    fused_qkv=True,
+    qk_norm=True,
+)
 # of the published config.json
 SHAPES: dict[str, dict[str, Any]] = {
     "remedi": LLADA,
@@ -78,6 +107,31 @@ SHAPES: dict[str, dict[str, Any]] = {
         vocab_size=151936,
         include_qkv_bias=True,
         weight_tying=True,
+    ),
+    "sdar": QWEN3_8B,
+    "sdar_moe": dict(
+        d_model=2048,
+        n_heads=32,
+        n_kv_heads=4,
+        head_width=128,
+        n_layers=48,
+        mlp_hidden_size=6144,
+        expert_hidden_size=768,
+        vocab_size=151936,
+        num_experts=128,
+        experts_per_token=8,
+        qk_norm=True,
+    ),
+    "llada2": LLADA2_MINI,
+    "llada2_stacked": LLADA2_MINI,
+    "fast_dllm_v2": dict(
+        d_model=3584,
+        n_heads=28,
+        n_kv_heads=4,
+        n_layers=28,
+        mlp_hidden_size=18944,
+        vocab_size=152064,
+        include_qkv_bias=True,
     ),
 }
 

@@ -300,7 +300,7 @@ def test_another_set_of_other_weights_shapes_ids_and_counts_is_checked_whole(
     assert (status, errors) == (0, ""), lines
     assert lines[0].endswith("generate 2/2 identical, forwards 2/2")
     assert "likelihood 3/3 enumerated" in lines[1] and "published means 3/3" in lines[1]
-    assert "outputs max |d| 0e+00, relative 0e+00 (logits 0e+00 of " in lines[2]
+    assert "outputs max |d| 0e+00, relative 0.0e+00 (logits 0e+00 of " in lines[2]
     record(make_model(seed=1), tmp_path / "wrong")
     shutil.copytree(tmp_path / "wrong" / "checkpoint", folder / "checkpoint", dirs_exist_ok=True)
     status, lines, _ = printed(capsys, folder)

@@ -23,7 +23,7 @@ from llada_plugins.models.quantization import METHODS
 from tests.small_training import short_run
 from tests.tolerance import measured, rounding
 from training import merge, sft
-from training.runs.lora_adapters import PROJECTIONS, STACKS, LoRA, LoRAOptions, add_lora
+from training.runs.lora_adapters import OF_SOME, PROJECTIONS, STACKS, LoRA, LoRAOptions, add_lora
 
 pytestmark = pytest.mark.floats
 
@@ -151,7 +151,7 @@ def test_the_adapter_says_what_it_was_trained_on(adapter, tiny_checkpoint):
 
 def test_flags_that_are_left_out_have_the_defaults_that_help_states():
     assert LoRAOptions().adapters is None
-    assert LoRAOptions(lora=True).adapters == LoRA(8, 16.0, 0.0, (*PROJECTIONS, *STACKS))
+    assert LoRAOptions(lora=True).adapters == LoRA(8, 16.0, 0.0, (*PROJECTIONS, *OF_SOME, *STACKS))
     given = LoRAOptions(lora=True, lora_r=4, lora_alpha=2.0, lora_dropout=0.1, lora_target="v_proj")
     assert given.adapters == LoRA(4, 2.0, 0.1, ("v_proj",))
 

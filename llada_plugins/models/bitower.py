@@ -13,7 +13,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .block import Block, RMSNorm
+from .block import Block, rms_norm
 from .layer import View
 from .llada import LLaDA
 from .llada_config import LLaDAConfig
@@ -40,10 +40,8 @@ class BiTowerLLaDA(LLaDA):
         self.model["backprop_linears"] = nn.ModuleList(
             nn.Linear(width, width) for _ in AFTER_LAYERS
         )
-        self.model["backprop_norms"] = nn.ModuleList(
-            RMSNorm(width, config.rms_norm_eps) for _ in AFTER_LAYERS
-        )
-        self.model["ln_f_upm"] = RMSNorm(width, config.rms_norm_eps)
+        self.model["backprop_norms"] = nn.ModuleList(rms_norm(width, config) for _ in AFTER_LAYERS)
+        self.model["ln_f_upm"] = rms_norm(width, config)
         self.model["linear_confidence"] = nn.Linear(width, 1)
 
     def score_parameters(self) -> list[nn.Parameter]:

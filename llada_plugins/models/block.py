@@ -14,18 +14,26 @@ from .mixture import Mixture
 class RMSNorm(nn.Module):
     """x / rms(x) in fp32, cast back *before* the weight is applied.
 
-    So does the published code; F.rms_norm rounds differently in bf16.
+    So does most published code; F.rms_norm rounds differently in bf16. casts_last: the
+    weight is applied in fp32 too, as by the kernel that SDAR calls.
     """
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, casts_last: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.eps, self.casts_last = eps, casts_last
 
     def forward(self, x: Tensor) -> Tensor:
         scaled = x.float()
         scaled = scaled * torch.rsqrt(scaled.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.casts_last:
+            return (self.weight.float() * scaled).to(x.dtype)
         return self.weight * scaled.to(x.dtype)
+
+
+def rms_norm(width: int, config: LLaDAConfig) -> RMSNorm:
+    """A norm of the model's kind."""
+    return RMSNorm(width, config.rms_norm_eps, config.norm_casts_last)
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -40,10 +48,17 @@ def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tens
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, full_precision: bool) -> Tensor:
-    """Apply rotary positions to (B, H, L, head_dim), half-rotated layout."""
-    y = x.float() if full_precision else x
+    """Apply rotary positions to (B, H, L, head_dim), half-rotated layout.
+
+    Of a table narrower than a head, the dimensions beyond it pass as they are.
+    """
+    width = cos.shape[-1]
+    y = x[..., :width]
+    y = y.float() if full_precision else y
     first, second = y.chunk(2, -1)
-    return (y * cos.to(y.dtype) + torch.cat([-second, first], -1) * sin.to(y.dtype)).to(x.dtype)
+    turned = y * cos.to(y.dtype) + torch.cat([-second, first], -1) * sin.to(y.dtype)
+    turned = turned.to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], -1)
 
 
 class Block(Layer):
@@ -53,24 +68,27 @@ class Block(Layer):
     mixture of experts takes their place where the config has one.
     """
 
-    def __init__(self, config: LLaDAConfig) -> None:
+    def __init__(self, config: LLaDAConfig, layer: int = 0) -> None:
+        """layer: the first ones of some mixtures have an MLP each."""
         super().__init__()
         width, hidden = config.d_model, config.mlp_hidden_size
-        q_width, kv_width = (
-            heads * config.head_dim for heads in (config.n_heads, config.num_kv_heads)
-        )
+        q_width, kv_width = config.n_heads * config.head_dim, config.num_kv_heads * config.head_dim
         qkv_bias = config.include_bias or config.include_qkv_bias
         self.config = config
-        self.attn_norm = RMSNorm(width, config.rms_norm_eps)
-        self.q_proj = nn.Linear(width, q_width, bias=qkv_bias)
-        self.k_proj = nn.Linear(width, kv_width, bias=qkv_bias)
-        self.v_proj = nn.Linear(width, kv_width, bias=qkv_bias)
+        self.attn_norm = rms_norm(width, config)
+        if config.fused_qkv:
+            self.qkv_proj = nn.Linear(width, q_width + 2 * kv_width, bias=qkv_bias)
+        else:
+            self.q_proj = nn.Linear(width, q_width, bias=qkv_bias)
+            self.k_proj = nn.Linear(width, kv_width, bias=qkv_bias)
+            self.v_proj = nn.Linear(width, kv_width, bias=qkv_bias)
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.q_norm = rms_norm(config.head_dim, config)
+            self.k_norm = rms_norm(config.head_dim, config)
         self.attn_out = nn.Linear(q_width, width, bias=config.include_bias)
-        self.ff_norm = RMSNorm(width, config.rms_norm_eps)
-        if config.num_experts:
+        self.ff_norm = rms_norm(width, config)
+        self.has_experts = config.num_experts > 0 and layer >= config.num_dense_layers
+        if self.has_experts:
             self.mixture = Mixture(config)
         else:
             self.ff_proj = nn.Linear(width, hidden, bias=config.include_bias)
@@ -80,9 +98,13 @@ class Block(Layer):
     def projections(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, each (B, H, L, head_dim), of normed h (B, L, D)."""
         config = self.config
+        if config.fused_qkv:  # all queries, all keys, all values
+            heads = (config.n_heads, config.num_kv_heads, config.num_kv_heads)
+            projected = self.qkv_proj(h).split([each * config.head_dim for each in heads], -1)
+        else:
+            projected = (self.q_proj(h), self.k_proj(h), self.v_proj(h))
         q, k, v = (
-            proj(h).view(*h.shape[:2], -1, config.head_dim).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            each.view(*h.shape[:2], -1, config.head_dim).transpose(1, 2) for each in projected
         )
         if config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -99,7 +121,7 @@ class Block(Layer):
         values: Tensor | None,
         columns: Tensor | None,
     ) -> Tensor:
-        config, (batch, length, _) = self.config, x.shape
+        batch, length, _ = x.shape
         q, k, v = self.projections(self.attn_norm(x), cos, sin)
         if keys is not None:
             assert values is not None and columns is not None
@@ -110,7 +132,7 @@ class Block(Layer):
         attended = attend(q, k, v, visible).transpose(1, 2).reshape(batch, length, -1)
         x = x + self.attn_out(attended)
         h = self.ff_norm(x)
-        if config.num_experts:
+        if self.has_experts:
             x = x + self.mixture(h)
         else:
             x = x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))

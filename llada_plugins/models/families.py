@@ -14,6 +14,14 @@ from typing import Any, Literal, NamedTuple
 from llada_plugins.files.json_files import short
 
 from .bitower import MARK, BiTowerLLaDA
+from .block_causal_configs import (
+    FAST_DLLM_V2,
+    LLADA2,
+    LLADA2_EXPERTS,
+    LLADA2_STACKED,
+    SDAR,
+    SDAR_MOE,
+)
 from .hf_layout import (
     A2D_LLAMA,
     A2D_QWEN2,
@@ -26,7 +34,7 @@ from .hf_layout import (
     LLADA_MOE,
     HFConfig,
 )
-from .layout import SAME_NAMES, Layout
+from .layout import SAME_NAMES, Layout, numbers_apart
 from .llada import BLOCKS, LLaDA
 from .llada_config import ATTENTIONS, Attention, LLaDAConfig, unknown_fields
 
@@ -38,7 +46,8 @@ class Family(NamedTuple):
 
     module: type[LLaDA]
     architectures: frozenset[str]  # what config.json may call it
-    mark: str  # beginning of the names of tensors that every checkpoint of it stores
+    # beginning of the names of tensors that every checkpoint of it stores, N for each number
+    mark: str
     # what config.json may say of it to transformers; families may share one
     model_types: tuple[str, ...] = ("llada",)
     # are its tensors enough to know it by, whatever config.json calls it?
@@ -83,9 +92,13 @@ def _hf(config: HFConfig, layout: Layout, mark: str = "model.layers.", **own: An
     )
 
 
+ONE_BY_ONE = "model.layers.N.mlp.experts.N."  # of experts
 # <|mask|> and <|endoftext|> of LLaDA-MoE's tokenizer; its config.json names no mask
 MOE_TOKENS: dict[str, Any] = dict(eot_names=("<|role_end|>",), mask_id=156895, eos_id=156892)
 CHATML: dict[str, Any] = dict(eot_names=("<|im_end|>",))
+SDAR_TOKENS: dict[str, Any] = dict(
+    mask_names=("<|MASK|>",), mask_id=151669, eos_id=151643, **CHATML
+)
 # The first that claims a checkpoint has it: a bi-tower holds all tensors of a LLaDA too.
 FAMILIES: dict[str, Family] = {
     "remedi": Family(
@@ -97,11 +110,11 @@ FAMILIES: dict[str, Family] = {
     ),
     # by architecture, not model_type: LLaDA-MoE says "llada" too
     "llada": Family(LLaDA, frozenset({"LLaDAModelLM"}), "model.transformer."),
-    "llada_moe": _hf(LLADA_MOE, EXPERTS, "model.layers.0.mlp.experts.", **MOE_TOKENS),
+    "llada_moe": _hf(LLADA_MOE, EXPERTS, ONE_BY_ONE, **MOE_TOKENS),
     "llada_moe_fused": _hf(
         LLADA_MOE._replace(architecture="FusedLLaDAMoEModelLM"),
         FUSED_EXPERTS,
-        "model.layers.0.mlp.w1",
+        "model.layers.N.mlp.w1",
         **MOE_TOKENS,
     ),
     # <[MASK]> is in neither its config.json nor its tokenizer's settings
@@ -119,6 +132,24 @@ FAMILIES: dict[str, Family] = {
     "a2d_qwen3": _hf(A2D_QWEN3, DENSE, sampler="mdlm", **CHATML),
     "a2d_qwen2": _hf(A2D_QWEN2, DENSE, sampler="mdlm", **CHATML),
     "a2d_llama": _hf(A2D_LLAMA, DENSE, sampler="mdlm", eot_names=("<|eot_id|>", "<|im_end|>")),
+    "sdar": _hf(SDAR, DENSE, **SDAR_TOKENS),
+    "sdar_moe": _hf(SDAR_MOE, EXPERTS, ONE_BY_ONE, **SDAR_TOKENS),
+    "llada2": _hf(LLADA2, LLADA2_EXPERTS, ONE_BY_ONE, **MOE_TOKENS),
+    "llada2_stacked": _hf(
+        LLADA2._replace(model_type="llada2_moe_veomni"),
+        LLADA2_STACKED,
+        "model.layers.N.mlp.experts.gate_proj",
+        **MOE_TOKENS,
+    ),
+    "fast_dllm_v2": _hf(
+        FAST_DLLM_V2,
+        DENSE,
+        shift=True,
+        mask_names=("|<MASK>|",),
+        mask_id=151665,
+        eos_id=151645,
+        **CHATML,
+    ),
 }
 
 
@@ -129,7 +160,12 @@ def recognise(architectures: Sequence[str], tensors: Collection[str], path: Path
     are absent, which is told where they are needed. Raises ValueError where no family has
     such an architecture, or the tensors are another family's.
     """
-    held = [name for name, family in FAMILIES.items() if _holds(family, tensors)]
+    forms = {numbers_apart(name)[0] for name in tensors}
+    held = [
+        name
+        for name, family in FAMILIES.items()
+        if any(form.startswith(family.mark) for form in forms)
+    ]
     named = [name for name, family in FAMILIES.items() if family.architectures & set(architectures)]
     for name in held:
         if name in named or FAMILIES[name].known_by_tensors:
@@ -172,7 +208,3 @@ def with_attention(config: LLaDAConfig, attention: Attention | None, source: str
             f"with {allowed[0]} attention alone: leave the option out"
         )
     return with_fields(config, attention=attention)
-
-
-def _holds(family: Family, tensors: Collection[str]) -> bool:
-    return any(name.startswith(family.mark) for name in tensors)

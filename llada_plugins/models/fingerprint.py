@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,10 @@ def signature(name: str, tensor: Tensor) -> bytes:
 
 
 def signatures(name: str, module: nn.Module) -> dict[str, bytes]:
-    """What the own parameters of a submodule of that name contribute, by their full names."""
-    own = {f"{name}.{leaf}": tensor for leaf, tensor in module.named_parameters(recurse=False)}
-    return {full: signature(full, tensor) for full, tensor in own.items()}
+    """What the own tensors of a submodule of that name contribute, by their full names."""
+    own = (module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+    full = {f"{name}.{leaf}": tensor for leaf, tensor in chain(*own)}
+    return {name: signature(name, tensor) for name, tensor in full.items()}
 
 
 def fingerprint(signatures: Mapping[str, bytes]) -> str:

@@ -16,6 +16,7 @@ from llada_plugins.files.json_files import (
     list_of,
     misfit,
     nullable,
+    number,
     one_of,
     record,
     same,
@@ -99,6 +100,15 @@ KINDS: dict[str, Kind] = {
     "qk_norm": FLAG,
     "num_experts": whole(1, 2**16),
     "experts_per_token": whole(1, 2**16),
+    "expert_hidden_size": WIDTH,
+    "num_dense_layers": whole(0, 1000),
+    "num_shared_experts": whole(0, 2**16),
+    "expert_groups": whole(1, 2**16),
+    "groups_per_token": whole(1, 2**16),
+    "expert_scale": number(1e-6, 1e6),
+    "normalised_experts": FLAG,
+    "rotary_share": number(1e-6, 1),
+    "block_length": whole(1, 2**16),
 }
 # What the published classes take where config.json says null or nothing; transformers leaves
 # out what is its own default. A wrong guess is no risk: then the tensors do not fit.
@@ -115,6 +125,11 @@ INERT = {
     "dense_intermediate_size",
     "output_router_logits",
     "router_aux_loss_coef",
+    "embedding_dropout",
+    "output_dropout",
+    "fuse_cross_entropy",
+    "ep_size",
+    "debug",
 }
 
 
@@ -131,6 +146,10 @@ class HFConfig(NamedTuple):
     refused: frozenset[str] = frozenset()
     # fields with the kind that their values must be of, which asks for nothing
     neutral: Mapping[str, Kind] = {}
+    # further fields of a config that is written here, since the published class has others
+    stated: Mapping[str, Any] = {}
+    # fields that repeat what others say -> our name of that
+    repeats: Mapping[str, str] = {}
     # Fields that the published code does not read, and the published values: others are
     # worth a warning.
     unread: Mapping[str, tuple[Any, ...]] = {}
@@ -179,6 +198,12 @@ class HFConfig(NamedTuple):
             more_eos_token_ids=ends[1:],
         )
         config.check(source)
+        for name, ours in self.repeats.items():
+            if said.get(name) is not None and not same(said[name], getattr(config, ours)):
+                raise ValueError(
+                    f"{source}: {name} is {short(said[name])}, but the other fields make "
+                    f"{getattr(config, ours)} of it"
+                )
         return config
 
     def _refuse(self, said: Mapping[str, Any], source: str) -> None:
@@ -211,6 +236,7 @@ class HFConfig(NamedTuple):
             "architectures": [self.architecture],
             "model_type": self.model_type,
             "hidden_act": "silu",
+            **self.stated,
             **{name: getattr(config, ours) for name, ours in self.fields.items()},
             **{name: value for name, value in stated.items() if value is not None},
         }
@@ -218,7 +244,13 @@ class HFConfig(NamedTuple):
     def unknown(self, raw: Mapping[str, Any]) -> list[str]:
         """Fields that nobody knows, or that the published code passes over."""
         known = WITHOUT_EFFECT | FOREIGN.keys() | self._may_say.keys() | INERT
-        known |= self.fields.keys() | self.refused | self.neutral.keys()
+        known |= (
+            self.fields.keys()
+            | self.refused
+            | self.neutral.keys()
+            | self.repeats.keys()
+            | self.stated.keys()
+        )
         known |= {
             name
             for name, values in self.unread.items()

@@ -52,7 +52,7 @@ class Layout(NamedTuple):
 
     def our_name(self, stored: str) -> str:
         """Our name of a stored tensor; of one that is a part, the name of ours that has it."""
-        form, numbers = _form(stored)
+        form, numbers = numbers_apart(stored)
         if form in self.parts:
             return _filled(self.parts[form].name, numbers)
         return _renamed(stored, self.names)
@@ -63,7 +63,7 @@ class Layout(NamedTuple):
 
     def pieces(self, ours: str, tensor: Tensor) -> list[Piece]:
         """The stored tensors that make one of ours; one that is whole, for most."""
-        form, numbers = _form(ours)
+        form, numbers = numbers_apart(ours)
         parts = {stored: part for stored, part in self.parts.items() if part.name == form}
         if not parts:
             return [Piece(self.stored_name(ours))]
@@ -82,11 +82,11 @@ SAME_NAMES = Layout()
 def _renamed(tensor: str, names: Mapping[str, str]) -> str:
     """The name of a tensor after its module is renamed; numbers keep their order."""
     module, _, leaf = tensor.rpartition(".")
-    form, numbers = _form(module)
+    form, numbers = numbers_apart(module)
     return f"{_filled(names[form], numbers)}.{leaf}" if form in names else tensor
 
 
-def _form(name: str) -> tuple[str, list[str]]:
+def numbers_apart(name: str) -> tuple[str, list[str]]:
     """A name with N for each number, and the numbers."""
     return re.sub(NUMBER, "N", name), re.findall(NUMBER, name)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import Block, RMSNorm, rotary_table
+from .block import Block, rms_norm, rotary_table
 from .compiling import Backend, Compiling
 from .cuda_graph import Graph
 from .layer import ActivationCheckpointing, Layer, Streams, View
@@ -50,8 +50,8 @@ class LLaDA(ActivationCheckpointing):
         self.config = config
         transformer = {
             "wte": nn.Embedding(config.num_embeddings, config.d_model),
-            "blocks": nn.ModuleList(Block(config) for _ in range(config.n_layers)),
-            "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
+            "blocks": nn.ModuleList(Block(config, layer) for layer in range(config.n_layers)),
+            "ln_f": rms_norm(config.d_model, config),
         }
         if not config.weight_tying:
             transformer["ff_out"] = nn.Linear(
@@ -331,7 +331,7 @@ class LLaDA(ActivationCheckpointing):
             # tables made under inference_mode could never take part in a backward
             with torch.inference_mode(False):
                 cos, sin = rotary_table(
-                    max(length, 256), self.config.head_dim, self.config.rope_theta
+                    max(length, 256), self.config.rotary_width, self.config.rope_theta
                 )
                 self._rotary = cos.to(device), sin.to(device)
         return self._rotary[0][:length], self._rotary[1][:length]

@@ -50,18 +50,13 @@ OPTIONAL: dict[str, Kind] = {
 }
 
 
-# Switches that other families set, and what a dense LLaDA has; its config.json has no such fields.
-OTHER_FAMILIES = {
-    "head_width": None,
-    "qk_norm": False,
-    "num_experts": 0,
-    "experts_per_token": 0,
-    "attention": "full",
-    "block_length": None,
-}
 # full: every token sees all others. block_causal: those of its own block, and of those before.
 Attention = Literal["full", "block_causal"]
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
+
+
+# What a router makes of its logits: probabilities among all experts, or each by itself.
+RouterKind = Literal["softmax", "sigmoid"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,9 +87,21 @@ class LLaDAConfig:
     more_eos_token_ids: tuple[int, ...] = ()
     head_width: int | None = None  # of a head; None = d_model / n_heads
     qk_norm: bool = False  # RMSNorm of each head's queries and keys, before the rotation
-    # MLPs of which each token takes experts_per_token, each mlp_hidden_size wide; 0 = one MLP
+    rotary_share: float = 1.0  # of a head's width, from its beginning, that positions rotate
+    fused_qkv: bool = False  # one projection for queries, keys and values
+    norm_casts_last: bool = False  # RMSNorm applies its weight in fp32 too
+    # MLPs of which each token takes experts_per_token; 0 = one MLP
     num_experts: int = 0
     experts_per_token: int = 0
+    expert_hidden_size: int | None = None  # of an expert; None = mlp_hidden_size
+    num_dense_layers: int = 0  # layers at the beginning that have one MLP all the same
+    num_shared_experts: int = 0  # as wide as so many experts, an MLP that every token takes
+    router: RouterKind = "softmax"
+    normalised_experts: bool = False  # the weights of a token's experts sum to expert_scale
+    # Of a sigmoid router: experts in so many groups, of which a token takes groups_per_token.
+    expert_groups: int = 1
+    groups_per_token: int = 1
+    expert_scale: float = 1.0
     # What tokens see where a forward is given no mask that says it for each pair of them.
     attention: Attention = "full"
     # Tokens of a block of block-causal attention, counted from a row's first token, where a run
@@ -142,15 +149,12 @@ class LLaDAConfig:
         source: what the message begins with.
         """
         split = self.head_width is not None or self.d_model % self.n_heads == 0
-        if not split or self.n_heads % self.num_kv_heads or self.head_dim % 2:
+        if not split or self.n_heads % self.num_kv_heads or self.rotary_width % 2:
             raise ValueError(
                 f"{source}: d_model ({self.d_model}), n_heads ({self.n_heads}) and n_kv_heads "
                 f"({self.num_kv_heads}) do not divide each other into heads of even width"
             )
-        if self.experts_per_token > self.num_experts:
-            raise ValueError(
-                f"{source}: each token takes {self.experts_per_token} experts of {self.num_experts}"
-            )
+        self._check_experts(source)
         if self.attention == "block_causal" and not self.block_length:
             raise ValueError(f"{source}: block-causal attention needs a length of its blocks")
         if self.num_embeddings < self.vocab_size:
@@ -164,6 +168,26 @@ class LLaDAConfig:
                 f"{self.num_embeddings}"
             )
 
+    def _check_experts(self, source: str) -> None:
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(
+                f"{source}: each token takes {self.experts_per_token} experts of {self.num_experts}"
+            )
+        if self.router == "softmax":
+            return
+        groups, size = self.expert_groups, self.num_experts // self.expert_groups
+        if self.num_experts % groups or size < 2 or self.groups_per_token > groups:
+            raise ValueError(
+                f"{source}: {self.num_experts} experts in {groups} groups, {self.groups_per_token} "
+                "for each token: groups must be of one size, of two experts at least, and no more "
+                "for a token than there are"
+            )
+        if self.experts_per_token > self.groups_per_token * size:
+            raise ValueError(
+                f"{source}: each token takes {self.experts_per_token} experts of "
+                f"{self.groups_per_token} groups of {size}"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Fields under LLaDA's names, switches included, so that the published code reads them.
 
@@ -175,7 +199,7 @@ class LLaDAConfig:
         }
         fields = dataclasses.asdict(self)
         del fields["family"]
-        for name, value in OTHER_FAMILIES.items():
+        for name, value in of_other_families().items():
             if fields[name] == value:
                 del fields[name]
         if more := fields.pop("more_eos_token_ids"):
@@ -184,7 +208,7 @@ class LLaDAConfig:
 
     def published(self) -> dict[str, Any]:
         """The config.json of a dense LLaDA; ValueError where it is of another family."""
-        for name, value in OTHER_FAMILIES.items():
+        for name, value in of_other_families().items():
             if getattr(self, name) != value:
                 raise ValueError(
                     f"a dense LLaDA's config.json cannot say {name}={getattr(self, name)!r}: give "
@@ -201,6 +225,15 @@ class LLaDAConfig:
         return self.head_width or self.d_model // self.n_heads
 
     @property
+    def rotary_width(self) -> int:
+        """Of a head, the dimensions that positions rotate."""
+        return int(self.head_dim * self.rotary_share)
+
+    @property
+    def expert_width(self) -> int:
+        return self.expert_hidden_size or self.mlp_hidden_size
+
+    @property
     def num_kv_heads(self) -> int:
         return self.n_kv_heads or self.n_heads
 
@@ -213,6 +246,16 @@ class LLaDAConfig:
     def ends(self) -> tuple[int, ...]:
         """Every id of eos_token_id."""
         return token_ids([self.eos_token_id, *self.more_eos_token_ids])
+
+
+def of_other_families() -> dict[str, Any]:
+    """Switches that other families set, and what a dense LLaDA has.
+
+    Its config.json has no such fields.
+    """
+    known = {*REQUIRED, *OPTIONAL, "more_eos_token_ids", "family"}
+    fields = dataclasses.fields(LLaDAConfig)
+    return {each.name: each.default for each in fields if each.name not in known}
 
 
 def token_ids(value: int | list[int | None] | None) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ class Known(NamedTuple):
 
 
 LOGITS = "logits, hidden states and padded rows as recorded from the published code, tiny weights"
+BLOCK_LOGITS = "block-causal logits as recorded from the published code, tiny weights"
 DREAM_CODER = "Dream-org/Dream-Coder-v0-Instruct-7B"
 KNOWN: dict[str, Known] = {
     "remedi": Known(
@@ -118,11 +119,64 @@ KNOWN: dict[str, Known] = {
         "from its config and tokenizer, <|eot_id|> or <|im_end|>",
         ("equal to transformers' Llama without a causal mask",),
     ),
+    "sdar": Known(
+        (
+            "JetLM/SDAR-1.7B-Chat",
+            "JetLM/SDAR-4B-Chat",
+            "JetLM/SDAR-8B-Chat",
+            "Gen-Verse/TraDo-4B-Instruct",
+            "Gen-Verse/TraDo-8B-Instruct",
+            "Gen-Verse/TraDo-8B-Thinking",
+        ),
+        8.19,
+        "Apache-2.0; TraDo: MIT",
+        "<|MASK|> 151669",
+        "<|endoftext|> 151643, <|im_end|> 151645",
+        (BLOCK_LOGITS, "bfloat16 bit by bit, by the attention that its code calls"),
+    ),
+    "sdar_moe": Known(
+        ("JetLM/SDAR-30B-A3B-Chat", "JetLM/SDAR-30B-A3B-Sci"),
+        30.53,
+        "Apache-2.0",
+        "<|MASK|> 151669",
+        "<|endoftext|> 151643, <|im_end|> 151645",
+        ("equal to a slow implementation of its formulas; no published code was run",),
+    ),
+    "llada2": Known(
+        (
+            "inclusionAI/LLaDA2.0-mini",
+            "inclusionAI/LLaDA2.0-flash",
+            "inclusionAI/LLaDA2.1-mini",
+            "inclusionAI/LLaDA2.1-flash",
+            "their -preview and -CAP",
+        ),
+        16.26,
+        "Apache-2.0",
+        "<|mask|> 156895",
+        "<|endoftext|> 156892, <|role_end|>",
+        (BLOCK_LOGITS, "its router's choices and weights", "bfloat16 bit by bit"),
+    ),
+    "llada2_stacked": Known(
+        ("made by dFactory from LLaDA2",),
+        16.26,
+        "Apache-2.0",
+        "<|mask|> 156895",
+        "<|endoftext|> 156892, <|role_end|>",
+        ("equal to llada2 after its experts are stacked as dFactory's script stacks them",),
+    ),
+    "fast_dllm_v2": Known(
+        ("Efficient-Large-Model/Fast_dLLM_v2_7B",),
+        7.62,
+        "Apache-2.0",
+        "|<MASK>| 151665",
+        "<|im_end|> 151645",
+        (BLOCK_LOGITS, "logits of a block on kept keys and values", "bfloat16 bit by bit"),
+    ),
 }
 NOT_VERIFIED = (
-    "No real weights were run for this list: it rests on small random ones. Block-causal models\n"
-    "(A2D models trained with bd3lm, SDAR, LLaDA2) do not decode here; the first have the same\n"
-    "config.json as those with full attention, so look at their name."
+    "No real weights were run for this list: it rests on small random ones. A2D models trained\n"
+    "with bd3lm are block-causal, and have the same config.json as those with full attention:\n"
+    "look at their name, and give attention=block_causal."
 )
 
 
@@ -144,6 +198,7 @@ def _lines_of(name: str, family: Family, known: Known) -> Iterator[str]:
         "mask": known.mask,
         "ends": known.ends,
         "logits": "of the next column (shifted)" if family.shift else "of the column itself",
+        "attention": " or ".join(each.replace("_", "-") for each in family.attentions),
     }
     for key, value in rows.items():
         if value:

@@ -37,6 +37,13 @@ PROJECTIONS: tuple[str, ...] = (
     "up_proj",
     "ff_out",
 )
+# of LLaDA2: one for queries, keys and values, and those of the expert that every token takes
+OF_SOME: tuple[str, ...] = (
+    "qkv_proj",
+    "mixture.shared.ff_proj",
+    "mixture.shared.up_proj",
+    "mixture.shared.ff_out",
+)
 # of a block that has experts, each for all of them
 STACKS: tuple[str, ...] = ("mixture.gate_up", "mixture.down")
 DEFAULT_RANK = 8
@@ -59,7 +66,7 @@ class LoRA(NamedTuple):
     @property
     def pattern(self) -> str:
         """PEFT's target_modules: whatever `projections` say, the projections of blocks alone."""
-        return self._pattern(PROJECTIONS)
+        return self._pattern((*PROJECTIONS, *OF_SOME))
 
     @property
     def stacks(self) -> str:
@@ -92,7 +99,7 @@ class LoRAOptions(Options):
         "adapted projections of the blocks: names with commas between, or a regular expression "
         "for the "
         r"whole name, such as '.*_proj' or 'blocks\.[0-3]\..*' (default: all: "
-        rf"{','.join(PROJECTIONS)}, and of experts {','.join(STACKS)})",
+        rf"{','.join(PROJECTIONS)}, of LLaDA2 {','.join(OF_SOME)}, of experts {','.join(STACKS)})",
     )
 
     def __post_init__(self) -> None:
@@ -133,7 +140,7 @@ class LoRAOptions(Options):
         if not self.lora:
             return None
         rank = self.lora_r or DEFAULT_RANK
-        projections = every = (*PROJECTIONS, *STACKS)
+        projections = every = (*PROJECTIONS, *OF_SOME, *STACKS)
         if self.lora_target:
             names = tuple(self.lora_target.split(","))
             projections = names if set(names) <= set(every) else (self.lora_target,)
