@@ -26,7 +26,12 @@ from llada_plugins.harness import lmeval_tokens
 from llada_plugins.harness.lmeval_answers import answer, totals_of
 from llada_plugins.harness.lmeval_cache import tied
 from llada_plugins.harness.lmeval_notes import LikelihoodNotes, attach_each
-from llada_plugins.harness.lmeval_options import NAMING, SeedWarnings, check_given_once
+from llada_plugins.harness.lmeval_options import (
+    NAMING,
+    SeedWarnings,
+    check_given_once,
+    warn_of_chat,
+)
 from llada_plugins.harness.lmeval_processes import ParallelLM
 from llada_plugins.harness.lmeval_record import Samplers
 from llada_plugins.harness.lmeval_requests import DEFAULT_MAX_GEN_TOKS, read_request
@@ -79,6 +84,7 @@ class LLaDA(ParallelLM):
         self._totals = TotalsByTask()
         self._seed_warnings = SeedWarnings()
         self._notes = LikelihoodNotes()
+        self._chats = False  # has lm-eval rendered a prompt with the chat template?
 
     @classmethod
     def create_from_arg_obj(
@@ -87,8 +93,8 @@ class LLaDA(ParallelLM):
         """As lm-eval's, but an option that lm-eval passes as well ends with one line."""
         check_given_once(arg_dict, additional_config)
         model = super().create_from_arg_obj(arg_dict, additional_config)
-        if not NAMING & arg_dict.keys():
-            arg_dict["pretrained"] = DEFAULT  # lm-eval reads them again, for a folder's name
+        if not NAMING & arg_dict.keys():  # lm-eval reads them again, for a folder's name
+            arg_dict["pretrained"] = model.engine.config.pretrained or DEFAULT
         return model
 
     @classmethod
@@ -171,6 +177,7 @@ class LLaDA(ParallelLM):
 
         add_generation_prompt=False continues the last message (lm-eval's gen_prefix).
         """
+        self._chats = True
         return self.engine.render_chat(chat_history, prefill=not add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -200,6 +207,7 @@ class LLaDA(ParallelLM):
         Those that a --use_cache file holds are taken from there. The requests get notes of
         what their answers cost; their sums, of all processes, go into the results.
         """
+        warn_of_chat(self.engine.asked.preset, chats=self._chats)
         parsed = [self._request(*instance.args) for instance in requests]
         self._record(requests, parsed)
         with closing(self._progress("generate_until", len(requests), disable_tqdm)) as bar:

@@ -28,6 +28,7 @@ from llada_plugins.harness.opencompass_streams import Streams
 from llada_plugins.harness.opencompass_tasks import dataset_configs
 from llada_plugins.harness.opencompass_templates import TemplateParser
 from llada_plugins.options.fields import names, reject_unknown
+from llada_plugins.settings.table import find
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +50,11 @@ class LLaDA(LikelihoodModel):
     path: checkpoint folder, hub id, or None for the tiny model shipped in the package.
     options: any other field of EngineConfig and SamplerConfig, flat (`steps=64,
     block_length=32, …`); unknown names raise ValueError. An explicit gen_length decides
-    the answer's length, else the data set's max_out_len does. chat: render HUMAN/BOT
-    turns through the tokenizer's chat template, for instruct models; off, the turns are
-    joined by newlines or wrapped by meta_template. stop_words: end an answer at the
-    earliest of these and of the data set's stopping_criteria. record_stats: predictions
+    the answer's length, else the data set's max_out_len does. preset: a published setting,
+    from which path, chat, stop_words and options come that are not given. chat: render
+    HUMAN/BOT turns through the tokenizer's chat template, for instruct models; off, the
+    turns are joined by newlines or wrapped by meta_template. stop_words: end an answer at
+    the earliest of these and of the data set's stopping_criteria. record_stats: predictions
     become dicts with prediction, tokens, forwards (also as nfe), tokens_per_forward,
     revised, seconds, prm_calls and overlong; the entry then needs
     `pred_postprocessor=dict(type=unwrap_prediction)`. generation_kwargs:
@@ -71,8 +73,8 @@ class LLaDA(LikelihoodModel):
         self,
         path: str | None = None,
         *,
-        chat: bool = False,
-        stop_words: Sequence[str] = (),
+        chat: bool | None = None,
+        stop_words: Sequence[str] | None = None,
         record_stats: bool = False,
         max_seq_len: int | None = None,
         meta_template: Mapping[str, Any] | None = None,
@@ -83,6 +85,13 @@ class LLaDA(LikelihoodModel):
         from llada_plugins.engine.notices import WarnOnce
 
         self._check_names(options)
+        preset = find(options["preset"]) if options.get("preset") else None
+        if preset is not None:
+            path = path or preset.pretrained
+        if chat is None:
+            chat = preset is not None and preset.chat and not meta_template
+        if stop_words is None:
+            stop_words = preset.stop_words if preset else ()
         check_exclusive(meta_template, chat=chat, record_stats=record_stats)
         generation_kwargs = dict(generation_kwargs or {})
         check_generation_kwargs(generation_kwargs)
@@ -115,7 +124,7 @@ class LLaDA(LikelihoodModel):
 
     def _check_names(self, options: Mapping[str, Any]) -> None:
         """Raise ValueError on options that the method does not have, under their names here."""
-        from llada_plugins.engine.engine import option_classes
+        from llada_plugins.engine.asked import option_classes
         from llada_plugins.sampling.published import NAMES
 
         parameters = inspect.signature(LLaDA.__init__).parameters

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import ala_report
 from llada_plugins import chat, evaluate, ups_report
+from llada_plugins.engine.asked import option_classes
 from llada_plugins.engine.config import EngineConfig
-from llada_plugins.engine.engine import option_classes
 from llada_plugins.methods.prm import PRMOptions
 from llada_plugins.methods.table import METHODS
 from llada_plugins.options.fields import PUBLISHED, arg, build, names, reject_unknown, split

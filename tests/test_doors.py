@@ -19,6 +19,7 @@ COMMANDS = {
     "llada_plugins.evaluate": "--data",
     "llada_plugins.families": "special tokens",
     "llada_plugins.frontier": "--sweep",
+    "llada_plugins.presets": "--task",
     "llada_plugins.ups_report": "--noise_draws",
     "training.convert": "--format",
     "training.create_configs": "--output",

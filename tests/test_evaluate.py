@@ -20,7 +20,8 @@ import pytest
 
 pytest.importorskip("math_verify")
 
-from llada_plugins.engine.engine import Engine, Request, option_classes
+from llada_plugins.engine.asked import option_classes
+from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.engine.question_files import EvaluateConfig, Row, summary
 from llada_plugins.evaluate import main, read_command_line
 from llada_plugins.files.csv_journal import MetricsFile

@@ -31,7 +31,9 @@ from llada_plugins.methods.prepared import Judge
 from llada_plugins.models.text import without_special_tokens
 from llada_plugins.opencompass_inferencers import LLInferencer, PPLInferencer
 from llada_plugins.opencompass_models import LLaDA, unwrap_prediction
+from llada_plugins.options.fields import names
 from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.settings.table import find
 from llada_plugins.tasks import sudoku
 from llada_plugins.tasks.opencompass import Sudoku4Dataset, Sudoku4Evaluator
 from tests.tolerance import likelihood_error, token_error
@@ -577,13 +579,29 @@ def test_published_settings_are_valid_and_name_their_predictions_apart(
 ) -> None:
     monkeypatch.setenv("LLADA_MODEL", checkpoint)
     config = Config.fromfile(CONFIGS / "eval_llada_published.py")
-    kept = ("type", "abbr", "path", "chat", "add_bos_token", "stop_words", "batch_size", "run_cfg")
     for entry in config.models:
-        options = {name: value for name, value in entry.items() if name not in kept}
-        SamplerConfig(**options)
-        assert all(f"{name}={value}" in entry["abbr"] for name, value in options.items())
+        assert set(entry) == {"type", "abbr", "path", "preset", "batch_size", "run_cfg"}
+        preset = find(entry["preset"])
+        SamplerConfig(
+            **{
+                name: preset.options[name]
+                for name in names(SamplerConfig)
+                if name in preset.options
+            }
+        )
+        assert entry["abbr"] == f"{checkpoint}-{preset.name.partition('/')[2]}"
     assert len({entry["abbr"] for entry in config.models}) == len(config.models) >= 4
     assert len(config.model_dataset_combinations) == len(config.models)
+
+
+def test_one_preset_of_a_checkpoint_elsewhere_may_be_chosen_with_a_limit(monkeypatch) -> None:
+    monkeypatch.setenv("LLADA_PRESET", "llada-8b-instruct/ifeval")
+    monkeypatch.setenv("LLADA_PRETRAINED", "/checkpoints/mine/")
+    monkeypatch.setenv("LLADA_LIMIT", "5")
+    config = Config.fromfile(CONFIGS / "eval_llada_published.py")
+    (entry,), (dataset,) = config.models, config.datasets
+    assert (entry["abbr"], entry["path"]) == ("mine-ifeval", "/checkpoints/mine")
+    assert (dataset["abbr"], dataset["reader_cfg"]["test_range"]) == ("IFEval-first5", "[:5]")
 
 
 def test_an_unpublished_choice_is_refused(monkeypatch) -> None:

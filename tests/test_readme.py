@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_plugins.engine.engine import option_classes
+from llada_plugins.engine.asked import option_classes
 from llada_plugins.methods.table import METHODS
 from llada_plugins.options.fields import build, coerce, names, reject_unknown
 from llada_plugins.sampling.config import SamplerConfig

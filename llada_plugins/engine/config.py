@@ -22,6 +22,7 @@ HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
 LOADING = ("device", "dtype", "quantize", "compile", "attention")
 # none changes an answer by itself, but for rounding
 NOT_IDENTITY = (
+    "preset",
     "pretrained",
     "revision",
     "peft",
@@ -37,6 +38,11 @@ NOT_IDENTITY = (
 class ModelOptions(Options):
     """Which model, and how much of it runs at once."""
 
+    preset: str | None = arg(
+        None,
+        "name of a published setting (python -m llada_plugins.presets), whose options hold where "
+        "no other is given",
+    )
     pretrained: str | None = arg(
         None, "checkpoint folder or hub id (default: the tiny model shipped in the package)"
     )

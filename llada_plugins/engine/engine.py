@@ -23,7 +23,7 @@ from llada_plugins.models import text
 from llada_plugins.models.families import FAMILIES, with_attention
 from llada_plugins.models.folder import read_config, resolve
 from llada_plugins.models.tokenizer import choose_template, load_tokenizer
-from llada_plugins.options.fields import build, coerce, names, reject_unknown
+from llada_plugins.options.fields import coerce, names, reject_unknown
 from llada_plugins.sampling import published
 from llada_plugins.sampling.config import SamplerConfig, build_sampler
 from llada_plugins.sampling.decode import Review, decode_each, unreviewed
@@ -31,9 +31,10 @@ from llada_plugins.sampling.for_model import check_attention, defaults_of
 from llada_plugins.sampling.generate import with_options
 
 from . import identity, likelihood_log
+from .asked import Asked
 from .batches import Batches, meter_of
 from .checks import check_answers, check_bos_token, context_length, mask_known
-from .config import HARNESS_DEFAULTS, LOADING, EngineConfig
+from .config import HARNESS_DEFAULTS, LOADING
 from .judging import block_review, question_of
 from .metering import Meter
 from .notices import WarnOnce, surprises
@@ -55,11 +56,6 @@ from .watching import watched
 logger = logging.getLogger(__name__)
 
 
-def option_classes(method: str) -> tuple[type, ...]:
-    """The dataclasses whose fields are the options of an Engine of this method."""
-    return EngineConfig, SamplerConfig, METHODS[method].options
-
-
 class Engine:
     """A checkpoint with its tokenizer, ready to answer and to score.
 
@@ -69,22 +65,17 @@ class Engine:
     """
 
     def __init__(self, method: str = "llada", /, **options: Any) -> None:
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-        reject_unknown(options, [*names(*option_classes(method)), *published.NAMES])
         self.method = method
-        self.method_options: Any = build(METHODS[method].options, options)
-        self.config = build(EngineConfig, options)
-        if not options.keys() & set(published.NAMES):
-            # bad values fail before files are looked at
-            build_sampler(coerce(SamplerConfig, options), HARNESS_DEFAULTS)
+        self.asked = Asked(method, options)  # bad values fail before files are looked at
+        self.method_options: Any = self.asked.method_options
+        self.config = self.asked.config
         self.folder = resolve(self.config.pretrained, self.config.revision)
         self.adapter = resolve(self.config.peft, option="peft") if self.config.peft else None
         config = with_attention(read_config(self.folder), self.config.attention, str(self.folder))
         self.family = FAMILIES[config.family]
-        self.given = coerce(SamplerConfig, published.native(options, self.family.sampler))
+        self.given = self.asked.sampler(self.family.sampler)
         self.by_model = defaults_of(config)
-        check_attention(build_sampler({**self.by_model, **self.given}, HARNESS_DEFAULTS), config)
+        check_attention(self.asked.built({**self.by_model, **self.given}), config)
         tokenizer_folder = resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
         self.tokenizer = load_tokenizer(tokenizer_folder, self.config.chat_template)
         if self.config.add_bos_token:
@@ -135,7 +126,7 @@ class Engine:
         options = coerce(SamplerConfig, published.native(options, self.family.sampler))
         by_method = self.prepared.defaults({**self.given, **options})
         sampler = combined(
-            options, self.given, by_method, self.method, max_tokens, by_model=self.by_model
+            options, self.given, by_method, self.asked, max_tokens, by_model=self.by_model
         )
         for notice in surprises(sampler, options, self.given, max_tokens):
             self._warnings.warn(notice.message, notice.about)

@@ -15,7 +15,7 @@ from llada_plugins.methods.table import METHODS
 from llada_plugins.options.command_line import FlagParser, OneLineParser
 from llada_plugins.options.fields import build, names
 
-from .engine import option_classes
+from .asked import option_classes
 
 
 def read_flags(

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from llada_plugins.settings.table import Preset
+
 logger = logging.getLogger(__name__)
 
 # of model_args, what lm-eval names a results folder after
@@ -28,6 +30,16 @@ def check_given_once(
                 f"{name}={model_args[name]} stands in model_args, where lm-eval passes "
                 f"{name}={value} by itself: give it as --{name}, outside model_args"
             )
+
+
+def warn_of_chat(preset: Preset | None, *, chats: bool) -> None:
+    """Say so where prompts are chats in one of the two, this run and its preset, alone.
+
+    Only lm-eval's command line decides that, so a preset cannot.
+    """
+    if preset is not None and preset.chat != chats:
+        do = "give" if preset.chat else "leave out"
+        logger.warning("preset %s is not this: %s --apply_chat_template", preset.name, do)
 
 
 class SeedWarnings:
