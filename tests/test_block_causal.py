@@ -128,6 +128,42 @@ def test_a_place_that_a_row_leaves_is_taken_at_once_whatever_the_block(model):
     assert len(sizes) - sizes.count(4) <= config.most_blocks
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(revise=True),
+        dict(remask_ratio=0.5),
+        dict(threshold=0.2, revise_below=0.1),
+    ],
+    ids=str,
+)
+def test_rules_that_mask_again_leave_the_prompts_end_and_padding_alone(model, options):
+    config = SamplerConfig(
+        gen_length=9,
+        block_length=8,
+        sampling_method="block_causal",
+        last_block="rest",
+        block_steps=None if "threshold" in options else 4,
+        **options,
+    )
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [1, 2], [3] * 8]
+    seen = 0
+
+    def look(canvas, window):
+        nonlocal seen
+        seen += 1
+        for row, start, number in zip(canvas.tokens, canvas.answer_start, canvas.ids.tolist()):
+            prompt = row[:start][row[:start] != PADDING]
+            assert prompt.tolist() == prompts[number]
+            assert len(row[start:][row[start:] != PADDING]) <= 9
+        return denoise(canvas, window)
+
+    denoise = model_denoiser(model)
+    for sample in decode(look, prompts, config, SPECIAL):
+        assert MASK not in sample.answer and len(sample.answer) == 9
+    assert seen > 4
+
+
 def test_positions_and_sight_of_a_row_do_not_depend_on_padding(model):
     prompts = [[5, 6, 7], list(range(1, 10))]
     blocks = SamplerConfig(gen_length=5, block_length=4, sampling_method="block_causal").blocks

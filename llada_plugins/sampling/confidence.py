@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llada_plugins.diffusion.denoiser import log_total
+from llada_plugins.diffusion.denoiser import embeddable, log_total
 
 
 class Candidates(NamedTuple):
@@ -36,7 +36,8 @@ def token_logit(candidates: Candidates) -> Tensor:
 
     RemeDi's paper ranks by the policy stream.
     """
-    return candidates.logits.gather(-1, candidates.tokens[..., None])[..., 0]
+    # of PADDING in a block that is longer than what is left of its row: any number will do
+    return candidates.logits.gather(-1, embeddable(candidates.tokens)[..., None])[..., 0]
 
 
 def token_probability(candidates: Candidates) -> Tensor:

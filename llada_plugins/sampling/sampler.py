@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llada_plugins.diffusion.denoiser import Canvas, Denoiser, masked_first
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, masked_first
 from llada_plugins.diffusion.memory import Memory
 from llada_plugins.models.special_tokens import SpecialTokens
 
@@ -64,6 +64,12 @@ class RowsInWork(NamedTuple):
     def block(self) -> Tensor:
         """The window's tokens (N, W), a view: what is written here, the canvas holds."""
         return self.canvas.tokens[:, self.window]
+
+    @property
+    def fixed(self) -> Tensor:
+        """Which of the block's columns hold no token of the answer, (N, W): they stay."""
+        column = torch.arange(*self.window.indices(self.window.stop), device=self.keys.device)
+        return (column < self.canvas.answer_start[:, None]) | (self.block == PADDING)
 
     def keep_rows(self, places: Tensor) -> RowsInWork:
         """The rows at these places alone."""
@@ -167,7 +173,11 @@ def unmask(
         proposal, score = proposals_at(prediction, columns, block, config, special)
         if step == 0 and config.opens_with_one:
             score[:, 0] = INF
+        if config.revises:
+            score = score.masked_fill(work.fixed, INF)
         standing = keep(score, masked, work.standing_after(step), step == num_steps - 1, config)
+        if config.revises:
+            standing = standing | work.fixed
         work.block.copy_(torch.where(standing, proposal, special.mask))
         if on_step is not None:
             is_masked = work.block == special.mask
