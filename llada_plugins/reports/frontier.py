@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llada_plugins.engine.asked import option_classes
 from llada_plugins.engine.config import HARNESS_DEFAULTS, EngineConfig
-from llada_plugins.engine.engine import option_classes
 from llada_plugins.files.atomic import write_whole
 from llada_plugins.methods.table import METHODS
 from llada_plugins.models.folder import resolve
