@@ -35,6 +35,7 @@ from llada_plugins.harness.lmeval_options import (
 from llada_plugins.harness.lmeval_processes import ParallelLM
 from llada_plugins.harness.lmeval_record import Samplers
 from llada_plugins.harness.lmeval_requests import DEFAULT_MAX_GEN_TOKS, read_request
+from llada_plugins.harness.lmeval_tokenizers import lend
 from llada_plugins.harness.lmeval_windows import rolling_windows, totals
 from llada_plugins.harness.statistics import TotalsByTask
 from llada_plugins.likelihood.estimate import LogLikelihood
@@ -79,6 +80,7 @@ class LLaDA(ParallelLM):
         )
         self.engine.batches.most_rows = max_batch_size
         self.tokenizer = self.engine.tokenizer
+        lend(self.engine.config.tokenizer or pretrained, self.tokenizer)
         self._device = self.engine.model.device
         self._samplers = Samplers()
         self._totals = TotalsByTask()

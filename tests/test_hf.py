@@ -346,6 +346,39 @@ def merged_answers(network, ids: torch.Tensor) -> list[list[int]]:
     return [[*row, *each.answer] for row, each in zip(ids.tolist(), found)]
 
 
+@pytest.mark.parametrize("method, package", (("int8", "torchao"), ("nf4", "bitsandbytes")))
+@torch.no_grad()
+def test_quantised_weights_are_those_of_load_model(tiny_checkpoint, tmp_path, method, package):
+    pytest.importorskip(package)
+    model, ids = load(tiny_checkpoint, quantize=method), some_ids()
+    network = load_model(tiny_checkpoint, device="cpu", dtype="float32", quantize=method)
+    assert torch.equal(model(ids).logits, network(ids))
+    assert not torch.equal(model(ids).logits, load(tiny_checkpoint)(ids).logits)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.generate(ids, max_new_tokens=4).tolist() == merged_answers(network, ids)
+    with pytest.raises(ValueError, match=f"a model in {method} .* is not saved"):
+        model.save_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:TorchaoLoraLinear")  # adapters are merged by load_model
+@pytest.mark.parametrize("task", (None, TaskType.CAUSAL_LM))
+def test_an_adapter_of_peft_trains_on_weights_of_8_bits(tiny_checkpoint, tmp_path, task):
+    pytest.importorskip("torchao")
+    model, ids = load(tiny_checkpoint, quantize="int8"), some_ids()
+    set_seed(0)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type=task))
+    optimizer = torch.optim.SGD([each for each in adapted.parameters() if each.requires_grad], 1.0)
+    losses = []
+    for _ in range(3):
+        loss = adapted(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    assert losses[2] < losses[0]
+    adapted.save_pretrained(tmp_path)
+    assert load_model(tiny_checkpoint, device="cpu", peft=tmp_path)
+
+
 # --- placing, resizing, saving ------------------------------------------------------------------
 
 

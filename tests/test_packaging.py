@@ -7,6 +7,7 @@ from __future__ import annotations
 import configparser
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import sysconfig
 import venv
 import zipfile
 from collections.abc import Iterator
+from importlib import metadata as installed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -553,3 +555,28 @@ def test_the_doctor_finds_an_editable_install_whose_build_step_failed(
     assert f"{PTH} is missing, so the build step of this installation did not run" in said[failure]
     remedy = f"do: pip install -v --no-deps -e {broken}; until then llada-eval"
     assert said[failure + 1].strip().startswith(remedy)
+
+
+def test_the_manual_lists_every_direct_dependency_with_its_version_and_licence():
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:`(\w+)`)? *\| (\S+) \| (\S+) \| ([^|]+) \| [^|]+ \|$", page, re.M)
+    listed = {(extra, package) for extra, package, _, _ in rows}
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    groups = {"": setup["options"]["install_requires"], **setup["options.extras_require"]}
+    wanted = {
+        (extra, re.split(r"[\[<>=]", line)[0])
+        for extra, lines in groups.items()
+        if extra not in ("all", "dev", "docs")
+        for line in lines.split("\n")
+        if line
+    }
+    assert {package for _, package in wanted} == {package for _, package in listed}
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-").split()
+    for _, package, version, licence in rows:
+        pin = f"{package}=={version}".lower().replace("_", "-")
+        assert pin in [each.rstrip(";") for each in pins], package
+        stated = installed.metadata(package)
+        said = f"{stated.get('License-Expression')} {stated.get('License')}"
+        if known := re.findall(r"Apache|MIT|BSD|MPL", said[:200]):
+            assert all(name in licence for name in known), (package, said[:200])

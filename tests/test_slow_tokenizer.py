@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from llada_plugins.engine.engine import Engine
-from llada_plugins.models.folder import read_config, special_tokens
+from llada_plugins.models.folder import TINY, read_config, special_tokens
 from llada_plugins.models.loading import save_model
 from llada_plugins.models.tokenizer import load_tokenizer
 
@@ -264,3 +264,22 @@ def test_add_bos_token_without_a_bos_is_refused(checkpoint, tmp_path):
         ValueError, match="add_bos_token=true, but the tokenizer in .* no bos_token"
     ):
         Engine(pretrained=str(own), add_bos_token=True)
+
+
+def test_tasks_that_load_a_tokenizer_by_the_models_name_get_the_models(checkpoint):
+    """Without the remote code that RULER and BABILong allow: it would end the process."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.tasks.babilong.common_utils import get_tokenizer
+
+    from llada_plugins.lmeval_models import LLaDA
+
+    for name in (str(checkpoint), "sudoku4", "tiny"):
+        model = LLaDA(pretrained=name, device="cpu", gen_length=8)
+        tokenizer = get_tokenizer(pretrained=name)
+        assert tokenizer.encode("1 .2") == model.tokenizer.encode("1 .2")
+        tokenizer.model_max_length = 7
+        assert model.tokenizer.model_max_length != 7
+    LLaDA(pretrained=str(checkpoint), tokenizer="nim", device="cpu", gen_length=8)
+    assert get_tokenizer(tokenizer="nim").encode("1")
+    own = get_tokenizer(pretrained=str(TINY))  # which transformers can load by itself
+    assert own.encode("1 .2") == model.tokenizer.encode("1 .2")

@@ -18,6 +18,7 @@ from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.past import Past
 
 from .memory import Memory, Rows
+from .noisy_clean import Layout
 
 # A place without a token. No vocabulary id will do, since published checkpoints pad
 # with their EOS.
@@ -42,6 +43,8 @@ class Canvas(NamedTuple):
     position counts from its row's first token.
     ids: of the requests that rows answer, for caches that outlive a block; candidates of
     one request share it, a guided branch has its complement.
+    layout: where columns stand and what they see, of rows with noisy copies of a text beside
+    its clean tokens; answer_start then counts from the text's first token.
     """
 
     tokens: Tensor  # (B, L) ids; PADDING left or right of a shorter row
@@ -53,6 +56,15 @@ class Canvas(NamedTuple):
     past: Past | None = None
     blocks: int | None = None
     ids: Tensor | None = None  # (B,)
+    layout: Layout | None = None
+
+    @property
+    def prompt(self) -> Tensor:
+        """Which tokens are their row's prompt, (B, L)."""
+        place = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        if self.layout is not None:
+            place = self.layout.position_ids
+        return (place < self.answer_start[:, None]) & (self.tokens != PADDING)
 
     def keep_rows(self, numbers: Tensor) -> Canvas:
         """A canvas of some rows, (N,) numbers. The memory forgets all others, in place."""
@@ -148,7 +160,11 @@ def model_denoiser(
         first = canvas.columns.start or 0
         shown = slice(window.start - first, window.stop - first)
         hidden = streams[:, shown]  # (B, W, D)
-        predicting = left_of(streams, shown) if shifted else hidden  # (B, W, D)
+        predicting = hidden
+        if shifted and canvas.layout is not None:
+            predicting = gather(streams, canvas.layout.before[:, shown])
+        elif shifted:
+            predicting = left_of(streams, shown)  # (B, W, D)
 
         def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
             return model.head(gather(predicting, at, rows))
@@ -174,6 +190,8 @@ def sight(canvas: Canvas) -> Sight:
 
     PADDING itself must see something, or there would be nothing to divide its weights by.
     """
+    if canvas.layout is not None:
+        return Sight(canvas.layout.visible, canvas.layout.position_ids)
     real = canvas.tokens != PADDING if canvas.padded else None
     if canvas.blocks is None:
         return Sight(real, None)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .denoiser import PADDING, Canvas, Denoiser, Prediction
+from .denoiser import Canvas, Denoiser, Prediction
 
 
 def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
@@ -20,13 +20,15 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
         tokens, start = canvas.tokens, canvas.answer_start
         # wrappers that set them go inside: the blank prompt needs its own
         assert canvas.embeds is None and canvas.past is None
-        column = torch.arange(tokens.shape[1], device=tokens.device)
-        prompt = (column < start[:, None]) & (tokens != PADDING)
-        blank = tokens.masked_fill(prompt, mask_id)
+        blank = tokens.masked_fill(canvas.prompt, mask_id)
         tokens_of_both = torch.cat([tokens, blank])  # (2 B, L)
-        ids = None if canvas.ids is None else torch.cat([canvas.ids, ~canvas.ids])
-        canvas = canvas._replace(tokens=tokens_of_both, answer_start=start.repeat(2), ids=ids)
-        both = denoise(canvas, window)
+        of_both = canvas._replace(
+            tokens=tokens_of_both,
+            answer_start=start.repeat(2),
+            ids=None if canvas.ids is None else torch.cat([canvas.ids, ~canvas.ids]),
+            layout=None if canvas.layout is None else canvas.layout.repeat(2),
+        )
+        both = denoise(of_both, window)
 
         def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
             rows_of_both = None if rows is None else torch.cat([rows, rows + len(tokens)])

@@ -31,6 +31,10 @@ class Layout(NamedTuple):
     # logits of this token are. The first token of a text has but its own.
     before: Tensor
 
+    def repeat(self, times: int) -> Layout:
+        """That of as many copies of the batch, one after the other."""
+        return Layout(*(torch.cat([each] * times) for each in self))
+
 
 def layout(
     copy: Tensor, position_ids: Tensor, width: int, document: Tensor | None = None
@@ -49,7 +53,7 @@ def layout(
     if document is not None:
         visible &= document[:, :, None] == document[:, None]
     # of all that it sees, one column stands at the position before its own
-    step = position_ids[:, :, None] - position_ids[:, None] == 1
+    step = position_ids[:, :, None] == position_ids[:, None] + 1
     found, column = (visible & step).max(-1)
     own = torch.arange(copy.shape[1], device=copy.device).expand_as(copy)
     return Layout(position_ids, visible, torch.where(found, column, own))

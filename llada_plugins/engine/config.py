@@ -181,12 +181,16 @@ LIKELIHOOD = tuple(name for name in names(LikelihoodOptions) if name != "likelih
 class EngineConfig(LikelihoodOptions, ModelOptions):  # fields in the order of ModelOptions first
     """Which model, where it runs, and how likelihoods are estimated."""
 
-    def likelihood_settings(self, cfg_scale: float) -> LikelihoodSettings:
-        """How likelihoods are run, but for the size of their batches."""
+    def likelihood_settings(self, cfg_scale: float, block_length: int | None) -> LikelihoodSettings:
+        """How likelihoods are run, but for the size of their batches.
+
+        block_length: of a block-causal model.
+        """
         return LikelihoodSettings(
             limits=self.budget(),
             estimator=self.estimator,
             seed=self.mc_seed,
             cfg_scale=cfg_scale,
             greedy_check=self.greedy_check,
+            block_length=block_length,
         )

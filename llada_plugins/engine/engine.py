@@ -246,7 +246,10 @@ class Engine:
                 yield number, self._logged(fitted[number], estimate)
             else:
                 scored.append(number)
-        settings = self.config.likelihood_settings(self.common.cfg_scale)
+        block_length = None
+        if self.model.config.attention == "block_causal":
+            block_length = self.common.block_length
+        settings = self.config.likelihood_settings(self.common.cfg_scale, block_length)
         kept = [fitted[number] for number in scored]
         if kept:
             runner = row_runner(self.model, self.prepared.denoise, settings, self.special)

@@ -8,7 +8,8 @@ import torch
 
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, log_total
 from llada_plugins.diffusion.memory import Memory
-from llada_plugins.likelihood.rows import Row, RowRunner
+from llada_plugins.likelihood.requests import requests
+from llada_plugins.likelihood.rows import RowRunner
 from llada_plugins.methods.prepared import Prepared
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.config import SamplerConfig
@@ -37,7 +38,7 @@ def scoring_probe(runner: RowRunner, pairs: Sequence[tuple[Sequence[int], Sequen
     """A forward of rows as long as the longest pair, with the longest answer masked."""
     columns = max(len(context) + len(answer) for context, answer in pairs)
     answer = max(len(answer) for _, answer in pairs)
-    return Probe(scoring_step(runner, columns - answer, answer), columns)
+    return Probe(scoring_step(runner, columns - answer, answer), runner.columns(columns))
 
 
 def decoding_step(
@@ -77,10 +78,19 @@ def decoding_step(
 
 
 def scoring_step(runner: RowRunner, prompt: int, answer: int) -> Callable[[int], None]:
-    """A forward that scores wholly masked answers; prompt, answer: their tokens."""
-    row = Row([TOKEN] * prompt + [runner.mask_id] * answer, prompt, list(range(answer)))
+    """A forward that scores wholly masked answers; prompt, answer: their tokens.
+
+    Of a block-causal model with as many masked copies as share a row.
+    """
+    (request,) = requests([([TOKEN] * prompt, [TOKEN] * answer)], 0, runner.block_length)
+    sheet = [
+        runner.masked_row(request, part, [True] * len(part.answer), list(range(len(part.answer))))
+        for part in request.parts
+    ]
+    if runner.block_length is not None:
+        sheet *= max(1, request.length // sum(len(row.tokens) for row in sheet))
 
     def step(num_rows: int) -> None:
-        log_total(runner.logits([row] * num_rows).logits)
+        log_total(runner.logits([sheet] * num_rows).logits)
 
     return step

@@ -24,13 +24,15 @@ from llada_plugins.diffusion.guidance import guided
 from llada_plugins.models.families import FAMILIES, Family
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.special_tokens import SpecialTokens
 
 from .budget import Budget, budget, check_length
 from .estimators import ESTIMATORS
 from .greedy import greedy_matches
-from .requests import Pair, Question, Request, best_is_settled, questions
-from .rows import RowRunner, SharedRow, shared_rows
+from .requests import Pair, Part, Question, Request, best_is_settled, questions
+from .requests import requests as make_requests
+from .rows import Owned, RowRunner, shared_rows
 
 Mark = Literal["truncated", "skipped"]
 
@@ -89,6 +91,7 @@ class LikelihoodSettings:
     batch_tokens: int | None = None
     at_once: BatchLimit | None = None  # in place of batch_size and batch_tokens
     greedy_check: bool = False
+    block_length: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.batch_tokens is not None and self.batch_tokens < 1):
@@ -96,6 +99,8 @@ class LikelihoodSettings:
                 f"batch_size and batch_tokens must be at least 1, got {self.batch_size} and "
                 f"{self.batch_tokens}"
             )
+        if self.block_length is not None and self.block_length < 1:
+            raise ValueError(f"block_length must be at least 1, got {self.block_length}")
 
 
 @torch.inference_mode()
@@ -113,6 +118,7 @@ def log_likelihood(
     mc_confidence: float | None = None,
     mc_batch: int | None = None,
     greedy_check: bool = False,
+    block_length: int | None = None,
     special: SpecialTokens | None = None,
     denoise: Denoiser | None = None,
 ) -> list[LogLikelihood]:
@@ -124,8 +130,12 @@ def log_likelihood(
     rows are drawn. mc_batch: rows of a sweep of the published ones (8). batch_size: masked
     rows per forward, of any requests; batch_tokens: tokens of those rows, in place of
     batch_size. greedy_check: fill in `greedy`. Where the model's family shows an EOS after
-    the answer, as Dream's code does, it is neither masked nor scored. Raises ValueError on
-    an empty answer or one that does not fit the model's context.
+    the answer, as Dream's code does, it is neither masked nor scored.
+
+    Of a block-causal model the value is a sum over blocks, each given the clean tokens
+    before it and estimated as an answer is; block_length: of its blocks (default: the
+    checkpoint's). Raises ValueError on an empty answer or one that does not fit the model's
+    context, and on block_length beside full attention.
     """
     settings = LikelihoodSettings(
         limits=budget(estimator, mc_num, mc_max, mc_confidence, mc_batch),
@@ -135,6 +145,7 @@ def log_likelihood(
         batch_size=batch_size,
         batch_tokens=batch_tokens,
         greedy_check=greedy_check,
+        block_length=block_length,
     )
     found = dict(iterate(model, pairs, settings, special=special, denoise=denoise))
     return [found[number] for number in range(len(pairs))]
@@ -156,14 +167,15 @@ def iterate(
     _check_pairs(pairs, model.config.max_sequence_length - len(after), special.mask)
     if family.shift:
         _check_predicted(pairs)
-    longest = max((len(answer) for _, answer in pairs), default=0)
-    check_length(settings.estimator, longest, settings.limits)
     runner = row_runner(model, denoise or model_denoiser(model), settings, special)
-    rows = runner.at_once(max((sum(map(len, pair)) for pair in pairs), default=1))
+    requests = make_requests(pairs, settings.seed, runner.block_length)
+    parts = (part for request in requests for part in request.parts)
+    check_length(
+        settings.estimator, max((len(part.answer) for part in parts), default=0), settings.limits
+    )
+    longest = max((request.length for request in requests), default=1)
+    rows = runner.at_once(runner.columns(longest))
     model.compiling.foresee(math.ceil(len(pairs) * settings.limits.first / rows))
-    requests = [
-        Request(number, list(prompt), list(answer)) for number, (prompt, answer) in enumerate(pairs)
-    ]
     greedy = greedy_matches(runner, requests) if settings.greedy_check else None
     for request, estimate in _estimates(runner, requests, settings):
         if greedy is not None:
@@ -193,7 +205,29 @@ def row_runner(
         denoise = guided(denoise, settings.cfg_scale, special.mask)
     planned = BatchLimit(capacity(settings.batch_size, settings.batch_tokens))
     after = _shown_after(FAMILIES[model.config.family], special)
-    return RowRunner(denoise, special.mask, model.device, settings.at_once or planned, after)
+    return RowRunner(
+        denoise,
+        special.mask,
+        model.device,
+        settings.at_once or planned,
+        after,
+        blocks_of(model.config, settings.block_length),
+    )
+
+
+def blocks_of(config: LLaDAConfig, block_length: int | None = None) -> int | None:
+    """Tokens of a block of a model with block-causal attention, by default its own; else None.
+
+    ValueError where a length is given for full attention.
+    """
+    if config.attention == "block_causal":
+        return block_length or config.block_length
+    if block_length is not None:
+        raise ValueError(
+            f"block_length={block_length} is for models with block-causal attention, and this one "
+            "has full attention: leave it out"
+        )
+    return None
 
 
 def _check_predicted(pairs: Sequence[Pair]) -> None:
@@ -251,10 +285,10 @@ def _estimate(request: Request) -> LogLikelihood:
 
 
 class _Waiting(NamedTuple):
-    """A question, and those of its requests that still miss rows."""
+    """A question, and those parts of its requests that still miss rows."""
 
     question: Question
-    missing: set[Request]
+    missing: set[Part]
 
 
 def _run_round(
@@ -264,32 +298,32 @@ def _run_round(
 
     What is exact already stays as it is.
     """
-    waiting: dict[Request, _Waiting] = {}
+    waiting: dict[Part, _Waiting] = {}
     for question in pending:
-        drawn = [request for request in question if not request.exact]
+        drawn = [part for request in question for part in request.drawn()]
         waiting.update(dict.fromkeys(drawn, _Waiting(question, set(drawn))))
-    rows = _rows_of_round(runner, list(waiting), draws, settings)
-    for batch in runner.batches(rows, lambda shared: len(shared.row.tokens)):
-        for request in runner.score(batch):
-            question, missing = waiting[request]
-            missing.remove(request)
+    together = [request for question in pending for request in question]
+    rows = _rows_of_round(runner, together, draws, settings)
+    for batch in runner.batches(runner.sheets(rows), lambda sheet: sheet.columns):
+        for part in runner.score(batch):
+            question, missing = waiting[part]
+            missing.remove(part)
             if not missing:
                 yield question
 
 
 def _rows_of_round(
     runner: RowRunner, requests: Sequence[Request], draws: range, settings: LikelihoodSettings
-) -> Iterator[SharedRow]:
+) -> Iterator[Owned]:
     """The rows of a round, longest first; masks are drawn when their turn comes."""
-    sharing: dict[tuple[int, int, int], list[Request]] = defaultdict(list)
-    for request in requests:
-        key = (request.stream(settings.seed), len(request.prompt), len(request.answer))
-        sharing[key].append(request)
+    sharing: dict[tuple[int, int, int], list[tuple[Request, Part]]] = defaultdict(list)
+    for request in sorted(requests, key=lambda request: -request.length):
+        for part in request.drawn():
+            sharing[part.key, part.shown, len(part.answer)].append((request, part))
     draw = ESTIMATORS[settings.estimator]
-    for together in sorted(sharing.values(), key=lambda unit: -unit[0].length):
-        first = together[0]
-        stream = first.stream(settings.seed)
-        masks = draw(len(first.answer), draws, stream, settings.limits.batch)
-        for request in together:
-            request.begin_round(masks)
+    for together in sharing.values():
+        _, first = together[0]
+        masks = draw(len(first.answer), draws, first.key, settings.limits.batch)
+        for _, part in together:
+            part.begin_round(masks)
         yield from shared_rows(runner, together, masks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -21,7 +22,7 @@ Pair: TypeAlias = tuple[Sequence[int], Sequence[int]]  # ids of prompt and answe
 
 @dataclass(eq=False)
 class Round:
-    """The rows that one round drew for a request."""
+    """The rows that one round drew for a part."""
 
     masks: Masks
     log_p: Tensor  # (S, n) float64, 0 where not scored
@@ -29,27 +30,17 @@ class Round:
 
 
 @dataclass(eq=False)
-class Request:
-    """One answer to score."""
+class Part:
+    """Tokens of an answer that are masked together, given all before them.
 
-    number: int  # its place among the pairs
-    prompt: list[int]
+    Of a model with full attention it is the whole answer, of a block-causal one its share
+    of a block.
+    """
+
+    shown: int  # tokens of prompt and answer before it
     answer: list[int]
+    key: int  # of the random stream that draws its masks
     rounds: list[Round] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and answer."""
-        return len(self.prompt) + len(self.answer)
-
-    @property
-    def is_choice(self) -> bool:
-        """May it be one of a question's choices, which share their masks?
-
-        Not so after a lone BOS or the last token of a window before: such answers have
-        nothing to do with each other.
-        """
-        return len(self.prompt) > 1
 
     @property
     def exact(self) -> bool:
@@ -60,12 +51,6 @@ class Request:
     def num_rows(self) -> int:
         """Different rows that its estimate rests on."""
         return sum(len(each.masks.masked.unique(dim=0)) for each in self.rounds)
-
-    def stream(self, seed: int) -> int:
-        """The key of the random stream that draws its masks."""
-        if self.is_choice:
-            return request_key(seed, self.prompt)
-        return request_key(seed, self.prompt, self.answer)
 
     def begin_round(self, masks: Masks) -> None:
         """Take up rows to run; those of an exact estimate replace whatever was drawn before."""
@@ -87,14 +72,112 @@ class Request:
         log_p = torch.cat([each.log_p for each in self.rounds])
         return list(terms(masks, log_p).split([len(each.log_p) for each in self.rounds]))
 
+
+@dataclass(eq=False)
+class Request:
+    """One answer to score: the sum over its parts, the chain rule over blocks."""
+
+    number: int  # its place among the pairs
+    prompt: list[int]
+    answer: list[int]
+    parts: list[Part]
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.prompt) + len(self.answer)
+
+    def text(self, stop: int) -> list[int]:
+        """The first tokens of prompt and answer."""
+        return [*self.prompt, *self.answer][:stop]
+
+    def answered(self, stop: int) -> list[int]:
+        """Those of them that are the answer's."""
+        return self.answer[: stop - len(self.prompt)]
+
+    @property
+    def is_choice(self) -> bool:
+        """May it be one of a question's choices, which share their masks?"""
+        return _is_choice(self.prompt)
+
+    @property
+    def exact(self) -> bool:
+        """Was nothing left to chance?"""
+        return all(part.exact for part in self.parts)
+
+    @property
+    def num_rows(self) -> int:
+        """Different rows that its estimate rests on; one holds a masked copy of every part."""
+        return max(part.num_rows for part in self.parts)
+
+    def drawn(self) -> list[Part]:
+        """The parts that chance decides."""
+        return [part for part in self.parts if not part.exact]
+
+    def series(self) -> list[Tensor]:
+        """The terms of every round, of all parts together.
+
+        Their masks are independent, so their variances add up.
+        """
+        constant = self._exact_value()
+        drawn = [part.series() for part in self.drawn()]
+        return [sum(of_round, torch.tensor(constant).double()) for of_round in zip(*drawn)]
+
     def value_and_error(self) -> tuple[float, float]:
         """The estimate and its standard error, nats."""
-        value, stderr = mean_and_error(self.series(), self.rounds[-1].masks.sweep)
-        return value, 0.0 if self.exact else stderr
+        if self.exact:
+            return self._exact_value(), 0.0
+        return mean_and_error(self.series(), self.drawn()[0].rounds[-1].masks.sweep)
+
+    def _exact_value(self) -> float:
+        """The sum over the parts that nothing is left to chance of."""
+        return sum(mean_and_error(part.series())[0] for part in self.parts if part.exact)
 
     def forget(self) -> None:
         """Free the rows: 40 KB for 128 rows of 40 tokens, of maybe 40,000 requests."""
-        self.rounds.clear()
+        for part in self.parts:
+            part.rounds.clear()
+
+
+def requests(pairs: Sequence[Pair], seed: int, block_length: int | None) -> list[Request]:
+    """The pairs as requests, in their order.
+
+    block_length: of a block-causal model. Blocks are counted from the row's first token, so
+    the first part fills up the block that the prompt's last tokens are in.
+    """
+    return [
+        Request(number, list(prompt), list(answer), _parts(prompt, answer, seed, block_length))
+        for number, (prompt, answer) in enumerate(pairs)
+    ]
+
+
+def _parts(
+    prompt: Sequence[int], answer: Sequence[int], seed: int, block_length: int | None
+) -> list[Part]:
+    start, stop = len(prompt), len(prompt) + len(answer)
+    edges = [start, stop]
+    if block_length is not None:
+        first = (start // block_length + 1) * block_length
+        edges = [start, *range(first, stop, block_length), stop]
+    sequences = [prompt] if _is_choice(prompt) else [prompt, answer]
+    return [
+        Part(
+            begin,
+            list(answer[begin - start : end - start]),
+            # the first has the stream of an answer in one part
+            request_key(seed, *sequences, *([[number]] if number else [])),
+        )
+        for number, (begin, end) in enumerate(pairwise(edges))
+    ]
+
+
+def _is_choice(prompt: Sequence[int]) -> bool:
+    """May answers to the prompt be the choices of a question?
+
+    Not so after a lone BOS or the last token of a window before: such answers have
+    nothing to do with each other.
+    """
+    return len(prompt) > 1
 
 
 Question: TypeAlias = list[Request]  # the choices of one question
@@ -115,7 +198,7 @@ def best_is_settled(question: Question, confidence: float, num_rounds: int) -> b
         return False
     # an exact value is compared with every row of the others
     drawn = next(request for request in question if not request.exact)
-    num_rows = [len(each.log_p) for each in drawn.rounds]
+    num_rows = [len(each.log_p) for each in drawn.drawn()[0].rounds]
     choices = []
     for request in question:
         if request.exact:

@@ -4,34 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate, groupby, islice
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from llada_plugins.diffusion.batch_limit import BatchLimit, in_halves
-from llada_plugins.diffusion.denoiser import Canvas, Denoiser, align, log_total
+from llada_plugins.diffusion.denoiser import Denoiser, log_total
 
 from .estimators import Masks
-from .requests import Request
+from .laying import Row, lay_beside_clean, lay_out
+from .requests import Part, Request
 
 Item = TypeVar("Item")
-
-
-class Row(NamedTuple):
-    """A masked sequence to run."""
-
-    tokens: list[int]  # prompt and answer, mask ids in place, and what is shown after it
-    start: int  # where the answer begins
-    columns: list[int]  # answer tokens to score
 
 
 class SharedRow(NamedTuple):
     """A row, and whose it is."""
 
     row: Row
-    uses: list[tuple[Request, int]]  # requests, and which of their rows this one is
+    uses: list[tuple[Part, int]]  # parts of requests, and which of their rows this one is
+
+
+class Sheet(NamedTuple):
+    """What a forward runs as one row.
+
+    A masked row, or of a block-causal model masked blocks of one text, beside its clean
+    tokens.
+    """
+
+    rows: list[SharedRow]
+    columns: int  # at most
 
 
 class RowLogits(NamedTuple):
@@ -42,12 +47,20 @@ class RowLogits(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The log-probabilities of a row for one of the requests that share it."""
+    """The log-probabilities of a row for one of the parts that share it."""
+
+    part: Part
+    sample: int  # which of the part's rows it is
+    columns: list[int]  # tokens of the part
+    log_p: Tensor  # of each column, float64, on the CPU
+
+
+class Owned(NamedTuple):
+    """A row, and the request whose text it is of."""
 
     request: Request
-    sample: int  # which of the request's rows it is
-    columns: list[int]  # answer tokens
-    log_p: Tensor  # of each column, float64, on the CPU
+    shared: SharedRow
+    longest: int  # tokens of the longest request that shares rows with it
 
 
 @dataclass(frozen=True)
@@ -59,84 +72,119 @@ class RowRunner:
     device: torch.device
     at_once: BatchLimit
     after: tuple[int, ...] = ()  # tokens that every row shows after its answer
+    block_length: int | None = None  # tokens of a block of a block-causal model
+
+    def columns(self, length: int) -> int:
+        """At most so many does a forward compute for a text of `length` tokens as one row."""
+        return length if self.block_length is None else 2 * length
 
     def batches(self, items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
         """Consecutive items in batches that fit their first, which is the longest.
 
-        length: tokens of an item's row.
+        length: columns of an item.
         """
         items = iter(items)
         for first in items:
             yield [first, *islice(items, self.at_once(length(first)) - 1)]
 
-    def masked_row(self, request: Request, hidden: Sequence[bool], columns: list[int]) -> Row:
-        """A request with the `hidden` ones of its answer's tokens masked."""
-        answer = [
-            self.mask_id if is_hidden else token for token, is_hidden in zip(request.answer, hidden)
+    def masked_row(
+        self, request: Request, part: Part, hidden: Sequence[bool], columns: list[int]
+    ) -> Row:
+        """A request with the `hidden` ones of a part's tokens masked."""
+        masked = [
+            self.mask_id if is_hidden else token for token, is_hidden in zip(part.answer, hidden)
         ]
-        return Row([*request.prompt, *answer, *self.after], len(request.prompt), columns)
+        shown = request.text(part.shown)
+        begin = 0
+        if self.block_length is not None:
+            begin = part.shown // self.block_length * self.block_length
+        tokens = [*shown[begin:], *masked, *self.after]
+        return Row(tokens, part.shown - begin, columns, shown[:begin], len(request.prompt))
 
-    def logits(self, rows: Sequence[Row]) -> RowLogits:
-        """Logits at the columns of the rows, in one forward."""
-        tokens, padded = align([row.tokens for row in rows], self.device)  # (B, L), ends aligned
-        lengths = [len(row.tokens) - row.start for row in rows]
-        width, total = max(lengths), tokens.shape[1]
-        places = []  # row and window column of every logit
-        for number, row in enumerate(rows):
-            shift = width - lengths[number]
-            places += [(number, shift + column) for column in row.columns]
+    def sheets(self, rows: Iterable[Owned]) -> Iterator[Sheet]:
+        """Rows as a forward runs them.
+
+        Of a block-causal model, those of one text next to each other share its clean
+        tokens: as many as take up no more columns than these.
+        """
+        if self.block_length is None:
+            yield from (Sheet([row], len(row.row.tokens)) for _, row, _ in rows)
+            return
+        for request, of_text in groupby(rows, attrgetter("request")):
+            sheet, num_noisy = Sheet([], 0), 0
+            for _, row, longest in of_text:
+                num_noisy += len(row.row.tokens)
+                if sheet.rows and num_noisy > request.length:
+                    yield sheet
+                    sheet, num_noisy = Sheet([], 0), len(row.row.tokens)
+                sheet = Sheet([*sheet.rows, row], self.columns(longest))
+            yield sheet
+
+    def logits(self, sheets: Sequence[Sequence[Row]]) -> RowLogits:
+        """Logits at the columns of the rows of all sheets, in one forward."""
+        if self.block_length is None:
+            laid = lay_out([row for (row,) in sheets], self.device)
+        else:
+            laid = lay_beside_clean(sheets, self.block_length, self.device)
+        rows = [row for sheet in sheets for row in sheet]
+        places = []  # row of the canvas and window column of every logit
+        for row, (number, begin) in zip(rows, laid.begins):
+            places += [(number, begin + column) for column in row.columns]
         which, column = _columns(places, self.device)  # (P,) each
-        start = torch.tensor([total - length for length in lengths], device=self.device)
-        prediction = self.denoise(Canvas(tokens, start, padded), slice(total - width, total))
+        prediction = self.denoise(laid.canvas, laid.window)
         ends = accumulate((len(row.columns) for row in rows), initial=0)
         return RowLogits(prediction.logits_at(column, which).float(), list(ends)[:-1])
 
-    def score(self, batch: Sequence[SharedRow]) -> Iterator[Request]:
-        """Run a batch and note log-probabilities; yields requests that miss no more rows."""
-        longest = max(len(shared.row.tokens) for shared in batch)
-        for request, sample, columns, log_p in in_halves(
-            self._scored, batch, self.at_once, longest
-        ):
-            if request.record(sample, columns, log_p):
-                yield request
+    def score(self, batch: Sequence[Sheet]) -> Iterator[Part]:
+        """Run a batch and note log-probabilities; yields parts that miss no more rows."""
+        longest = max(sheet.columns for sheet in batch)
+        for part, sample, columns, log_p in in_halves(self._scored, batch, self.at_once, longest):
+            if part.record(sample, columns, log_p):
+                yield part
 
-    def _scored(self, batch: Sequence[SharedRow]) -> list[Scored]:
-        """A batch's log-probabilities, row after row, for each request that shares the row."""
-        logits, begins = self.logits([row for row, _ in batch])
-        uses = []  # a row, where its logits begin, a request, which of its rows
-        for (row, sharing), begin in zip(batch, begins):
-            uses += [(row, begin, request, sample) for request, sample in sharing]
+    def _scored(self, batch: Sequence[Sheet]) -> list[Scored]:
+        """A batch's log-probabilities, row after row, for each part that shares the row."""
+        logits, begins = self.logits([[row for row, _ in sheet.rows] for sheet in batch])
+        shared = [row for sheet in batch for row in sheet.rows]
+        uses = []  # a row, where its logits begin, a part, which of its rows
+        for (row, sharing), begin in zip(shared, begins):
+            uses += [(row, begin, part, sample) for part, sample in sharing]
         targets = []  # logit and answer token of everything to score
-        for row, begin, request, _ in uses:
+        for row, begin, part, _ in uses:
             targets += [
-                (begin + number, request.answer[column])
-                for number, column in enumerate(row.columns)
+                (begin + number, part.answer[column]) for number, column in enumerate(row.columns)
             ]
         place, token = _columns(targets, self.device)  # (U,) each
         log_p = (logits[place, token] - log_total(logits)[place]).double().cpu()
         parts = log_p.split([len(row.columns) for row, *_ in uses])
         return [
-            Scored(request, sample, row.columns, part)
-            for (row, _, request, sample), part in zip(uses, parts)
+            Scored(part, sample, row.columns, found)
+            for (row, _, part, sample), found in zip(uses, parts)
         ]
 
 
-def shared_rows(runner: RowRunner, sharing: Sequence[Request], masks: Masks) -> list[SharedRow]:
-    """The rows of requests with the same masks.
+def shared_rows(
+    runner: RowRunner, sharing: Sequence[tuple[Request, Part]], masks: Masks
+) -> list[Owned]:
+    """The rows of parts with the same masks; the longest request is the first.
 
     Equal ones come once, such as wholly masked answers of different choices.
     """
-    rows: dict[tuple[int | None, ...], SharedRow] = {}
+    rows: dict[tuple[tuple[int, ...], tuple[int | None, ...]], Owned] = {}
+    longest = sharing[0][0].length
+    before = [tuple(request.answered(part.shown)) for request, part in sharing]
     for sample, (masked, scored) in enumerate(zip(masks.masked.tolist(), masks.scored.tolist())):
         columns = [position for position, counts in enumerate(scored) if counts]
-        for request in sharing:
-            shown = tuple(
-                None if hidden else token for token, hidden in zip(request.answer, masked)
-            )
-            if shown not in rows:
-                rows[shown] = SharedRow(runner.masked_row(request, masked, columns), [])
-            rows[shown].uses.append((request, sample))
-    return list(rows.values())
+        for (request, part), earlier in zip(sharing, before):
+            shown = tuple(None if hidden else token for token, hidden in zip(part.answer, masked))
+            if (earlier, shown) not in rows:
+                row = SharedRow(runner.masked_row(request, part, masked, columns), [])
+                rows[earlier, shown] = Owned(request, row, longest)
+            rows[earlier, shown].shared.uses.append((part, sample))
+    owned = list(rows.values())
+    if runner.block_length is not None:  # those of one text share its clean tokens
+        owned.sort(key=lambda each: each.request.number)
+    return owned
 
 
 def _columns(pairs: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
