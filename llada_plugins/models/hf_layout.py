@@ -118,6 +118,7 @@ ABSENT: dict[str, Any] = {"num_key_value_heads": None, "tie_word_embeddings": Fa
 FULL_ATTENTION = nullable(list_of(one_of("full_attention")))
 # without effect in eval mode, or where no layer has what they are about
 INERT = {
+    "attention",  # ours: where a family may have either, it is read
     "max_window_layers",
     "attention_dropout",
     "resid_pdrop",
@@ -209,6 +210,8 @@ class HFConfig(NamedTuple):
     def _refuse(self, said: Mapping[str, Any], source: str) -> None:
         """Raise ValueError where a field asks for arithmetic that is not here."""
         kinds = {"hidden_act": one_of("silu"), "layer_types": FULL_ATTENTION, **self.neutral}
+        if "attention" not in self.also:
+            kinds["attention"] = nullable(one_of(self.attention))
         for name, kind in kinds.items():
             if name in said and (problem := misfit(kind, said[name])):
                 raise ValueError(
