@@ -13,6 +13,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llada_plugins.harness.opencompass_likelihood import LikelihoodModel
@@ -25,7 +26,7 @@ from llada_plugins.harness.opencompass_options import (
 from llada_plugins.harness.opencompass_processes import join_process_group, of_first_rank
 from llada_plugins.harness.opencompass_refusals import check_dataset
 from llada_plugins.harness.opencompass_streams import Streams
-from llada_plugins.harness.opencompass_tasks import dataset_configs
+from llada_plugins.harness.opencompass_tasks import dataset_configs, predictions_file
 from llada_plugins.harness.opencompass_templates import TemplateParser
 from llada_plugins.options.fields import names, reject_unknown
 from llada_plugins.settings.table import find
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llada_plugins.engine.request import Completion
+    from llada_plugins.harness.opencompass_journal import Journal
     from llada_plugins.harness.streams import Stream
     from llada_plugins.sampling.config import SamplerConfig
 
@@ -138,6 +140,12 @@ class LLaDA(LikelihoodModel):
         self.engine = Engine(self.method, pretrained=path, **options)
         self.tokenizer = self.engine.tokenizer
 
+    @cached_property
+    def _journal(self) -> Journal:
+        from llada_plugins.harness.opencompass_journal import Journal
+
+        return Journal(self.engine.fingerprint())
+
     def _load_tokenizer(self, path: str | None, options: Mapping[str, Any]) -> None:
         """The tokenizer alone, for a caller that renders and counts prompts."""
         from llada_plugins.models.folder import resolve
@@ -225,12 +233,18 @@ class LLaDA(LikelihoodModel):
         from llada_plugins.engine.engine import Request
 
         requests = [Request(prompt, sampler, until, stream=stream) for prompt, stream in asked]
-        answers: dict[tuple[str, Stream], str | dict[str, Any]] = {}
+        self._journal.open(predictions_file(self))
+        answers = {pair: self._journal.find(each) for pair, each in zip(asked, requests)}
+        missing = [each for pair, each in zip(asked, requests) if answers[pair] is None]
         bar = self._progress()
-        for index, completion in self.engine.generate(requests, len(requests)):
-            answers[asked[index]] = self._prediction(completion)
+        for _ in range(len(requests) - len(missing)):
+            bar.add()  # answers of an earlier run of the task
+        for index, completion in self.engine.generate(missing, len(missing)):
+            request = missing[index]
+            answers[request.prompt, request.stream] = completion
+            self._journal.keep(request, completion)
             bar.add(completion.num_tokens)
-        return answers
+        return {pair: self._prediction(each) for pair, each in answers.items() if each is not None}
 
     def _ids(self, string: str) -> list[int]:
         from llada_plugins.models import text

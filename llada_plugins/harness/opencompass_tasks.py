@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -82,6 +83,19 @@ def asking(model: Any) -> Asking | None:
             template = found.get("prompt_template") or found.get("ice_template")
             samples = getattr(owner, "sc_size", 1)
             return Asking(retriever, template, row + offset, sample, samples)
+    return None
+
+
+def predictions_file(model: Any) -> Path | None:
+    """The file in which the stock inferencer that asks this model leaves all predictions."""
+    for frame in _frames():
+        found = frame.f_locals
+        owner = found.get("self")
+        if not isinstance(owner, BaseInferencer) or owner.model is not model:
+            continue
+        folder, name = found.get("output_json_filepath"), found.get("output_json_filename")
+        if folder and name:
+            return Path(folder, name)
     return None
 
 
