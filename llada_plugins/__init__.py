@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .sampling.decode import Sample
     from .sampling.generate import generate
     from .sampling.sampler import Step
+    from .sampling.trace import Trace
 
 # written out, since type checkers do not run code
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "SamplerConfig",
     "Sample",
     "Step",
+    "Trace",
     "generate",
     "log_likelihood",
     "LogLikelihood",
@@ -47,6 +49,7 @@ _HOMES = {
     "SamplerConfig": "sampling.config",
     "Sample": "sampling.decode",
     "Step": "sampling.sampler",
+    "Trace": "sampling.trace",
     "generate": "sampling.generate",
     "log_likelihood": "likelihood.estimate",
     "LogLikelihood": "likelihood.estimate",

@@ -16,6 +16,7 @@ PUBLIC = [
     "SamplerConfig",
     "Sample",
     "Step",
+    "Trace",
     "generate",
     "log_likelihood",
     "LogLikelihood",

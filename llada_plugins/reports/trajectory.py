@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,10 +15,10 @@ from llada_plugins.models import text
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.decode import Sample
 from llada_plugins.sampling.generate import generate
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.trace import UNKNOWN, Event, Trace, frames
 from llada_plugins.sampling.unmask_schedule import planned
 
-MASKED = -1  # in a history of answers, which holds no padding
+MASKED = UNKNOWN  # in a history of answers
 
 
 class Decoded(NamedTuple):
@@ -40,19 +41,7 @@ class Change(NamedTuple):
 
 def record(engine: Engine, prompts: Sequence[Sequence[int]], config: SamplerConfig) -> Decoded:
     """Decode one batch of token prompts and keep the answers after every step."""
-    answers = torch.full((len(prompts), config.decoded_length), MASKED, device=engine.model.device)
-    history = [answers.clone()]
-
-    def on_step(step: Step) -> None:
-        width = step.proposal.shape[1]
-        places = step.start[:, None] + torch.arange(width, device=answers.device)  # (B, W)
-        of_answer = (places >= 0) & (places < answers.shape[1])
-        standing = (~step.masked | step.kept) & ~step.remasked
-        block = torch.where(standing, step.proposal, MASKED)
-        rows = step.rows[:, None].expand_as(places)[of_answer]
-        answers[rows, places[of_answer]] = block[of_answer]
-        history.append(answers.clone())
-
+    trace = Trace(config)
     began = time.perf_counter()
     samples = generate(
         engine.model,
@@ -60,9 +49,22 @@ def record(engine: Engine, prompts: Sequence[Sequence[int]], config: SamplerConf
         config,
         special=engine.special,
         denoise=engine.denoise,
-        on_step=on_step,
+        on_step=trace.on_step,
+        review=trace.review(),
     )
-    return Decoded(samples, torch.stack(history).cpu(), time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Decoded(samples, history([trace.events[row] for row in range(len(prompts))]), seconds)
+
+
+def history(events: Sequence[Sequence[Event]]) -> Tensor:
+    """Each row's answer before its first step and after each, (S + 1, B, G).
+
+    A row with fewer steps than another stays as its last one left it.
+    """
+    rows = [[frame.tokens for frame in frames(own)] for own in events]
+    length = max(map(len, rows))
+    padded = [np.stack([*own, *own[-1:] * (length - len(own))]) for own in rows]
+    return torch.from_numpy(np.stack(padded, 1)).long()
 
 
 def expected_masks(config: SamplerConfig) -> list[int]:

@@ -152,6 +152,9 @@ class FillBlocks(NamedTuple):
             return None
         # a block that holds the prompt's end begins before the answer
         numbers = -((canvas.answer_start - window.start) // self.config.block)
+        found = numbers.unique().tolist()  # waits for the device, once for all steps
+        if len(found) == 1:
+            return lambda step: on_step(step._replace(block=found[0], rows=rows[step.rows]))
 
         def observe(step: Step) -> None:
             for number in numbers[step.rows].unique().tolist():

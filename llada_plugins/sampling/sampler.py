@@ -26,7 +26,8 @@ class Step(NamedTuple):
     """What one step did, for observers: B rows, the W positions of the block.
 
     rows: which of the prompts; under a Review a prompt may come several times, once for
-    each candidate. proposal: where nothing was proposed, the token that stands there.
+    each candidate, which `places` tells apart. proposal: where nothing was proposed, the
+    token that stands there.
     """
 
     block: int  # number of the block, from 0
@@ -35,6 +36,7 @@ class Step(NamedTuple):
     # (B,) position in the answer of the block's first column; negative where the prompt's
     # end lies in the block
     start: Tensor
+    places: Tensor  # (B,) rows of the canvas, the same in all steps that fill it
     proposal: Tensor  # (B, W) tokens
     score: Tensor  # (B, W) fp32; inf where a token is pinned
     policy: Tensor | None  # (B, W) score h of a policy stream, if the model has one
@@ -188,6 +190,7 @@ def unmask(
                     step=step,
                     rows=work.numbers,
                     start=window.start - work.canvas.answer_start,
+                    places=work.numbers,
                     proposal=proposal,
                     score=score,
                     policy=prediction.confidence,

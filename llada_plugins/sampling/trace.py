@@ -1,0 +1,355 @@
+"""What the steps of a decode call did to each answer, moved off the device once a block."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llada_plugins.diffusion.denoiser import PADDING
+
+from .config import SamplerConfig
+from .decode import Draft, Filled, Review, unreviewed
+from .sampler import Step
+
+# bits of Pass.flags
+MASKED, KEPT, REMASKED, EDITED = 1, 2, 4, 8
+UNKNOWN = -1  # stands for the mask in a frame, which holds no padding
+ROOM = 1 << 26  # bytes of steps that stay on the device before a block ends
+
+Array: TypeAlias = NDArray[Any]
+
+
+class Pass(NamedTuple):
+    """The S steps that filled a window of W positions of one answer, once.
+
+    Under a Review a window is filled several times: by candidates and refills.
+    """
+
+    fill: int  # number of the fill in the call; candidates of one fill have it in common
+    start: int  # the window's first position in the answer
+    proposed: Array  # (S, W) int32 tokens; where nothing is proposed, the one that stands there
+    score: Array  # (S, W) float16 by the confidence source; inf where a token is pinned
+    policy: Array | None  # (S, W) float16 sigmoid(h) of a policy stream, if the model has one
+    flags: Array  # (S, W) uint8, sums of MASKED (before the step), KEPT, REMASKED, EDITED
+    seconds: Array  # (S,) float32 wall time of the batch's step, which its rows share
+
+    @property
+    def window(self) -> slice:
+        """Its positions in the answer."""
+        return slice(self.start, self.start + self.proposed.shape[1])
+
+    @property
+    def masked_after(self) -> Array:
+        """Which positions are masked after each step, (S, W) bool."""
+        masked: Array = self.flags & MASKED > 0
+        after: Array = (masked & (self.flags & KEPT == 0)) | (self.flags & REMASKED > 0)
+        return after
+
+
+class Judged(NamedTuple):
+    """Scores of an unfinished answer by a process reward model."""
+
+    fill: int  # of the call, after which it was asked
+    scores: list[float | None]  # of the answer's blocks, 0-1
+    answer: list[int]
+
+
+class Accepted(NamedTuple):
+    """An answer as a Review left it at the end of a block."""
+
+    fill: int  # of the call, the last before
+    answer: list[int]
+
+
+# which prompts, their answers so far -> scores of their blocks, as of a Review's scorer
+Scorer: TypeAlias = Callable[
+    [Sequence[int], Sequence[Sequence[int]]], Sequence[Sequence[float | None]]
+]
+Event: TypeAlias = Pass | Judged | Accepted
+
+
+class _Stamp:
+    """A moment on the device's own clock, which is read without waiting for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.host = time.perf_counter()
+        self.event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self.event = torch.cuda.Event(enable_timing=True)
+            self.event.record()
+
+    def since(self, earlier: _Stamp) -> float:
+        """Seconds; on a GPU once the device has come to this moment."""
+        if self.event is None or earlier.event is None:
+            return self.host - earlier.host
+        milliseconds: float = earlier.event.elapsed_time(self.event)
+        return milliseconds / 1000
+
+
+class _Fill(NamedTuple):
+    """Steps of one fill, still on the device: of a step as many as rows are at other blocks."""
+
+    number: int
+    steps: list[Step]
+    stamps: dict[int, _Stamp]  # by number of the step, after it; -1: before the first
+
+    def begins_another(self, step: Step) -> bool:
+        """Is this step the first of the fill after this one?"""
+        blocks = {each.block for each in self.steps}
+        return step.step == 0 and (max(self.stamps) > 0 or step.block in blocks)
+
+
+class Trace:
+    """Observes one decode call, and keeps what happened to each prompt's answer in order.
+
+    Give `on_step` and `review(...)` to the call. Between the ends of blocks nothing waits
+    for the device, unless the steps take more than ROOM of its memory.
+
+    rows: the prompts that are observed (default: all). max_tokens: blocks that begin at
+    this position of an answer or later are not observed.
+    """
+
+    def __init__(
+        self,
+        config: SamplerConfig,
+        rows: Collection[int] | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        self.config, self.rows, self.max_tokens = config, rows, max_tokens
+        self.events: defaultdict[int, list[Event]] = defaultdict(list)  # by prompt
+        self.cut: set[int] = set()  # prompts of which blocks were left out
+        # of the block in work: scores, and parts of passes by prompt, fill and place
+        self._judged: list[tuple[int, Judged]] = []
+        self._parts: defaultdict[tuple[int, int, int], list[Pass]] = defaultdict(list)
+        self._fills: list[_Fill] = []
+        self._num_fills = 0
+        self._num_bytes = 0
+        self._observing = True
+        self._stamp: _Stamp | None = None
+
+    def passes(self, row: int) -> list[Pass]:
+        """The passes over the answer to this prompt, in order."""
+        return [event for event in self.events[row] if isinstance(event, Pass)]
+
+    def on_step(self, step: Step) -> None:
+        """Keep a step; see `decode_each`."""
+        if not self._observing:
+            return
+        assert self._stamp is not None  # of the block's begin, or of the scores
+        if not self._fills or self._fills[-1].begins_another(step):
+            self._fills.append(_Fill(self._num_fills, [], {-1: self._stamp}))
+            self._num_fills += 1
+        self._stamp = _Stamp(step.rows.device)
+        self._fills[-1].steps.append(step)
+        self._fills[-1].stamps[step.step] = self._stamp
+        self._num_bytes += _num_bytes(step)
+        if self._num_bytes > ROOM:
+            last = self._fills[-1]
+            self._move()
+            self._fills = [last._replace(steps=[])]
+
+    def review(self, review: Review = unreviewed, *, judged: bool = False) -> Review:
+        """The same review, which tells this trace where a block begins and ends.
+
+        judged: may it leave another answer than the last pass did?
+        """
+
+        def traced(draft: Draft) -> Filled:
+            self._begin(draft)
+            try:
+                filled = review(draft)
+                self._move()
+            except BaseException:
+                self._forget()
+                raise
+            self._end(draft, judged)
+            return filled
+
+        return traced
+
+    def scorer(self, score: Scorer) -> Scorer:
+        """The same scorer of a Review, whose scores are kept as well."""
+
+        def traced(
+            rows: Sequence[int], answers: Sequence[Sequence[int]]
+        ) -> Sequence[Sequence[float | None]]:
+            found = score(rows, answers)
+            if self._observing:
+                for row, scores, answer in zip(rows, found, answers):
+                    if self._wants(row):
+                        judged = Judged(self._num_fills - 1, list(scores), list(answer))
+                        self._judged.append((row, judged))
+            if self._stamp is not None:
+                self._stamp = _Stamp(self._stamp.device)  # no step took this time
+            return found
+
+        return traced
+
+    def _wants(self, row: int) -> bool:
+        return self.rows is None or row in self.rows
+
+    def _begin(self, draft: Draft) -> None:
+        self._forget()
+        wanted = [row for row in draft.rows.tolist() if self._wants(row)]
+        within = self.max_tokens is None or draft.number * self.config.block < self.max_tokens
+        if not within:
+            self.cut.update(wanted)
+        self._observing = within and bool(wanted)
+        self._stamp = _Stamp(draft.rows.device)
+
+    def _end(self, draft: Draft, judged: bool) -> None:
+        found: list[tuple[int, Event]] = [
+            (row, whole_pass(parts)) for (row, _, _), parts in self._parts.items()
+        ]
+        # a stable sort: what was scored after a fill comes after it
+        for row, event in sorted([*found, *self._judged], key=lambda each: each[1].fill):
+            self.events[row].append(event)
+        if judged and self._observing:
+            columns = slice(draft.start, draft.start + (draft.number + 1) * self.config.block)
+            for row, answer in zip(draft.rows.tolist(), draft.tokens[:, columns].tolist()):
+                if self._wants(row):
+                    self.events[row].append(Accepted(self._num_fills - 1, answer))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing of the block in work: it is done, or memory was too small for it."""
+        self._judged, self._fills, self._num_bytes = [], [], 0
+        self._parts.clear()
+
+    def _move(self) -> None:
+        """Take the steps off the device, each row's together."""
+        for fill in self._fills:
+            if fill.steps:
+                for place, row, found in moved(fill):
+                    if self._wants(row):
+                        self._parts[row, fill.number, place].append(found)
+        self._fills, self._num_bytes = [], 0
+
+
+def moved(fill: _Fill) -> Iterator[tuple[int, int, Pass]]:
+    """(row of the canvas, prompt, its pass) of everything in a fill; waits for the device."""
+    steps = fill.steps
+    rows, places, starts = (
+        torch.cat([getattr(step, name) for step in steps]).cpu().numpy()
+        for name in ("rows", "places", "start")
+    )  # (N,) of all steps
+    order = np.argsort(places, kind="stable")
+
+    def in_order(values: Sequence[Tensor], kind: torch.dtype) -> Array:
+        """On the host, the steps of a row together."""
+        array: Array = torch.cat(list(values)).to(kind).cpu().numpy()[order]
+        return array
+
+    proposed = in_order([step.proposal for step in steps], torch.int32)  # (N, W)
+    score = in_order([step.score for step in steps], torch.float16)
+    flags = in_order([_flags(step) for step in steps], torch.uint8)
+    policies = [step.policy.float().sigmoid() for step in steps if step.policy is not None]
+    policy = in_order(policies, torch.float16) if policies else None
+    seconds = np.array(
+        [stamp.since(fill.stamps[number - 1]) for number, stamp in _in_order(fill.stamps)],
+        np.float32,
+    )
+    numbers = np.repeat([step.step for step in steps], [len(step.rows) for step in steps])[order]
+    edges = np.flatnonzero(np.diff(places[order], prepend=-1, append=-1))
+    for first, last in zip(edges, edges[1:]):
+        number, start = order[first], int(starts[order[first]])
+        columns = _of_answer(proposed[first], start)
+        here = slice(first, last), columns
+        yield (
+            int(places[number]),
+            int(rows[number]),
+            Pass(
+                fill.number,
+                start + columns.start,
+                proposed[here],
+                score[here],
+                None if policy is None else policy[here],
+                flags[here],
+                seconds[numbers[first:last]],
+            ),
+        )
+
+
+def _in_order(stamps: Mapping[int, _Stamp]) -> list[tuple[int, _Stamp]]:
+    """By number of the step, from 0."""
+    return sorted((number, stamp) for number, stamp in stamps.items() if number >= 0)
+
+
+def _of_answer(tokens: Array, start: int) -> slice:
+    """The columns of a block that hold answer: not a prompt's end, nor padding after it."""
+    filled = np.flatnonzero(tokens != PADDING)
+    return slice(max(0, -start), int(filled[-1]) + 1)
+
+
+def whole_pass(parts: Sequence[Pass]) -> Pass:
+    """One pass of its parts, with what it replaced marked."""
+
+    def joined(name: str) -> Array:
+        arrays = [getattr(part, name) for part in parts]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+    proposed, flags = joined("proposed"), joined("flags")
+    stood = flags[1:] & (MASKED | REMASKED) == 0  # before the step and after it
+    edited = stood & (proposed[1:] != proposed[:-1])
+    flags[1:] |= edited.astype(np.uint8) * EDITED
+    policy = None if parts[0].policy is None else joined("policy")
+    return parts[0]._replace(
+        proposed=proposed,
+        score=joined("score"),
+        policy=policy,
+        flags=flags,
+        seconds=joined("seconds"),
+    )
+
+
+def _flags(step: Step) -> Tensor:
+    """(B, W) uint8."""
+    flags = step.masked * MASKED + step.kept * KEPT + step.remasked * REMASKED
+    return flags.to(torch.uint8)
+
+
+def _num_bytes(step: Step) -> int:
+    tensors = (step.proposal, step.score, step.policy, step.masked, step.kept, step.remasked)
+    return sum(each.nbytes for each in tensors if each is not None)
+
+
+class Frame(NamedTuple):
+    """An answer at one moment: before the first step, after a step, or after a Review acted."""
+
+    tokens: Array  # (G,) int32, UNKNOWN where masked
+    event: int  # number of the event that led here; -1 before all
+    step: int | None  # of a pass, from 0; None where a Review masked or put back tokens
+
+
+def frames(events: Sequence[Event]) -> list[Frame]:
+    """An answer's states in order; G positions, as many as its passes reached."""
+    ends = [event.window.stop for event in events if isinstance(event, Pass)]
+    tokens = np.full(max(ends, default=0), UNKNOWN, np.int32)
+    found = [Frame(tokens, -1, None)]
+
+    def show(number: int, step: int | None, window: slice, values: Any) -> None:
+        tokens = found[-1].tokens.copy()
+        tokens[window] = values
+        if step is not None or not np.array_equal(tokens, found[-1].tokens):
+            found.append(Frame(tokens, number, step))
+
+    for number, event in enumerate(events):
+        if isinstance(event, Accepted):
+            values = np.full(len(tokens), UNKNOWN, np.int32)
+            values[: len(event.answer)] = event.answer[: len(tokens)]
+            show(number, None, slice(None), values)
+        elif isinstance(event, Pass):
+            masked = event.flags[0] & MASKED > 0
+            show(number, None, event.window, np.where(masked, UNKNOWN, event.proposed[0]))
+            after = np.where(event.masked_after, UNKNOWN, event.proposed)
+            for step, values in enumerate(after):
+                show(number, step, event.window, values)
+    return found
