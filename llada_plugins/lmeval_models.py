@@ -22,6 +22,7 @@ from lm_eval.utils import simple_parse_args_string
 from llada_plugins.engine.batches import AUTO
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.engine.progress import Progress, progress
+from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.harness import lmeval_tokens
 from llada_plugins.harness.lmeval_answers import answer, totals_of
 from llada_plugins.harness.lmeval_cache import tied
@@ -36,6 +37,7 @@ from llada_plugins.harness.lmeval_processes import ParallelLM
 from llada_plugins.harness.lmeval_record import Samplers
 from llada_plugins.harness.lmeval_requests import DEFAULT_MAX_GEN_TOKS, read_request
 from llada_plugins.harness.lmeval_tokenizers import lend
+from llada_plugins.harness.lmeval_trajectories import question_ids, samples_folder, with_place
 from llada_plugins.harness.lmeval_windows import rolling_windows, totals
 from llada_plugins.harness.statistics import TotalsByTask
 from llada_plugins.likelihood.estimate import LogLikelihood
@@ -75,9 +77,11 @@ class LLaDA(ParallelLM):
         device = self.place(device)
         if str(batch_size).startswith(AUTO):  # also auto:N, lm-eval's wish for N measurements
             batch_size = AUTO
+        placed = with_place(options)
         self.engine = Engine(
-            self.method, pretrained=pretrained, batch_size=batch_size, device=device, **options
+            self.method, pretrained=pretrained, batch_size=batch_size, device=device, **placed
         )
+        self._record_beside_samples = placed is not options
         self.engine.batches.most_rows = max_batch_size
         self.tokenizer = self.engine.tokenizer
         lend(self.engine.config.tokenizer or pretrained, self.tokenizer)
@@ -210,8 +214,12 @@ class LLaDA(ParallelLM):
         what their answers cost; their sums, of all processes, go into the results.
         """
         warn_of_chat(self.engine.asked.preset, chats=self._chats)
-        parsed = [self._request(*instance.args) for instance in requests]
+        parsed = [
+            self._request(*instance.args)._replace(id=id)
+            for instance, id in zip(requests, question_ids(requests))
+        ]
         self._record(requests, parsed)
+        self._place_recorder()
         with closing(self._progress("generate_until", len(requests), disable_tqdm)) as bar:
             answers = answer(self.engine, requests, parsed, self.cache_hook, bar)
         self._totals.merge(self.gather_object(totals_of(requests, answers)) or [])
@@ -220,6 +228,12 @@ class LLaDA(ParallelLM):
 
     def _request(self, prompt: str, gen_kwargs: Mapping[str, Any]) -> Request:
         return read_request(self.engine, prompt, gen_kwargs)
+
+    def _place_recorder(self) -> None:
+        """Trajectories go beside the samples, whose folder is known once the model is loaded."""
+        folder = samples_folder() if self._record_beside_samples else None
+        if self.engine.recorder and folder:
+            self.engine.recorder.path = folder / SUFFIX
 
     def _record(self, requests: Sequence[Instance], parsed: Sequence[Request]) -> None:
         """Note the samplers for the results file; say so where a --seed has no effect."""

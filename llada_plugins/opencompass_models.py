@@ -23,11 +23,16 @@ from llada_plugins.harness.opencompass_options import (
     num_answers,
     sampler_options,
 )
-from llada_plugins.harness.opencompass_processes import join_process_group, of_first_rank
+from llada_plugins.harness.opencompass_processes import (
+    is_first_rank,
+    join_process_group,
+    of_first_rank,
+)
 from llada_plugins.harness.opencompass_refusals import check_dataset
 from llada_plugins.harness.opencompass_streams import Streams
 from llada_plugins.harness.opencompass_tasks import dataset_configs, predictions_file
 from llada_plugins.harness.opencompass_templates import TemplateParser
+from llada_plugins.harness.opencompass_trajectories import place_recorder, with_place
 from llada_plugins.options.fields import names, reject_unknown
 from llada_plugins.settings.table import find
 
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from llada_plugins.engine.request import Completion
+    from llada_plugins.engine.request import Completion, QuestionId
     from llada_plugins.harness.opencompass_journal import Journal
     from llada_plugins.harness.streams import Stream
     from llada_plugins.sampling.config import SamplerConfig
@@ -134,10 +139,14 @@ class LLaDA(LikelihoodModel):
         others = [name for name in names(*option_classes(self.method)) if name not in RENAMED]
         reject_unknown(options, [*own, *others, *NAMES], elsewhere=["batch_size"])
 
-    def _load(self, path: str | None, options: Mapping[str, Any]) -> None:
+    def _load(self, path: str | None, options: dict[str, Any]) -> None:
         from llada_plugins.engine.engine import Engine
 
-        self.engine = Engine(self.method, pretrained=path, **options)
+        placed = with_place(options)
+        self.engine = Engine(self.method, pretrained=path, **placed)
+        self._record_beside_predictions = placed is not options
+        if not is_first_rank():
+            self.engine.recorder = None  # every rank answers everything
         self.tokenizer = self.engine.tokenizer
 
     @cached_property
@@ -221,18 +230,34 @@ class LLaDA(LikelihoodModel):
                 self, inputs, chance=self.engine.draws(sampler), number=number
             )
             asked = [(prompt, each) for prompt, own in zip(inputs, streams) for each in own]
-            answers = self._answers(list(dict.fromkeys(asked)), sampler, until)
+            ids = dict(reversed([*zip(asked, self._question_ids(len(inputs), number))]))
+            answers = self._answers(list(dict.fromkeys(asked)), sampler, until, ids)
             for _ in range(len(asked) - len(answers)):
                 self._progress().add()  # repeats within the call
         return [answers[each] for each in asked]
 
+    def _question_ids(self, num_inputs: int, number: int) -> list[QuestionId | None]:
+        """Which row of which data set each answer is to, for trajectories, which go beside it."""
+        if self.engine.recorder is None:
+            return [None] * (num_inputs * number)
+        return place_recorder(
+            self.engine.recorder, self, num_inputs, number, move=self._record_beside_predictions
+        )
+
     def _answers(
-        self, asked: Sequence[tuple[str, Stream]], sampler: SamplerConfig, until: tuple[str, ...]
+        self,
+        asked: Sequence[tuple[str, Stream]],
+        sampler: SamplerConfig,
+        until: tuple[str, ...],
+        ids: Mapping[tuple[str, Stream], QuestionId | None],
     ) -> dict[tuple[str, Stream], str | dict[str, Any]]:
-        """The answer to each different pair of prompt and stream."""
+        """The answer to each different pair of prompt and stream; ids: of their questions."""
         from llada_plugins.engine.engine import Request
 
-        requests = [Request(prompt, sampler, until, stream=stream) for prompt, stream in asked]
+        requests = [
+            Request(prompt, sampler, until, stream=stream, id=ids[prompt, stream])
+            for prompt, stream in asked
+        ]
         self._journal.open(predictions_file(self))
         answers = {pair: self._journal.find(each) for pair, each in zip(asked, requests)}
         missing = [each for pair, each in zip(asked, requests) if answers[pair] is None]

@@ -16,6 +16,7 @@ from llada_plugins.options.fields import Options, arg, names
 from llada_plugins.sampling.config import SamplerConfig
 
 from .overlong import OVERLONG
+from .record_options import RecordOptions
 
 HARNESS_DEFAULTS = SamplerConfig(early_stop=True)
 # options that a checkpoint is loaded with
@@ -31,6 +32,7 @@ NOT_IDENTITY = (
     "device",
     "compile",
     "likelihood_log",
+    *names(RecordOptions),
 )
 
 
@@ -177,9 +179,10 @@ class LikelihoodOptions(Options):
 LIKELIHOOD = tuple(name for name in names(LikelihoodOptions) if name != "likelihood_log")
 
 
+# fields in the order of ModelOptions first
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig(LikelihoodOptions, ModelOptions):  # fields in the order of ModelOptions first
-    """Which model, where it runs, and how likelihoods are estimated."""
+class EngineConfig(RecordOptions, LikelihoodOptions, ModelOptions):
+    """Which model, where it runs, how likelihoods are estimated, and what is written down."""
 
     def likelihood_settings(self, cfg_scale: float, block_length: int | None) -> LikelihoodSettings:
         """How likelihoods are run, but for the size of their batches.

@@ -40,6 +40,7 @@ from .metering import Meter
 from .notices import WarnOnce, surprises
 from .overlong import PRM_REMEDY, Overlong
 from .probes import decoding_probe, scoring_probe
+from .recording import Recorder, Recording, both, changed
 from .request import (
     Completion,
     Encoded,
@@ -107,6 +108,7 @@ class Engine:
             {**self.by_model, **self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS
         )
         self._check_sampler(self.common)
+        self.recorder = self._recorder()
         # of the last question, tokenised once for all its choices
         self._context: tuple[str | None, list[int]] = (None, [])
 
@@ -143,16 +145,29 @@ class Engine:
         the configured one; where batch_tokens is configured, that counts.
         """
         encoded = self._encoded(requests)
+        if self.recorder:
+            self.recorder.begin()
         for each in encoded:
             if each.mark == "skipped":
                 overlong = self.overlong.counted(each.mark)
                 yield each.number, Completion("", 0, 0, 0.0, overlong=overlong)
-        for group in groups(requests, (each for each in encoded if each.mark != "skipped")):
+        for group in groups(each for each in encoded if each.mark != "skipped"):
             probe = functools.partial(
                 decoding_probe, self.prepared, group, self.special, self.model.device
             )
             limit = self.batches.limit(group.sampler, probe, batch_size)
             yield from self._decode(group, limit)
+
+    def _recorder(self) -> Recorder | None:
+        """What writes down how answers come about, where record asks for it."""
+        if self.config.record is None:
+            return None
+        about = {
+            "method": self.method,
+            "method_options": changed(self.method_options),
+            "checkpoint": self.folder.name,
+        }
+        return Recorder(self.config, self.tokenizer, about, self.fingerprint())
 
     def _encoded(self, requests: Sequence[Request]) -> list[Encoded]:
         """The requests as they are decoded, after every check of them."""
@@ -168,16 +183,15 @@ class Engine:
         keys = random_keys(requests, prompts)
         return [
             Encoded(number, *each)
-            for number, each in enumerate(zip(prompts, questions, marks, keys))
+            for number, each in enumerate(zip(prompts, questions, marks, keys, requests))
         ]
 
     def _decode(self, group: Group, at_once: BatchLimit) -> Iterator[tuple[int, Completion]]:
         """The completions of requests that share batches."""
         cut: set[int] = set()  # rows whose question lost its beginning
-        questions = [each.question for each in group.members]
-        review = self._review(group.sampler, questions, cut)
+        recording = Recording.of(self.recorder, group)
+        review = self._review(group, cut, recording)
         meter = Meter(review, self.prepared.judge, len(group.members), self.model.device)
-        observer = meter.observer(group.sampler)
         ends = self.special.ends
         num_batches = math.ceil(len(group.members) / at_once(group.longest))
         self.model.compiling.foresee(num_batches * group.sampler.most_forwards)
@@ -189,7 +203,7 @@ class Engine:
             device=self.model.device,
             keys=[each.key for each in group.members],
             stop=stop_rule(group, self.tokenizer, ends),
-            on_step=observer,
+            on_step=both(meter.observer(group.sampler), recording.on_step),
             review=meter,
             in_step=self.prepared.judge is not None,
             at_once=at_once,
@@ -200,13 +214,14 @@ class Engine:
                 **meter.of(row)._asdict(),
                 overlong=self.overlong.counted("truncated" if row in cut else member.mark),
             )
+            recording.write(row, group, sample, completion)
             yield member.number, completion
 
-    def _review(self, sampler: SamplerConfig, questions: Sequence[str], cut: set[int]) -> Review:
-        """The method's review of answers to these questions; cut: gets the rows of those cut."""
+    def _review(self, group: Group, cut: set[int], recording: Recording) -> Review:
+        """The method's review of these answers; cut: gets the rows whose questions were cut."""
         judge = self.prepared.judge
         if judge is None:
-            return unreviewed
+            return recording.review(unreviewed, judged=False)
         limit = judge.scorer.max_length
 
         def shorten(row: int) -> None:
@@ -216,14 +231,16 @@ class Engine:
                 f"which it is told the end alone: {PRM_REMEDY}"
             )
 
-        return block_review(
+        review = block_review(
             judge,
-            sampler,
-            questions,
+            group.sampler,
+            [each.question for each in group.members],
             tokenizer=self.tokenizer,
             special=self.special,
             shorten=None if self.config.overlong == "error" else shorten,
+            observe=recording.scorer,
         )
+        return recording.review(review, judged=True)
 
     def log_likelihood(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llada_plugins.methods.prepared import Judge
 from llada_plugins.models import text
 from llada_plugins.models.special_tokens import SpecialTokens
-from llada_plugins.rewards.block_review import BlockReview
+from llada_plugins.rewards.block_review import BlockReview, Scorer
 from llada_plugins.rewards.steps import block_scorer
 from llada_plugins.sampling.config import SamplerConfig
 
@@ -35,8 +35,12 @@ def block_review(
     tokenizer: PreTrainedTokenizerBase,
     special: SpecialTokens,
     shorten: Callable[[int], None] | None,
+    observe: Callable[[Scorer], Scorer] = lambda score: score,
 ) -> BlockReview:
-    """The judge's review of answers to these questions; shorten: see `block_scorer`."""
+    """The judge's review of answers to these questions; shorten: see `block_scorer`.
+
+    observe: gets the scorer, and gives the one to ask.
+    """
 
     def decode(ids: Sequence[int]) -> str:
         return text.without_special_tokens(tokenizer, text.decode(tokenizer, ids, ()))
@@ -50,4 +54,4 @@ def block_review(
         shorten=shorten,
         decode=decode,
     )
-    return BlockReview(judge.review, sampler, score, special.mask)
+    return BlockReview(judge.review, sampler, observe(score), special.mask)

@@ -19,6 +19,8 @@ from llada_plugins.tasks.mathematics import Question
 from .engine import Completion, Engine, Request
 from .interval import wilson
 from .progress import progress
+from .record_options import SUFFIX
+from .request import QuestionId
 
 # tokens, unless gen_length says otherwise: the published length of LLaDA and LLaDA-R3 for MATH
 ANSWER_LENGTH = 512
@@ -79,7 +81,9 @@ def evaluate(config: EvaluateConfig, options: dict[str, Any]) -> str:
     mathematics.check_references(questions)
     with MetricsFile(Path(config.output), Row._fields) as metrics:
         metrics.expect(data=_digest(questions), instruction=config.instruction, until=config.until)
-        engine = Engine(config.model, **{"gen_length": ANSWER_LENGTH, **options})
+        engine = Engine(
+            config.model, **{"gen_length": ANSWER_LENGTH, **_with_place(config, options)}
+        )
         chat = config.chat == "true"
         if config.chat == "auto":
             chat = bool(engine.tokenizer.chat_template)
@@ -90,6 +94,13 @@ def evaluate(config: EvaluateConfig, options: dict[str, Any]) -> str:
         rows += _answer_missing(engine, metrics, questions[: config.limit], done, config, chat)
     within = [row for row in rows if config.limit is None or int(row["index"]) < config.limit]
     return summary(config.output, within)
+
+
+def _with_place(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """The options; with a file beside the metrics where record names none."""
+    if options.get("record") is None or options.get("record_file") is not None:
+        return options
+    return {**options, "record_file": str(Path(config.output).with_suffix(f".{SUFFIX}"))}
 
 
 def _answer_missing(
@@ -104,7 +115,12 @@ def _answer_missing(
     # repeats of a question are decoded together: the n-th has its own random numbers,
     # whether or not the run was interrupted
     order = [index for index, question in enumerate(questions) if question.question in missing]
-    requests = [_request(engine, questions[index].question, config, chat) for index in order]
+    requests = [
+        _request(engine, questions[index].question, config, chat)._replace(
+            id=QuestionId(Path(config.data).stem, index)
+        )
+        for index in order
+    ]
     added = []
     with closing(progress(len(questions), f"{engine.method} evaluate")) as bar:
         for _ in done & set(range(len(questions))):

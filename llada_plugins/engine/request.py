@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class QuestionId(NamedTuple):
+    """Which question of a harness a request is."""
+
+    task: str | None
+    doc_id: int | None  # its number in the task
+    repeat: int = 0  # which of several answers to it, from 0
+
+
 class Request(NamedTuple):
     """One answer to decode."""
 
@@ -28,6 +36,7 @@ class Request(NamedTuple):
     question: str | None = None
     # tells repeats of a prompt apart, whatever the call: part of the random key
     stream: tuple[tuple[int, ...], ...] = ()
+    id: QuestionId | None = None  # for what is written down; changes no answer
 
 
 class Completion(NamedTuple):
@@ -56,6 +65,7 @@ class Encoded(NamedTuple):
     question: str  # what a process reward model is told was asked, "" without one
     mark: Mark | None  # what was done because it did not fit
     key: int  # of its random numbers
+    request: Request
 
 
 class Group(NamedTuple):
@@ -80,19 +90,19 @@ def random_keys(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -
     seen: Counter[Request] = Counter()
     keys = []
     for request, prompt in zip(requests, prompts):
-        repeat = seen[request]
-        seen[request] += 1
+        asked = request._replace(id=None)
+        repeat = seen[asked]
+        seen[asked] += 1
         told_apart = [[repeat]] if repeat else []
         keys.append(request_key(request.sampler.seed, prompt, *told_apart, *request.stream))
     return keys
 
 
-def groups(requests: Sequence[Request], encoded: Iterable[Encoded]) -> list[Group]:
+def groups(encoded: Iterable[Encoded]) -> list[Group]:
     """The encoded requests by sampler and stop strings, in the order of their longest prompts."""
     found: dict[tuple[SamplerConfig, tuple[str, ...]], list[Encoded]] = defaultdict(list)
     for each in sorted(encoded, key=lambda each: -len(each.prompt)):
-        request = requests[each.number]
-        found[request.sampler, request.until].append(each)
+        found[each.request.sampler, each.request.until].append(each)
     return [Group(sampler, until, members) for (sampler, until), members in found.items()]
 
 

@@ -72,7 +72,7 @@ class Journal:
         self._predictions, self._file, self._answers = None, None, {}
 
     def _key(self, request: Request) -> str:
-        return hashlib.sha256(repr((self.identity, request)).encode()).hexdigest()
+        return hashlib.sha256(repr((self.identity, request._replace(id=None))).encode()).hexdigest()
 
 
 def journal_of(predictions: Path) -> Path:

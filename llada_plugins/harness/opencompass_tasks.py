@@ -8,10 +8,8 @@ without it. Not for how a prompt reads, nor for what is answered.
 from __future__ import annotations
 
 import re
-import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -21,6 +19,8 @@ from opencompass.openicl.icl_dataset_reader import load_partial_dataset
 from opencompass.openicl.icl_inferencer.icl_base_inferencer import BaseInferencer
 from opencompass.openicl.icl_retriever import BaseRetriever
 from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg
+
+from .frames import callers
 
 # how the names of copies of a data set end, -run0 or _2; sudoku4 is the name of a task
 COPY = re.compile(r"[-_][A-Za-z]*\d+$")
@@ -48,7 +48,7 @@ class Repeats(NamedTuple):
 
 def infer_task() -> FrameType | None:
     """The frame of the stock inference task that is running, if one is."""
-    for frame in _frames():
+    for frame in callers():
         owner = frame.f_locals.get("self")
         if frame.f_code.co_name == "run" and INFER_TASKS & {
             base.__name__ for base in type(owner).__mro__
@@ -68,7 +68,7 @@ def asking(model: Any) -> Asking | None:
     row: int | None = None
     offset = sample = 0
     in_chat = False
-    for frame in _frames():
+    for frame in callers():
         found, name = frame.f_locals, frame.f_code.co_name
         owner = found.get("self")
         if not isinstance(owner, BaseInferencer) or owner.model is not model:
@@ -88,7 +88,7 @@ def asking(model: Any) -> Asking | None:
 
 def predictions_file(model: Any) -> Path | None:
     """The file in which the stock inferencer that asks this model leaves all predictions."""
-    for frame in _frames():
+    for frame in callers():
         found = frame.f_locals
         owner = found.get("self")
         if not isinstance(owner, BaseInferencer) or owner.model is not model:
@@ -176,17 +176,3 @@ def uncut_name(config: Mapping[str, Any]) -> str:
     if part and cut and int(cut[1]) == int(part[2]) * (int(cut[2]) - int(cut[1])):
         return part[1]
     return abbr
-
-
-def _frames() -> Iterator[FrameType]:
-    """The callers of this thread, innermost first, then of the others.
-
-    Inferencers with a pool of threads wait in one of those.
-    """
-    own = threading.get_ident()
-    others = [frame for thread, frame in sys._current_frames().items() if thread != own]
-    for innermost in (sys._getframe(1), *others):
-        frame: FrameType | None = innermost
-        while frame is not None:
-            yield frame
-            frame = frame.f_back

@@ -117,6 +117,16 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Sequenc
     return text
 
 
+def piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """The text that a token adds within an answer; the sign for unknown where it is half a letter.
+
+    Some tokenizers leave out the space before a text's first token, so the second of two
+    tells.
+    """
+    one, two = (decode(tokenizer, [token] * number, ()) for number in (1, 2))
+    return two[len(one) :] if two.startswith(one) else one
+
+
 def find_stop(string: str, until: Sequence[str]) -> int | None:
     """Where the earliest of the stop strings begins, or None; empty ones are ignored."""
     found = [place for stop in until if stop and (place := string.find(stop)) >= 0]

@@ -9,6 +9,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, NamedTuple
 
 from llada_plugins.engine.config import LikelihoodOptions, ModelOptions
+from llada_plugins.engine.record_options import RecordOptions
 from llada_plugins.methods.ala import ALAOptions
 from llada_plugins.methods.prm import PRMOptions
 from llada_plugins.methods.ups import UPSOptions
@@ -74,6 +75,11 @@ WHOLE: tuple[tuple[str, str, type], ...] = (
         "Likelihood",
         "How log-probabilities are estimated. See [Likelihood](likelihood.md).",
         LikelihoodOptions,
+    ),
+    (
+        "Record",
+        "What is written down of how answers come about. See [See it](view.md).",
+        RecordOptions,
     ),
     ("Learned remasking", "Of `llada_ups`. See [its page](methods/ups.md).", UPSOptions),
     ("Routed seeds", "Of `llada_ala`. See [its page](methods/ala.md).", ALAOptions),
