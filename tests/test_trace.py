@@ -98,6 +98,32 @@ def test_a_pass_holds_what_observers_of_single_steps_see(options):
             assert found.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(gen_length=12, block_length=4),
+        dict(gen_length=10, block_length=4, threshold=0.4, temperature=1.0),
+        dict(gen_length=12, block_length=6, steps=8, blocks_from="answer"),
+        dict(gen_length=12, block_length=6, steps=8, revise=True, confidence_source="ups"),
+        dict(gen_length=13, block_length=5, early_stop=True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_blocks_counted_from_rows_first_tokens_leave_prompts_and_padding_out(options, at_once):
+    options = dict(options, sampling_method="block_causal")
+    trace, samples = traced(options, at_once=BatchLimit(lambda longest: at_once))
+    alone, _ = traced(options, at_once=BatchLimit(lambda longest: 1))
+    for row, sample in enumerate(samples):
+        last = frames(trace.events[row])[-1].tokens
+        assert last[: len(sample.answer)].tolist() == sample.answer and (last >= 0).all()
+        assert sum(len(each.proposed) for each in trace.passes(row)) == sample.num_forwards
+        for one, other in zip(trace.passes(row), alone.passes(row), strict=True):
+            assert one.start == other.start >= 0
+            assert np.array_equal(one.proposed, other.proposed)
+            assert np.array_equal(one.flags, other.flags)
+
+
 def test_steps_that_left_the_device_in_between_make_the_same_passes(monkeypatch):
     options = dict(gen_length=12, block_length=6, steps=8, revise=True, confidence_source="ups")
     whole, _ = traced(options)
