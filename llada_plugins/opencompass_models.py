@@ -157,12 +157,17 @@ class LLaDA(LikelihoodModel):
 
     def _load_tokenizer(self, path: str | None, options: Mapping[str, Any]) -> None:
         """The tokenizer alone, for a caller that renders and counts prompts."""
+        from llada_plugins.engine.config import EngineConfig
         from llada_plugins.models.folder import resolve
         from llada_plugins.models.tokenizer import load_tokenizer
+        from llada_plugins.options.fields import coerce
 
+        asked = coerce(EngineConfig, options)
         self.engine = None  # type: ignore[assignment]  # such a caller asks nothing else
         self.tokenizer = load_tokenizer(
-            resolve(options.get("tokenizer") or path), options.get("chat_template")
+            resolve(asked.get("tokenizer") or path),
+            asked.get("chat_template"),
+            asked.get("enable_thinking"),
         )
 
     def get_token_len(self, prompt: str) -> int:

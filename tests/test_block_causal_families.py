@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from llada_plugins.engine.engine import Engine
 from llada_plugins.models.block import Block
 from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.fingerprint import backbone_fingerprint
@@ -288,6 +289,82 @@ def test_the_ends_that_generation_config_lists_end_answers(copied):
     )
     special = special_tokens(folder, read_config(folder))
     assert set(special.ends) == {290, 295}
+
+
+# ---- chat templates
+
+# In the form of LLaDA2's: the system line is there without a system message too.
+ROLES = (
+    "<role>SYSTEM</role>{% if messages[0].role == 'system' %}{{ messages[0].content + '\\n' }}"
+    "{% endif %}detailed thinking off<|role_end|>{% for each in messages %}"
+    "{% if each.role != 'system' %}<role>{{ {'user': 'HUMAN'}.get(each.role, each.role.upper()) }}"
+    "</role>{{ each.content }}<|role_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<role>ASSISTANT</role>{% endif %}"
+)
+# In the form of Qwen3's, which SDAR and TraDo have.
+THINKING = (
+    "{%- for each in messages %}{{- '<|im_start|>' + each.role + '\\n' + each.content }}"
+    "{{- '<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}"
+    "{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
+)
+CHAT = [{"role": "user", "content": "Why?"}]
+BRIEF = {"role": "system", "content": "Be brief."}
+
+
+@pytest.fixture
+def chatting(tiny_checkpoint, tmp_path) -> Callable[[str], Path]:
+    """A function from a chat template to a checkpoint whose tokenizer has it."""
+
+    def write(template: str) -> Path:
+        folder = shutil.copytree(tiny_checkpoint, tmp_path / "chatting")
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        said = {**settings, "chat_template": template}
+        (folder / "tokenizer_config.json").write_text(json.dumps(said))
+        return folder
+
+    return write
+
+
+def test_a_template_with_roles_states_its_system_line_once(chatting):
+    engine = Engine(pretrained=str(chatting(ROLES)), device="cpu")
+    line = "<role>SYSTEM</role>{}detailed thinking off<|role_end|>"
+    rest = "<role>HUMAN</role>Why?<|role_end|><role>ASSISTANT</role>"
+    assert engine.render_chat(CHAT) == line.format("") + rest
+    assert engine.render_chat([BRIEF, *CHAT]) == line.format("Be brief.\n") + rest
+
+
+@pytest.mark.parametrize(
+    "option, opened",
+    [
+        ({}, ""),
+        ({"enable_thinking": True}, ""),
+        ({"enable_thinking": "false"}, "<think>\n\n</think>"),
+    ],
+    ids=str,
+)
+def test_an_answer_begins_with_thoughts_unless_an_option_says_no(chatting, option, opened):
+    folder = chatting(THINKING)
+    expected = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n" + opened
+    engine = Engine(pretrained=str(folder), device="cpu", **option)
+    assert engine.render_chat(CHAT).removesuffix("\n\n") == expected.removesuffix("\n\n")
+
+
+@pytest.mark.parametrize("tokenizer_only", (False, True))
+def test_opencompass_renders_chats_without_thoughts_too(chatting, tokenizer_only):
+    pytest.importorskip("opencompass")
+    from llada_plugins import opencompass_models
+
+    asked = dict(device="cpu", chat=True, enable_thinking=False, tokenizer_only=tokenizer_only)
+    model = opencompass_models.LLaDA(str(chatting(THINKING)), **asked)
+    rendered = model.template_parser.parse_template("Why?", "gen")
+    assert rendered.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_thoughts_are_refused_where_the_template_reads_nothing_of_them(chatting):
+    with pytest.raises(ValueError, match="^enable_thinking=False has no effect: the chat template"):
+        Engine(pretrained=str(chatting(ROLES)), device="cpu", enable_thinking=False)
 
 
 # ---- adapters and packed weights

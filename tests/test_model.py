@@ -351,7 +351,11 @@ class Operators:
         self.names = {event.key for event in self.profile.key_averages()}
 
 
-@pytest.mark.parametrize("fields", [{}, dict(n_kv_heads=2)], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, dict(n_kv_heads=2), dict(n_kv_heads=2, attention="block_causal", block_length=8)],
+    ids=str,
+)
 @pytest.mark.parametrize("mask", ["none", "of padding", "of block-causal pairs"])
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_attention_goes_to_a_fused_kernel(make_model, fields, mask, is_cached):

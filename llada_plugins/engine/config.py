@@ -67,6 +67,11 @@ class ModelOptions(Options):
         "name of the chat template, where the tokenizer has several (default: the one called "
         "default)",
     )
+    enable_thinking: bool | None = arg(
+        None,
+        "does an answer begin with thoughts, where the chat template asks (SDAR, TraDo; default: "
+        "what the template takes, which is true)",
+    )
     device: str = arg("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
     quantize: Literal[QUANTIZE] | None = arg(  # type: ignore[valid-type]  # names of a table

@@ -78,7 +78,9 @@ class Engine:
         self.by_model = defaults_of(config)
         check_attention(self.asked.built({**self.by_model, **self.given}), config)
         tokenizer_folder = resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
-        self.tokenizer = load_tokenizer(tokenizer_folder, self.config.chat_template)
+        self.tokenizer = load_tokenizer(
+            tokenizer_folder, self.config.chat_template, self.config.enable_thinking
+        )
         if self.config.add_bos_token:
             check_bos_token(self.tokenizer, tokenizer_folder)
         self.chat_template = self.config.chat_template  # a name; None: the only one or the default

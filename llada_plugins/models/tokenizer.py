@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
 
 @silenced()
-def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    folder: Path, chat_template: str | None = None, enable_thinking: bool | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder, never through remote code.
 
-    chat_template: see `choose_template`. Raises FileNotFoundError, or ValueError that
-    names the file: `tokenizers` and transformers end in any kind of exception.
+    chat_template: see `choose_template`. enable_thinking: see `set_thinking`. Raises
+    FileNotFoundError, or ValueError that names the file: `tokenizers` and transformers end
+    in any kind of exception.
     """
     if not has_tokenizer(folder):
         raise FileNotFoundError(
@@ -54,6 +57,8 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
     _check_loaded(folder, files, tokenizer, trial)
     if chat_template is not None:
         choose_template(tokenizer, chat_template)
+    if enable_thinking is not None:
+        set_thinking(tokenizer, enable_thinking)
     return tokenizer
 
 
@@ -160,3 +165,23 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             f"{', '.join(sorted(templates))}"
         )
     tokenizer.chat_template = templates[name]
+
+
+def set_thinking(tokenizer: PreTrainedTokenizerBase, wanted: bool) -> None:
+    """Have chat templates open an answer with or without thoughts, by the name that Qwen3's has.
+
+    ValueError where none reads it: SDAR's and TraDo's do.
+    """
+    name, found = "enable_thinking", tokenizer.chat_template
+    templates = dict(found) if isinstance(found, dict) else {"default": found or ""}
+    if not any(name in template for template in templates.values()):
+        raise ValueError(
+            f"{name}={wanted} has no effect: the chat template of {tokenizer.name_or_path} does "
+            "not read it, leave it out"
+        )
+    stated = f"{{%- set {name} = {str(wanted).lower()} -%}}"
+    told = {
+        each: stated + template if name in template else template
+        for each, template in templates.items()
+    }
+    tokenizer.chat_template = told if isinstance(found, dict) else told["default"]
