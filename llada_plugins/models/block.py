@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layer import Layer, attend
+from .layer import Layer, attend, write
 from .llada_config import LLaDAConfig
 from .mixture import Mixture
 
@@ -125,8 +125,8 @@ class Block(Layer):
         q, k, v = self.projections(self.attn_norm(x), cos, sin)
         if keys is not None:
             assert values is not None and columns is not None
-            # not index_copy_: compiled, that copies all of keys, and back (torch 2.13)
-            keys[:, :, columns], values[:, :, columns] = k, v
+            write(keys, columns, k)
+            write(values, columns, v)
             k, v = keys, values
         # (B, L, D)
         attended = attend(q, k, v, visible).transpose(1, 2).reshape(batch, length, -1)

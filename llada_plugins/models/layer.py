@@ -30,7 +30,8 @@ class View(NamedTuple):
     sin: Tensor
     # bool, broadcastable to (B, H, W, L), True = may be attended; None = everything
     visible: Tensor | None = None
-    columns: Tensor | None = None  # (W,) their places among the L columns of past
+    # (W,) their places among the L columns of past; in slots by row: (B, W)
+    columns: Tensor | None = None
     past: Sequence[LayerPast] | None = None
 
     def run(self, block: nn.Module, x: Tensor, layer: int) -> Tensor:
@@ -80,6 +81,16 @@ def _serves_groups(device: torch.device, visible: Tensor | None) -> bool:
     the kernel that writes all scores out.
     """
     return GROUPED and (device.type == "cpu" or visible is None)
+
+
+def write(memory: Tensor, columns: Tensor, new: Tensor) -> None:
+    """Put new keys or values (B, H, W, head_dim) at their columns, (W,) or (B, W), of memory."""
+    if columns.dim() == 1:
+        # not index_copy_: compiled, that copies all of memory, and back (torch 2.13)
+        memory[:, :, columns] = new
+        return
+    rows = torch.arange(len(columns), device=columns.device)[:, None]
+    memory[rows, :, columns] = new.transpose(1, 2)
 
 
 class Layer(nn.Module):

@@ -22,6 +22,7 @@ from .layer import ActivationCheckpointing, Layer, Streams, View
 from .llada_config import LLaDAConfig
 from .past import LayerPast, Past
 from .replay import Replays
+from .slots import Slots, view_of
 from .special_tokens import SpecialTokens
 from .submodules import home, is_plain_linear, table
 from .visible import visible_columns
@@ -228,20 +229,19 @@ class LLaDA(ActivationCheckpointing):
 
         states: receives the input of each block.
         """
-        assert past or columns == slice(None)
+        in_slots = isinstance(past, Slots)
+        assert past or in_slots or columns == slice(None)
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None:
             raise ValueError("give token ids (input_ids) or embeddings (inputs_embeds)")
         # rows with positions of their own may hold a text twice
-        if position_ids is None:
+        if position_ids is None and not in_slots:
             self._check_fits(given.shape[1])
         if past is not None and not past:
             self._fill(past, given)
         view = self._view(given, attention_mask, columns, past, position_ids)
-        if position_ids is not None:
-            view = self._at_positions(view, position_ids[:, columns].to(given.device))
-        in_work, length = given[:, columns], given.shape[1]
-        if states is None and position_ids is None and self.replays.wanted(given.device):
+        in_work, length = given[:, columns], past.length if past else given.shape[1]
+        if states is None and self.replays.wanted(given.device):
             to_the_end = columns.stop is None
             found = self.replays.run(self, self._compute, in_work, view, past, to_the_end, length)
             if found is not None:
@@ -255,14 +255,6 @@ class LLaDA(ActivationCheckpointing):
                 f"{length} tokens exceed the model's context of {limit} (max_sequence_length of "
                 "its config): give fewer"
             )
-
-    def _at_positions(self, view: View, position_ids: Tensor) -> View:
-        """The view with the rotations of positions (B, W) of its own for each row."""
-        length = int(position_ids.max()) + 1
-        self._check_fits(length)
-        cos, sin = self._rotary_table(length, position_ids.device)
-        places = position_ids[:, None]  # (B, 1, W)
-        return view._replace(cos=cos[places], sin=sin[places])
 
     def _compute(self, given: Tensor, view: View, states: list[Tensor] | None = None) -> Streams:
         """What `_run` returns, from ids (B, W) or embeddings (B, W, D) of the columns in work."""
@@ -279,15 +271,30 @@ class LLaDA(ActivationCheckpointing):
         position_ids: Tensor | None,
     ) -> View:
         """What all blocks share in a forward of some columns of given (B, L, ...)."""
-        length = given.shape[1]
-        cos, sin = (table[columns] for table in self._rotary_table(length, given.device))
+        length, device = given.shape[1], given.device
+        if isinstance(past, Slots):  # which know all of that
+            return view_of(past, *self._rotary_table(past.length, device))
         visible = visible_columns(self.config, given, attention_mask, position_ids)
         if visible is not None:  # (B, 1, W, L), or of padding alone (B, 1, 1, L)
             visible = visible[:, None, columns] if visible.dim() == 3 else visible[:, None, None]
+        cos, sin = self._rotations(length, device, columns, position_ids)
         if past is None:
             return View(cos, sin, visible)
-        places = torch.arange(*columns.indices(length), device=given.device)  # (W,)
+        places = torch.arange(*columns.indices(length), device=device)  # (W,)
         return View(cos, sin, visible, places, past.present())
+
+    def _rotations(
+        self, length: int, device: torch.device, columns: slice, position_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin (W, head_dim) of columns, or (B, 1, W, head_dim) of positions (B, L)."""
+        if position_ids is None:
+            cos, sin = self._rotary_table(length, device)
+            return cos[columns], sin[columns]
+        places = position_ids[:, None, columns].to(device)  # (B, 1, W)
+        length = int(places.max()) + 1
+        self._check_fits(length)
+        cos, sin = self._rotary_table(length, device)
+        return cos[places], sin[places]
 
     def _stack(
         self, x: Tensor, view: View, states: list[Tensor] | None
@@ -310,15 +317,15 @@ class LLaDA(ActivationCheckpointing):
         A copy that accelerate's hooks make of an argument would lose what is written.
         """
         blocks, config = self.caching_blocks, self.config
-        shape = (*given.shape[:2], config.num_kv_heads, config.head_dim)
+        shape = (*past.room(*given.shape[:2]), config.num_kv_heads, config.head_dim)
         dtype = given.dtype if given.is_floating_point() else self.dtype
         like = torch.empty(0, dtype=dtype, device=given.device)
         if self.replays.wanted(given.device) and self.replays.lend(past, len(blocks), shape, like):
             return
         # as a block's projections lie in memory
+        make = torch.zeros if isinstance(past, Slots) else torch.empty
         memory = (
-            torch.empty((2, *shape), dtype=dtype, device=home(block)).transpose(2, 3)
-            for block in blocks
+            make((2, *shape), dtype=dtype, device=home(block)).transpose(2, 3) for block in blocks
         )
         past.fill([LayerPast(keys, values) for keys, values in memory], *shape[:2])
 

@@ -27,12 +27,21 @@ class Past(list[LayerPast]):
     def __init__(self) -> None:
         super().__init__()
         self.num_rows, self.length = 0, 0  # that there are
-        self.is_lent = False  # is the memory a Memory's?
+        self.lender: Memory | None = None  # whose memory it is, if lent
+
+    @property
+    def is_lent(self) -> bool:
+        """Is the memory a Memory's?"""
+        return self.lender is not None
 
     def fill(self, layers: list[LayerPast], num_rows: int, length: int) -> None:
         """Take memory for that many rows and columns."""
         self.extend(layers)
         self.num_rows, self.length = num_rows, length
+
+    def room(self, num_rows: int, length: int) -> tuple[int, int]:
+        """Rows and columns of memory that a first forward of so many needs."""
+        return num_rows, length
 
     def present(self) -> list[LayerPast]:
         """Keys and values of the rows and columns that there are."""
@@ -67,11 +76,13 @@ def row_bucket(num_rows: int) -> int:
 class Memory:
     """Keys and values of all blocks that are lent to one Past after another.
 
-    A shape has the same place every time, until more is wanted than ever before.
+    A shape has the same place every time, until more is wanted than ever before: then
+    before_move is called, so that nobody keeps the old place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before_move: Callable[[], None] = lambda: None) -> None:
         self.layers: list[LayerPast] = []  # one-dimensional
+        self.before_move = before_move
         self._holder: weakref.ref[Past] | None = None
 
     @property
@@ -85,6 +96,7 @@ class Memory:
 
     def release(self) -> None:
         """Give the memory back, which no Past may hold."""
+        self.before_move()
         self.layers = []
 
     def lend(
@@ -97,16 +109,32 @@ class Memory:
         """
         size = math.prod(shape)
         if not self.fits(num_layers, shape, like):
-            self.layers = []  # goes before the new comes
+            self.release()  # goes before the new comes
             self.layers = [
                 LayerPast(like.new_zeros(size), like.new_zeros(size)) for _ in range(num_layers)
             ]
-        past.extend(
-            LayerPast(*(each[:size].view(shape).transpose(1, 2) for each in layer))
-            for layer in self.layers
-        )
-        past.is_lent = True
+        past.extend(self._lent(layer, shape) for layer in range(num_layers))
+        past.lender = self
         self._holder = weakref.ref(past)
+
+    def _lent(self, layer: int, shape: tuple[int, int, int, int]) -> LayerPast:
+        """Of one layer, the first of what there is as such a shape."""
+        size = math.prod(shape)
+        return LayerPast(*(each[:size].view(shape).transpose(1, 2) for each in self.layers[layer]))
+
+    def enlarge(self, past: Past, shape: tuple[int, int, int, int]) -> None:
+        """Give the past that holds it more rows and columns, and what it holds with them."""
+        if not self.fits(len(past), shape, past[0].keys):
+            self.before_move()
+        size = math.prod(shape)
+        for layer, each in enumerate(past):
+            held = LayerPast(*(memory.clone() for memory in each))
+            if self.layers[layer].keys.numel() < size:
+                past[layer] = held  # the old place goes before the new comes
+                self.layers[layer] = LayerPast(*(memory.new_zeros(size) for memory in held))
+            past[layer] = self._lent(layer, shape)
+            for memory, former in zip(past[layer], held):
+                memory[: former.shape[0], :, : former.shape[2]] = former
 
     def fits(self, num_layers: int, shape: tuple[int, int, int, int], like: Tensor) -> bool:
         """Is there memory of that kind for the shape?"""

@@ -22,7 +22,8 @@ from llada_plugins.files.json_files import first_line
 from .compiling import Compiling
 from .cuda_graph import CudaGraph, Graph
 from .layer import Streams, View
-from .past import Memory, Past, row_bucket
+from .past import LayerPast, Memory, Past, row_bucket
+from .slots import Slots
 from .submodules import is_hooked
 
 # Rows times columns of a small forward: on an H100 those of up to 512 columns took as long
@@ -48,21 +49,24 @@ class Shape(NamedTuple):
     length: int  # of the canvas
     has_past: bool
     given: torch.dtype  # of ids or embeddings
+    capacity: int | None = None  # columns of a slot; None: rows are not in slots
+    of_pairs: bool = False  # does each of the columns in work see columns of its own?
 
 
 class ReplayedForward:
     """A forward of one shape over memory of its own, where inputs are put and outputs found."""
 
     def __init__(self, shape: Shape, given: Tensor, view: View, past: Past | None) -> None:
-        rows, width = shape.num_rows, shape.width
+        rows, width, device = shape.num_rows, shape.width, given.device
         self.given = given.new_zeros(rows, width, *given.shape[2:])
-        cos, sin = (each.new_zeros(width, each.shape[-1]) for each in (view.cos, view.sin))
-        visible = given.new_ones(rows, 1, 1, shape.length, dtype=torch.bool)
-        columns = (
-            None if past is None else torch.zeros(width, dtype=torch.long, device=given.device)
-        )
-        layers = None if past is None else list(past)
-        self.view = View(cos, sin, visible, columns, layers)
+        by_row = () if shape.capacity is None else (rows, 1)
+        cos, sin = (each.new_zeros(*by_row, width, each.shape[-1]) for each in (view.cos, view.sin))
+        seeing = width if shape.of_pairs else 1
+        visible = torch.ones(rows, 1, seeing, shape.length, dtype=torch.bool, device=device)
+        columns: Tensor | None = None
+        if past is not None:
+            columns = torch.zeros(*by_row[:1], width, dtype=torch.long, device=device)
+        self.view = View(cos, sin, visible, columns, _layers(past, shape))
         self.num_runs = 0
         self.graph: Graph | None = None
         self.found: Streams | None = None  # where the graph puts its results
@@ -74,15 +78,34 @@ class ReplayedForward:
         """
         num_rows, width = given.shape[:2]
         self.given[:num_rows, :width] = given
-        self.view.cos[:width], self.view.sin[:width] = view.cos, view.sin
+        by_row = view.cos.dim() > 2
+        rotations = slice(num_rows) if by_row else slice(width)
+        self.view.cos[rotations], self.view.sin[rotations] = view.cos, view.sin
         visible = self.view.visible
         assert visible is not None
         visible[:num_rows, ..., length:] = False
         visible[:num_rows, ..., :length] = True if view.visible is None else view.visible
-        if self.view.columns is not None:
-            assert view.columns is not None
-            places = torch.arange(len(self.view.columns), device=given.device)
-            self.view.columns.copy_(places + view.columns[0])
+        columns = self.view.columns
+        if columns is None:
+            return
+        assert view.columns is not None
+        if by_row:
+            columns[:num_rows] = view.columns
+        else:
+            places = torch.arange(len(columns), device=given.device)
+            columns.copy_(places + view.columns[0])
+
+    def spare(self, slots: Slots) -> None:
+        """Let further rows write where nothing counts.
+
+        Their slots may hold keys and values of rows that are not in work.
+        """
+        columns, visible = self.view.columns, self.view.visible
+        assert columns is not None and visible is not None
+        rows = slice(slots.num_rows, len(columns))
+        first = min(slots.length, visible.shape[-1] - columns.shape[1])
+        columns[rows] = torch.arange(columns.shape[1], device=columns.device) + first
+        slots.spoil(rows, slice(first, first + columns.shape[1]))
 
     def run(self, compute: Compute, make_graph: Callable[[], Graph]) -> Streams:
         """What the forward computes. Raises RuntimeError where it cannot be captured."""
@@ -108,6 +131,14 @@ class ReplayedForward:
             raise RuntimeError("the first replay gave other numbers than the forward")
         self.graph, self.found = graph, found
         return found
+
+
+def _layers(past: Past | None, shape: Shape) -> list[LayerPast] | None:
+    """Keys and values that a forward of the shape reads and writes."""
+    if past is None or shape.capacity is None:
+        return None if past is None else list(past)
+    rows, length = shape.num_rows, shape.length
+    return [LayerPast(*(each[:rows, :, :length] for each in layer)) for layer in past]
 
 
 def _agree(found: Streams, expected: Streams) -> bool:
@@ -188,8 +219,8 @@ class Replays:
 
     def __init__(self, compiling: Compiling, make_graph: Callable[[], Graph] | None = None) -> None:
         self.compiling, self.make_graph = compiling, make_graph
-        self.memory = Memory()
         self.forwards: dict[Shape, ReplayedForward] = {}
+        self.memory = Memory(before_move=self.forwards.clear)
         self.snapshot: Snapshot | None = None
         self.failed = False  # a capture has, and none is tried again
         self._lock = threading.RLock()
@@ -216,14 +247,14 @@ class Replays:
         num_rows, length, num_heads, head_dim = shape
         if not self.memory.is_free:
             return False
+        if isinstance(past, Slots):  # which have room for all that comes, and no more
+            self.memory.lend(past, num_layers, shape, like)
+            return True
         if num_rows > MOST_ROWS:
             # batches are as large as free memory lets them be, measured without this
-            self.forwards.clear()
             self.memory.release()
             return False
         room = row_bucket(num_rows), length_bucket(length), num_heads, head_dim
-        if not self.memory.fits(num_layers, room, like):
-            self.forwards.clear()  # they hold the old memory, which goes before the new comes
         self.memory.lend(past, num_layers, room, like)
         past.num_rows, past.length = num_rows, length
         return True
@@ -246,7 +277,7 @@ class Replays:
         """
         if past is not None and not self.memory.is_held_by(past):
             return None
-        shape = _shape(given, view, past is not None, to_the_end, length)
+        shape = _shape(given, view, past, to_the_end, length)
         if shape is None or not self._is_replayable(model):
             return None
         if shape not in self.forwards and len(self.forwards) >= MAX_GRAPHS:
@@ -258,6 +289,8 @@ class Replays:
             self.forwards[shape] = ReplayedForward(shape, given, view, past)
         forward = self.forwards[shape]
         forward.load(given, view, length)
+        if isinstance(past, Slots):
+            forward.spare(past)
         found = self._results(forward, compute, given.device)
         if found is None:
             return None
@@ -311,15 +344,33 @@ def length_bucket(length: int) -> int:
     return -(-length // LENGTH_STEP) * LENGTH_STEP  # rounded up
 
 
+def slot_bucket(length: int) -> int:
+    """Columns that a forward of rows in slots attends to, of which so many hold something.
+
+    Few different numbers in the life of a row: each has graphs of its own.
+    """
+    return row_bucket(-(-length // LENGTH_STEP)) * LENGTH_STEP
+
+
 def _shape(
-    given: Tensor, view: View, has_past: bool, to_the_end: bool, length: int
+    given: Tensor, view: View, past: Past | None, to_the_end: bool, length: int
 ) -> Shape | None:
-    """The bucket of a forward; None where it is too large, or its mask is of pairs."""
+    """The bucket of a forward; None where it is too large, or is not for replay.
+
+    That is one whose mask is of pairs or whose positions differ by row, unless its rows
+    are in slots.
+    """
     num_rows, width = given.shape[:2]
+    of_pairs = view.visible is not None and view.visible.shape[2] > 1
+    if isinstance(past, Slots):
+        if past.seated.rows.start > 0 or num_rows * width > LARGEST:
+            return None
+        rows = min(row_bucket(num_rows), past.num_slots)
+        room = min(slot_bucket(length), past.capacity)
+        return Shape(rows, width, room, True, given.dtype, past.capacity, of_pairs)
     rows, room = row_bucket(num_rows), length_bucket(length)
     if to_the_end:
         width += room - length
-    of_pairs = view.visible is not None and view.visible.shape[2] > 1
-    if rows * width > LARGEST or of_pairs:
+    if rows * width > LARGEST or of_pairs or view.cos.dim() > 2:
         return None
-    return Shape(rows, width, room, has_past, given.dtype)
+    return Shape(rows, width, room, past is not None, given.dtype)
