@@ -116,7 +116,7 @@ def config_of(case: Case, model: LLaDA) -> SamplerConfig:
     """The case's options under our names, as its published code means them."""
     given = {name: value for name, value in case["options"].items() if name != SHIFTED}
     options = published.native(given, FAMILIES[model.config.family].sampler)
-    if FAMILIES[model.config.family].shift and options.get("cache", "none") != "none":
+    if FAMILIES[model.config.family].shift and options.get("cache", "none") in ("prefix", "dual"):
         options["shift_cache"] = "published"
         if options.get("threshold") is None:
             # whatever its alg says
@@ -151,7 +151,7 @@ def decoded(model: LLaDA, case: Case, special: SpecialTokens | None) -> Decoded:
         )
         idle = num_idle_steps(config, torch.tensor(keys or [0] * len(prompts)))
     forwards = [sample.num_forwards + more for sample, more in zip(samples, idle)]
-    if config.cache != "none" and not config.opens_with_one:
+    if config.frozen is not None and not config.opens_with_one:
         for (row, _), num_steps in steps.items():
             forwards[row] += num_steps == 1
     return Decoded([sample.answer for sample in samples], forwards)
@@ -163,7 +163,7 @@ def num_idle_steps(config: SamplerConfig, keys: Tensor) -> list[int]:
     Fast-dLLM leaves a block once it is filled: where it has a cache, there are none.
     """
     if config.fixed_schedule not in BY_TIMESTEPS:
-        return [config.num_idle_steps if config.cache == "none" else 0] * len(keys)
+        return [config.num_idle_steps if config.frozen is None else 0] * len(keys)
     masked = torch.ones(len(keys), config.block, dtype=torch.bool)
     draws = propose.draws_of_confidence(keys, 0, config.block)
     standing = planned(masked, config, uniform=draws)

@@ -5,7 +5,6 @@ of what it spares the columns that were computed.
 from __future__ import annotations
 
 import functools
-import itertools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +18,11 @@ from llada_plugins.diffusion import finished_blocks
 from llada_plugins.diffusion.batch_limit import BatchLimit, OutOfMemory
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model_denoiser
 from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks, neighbours
-from llada_plugins.diffusion.guidance import guided
 from llada_plugins.diffusion.kept_rows import KeptRows
+from llada_plugins.diffusion.memory import Memory
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import Router, RouterConfig
 from llada_plugins.methods.routing import routed
-from llada_plugins.models.block import Block
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.past import LayerPast
 from llada_plugins.models.slots import NO_TOKEN, Slots
@@ -64,7 +62,9 @@ def prompts_of(draw: random.Random, num: int, longest: int = 13) -> list[list[in
 def with_head(model: LLaDA, shift: bool | None = None) -> Denoiser:
     torch.manual_seed(5)
     head = PolicyHead(model.config.d_model, 8).eval().requires_grad_(False)
-    return policy_denoiser(model, head) if shift is None else model_denoiser(model, head, shift=shift)
+    return (
+        policy_denoiser(model, head) if shift is None else model_denoiser(model, head, shift=shift)
+    )
 
 
 def with_router(model: LLaDA, blocks: int = 2) -> Denoiser:
@@ -212,50 +212,268 @@ def reviewed(model: LLaDA, cache: str, **options: Any) -> tuple[list[Sample], in
 
 
 REVIEWS = [
-    dict(method="vanilla", candidates=3),
-    dict(method="backmask", candidates=2, lookback=2, refills=2),
-    dict(method="window", candidates=2, lookback=2, refills=2),
+    dict(method="vanilla", num_candidates_per_block=3),
+    dict(method="backmask", num_candidates_per_block=2, backmasking_threshold=0.6),
+    dict(method="window", backmasking_frequency=2, num_refinement_samples=3),
+    dict(method="backmask", backmasking_rule="legacy", num_candidates_per_block=2),
 ]
+
+
+@pytest.mark.parametrize("options", REVIEWS, ids=str)
+def test_answers_under_a_review_are_those_of_no_cache(model, options):
+    assert reviewed(model, "auto", **options)[0] == reviewed(model, "none", **options)[0]
 
 
 # ---- what it spares
 
 
-def test_a_blocks_first_forward_has_the_block_before_in_it_and_later_ones_the_block(model):
-    config = causal(gen_length=12, block_steps=3)
+def columns_while(model: LLaDA, decode: Callable[[], Any]) -> list[tuple[int, int]]:
     with columns_of(model) as seen:
-        generate(model, [[5] * 8], config, special=SPECIAL)
-    assert seen == [(1, 12), (1, 4), (1, 4)] + [(1, 8), (1, 4), (1, 4)] * 2
+        decode()
+    return seen
 
 
-def test_shifted_logits_need_the_column_before_the_block_too(model):
-    config = causal(gen_length=12, block_steps=2)
-    with columns_of(model) as seen:
-        generate(model, [[5] * 8], config, special=SPECIAL, denoise=model_denoiser(model, shift=True))
-    assert seen == [(1, 12), (1, 5)] + [(1, 8), (1, 5)] * 2
+@pytest.mark.parametrize(
+    "shift, later, first", [(False, (1, 4), (1, 8)), (True, (1, 5), (1, 8))], ids=str
+)
+def test_a_blocks_first_forward_has_the_block_before_and_later_ones_the_block(
+    model, shift, later, first
+):
+    """Shifted logits need the column before the block at every step."""
+    config, denoise = causal(gen_length=12, block_steps=3), model_denoiser(model, shift=shift)
+    prompt = [5] * 8
+    seen = columns_while(
+        model, lambda: generate(model, [prompt], config, special=SPECIAL, denoise=denoise)
+    )
+    assert seen == [(1, 12), later, later] + [first, later, later] * 2
 
 
 def test_without_a_cache_everything_is_computed_at_every_step(model):
     config = causal(gen_length=8, block_steps=2, cache="none")
-    with columns_of(model) as seen:
-        generate(model, [[5] * 8], config, special=SPECIAL)
+    seen = columns_while(model, lambda: generate(model, [[5] * 8], config, special=SPECIAL))
     assert seen == [(1, 12)] * 2 + [(1, 16)] * 2
 
 
-def test_a_row_that_joins_has_its_prompt_computed_alone(model):
+def run(model: LLaDA, prompts: list[list[int]], config: SamplerConfig, **options: Any) -> Any:
+    denoise = with_options(model_denoiser(model), config, SPECIAL)
+    return decode(denoise, prompts, config, SPECIAL, **options)
+
+
+def test_a_row_that_joins_has_its_prompt_computed_and_no_other_row_a_column_more(model):
     config = causal(gen_length=12, block_steps=1)
-    prompts = [[5] * 8, [6] * 8, [7] * 16, [8] * 5]
-    with columns_of(model) as seen:
-        decode(
-            with_options(model_denoiser(model), config, SPECIAL),
-            prompts,
-            config,
-            SPECIAL,
-            keys=range(4),
-            stop=lambda answer: len(answer) == 4 and answer_of[tuple(answer)] in (0, 2),
-            at_once=BatchLimit(lambda longest: 2),
-        ) if (answer_of := first_blocks(model, prompts)) else None
-    forwards = seen[len(seen) - (len(seen) - seen.index((2, 20), 1)) :]
-    assert forwards
+    prompts = [[5] * 16, [6] * 15, [7] * 14]
+    ends = {len(prompts[0]) + 4}
+
+    def stop(answer: list[int]) -> bool:
+        return len(answer) == 4 and bool(ends) and ends.pop() > 0  # one row, at its first block
+
+    limit = BatchLimit(lambda longest: 2)
+    seen = columns_while(model, lambda: run(model, prompts, config, stop=stop, at_once=limit))
+    together, (alone, joined) = seen[0], seen[1:3]
+    # both prompts; then of the third what is before the block that rides in the next forward
+    assert together == (2, 20) and alone == (1, 8) and joined == (2, 8)
+    assert set(seen[3:]) <= {(2, 8), (1, 8)}
 
 
+def test_all_that_many_columns_lack_is_computed_in_pieces(model, monkeypatch):
+    config = causal(gen_length=8, block_steps=1)
+    prompts = [[5] * 21, [7] * 19]
+    expected = run(model, prompts, config)
+    monkeypatch.setattr(finished_blocks, "MOST_AT_ONCE", 16)
+    seen = columns_while(model, lambda: run(model, prompts, config))
+    assert seen[:3] == [(2, 8), (2, 8), (2, 8)] and run(model, prompts, config) == expected
+
+
+def test_candidates_of_a_prompt_compute_nothing_of_what_is_before_their_block(model):
+    """Every block: the row itself, then two copies of it."""
+    prompts, config = [[5, 6, 7, 8] * 4] * 2, causal(gen_length=8, block_steps=2, temperature=0.7)
+
+    def score(rows: Any, answers: Any) -> list[list[float]]:
+        return [[0.5] * (len(answer) // 4) for answer in answers]
+
+    review = BlockReview(
+        ReviewConfig(method="vanilla", num_candidates_per_block=3), config, score, MASK
+    )
+    seen = columns_while(
+        model, lambda: generate(model, prompts, config, special=SPECIAL, review=review)
+    )
+    assert seen == [(2, 20), (2, 4), (4, 4), (4, 4), (2, 8), (2, 4), (4, 4), (4, 4)]
+
+
+def test_a_block_that_is_masked_again_drops_what_stands_behind_it(model):
+    """Its own tokens are filled anew, so keys and values behind it are of another past."""
+    denoise, seen = model_denoiser(model), []
+    kept = keeping_finished_blocks(denoise, causal(gen_length=12).blocks)
+    ids, start = torch.tensor([0]), torch.tensor([4])
+    tokens = torch.arange(1, 17)[None]
+    bound = measured(of_row, model)
+
+    def forward(window: slice) -> None:
+        masked = tokens.clone()
+        masked[:, window] = MASK
+        canvas = Canvas(masked, start, False, memory=Memory(), blocks=4, ids=ids)
+        with columns_of(model) as columns:
+            found = kept(canvas, window)
+        at = torch.arange(4)[None]
+        expected = denoise(canvas._replace(memory=None), window)
+        torch.testing.assert_close(found.logits_at(at), expected.logits_at(at), atol=bound, rtol=0)
+        seen.append(columns[0][1])
+
+    for first in (4, 8, 12):
+        forward(slice(first, first + 4))
+    tokens[:, 4:8] = 20  # the first block of the answer is another one
+    forward(slice(4, 8))
+    forward(slice(12, 16))  # two blocks behind it are of the former one
+    assert seen == [8, 8, 8, 4, 12]
+
+
+# ---- slots
+
+
+def storage(slots: Slots) -> list[Tensor]:
+    return [each for layer in slots for each in layer]
+
+
+def filled_slots(num_slots: int = 3, capacity: int = 4) -> Slots:
+    slots = Slots()
+    slots.reserve(num_slots, capacity, torch.device("cpu"))
+    layers = [torch.randn(2, num_slots, capacity, 2, 3).transpose(2, 3) for _ in range(2)]
+    slots.fill([LayerPast(*layer) for layer in layers], num_slots, capacity)
+    slots.tokens = torch.arange(num_slots * capacity).view(num_slots, capacity)
+    return slots
+
+
+def test_room_that_grows_keeps_what_there_is_and_holds_nothing_else():
+    slots = filled_slots()
+    before, tokens = [each.clone() for each in storage(slots)], slots.tokens.clone()
+    slots.reserve(5, 9, torch.device("cpu"))
+    slots.reserve(2, 3, torch.device("cpu"))
+    assert (slots.num_slots, slots.capacity) == (5, 9)
+    for memory, former in zip(storage(slots), before):
+        assert memory.shape == (5, 2, 9, 3)
+        assert torch.equal(memory[:3, :, :4], former)
+        assert not memory[3:].any() and not memory[:, :, 4:].any()
+    assert torch.equal(slots.tokens[:3, :4], tokens)
+    assert (slots.tokens != NO_TOKEN).sum() == 12
+
+
+def test_slots_change_places_all_at_once():
+    slots = filled_slots()
+    before, tokens = [each.clone() for each in storage(slots)], slots.tokens.clone()
+    slots.copy([0, 2], [2, 0], 3)
+    for memory, former in zip(storage(slots), before):
+        assert torch.equal(memory[:, :, :3], former[[2, 1, 0], :, :3])
+    assert torch.equal(slots.tokens, tokens[[2, 1, 0]])
+
+
+def test_rows_of_many_batches_never_have_more_slots_than_the_largest_batch():
+    """Whoever comes: each gets a slot of its own, those with the most of it first."""
+    draw, kept = random.Random(1), KeptRows()
+    for _ in range(200):
+        ids = [draw.randrange(6) for _ in range(draw.randint(1, 5))]
+        tokens = torch.tensor([[each] * 4 for each in ids])
+        kept.reserve(len(ids), 4, 4, tokens.device)
+        matches = kept.matches(ids, tokens, torch.zeros(len(ids), dtype=torch.long), 2)
+        seats = kept.seat(ids, matches)
+        assert sorted(seats.slots) == list(range(len(ids)))
+        for slot, each, number in zip(seats.slots, ids, seats.num_columns):
+            assert kept.owners[slot] == each
+            assert kept.slots.tokens[slot, :number].tolist() == [each] * number
+            kept.slots.tokens[slot] = each
+    assert kept.slots.num_slots == len(kept.owners) == 5
+
+
+def test_neighbours_are_runs_of_numbers():
+    assert neighbours([]) == []
+    assert neighbours([0, 1, 4, 6, 7]) == [slice(0, 2), slice(4, 5), slice(6, 8)]
+
+
+# ---- memory
+
+
+def row_bytes(model: LLaDA, columns: int) -> int:
+    """Keys and values of so many columns of a row."""
+    config = model.config
+    width = config.num_kv_heads * config.head_dim
+    return 2 * config.n_layers * width * columns * model.embedding.weight.element_size()
+
+
+@contextmanager
+def all_slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Slots]]:
+    """Every Slots that is made within it."""
+    made: list[Slots] = []
+    original = Slots.__init__
+
+    def noted(slots: Slots) -> None:
+        original(slots)
+        made.append(slots)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Slots, "__init__", noted)
+        yield made
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_memory_is_that_of_the_rows_at_once_however_many_requests_there_are(
+    model, monkeypatch, batch
+):
+    config = causal(gen_length=20, block_steps=1)
+    prompts = [[5] * 12, *prompts_of(random.Random(2), 7, longest=12)]
+    with all_slots(monkeypatch) as made:
+        run(model, prompts, config, at_once=BatchLimit(lambda longest: batch))
+    [slots] = made
+    computed = batch * row_bytes(model, 12 + 20)
+    assert slots.num_bytes == computed
+
+
+def test_memory_is_given_back_when_a_batch_does_not_fit(model, monkeypatch):
+    config = causal(gen_length=8, block_steps=2)
+    prompts, limit = [[5] * 8, [6] * 7, [7] * 6, [8] * 5], BatchLimit(lambda longest: 4)
+    expected = run(model, prompts, config)
+    failures = iter([False, False, True])
+
+    def review(draft: Any) -> Any:
+        found = unreviewed(draft)
+        if next(failures, False):
+            raise OutOfMemory("CUDA out of memory")
+        return found
+
+    with all_slots(monkeypatch) as made:
+        denoise = with_options(model_denoiser(model), config, SPECIAL, limit)
+        found = decode(denoise, prompts, config, SPECIAL, at_once=limit, review=review)
+    assert found == expected
+    # of three rows, since one had ended, a batch has one from then on
+    assert [slots.num_slots for slots in made if slots] == [4, 1]
+
+
+def test_what_a_forward_that_failed_may_have_written_is_not_used(model):
+    config, failed = causal(gen_length=8, block_steps=2), iter([False] * 3 + [True])
+    plain = model_denoiser(model)
+
+    def failing(canvas: Canvas, window: slice) -> Prediction:
+        found = plain(canvas, window)
+        if next(failed, False):
+            for layer in canvas.past:
+                layer.keys.fill_(7.0)  # half done
+            raise OutOfMemory("CUDA out of memory")
+        return found
+
+    prompts = [[5] * 8, [6] * 7]
+    limit = BatchLimit(lambda longest: 2)
+    denoise = keeping_finished_blocks(failing, config.blocks)
+    assert decode(denoise, prompts, config, SPECIAL, at_once=limit) == run(model, prompts, config)
+
+
+# ---- options
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_approximations_are_refused_by_name(model, cache):
+    with pytest.raises(ValueError, match=f"cache={cache} freezes what later blocks change"):
+        generate(model, [[5]], SamplerConfig(gen_length=4, cache=cache), special=SPECIAL)
+
+
+def test_other_models_have_no_such_cache(make_model):
+    plain, config = make_model(), SamplerConfig(gen_length=8, block_length=4)
+    seen = columns_while(plain, lambda: generate(plain, [[5]], config, special=SPECIAL))
+    assert config.cache == "auto" and set(seen) == {(1, 9)}

@@ -16,6 +16,7 @@ from torch import Tensor
 from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.past import Past
+from llada_plugins.models.slots import Slots
 
 from .memory import Memory, Rows
 from .noisy_clean import Layout
@@ -70,6 +71,10 @@ class Canvas(NamedTuple):
         """A canvas of some rows, (N,) numbers. The memory forgets all others, in place."""
         if self.memory is not None:
             self.memory.keep_rows(Rows(numbers, len(self.tokens)))
+        return self.of_rows(numbers)
+
+    def of_rows(self, numbers: Tensor | slice) -> Canvas:
+        """A canvas of some rows, whose memory is that of all."""
         return self._replace(
             tokens=self.tokens[numbers],
             answer_start=self.answer_start[numbers],
@@ -192,6 +197,8 @@ def sight(canvas: Canvas) -> Sight:
     """
     if canvas.layout is not None:
         return Sight(canvas.layout.visible, canvas.layout.position_ids)
+    if isinstance(canvas.past, Slots):  # which know it
+        return Sight(None, None)
     real = canvas.tokens != PADDING if canvas.padded else None
     if canvas.blocks is None:
         return Sight(real, None)

@@ -87,19 +87,24 @@ class KeptRows:
         """
         self.num_blocks += 1
         slot_of: dict[int, int] = {}
+        own: dict[int, Match] = {}
         best: dict[int, Match] = {}
         for match in sorted(matches, key=lambda match: (-match.num_columns, match.slot)):
             best.setdefault(match.row, match)
             if match.row not in slot_of and match.slot not in slot_of.values():
                 slot_of[match.row] = match.slot
-                best[match.row] = match
+                own[match.row] = match
         newcomers = [row for row in range(len(ids)) if row not in slot_of]
         free = [slot for slot in range(len(self.owners)) if slot not in slot_of.values()]
         oldest = sorted(free, key=lambda slot: (self.last_used[slot], slot))
         new_slots = oldest[: len(newcomers)]
         slot_of |= dict(zip(newcomers, new_slots))
         moved = self.to_front([slot_of[row] for row in range(len(ids))], new_slots)
-        copies = [(best[row].slot, slot_of[row]) for row in newcomers if row in best]
+        copies = [
+            (match.slot, slot_of[row])
+            for row, match in best.items()
+            if row not in own or own[row].num_columns < match.num_columns
+        ]
         for slot in new_slots:
             self.slots.spoil(slice(moved[slot], moved[slot] + 1), slice(None))
         sources = [moved[source] for source, _ in copies]

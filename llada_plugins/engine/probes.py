@@ -26,8 +26,7 @@ def decoding_probe(
     prepared: Prepared, group: Group, special: SpecialTokens, device: torch.device
 ) -> Probe:
     """A step of the group's longest requests; under a review, with all its candidates."""
-    denoise = with_options(prepared.denoise, group.sampler, special)
-    step = decoding_step(denoise, group.sampler, special, group.longest, device)
+    step = decoding_step(prepared.denoise, group.sampler, special, group.longest, device)
     if prepared.judge is None:
         return Probe(step, group.longest)
     review = prepared.judge.review
@@ -51,8 +50,8 @@ def decoding_step(
     """The first step of a block, for so many rows of `columns` tokens.
 
     It computes every column and proposes a token for every position of the block. denoise:
-    with the sampler's options, so that a cache keeps what it keeps and guidance doubles
-    the rows.
+    gets the sampler's options, so that a cache keeps what it keeps and guidance doubles the
+    rows; anew for each step, so that nothing is kept from one to the next.
     """
     blocks = sampler.blocks
     if blocks.causal:  # the canvas is whole blocks, and ends with the one in work
@@ -68,8 +67,9 @@ def decoding_step(
         tokens[0, 0] = PADDING  # prompts of a batch seldom have one length
         answer_start = torch.full((num_rows,), start, device=device)
         causal = blocks.width if blocks.causal else None
-        canvas = Canvas(tokens, answer_start, memory=Memory(), blocks=causal)
-        prediction = denoise(canvas, window)
+        ids = torch.arange(num_rows, device=device)
+        canvas = Canvas(tokens, answer_start, memory=Memory(), blocks=causal, ids=ids)
+        prediction = with_options(denoise, sampler, special)(canvas, window)
         block = ActiveBlock(tokens[:, window], torch.zeros_like(answer_start), 0, 0)
         every = torch.arange(sampler.block, device=device).expand(num_rows, -1)  # (B, W)
         proposals_at(prediction, every, block, sampler, special)

@@ -36,10 +36,10 @@ class SamplerConfig(DecodingFacts):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.cache_refresh is not None and self.cache == "none":
+        if self.cache_refresh is not None and self.frozen is None:
             raise ValueError(
-                "cache_refresh has no effect with cache='none': set cache to prefix or dual, or "
-                "leave it out"
+                f"cache_refresh has no effect with cache={self.cache!r}: set cache to prefix or "
+                "dual, or leave it out"
             )
         self._check_blocks()
         self._check_sampling()
@@ -174,10 +174,10 @@ class SamplerConfig(DecodingFacts):
     def _check_shift_cache(self) -> None:
         if self.shift_cache == "exact":
             return
-        if self.cache == "none":
+        if self.frozen is None:
             raise ValueError(
-                "shift_cache has no effect with cache='none': set cache to prefix or dual, or "
-                "leave it out"
+                f"shift_cache has no effect with cache={self.cache!r}: set cache to prefix or "
+                "dual, or leave it out"
             )
         if self._given("factor", "error_budget", "remask_ratio", "revise", "paced"):
             raise ValueError(

@@ -271,7 +271,8 @@ def decode_each(
     if blocks.from_row and not in_step:
         queue = Refill(lengths, limit)
     else:
-        queue = Queue(lengths, blocks.number(0) if prompts else 1, limit)
+        num_blocks = max((blocks.number(len(prompt)) for prompt in prompts), default=1)
+        queue = Queue(lengths, num_blocks, limit)
     while queue:
         number, batch = queue.take()
         canvas = answers.lay_out(batch, blocks, special.mask)

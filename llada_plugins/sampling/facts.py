@@ -42,6 +42,11 @@ class DecodingFacts(SamplerOptions):
         )
 
     @property
+    def frozen(self) -> Literal["prefix", "dual"] | None:
+        """Which keys and values stay as a block's first step made them, if any do."""
+        return self.cache if self.cache in ("prefix", "dual") else None
+
+    @property
     def num_blocks(self) -> int:
         """Blocks that the answer fills, the last of which may be cut.
 

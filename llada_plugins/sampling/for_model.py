@@ -44,6 +44,12 @@ def check_attention(config: SamplerConfig, model: LLaDAConfig) -> None:
             "block and earlier ones alone, so its sampler must be block_causal: leave the option "
             "out"
         )
+    if model.attention == "block_causal" and config.frozen is not None:
+        raise ValueError(
+            f"cache={config.cache} freezes what later blocks change, and here a token sees its own "
+            "block and earlier ones alone: leave it out, and finished blocks are kept as they are, "
+            "or set none to compute them again at every step"
+        )
     if model.attention == "full" and (config.causal or config.blocks_from is not None):
         option = "sampling_method=block_causal" if config.causal else "blocks_from"
         allowed = "block_causal" in FAMILIES[model.family].attentions

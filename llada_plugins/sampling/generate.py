@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from llada_plugins.diffusion.batch_limit import BatchLimit
 from llada_plugins.diffusion.cache import cached
 from llada_plugins.diffusion.denoiser import Denoiser, check_unmasked, model_denoiser
+from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks
 from llada_plugins.diffusion.guidance import guided, suppressed
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
@@ -42,7 +44,8 @@ def generate(
     check_fits(model, prompts, config)
     config.check_budget(reviewed=review is not unreviewed)
     model.compiling.foresee(config.most_forwards)
-    denoise = with_options(denoise or model_denoiser(model), config, special)
+    limit = BatchLimit(lambda longest: len(prompts))
+    denoise = with_options(denoise or model_denoiser(model), config, special, limit)
     return decode(
         denoise,
         prompts,
@@ -54,19 +57,27 @@ def generate(
         on_step=on_step,
         review=review,
         in_step=review is not unreviewed,
+        at_once=limit,
     )
 
 
-def with_options(denoise: Denoiser, config: SamplerConfig, special: SpecialTokens) -> Denoiser:
-    """The denoiser under the sampler's options that concern it.
+def with_options(
+    denoise: Denoiser,
+    config: SamplerConfig,
+    special: SpecialTokens,
+    limit: BatchLimit | None = None,
+) -> Denoiser:
+    """The denoiser under the sampler's options that concern it, for one decode.
 
     These are a cache, guidance, around it, so that each branch has a cache of its own, and
-    suppressed tokens. Raises ValueError where an option needs a token that the checkpoint
-    does not name.
+    suppressed tokens. limit: of the decode's batches, if that has one. Raises ValueError
+    where an option needs a token that the checkpoint does not name.
     """
-    if config.cache != "none":
+    if config.frozen is not None:
         with_left = config.shift_cache == "exact"
-        denoise = cached(denoise, config.cache, config.cache_refresh, left_neighbour=with_left)
+        denoise = cached(denoise, config.frozen, config.cache_refresh, left_neighbour=with_left)
+    if config.cache == "auto":
+        denoise = keeping_finished_blocks(denoise, config.blocks, limit)
     if config.cfg_scale > 0:
         denoise = guided(denoise, config.cfg_scale, special.mask)
     if config.logits_eos_inf:

@@ -140,19 +140,21 @@ class SamplerOptions:
     early_stop: bool = arg(
         False, "stop once a finished block holds EOS or EoT: the answer ends with that block"
     )
-    cache: Literal["none", "prefix", "dual"] = arg(
-        "none",
-        "freeze keys and values after a block's first step: those before the block (prefix), or "
-        "before and after it (dual); faster, and an approximation",
+    cache: Literal["auto", "none", "prefix", "dual"] = arg(
+        "auto",
+        "keys and values that steps share. auto: those of finished blocks, of a model whose tokens "
+        "see earlier blocks alone, which changes no answer; none: none. prefix and dual, of other "
+        "models, are an approximation: those before the block, or before and after it, stay as "
+        "its first step made them",
     )
     cache_refresh: int | None = arg(
         None,
-        "with a cache, every so many steps of a block a forward of everything "
+        "with prefix or dual, every so many steps of a block a forward of everything "
         "(default: at its first alone)",
     )
     shift_cache: Literal["exact", "published"] = arg(
         "exact",
-        "with a cache and a model whose logits are shifted: compute the column left of the block "
-        "too, or as published none, so that a block's first step keeps its first token alone",
+        "with prefix or dual and a model whose logits are shifted: compute the column left of the "
+        "block too, or as published none, so that a block's first step keeps its first token alone",
     )
     seed: int = arg(0, "with the prompt, determines every random number of its answer")

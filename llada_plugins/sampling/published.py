@@ -72,4 +72,4 @@ def _by_alg(alg: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     if own.get("threshold") is None:
         raise ValueError("alg=confidence_threshold needs threshold: give it, such as 0.9")
     # Fast-dLLM holds it to the schedule where it has no cache
-    return {**ALGORITHMS[alg], "paced": own.get("cache", "none") == "none"}
+    return {**ALGORITHMS[alg], "paced": own.get("cache", "auto") in ("auto", "none")}
