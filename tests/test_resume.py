@@ -23,9 +23,11 @@ from llada_plugins.files import tensors
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.options.fields import names
 from llada_plugins.tasks import sudoku
+from tests.family_checkpoints import rewrite, write_checkpoint
 from tests.small_training import short_run
-from training import sft
+from training import remask_sft, sft
 from training.create_configs import COMMANDS
+from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 from training.loop import resuming as checkpoints
 from training.loop import trainer
 from training.runs.arguments import RunArguments
@@ -53,6 +55,15 @@ def files(tmp_path_factory, tiny_checkpoint) -> Path:
         for puzzle, solution in sudoku.problems("train", 12)
     ]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def byte_a2d(tmp_path_factory) -> Path:
+    """A checkpoint in transformers' own layout with the byte tokenizer."""
+    folder = write_checkpoint("a2d_qwen3", tmp_path_factory.mktemp("a2d") / "checkpoint")
+    ids = byte_tokenizer(folder)
+    rewrite(folder, mask_token_id=ids[MASK], eos_token_id=ids[EOS], pad_token_id=ids[EOS])
     return folder
 
 
@@ -411,6 +422,21 @@ def test_a_damaged_checkpoint_with_none_before_it_is_told_so(files, whole, tmp_p
 
     line = resumed_copy(files, whole, tmp_path, alone, "optimizer.pt")
     assert line.endswith(": there is none before it: start again with --overwrite")
+
+
+def test_a_model_whose_files_name_tensors_otherwise_is_resumed_with_the_same_weights(
+    files, tmp_path, byte_a2d
+):
+    for main, more in ((sft, ()), (remask_sft, ("--joint",))):
+        whole, cut = (tmp_path / f"{name} {main.__name__}" for name in ("whole", "cut"))
+        given = [*flags(files, whole, *more), "--model", str(byte_a2d), "--max_steps", "2"]
+        main.main(given)
+        shutil.copytree(whole, cut)
+        shutil.rmtree(cut / "checkpoint-2")
+        (cut / "model.safetensors").unlink()
+        main.main([*given, "--output_dir", str(cut), "--resume"])
+        expected, found = (load_file(out / "model.safetensors") for out in (whole, cut))
+        assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
 # --- what is resumed ------------------------------------------------------------------

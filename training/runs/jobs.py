@@ -272,6 +272,16 @@ def save_checkpoint(tokenizer_folder: Path, extra_config: Mapping[str, Any]) -> 
     return save
 
 
+def load_checkpoint(model: nn.Module, folder: Path) -> None:
+    """Fill a model from a folder that `save_checkpoint` wrote, to resume.
+
+    Its tensors have their published names there, which are the module's in some families only.
+    """
+    assert isinstance(model, LLaDA)
+    dtype = str(model.dtype).removeprefix("torch.")
+    model.load_state_dict(load_model(folder, device="cpu", dtype=dtype).state_dict())
+
+
 def add_metrics(config: Path, metrics: Mapping[str, Any]) -> None:
     """Write what was measured after training into a saved config, under `training`."""
     saved = read_json(config)

@@ -31,7 +31,7 @@ from training.loop.trainer import DiffusionTrainer
 from . import config_file
 from .arguments import EVENTS, RunArguments, asks_for_fsdp
 from .command import Command, Run
-from .jobs import save_checkpoint
+from .jobs import load_checkpoint, save_checkpoint
 from .presets import PRESETS, Preset, PretrainPreset, PRMPreset
 
 logger = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ def _trainer(prepared: Run, arguments: RunArguments, command: Sequence[str]) -> 
         collate=job.collate,
         train=job.train,
         evaluation=job.evaluation,
-        load=prepared.load,
+        load=load_checkpoint if prepared.save is None else prepared.load,
         measure=prepared.measure,
         callbacks=prepared.callbacks,
         throughput=prepared.throughput,

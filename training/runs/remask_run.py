@@ -40,7 +40,15 @@ from training.loop.trainer import Save
 from .arguments import RunArguments
 from .command import Run
 from .incorrect_tokens import INCORRECT_FROM
-from .jobs import AnswerJob, add_metrics, answer_job, copy_tokenizer, mask_id, shifted
+from .jobs import (
+    AnswerJob,
+    add_metrics,
+    answer_job,
+    copy_tokenizer,
+    load_checkpoint,
+    mask_id,
+    shifted,
+)
 from .lora_adapters import LoRA
 from .policy_model import PolicyModel, policy_model
 from .presets import UPS_PRESETS
@@ -158,7 +166,7 @@ def load_remask(model: nn.Module, folder: Path) -> None:
     if (folder / ADAPTER).is_file():
         model.load_state_dict(load_file(folder / ADAPTER), strict=False)
     elif not model.frozen:
-        model.backbone.load_state_dict(load_file(folder / "model.safetensors"))
+        load_checkpoint(model.backbone, folder)
 
 
 def merged(backbone: LLaDA, state: Mapping[str, Tensor], lora: LoRA | None = None) -> LLaDA:
