@@ -19,8 +19,9 @@ from tests.tolerance import token_error
 from training import sft
 from training.data.byte_tokenizer import byte_tokenizer
 from training.loop import objectives
-from training.loop.objectives import Objective, predicting
+from training.loop.objectives import Objective
 from training.loop.random_streams import random_stream
+from training.loop.reading import predicting
 from training.runs import jobs
 from training.runs.policy_model import PolicyOutput
 

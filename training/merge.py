@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from llada_plugins.files.atomic import check_empty, whole_folder
 from llada_plugins.models.folder import resolve, stored_dtype
+from llada_plugins.models.llada_config import Attention
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.lora import CONFIG
 from llada_plugins.models.placement import DTYPES
@@ -43,6 +44,11 @@ class MergeOptions:
         "of the merged weights: auto (the model's, as it is stored) or one of "
         f"{', '.join(DTYPES)}; the sum is computed in float32",
     )
+    attention: Attention | None = arg(
+        None,
+        "full or block_causal, as the adapter was trained, of a family whose checkpoints may have "
+        "either, as A2D's do; the merged checkpoint says it (default: the checkpoint's)",
+    )
 
 
 def merge(options: MergeOptions) -> str:
@@ -50,7 +56,9 @@ def merge(options: MergeOptions) -> str:
     folder, output = resolve(options.model, option="--model"), Path(options.output)
     check_empty(output)
     dtype = stored_dtype(folder) if options.dtype == "auto" else options.dtype
-    model = load_model(folder, device="cpu", dtype=dtype, peft=options.peft)
+    model = load_model(
+        folder, device="cpu", dtype=dtype, peft=options.peft, attention=options.attention
+    )
     try:
         with whole_folder(output) as partial:
             save_model(

@@ -92,6 +92,7 @@ class Engine:
         )
         self.prepared = METHODS[method].prepare(load, self.folder, self.method_options)
         self.model = self.prepared.model
+        self.by_model = defaults_of(self.model.config)  # an adapter may have blocks of its own
         self.batches = Batches(
             self.config.batch_size, self.config.batch_tokens, meter_of(self.model.device)
         )

@@ -18,6 +18,7 @@ from .hf_layout import (
     GATE_UP,
     LAYER,
     MLP,
+    OWN_BLOCKS,
     ROUTER,
     HFConfig,
 )
@@ -105,6 +106,7 @@ LLADA2 = HFConfig(
         "routed_scaling_factor": "expert_scale",
     },
     absent={**ABSENT, "num_shared_experts": 0},
+    also=OWN_BLOCKS,
     constants={
         **BLOCK_CAUSAL,
         "block_length": 32,

@@ -92,6 +92,7 @@ MAY_SAY: dict[str, Kind] = {
     "eos_token_id": ENDS,
     "pad_token_id": OPTIONAL["pad_token_id"],
     "attention": nullable(one_of(*ATTENTIONS)),
+    "block_length": nullable(whole(1, 2**16)),
 }
 ALSO = {"head_dim": "head_width", "mask_token_id": "mask_token_id", "pad_token_id": "pad_token_id"}
 KINDS: dict[str, Kind] = {
@@ -232,8 +233,10 @@ class HFConfig(NamedTuple):
         """The published form of ours."""
         ends = [config.eos_token_id, *config.more_eos_token_ids]
         stated = {name: getattr(config, ours) for name, ours in self.also.items()}
-        if stated.get("attention") == self.attention:
-            del stated["attention"]
+        usual = {**self.constants, "attention": self.attention}
+        for name in ("attention", "block_length"):
+            if stated.get(name) == usual.get(name):
+                stated.pop(name, None)
         stated["eos_token_id"] = ends if len(ends) > 1 else ends[0]
         return {
             "architectures": [self.architecture],
@@ -262,10 +265,11 @@ class HFConfig(NamedTuple):
         return sorted(raw.keys() - known)
 
 
+# What published config.json files of a family do not say, and what is saved here does.
+OWN_BLOCKS = {**ALSO, "block_length": "block_length"}
 # dllm trains its models with either attention (mdlm, bd3lm), and their config.json does not say
-# with which. "attention" is ours, so that what is saved here does; blocks of 32 are the default
-# of its sampler for the second.
-A2D: dict[str, Any] = dict(also={**ALSO, "attention": "attention"})
+# with which; blocks of 32 are the default of its sampler for the second.
+A2D: dict[str, Any] = dict(also={**OWN_BLOCKS, "attention": "attention"})
 A2D_BLOCKS = {"block_length": 32}
 PLAIN: dict[str, Any] = dict(include_bias=False, include_qkv_bias=False, rope_full_precision=False)
 # LLaDA-MoE: experts in the place of MLPs

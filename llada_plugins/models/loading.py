@@ -80,6 +80,8 @@ def load_model(
     model.special_tokens = special
     model.origin = read_origin(folder, read_json(folder / "config.json"), read)
     adapter = None if peft is None else Adapter(resolve(peft, option="peft"), model, family.layout)
+    if adapter is not None:
+        model.config = adapter.with_blocks(config)
     model.quantization = load_weights(
         model,
         {name: path for name, path in files.items() if name not in spare},

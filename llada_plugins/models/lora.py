@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,6 +38,7 @@ from llada_plugins.files.tensors import open_tensors, raise_problems
 
 from .accounting import FLOATING
 from .layout import SAME_NAMES, Layout, Piece
+from .llada_config import LLaDAConfig
 from .mixture import Router, StackedLinear
 
 T = TypeVar("T")
@@ -45,6 +47,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's, before the names of the model's own modules
 # key of the weight file's metadata: fingerprint of the model that it was trained on
 BACKBONE = "backbone"
+# further keys, where the model had block-causal attention: with which blocks it was trained
+BLOCK_LENGTH = "block_length"
 # What may be said beside rank, alpha and targets; any other key of PEFT's config asks
 # for arithmetic that merging does not have.
 IRRELEVANT = {
@@ -105,7 +109,8 @@ class Adapter:
         rank = raw["r"]
         self.scale = raw["lora_alpha"] / (rank**0.5 if raw.get("use_rslora") else rank)
         header = _read_header(folder)
-        self.backbone = header.backbone
+        self.backbone = header.metadata.get(BACKBONE)
+        self.block_length = header.metadata.get(BLOCK_LENGTH)
         modules = _names_of(header, model, layout)
         self.places = _adapted(modules, raw["target_modules"], folder)
         problems = _misfits(header, _adapter_shapes(self.places, rank))
@@ -139,6 +144,20 @@ class Adapter:
             )
         module.weight.data = weight
 
+    def with_blocks(self, config: LLaDAConfig) -> LLaDAConfig:
+        """The config of a model with the adapter, whose blocks are those of its training.
+
+        ValueError where it was trained under another attention.
+        """
+        if self.block_length is None:
+            return config
+        if config.attention != "block_causal":
+            raise ValueError(
+                f"peft={self.folder}: this adapter was trained with block-causal attention, and "
+                "the model has full attention: give attention=block_causal"
+            )
+        return replace(config, block_length=int(self.block_length))
+
     def check_backbone(self, found: str) -> None:
         """Raise ValueError where the adapter states that its backbone has another fingerprint."""
         if self.backbone not in (None, found):
@@ -155,7 +174,7 @@ class _Header(NamedTuple):
 
     shapes: dict[str, list[int]]
     dtypes: dict[str, str]  # as safetensors name them
-    backbone: str | None
+    metadata: Mapping[str, str]
 
 
 def _read_header(folder: Path) -> _Header:
@@ -167,7 +186,7 @@ def _read_header(folder: Path) -> _Header:
         stored = {name: file.get_slice(name) for name in list(file.keys())}
         shapes = {name: list(each.get_shape()) for name, each in stored.items()}
         dtypes = {name: each.get_dtype() for name, each in stored.items()}
-        return _Header(shapes, dtypes, (file.metadata() or {}).get(BACKBONE))
+        return _Header(shapes, dtypes, file.metadata() or {})
 
 
 def _names_of(header: _Header, model: nn.Module, layout: Layout) -> dict[str, Place | str]:

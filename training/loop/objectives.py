@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from llada_plugins.diffusion.forward_process import Noisy, Replace, mask_tokens, remask_noise
 from llada_plugins.diffusion.random_streams import request_key, uniform
 
+from .reading import Reading
+
 IGNORED = -100  # transformers pads labels of batches of other lengths with it
 
 
@@ -46,59 +48,53 @@ class Objective(Protocol):
     ) -> Loss: ...
 
 
-def predicting(
-    at: Tensor, shifted: bool, attention_mask: Tensor | None = None
-) -> Tensor | tuple[Tensor, Tensor]:
-    """An index of the columns (B, L) whose logits predict the tokens `at`, bool (B, L).
-
-    shifted: a column's logits are of the next one's token; the first token of a row, or of
-    a document that attention_mask (B, L, L) keeps apart, has but its own column.
-    """
-    if not shifted:
-        return at
-    rows, columns = at.nonzero(as_tuple=True)
-    left = (columns - 1).clamp(min=0)
-    if attention_mask is not None and attention_mask.dim() == 3:
-        left = torch.where(attention_mask[rows, columns, left].bool(), left, columns)
-    return rows, left
-
-
-def sft(mask_id: int, shifted: bool = False) -> Objective:
+def sft(mask_id: int, shifted: bool = False, block_length: int | None = None) -> Objective:
     """LLaDA's supervised fine-tuning (arXiv 2502.09992, Algorithm 2; its GUIDELINES.md).
 
     The prompt is never masked.
 
     Cross-entropy at masked answer tokens over p, each sample divided by its answer
     length (the batch's weight), mean over samples. The answer includes its EOS padding.
-    shifted: are the model's logits of the next column?
+    shifted: are the model's logits of the next column? block_length: of a block-causal
+    model. Each block of it has noise of its own, and is predicted given the clean ones
+    before it (BD3LM, arXiv 2503.09573, eq. 8): the mean over noise is the bound that
+    likelihoods estimate.
     """
+    reading = Reading(shifted, block_length)
 
     def sft_objective(
         model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> Loss:
-        return _answer_loss(model, batch, generator, mask_id, shifted)
+        return _answer_loss(model, batch, generator, mask_id, reading)
 
     return sft_objective
 
 
 def _answer_loss(
-    predict: Callable[[Tensor], Tensor],
+    predict: Callable[..., Tensor],
     batch: dict[str, Tensor],
     generator: torch.Generator,
     mask_id: int,
-    shifted: bool,
+    reading: Reading,
 ) -> Loss:
-    """The loss of `sft`. predict: from tokens (B, L) to logits (B, L, V)."""
+    """The loss of `sft`. predict: from what it is given to logits (B, C, V)."""
     tokens, weight = batch["input_ids"], batch["weight"]  # (B, L)
-    noisy = mask_tokens(tokens, weight > 0, mask_id, generator)
+    maskable = weight > 0
+    noisy = mask_tokens(tokens, maskable, mask_id, generator, block=reading.blocks(tokens))
+    given = reading.given(noisy.tokens, tokens, maskable)
     # (masked tokens, V)
-    logits = predict(noisy.tokens)[predicting(noisy.masked, shifted)].float()
+    logits = predict(given.tokens, **given.options)[given.predicting(noisy.masked)].float()
     cross_entropy = F.cross_entropy(logits, tokens[noisy.masked], reduction="none")
     share = (weight / noisy.p_mask)[noisy.masked]
     return Loss((cross_entropy * share).sum(), weight.sum())
 
 
-def pretrain(mask_id: int, random_lengths: float = 0.01, shifted: bool = False) -> Objective:
+def pretrain(
+    mask_id: int,
+    random_lengths: float = 0.01,
+    shifted: bool = False,
+    block_length: int | None = None,
+) -> Objective:
     """LLaDA's pre-training (arXiv 2502.09992, Algorithm 1): any token may be masked.
 
     Cross-entropy at masked ones over p, mean over tokens.
@@ -106,8 +102,10 @@ def pretrain(mask_id: int, random_lengths: float = 0.01, shifted: bool = False) 
     The batch's weight is 1 at real tokens, 0 at padding. random_lengths: share of
     training batches cut to a length drawn from 1 to theirs; such a batch's mean over
     what is left weighs as much as the whole batch would. Evaluations have
-    `counted_noise`. shifted: as for `sft`.
+    `counted_noise`. shifted, block_length: as for `sft`; documents that are kept apart have
+    blocks of their own.
     """
+    reading = Reading(shifted, block_length)
 
     def pretrain_objective(
         model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
@@ -120,12 +118,14 @@ def pretrain(mask_id: int, random_lengths: float = 0.01, shifted: bool = False) 
             tokens, weight = tokens[:, :cut], weight[:, :cut]  # (B, cut)
             if attention_mask is not None:  # (B, L), or (B, L, L) where documents are apart
                 attention_mask = attention_mask[:, :cut][..., :cut]
+        maskable, block = weight > 0, reading.blocks(tokens, attention_mask)
         if model.training:
-            noisy = mask_tokens(tokens, weight > 0, mask_id, generator)
+            noisy = mask_tokens(tokens, maskable, mask_id, generator, block=block)
         else:
-            noisy = counted_noise(tokens, weight > 0, mask_id)
-        at = predicting(noisy.masked, shifted, attention_mask)
-        logits = model(noisy.tokens, attention_mask, at=at).float()  # (masked tokens, V)
+            noisy = counted_noise(tokens, maskable, mask_id, block)
+        given = reading.given(noisy.tokens, tokens, maskable, attention_mask)
+        at = given.predicting(noisy.masked)
+        logits = model(given.tokens, **given.options, at=at).float()  # (masked tokens, V)
         cross_entropy = F.cross_entropy(logits, tokens[noisy.masked], reduction="none")
         share = (weight / noisy.p_mask)[noisy.masked]
         count = batch["weight"].sum()
@@ -134,24 +134,34 @@ def pretrain(mask_id: int, random_lengths: float = 0.01, shifted: bool = False) 
     return pretrain_objective
 
 
-def counted_noise(tokens: Tensor, maskable: Tensor, mask_id: int) -> Noisy:
+def counted_noise(
+    tokens: Tensor, maskable: Tensor, mask_id: int, block: Tensor | None = None
+) -> Noisy:
     """The noise of `mask_tokens` with less variance (LLaDA, eq. 14).
 
     Of each row's n maskable tokens k ~ U{1..n} are masked, and p = k / n: the same
-    bound.
+    bound. block: as for `mask_tokens`; the same of each block.
 
     All is drawn from a hash of the row's maskable tokens: the same in any batch, on any
     number of processes.
     """
     rows = [row[real].tolist() for row, real in zip(tokens, maskable)]
     key = torch.tensor([request_key(0, row) for row in rows])[:, None]  # (B, 1)
-    length = maskable.sum(-1, keepdim=True).cpu()  # (B, 1)
-    count = (uniform(key, 0, 0) * length).long() + 1
-    draw = uniform(key, 1, torch.arange(tokens.shape[1]))  # (B, L)
-    draw = draw.masked_fill(~maskable.cpu(), 1.0)  # what is not maskable comes last
+    may, columns = maskable.cpu(), torch.arange(tokens.shape[1])
+    of = torch.zeros_like(tokens, device="cpu") if block is None else block.cpu()  # (B, L)
+    # (B, L) of each block, by its number, which is below L
+    length = torch.zeros_like(of).scatter_add_(1, of, may.long())
+    count = (uniform(key, 0, columns) * length).long() + 1
+    draw = uniform(key, 1, columns)  # (B, L)
+    # blocks one after the other, and what is not maskable after all of them
+    draw = (draw + of).masked_fill(~may, tokens.shape[1])
     order = draw.argsort(-1).argsort(-1)  # (B, L) rank of each position
-    masked = (order < count).to(tokens.device)
-    return Noisy(tokens.masked_fill(masked, mask_id), masked, (count / length).to(tokens.device))
+    rank = order - (length.cumsum(-1) - length).gather(1, of)
+    masked = (rank < count.gather(1, of)) & may
+    p_mask = count / length
+    p_mask = p_mask[:, :1] if block is None else p_mask.gather(1, of)  # (B, 1 or L)
+    masked = masked.to(tokens.device)
+    return Noisy(tokens.masked_fill(masked, mask_id), masked, p_mask.to(tokens.device))
 
 
 def routed_sft(mask_id: int, shifted: bool = False) -> Objective:
@@ -165,7 +175,7 @@ def routed_sft(mask_id: int, shifted: bool = False) -> Objective:
     ) -> Loss:
         prompt_lengths = (batch["weight"] > 0).int().argmax(-1)  # (B,)
         predict = partial(model, prompt_lengths=prompt_lengths)
-        return _answer_loss(predict, batch, generator, mask_id, shifted)
+        return _answer_loss(predict, batch, generator, mask_id, Reading(shifted))
 
     return routed_objective
 
@@ -179,6 +189,7 @@ def remask_sft(
     train_backbone: bool,
     incorrect: Callable[[nn.Module], Replace],
     shifted: bool = False,
+    block_length: int | None = None,
 ) -> Objective:
     """RemeDi's Remask SFT (arXiv 2509.23653, section 4.1): L_TPS + lambda_ups * L_UPS.
 
@@ -190,9 +201,10 @@ def remask_sft(
     detached p(x0 | xt) where masked. Both are divided by each sample's answer length,
     then averaged over samples, as in `sft`. label_smoothing: s takes a label y to s +
     (1 - 2 s) y; RemeDi's code has 0.05 (.95, .05, .05 + .9 p). incorrect: where
-    incorrect tokens come from, given the model. shifted: as for `sft`; a score is of its
-    own column. The model is a `policy_model.PolicyModel`.
+    incorrect tokens come from, given the model. shifted, block_length: as for `sft`; a
+    score is of its own column. The model is a `policy_model.PolicyModel`.
     """
+    reading = Reading(shifted, block_length)
 
     def remask_objective(
         model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
@@ -200,11 +212,18 @@ def remask_sft(
         tokens, weight = batch["input_ids"], batch["weight"]  # (B, L)
         answer = weight > 0
         noisy = remask_noise(
-            tokens, answer, mask_id, generator, r=r_incorrect, replace=incorrect(model)
+            tokens,
+            answer,
+            mask_id,
+            generator,
+            r=r_incorrect,
+            replace=incorrect(model),
+            block=reading.blocks(tokens),
         )
         at = noisy.masked if model.training else answer  # N positions; only metrics ask for more
-        logits, score = model(noisy.tokens, predicting(at, shifted))  # (N, V), (B, L)
-        logits = logits.float()
+        given = reading.given(noisy.tokens, tokens, answer)
+        logits, score = model(given.tokens, given.predicting(at), **given.options)
+        logits, score = logits.float(), given.of_noisy(score)  # (N, V), (B, L)
         cross_entropy = F.cross_entropy(logits, tokens[at], reduction="none")  # (N,)
         probability = torch.zeros_like(score).masked_scatter(at, (-cross_entropy.detach()).exp())
         label = torch.where(noisy.masked, probability, (~noisy.incorrect).float())

@@ -28,8 +28,9 @@ class Throughput(TrainerCallback):
     Evaluations and checkpoints are left out.
 
     flops: of a token; with peak, FLOP/s of a device, it also adds flop_utilisation
-    (0-1). Tokens are padding too: the model sees it. told_below: a utilisation under which
-    the log says once what may help; 0 = never.
+    (0-1). Tokens are those of the rows, each once, though a block-causal model sees most of
+    them twice, noisy and clean. Padding counts too: the model sees it. told_below: a
+    utilisation under which the log says once what may help; 0 = never.
     """
 
     def __init__(
@@ -87,23 +88,27 @@ class Throughput(TrainerCallback):
         )
 
 
-def training_flops(model: LLaDA, length: int) -> float:
+def training_flops(model: LLaDA, length: int, noisy_share: float = 1.0) -> float:
     """FLOPs that training must spend on a token of a row of `length`.
 
     6 a weight of a matrix that it meets, and 12 D L a layer for attention, D the width
     of all heads.
 
     The head counts half, for on average every other token is masked and has logits;
-    recomputation would not count.
+    recomputation would not count. noisy_share: of a block-causal model, the tokens that
+    stand noisy beside all the clean ones; each attends to (L + block) / 2 on average.
     """
     config = model.config
+    columns, sees = 1.0, float(length)
+    if config.attention == "block_causal" and config.block_length is not None:
+        columns, sees = 1 + noisy_share, (length + config.block_length) / 2
     of_blocks = model.get_submodule("model.transformer.blocks").parameters()
     # of a stack of experts a token takes some
     used = {2: 1.0, 3: config.experts_per_token / max(config.num_experts, 1)}
     blocks = sum(weight.numel() * used.get(weight.dim(), 0) for weight in of_blocks)
     head = config.num_embeddings * config.d_model / 2
     attended = config.n_layers * config.n_heads * config.head_dim
-    return 6 * (blocks + head) + 12 * attended * length
+    return 6 * (columns * blocks + noisy_share * head) + 12 * columns * attended * sees
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, repetitions: int = 5) -> float:
@@ -127,17 +132,21 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, repetitions: int = 5) 
     return 2 * size**3 / min(seconds[1:])  # the first call is slower
 
 
-def measured(model: LLaDA, length: int, arguments: TrainingArguments) -> Throughput:
+def measured(
+    model: LLaDA, length: int, arguments: TrainingArguments, noisy_share: float = 1.0
+) -> Throughput:
     """Throughput with the utilisation of this process's device.
 
-    It is of the precision of the run's matrix products.
+    It is of the precision of the run's matrix products. noisy_share: see `training_flops`.
     """
     dtype = torch.float16 if arguments.fp16 else torch.float32
     if arguments.bf16:
         dtype = torch.bfloat16
     told_below = IDLE_BELOW if arguments.device.type == "cuda" else 0.0
     return Throughput(
-        training_flops(model, length), matmul_peak(arguments.device, dtype), told_below
+        training_flops(model, length, noisy_share),
+        matmul_peak(arguments.device, dtype),
+        told_below,
     )
 
 

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from llada_plugins.diffusion.forward_process import Replace, another_of
 from llada_plugins.models.tokenizer import load_tokenizer
-from training.loop.objectives import predicting
 
-from .jobs import AnswerJob, mask_id, shifted
+from .jobs import AnswerJob, mask_id, reading_of
 
 
 def answer_tokens(job: AnswerJob) -> list[int]:
@@ -56,15 +55,16 @@ def _samples(job: AnswerJob) -> Callable[[nn.Module], Replace]:
 
     They are drawn at the chosen positions at once, all masked.
     """
-    mask_token, shift = mask_id(job.model.config), shifted(job.model.config)
+    mask_token, reading = mask_id(job.model.config), reading_of(job.model.config)
 
     def source(model: nn.Module) -> Replace:
         def replace(
             noisy: Tensor, chosen: Tensor, tokens: Tensor, generator: torch.Generator
         ) -> Tensor:
             with torch.no_grad():
-                at = predicting(chosen, shift)
-                logits = model(noisy.masked_fill(chosen, mask_token), at).logits  # (N, V)
+                given = reading.given(noisy.masked_fill(chosen, mask_token), tokens, chosen)
+                at = given.predicting(chosen)
+                logits = model(given.tokens, at, **given.options).logits  # (N, V)
             logits = logits.double()
             logits[:, mask_token] = -torch.inf
             cumulative = logits.softmax(-1).cumsum(-1)

@@ -27,6 +27,7 @@ from training.data.encoding import Vocabulary, encode, vocabulary
 from training.data.examples import Example, collate_answers
 from training.data.rows import read_hub, read_jsonl
 from training.loop.random_streams import random_stream
+from training.loop.reading import Reading
 from training.loop.trainer import Save
 
 from .arguments import RunArguments
@@ -123,7 +124,9 @@ def checkpoint_job(options: SFTOptions, arguments: RunArguments) -> AnswerJob:
         raise ValueError("--model needs --data, a JSONL file or a hub name")
     assert options.model is not None
     folder, vocab = checkpoint(options.model)
-    with_attention(read_config(folder), options.attention, str(folder))
+    # refused before rows are tokenised
+    config = with_attention(read_config(folder), options.attention, str(folder))
+    with_blocks(config, options.block_length)
     if options.seq_len is not None and not 0 < options.seq_len <= vocab.max_length:
         raise ValueError(
             f"--seq_len must be between 1 and the model's {vocab.max_length} tokens, got "
@@ -132,7 +135,7 @@ def checkpoint_job(options: SFTOptions, arguments: RunArguments) -> AnswerJob:
     with arguments.main_process_first() if options.token_cache else nullcontext():
         train, evaluation = _rows(options, options.data, vocab)
     collate = collate_answers(vocab.eos_id)
-    model = trainable(folder, options.dtype, options.attention)
+    model = trainable(folder, options.dtype, options.attention, options.block_length)
     return Job(model, train, evaluation, collate, folder)
 
 
@@ -215,21 +218,53 @@ def shifted(config: LLaDAConfig) -> bool:
     return FAMILIES[config.family].shift
 
 
+def block_length(config: LLaDAConfig) -> int | None:
+    """Tokens of a block of a block-causal model, None of one with full attention."""
+    return config.block_length if config.attention == "block_causal" else None
+
+
+def reading_of(config: LLaDAConfig) -> Reading:
+    """How the model reads noisy rows."""
+    return Reading(shifted(config), block_length(config))
+
+
 def eos_id(config: LLaDAConfig) -> int:
     """The EOS token of a model that trains; `checkpoint` has seen to it that there is one."""
     assert config.eos_token_id is not None
     return config.eos_token_id
 
 
-def trainable(folder: Path, dtype: str = "float32", attention: Attention | None = None) -> LLaDA:
+def trainable(
+    folder: Path,
+    dtype: str = "float32",
+    attention: Attention | None = None,
+    block_length: int | None = None,
+) -> LLaDA:
     """The model of a folder, on the CPU, with gradients for all weights.
 
     Its config names the mask and EOS that decoding would take, so that what is saved does.
+    block_length: in place of the checkpoint's.
     """
     model = load_model(folder, device="cpu", dtype=dtype, attention=attention).requires_grad_(True)
+    model.config = with_blocks(model.config, block_length)
     if (special := model.special_tokens) is not None:
         model.config = replace(model.config, mask_token_id=special.mask, eos_token_id=special.eos)
     return model
+
+
+def with_blocks(config: LLaDAConfig, length: int | None) -> LLaDAConfig:
+    """The config of a block-causal model with blocks of so many tokens; None: its own.
+
+    ValueError under full attention.
+    """
+    if length is None:
+        return config
+    if config.attention != "block_causal":
+        raise ValueError(
+            f"--block_length {length} is for models with block-causal attention, and this one has "
+            "full attention: leave it out, or of an A2D model give --attention block_causal"
+        )
+    return replace(config, block_length=length)
 
 
 def train_logits_alone(model: LLaDA) -> None:
@@ -250,6 +285,15 @@ def mean_length(rows: Sequence[Example], most: int = 100) -> int:
     """Tokens of a row, by some of them."""
     some = [rows[number] for number in range(min(most, len(rows)))]
     return round(sum(len(row.input_ids) for row in some) / len(some))
+
+
+def noisy_share(config: LLaDAConfig, rows: Sequence[Example], most: int = 100) -> float:
+    """The share of a row's tokens that a block-causal model gets noisy as well, by some rows."""
+    if block_length(config) is None:
+        return 1.0
+    some = [rows[number] for number in range(min(most, len(rows)))]
+    answers = sum(len(row.input_ids) - row.prompt_length for row in some)
+    return answers / sum(len(row.input_ids) for row in some)
 
 
 # --- output folders -------------------------------------------------------------------

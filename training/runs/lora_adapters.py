@@ -22,7 +22,7 @@ from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.gptq import replace
 from llada_plugins.models.layout import SAME_NAMES, Layout
 from llada_plugins.models.llada import LLaDA
-from llada_plugins.models.lora import BACKBONE, PREFIX, WEIGHTS, targeted
+from llada_plugins.models.lora import BACKBONE, BLOCK_LENGTH, PREFIX, WEIGHTS, targeted
 from llada_plugins.models.mixture import StackedLinear
 from llada_plugins.options.fields import Options, arg
 from training.loop.trainer import Save
@@ -187,7 +187,10 @@ def save_lora(model: LLaDA, lora: LoRA, base: str) -> Save:
     With them it writes to which weights they belong. model: as it was loaded. base:
     what --model said.
     """
-    backbone, layout = backbone_fingerprint(model), FAMILIES[model.config.family].layout
+    layout = FAMILIES[model.config.family].layout
+    metadata = {BACKBONE: backbone_fingerprint(model)}
+    if model.config.attention == "block_causal":
+        metadata[BLOCK_LENGTH] = str(model.config.block_length)
 
     def save(adapted: nn.Module, folder: Path, state: Mapping[str, Tensor] | None) -> None:
         matrices = _matrices(adapted.state_dict() if state is None else state, layout)
@@ -198,7 +201,7 @@ def save_lora(model: LLaDA, lora: LoRA, base: str) -> Save:
         config.save_pretrained(str(folder))
         # clones, for an expert's two halves have one A
         tensors = {name: each.detach().cpu().clone() for name, each in matrices.items()}
-        save_tensors(tensors, folder / WEIGHTS, {BACKBONE: backbone})
+        save_tensors(tensors, folder / WEIGHTS, metadata)
 
     return save
 

@@ -12,6 +12,17 @@ from .lora_adapters import LoRAOptions
 from .presets import PRESETS, ROUTER_PRESETS
 
 
+def check_block_length(length: int | None, model: str | None) -> None:
+    """Raise ValueError on a length of blocks that no model has."""
+    if length is not None and length < 1:
+        raise ValueError(f"--block_length must be at least 1, got {length}")
+    if length is not None and model is None:
+        raise ValueError(
+            "--block_length is of a --model, and models from scratch have full attention: leave it "
+            "out"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SFTOptions(Options):
     """What is trained on what."""
@@ -48,6 +59,11 @@ class SFTOptions(Options):
         "full or block_causal, of a family whose checkpoints may have either, as A2D's do (mdlm, "
         "bd3lm); what is saved says it (default: the checkpoint's)",
     )
+    block_length: int | None = arg(
+        None,
+        "tokens of a block of block-causal attention; what is saved says it (default: the "
+        "checkpoint's)",
+    )
     append_eos: bool = arg(
         True, "end every text completion with EOS; rows of ids are taken as they are"
     )
@@ -72,6 +88,7 @@ class SFTOptions(Options):
             raise ValueError(f"a preset brings its own data: leave --{of_data[0]} out")
         if self.preset is not None and self.attention is not None:
             raise ValueError("a preset's model has full attention: leave --attention out")
+        check_block_length(self.block_length, self.model)
         if self.eval_data is not None and self.eval_split is not None:
             raise ValueError("--eval_data and --eval_split are alternatives: give one")
         if self.dtype != "float32" and self.preset is not None:

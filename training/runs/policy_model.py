@@ -34,13 +34,21 @@ class PolicyModel(ActivationCheckpointing):
         self.backbone, self.head, self.config = backbone, head, backbone.config
         self.frozen = not any(parameter.requires_grad for parameter in backbone.parameters())
 
-    def forward(self, tokens: Tensor, at: Tensor | tuple[Tensor, Tensor]) -> PolicyOutput:
+    def forward(
+        self,
+        tokens: Tensor,
+        at: Tensor | tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> PolicyOutput:
         """Logits at `at` and scores everywhere, of tokens (B, L).
 
-        at: bool (B, L), or rows and columns (N,) each.
+        at: bool (B, L), or rows and columns (N,) each. attention_mask, position_ids: as of
+        `LLaDA.forward`.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            hidden, score = self.backbone.streams(tokens)  # (B, L, D), (B, L) or None
+            # (B, L, D), (B, L) or None
+            hidden, score = self.backbone.streams(tokens, attention_mask, position_ids=position_ids)
             logits = self.backbone.head(hidden[at])
         if self.head is not None:
             score = self.head(hidden)

@@ -26,7 +26,7 @@ from llada_plugins.models import text
 from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.folder import resolve
 from llada_plugins.models.llada import LLaDA, initialise
-from llada_plugins.models.llada_config import Attention, LLaDAConfig
+from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.sampling.generate import generate
@@ -38,7 +38,16 @@ from training.loop.throughput import measured
 
 from .arguments import RunArguments, asks_for_fsdp
 from .command import Run
-from .jobs import Job, checkpoint, eos_id, mask_id, shifted, train_logits_alone, trainable
+from .jobs import (
+    Job,
+    block_length,
+    checkpoint,
+    eos_id,
+    mask_id,
+    shifted,
+    train_logits_alone,
+    trainable,
+)
 from .presets import TINY_SHAPE
 from .pretrain_options import SEQ_LEN, SHAPE, PretrainOptions
 
@@ -52,12 +61,13 @@ def prepare(options: PretrainOptions, arguments: RunArguments, command: Sequence
     """The run that `python -m training.pretrain` was asked for."""
     with no_litter(Path(arguments.output_dir)):
         job = pretrain_job(options, arguments)
+    config = job.model.config
     # the bound before training
     arguments.eval_on_start = job.evaluation is not None and not arguments.resume
     return Run(
         job=job,
         objective=objectives.pretrain(
-            mask_id(job.model.config), options.random_lengths, shifted(job.model.config)
+            mask_id(config), options.random_lengths, shifted(config), block_length(config)
         ),
         callbacks=[Evaluations(job, options)],
         throughput=measured(job.model, job.train.seq_len, arguments),
@@ -99,7 +109,7 @@ def pretrain_job(options: PretrainOptions, arguments: RunArguments) -> TextJob:
     sources = _sources(options)
     output = Path(arguments.output_dir)
     if options.model is not None:
-        model, folder, seq_len = _from_checkpoint(options.model, options.seq_len, options.attention)
+        model, folder, seq_len = _from_checkpoint(options.model, options)
     else:
         model, folder, seq_len = _from_scratch(options, output, arguments)
     _check_sample(options, folder, model)
@@ -130,11 +140,11 @@ def _sources(options: PretrainOptions) -> list[corpus.Source]:
     return [train]
 
 
-def _from_checkpoint(name: str, seq_len: int | None, attention: Attention | None) -> Start:
+def _from_checkpoint(name: str, options: PretrainOptions) -> Start:
     folder, vocab = checkpoint(name)
-    model = trainable(folder, attention=attention)
+    model = trainable(folder, attention=options.attention, block_length=options.block_length)
     train_logits_alone(model)
-    seq_len = seq_len or vocab.max_length
+    seq_len = options.seq_len or vocab.max_length
     if seq_len > vocab.max_length:
         raise ValueError(
             f"--seq_len must be between 1 and the model's {vocab.max_length} tokens, got {seq_len}"

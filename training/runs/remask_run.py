@@ -44,6 +44,7 @@ from .jobs import (
     AnswerJob,
     add_metrics,
     answer_job,
+    block_length,
     copy_tokenizer,
     load_checkpoint,
     mask_id,
@@ -83,6 +84,7 @@ def prepare(options: RemaskOptions, arguments: RunArguments, command: Sequence[s
         train_backbone=not model.frozen,
         incorrect=incorrect,
         shifted=shifted(model.config),
+        block_length=block_length(model.config),
     )
     return Run(
         job=job.with_model(model),

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from llada_plugins.methods.router import CONFIG, WEIGHTS, Router, RouterConfig, save_router
 from llada_plugins.methods.routing import RoutedLLaDA
+from llada_plugins.models.families import with_attention
 from llada_plugins.models.fingerprint import backbone_fingerprint
+from llada_plugins.models.folder import read_config, resolve
 from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.llada_config import Attention
 from llada_plugins.options.fields import build
 from training.loop import objectives
 from training.loop.metrics_log import read_metrics
@@ -33,6 +36,8 @@ from .presets import ROUTER_PRESETS
 
 def prepare(options: RouterOptions, arguments: RunArguments, command: Sequence[str]) -> Run:
     """The run that `python -m training.router_sft` was asked for."""
+    if options.model is not None:
+        _check_attention(options.model, options.attention)
     job = answer_job(options, arguments, ROUTER_PRESETS)
     config = router_config(options, job.model)
     model = routed_model(job, config, random_stream("router", arguments.seed))
@@ -46,6 +51,16 @@ def prepare(options: RouterOptions, arguments: RunArguments, command: Sequence[s
         load=load_routed,
         finish=lambda metrics: record_metrics(folder),
     )
+
+
+def _check_attention(pretrained: str, attention: Attention | None) -> None:
+    """Raise ValueError on a block-causal model, before its weights and data are read."""
+    folder = resolve(pretrained, option="--model")
+    if with_attention(read_config(folder), attention, str(folder)).attention == "block_causal":
+        raise ValueError(
+            f"--model {pretrained} has block-causal attention, where one block alone has masks: an "
+            "ALA router seeds those of a whole answer, train it on a model with full attention"
+        )
 
 
 def router_config(options: RouterOptions, model: LLaDA) -> RouterConfig:

@@ -10,7 +10,15 @@ from training.loop.throughput import measured
 
 from .arguments import RunArguments
 from .command import Run
-from .jobs import answer_job, mask_id, mean_length, shifted, train_logits_alone
+from .jobs import (
+    answer_job,
+    block_length,
+    mask_id,
+    mean_length,
+    noisy_share,
+    shifted,
+    train_logits_alone,
+)
 from .lora_adapters import add_lora, load_lora, save_lora
 from .options import FineTuningOptions
 
@@ -18,10 +26,12 @@ from .options import FineTuningOptions
 def prepare(options: FineTuningOptions, arguments: RunArguments, command: Sequence[str]) -> Run:
     """The run that `python -m training.sft` was asked for."""
     job = answer_job(options, arguments)
-    objective = objectives.sft(mask_id(job.model.config), shifted(job.model.config))
+    config = job.model.config
+    objective = objectives.sft(mask_id(config), shifted(config), block_length(config))
     if options.adapters is None:
         train_logits_alone(job.model)
-        throughput = measured(job.model, mean_length(job.train), arguments)
+        share = noisy_share(config, job.train)
+        throughput = measured(job.model, mean_length(job.train), arguments, share)
         return Run(job=job, objective=objective, throughput=throughput)
     assert options.model is not None  # adapters are of a checkpoint
     save = save_lora(job.model, options.adapters, options.model)
