@@ -262,6 +262,12 @@ CANNOT: dict[tuple[str, Callable[[Path, Path, Path], None]], str] = {
     ("remedi", trust_a_policy_head): "this checkpoint has RemeDi's own policy stream",
     ("remedi", train_a_policy_head): "a policy stream of its own, .* give --joint",
 }
+# a router seeds the masks of a whole answer, and these have masks in one block alone
+CANNOT |= {
+    (name, train_a_router): "has block-causal attention"
+    for name, row in FAMILIES.items()
+    if row.attentions == ("block_causal",)
+}
 
 
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
