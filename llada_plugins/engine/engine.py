@@ -52,6 +52,7 @@ from .request import (
     stop_rule,
 )
 from .request_sampler import combined
+from .unscored import Unscored
 from .watching import watched
 
 logger = logging.getLogger(__name__)
@@ -145,9 +146,10 @@ class Engine:
         Those of longest prompts come first. Every request is checked before the first
         forward. Requests share a batch only with their own sampler options; when an answer
         ends, at a block's end, a waiting request takes its place. batch_size: in place of
-        the configured one; where batch_tokens is configured, that counts.
+        the configured one; where batch_tokens is configured, that counts. Raises ScoreError,
+        once all others are answered, where a process reward model gives no number for some.
         """
-        encoded = self._encoded(requests)
+        encoded, unscored = self._encoded(requests), Unscored()
         if self.recorder:
             self.recorder.begin()
         for each in encoded:
@@ -159,7 +161,8 @@ class Engine:
                 decoding_probe, self.prepared, group, self.special, self.model.device
             )
             limit = self.batches.limit(group.sampler, probe, batch_size)
-            yield from self._decode(group, limit)
+            yield from unscored.decode(functools.partial(self._decode, at_once=limit), group)
+        unscored.report(len(requests))
 
     def _recorder(self) -> Recorder | None:
         """What writes down how answers come about, where record asks for it."""
