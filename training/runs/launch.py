@@ -28,7 +28,7 @@ from training.loop.length_batches import RowsByLength, lengths_of
 from training.loop.metrics_log import METRICS
 from training.loop.trainer import DiffusionTrainer
 
-from . import config_file
+from . import config_file, restarts
 from .arguments import EVENTS, RunArguments, asks_for_fsdp
 from .command import Command, Run
 from .jobs import load_checkpoint, save_checkpoint
@@ -47,6 +47,7 @@ def main(command: Command, argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     options, arguments = parse(command.options, command.usage, argv, command.presets)
     words = [*command.words, *argv]
+    restarts.go_on(arguments)
     try:
         check_output(arguments)
         prepared = command.prepare(options, arguments, words)
@@ -260,6 +261,7 @@ def _begin(
         "config": config_file.given(command)[1],
         "options": options,
         "rows_of_update": rows_of_update(arguments),
+        restarts.LAUNCH: restarts.launch(),
         "arguments": arguments.to_dict(),
     }
     resuming.begin(folder, description, identity, resume=arguments.resume)
