@@ -9,6 +9,7 @@
 # make options     writes docs/options.md from the dataclasses
 # make doctor      is the installation whole, and do both harnesses find our models
 # make fuzz        50,000 damaged checkpoints: each loads, or ends in one line that names the file (10 CPU minutes)
+# make faults      both harnesses killed at random moments, on full and read-only disks, with spoilt caches: the same answers in the end (20 CPU minutes)
 # make matrix      other versions of transformers, lm-eval, peft and Python, each in a throw-away environment; writes the table of docs/install.md
 # make install     .venv with the tested versions of both harnesses and this package, editable; demo and test do it by themselves
 # make clean       remove what the targets above made
@@ -29,12 +30,12 @@ KERNELS_scalar = ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONED
 KERNELS_avx2 = ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats fuzz matrix check docs options doctor install clean
+.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats fuzz faults matrix check docs options doctor install clean
 
-demo ablation ablation-prm test test-slow test-machines test-floats fuzz: export HF_HUB_OFFLINE = 1
-demo ablation ablation-prm test test-slow test-machines test-floats fuzz: export HF_DATASETS_OFFLINE = 1
-demo ablation ablation-prm test test-slow test-machines test-floats fuzz: export TRANSFORMERS_OFFLINE = 1
-demo ablation ablation-prm test test-slow test-machines test-floats fuzz: export TOKENIZERS_PARALLELISM = false
+demo ablation ablation-prm test test-slow test-machines test-floats fuzz faults: export HF_HUB_OFFLINE = 1
+demo ablation ablation-prm test test-slow test-machines test-floats fuzz faults: export HF_DATASETS_OFFLINE = 1
+demo ablation ablation-prm test test-slow test-machines test-floats fuzz faults: export TRANSFORMERS_OFFLINE = 1
+demo ablation ablation-prm test test-slow test-machines test-floats fuzz faults: export TOKENIZERS_PARALLELISM = false
 
 SUDOKU4 = $(BIN)/lm_eval --model llada --tasks sudoku4 --include_path configs/lmeval --batch_size 50 --log_samples
 
@@ -87,6 +88,9 @@ doctor: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations 50000
+
+faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
 
 matrix: $(INSTALLED)
 	TORCH='$(TORCH)' nice $(BIN)/python -m tests.matrix
