@@ -37,6 +37,7 @@ FROM_ZERO = (
     "max_grad_norm",
     "dataloader_num_workers",
     "warmup_steps",
+    "router_aux_loss_coef",
 )
 # names of arguments, the test of their values, and the words for it; NaN passes none
 NUMBERS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
@@ -111,6 +112,11 @@ class RunArguments(TrainingArguments):
         False,
         "an update takes rows of similar lengths, in random order, so that less is padding; "
         "answers of SFT, whose padding is learned, then learn less of it",
+    )
+    router_aux_loss_coef: float = arg(
+        0.0,
+        "weight of a loss that balances the load of experts, of models whose router is a softmax "
+        "of all (LLaDA-MoE's config.json says 0.01); 0 = none",
     )
     ddp_find_unused_parameters: bool | None = arg(
         False, "leave it off: every update reaches all that trains"

@@ -26,6 +26,8 @@ from llada_plugins.options.command_line import dataclass_parser
 from training.loop import resuming
 from training.loop.length_batches import RowsByLength, lengths_of
 from training.loop.metrics_log import METRICS
+from training.loop.objectives import Objective
+from training.loop.router_balance import balanced, check_balances
 from training.loop.trainer import DiffusionTrainer
 
 from . import config_file, restarts
@@ -203,7 +205,7 @@ def _trainer(prepared: Run, arguments: RunArguments, command: Sequence[str]) -> 
     trainer = DiffusionTrainer(
         job.model,
         arguments,
-        objective=prepared.objective,
+        objective=_objective(prepared, arguments),
         save=prepared.save or whole_model,
         collate=job.collate,
         train=job.train,
@@ -227,6 +229,20 @@ def _trainer(prepared: Run, arguments: RunArguments, command: Sequence[str]) -> 
             f"batch ({batch}): leave it out"
         )
     return trainer
+
+
+def _objective(prepared: Run, arguments: RunArguments) -> Objective:
+    """The run's objective, with what --router_aux_loss_coef adds."""
+    coefficient = arguments.router_aux_loss_coef
+    if not coefficient:
+        return prepared.objective
+    check_balances(prepared.job.model, coefficient)
+    if asks_for_fsdp(arguments) or arguments.deepspeed:
+        raise ValueError(
+            "--router_aux_loss_coef reads the routers' weights whole, which FSDP and DeepSpeed "
+            "spread: leave one of them out"
+        )
+    return balanced(prepared.objective, coefficient)
 
 
 def _row_order(rows: Any, arguments: RunArguments) -> RowsByLength | None:
