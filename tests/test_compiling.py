@@ -181,6 +181,27 @@ def test_a_decode_whose_rows_leave_needs_at_most_three_graphs_a_form(make_model,
     assert not model.compiling.notes
 
 
+@pytest.mark.slow
+def test_rows_in_slots_have_the_answers_of_eager_layers_and_at_most_four_graphs_a_form(
+    make_model, graphs
+):
+    """Rows join and leave at any block; a block's first forward has a mask of pairs."""
+    torch._dynamo.utils.counters.clear()
+    model = make_model(attention="block_causal", block_length=4, n_kv_heads=2)
+    config = SamplerConfig(gen_length=14, threshold=0.06)
+    batches = (PROMPTS, PROMPTS[:2], PROMPTS[::-1] * 2, [[3, 4]] * 5, [[6] * 9] * 2, PROMPTS[2:3])
+
+    def answers() -> list:
+        return [generate(model, prompts, config, special=SPECIAL) for prompts in batches]
+
+    expected = answers()
+    model.compile_layers("on", graphs)
+    assert answers() == expected
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(graphs.num_calls)
+    assert len(graphs.num_calls) <= 4 * 3  # no mask, one for all columns, one of pairs
+    assert not model.compiling.notes
+
+
 def test_all_layers_share_their_graphs(make_model, graphs):
     model = make_model(n_layers=5)
     model.compile_layers("on", graphs)

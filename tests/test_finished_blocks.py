@@ -25,6 +25,7 @@ from llada_plugins.methods.router import Router, RouterConfig
 from llada_plugins.methods.routing import routed
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.past import LayerPast
+from llada_plugins.models.quantization import quantised
 from llada_plugins.models.slots import NO_TOKEN, Slots
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.rewards.block_review import BlockReview
@@ -149,6 +150,17 @@ def test_many_random_decodes_have_the_answers_of_no_cache(model, kind):
     for seed in range(100, 300):
         decoded = drawn_decode(model, kind, seed)
         assert decoded("auto") == decoded("none"), seed
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int8_dynamic"])
+def test_answers_of_weights_in_8_bits_are_those_of_no_cache(make_model, quantize):
+    model = make_model(attention="block_causal", block_length=4)
+    for block in model.blocks:
+        for name, module in list(block.named_children()):
+            if isinstance(module, nn.Linear):
+                setattr(block, name, quantised(module, quantize))
+    decoded = drawn_decode(model, "plain", 4)
+    assert decoded("auto") == decoded("none")
 
 
 def both(first: Denoiser, second: Denoiser, bound: float) -> Denoiser:

@@ -9,6 +9,7 @@ made, as a pool of memory would. So what would be frozen in a graph is frozen he
 from __future__ import annotations
 
 import gc
+import random
 import threading
 import weakref
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llada_plugins.diffusion.batch_limit import BatchLimit
 from llada_plugins.diffusion.denoiser import Denoiser, model_denoiser
 from llada_plugins.diffusion.memory import Rows
 from llada_plugins.likelihood.estimate import log_likelihood
@@ -35,8 +37,8 @@ from llada_plugins.models.past import Past, row_bucket
 from llada_plugins.models.replay import LARGEST, MAX_GRAPHS, MOST_ROWS, WARM_UP, obstacle
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Draft, Filled
-from llada_plugins.sampling.generate import generate
+from llada_plugins.sampling.decode import Draft, Filled, decode
+from llada_plugins.sampling.generate import generate, with_options
 from tests.test_waits import READ, SIZED
 from tests.tolerance import measured
 
@@ -169,6 +171,49 @@ def test_answers_are_those_of_plain_forwards(make_model, options):
     replaying(model)
     assert answers() == expected
     assert num_replays() > len(Recorder.made) > 0 and not model.compiling.notes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(threshold=0.06),
+        pytest.param(dict(block_steps=2, cfg_scale=0.7), marks=pytest.mark.slow),
+        pytest.param(dict(threshold=0.06, temperature=0.8), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_answers_of_rows_in_slots_are_those_of_plain_forwards_and_few_graphs_do(
+    make_model, options
+):
+    """Rows of a block-causal model leave blocks and answers, and others join at any block.
+
+    A bucket's further rows write into the slots of rows that are not in work.
+    """
+    model = make_model(
+        attention="block_causal", block_length=4, n_kv_heads=2, max_sequence_length=256
+    )
+    draw = random.Random(0)
+    prompts = [[draw.randrange(38) for _ in range(draw.randint(1, 60))] for _ in range(14)]
+    config = SamplerConfig(gen_length=72, block_length=4, sampling_method="block_causal", **options)
+
+    def answers() -> list:
+        return decode(
+            with_options(model_denoiser(model), config, SPECIAL),
+            prompts,
+            config,
+            SPECIAL,
+            stop=lambda answer: sum(answer) % 23 == 0,
+            at_once=BatchLimit(lambda longest: 7),
+        )
+
+    expected = answers()
+    replaying(model)
+    assert answers() == expected
+    assert answers() == expected  # in memory that holds other rows' keys and values
+    assert not model.compiling.notes
+    # 1, 2, 3, 4, 6 and 7 rows (12 and 14 of two branches), blocks of one and two, two lengths
+    assert len(model.replays.forwards) <= 8 * 2 * 2
+    assert num_replays() > 3 * len(model.replays.forwards) > 0
 
 
 @pytest.mark.parametrize(
