@@ -16,6 +16,16 @@ MOE: dict[str, Any] = dict(**DENSE, num_experts=64, experts_per_token=8)
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": dict(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64, vocab_size=101),
     "100m": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=2048, vocab_size=126_464),
+    # SDAR's kind: grouped queries, normed; small enough for a published loop on a CPU
+    "40m-gqa": dict(
+        d_model=512,
+        n_layers=8,
+        n_heads=8,
+        n_kv_heads=2,
+        mlp_hidden_size=1536,
+        vocab_size=32_000,
+        qk_norm=True,
+    ),
     "8b": dict(d_model=4096, n_layers=32, n_heads=32, mlp_hidden_size=12_288, vocab_size=126_464),
     # LLaDA-MoE's; NAME-active is dense, with as many weights as a token of it meets
     "7b-moe": dict(d_model=2048, n_layers=16, n_heads=16, mlp_hidden_size=1024, **MOE),
@@ -25,10 +35,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def model_config(shape: str, length: int) -> LLaDAConfig:
-    """A model of the shape for sequences up to `length`; its last id is the mask."""
+def model_config(shape: str, length: int, block_length: int | None = None) -> LLaDAConfig:
+    """A model of the shape for sequences up to `length`; its last id is the mask.
+
+    block_length: of block-causal attention; None: every token sees all.
+    """
     return LLaDAConfig(
         **SHAPES[shape],
+        attention="full" if block_length is None else "block_causal",
+        block_length=block_length,
         max_sequence_length=length,
         rope_theta=5e5,
         rms_norm_eps=1e-5,

@@ -10,6 +10,7 @@ decodes the same tokens and `log_likelihood` estimates the same bound with less 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -91,6 +92,37 @@ def generate(
                 generator,
             )
     return Decoded(tokens, config.num_blocks * config.steps_per_block)
+
+
+@torch.inference_mode()
+def generate_block_causal(
+    model: LLaDA,
+    prompt: list[int],
+    config: SamplerConfig,
+    mask_id: int,
+    stop: Callable[[list[int]], bool],
+) -> list[int]:
+    """The answer to one prompt of a block-causal model, as LLaDA2's generate decodes it, greedy.
+
+    Every step is a forward of the row up to the end of the block in work, with logits at all
+    of its positions; the share of steps_per_block most probable proposals stay. The prompt is
+    of whole blocks. stop: asked at the end of every block.
+    """
+    row, width = list(prompt), config.block
+    share, remainder = divmod(width, config.steps_per_block)
+    while len(row) < len(prompt) + config.gen_length:
+        tokens = torch.tensor([row + [mask_id] * width], device=model.device)  # (1, L)
+        for step in range(config.steps_per_block):
+            logits = model(tokens)[0, -width:].float()  # (W, V)
+            block = tokens[0, -width:]
+            probability, proposal = logits.softmax(-1).max(-1)
+            probability = probability.masked_fill(block != mask_id, -torch.inf)
+            chosen = probability.topk(share + (step < remainder)).indices
+            block[chosen] = proposal[chosen]
+        row = tokens[0].tolist()
+        if stop(row[len(prompt) :]):
+            break
+    return row[len(prompt) :]
 
 
 @torch.inference_mode()

@@ -8,12 +8,17 @@ The last are llada_plugins/sampling/batching.py's.
         a model whose steps cost more in calls than in arithmetic
     python -m benchmarks.throughput --shape 8b --device cuda
         LLaDA-8B's shape in bfloat16
+    python -m benchmarks.throughput --attention block_causal --shape 40m-gqa --threads 2
+            --num_prompts 8 --gen_length 512 --ends False
+        a block-causal model with its exact cache, beside the published loop
 
 Prompts have from half of prompt_length to all of it. After every block an answer ends
 by chance, decided by its tokens, so that the three ways decode the same answers; the
 exit status is 1 if they do not (in float32). `batches` decodes batch_size prompts of
 like length until all have ended; `full` gives the place of each that ends to one that
-waits. `rows` is the mean number of rows of a forward. Seconds are CPU time on a CPU and
+waits. `published`, of block-causal models, is LLaDA2's loop: one row, every step a forward
+of all that stands up to the block's end; it decodes the first published_prompts of them.
+`rows` is the mean number of rows of a forward. Seconds are CPU time on a CPU and
 wall time on a GPU; the ways take turns, and a ratio is one of medians.
 """
 
@@ -21,7 +26,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -29,27 +34,33 @@ from typing import Any, Literal
 import torch
 
 from llada_plugins import SamplerConfig
+from llada_plugins.diffusion.batch_limit import BatchLimit
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, capacity, model_denoiser
 from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
 from llada_plugins.sampling.decode import Sample, decode
+from llada_plugins.sampling.for_model import check_attention
 from llada_plugins.sampling.generate import with_options
 
 from .clock import clock_of, device_name, timed
 from .command import check_folder, run_benchmark
 from .random_models import SHAPES, model_config, random_model, random_tokens
+from .reference import generate_block_causal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What is measured, and where."""
 
-    shape: Literal["tiny", "100m", "8b"] = arg(
+    shape: Literal["tiny", "40m-gqa", "100m", "8b"] = arg(
         "100m",
-        "width and depth of the model: tiny, 100m (279 M parameters with embeddings) or 8b "
-        "(LLaDA-8B)",
+        "width and depth of the model: tiny, 40m-gqa (57 M parameters with embeddings, grouped "
+        "queries), 100m (279 M) or 8b (LLaDA-8B)",
+    )
+    attention: Literal["full", "block_causal"] = arg(
+        "full", "what a token sees: all others, or its own block and those before"
     )
     device: str = arg("cpu", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: str = arg(
@@ -63,7 +74,11 @@ class Options:
     gen_length: int = arg(128, "longest answer in tokens")
     block_length: int = arg(32, "tokens of a block")
     steps_per_block: int = arg(8, "denoising steps of a block")
-    cache: Literal["none", "prefix", "dual"] = arg("dual", "which cache")
+    cache: Literal["none", "auto", "prefix", "dual"] | None = arg(
+        None, "which cache (default: dual, or auto of a block-causal model)"
+    )
+    ends: bool = arg(True, "answers end by chance; else all have gen_length tokens")
+    published_prompts: int = arg(1, "requests that the published loop decodes; 0 = leave it out")
     repetitions: int = arg(2, "how often each way decodes all requests")
     seed: int = arg(0, "of weights and tokens")
     json: str | None = arg(None, "file for the results as JSON")
@@ -74,25 +89,45 @@ class Options:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_folder("json", self.json)
         pick_dtype(self.dtype, pick_device(self.device))
-        self.sampler()
+        self.check_sampler()
+
+    def check_sampler(self) -> None:
+        """Raise ValueError on options that the model's attention does not allow."""
+        length = self.prompt_length + self.gen_length
+        check_attention(self.sampler(), model_config(self.shape, length, self.width))
 
     def sampler(self) -> SamplerConfig:
         """How every request is decoded."""
+        lengths = dict(gen_length=self.gen_length, block_length=self.block_length)
+        if self.attention == "block_causal":
+            return SamplerConfig(
+                **lengths,
+                sampling_method="block_causal",
+                block_steps=self.steps_per_block,
+                cache=self.cache or "auto",
+            )
         num_blocks = max(1, self.gen_length // self.block_length)
         return SamplerConfig(
-            gen_length=self.gen_length,
-            block_length=self.block_length,
-            steps=num_blocks * self.steps_per_block,
-            cache=self.cache,
+            **lengths, steps=num_blocks * self.steps_per_block, cache=self.cache or "dual"
         )
+
+    @property
+    def width(self) -> int | None:
+        """Tokens of a block of the model's attention, if it has such."""
+        return self.block_length if self.attention == "block_causal" else None
 
 
 def prompts_of(model: LLaDA, options: Options) -> list[list[int]]:
-    """Random prompts, the longest first: from prompt_length down to half of it."""
+    """Random prompts, the longest first: from prompt_length down to half of it.
+
+    Of a block-causal model they are whole blocks, as the published loop is written for.
+    """
+    width = options.width or 1
     lengths = [
         options.prompt_length - n * options.prompt_length // (2 * options.num_prompts)
         for n in range(options.num_prompts)
     ]
+    lengths = [max(width, length // width * width) for length in lengths]
     return [
         random_tokens(model, length, options.seed + n)[0].tolist()
         for n, length in enumerate(lengths)
@@ -111,37 +146,52 @@ def counted(denoise: Denoiser, sizes: list[int]) -> Denoiser:
 
 def ways(
     denoise: Denoiser, model: LLaDA, prompts: Sequence[list[int]], options: Options
-) -> dict[str, Callable[[], list[Sample]]]:
-    """What is compared: each decodes all prompts."""
+) -> dict[str, Callable[[], list[list[int]]]]:
+    """What is compared: each decodes all prompts, the published loop the first of them."""
+    special = model.special_tokens
+    assert special is not None
     config = options.sampler()
+
+    def stop(answer: list[int]) -> bool:
+        return options.ends and request_key(options.seed, answer) % config.num_blocks == 0
 
     def work(some: Sequence[list[int]], size: int) -> list[Sample]:
         return decode(
-            with_options(denoise, config, model.special_tokens),
+            with_options(denoise, config, special),
             some,
             config,
-            model.special_tokens,
+            special,
             device=model.device,
-            stop=lambda answer: request_key(options.seed, answer) % config.num_blocks == 0,
-            at_once=capacity(size),
+            stop=stop,
+            at_once=BatchLimit(capacity(size)),
         )
 
     def batches() -> Iterator[Sample]:
         for first in range(0, len(prompts), options.batch_size):
             yield from work(prompts[first : first + options.batch_size], options.batch_size)
 
-    return {
-        "one_by_one": lambda: work(prompts, 1),
-        "batches": lambda: list(batches()),
-        "full": lambda: work(prompts, options.batch_size),
+    def published() -> list[list[int]]:
+        some = prompts[: options.published_prompts]
+        return [generate_block_causal(model, each, config, special.mask, stop) for each in some]
+
+    def answers(samples: Iterable[Sample]) -> list[list[int]]:
+        return [sample.answer for sample in samples]
+
+    found: dict[str, Callable[[], list[list[int]]]] = {
+        "one_by_one": lambda: answers(work(prompts, 1)),
+        "batches": lambda: answers(batches()),
+        "full": lambda: answers(work(prompts, options.batch_size)),
     }
+    if options.width is not None and options.published_prompts:
+        found["published"] = published
+    return found
 
 
 def run(options: Options) -> dict[str, Any]:
     """The whole benchmark; its result can be written as JSON."""
     device = pick_device(options.device)
     model = random_model(
-        model_config(options.shape, options.prompt_length + options.gen_length),
+        model_config(options.shape, options.prompt_length + options.gen_length, options.width),
         device,
         options.seed,
     )
@@ -161,17 +211,19 @@ def run(options: Options) -> dict[str, Any]:
         for name in each:
             sizes.clear()
             seconds[name].append(getattr(timed(partial(decode_all, name), device), clock))
-            rows[name] = statistics.mean(sizes)
-    num_tokens = sum(len(sample.answer) for sample in answers["full"])
-    rates = {name: num_tokens / statistics.median(taken) for name, taken in seconds.items()}
+            rows[name] = statistics.mean(sizes or [1])
+    num_tokens = {name: sum(map(len, found)) for name, found in answers.items()}
+    rates = {name: num_tokens[name] / statistics.median(taken) for name, taken in seconds.items()}
+    slowest = "published" if "published" in rates else "one_by_one"
     return {
-        "ratios": {name: rate / rates["one_by_one"] for name, rate in rates.items()},
+        "ratios": {name: rate / rates[slowest] for name, rate in rates.items()},
+        "ratios_to": slowest,
         "tokens_per_second": rates,
         "rows": rows,
-        "num_tokens": num_tokens,
+        "num_tokens": num_tokens["full"],
         "seconds": seconds,
         "clock": clock,
-        "same_answers": all(found == answers["full"] for found in answers.values())
+        "same_answers": all(found == answers["full"][: len(found)] for found in answers.values())
         if model.dtype == torch.float32
         else None,
         "shape": {"name": options.shape, **SHAPES[options.shape]},
@@ -190,7 +242,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['shape']['name']}, {machine['dtype']}, {machine['device']}: "
         f"{result['num_tokens']} tokens, {result['clock']} time",
-        f"{'':<14}{'tokens/s':>10}{'rows':>8}{'x one by one':>14}",
+        f"{'':<14}{'tokens/s':>10}{'rows':>8}{'x ' + result['ratios_to']:>14}",
     ]
     for name, rate in result["tokens_per_second"].items():
         lines.append(

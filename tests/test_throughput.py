@@ -45,6 +45,20 @@ def test_three_ways_decode_the_same_answers_and_full_batches_have_more_rows(
     assert "same answers: yes" in capsys.readouterr().out
 
 
+def test_a_block_causal_model_decodes_the_answers_of_the_published_loop(tmp_path, capsys):
+    options = ["--attention", "block_causal", "--published_prompts", "4"]
+    assert throughput.main([*SMALL, *options, "--json", str(tmp_path / "out.json")]) == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert set(result["ratios"]) == {"one_by_one", "batches", "full", "published"}
+    assert result["ratios"]["published"] == 1 and result["same_answers"] is True
+    assert "x published" in capsys.readouterr().out
+
+
+def test_an_approximate_cache_is_refused_for_a_block_causal_model():
+    with pytest.raises(SystemExit, match="cache=dual freezes what later blocks change"):
+        throughput.main([*SMALL, "--attention", "block_causal", "--cache", "dual"])
+
+
 def test_other_answers_are_told(monkeypatch):
     honest = throughput.ways
 
