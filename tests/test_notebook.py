@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llada_plugins.engine.engine import option_classes
+from llada_plugins.engine.asked import option_classes
 from llada_plugins.engine.flags import read_flags
 from llada_plugins.engine.question_files import EvaluateConfig
 from llada_plugins.options.fields import build, coerce, names, reject_unknown
