@@ -26,6 +26,7 @@ from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.harness import lmeval_tokens
 from llada_plugins.harness.lmeval_answers import answer, totals_of
 from llada_plugins.harness.lmeval_cache import tied
+from llada_plugins.harness.lmeval_manifest import manifest
 from llada_plugins.harness.lmeval_notes import LikelihoodNotes, attach_each
 from llada_plugins.harness.lmeval_options import (
     NAMING,
@@ -42,6 +43,7 @@ from llada_plugins.harness.lmeval_windows import rolling_windows, totals
 from llada_plugins.harness.statistics import TotalsByTask
 from llada_plugins.likelihood.estimate import LogLikelihood
 from llada_plugins.models.folder import DEFAULT
+from llada_plugins.provenance.manifest import Recorder
 
 from ._lm_eval_hook import register
 
@@ -90,6 +92,7 @@ class LLaDA(ParallelLM):
         self._totals = TotalsByTask()
         self._seed_warnings = SeedWarnings()
         self._notes = LikelihoodNotes()
+        self._recorder = Recorder(self.engine)
         self._chats = False  # has lm-eval rendered a prompt with the chat template?
 
     @classmethod
@@ -200,12 +203,13 @@ class LLaDA(ParallelLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """Merged into the `config` of the results file."""
-        return {
+        info = {
             **self.engine.info(),
             **self._samplers.info(),
             **self._totals.info(),
             "overlong_requests": dict(self.engine.overlong.counts),
         }
+        return {**info, **manifest(self._recorder, info)}
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers in the order of the requests; all are checked before the first is decoded.

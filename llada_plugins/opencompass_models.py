@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from llada_plugins.engine.request import Completion, QuestionId
     from llada_plugins.harness.opencompass_journal import Journal
+    from llada_plugins.harness.opencompass_manifest import TaskManifest
     from llada_plugins.harness.streams import Stream
     from llada_plugins.sampling.config import SamplerConfig
 
@@ -125,6 +126,7 @@ class LLaDA(LikelihoodModel):
         )
         self.record_stats = record_stats
         self.stop_words = (stop_words,) if isinstance(stop_words, str) else tuple(stop_words)
+        self._manifest = None if tokenizer_only else self._begin_manifest(chat, meta_template)
         self._lock = threading.RLock()  # stock inferencers may ask from a pool of threads
         self._warnings = WarnOnce(logger)
         self._streams = Streams(self._warnings)
@@ -154,6 +156,19 @@ class LLaDA(LikelihoodModel):
         from llada_plugins.harness.opencompass_journal import Journal
 
         return Journal(self.engine.fingerprint())
+
+    def _begin_manifest(self, chat: bool, meta_template: Mapping[str, Any] | None) -> TaskManifest:
+        """Of the running task, if one is; refuses to go on with answers of another model."""
+        from llada_plugins.harness.opencompass_manifest import TaskManifest
+        from llada_plugins.provenance.manifest import Recorder
+
+        entry = {
+            "chat": chat,
+            "meta_template": meta_template,
+            "stop_words": self.stop_words,
+            "num_return_sequences": self.num_answers,
+        }
+        return TaskManifest(Recorder(self.engine), entry)
 
     def _load_tokenizer(self, path: str | None, options: Mapping[str, Any]) -> None:
         """The tokenizer alone, for a caller that renders and counts prompts."""
@@ -274,6 +289,9 @@ class LLaDA(LikelihoodModel):
             answers[request.prompt, request.stream] = completion
             self._journal.keep(request, completion)
             bar.add(completion.num_tokens)
+        found = [each for each in answers.values() if each is not None]
+        if self._manifest is not None:
+            self._manifest.add(found)
         return {pair: self._prediction(each) for pair, each in answers.items() if each is not None}
 
     def _ids(self, string: str) -> list[int]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "llada_plugins.families": "special tokens",
     "llada_plugins.frontier": "--sweep",
     "llada_plugins.presets": "--task",
+    "llada_plugins.rerun": "--anyway",
     "llada_plugins.ups_report": "--noise_draws",
     "training.convert": "--format",
     "training.create_configs": "--output",

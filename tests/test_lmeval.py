@@ -318,6 +318,9 @@ def test_simple_evaluate_finds_the_model_by_name_and_reports_its_settings(
     assert results["results"]["sudoku4"]["acc,none"] >= 0.5
     assert results["config"]["sampler"]["steps"] == 16
     assert results["config"]["confidence_source"] == "tps_prob"
+    manifest = results["config"]["manifest"]
+    assert manifest["options"]["steps"]["value"] == 16
+    assert manifest["results"]["sudoku4"]["acc,none"] == results["results"]["sudoku4"]["acc,none"]
 
 
 @pytest.mark.slow

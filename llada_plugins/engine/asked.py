@@ -35,6 +35,9 @@ class Asked:
 
     def __post_init__(self) -> None:
         """Raises ValueError on unknown names and bad values, before any file is looked at."""
+        if self.explicit.get("pretrained") is None:  # harnesses pass on what nobody gave
+            others = {key: each for key, each in self.explicit.items() if key != "pretrained"}
+            self._set("explicit", others)
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         reject_unknown(self.explicit, [*names(*option_classes(self.method)), *published.NAMES])

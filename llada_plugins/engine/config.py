@@ -33,6 +33,7 @@ NOT_IDENTITY = (
     "compile",
     "likelihood_log",
     *names(RecordOptions),
+    "manifest",
 )
 
 
@@ -105,6 +106,11 @@ class ModelOptions(Options):
         "what does not fit the context: truncate (as lm-eval: a prompt or context loses its "
         "beginning, as does a longer answer that is to be scored), skip (answered by nothing, "
         "scored -inf) or error; counted, and marked in result files",
+    )
+    manifest: Literal["sampled", "full", "off"] = arg(
+        "sampled",
+        "what results say of how they were made: digests of samples of every tensor, of all bytes "
+        "(remembered in ~/.cache/llada_plugins), or no manifest at all",
     )
     mask_id: int | None = arg(
         None, "id of the mask token, where neither config.json nor the tokenizer names it"

@@ -1,0 +1,182 @@
+"""The manifest of a model in a run of OpenCompass: RUN/manifests/ABBR.json, of all its processes.
+
+OpenCompass resumes by file name alone. So what stands there is held against the model that is
+about to go on: answers of other options, or of a data set that was cut otherwise, are
+refused before the first is given.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine import dist
+from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
+
+from llada_plugins.engine.config import NOT_IDENTITY
+from llada_plugins.engine.request import Completion
+from llada_plugins.provenance.manifest import FOLDER, Recorder, locked, plain, write_manifest
+from llada_plugins.provenance.origins import option_origins
+from llada_plugins.provenance.state import differences
+
+from .opencompass_tasks import infer_task, uncut_name
+from .statistics import Totals, statistics
+
+# sections of a state that may differ between processes of one run
+MAY_DIFFER = ("versions", "git_commit", "device")
+LAST_CUT = re.compile(r"\[(\d+): ?(\d+)\]$")
+
+
+class TaskManifest:
+    """What a process of OpenCompass takes down of its model; nothing outside of a task."""
+
+    def __init__(self, recorder: Recorder, entry: Mapping[str, Any]) -> None:
+        """entry: what the model's entry has beside the engine's options."""
+        self._recorder, self._entry = recorder, plain(entry)
+        self._totals: dict[str, Totals] = {}
+        self._path: Path | None = None
+        frame = infer_task()
+        if frame is None or not recorder.wanted or not dist.is_main_process():
+            return
+        model = frame.f_locals["model_cfg"]
+        run = Path(frame.f_locals["self"].work_dir)
+        name = model_abbr_from_cfg(model)
+        self._predictions = run / "predictions" / name
+        self._path = run / FOLDER / f"{name}.json"
+        self._begin(frame.f_locals["dataset_cfgs"])
+
+    def add(self, completions: Iterable[Completion]) -> None:
+        """Answers to the data set that is asked; to be called after every batch."""
+        frame = infer_task() if self._path else None
+        if frame is None:
+            return
+        dataset = frame.f_locals["self"].dataset_cfg
+        name = dataset_abbr_from_cfg(dataset)
+        totals = self._totals.setdefault(name, self._earlier(name))
+        for completion in completions:
+            totals.add(statistics(completion))
+        seconds = round(time.perf_counter() - self._recorder.began, 3)
+        part = {**part_of(dataset), "decoding": totals.info(), "seconds": seconds}
+        self._update(name, part)
+
+    def _begin(self, datasets: Iterable[Mapping[str, Any]]) -> None:
+        assert self._path is not None
+        parts = {dataset_abbr_from_cfg(each): part_of(each) for each in datasets}
+        with locked(self._path):
+            before = self._read()
+            kept = self._kept(before, parts) if before else {}
+            options = option_origins(self._recorder.engine, self._told())
+            run = {"entry": self._entry, "model": self._path.stem}
+            found = self._recorder.manifest("OpenCompass", options, run)
+            if before and kept:
+                found["started"] = before["started"]
+            found["parts"] = {**kept, **{name: parts[name] for name in parts if name not in kept}}
+            write_manifest(self._path, found)
+
+    def _kept(
+        self, before: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """What stays of the parts that stand there; ValueError where answers to them would mix."""
+        changed = differences(
+            answering(before["state"], before["run"]["entry"]),
+            answering(plain(self._recorder.state), self._entry),
+        )
+        if not self._predictions.is_dir() or not any(self._predictions.iterdir()):
+            return {} if changed else fitting(before["parts"], parts)
+        if changed:
+            raise ValueError(
+                f"{self._predictions} holds answers of another model or of other options "
+                f"({'; '.join(changed)}), and OpenCompass would keep them: give this model "
+                "another abbr, or the run another work dir"
+            )
+        assert self._path is not None
+        check_parts(before["parts"], parts, self._path)
+        return dict(before["parts"])
+
+    def _update(self, name: str, part: Mapping[str, Any]) -> None:
+        assert self._path is not None
+        with locked(self._path):
+            found = self._read()
+            if found is None:  # somebody removed the run's folder
+                return
+            parts = found["parts"] = {**found["parts"], name: part}
+            found["wall_seconds"] = sum(each.get("seconds", 0.0) for each in parts.values())
+            write_manifest(self._path, found)
+
+    def _earlier(self, name: str) -> Totals:
+        """What a run before a resumed one has decoded of a part."""
+        found = self._read() or {"parts": {}}
+        sums = found["parts"].get(name, {}).get("decoding", {})
+        return Totals(**{key: each for key, each in sums.items() if key in vars(Totals())})
+
+    def _read(self) -> dict[str, Any] | None:
+        assert self._path is not None
+        if not self._path.is_file():
+            return None
+        return dict(json.loads(self._path.read_text(encoding="utf-8")))
+
+    def _told(self) -> dict[str, str]:
+        return dict.fromkeys(self._recorder.engine.asked.explicit, "config file")
+
+
+def answering(state: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a state that answers depend on."""
+    kept = {name: value for name, value in state.items() if name not in MAY_DIFFER}
+    options = {name: value for name, value in state["options"].items() if name not in NOT_IDENTITY}
+    return {**kept, "options": options, "entry": entry}
+
+
+def part_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Which rows of which data set an entry is."""
+    rows = dataset["reader_cfg"].get("test_range")
+    return {"data": uncut_name(dataset), "rows": None if rows is None else str(rows)}
+
+
+def fitting(
+    before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The earlier parts that are cut as the data sets are now."""
+    sizes = {part["data"]: _size(part) for part in now.values()}
+    return {
+        name: part
+        for name, part in before.items()
+        if sizes.get(part["data"], _size(part)) == _size(part)
+    }
+
+
+def check_parts(
+    before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]], path: Path
+) -> None:
+    """Raise ValueError where a data set is cut otherwise than when the run began.
+
+    OpenCompass would put the answers to one part's rows beside those of another.
+    """
+    sizes: dict[str, tuple[str, int]] = {}
+    for name, part in before.items():
+        if size := _size(part):
+            sizes.setdefault(part["data"], (name, size))
+    for name, part in now.items():
+        old = before.get(name)
+        if old is not None and old["rows"] != part["rows"]:
+            raise ValueError(_recut(name, old["rows"], part["rows"], path))
+        other, size = sizes.get(part["data"], (name, _size(part)))
+        if _size(part) not in (None, size):
+            raise ValueError(_recut(other, before[other]["rows"], part["rows"], path))
+
+
+def _size(part: Mapping[str, Any]) -> int | None:
+    """Rows of a part, as its last range says; None of a data set that is whole."""
+    cut = LAST_CUT.search(part["rows"] or "")
+    return int(cut[2]) - int(cut[1]) if cut else None
+
+
+def _recut(name: str, before: str | None, now: str | None, path: Path) -> str:
+    return (
+        f"{path}: {name} was rows {before or 'all'} when this run began, and is cut into "
+        f"{now or 'all'} now: resume with the number of workers and splits that it began with, or "
+        "begin another run"
+    )

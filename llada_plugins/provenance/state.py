@@ -1,0 +1,174 @@
+"""What a result depends on beside the questions, as it stands here: weights, options, versions.
+
+It is read without loading weights, so that it can be held against an earlier one first.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llada_plugins.engine.asked import Asked
+from llada_plugins.engine.identity import digest
+from llada_plugins.engine.record_options import RecordOptions
+from llada_plugins.files.digests import SHORT, text_digest, weights_digest
+from llada_plugins.files.installation import PACKAGE, installed
+from llada_plugins.models.folder import resolve
+from llada_plugins.models.placement import pick_device
+from llada_plugins.options.fields import names
+
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+CONFIGS = ("config.json", "generation_config.json")
+PACKAGES = (
+    "llada-plugins",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "datasets",
+    "lm-eval",
+    "opencompass",
+    "peft",
+    "accelerate",
+)
+# options that are of this run, not of what is evaluated; a path is told by what it holds
+NOT_STATE = (
+    "pretrained",
+    "peft",
+    "tokenizer",
+    "likelihood_log",
+    "manifest",
+    "preset",
+    *names(RecordOptions),
+)
+
+
+def state(asked: Asked) -> dict[str, Any]:
+    """Everything that must be equal for a result to be the same, by sections of plain values."""
+    config = asked.config
+    folder = resolve(config.pretrained, config.revision)
+    full = config.manifest == "full"
+    adapter = resolve(config.peft, option="peft") if config.peft else None
+    tokenizer = resolve(config.tokenizer) if config.tokenizer else folder
+    return {
+        "weights": weights_digest(folder, full=full)._asdict(),
+        "adapter": weights_digest(adapter, full=full)._asdict() if adapter else None,
+        "add_ons": {
+            name: digest(Path(value))
+            for name, value in asdict(asked.method_options).items()
+            if isinstance(value, str) and Path(value).is_dir()
+        },
+        "config": text_digest(folder / name for name in CONFIGS),
+        "tokenizer": text_digest(tokenizer / name for name in TOKENIZER),
+        "options": _options(asked),
+        "device": device_name(config.device),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def _options(asked: Asked) -> dict[str, Any]:
+    """The options in effect, those of requests aside."""
+    values = {**asdict(asked.config), **asdict(asked.method_options)}
+    given = {
+        name: value
+        for name, value in {**asked.explicit, **_preset(asked)}.items()
+        if name not in values
+    }
+    kept = {name: value for name, value in {**values, **given}.items() if name not in NOT_STATE}
+    return {name: value for name, value in kept.items() if not _is_folder(value)}
+
+
+def _preset(asked: Asked) -> dict[str, Any]:
+    """The preset's sampler options that no explicit one of the same name replaces."""
+    defaults = {} if asked.preset is None else asked.preset.options
+    return {name: value for name, value in defaults.items() if name not in asked.explicit}
+
+
+def _is_folder(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_dir()
+
+
+def device_name(name: str) -> str:
+    """The model of the GPU, or the CPU's kind with the kernels that torch uses on it."""
+    device = pick_device(name)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers depend on, where they are installed."""
+    found = {name: installed(name) for name in PACKAGES}
+    return {
+        "python": platform.python_version(),
+        **{name: version for name, version in found.items() if version},
+    }
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of this package's clone, with + where files differ; None in an installation."""
+    root = PACKAGE.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "llada_plugins")
+    except (OSError, subprocess.SubprocessError):  # no git here
+        return None
+    return commit + ("+" if changed else "")
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
+    )
+    return done.stdout.strip()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two states, a line for each value."""
+    flat_before, flat_now = dict(_flat(before)), dict(_flat(now))
+    return [
+        f"{name}: {_told(flat_before.get(name))} then, {_told(flat_now.get(name))} now"
+        for name in dict.fromkeys([*flat_before, *flat_now])
+        if flat_before.get(name) != flat_now.get(name)
+    ]
+
+
+def identity(state: Mapping[str, Any], asked: Any) -> str:
+    """A name for all runs of this state that are asked the same."""
+    both = json.dumps([state, asked], sort_keys=True, default=str)
+    return hashlib.sha256(both.encode()).hexdigest()[:SHORT]
+
+
+def _flat(value: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    for key, each in value.items():
+        if isinstance(each, Mapping):
+            yield from _flat(each, f"{name}{key}.")
+        else:
+            yield f"{name}{key}", each
+
+
+def _told(value: Any) -> str:
+    return "nothing" if value is None else str(value)

@@ -1,0 +1,90 @@
+"""OpenCompass: one manifest of a model's processes, and what it refuses to go on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("opencompass")
+
+from mmengine.config import ConfigDict
+from opencompass.partitioners import NumWorkerPartitioner
+from opencompass.tasks.openicl_infer import OpenICLInferTask
+
+from llada_plugins.opencompass_models import LLaDA
+from llada_plugins.provenance.rerun import predictions
+from tests.test_opencompass_repeats import elsewhere, entry  # noqa: F401  # a fixture
+
+OPTIONS = dict(gen_length=8, steps=2)
+
+
+@pytest.fixture
+def ask(tiny_checkpoint, tmp_path):
+    """Runs stock inference tasks of one model in one folder; returns that folder."""
+
+    def run(num_split: int = 1, *, abbr: str = "tiny", only: int | None = None, **options) -> Path:
+        model = ConfigDict(
+            type=LLaDA, abbr=abbr, path=str(tiny_checkpoint), batch_size=2, **OPTIONS | options
+        )
+        folder = tmp_path / "run"
+        cut = NumWorkerPartitioner(
+            str(folder / "predictions"),
+            num_split=num_split,
+            min_task_size=1,
+            dataset_size_path=str(tmp_path / "sizes.json"),
+        )
+        parts = dict(models=[model], datasets=[entry()])
+        tasks = cut.partition([parts], str(folder), str(folder / "predictions"))
+        for task in tasks[:only]:
+            OpenICLInferTask(task).run()
+        return folder
+
+    return run
+
+
+def manifest(folder: Path, abbr: str = "tiny") -> dict:
+    return json.loads((folder / "manifests" / f"{abbr}.json").read_text())
+
+
+def test_parts_of_a_data_set_stand_in_one_manifest_with_their_rows_and_costs(ask):
+    found = manifest(ask(2))
+    assert {name: part["rows"] for name, part in found["parts"].items()} == {
+        "rows_0": "[0:3]",
+        "rows_1": "[3:6]",
+    }
+    assert [part["decoding"]["answers"] for part in found["parts"].values()] == [3, 2]
+    assert found["options"]["steps"] == {"value": 2, "from": "config file"}
+    assert found["run"]["entry"]["chat"] is False
+    (answers,) = predictions(Path(ask(2)), "tiny").values()
+    assert len(answers) == 5
+
+
+@pytest.mark.parametrize("change", [{"steps": 4}, {"stop_words": ["a"]}, {"seed": 1}])
+def test_answers_of_other_options_are_never_gone_on_with(ask, change):
+    folder = ask(2, only=1)
+    (name,) = change
+    with pytest.raises(ValueError, match=f"(options|entry).{name}: .*another abbr") as refusal:
+        ask(2, **change)
+    assert "\n" not in str(refusal.value)
+    assert len(list((folder / "predictions/tiny").glob("*.json"))) == 1
+    ask(2)  # as it began
+    assert set(manifest(folder)["parts"]) == {"rows_0", "rows_1"}
+
+
+def test_what_changes_no_answer_may_change_when_a_run_is_resumed(ask):
+    ask(2, only=1)
+    ask(2, batch_tokens=64)
+
+
+def test_a_run_that_is_cut_otherwise_is_not_resumed(ask):
+    ask(2, only=1)
+    with pytest.raises(ValueError, match=r"rows_0 was rows \[0:3\] when this run began"):
+        ask(3)
+
+
+def test_a_model_outside_of_a_task_leaves_nothing(tiny_checkpoint, tmp_path):
+    model = LLaDA(str(tiny_checkpoint), **OPTIONS)
+    assert len(model.generate(["ab"], 8)) == 1
+    assert not list(tmp_path.rglob("manifests"))
