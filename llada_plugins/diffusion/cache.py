@@ -3,7 +3,7 @@
 Faster, and an approximation. Fast-dLLM (arXiv 2505.22618): the first step of a block is a
 forward of the whole canvas, whose keys and values stand until the block is done. Nothing
 outlives the block, because what is kept lives in the canvas's memory, which the sampler
-makes anew for each.
+makes anew for each; but for prompts, if so asked (kept_prompt.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 from llada_plugins.models.past import Past
 
 from .denoiser import Canvas, Denoiser, Prediction
+from .kept_prompt import BlockPrompts, KeptPrompts, PromptRefresh
 from .memory import Rows
 
 
@@ -23,10 +24,17 @@ class KeysAndValues:
         self.num_steps = 0  # of this block
         self.num_left = 0  # columns left of the window that its logits need
         self.past = Past()
+        self.prompts: BlockPrompts | None = None  # that outlive the block
 
     def keep_rows(self, rows: Rows) -> None:
         """Forget all other rows."""
         self.past.keep_rows(rows.of)
+
+    def refreshed(self) -> slice:
+        """The columns of a refresh: all, or all but prompts that stand."""
+        if self.prompts is None or self.prompts.due:
+            return slice(None)
+        return slice(self.prompts.first_column, None)
 
 
 def cached(
@@ -35,6 +43,8 @@ def cached(
     refresh: int | None = None,
     *,
     left_neighbour: bool = True,
+    vicinity: int = 0,
+    prompts: PromptRefresh | None = None,
 ) -> Denoiser:
     """The denoiser with frozen keys and values: before the window, or on both sides of it.
 
@@ -44,8 +54,14 @@ def cached(
     each have their own; routed embeddings are read as they are at every step.
     left_neighbour: where logits are shifted, compute the column left of the window at
     every step too; without it the window's first token must be known after the first one
-    (Fast-dLLM's Dream).
+    (Fast-dLLM's Dream). vicinity: so many columns on either side of the window are computed
+    at every step too (dInfer). prompts: when a first step computes prompts; refreshes leave
+    them out (default: all compute them).
     """
+
+    def near(window: slice, num_left: int) -> slice:
+        end = window.stop + vicinity if mode == "dual" else None
+        return slice(max(0, window.start - max(num_left, vicinity)), end)
 
     def denoise_cached(canvas: Canvas, window: slice) -> Prediction:
         if canvas.memory is None:
@@ -53,13 +69,27 @@ def cached(
         frozen = canvas.memory.of(KeysAndValues)
         step = frozen.num_steps
         frozen.num_steps += 1
+        if prompts is not None and canvas.lasting is not None:
+            canvas = canvas._replace(own_positions=True)
+            if step == 0:
+                _begin(frozen, canvas, window, prompts)
         if step == 0 or (refresh is not None and step % refresh == 0):
-            columns = slice(None)
+            columns = frozen.refreshed()
         else:
-            end = window.stop if mode == "dual" else None
-            columns = slice(max(0, window.start - frozen.num_left), end)
+            columns = near(window, frozen.num_left)
         prediction = denoise(canvas._replace(columns=columns, past=frozen.past), window)
         frozen.num_left = int(prediction.shifted and left_neighbour)
+        if frozen.prompts is not None and frozen.prompts.due:
+            frozen.prompts.kept.num_left = frozen.num_left
+            frozen.prompts.keep(canvas.tokens, frozen.past)
         return prediction
 
     return denoise_cached
+
+
+def _begin(frozen: KeysAndValues, canvas: Canvas, window: slice, rule: PromptRefresh) -> None:
+    """Find what outlives the block, before its first step."""
+    assert canvas.lasting is not None
+    frozen.prompts = BlockPrompts(canvas.lasting.of(KeptPrompts), canvas, window, rule)
+    if not frozen.prompts.due:
+        frozen.past = frozen.prompts.load(canvas.tokens.shape[1])

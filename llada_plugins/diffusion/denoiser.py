@@ -18,7 +18,7 @@ from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.past import Past
 from llada_plugins.models.slots import Slots
 
-from .memory import Memory, Rows
+from .memory import Lasting, Memory, Rows
 from .noisy_clean import Layout
 
 # A place without a token. No vocabulary id will do, since published checkpoints pad
@@ -46,6 +46,9 @@ class Canvas(NamedTuple):
     one request share it, a guided branch has its complement.
     layout: where columns stand and what they see, of rows with noisy copies of a text beside
     its clean tokens; answer_start then counts from the text's first token.
+    lasting: for what outlives a block, by ids; None = nothing does.
+    own_positions: does a token's position count from its row's first one? Else it is its
+    column; for keys that are moved to other columns. Set by cached().
     """
 
     tokens: Tensor  # (B, L) ids; PADDING left or right of a shorter row
@@ -58,6 +61,8 @@ class Canvas(NamedTuple):
     blocks: int | None = None
     ids: Tensor | None = None  # (B,)
     layout: Layout | None = None
+    lasting: Lasting | None = None
+    own_positions: bool = False
 
     @property
     def prompt(self) -> Tensor:
@@ -200,10 +205,12 @@ def sight(canvas: Canvas) -> Sight:
     if isinstance(canvas.past, Slots):  # which know it
         return Sight(None, None)
     real = canvas.tokens != PADDING if canvas.padded else None
-    if canvas.blocks is None:
-        return Sight(real, None)
     num_rows, length = canvas.tokens.shape
     column = torch.arange(length, device=canvas.tokens.device)
+    if canvas.blocks is None:
+        if real is None or not canvas.own_positions:
+            return Sight(real, None)
+        return Sight(real, (column - num_left_of_row(canvas.tokens)[:, None]).clamp(min=0))
     block = column // canvas.blocks
     earlier = block <= block[:, None]  # (L, L)
     if real is None:

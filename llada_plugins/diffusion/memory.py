@@ -1,4 +1,4 @@
-"""What wrappers of a denoiser remember between the steps of one block.
+"""What wrappers of a denoiser remember: between the steps of one block, and of rows in work.
 
 A cache remembers keys and values, a router its seeds. Each declares a small class of its
 own for that, and asks the canvas's memory for the one object of that class. So no wrapper
@@ -7,6 +7,7 @@ sees what another keeps, and every value has a type.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -53,3 +54,32 @@ class Memory:
         """Forget all other rows, in place."""
         for kept in self._kept.values():
             kept.keep_rows(rows)
+
+
+class RememberedOfRows(Protocol):
+    """What one wrapper keeps of rows from block to block. Made without arguments."""
+
+    def forget(self, ids: Iterable[int]) -> None:
+        """Drop what is kept of rows with these ids, as far as anything is."""
+
+
+KeptOfRows = TypeVar("KeptOfRows", bound=RememberedOfRows)
+
+
+class Lasting:
+    """One object of each class that a wrapper asks for, for all blocks of a decode."""
+
+    def __init__(self) -> None:
+        self._kept: dict[type[Any], RememberedOfRows] = {}
+
+    def of(self, kind: type[KeptOfRows]) -> KeptOfRows:
+        """The object of this class, made when it is asked for the first time."""
+        kept = self._kept.setdefault(kind, kind())
+        assert isinstance(kept, kind)
+        return kept
+
+    def forget(self, ids: Iterable[int]) -> None:
+        """Rows with these ids have ended; their guided branches, whose ids are ~id, as well."""
+        ended = [each for number in ids for each in (number, ~number)]
+        for kept in self._kept.values():
+            kept.forget(ended)

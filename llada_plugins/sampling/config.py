@@ -23,6 +23,10 @@ COUNTS = (
 )
 
 
+# have no effect where nothing is frozen
+CACHE_OPTIONS = ("cache_refresh", "cache_vicinity", "cache_prompt_refresh")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig(DecodingFacts):
     """How an answer is decoded.
@@ -36,11 +40,7 @@ class SamplerConfig(DecodingFacts):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.cache_refresh is not None and self.frozen is None:
-            raise ValueError(
-                f"cache_refresh has no effect with cache={self.cache!r}: set cache to prefix or "
-                "dual, or leave it out"
-            )
+        self._check_cache()
         self._check_blocks()
         self._check_sampling()
         self._check_names()
@@ -49,6 +49,18 @@ class SamplerConfig(DecodingFacts):
         self._check_trust()
         self._check_shift_cache()
         self._check_budgets()
+
+    def _check_cache(self) -> None:
+        for name in ("cache_vicinity", "cache_prompt_refresh"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        given = [name for name in CACHE_OPTIONS if getattr(self, name) not in (None, 0)]
+        given += ["cache_prompt_refresh"] if self.cache_prompt_refresh == 0 else []
+        if given and self.frozen is None:
+            raise ValueError(
+                f"{given[0]} has no effect with cache={self.cache!r}: set cache to prefix or "
+                "dual, or leave it out"
+            )
 
     def _check_blocks(self) -> None:
         if self.sampling_method == "fixed_length" and self.num_blocks > 1:

@@ -14,6 +14,7 @@ from torch import Tensor
 from llada_plugins.diffusion.batch_limit import BatchLimit, OutOfMemory, release_memory
 from llada_plugins.diffusion.blocks import Blocks, LaidOut, lay_out
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, num_left_of_row
+from llada_plugins.diffusion.memory import Lasting
 from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.special_tokens import SpecialTokens
 
@@ -108,6 +109,7 @@ class FillBlocks(NamedTuple):
     start: int  # column at which block 0 of the answer begins
     padded: bool  # has any row PADDING?
     prompt_lengths: Tensor  # (P,) tokens of every prompt
+    lasting: Lasting  # of all blocks of the decode
     on_step: Callable[[Step], None] | None
 
     def __call__(
@@ -132,6 +134,7 @@ class FillBlocks(NamedTuple):
             self.padded,
             blocks=cut.width if cut.causal else None,
             ids=rows,
+            lasting=self.lasting,
         )
         return unmask(
             self.denoise,
@@ -260,7 +263,7 @@ def decode_each(
     device = torch.device(device)
     keys = keys or [request_key(config.seed, prompt) for prompt in prompts]
     answers = Answers(prompts, keys, device)
-    blocks = config.blocks
+    blocks, lasting = config.blocks, Lasting()
 
     def ended(answer: list[int]) -> bool:
         return is_ended(answer, config, special, stop)
@@ -287,7 +290,14 @@ def decode_each(
             answers.num_scored[rows],
             start,
             FillBlocks(
-                denoise, config, special, start, canvas.padded, answers.prompt_lengths, on_step
+                denoise,
+                config,
+                special,
+                start,
+                canvas.padded,
+                answers.prompt_lengths,
+                lasting,
+                on_step,
             ),
             ended,
         )
@@ -299,6 +309,7 @@ def decode_each(
         for row in reversed(batch):  # so that the first stays the first
             if row not in done:
                 queue.put(answers.num_filled[row], [row])
+        lasting.forget(done)
         yield from answers.samples(done, config.gen_length)
 
 

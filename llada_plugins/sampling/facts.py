@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from llada_plugins.diffusion.blocks import Blocks
+from llada_plugins.diffusion.kept_prompt import PromptRefresh
 
 from .confidence import PUBLISHED_NAMES
 from .options import SamplerOptions
@@ -45,6 +46,13 @@ class DecodingFacts(SamplerOptions):
     def frozen(self) -> Literal["prefix", "dual"] | None:
         """Which keys and values stay as a block's first step made them, if any do."""
         return self.cache if self.cache in ("prefix", "dual") else None
+
+    @property
+    def prompt_refresh(self) -> PromptRefresh | None:
+        """When a cache computes prompts again; None: whenever it computes everything."""
+        if self.cache_prompt_refresh is None:
+            return None
+        return PromptRefresh(self.cache_prompt_refresh, self.block)
 
     @property
     def num_blocks(self) -> int:

@@ -74,8 +74,14 @@ def with_options(
     where an option needs a token that the checkpoint does not name.
     """
     if config.frozen is not None:
-        with_left = config.shift_cache == "exact"
-        denoise = cached(denoise, config.frozen, config.cache_refresh, left_neighbour=with_left)
+        denoise = cached(
+            denoise,
+            config.frozen,
+            config.cache_refresh,
+            left_neighbour=config.shift_cache == "exact",
+            vicinity=config.cache_vicinity,
+            prompts=config.prompt_refresh,
+        )
     if config.cache == "auto":
         denoise = keeping_finished_blocks(denoise, config.blocks, limit)
     if config.cfg_scale > 0:

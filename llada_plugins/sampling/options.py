@@ -152,6 +152,16 @@ class SamplerOptions:
         "with prefix or dual, every so many steps of a block a forward of everything "
         "(default: at its first alone)",
     )
+    cache_vicinity: int = arg(
+        0,
+        "with prefix or dual, so many columns on either side of the block (prefix: on its left) "
+        "are computed at every step too (dInfer: 16)",
+    )
+    cache_prompt_refresh: int | None = arg(
+        None,
+        "with prefix or dual, the prompt's keys and values are computed again at the first step of "
+        "every so many blocks, 0: never after the first (default: by every forward of everything)",
+    )
     shift_cache: Literal["exact", "published"] = arg(
         "exact",
         "with prefix or dual and a model whose logits are shifted: compute the column left of the "
