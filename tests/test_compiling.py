@@ -223,6 +223,19 @@ def test_a_bi_towers_streams_share_their_graphs_too(make_model, graphs):
     assert not model.compiling.notes and len(graphs.num_calls) <= 3 * 4
 
 
+@pytest.mark.slow
+def test_layers_of_a_block_causal_mixture_run_compiled(golden, graphs):
+    folder = golden / "families" / "llada2" / "checkpoint"
+    model = load_model(folder, device="cpu", dtype="float32")
+    rows, real = tokens(3, 41), torch.arange(41) >= torch.tensor([[0], [3], [11]])
+    with torch.inference_mode():
+        expected = [model(rows, mask) for mask in (None, real)]
+        model.compile_layers("on", graphs)
+        found = [model(rows, mask) for mask in (None, real)]
+    assert all(map(torch.equal, found, expected))
+    assert sum(graphs.num_calls) > 0 and not model.compiling.notes
+
+
 # ---- what is built around and into a layer
 
 

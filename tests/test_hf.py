@@ -37,7 +37,7 @@ from llada_plugins.tasks import sudoku
 from tests.tolerance import largest, measured, rounding
 
 pytestmark = pytest.mark.floats
-RECORDED = ("llada_moe", "illada", "dream", "a2d_qwen3")
+RECORDED = ("llada_moe", "illada", "dream", "a2d_qwen3", "sdar", "llada2", "fast_dllm_v2")
 CHECKPOINTS = ("tiny_checkpoint", "bi_tower", *RECORDED)
 AUTO_CLASSES = (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM)
 
@@ -52,7 +52,9 @@ def checkpoint(request, golden) -> Path:
 
 every_family = pytest.mark.parametrize("checkpoint", CHECKPOINTS, indirect=True)
 one_layout_each = pytest.mark.parametrize(
-    "checkpoint", ("tiny_checkpoint", "llada_moe"), indirect=True
+    "checkpoint",
+    ("tiny_checkpoint", "llada_moe", pytest.param("llada2", marks=pytest.mark.slow)),
+    indirect=True,
 )
 
 
@@ -158,7 +160,7 @@ def test_the_example_of_the_page_solves_its_sudoku(capsys, monkeypatch):
 # --- forward ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("checkpoint", ("tiny_checkpoint", "dream"), indirect=True)
+@pytest.mark.parametrize("checkpoint", ("tiny_checkpoint", "dream", "fast_dllm_v2"), indirect=True)
 @torch.no_grad()
 def test_the_loss_is_of_each_label_at_its_own_place(checkpoint):
     model, ids = load(checkpoint), some_ids()
@@ -506,7 +508,7 @@ def test_a_missing_tensor_is_named_and_not_made_up(tiny_checkpoint, tmp_path):
 
 CALLS = {
     "attentions": (lambda model, ids: model(ids, output_attentions=True), "not returned"),
-    "past": (lambda model, ids: model(ids, past_key_values=object()), "every token attends"),
+    "past": (lambda model, ids: model(ids, past_key_values=object()), "past_key_values is not taken"),
     "additive mask": (
         lambda model, ids: model(ids, torch.zeros(2, 1, 9, 9)),
         r"give \(B, L\)",

@@ -30,8 +30,8 @@ def check_arguments(*, output_attentions: bool | None, past_key_values: object) 
         raise ValueError("output_attentions: attention is computed in one piece and not returned")
     if past_key_values is not None:
         raise ValueError(
-            "past_key_values has no meaning where every token attends to every other: leave it "
-            "out; generate(cache='prefix') or 'dual' keeps keys and values between steps"
+            "past_key_values is not taken, since a forward is of whole rows: leave it out; "
+            "generate keeps keys and values between steps as its cache= says"
         )
 
 
