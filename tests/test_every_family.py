@@ -6,6 +6,7 @@ CANNOT that says why.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -47,8 +48,10 @@ SIBLINGS = (
     "a2d_qwen2",
     "illada",
     "llada_moe_fused",
+    "sdar",
     "sdar_moe",
     "llada2_stacked",
+    "fast_dllm_v2",
 )
 ROWS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in SIBLINGS else []) for name in FAMILIES
@@ -75,6 +78,22 @@ def load(folder: Path, **options: str | Path) -> LLaDA:
 
 def logits(model: LLaDA) -> Tensor:
     return model(torch.arange(40).view(2, 20))
+
+
+def forwards(engine: Engine, revises: bool = False) -> list[int]:
+    """What decoding spends on each of PROMPTS: two steps a block.
+
+    Blocks of a model that attends by blocks are counted from the prompt's first token, and
+    one with a single mask takes one step, unless a step may mask tokens again.
+    """
+    if engine.model.config.attention == "full":
+        return [4] * len(PROMPTS)
+    found = []
+    for prompt in PROMPTS:
+        tail = len(engine.encode(prompt)) % 4
+        masks = [4 - tail] + [4] * (math.ceil((tail + 8) / 4) - 1)
+        found.append(sum(2 if revises else min(each, 2) for each in masks))
+    return found
 
 
 def answers(engine: Engine) -> list[tuple[str, int]]:
@@ -119,7 +138,7 @@ def pad_a_batch(checkpoint: Path, out: Path, data: Path) -> None:
 def decode_in_a_batch(checkpoint: Path, out: Path, data: Path) -> None:
     engine = Engine(pretrained=str(checkpoint), **DECODING)
     together = answers(engine)
-    assert [number for _, number in together] == [4, 4, 4]
+    assert [number for _, number in together] == forwards(engine)
     for prompt, expected in zip(PROMPTS, together):
         ((_, alone),) = engine.generate([Request(prompt, engine.sampler)])
         assert (alone.text, alone.num_forwards) == expected
@@ -160,7 +179,13 @@ def score_answers(checkpoint: Path, out: Path, data: Path) -> None:
 
 
 def keep_keys_and_values(checkpoint: Path, out: Path, data: Path) -> None:
-    plain = answers(Engine(pretrained=str(checkpoint), **DECODING))
+    engine = Engine(pretrained=str(checkpoint), **DECODING)
+    plain = answers(engine)
+    if engine.model.config.attention == "block_causal":  # they are kept unless one says no
+        assert answers(Engine(pretrained=str(checkpoint), cache="none", **DECODING)) == plain
+        with pytest.raises(ValueError, match="cache=prefix freezes what later blocks change"):
+            Engine(pretrained=str(checkpoint), cache="prefix", **DECODING)
+        return
     for cache in ("prefix", "dual"):
         cached = answers(Engine(pretrained=str(checkpoint), cache=cache, **DECODING))
         assert [number for _, number in cached] == [number for _, number in plain]
@@ -174,7 +199,7 @@ def trust_a_policy_head(checkpoint: Path, out: Path, data: Path) -> None:
     torch.manual_seed(0)
     save_policy(PolicyHead(model.config.d_model, 8), out / "ups", backbone_fingerprint(model))
     engine = Engine("llada_ups", pretrained=str(checkpoint), ups=str(out / "ups"), **DECODING)
-    assert [number for _, number in answers(engine)] == [4, 4, 4]
+    assert [number for _, number in answers(engine)] == forwards(engine, revises=True)
 
 
 def seed_by_a_router(checkpoint: Path, out: Path, data: Path) -> None:
@@ -183,7 +208,7 @@ def seed_by_a_router(checkpoint: Path, out: Path, data: Path) -> None:
     router = Router(RouterConfig(d_model=model.config.d_model, heads=2))
     save_router(router, out / "router", backbone_fingerprint(model))
     engine = Engine("llada_ala", pretrained=str(checkpoint), router=str(out / "router"), **DECODING)
-    assert [number for _, number in answers(engine)] == [4, 4, 4]
+    assert [number for _, number in answers(engine)] == forwards(engine)
 
 
 def be_judged(checkpoint: Path, out: Path, data: Path) -> None:
@@ -228,14 +253,14 @@ def train_a_policy_head(checkpoint: Path, out: Path, data: Path) -> None:
     given = ["--model", str(checkpoint), "--data", str(data), "--output_dir", str(out / "head")]
     remask_sft.main([*given, *TRAINING])
     engine = Engine("llada_ups", pretrained=str(checkpoint), ups=str(out / "head"), **DECODING)
-    assert [number for _, number in answers(engine)] == [4, 4, 4]
+    assert [number for _, number in answers(engine)] == forwards(engine, revises=True)
 
 
 def train_a_router(checkpoint: Path, out: Path, data: Path) -> None:
     given = ["--model", str(checkpoint), "--data", str(data), "--output_dir", str(out / "router")]
     router_sft.main([*given, *TRAINING, "--router_heads", "2"])
     engine = Engine("llada_ala", pretrained=str(checkpoint), router=str(out / "router"), **DECODING)
-    assert [number for _, number in answers(engine)] == [4, 4, 4]
+    assert [number for _, number in answers(engine)] == forwards(engine)
 
 
 USES: list[Callable[[Path, Path, Path], None]] = [

@@ -508,7 +508,10 @@ def test_a_missing_tensor_is_named_and_not_made_up(tiny_checkpoint, tmp_path):
 
 CALLS = {
     "attentions": (lambda model, ids: model(ids, output_attentions=True), "not returned"),
-    "past": (lambda model, ids: model(ids, past_key_values=object()), "past_key_values is not taken"),
+    "past": (
+        lambda model, ids: model(ids, past_key_values=object()),
+        "past_key_values is not taken",
+    ),
     "additive mask": (
         lambda model, ids: model(ids, torch.zeros(2, 1, 9, 9)),
         r"give \(B, L\)",
