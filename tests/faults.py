@@ -129,7 +129,7 @@ class Run(NamedTuple):
             return sum(path.read_bytes().count(b"\n") for path in files)
         if not self.cache.exists():
             return 0
-        with sqlite3.connect(f"file:{self.cache}?mode=ro", uri=True) as cache:
+        with sqlite3.connect(f"file:{self.cache}?mode=rw", uri=True) as cache:
             [tables] = cache.execute("select count(*) from sqlite_master").fetchone()
             if not tables:
                 return 0

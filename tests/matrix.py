@@ -4,8 +4,8 @@
 
 Each row is a throw-away environment. One of other packages is a folder of them in front of
 this environment's own; one of another Python is made by venv, with the torch of TORCH. torch
-is never replaced. In each: all golden data, five questions in stock lm-eval, and one
-update of all weights and one of a LoRA adapter, whose numbers are compared with this
+is never replaced. In each: all golden data, five questions in stock lm-eval, and two
+updates of all weights and two of a LoRA adapter, whose losses are compared with this
 environment's.
 """
 
@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from importlib.metadata import Distribution, distributions, version
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ LM_EVAL = ("0.4.10", "0.4.11", "0.4.12", "0.4.13")
 PEFT = ("0.17.0",)
 PYTHONS = ("3.10", "3.11", "3.12")
 CHECKS = ("golden", "lm-eval", "training", "LoRA")
+COLUMNS = (*CHECKS, "when")
 NEVER = {"torch", "numpy"}  # never installed beside the environment's own
 RIGHT = "right"
 
@@ -152,7 +153,7 @@ def run(python: str, path: str, folder: Path, *command: str) -> None:
         env=variables,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
@@ -177,15 +178,19 @@ def lm_eval(python: str, path: str, folder: Path) -> object:
     return [line["resps"] for line in sorted(lines, key=lambda line: line["doc_id"])]
 
 
-def one_update(python: str, path: str, folder: Path, *flags: str) -> object:
-    """The loss of one update of the tiny model."""
+def two_updates(python: str, path: str, folder: Path, *flags: str) -> object:
+    """The losses of two updates of the tiny model: the second shows what the first did.
+
+    To four digits, as older transformers write them.
+    """
     data, name = folder / "data.jsonl", "lora" if flags else "sft"
     data.write_text('{"prompt": "41..2...1....4..=", "completion": "4132231413243241"}\n' * 4)
     given = ("--model", "sudoku4", "--data", str(data), "--output_dir", str(folder / name))
-    length = ("--max_steps", "1", "--per_device_train_batch_size", "4", "--logging_steps", "1")
-    run(python, path, folder, "training.sft", *given, *length, "--use_cpu", *flags)
+    length = ("--max_steps", "2", "--per_device_train_batch_size", "2", "--logging_steps", "1")
+    rate = ("--learning_rate", "1e-2", "--warmup_steps", "0", "--save_strategy", "no")
+    run(python, path, folder, "training.sft", *given, *length, *rate, "--use_cpu", *flags)
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+    return [round(line["loss"], 4) for line in map(json.loads, lines) if "loss" in line]
 
 
 def checks(python: str, path: str, folder: Path) -> Iterator[tuple[str, object]]:
@@ -194,49 +199,73 @@ def checks(python: str, path: str, folder: Path) -> Iterator[tuple[str, object]]
     for name, check in (
         ("golden", lambda: golden(python, path, folder)),
         ("lm-eval", lambda: lm_eval(python, path, folder)),
-        ("training", lambda: one_update(python, path, folder)),
-        ("LoRA", lambda: one_update(python, path, folder, "--lora", "--lora_r", "2")),
+        ("training", lambda: two_updates(python, path, folder)),
+        ("LoRA", lambda: two_updates(python, path, folder, "--lora", "--lora_r", "2")),
     ):
         try:
             yield name, check()
         except Failed as error:
             yield name, error
         except subprocess.TimeoutExpired:
-            yield name, Failed("took more than 10 minutes")
+            yield name, Failed("took more than 20 minutes")
 
 
 def outcome(found: object, expected: object) -> str:
     """A cell: right, another value than this environment's, or what the check ended with."""
     if isinstance(found, Failed):
-        return f"fails: {str(found)[:160]}"
+        said = str(found)
+        refused = said.startswith("error: ")
+        return f"{'refused' if refused else 'fails'}: {said.removeprefix('error: ')[:160]}"
     return RIGHT if found == expected else f"other numbers: {str(found)[:80]}"
 
 
 # ---- the table
 
+Cells = dict[str, str]  # a row's: of each check, or "not run", and "when"
+
 
 def table(outcomes: Mapping[str, Mapping[str, str]]) -> str:
     """Markdown of the outcomes by row and check; a row that was not run has one cell."""
-    lines = [f"| with | {' | '.join(CHECKS)} |", "|---" * (len(CHECKS) + 1) + "|"]
+    lines = [f"| with | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, cells in outcomes.items():
-        row = [cells.get(check, cells.get("not run", "")) for check in CHECKS]
+        row = [cells.get(column, cells.get("not run", "")) for column in COLUMNS]
         lines.append(f"| {name} | {' | '.join(each.replace('|', '/') for each in row)} |")
     return "\n".join(lines)
 
 
-def write(outcomes: Mapping[str, Mapping[str, str]]) -> None:
-    """Put the table and its date into the page, between the marks."""
+def parse(text: str) -> dict[str, Cells]:
+    """The outcomes in a table of `table`."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {name: dict(zip(COLUMNS, cells)) for name, *cells in rows if name != "with"}
+
+
+def merged(old: Mapping[str, Cells], new: Mapping[str, Cells]) -> dict[str, Cells]:
+    """Rows of both, the new ones in the place of old ones, in the order of `rows`."""
+    order = [row.name for row in rows()]
+
+    def known(name: str) -> str:
+        """The name in `rows`: without what "newest" was."""
+        return name.partition(",")[0] if "newest" in name else name
+
+    fresh = {known(name) for name in new}
+    found = {name: cells for name, cells in old.items() if known(name) not in fresh} | dict(new)
+    kept = [name for name in found if known(name) in order]
+    return {name: found[name] for name in sorted(kept, key=lambda name: order.index(known(name)))}
+
+
+def write(outcomes: Mapping[str, Cells]) -> None:
+    """Put the rows into the table of the page, between the marks."""
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    said = f"{date.today()}, torch {version('torch')}, on a CPU; the others at the pins:"
-    page = f"{before}{BEGIN}\n{said}\n\n{table(outcomes)}\n\n{END}{after}"
-    PAGE.write_text(page, encoding="utf-8")
+    between, after = rest.split(END)
+    whole = table(merged(parse(between), outcomes))
+    PAGE.write_text(f"{before}{BEGIN}\n{whole}\n\n{END}{after}", encoding="utf-8")
 
 
-def try_row(row: Row, folder: Path, expected: dict[str, object]) -> dict[str, str]:
+def try_row(row: Row, folder: Path, expected: dict[str, object]) -> Cells:
     """The cells of a row. expected: of the first row, which fills it."""
     python, path = sys.executable, str(ROOT)
+    cells = {"when": str(date.today())}
     try:
         if row.requirements:
             overlay(folder / "packages", row.requirements)
@@ -244,8 +273,7 @@ def try_row(row: Row, folder: Path, expected: dict[str, object]) -> dict[str, st
         if row.python:
             python = environment(folder / "venv", row.python)
     except NotMade as error:
-        return {"not run": f"not run: {str(error)[:160]}"}
-    cells = {}
+        return {**cells, "not run": f"not run: {str(error)[:160]}"}
     for name, found in checks(python, path, folder / "out"):
         cells[name] = outcome(found, expected.setdefault(name, found))
         print(f"{row.name}: {name}: {cells[name]}", flush=True)
@@ -262,9 +290,9 @@ def named(row: Row, folder: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the rows; the table is written where all of them were. Exit status 0 always but then."""
+    """Run the rows, and write each into the page as soon as it has ended."""
     parser = argparse.ArgumentParser(prog="python -m tests.matrix")
-    parser.add_argument("--only", default="", help="rows whose names have this text in them")
+    parser.add_argument("--only", default="", help="rows whose names have this text")
     parser.add_argument("--folder", type=Path, help="where the environments go, and stay")
     given = parser.parse_args(arguments)
     first, *others = rows()
@@ -278,11 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             own.mkdir(parents=True)
             cells = try_row(row, own, expected)
             outcomes[named(row, own) if "not run" not in cells else row.name] = cells
+            write(outcomes)
             if given.folder is None:
                 shutil.rmtree(own)
     print(table(outcomes))
-    if len(chosen) == len(others) + 1:
-        write(outcomes)
     return 0
 
 
