@@ -279,8 +279,11 @@ def test_a_response_cache_serves_only_the_model_that_filled_it(tmp_path: Path) -
     again = CachingLM(LLaDA(device="cpu", batch_size=2), path)
     again.lm.engine.generate = None  # every answer must come from the cache
     assert len(again.generate_until(generation(PUZZLES[:2], **SMALL))) == 2
-    with pytest.raises(ValueError, match="written by another model or other options"):
+    with pytest.raises(ValueError, match="written by another model or other options") as refused:
         CachingLM(LLaDA(device="cpu", confidence_source="random"), path)
+    assert str(refused.value).endswith(
+        ": sampler.confidence_source was None, is 'random': give another file"
+    )
 
 
 def test_finished_answers_are_cached_when_a_later_one_fails(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from .atomic import write_whole
+from .changes import changes
 
 
 class MetricsFile:
@@ -50,20 +51,15 @@ class MetricsFile:
         self._run |= json.loads(json.dumps(run))
         if self._stored is None:
             return
-        then, now = dict(_leaves(self._stored)), dict(_leaves(self._run))
-        given = tuple(self._run)
         differing = [
-            name
-            for name in {**then, **now}
-            if name.split(".")[0] in given and then.get(name) != now.get(name)
+            change
+            for name, change in changes(self._stored, self._run).items()
+            if name.split(".")[0] in self._run
         ]
         if differing:
-            changes = "; ".join(
-                f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in differing[:3]
-            )
             raise ValueError(
-                f"{self.path} holds another run ({changes}): give another file, or remove it and "
-                f"{self.run_path.name}"
+                f"{self.path} holds another run ({'; '.join(differing[:3])}): give another file, "
+                f"or remove it and {self.run_path.name}"
             )
 
     def begin(self, **notes: Any) -> list[dict[str, str]]:
@@ -159,12 +155,3 @@ def _whole_records(content: bytes) -> int:
         if quotes % 2 == 0:
             end = place
     return end
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of everything in nested mappings."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -9,6 +9,7 @@ no answer is there, hands over every request. Likelihoods are looked up by lm-ev
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, hash_args
 from sqlitedict import SqliteDict
+
+from llada_plugins.files.changes import changes
 
 from .statistics import Statistics
 
@@ -36,10 +39,14 @@ def tied(cache: SqliteDict, fingerprint: str) -> RepeatHook:
     """
     if len(cache) == 0:
         cache[FINGERPRINT_KEY] = fingerprint
-    elif _value(cache, FINGERPRINT_KEY) != fingerprint:
+    before = _value(cache, FINGERPRINT_KEY)
+    if before != fingerprint:
+        differ = ["it does not say by which"]
+        if before is not None:
+            differ = list(changes(json.loads(before), json.loads(fingerprint)).values())
         raise ValueError(
-            "the --use_cache file was written by another model or other options; give another "
-            f"file. Its fingerprint: {_value(cache, FINGERPRINT_KEY)}; this model's: {fingerprint}"
+            "the --use_cache file was written by another model or other options: "
+            f"{'; '.join(differ[:4])}: give another file"
         )
     return RepeatHook(cache)
 
