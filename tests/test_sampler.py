@@ -1439,7 +1439,7 @@ MISTAKES = [
     (dict(alg_temp=float("nan")), r"alg_temp must be a number from 0 up, got nan"),
     (dict(alg_temp=0.1, threshold=0.9), r"alg_temp draws .*, which adaptive rules cannot use"),
     (dict(alg_temp=0.1, remasking="random"), r"alg_temp draws .* confidence_source=random cannot"),
-    (dict(shift_cache="published"), r"shift_cache has no effect with cache='none'"),
+    (dict(shift_cache="published"), r"shift_cache has no effect with cache='auto'"),
     (
         dict(shift_cache="published", cache="dual", factor=1.0),
         r"shift_cache=published is Fast-dLLM's decoder for Dream, which has a threshold or",
