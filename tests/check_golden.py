@@ -46,7 +46,7 @@ from llada_plugins.sampling.facts import BY_TIMESTEPS
 from llada_plugins.sampling.generate import generate
 from llada_plugins.sampling.sampler import Step
 from llada_plugins.sampling.unmask_schedule import planned
-from tests.golden_blocks import SHIFTED, Case, Decoded, bd3lm, prompts_of
+from tests.golden_blocks import REPLAYS, SHIFTED, Case, Decoded, bd3lm, llada2, prompts_of, sdar
 from tests.tolerance import likelihood_error
 
 RUNS, MASKS = 8, 128  # of the published estimator, for the recorded mean and standard deviation
@@ -80,10 +80,11 @@ Replay = Callable[[LLaDA, Case, SpecialTokens | None], Decoded]
 def check_answers(path: Path, replay: Replay | None = None, **options: Any) -> Report:
     """Every answer equal token by token, in as many forwards.
 
-    replay: gives a case's answers and forwards (default: `decoded`). options: of loading.
+    replay: gives a case's answers and forwards (default: that of the family, or `decoded`).
+    options: of loading.
     """
     model, recorded = load(path, **options), read(path)
-    replay = replay or decoded
+    replay = replay or REPLAYS.get(model.config.family, decoded)
     special = special_tokens(recorded)
     cases = entries(recorded, "cases")
     identical, as_many, tied, misses = 0, 0, 0, []
@@ -530,6 +531,8 @@ def distance(found: Tensor, expected: Tensor) -> float:
 CHECKS: dict[str, Callable[[Path], Report]] = {
     "generate.json": check_answers,
     "generate_mdlm.json": check_answers,
+    "generate_edit.json": partial(check_answers, replay=llada2),
+    "generate_root.json": partial(check_answers, replay=sdar),
     "generate_bd3lm.json": partial(check_answers, replay=bd3lm, attention="block_causal"),
     "parallel.json": check_answers,
     "likelihood.json": check_likelihood,

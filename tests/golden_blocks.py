@@ -17,6 +17,7 @@ from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.options.fields import split
 from llada_plugins.sampling import published
 from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.for_model import fitted
 from llada_plugins.sampling.generate import generate
 from llada_plugins.sampling.sampler import Step
 
@@ -43,7 +44,7 @@ def sampler_of(case: Case, model: LLaDA, **more: Any) -> SamplerConfig:
     given = {name: value for name, value in case["options"].items() if name != SHIFTED}
     options = published.native(given, FAMILIES[model.config.family].sampler)
     (config,) = split({**options, **more}, SamplerConfig)
-    return config
+    return fitted(config, model.config)
 
 
 def bd3lm(model: LLaDA, case: Case, special: SpecialTokens | None) -> Decoded:
@@ -71,3 +72,64 @@ def bd3lm(model: LLaDA, case: Case, special: SpecialTokens | None) -> Decoded:
     num_forwards = num_blocks + sum(steps[number] for number in range(num_blocks))
     answers = [sample.answer[: num_blocks * config.block_length] for sample in samples]
     return Decoded(answers, [num_forwards] * len(answers))
+
+
+def counted(
+    model: LLaDA, case: Case, special: SpecialTokens, config: SamplerConfig, **options: Any
+) -> tuple[list[int], int, int]:
+    """Answer of a case of one row, its forwards with us, and how many blocks it came to."""
+    numbers = set()
+    [prompt] = prompts_of(case)
+    [sample] = generate(
+        model,
+        [prompt],
+        config,
+        special=special,
+        on_step=lambda step: numbers.add(step.block),
+        **options,
+    )
+    return sample.answer, sample.num_forwards, len(numbers)
+
+
+def sdar(model: LLaDA, case: Case, special: SpecialTokens | None) -> Decoded:
+    """SDAR: a forward more for the prompt's whole blocks, and one for each finished block."""
+    assert special is not None
+    options = dict(case["options"])
+    ends = SpecialTokens(special.mask, None, None, tuple(options.pop("stop_ids")))
+    config = sampler_of({**case, "options": options}, model)
+    answer, forwards, num_blocks = counted(model, case, ends, config)
+    prefill = len(prompts_of(case)[0]) >= config.block
+    return Decoded([answer], [forwards + prefill + num_blocks])
+
+
+def llada2(model: LLaDA, case: Case, special: SpecialTokens | None) -> Decoded:
+    """LLaDA2: its answer is cut after the first EOS."""
+    assert special is not None
+    config = sampler_of(case, model)
+    answer, forwards, _ = counted(model, case, special, config)
+    return Decoded([cut_after(answer, special.eos)], [forwards])
+
+
+def fast_dllm_v2(model: LLaDA, case: Case, special: SpecialTokens | None) -> Decoded:
+    """Fast-dLLM v2: our first step of a block is its forward that stores the one before.
+
+    A prompt's whole blocks cost it one as well, which is our first step where they are all
+    of the prompt.
+    """
+    assert special is not None
+    options = dict(case["options"])
+    ends = SpecialTokens(special.mask, None, None, tuple(options.pop("stop_ids")))
+    config = sampler_of({**case, "options": options}, model)
+    answer, forwards, _ = counted(model, case, ends, config)
+    num_tokens = len(prompts_of(case)[0])
+    prefill = num_tokens > config.block and num_tokens % config.block != 0
+    return Decoded([answer], [forwards + prefill])
+
+
+def cut_after(answer: list[int], token: int | None) -> list[int]:
+    """The answer up to the first of these tokens."""
+    return answer[: answer.index(token) + 1] if token in answer else answer
+
+
+# by family: of generate.json
+REPLAYS = {"sdar": sdar, "llada2": llada2, "fast_dllm_v2": fast_dllm_v2}

@@ -217,7 +217,8 @@ def test_a_block_causal_model_refuses_other_canvases_by_name(model, method):
     "options, named",
     [
         (dict(sampling_method="block_causal", block_length=4), "sampling_method=block_causal"),
-        (dict(blocks_from="answer"), "blocks_from"),
+        (dict(blocks_from="answer"), "blocks_from=answer"),
+        (dict(answer_end="block"), "answer_end=block"),
     ],
 )
 def test_a_model_of_full_attention_refuses_causal_blocks_by_name(make_model, options, named):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Blocks(NamedTuple):
     causal: bool = False  # does a token see its own block and earlier ones alone?
     grows: bool = False  # does the canvas end with the block in work?
     whole: bool = True  # is the last block decoded whole, or the rest of the answer alone?
+    # where an answer ends: after its length, with a block, or one token beyond whole blocks
+    ends: Literal["gen_length", "block", "next_token"] = "gen_length"
 
     def tail(self, prompt: int) -> int:
         """Prompt tokens in the answer's first block."""
@@ -31,13 +33,21 @@ class Blocks(NamedTuple):
 
     def number(self, prompt: int) -> int:
         """Blocks of the answer, the last of which may be cut."""
+        if self.ends == "next_token":
+            return self.length // self.width + 1
         return -(-(self.tail(prompt) + self.length) // self.width)  # rounded up
 
     def decoded(self, prompt: int) -> int:
         """Tokens after the prompt in all blocks."""
+        if self.ends == "next_token":
+            return self.length // self.width * self.width - self.tail(prompt) + 1
         if not self.whole:
             return self.length
         return self.number(prompt) * self.width - self.tail(prompt)
+
+    def answer(self, prompt: int) -> int:
+        """Tokens of an answer that nothing stops."""
+        return self.length if self.ends == "gen_length" else self.decoded(prompt)
 
     def row(self, prompt: int) -> int:
         """Tokens of the whole row, prompt included."""
@@ -55,8 +65,10 @@ class Blocks(NamedTuple):
 
     def room(self, context: int) -> int:
         """Tokens of the longest prompt whose row fits a context of so many."""
-        if self.from_row and self.whole:
+        if self.from_row and self.whole and self.ends != "next_token":
             return context // self.width * self.width - self.length
+        if self.causal and not self.from_row:  # the prompt's first block may be padded
+            return (context - self.decoded(0)) // self.width * self.width
         return context - self.decoded(0)
 
 

@@ -46,8 +46,10 @@ class Asked:
         self._set("config", build(EngineConfig, {**self._defaults(EngineConfig), **self.explicit}))
         self._set("method_options", build(METHODS[self.method].options, self.explicit))
         if not self.explicit.keys() & set(published.NAMES):
+            # those that a family means otherwise are looked at when it is known
             own = coerce(SamplerConfig, self.explicit)
-            self.built({**self._defaults(SamplerConfig), **own})
+            told = {name: each for name, each in own.items() if name not in published.SHADOWED}
+            self.built({**self._defaults(SamplerConfig), **told})
 
     def sampler(self, family: str) -> dict[str, Any]:
         """The sampler's options, under our names.

@@ -76,8 +76,8 @@ class Engine:
         config = with_attention(read_config(self.folder), self.config.attention, str(self.folder))
         self.family = FAMILIES[config.family]
         self.given = self.asked.sampler(self.family.sampler)
-        self.by_model = defaults_of(config)
-        check_attention(self.asked.built({**self.by_model, **self.given}), config)
+        by_model = defaults_of(config, self.given)
+        check_attention(self.asked.built({**by_model, **self.given}), config)
         tokenizer_folder = resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
         self.tokenizer = load_tokenizer(
             tokenizer_folder, self.config.chat_template, self.config.enable_thinking
@@ -109,7 +109,7 @@ class Engine:
         # of every request; unless gen_length is given, its length is only one that the
         # others allow
         self.common = build_sampler(
-            {**self.by_model, **self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS
+            {**by_model, **self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS
         )
         self._check_sampler(self.common)
         self.recorder = self._recorder()
@@ -130,9 +130,11 @@ class Engine:
         """
         reject_unknown(options, [*names(SamplerConfig), *published.NAMES], "sampler option")
         options = coerce(SamplerConfig, published.native(options, self.family.sampler))
-        by_method = self.prepared.defaults({**self.given, **options})
+        both = {**self.given, **options}
+        by_method = self.prepared.defaults(both)
+        by_model = defaults_of(self.model.config, both)
         sampler = combined(
-            options, self.given, by_method, self.asked, max_tokens, by_model=self.by_model
+            options, self.given, by_method, self.asked, max_tokens, by_model=by_model
         )
         for notice in surprises(sampler, options, self.given, max_tokens):
             self._warnings.warn(notice.message, notice.about)

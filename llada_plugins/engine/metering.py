@@ -113,7 +113,7 @@ class Meter:
         return self._see if sampler.revises else None
 
     def _see(self, step: Step) -> None:
-        self._revised.append((step.rows, step.remasked.sum(-1)))
+        self._revised.append((step.rows, (step.remasked | step.replaced).sum(-1)))
 
     def __call__(self, draft: Draft) -> Filled:
         """What the review says; its costs go to the draft's rows."""

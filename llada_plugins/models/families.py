@@ -67,7 +67,7 @@ class Family(NamedTuple):
     # does its publishers' likelihood show an EOS after the answer that it scores?
     shows_eos: bool = False
     # whose sampler its publishers use: their option names are accepted (sampling/published.py)
-    sampler: Literal["llada", "dream", "mdlm"] = "llada"
+    sampler: Literal["llada", "dream", "mdlm", "sdar", "llada2", "fast_dllm_v2"] = "llada"
     # names of the mask token and of the end of a turn, where config.json names none
     mask_names: tuple[str, ...] = MASK_NAMES
     eot_names: tuple[str, ...] = ("<|eot_id|>",)
@@ -132,19 +132,21 @@ FAMILIES: dict[str, Family] = {
     "a2d_qwen3": _hf(A2D_QWEN3, DENSE, sampler="mdlm", **CHATML),
     "a2d_qwen2": _hf(A2D_QWEN2, DENSE, sampler="mdlm", **CHATML),
     "a2d_llama": _hf(A2D_LLAMA, DENSE, sampler="mdlm", eot_names=("<|eot_id|>", "<|im_end|>")),
-    "sdar": _hf(SDAR, DENSE, **SDAR_TOKENS),
-    "sdar_moe": _hf(SDAR_MOE, EXPERTS, ONE_BY_ONE, **SDAR_TOKENS),
-    "llada2": _hf(LLADA2, LLADA2_EXPERTS, ONE_BY_ONE, **MOE_TOKENS),
+    "sdar": _hf(SDAR, DENSE, sampler="sdar", **SDAR_TOKENS),
+    "sdar_moe": _hf(SDAR_MOE, EXPERTS, ONE_BY_ONE, sampler="sdar", **SDAR_TOKENS),
+    "llada2": _hf(LLADA2, LLADA2_EXPERTS, ONE_BY_ONE, sampler="llada2", **MOE_TOKENS),
     "llada2_stacked": _hf(
         LLADA2._replace(model_type="llada2_moe_veomni"),
         LLADA2_STACKED,
         "model.layers.N.mlp.experts.gate_proj",
+        sampler="llada2",
         **MOE_TOKENS,
     ),
     "fast_dllm_v2": _hf(
         FAST_DLLM_V2,
         DENSE,
         shift=True,
+        sampler="fast_dllm_v2",
         mask_names=("|<MASK>|",),
         mask_id=151665,
         eos_id=151645,

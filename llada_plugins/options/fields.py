@@ -188,6 +188,12 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
     return _scalar(name, value, kind)
 
 
+def as_flag(name: str, value: Any) -> bool:
+    """The value of an option that is true or false, however a command line spells it."""
+    flag: bool = _coerce(name, value, bool)
+    return flag
+
+
 def _any_of(name: str, value: Any, kinds: Sequence[Any]) -> Any:
     """`value` as the first of some types that takes it; the last one's error where none does."""
     absent = value is None or (isinstance(value, str) and value.lower() == "none")

@@ -14,6 +14,8 @@ from typing import Protocol
 class Waiting(Protocol):
     """Rows that wait for the block that each fills next. True while there are any."""
 
+    lengths: Sequence[int]  # tokens of each row, prompt and answer
+
     def __bool__(self) -> bool: ...
 
     def put(self, number: int, rows: Sequence[int]) -> None:

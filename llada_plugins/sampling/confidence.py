@@ -29,6 +29,7 @@ class Candidates(NamedTuple):
     policy: Tensor | None  # (B, M) raw score h of the policy stream, if the model has one
     policy_ranks_masked: bool  # was it trained to rank masked positions too (RemeDi's bi-tower)?
     uniform: Callable[[], Tensor]  # draws (B, M) U(0, 1)
+    columns: Tensor | None = None  # (B, M) their places in the block
 
 
 def token_logit(candidates: Candidates) -> Tensor:
@@ -36,8 +37,8 @@ def token_logit(candidates: Candidates) -> Tensor:
 
     RemeDi's paper ranks by the policy stream.
     """
-    # of PADDING in a block that is longer than what is left of its row: any number will do
-    return candidates.logits.gather(-1, embeddable(candidates.tokens)[..., None])[..., 0]
+    tokens = embeddable(candidates.tokens)
+    return candidates.logits.gather(-1, tokens[..., None])[..., 0]
 
 
 def token_probability(candidates: Candidates) -> Tensor:
@@ -60,6 +61,12 @@ def negative_entropy(candidates: Candidates) -> Tensor:
 def uniform(candidates: Candidates) -> Tensor:
     """U(0, 1), drawn anew at every step: LLaDA's random remasking."""
     return candidates.uniform().float()
+
+
+def leftmost(candidates: Candidates) -> Tensor:
+    """The further left, the higher: from left to right (SDAR's sequential)."""
+    assert candidates.columns is not None
+    return -candidates.columns.float()
 
 
 def policy(candidates: Candidates) -> Tensor:
@@ -91,6 +98,7 @@ CONFIDENCE: dict[str, Callable[[Candidates], Tensor]] = {
     "random": uniform,
     "entropy": negative_entropy,
     "margin": margin,
+    "leftmost": leftmost,
     "ups": policy_of_visible,
     "ups_all": policy,
     "tps_logit": token_logit,

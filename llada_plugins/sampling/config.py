@@ -9,17 +9,28 @@ from typing import Any
 
 from llada_plugins.options.fields import build, coerce
 
-from .confidence import CONFIDENCE, PROBABILITIES, PUBLISHED_NAMES
+from .confidence import CONFIDENCE, POLICY_SOURCES, PROBABILITIES, PUBLISHED_NAMES
 from .facts import ADAPTIVE_RULES, BY_TIMESTEPS, DecodingFacts
 
 COUNTS = (
     "gen_length",
     "steps",
     "block_steps",
+    "minimal_topk",
     "block_length",
+    "at_least",
+    "sub_block_length",
     "top_k",
     "max_forwards",
     "cache_refresh",
+)
+# what has no effect under a fixed schedule
+OF_ADAPTIVE_RULES = (
+    "revise_below",
+    "edit_threshold",
+    "at_least",
+    "sub_block_length",
+    "first_token_alone",
 )
 
 
@@ -45,6 +56,8 @@ class SamplerConfig(DecodingFacts):
         self._check_sampling()
         self._check_names()
         self._check_kept()
+        self._check_adaptive()
+        self._check_edits()
         self._check_schedule()
         self._check_trust()
         self._check_shift_cache()
@@ -78,11 +91,20 @@ class SamplerConfig(DecodingFacts):
                 f"blocks_from={self.blocks_from} has no effect without "
                 "sampling_method=block_causal: leave it out"
             )
+        self._check_steps()
+        self._check_answer_end()
+
+    def _check_steps(self) -> None:
         if self.steps is not None and self.block_steps is not None:
             raise ValueError("steps and block_steps are alternatives: give one")
-        if self.block_steps is not None and (self.adaptive and not self.paced):
+        if self.minimal_topk is not None and self.block_steps is None:
             raise ValueError(
-                "block_steps has no effect under threshold, factor or error_budget: leave it out"
+                "minimal_topk has no effect without block_steps: set it, or leave both"
+            )
+        if self.minimal_topk is not None and self.minimal_topk > self.gen_length:
+            raise ValueError(
+                f"minimal_topk ({self.minimal_topk}) must not exceed gen_length "
+                f"({self.gen_length}): no step would be left"
             )
         if self.steps is None or (self.adaptive and not self.paced):
             return
@@ -92,6 +114,20 @@ class SamplerConfig(DecodingFacts):
                 f"steps ({self.steps}) must be a multiple of the number of blocks ("
                 f"{self.num_blocks} = gen_length {self.gen_length} / block_length {self.block}"
                 f"{rounded})"
+            )
+
+    def _check_answer_end(self) -> None:
+        if self.answer_end == "gen_length":
+            return
+        if self.sampling_method not in (None, "block_causal") or self.last_block == "rest":
+            raise ValueError(
+                f"answer_end={self.answer_end} needs sampling_method=block_causal and whole "
+                "blocks: leave it out, or the other option"
+            )
+        if self.answer_end == "next_token" and self.causal and self.gen_length < self.block:
+            raise ValueError(
+                "answer_end=next_token decodes gen_length // block_length blocks: gen_length "
+                f"({self.gen_length}) must be at least block_length ({self.block})"
             )
 
     def _check_sampling(self) -> None:
@@ -104,7 +140,7 @@ class SamplerConfig(DecodingFacts):
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         filters = self.top_k is not None or self.top_p is not None
-        if filters and self.temperature == 0 and self.confidence_of == "raw":
+        if filters and self.temperature == 0 and self.confidence_of != "filtered":
             raise ValueError(
                 "top_k and top_p have no effect at temperature=0: set a temperature or leave them "
                 "out; with confidence_of=filtered they decide what is trusted"
@@ -141,13 +177,62 @@ class SamplerConfig(DecodingFacts):
             value = getattr(self, name)
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
-        if self.revise_below is not None and not self.adaptive:
-            raise ValueError(
-                "revise_below has no effect without threshold, factor or error_budget: set one of "
-                "them, or leave it out"
-            )
         if self.revise_below is not None and not 0 < self.revise_below <= 1:
             raise ValueError(f"revise_below must be above 0 and at most 1, got {self.revise_below}")
+
+    def _check_adaptive(self) -> None:
+        """What goes with adaptive rules alone."""
+        for name in self._given(*OF_ADAPTIVE_RULES):
+            if not self.adaptive:
+                raise ValueError(
+                    f"{name} has no effect without threshold, factor or error_budget: set one of "
+                    "them, or leave it out"
+                )
+            if self.paced and name not in ("revise_below", "sub_block_length"):
+                raise ValueError(f"{name} and paced are alternatives: give one")
+        self._check_sub_blocks()
+
+    def _check_sub_blocks(self) -> None:
+        if self.strict is not None and self.threshold is None:
+            raise ValueError("strict has no effect without threshold: leave it out")
+        if self.at_least is not None and self.block_steps is not None:
+            raise ValueError("at_least and block_steps are alternatives: give one")
+        if self.block_steps is not None and (self.sub_block_length or self.first_token_alone):
+            raise ValueError(
+                "block_steps asks each step for its share of the block, which sub_block_length and "
+                "first_token_alone may not leave it: give at_least, or leave them out"
+            )
+        if self.sub_block_length is not None and self.block % self.sub_block_length:
+            raise ValueError(
+                f"sub_block_length ({self.sub_block_length}) must divide block_length "
+                f"({self.block})"
+            )
+        if self.sub_block_cache and (self.sub_block_length is None or self.frozen is not None):
+            raise ValueError(
+                "sub_block_cache needs sub_block_length and goes without cache=prefix or dual: set "
+                "it, or leave one out"
+            )
+        if self.sub_block_cache and self.source in POLICY_SOURCES:
+            raise ValueError(
+                f"sub_block_cache keeps no scores for confidence_source={self.source}: leave one "
+                "out"
+            )
+
+    def _check_edits(self) -> None:
+        if self.max_post_steps is not None and self.edit_threshold is None:
+            raise ValueError(
+                "max_post_steps has no effect without edit_threshold: set it, or leave it out"
+            )
+        if self.max_post_steps is not None and self.max_post_steps < 0:
+            raise ValueError(f"max_post_steps must be at least 0, got {self.max_post_steps}")
+        if self.edit_threshold is None:
+            return
+        if not 0 <= self.edit_threshold <= 1:
+            raise ValueError(f"edit_threshold must be from 0 to 1, got {self.edit_threshold}")
+        if self.revise_below is not None or self.sub_block_length is not None:
+            raise ValueError(
+                "edit_threshold goes without revise_below and sub_block_length: leave one out"
+            )
 
     def _check_schedule(self) -> None:
         if self.schedule != "llada":

@@ -108,7 +108,7 @@ class FillBlocks(NamedTuple):
     special: SpecialTokens
     start: int  # column at which block 0 of the answer begins
     padded: bool  # has any row PADDING?
-    prompt_lengths: Tensor  # (P,) tokens of every prompt
+    answers: Answers
     lasting: Lasting  # of all blocks of the decode
     on_step: Callable[[Step], None] | None
 
@@ -130,13 +130,13 @@ class FillBlocks(NamedTuple):
         left = num_left_of_row(tokens)
         canvas = Canvas(
             tokens,
-            left + self.prompt_lengths[rows],
+            left + self.answers.prompt_lengths[rows],
             self.padded,
             blocks=cut.width if cut.causal else None,
             ids=rows,
             lasting=self.lasting,
         )
-        return unmask(
+        unmasked = unmask(
             self.denoise,
             canvas,
             window,
@@ -147,6 +147,8 @@ class FillBlocks(NamedTuple):
             steps=steps,
             on_step=self._observer(canvas, window),
         )
+        self.answers.left[rows] = unmasked.left
+        return unmasked.forwards
 
     def _observer(self, canvas: Canvas, window: slice) -> Callable[[Step], None] | None:
         """on_step with prompts in place of rows of the canvas, one block's rows at a time."""
@@ -180,6 +182,8 @@ class Answers:
         self.prompt_lengths = torch.tensor([len(each) for each in prompts], device=device)
         self.tokens: list[list[int]] = [[] for _ in keys]  # of the blocks that are filled
         self.num_filled = [0] * len(keys)  # blocks
+        # (P,) did an end token stop it inside a block?
+        self.left = torch.zeros_like(self.keys, dtype=torch.bool)
         self.forwards = torch.zeros_like(self.keys)
         self.num_scored = torch.zeros_like(self.keys)
 
@@ -192,6 +196,28 @@ class Answers:
             [self.num_filled[row] for row in batch],
             mask_id,
             self.keys.device,
+        )
+
+    def draft(
+        self,
+        batch: Sequence[int],
+        number: int,
+        tokens: Tensor,
+        fill: FillBlocks,
+        ended: Callable[[list[int]], bool],
+    ) -> Draft:
+        """These rows on their canvas, before block `number` is filled."""
+        rows = torch.tensor(batch, device=self.keys.device)
+        return Draft(
+            number,
+            tokens,
+            rows,
+            self.keys[rows],
+            self.forwards[rows],
+            self.num_scored[rows],
+            fill.start,
+            fill,
+            ended,
         )
 
     def add(
@@ -209,16 +235,23 @@ class Answers:
             self.tokens[row] = answer[: answer.index(PADDING)] if PADDING in answer else answer
             self.num_filled[row] += 1
 
-    def samples(self, rows: Sequence[int], length: int) -> list[tuple[int, Sample]]:
-        """The finished answers of these rows, cut to this length."""
+    def samples(
+        self, rows: Sequence[int], blocks: Blocks, ends: Sequence[int]
+    ) -> list[tuple[int, Sample]]:
+        """The finished answers of these rows, cut as `blocks` says, or after what ended them."""
         if not rows:
             return []
         numbers = torch.tensor(rows, device=self.keys.device)
-        costs = zip(self.forwards[numbers].tolist(), self.num_scored[numbers].tolist())
-        return [
-            (row, Sample(self.tokens[row][:length], num_forwards, num_scored))
-            for row, (num_forwards, num_scored) in zip(rows, costs)
-        ]
+        of_rows = (self.forwards, self.num_scored, self.left)
+        costs = zip(*(each[numbers].tolist() for each in of_rows))
+        found = []
+        for row, (num_forwards, num_scored, left) in zip(rows, costs):
+            answer = self.tokens[row]
+            cut = blocks.answer(len(self.prompts[row]))
+            if left:  # what stands after that, perhaps behind masks, was not finished
+                cut = min(place for place, token in enumerate(answer) if token in ends) + 1
+            found.append((row, Sample(answer[:cut], num_forwards, num_scored)))
+        return found
 
 
 def decode(
@@ -266,51 +299,41 @@ def decode_each(
     blocks, lasting = config.blocks, Lasting()
 
     def ended(answer: list[int]) -> bool:
-        return is_ended(answer, config, special, stop)
+        return len(answer) >= config.gen_length or is_stopped(answer, config, special, stop)
 
-    lengths = [blocks.row(len(prompt)) for prompt in prompts]
-    limit = at_once or BatchLimit(lambda longest: len(prompts))
-    queue: Waiting
-    if blocks.from_row and not in_step:
-        queue = Refill(lengths, limit)
-    else:
-        num_blocks = max((blocks.number(len(prompt)) for prompt in prompts), default=1)
-        queue = Queue(lengths, num_blocks, limit)
+    def is_done(row: int) -> bool:
+        filled = answers.num_filled[row] == blocks.number(len(prompts[row]))
+        return filled or is_stopped(answers.tokens[row], config, special, stop)
+
+    queue, limit = _queue(prompts, blocks, in_step, at_once)
     while queue:
         number, batch = queue.take()
         canvas = answers.lay_out(batch, blocks, special.mask)
         start = canvas.first - number * blocks.width
-        rows = torch.tensor(batch, device=device)
-        draft = Draft(
-            number,
-            canvas.tokens,
-            rows,
-            answers.keys[rows],
-            answers.forwards[rows],
-            answers.num_scored[rows],
-            start,
-            FillBlocks(
-                denoise,
-                config,
-                special,
-                start,
-                canvas.padded,
-                answers.prompt_lengths,
-                lasting,
-                on_step,
-            ),
-            ended,
-        )
-        cost = _reviewed(review, draft, limit, max(lengths[row] for row in batch))
+        fill = FillBlocks(denoise, config, special, start, canvas.padded, answers, lasting, on_step)
+        draft = answers.draft(batch, number, canvas.tokens, fill, ended)
+        cost = _reviewed(review, draft, limit, max(queue.lengths[row] for row in batch))
         if cost is not None:
             end = canvas.first + blocks.width
             answers.add(draft, cost, batch, canvas.answer_starts, end)
-        done = [row for row in batch if cost is not None and ended(answers.tokens[row])]
+        done = [row for row in batch if cost is not None and is_done(row)]
         for row in reversed(batch):  # so that the first stays the first
             if row not in done:
                 queue.put(answers.num_filled[row], [row])
         lasting.forget(done)
-        yield from answers.samples(done, config.gen_length)
+        yield from answers.samples(done, blocks, special.ends)
+
+
+def _queue(
+    prompts: Sequence[Sequence[int]], blocks: Blocks, in_step: bool, at_once: BatchLimit | None
+) -> tuple[Waiting, BatchLimit]:
+    """All rows, before their first blocks, and how many of them make a batch."""
+    lengths = [blocks.row(len(prompt)) for prompt in prompts]
+    limit = at_once or BatchLimit(lambda longest: len(prompts))
+    if blocks.from_row and not in_step:
+        return Refill(lengths, limit), limit
+    longest = max((blocks.number(len(prompt)) for prompt in prompts), default=1)
+    return Queue(lengths, longest, limit), limit
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]]) -> None:
@@ -332,17 +355,14 @@ def _reviewed(review: Review, draft: Draft, limit: BatchLimit, longest: int) -> 
     return None
 
 
-def is_ended(
+def is_stopped(
     answer: list[int],
     config: SamplerConfig,
     special: SpecialTokens,
     stop: Callable[[list[int]], bool] | None,
 ) -> bool:
-    """Is an answer complete that fills its blocks so far?"""
-    if len(answer) >= config.gen_length:
-        return True
+    """Does something end an answer that fills its blocks so far?"""
     # EOS of any block, since a review may write all of them
-    may_end = config.early_stop or config.grows
-    if may_end and any(token in special.ends for token in answer):
+    if config.stops != "never" and any(token in special.ends for token in answer):
         return True
     return stop is not None and stop(answer)

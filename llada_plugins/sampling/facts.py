@@ -13,7 +13,16 @@ from .options import SamplerOptions
 # rules by which the number of tokens kept depends on their scores
 ADAPTIVE_RULES = ("threshold", "factor", "error_budget")
 # how many tokens stand after each step, where that does not depend on scores
-Schedule = Literal["linear", "linear_revised", "mask_and_refine", "dream", "independent", "mdlm"]
+Schedule = Literal[
+    "linear",
+    "linear_revised",
+    "block_share",
+    "mask_and_refine",
+    "dream",
+    "independent",
+    "mdlm",
+]
+StopAt = Literal["never", "block", "eos", "new_eos"]
 BY_TIMESTEPS = ("dream", "independent")  # schedules that end at schedule_eps
 
 
@@ -40,6 +49,7 @@ class DecodingFacts(SamplerOptions):
             causal=self.causal,
             grows=self.grows,
             whole=self.last_block == "whole",
+            ends=self.answer_end,
         )
 
     @property
@@ -90,6 +100,8 @@ class DecodingFacts(SamplerOptions):
             return self.block
         # only dllm's schedule rounds
         steps = self.block_steps or -(-(self.steps or 0) // self.num_blocks)
+        if self.minimal_topk is not None:
+            steps = min(steps, self.gen_length // self.minimal_topk)
         return min(steps, self.block) if self.fixed_schedule == "linear" else steps
 
     @property
@@ -143,14 +155,54 @@ class DecodingFacts(SamplerOptions):
         return self.temperature > 0 or self.source == "random" or bool(self.alg_temp)
 
     @property
+    def edits(self) -> bool:
+        """May a token that was kept be replaced by another?"""
+        return self.edit_threshold is not None
+
+    @property
+    def post_steps(self) -> int:
+        """Forwards of a block after its last mask, at most."""
+        if not self.edits:
+            return 0
+        return 16 if self.max_post_steps is None else self.max_post_steps
+
+    @property
     def revises(self) -> bool:
-        """May a token that was kept be masked again?"""
-        return self.revise or self.remask_ratio is not None or self.revise_below is not None
+        """May a token that was kept be masked again, or replaced?"""
+        taken_back = self.revise or self.remask_ratio is not None or self.revise_below is not None
+        return taken_back or self.edits
+
+    @property
+    def shares_block(self) -> bool:
+        """Does each step of an adaptive rule keep at least its share of the block?"""
+        return self.adaptive and not self.paced and self.block_steps is not None
+
+    def at_least_in(self, step: int) -> int:
+        """Tokens that a step of an adaptive rule keeps at least, if there are so many masks."""
+        if not self.shares_block:
+            return self.at_least or 1
+        share, remainder = divmod(self.block, self.steps_per_block)
+        return share + (step < remainder)
 
     @property
     def forwards_per_block(self) -> int:
         """Upper bound under adaptive rules; one a token lets every rule finish."""
-        return self.block if self.max_forwards is None else self.max_forwards // self.most_blocks
+        if self.max_forwards is not None:
+            return self.max_forwards // self.most_blocks
+        unmasking = self.steps_per_block if self.shares_block else self.block
+        return unmasking + self.post_steps
+
+    @property
+    def stops(self) -> StopAt:
+        """When EOS or EoT ends an answer."""
+        if self.stop_at is not None:
+            return self.stop_at
+        return "block" if self.early_stop or self.grows else "never"
+
+    @property
+    def leaves(self) -> bool:
+        """May an EOS end a block that still has masks?"""
+        return self.stops in ("eos", "new_eos")
 
     @property
     def most_forwards(self) -> int:

@@ -9,6 +9,7 @@ from llada_plugins.diffusion.cache import cached
 from llada_plugins.diffusion.denoiser import Denoiser, check_unmasked, model_denoiser
 from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks
 from llada_plugins.diffusion.guidance import guided, suppressed
+from llada_plugins.diffusion.sub_block_cache import cached_by_parts
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.special_tokens import SpecialTokens
@@ -82,7 +83,9 @@ def with_options(
             vicinity=config.cache_vicinity,
             prompts=config.prompt_refresh,
         )
-    if config.cache == "auto":
+    if config.sub_block_length is not None and config.sub_block_cache:
+        denoise = cached_by_parts(denoise, config.sub_block_length, special.mask)
+    elif config.cache == "auto":
         denoise = keeping_finished_blocks(denoise, config.blocks, limit)
     if config.cfg_scale > 0:
         denoise = guided(denoise, config.cfg_scale, special.mask)

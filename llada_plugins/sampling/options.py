@@ -36,18 +36,30 @@ class SamplerOptions:
         "where block_length does not divide gen_length: the last block is decoded whole and cut, "
         "or has only the rest of the tokens",
     )
-    schedule: Literal["llada", "dream", "independent", "mdlm"] = arg(
+    answer_end: Literal["gen_length", "block", "next_token"] = arg(
+        "gen_length",
+        "where an answer ends that nothing stops: after gen_length tokens, at the end of the block "
+        "that holds the last of them (SDAR), or after gen_length // block_length blocks and the "
+        "one token that the last of them predicts (Fast-dLLM v2)",
+    )
+    schedule: Literal["llada", "block_share", "dream", "independent", "mdlm"] = arg(
         "llada",
-        "how many tokens each step unmasks: llada (equal shares), dream (a share of the masks that "
-        "are left, by Dream's timesteps), independent (every token by itself with Dream's "
-        "probability, its alg=origin; needs confidence_source=random) or mdlm (dllm's rounding of "
-        "the linear schedule); steps that unmask nothing cost no forward",
+        "how many tokens each step unmasks: llada (equal shares of the masks), block_share (equal "
+        "shares of the block, masked or not), dream (a share of the masks that are left, by "
+        "Dream's timesteps), independent (every token by itself with Dream's probability, its "
+        "alg=origin; needs confidence_source=random) or mdlm (dllm's rounding of the linear "
+        "schedule); steps that unmask nothing cost no forward",
     )
     schedule_eps: float | None = arg(
         None, "timestep (0-1) at which schedules dream and independent end (default 0.001)"
     )
     block_steps: int | None = arg(
-        None, "denoising steps of each block, in place of steps for the whole answer"
+        None,
+        "denoising steps of each block, in place of steps for the whole answer; under adaptive "
+        "rules each keeps at least its share of the block's tokens",
+    )
+    minimal_topk: int | None = arg(
+        None, "with block_steps: at most gen_length // minimal_topk of them (LLaDA2.0)"
     )
     sampling_method: (
         Literal["fixed_length", "semi_ar_padding", "semi_ar_origin", "block_causal"] | None
@@ -86,10 +98,11 @@ class SamplerOptions:
     confidence_source: str | None = arg(
         None, f"what ranks the proposals: {', '.join(CONFIDENCE)} (default: tps_prob)"
     )
-    confidence_of: Literal["raw", "filtered"] = arg(
-        "raw",
-        "what the confidence is read from: the model's own distribution, or as Dream does that at "
-        "the temperature, among the tokens that top_p and top_k leave, also at temperature 0",
+    confidence_of: Literal["raw", "tempered", "filtered"] | None = arg(
+        None,
+        "what the confidence is read from: the model's own distribution, that at the temperature "
+        "(SDAR's evaluation), or among the tokens that top_p and top_k leave of that, also at "
+        "temperature 0 (Dream, LLaDA2) (default: raw, or as the publishers of block-causal models)",
     )
     alg_temp: float | None = arg(
         None,
@@ -100,6 +113,29 @@ class SamplerOptions:
         None,
         "keep every token at least this probable (0-1), at least one a step, "
         "instead of a fixed number",
+    )
+    strict: bool | None = arg(
+        None,
+        "with threshold: tokens must be more probable than it, not as probable (default: as the "
+        "family's publishers do)",
+    )
+    at_least: int | None = arg(
+        None, "under adaptive rules: keep at least so many tokens a step (default 1)"
+    )
+    sub_block_length: int | None = arg(
+        None,
+        "under adaptive rules: only the first part of so many tokens of the block that has masks "
+        "is unmasked (Fast-dLLM v2)",
+    )
+    sub_block_cache: bool = arg(
+        False,
+        "with sub_block_length: freeze the other parts' keys and values from the step on that "
+        "finds a part's first token known; faster, an approximation (Fast-dLLM v2)",
+    )
+    first_token_alone: bool = arg(
+        False,
+        "under adaptive rules: the step that unmasks a block's first token unmasks no other, as "
+        "if the block before had predicted it (Fast-dLLM v2)",
     )
     paced: bool = arg(
         False,
@@ -129,6 +165,15 @@ class SamplerOptions:
         "under adaptive rules: mask visible tokens of the block again "
         "whose score (0-1) is below this",
     )
+    edit_threshold: float | None = arg(
+        None,
+        "under adaptive rules: replace a visible token of the block's answer by the proposal where "
+        "that is another one, more probable than this (0-1); a block ends with a forward that "
+        "changes nothing (LLaDA2.1)",
+    )
+    max_post_steps: int | None = arg(
+        None, "with edit_threshold: forwards of a block after its last mask, at most (default 16)"
+    )
     max_forwards: int | None = arg(
         None,
         "forward passes for the whole answer. Under adaptive rules they are shared equally by its "
@@ -139,6 +184,13 @@ class SamplerOptions:
     confidence_eos_eot_inf: bool = arg(False, "EOS and EoT may be proposed but are kept last")
     early_stop: bool = arg(
         False, "stop once a finished block holds EOS or EoT: the answer ends with that block"
+    )
+    stop_at: Literal["never", "block", "eos", "new_eos"] | None = arg(
+        None,
+        "when EOS or EoT ends an answer: never, after a finished block that holds it, at once when "
+        "it stands and nothing before it is masked (eos), or only if such a step wrote one, else "
+        "after the block (new_eos, which may exceed gen_length: LLaDA2.0) (default: block with "
+        "early_stop or where the canvas grows, else never)",
     )
     cache: Literal["auto", "none", "prefix", "dual"] = arg(
         "auto",

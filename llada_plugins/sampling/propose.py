@@ -147,6 +147,15 @@ def propose_filtered(
     return tokens.view(best.shape)
 
 
+def logits_to_judge(logits: Tensor, config: SamplerConfig) -> Tensor:
+    """What the confidence is read from, (B, M, V); these logits themselves where it is raw."""
+    if config.confidence_of == "filtered":
+        return filtered(logits, config)
+    if config.confidence_of == "tempered" and config.temperature not in (0, 1):
+        return logits / config.temperature
+    return logits
+
+
 def candidates_at(
     prediction: Prediction,
     columns: Tensor,
@@ -154,12 +163,15 @@ def candidates_at(
     config: SamplerConfig,
     special: SpecialTokens,
 ) -> Candidates:
-    """Propose a token at each masked one of these columns (B, M) of the block."""
+    """Propose a token at each masked one of these columns (B, M) of the block.
+
+    Under editing at every one.
+    """
     logits = prediction.logits_at(columns).float()  # (B, M, V)
     standing = block.tokens.gather(1, columns)
     masked = standing == special.mask
     draw = partial(block.draw, columns)
-    judged = filtered(logits, config) if config.confidence_of == "filtered" else logits
+    judged = logits_to_judge(logits, config)
     # never proposed, but part of a probability; put back, since a copy of all is dear
     of_mask = logits[..., special.mask].clone()
     logits[..., special.mask] = -INF
@@ -177,11 +189,12 @@ def candidates_at(
         policy = policy.gather(1, columns)
     return Candidates(
         judged,
-        torch.where(masked, proposal, standing),
+        proposal if config.edits else torch.where(masked, proposal, standing),
         masked,
         policy,
         prediction.ranks_masked,
         partial(draw, FOR_CONFIDENCE),
+        columns,
     )
 
 

@@ -43,6 +43,7 @@ class Step(NamedTuple):
     masked: Tensor  # (B, W) bool: masked before this step
     kept: Tensor  # (B, W) bool: unmasked by this step
     remasked: Tensor  # (B, W) bool: masked again by this step
+    replaced: Tensor  # (B, W) bool: visible, and replaced by the proposal
 
     def keep_rows(self, places: Tensor) -> Step:
         """The rows at these places alone."""
@@ -52,26 +53,28 @@ class Step(NamedTuple):
         return self._replace(**of_rows)
 
 
+class Unmasked(NamedTuple):
+    """What became of B rows whose window was to be filled."""
+
+    forwards: Tensor  # (B,) that each needed
+    left: Tensor  # (B,) bool: did an end token end the row, whatever is masked after it?
+
+
 class RowsInWork(NamedTuple):
-    """The N rows of a canvas whose window still has masks, and what belongs to each."""
+    """The N rows of a canvas whose window is not done, and what belongs to each."""
 
     canvas: Canvas
     window: slice
     numbers: Tensor  # (N,) of these rows among those at the start
     keys: Tensor  # (N,) random streams
     offsets: Tensor  # (N, 1) of the window's first column in the row's random streams
+    post_steps: Tensor  # (N,) forwards that are left to a row without masks
     plan: Plan | None  # what is known of its steps
 
     @property
     def block(self) -> Tensor:
         """The window's tokens (N, W), a view: what is written here, the canvas holds."""
         return self.canvas.tokens[:, self.window]
-
-    @property
-    def fixed(self) -> Tensor:
-        """Which of the block's columns hold no token of the answer, (N, W): they stay."""
-        column = torch.arange(*self.window.indices(self.window.stop), device=self.keys.device)
-        return (column < self.canvas.answer_start[:, None]) | (self.block == PADDING)
 
     def keep_rows(self, places: Tensor) -> RowsInWork:
         """The rows at these places alone."""
@@ -81,6 +84,7 @@ class RowsInWork(NamedTuple):
             self.numbers[places],
             self.keys[places],
             self.offsets[places],
+            self.post_steps[places],
             None if self.plan is None else self.plan.keep_rows(places),
         )
 
@@ -96,26 +100,51 @@ class RowsInWork(NamedTuple):
             return None
         return self.plan.standing[:, min(step, self.plan.standing.shape[1] - 1)]
 
+    @property
+    def fixed(self) -> Tensor:
+        """Which of the block's columns hold no token of the answer, (N, W): they stay."""
+        column = torch.arange(self.window.start, self.window.stop, device=self.keys.device)
+        return (column < self.canvas.answer_start[:, None]) | (self.block == PADDING)
+
     def copy_to(self, tokens: Tensor) -> None:
         """Write the blocks to their rows of tokens (B, L)."""
         tokens[self.numbers, self.window] = self.block.clone()  # both may be one memory
 
 
-class MasksLeft(NamedTuple):
+class WorkLeft(NamedTuple):
     """What is left to do before a step."""
 
-    num_rows: int  # how many rows have masks
+    num_rows: int  # how many rows are in work
     most: int  # how many masks the row with most of them has
 
 
-def masks_left(num_masked: Tensor) -> list[MasksLeft]:
-    """What is left before each of S steps, from every row's masks before each, (B, S).
+def work_left(in_work: Tensor, num_masked: Tensor) -> list[WorkLeft]:
+    """What is left before each of S steps, from rows' states before each, (B, S).
 
     Waits for the device, one time for all steps.
     """
-    num_rows = (num_masked > 0).sum(0)
-    most = num_masked.amax(0)
-    return [MasksLeft(*each) for each in torch.stack([num_rows, most], 1).tolist()]
+    num_rows, most = in_work.sum(0), num_masked.amax(0)
+    return [WorkLeft(*each) for each in torch.stack([num_rows, most], 1).tolist()]
+
+
+class Foreseen(NamedTuple):
+    """How far the steps of a window are known before the first."""
+
+    num_steps: int  # at most
+    left: list[WorkLeft] | None  # before each; None: rows must be looked at
+
+
+def foresee(masked: Tensor, plan: Plan | None, config: SamplerConfig) -> Foreseen:
+    """What is known of a window whose tokens are masked (B, W) so far."""
+    width = masked.shape[1]
+    if plan is None or config.adaptive:
+        num_blocks = -(-width // config.block)  # rounded up: the last may be short
+        return Foreseen(config.forwards_per_block * num_blocks, None)
+    if config.leaves:
+        return Foreseen(plan.standing.shape[1], None)
+    left_after = width - plan.standing
+    num_masked = torch.cat([masked.sum(-1, keepdim=True), left_after], 1)
+    return Foreseen(left_after.shape[1], work_left(num_masked > 0, num_masked))
 
 
 def unmask(
@@ -129,75 +158,138 @@ def unmask(
     offset: int | Tensor = 0,
     steps: int | None = None,
     on_step: Callable[[Step], None] | None = None,
-) -> Tensor:
+) -> Unmasked:
     """Denoise canvas.tokens[:, window] in place until none of it is masked.
 
-    Returns the forwards that each row needed, (B,). keys: (B,) random streams. offset:
-    the window's first position among those that the streams count, of all rows or (B,).
-    steps: of a fixed schedule, by default those of one block. on_step: sees every step; its
-    rows are numbers of canvas rows, its block is 0.
+    keys: (B,) random streams. offset: the window's first position among those that the
+    streams count, of all rows or (B,). steps: of a fixed schedule, by default those of one
+    block. on_step: sees every step; its rows are numbers of canvas rows, its block is 0.
     """
     tokens = canvas.tokens
     masked = tokens[:, window] == special.mask  # (B, W)
-    width = masked.shape[1]
     offsets = torch.as_tensor(offset, device=tokens.device).expand(len(tokens))[:, None]
-    plan = plan_block(masked, config, steps, draws_of_confidence(keys, offsets, width))
-    if plan is None or config.adaptive:
-        foreseen = None
-        num_blocks = -(-width // config.block)  # rounded up: the last may be short
-        num_steps = config.forwards_per_block * num_blocks
-    else:
-        left_after = width - plan.standing
-        foreseen = masks_left(torch.cat([masked.sum(-1, keepdim=True), left_after], 1))
-        num_steps = left_after.shape[1]
+    plan = plan_block(masked, config, steps, draws_of_confidence(keys, offsets, masked.shape[1]))
+    foreseen = foresee(masked, plan, config)
     # a memory for these steps alone: what a cache keeps must not outlive them
     canvas = canvas._replace(memory=Memory())
     numbers = torch.arange(len(tokens), device=tokens.device)
-    work = RowsInWork(canvas, window, numbers, keys, offsets, plan)
-    forwards = torch.zeros_like(work.numbers)
-    for step in range(num_steps):
+    post_steps = numbers.new_full((len(tokens),), config.post_steps)
+    work = RowsInWork(canvas, window, numbers, keys, offsets, post_steps, plan)
+    result = Unmasked(torch.zeros_like(numbers), torch.zeros_like(numbers, dtype=torch.bool))
+    for step in range(foreseen.num_steps):
         masked = work.block == special.mask  # (N, W)
-        if foreseen is None:
-            [left] = masks_left(masked.sum(-1, keepdim=True))
+        in_work = (masked.any(-1) | (work.post_steps > 0)) & ~result.left[work.numbers]
+        if foreseen.left is None:
+            [left] = work_left(in_work[:, None], masked.sum(-1, keepdim=True))
         else:
-            left = foreseen[step]
+            left = foreseen.left[step]
         if left.num_rows == 0:
             break
         if left.num_rows < len(work.numbers):  # rows that are done cost no further forwards
             work.copy_to(tokens)
-            work = work.keep_rows(masked_first(masked.any(-1))[: left.num_rows])
-            masked = work.block == special.mask
-        forwards[work.numbers] += 1
-        num_columns = width if config.revises else left.most
-        columns = masked_first(masked)[:, :num_columns]  # (N, M)
-        block = ActiveBlock(work.block, work.keys, work.offsets, work.number_of(step))
-        prediction = denoise(work.canvas, window)
-        proposal, score = proposals_at(prediction, columns, block, config, special)
-        if step == 0 and config.opens_with_one:
-            score[:, 0] = INF
-        if config.revises:
-            score = score.masked_fill(work.fixed, INF)
-        standing = keep(score, masked, work.standing_after(step), step == num_steps - 1, config)
-        if config.revises:
-            standing = standing | work.fixed
-        work.block.copy_(torch.where(standing, proposal, special.mask))
+            work = work.keep_rows(masked_first(in_work)[: left.num_rows])
+        result.forwards[work.numbers] += 1
+        last = step == foreseen.num_steps - 1
+        done = take_step(denoise, work, step, left.most, config, special, last=last)
+        if config.leaves:
+            result.left[work.numbers] = has_left(work, done.masked, special, config)
         if on_step is not None:
-            is_masked = work.block == special.mask
-            kept, remasked = masked & ~is_masked, ~masked & is_masked
-            on_step(
-                Step(
-                    block=0,
-                    step=step,
-                    rows=work.numbers,
-                    start=window.start - work.canvas.answer_start,
-                    places=work.numbers,
-                    proposal=proposal,
-                    score=score,
-                    policy=prediction.confidence,
-                    masked=masked,
-                    kept=kept,
-                    remasked=remasked,
-                )
-            )
+            on_step(done)
     work.copy_to(tokens)
-    return forwards
+    return result
+
+
+def take_step(
+    denoise: Denoiser,
+    work: RowsInWork,
+    step: int,
+    num_columns: int,
+    config: SamplerConfig,
+    special: SpecialTokens,
+    *,
+    last: bool,
+) -> Step:
+    """One forward of the rows in work, and what it changes in their block, in place.
+
+    num_columns: of the block that hold masks, at most. last: no forward is left.
+    """
+    masked = work.block == special.mask  # (N, W)
+    if config.revises:
+        num_columns = masked.shape[1]
+    columns = masked_first(masked)[:, :num_columns]  # (N, M)
+    block = ActiveBlock(work.block, work.keys, work.offsets, work.number_of(step))
+    prediction = denoise(work.canvas, work.window)
+    proposal, score = proposals_at(prediction, columns, block, config, special)
+    if step == 0 and config.opens_with_one:
+        score[:, 0] = INF
+    if config.revises:
+        score = score.masked_fill(work.fixed, INF)
+    at_least = config.at_least_in(step)
+    standing = keep(score, masked, work.standing_after(step), last, config, at_least=at_least)
+    if config.revises:
+        standing = standing | work.fixed
+    replaced = torch.zeros_like(masked)
+    if config.edits:
+        replaced = edited(proposal, score, work.block, masked | work.fixed, config)
+        proposal = torch.where(masked | replaced, proposal, work.block)
+        work.post_steps.copy_(post_steps_left(work.post_steps, masked, replaced))
+    work.block.copy_(torch.where(standing, proposal, special.mask))
+    is_masked = work.block == special.mask
+    return Step(
+        block=0,
+        step=step,
+        rows=work.numbers,
+        start=work.window.start - work.canvas.answer_start,
+        places=work.numbers,
+        proposal=proposal,
+        score=score,
+        policy=prediction.confidence,
+        masked=masked,
+        kept=masked & ~is_masked,
+        remasked=~masked & is_masked,
+        replaced=replaced,
+    )
+
+
+def edited(
+    proposal: Tensor,
+    score: Tensor,
+    block: Tensor,
+    spared: Tensor,
+    config: SamplerConfig,
+) -> Tensor:
+    """Which tokens of the block (B, W) a step replaces by their proposals, bool.
+
+    So does LLaDA2.1: by other tokens that are more probable than edit_threshold. spared:
+    (B, W) bool, masks and what is not of the answer.
+    """
+    return (proposal != block) & (score > config.edit_threshold) & ~spared
+
+
+def post_steps_left(before: Tensor, masked: Tensor, replaced: Tensor) -> Tensor:
+    """Forwards (B,) that are left to rows without masks; none after one that replaces nothing.
+
+    before: (B,). masked, replaced: (B, W) by the step.
+    """
+    after_last_mask = ~masked.any(-1)
+    left = (before - 1).masked_fill(~replaced.any(-1), 0)
+    return torch.where(after_last_mask, left, before)
+
+
+def has_left(
+    work: RowsInWork, masked: Tensor, special: SpecialTokens, config: SamplerConfig
+) -> Tensor:
+    """Which rows (N,) a step has ended: an end token stands and nothing before it is masked.
+
+    Under stop_at=new_eos the step must have written one. masked: (N, W) before it.
+    """
+    block = work.block
+    is_end = torch.zeros_like(masked)
+    for token in special.ends:
+        is_end |= block == token
+    is_end &= ~work.fixed
+    after_mask = (block == special.mask).cumsum(-1) > 0
+    left = (is_end & ~after_mask).any(-1)
+    if config.stops == "new_eos":
+        left &= (is_end & masked).any(-1)
+    return left

@@ -74,6 +74,12 @@ def linear_revised(block: Unfilled, config: SamplerConfig) -> Tensor:
     return block.standing(quota(block.num_masked, block.steps, remainder_last=True))
 
 
+def block_share(block: Unfilled, config: SamplerConfig) -> Tensor:
+    """Equal shares of the whole block, larger ones first, as far as there are masks (SDAR)."""
+    of_block = torch.full_like(block.num_masked, block.width)
+    return block.standing(quota(of_block, block.steps)).clamp_max(block.width)
+
+
 def mask_and_refine(block: Unfilled, config: SamplerConfig) -> Tensor:
     """All but remask_ratio of the block after every step, and all of it after the last."""
     assert config.remask_ratio is not None
@@ -118,6 +124,7 @@ def mdlm(block: Unfilled, config: SamplerConfig) -> Tensor:
 SCHEDULES: dict[Schedule, Callable[[Unfilled, SamplerConfig], Tensor]] = {
     "linear": linear,
     "linear_revised": linear_revised,
+    "block_share": block_share,
     "mask_and_refine": mask_and_refine,
     "dream": dream,
     "independent": independent,
@@ -232,13 +239,19 @@ def planned(
 
 
 def keep(
-    score: Tensor, masked: Tensor, count: Tensor | None, last: bool, config: SamplerConfig
+    score: Tensor,
+    masked: Tensor,
+    count: Tensor | None,
+    last: bool,
+    config: SamplerConfig,
+    *,
+    at_least: int = 1,
 ) -> Tensor:
     """Which positions of the block stand after this step, (B, W) bool.
 
     All others are masked, or masked again. score: (B, W). masked: (B, W) bool, before the
-    step. count: (B,) of a plan, or None, and then every row has masks. last: no forward
-    is left.
+    step. count: (B,) of a plan, or None. last: no forward is left. at_least: under adaptive
+    rules, how many are kept in any case, if a row has so many masks.
     """
     if not config.adaptive:
         assert count is not None
@@ -248,11 +261,27 @@ def keep(
     standing = ~masked
     if config.revise_below is not None:
         standing = standing & (score >= config.revise_below)
-    candidates = score.masked_fill(~masked, -INF)
-    num_kept = num_passing(candidates, config).clamp_min(1)
+    eligible = next_to_unmask(masked, config)
+    candidates = score.masked_fill(~eligible, -INF)
+    num_kept = num_passing(candidates, config).clamp_min(at_least)
     if count is not None:
         num_kept = num_kept.minimum(count - (~masked).sum(-1))
-    return standing | (masked & keep_top(candidates, num_kept))
+    return standing | (eligible & keep_top(candidates, num_kept))
+
+
+def next_to_unmask(masked: Tensor, config: SamplerConfig) -> Tensor:
+    """Those masked positions (B, W) of the block that a step may unmask, bool."""
+    width, length = masked.shape[1], config.sub_block_length
+    eligible = masked
+    if length is not None and length < width:
+        part = torch.arange(width, device=masked.device) // length  # (W,)
+        first = part.expand_as(masked).masked_fill(~masked, width).amin(-1, keepdim=True)
+        eligible = masked & (part == first)
+    if config.first_token_alone:
+        opens = masked[:, :1]
+        eligible = eligible & ~opens
+        eligible[:, :1] |= opens
+    return eligible
 
 
 def num_passing(score: Tensor, config: SamplerConfig) -> Tensor:
@@ -262,12 +291,18 @@ def num_passing(score: Tensor, config: SamplerConfig) -> Tensor:
     """
     [rule] = [name for name in ADAPTIVE_RULES if getattr(config, name) is not None]
     ordered = score.sort(dim=-1, descending=True).values
-    return PASSING[rule](ordered, getattr(config, rule))
+    passing = num_more_probable if config.strict else PASSING[rule]
+    return passing(ordered, getattr(config, rule))
 
 
 def num_probable(ordered: Tensor, threshold: float) -> Tensor:
     """All at least as probable as the threshold (Fast-dLLM, arXiv 2505.22618)."""
     return (ordered >= threshold).sum(-1)
+
+
+def num_more_probable(ordered: Tensor, threshold: float) -> Tensor:
+    """All more probable than the threshold (SDAR, LLaDA2, Fast-dLLM v2)."""
+    return (ordered > threshold).sum(-1)
 
 
 def num_within_factor(ordered: Tensor, factor: float) -> Tensor:
