@@ -95,5 +95,7 @@ def test_the_floors_of_setup_cfg_are_the_lowest_versions_that_passed(package, ch
         for name, cells in matrix.parse(between).items()
         if (match := re.match(rf"{package} (\d\S*)$", name)) and cells[check] == "right"
     ]
+    if not passed:
+        pytest.skip("make matrix has written no row of it")
     floor = floors()[package]
     assert min(passed).release[: len(floor.release)] == floor.release[: len(min(passed).release)]
