@@ -4,6 +4,7 @@
 # make test        the fast tests; make test-slow runs the others. WORKERS=2 is how many run at once
 # make test-machines  the fast tests with the kernels of other processors, and with two threads
 # make test-floats    the tests that compare floats, with the kernels of other processors
+# make test-browser   the page of python -m llada_plugins.view in headless Chromium, which apt-get installs if it may
 # make check       lint and format (ruff), types (mypy), the direction of imports (import-linter)
 # make docs        the documentation as a web site in outputs/docs; fails on a broken link. No network
 # make options     writes docs/options.md from the dataclasses
@@ -30,12 +31,12 @@ KERNELS_scalar = ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONED
 KERNELS_avx2 = ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats fuzz faults matrix check docs options doctor install clean
+.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats test-browser fuzz faults matrix check docs options doctor install clean
 
-demo ablation ablation-prm test test-slow test-machines test-floats fuzz faults: export HF_HUB_OFFLINE = 1
-demo ablation ablation-prm test test-slow test-machines test-floats fuzz faults: export HF_DATASETS_OFFLINE = 1
-demo ablation ablation-prm test test-slow test-machines test-floats fuzz faults: export TRANSFORMERS_OFFLINE = 1
-demo ablation ablation-prm test test-slow test-machines test-floats fuzz faults: export TOKENIZERS_PARALLELISM = false
+demo ablation ablation-prm test test-slow test-machines test-floats test-browser fuzz faults: export HF_HUB_OFFLINE = 1
+demo ablation ablation-prm test test-slow test-machines test-floats test-browser fuzz faults: export HF_DATASETS_OFFLINE = 1
+demo ablation ablation-prm test test-slow test-machines test-floats test-browser fuzz faults: export TRANSFORMERS_OFFLINE = 1
+demo ablation ablation-prm test test-slow test-machines test-floats test-browser fuzz faults: export TOKENIZERS_PARALLELISM = false
 
 SUDOKU4 = $(BIN)/lm_eval --model llada --tasks sudoku4 --include_path configs/lmeval --batch_size 50 --log_samples
 
@@ -56,10 +57,18 @@ ablation-prm: $(INSTALLED)
 	$(BIN)/python -m benchmarks.ablation_prm --output outputs/ablation_prm
 
 test: $(INSTALLED)
-	$(PYTEST) -m "not slow" tests
+	$(PYTEST) -m "not slow and not browser" tests
 
 test-slow: $(INSTALLED)
-	$(PYTEST) -m slow tests
+	$(PYTEST) -m "slow and not browser" tests
+
+# without Chromium the tests are skipped, and say so
+CHROMIA = chromium chromium-browser google-chrome google-chrome-stable
+test-browser: $(INSTALLED)
+	@for name in $(CHROMIA); do command -v $$name >/dev/null && exit 0; done; \
+	echo "no Chromium: apt-get install chromium"; apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null \
+	|| echo "*** NO CHROMIUM, AND IT COULD NOT BE INSTALLED: THE TESTS OF THE VIEWER ARE SKIPPED ***"
+	$(BIN)/python -m pytest -q -rs -m browser tests/test_view_browser.py || test $$? -eq 5
 
 test-floats: $(INSTALLED)
 	$(KERNELS_scalar) $(PYTEST) -m "floats and not slow" tests
@@ -67,9 +76,9 @@ test-floats: $(INSTALLED)
 
 # two threads in one worker: more threads than cores wait for each other
 test-machines: test
-	$(KERNELS_scalar) $(PYTEST) -m "not slow" tests
-	$(KERNELS_avx2) $(PYTEST) -m "not slow" tests
-	LLADA_TEST_THREADS=2 $(PYTEST) -n 1 -m "not slow" tests
+	$(KERNELS_scalar) $(PYTEST) -m "not slow and not browser" tests
+	$(KERNELS_avx2) $(PYTEST) -m "not slow and not browser" tests
+	LLADA_TEST_THREADS=2 $(PYTEST) -n 1 -m "not slow and not browser" tests
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

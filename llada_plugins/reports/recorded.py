@@ -23,6 +23,7 @@ from .trajectory import Change
 from .verdicts import Verdicts
 
 ARRAYS = {"proposed": "<i4", "score": "<f2", "policy": "<f2", "flags": "u1"}
+SOURCES = ("confidence_source", "remasking")  # options that say what `source` says as well
 # what every line has, and of which kind
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "run": str,
@@ -75,10 +76,11 @@ class Run(NamedTuple):
         """What the answers were decoded with."""
         line = self.answers[0].line
         about = {"checkpoint": line["checkpoint"], "model": line["method"]}
+        sampler = {name: line["sampler"][name] for name in line["sampler"] if name not in SOURCES}
         return {
             **about,
             "confidence": line["source"],
-            **line["sampler"],
+            **sampler,
             **line["method_options"],  # of a process reward model, `method` is one
         }
 

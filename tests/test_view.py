@@ -1,0 +1,265 @@
+"""Looking at trajectories: the page, the terminal and pictures, with text that would like to
+do more than be shown. What the page does in a browser: test_view_browser.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llada_plugins.engine.record_options import SUFFIX
+from llada_plugins.engine.recording import FORMAT, VERSION, packed
+from llada_plugins.files import gzip_lines
+from llada_plugins.reports.page import figure, page, table
+from llada_plugins.reports.recorded import read_runs
+from llada_plugins.reports.steps_in_terminal import show
+from llada_plugins.reports.viewer import viewer
+from llada_plugins.reports.visible import visible
+from llada_plugins.sampling.trace import KEPT, MASKED, REMASKED, Pass
+from llada_plugins.view import main
+
+HOSTILE = [
+    "<script>window.owned = 1</script>",
+    "</script><img src=x onerror='window.owned = 1'>",
+    "\x1b[31mred\x1b[2J",
+    "\u202etxt.exe\u2066",
+    "a\nb\tc\0",
+    "$x_1$ & \"quotes\" 'and' \\u003c",
+    "\ud800",
+]
+WORDS = {1: "four", 2: " cats", 3: " dogs", **dict(enumerate(HOSTILE, 4))}
+
+
+def line(doc_id: int = 0, words: dict[int, str] = WORDS, **fields) -> dict:
+    """An answer of three tokens: the second is masked again and ends as another."""
+    flags = np.array(
+        [
+            [MASKED | KEPT, MASKED | KEPT, MASKED],
+            [0, REMASKED, MASKED | KEPT],
+            [0, MASKED | KEPT, 0],
+        ],
+        np.uint8,
+    )
+    proposed = np.array([[1, 2, 4], [1, 2, 5], [1, 3, 5]], np.int32)
+    score = np.array(
+        [[0.875, 0.5, 0.125], [np.inf, 0.25, 0.625], [np.inf, 0.75, np.inf]], np.float16
+    )
+    made = Pass(0, 0, proposed, score, None, flags, np.full(3, 0.01, np.float32))
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "run": "one",
+        "method": "llada_ups",
+        "method_options": {},
+        "checkpoint": "tiny",
+        "sampler": {"gen_length": 3},
+        "source": "ups",
+        "block_length": 3,
+        "task": "zoo",
+        "doc_id": doc_id,
+        "repeat": 0,
+        "prompt": "How many? " + "".join(HOSTILE[:-1]),
+        "prompt_tokens": 9,
+        "text": "four dogs" + words[5],
+        "answer": [1, 3, 5],
+        "num_tokens": 3,
+        "num_forwards": 3,
+        "num_prm_calls": 0,
+        "seconds": 0.03,
+        "cut": False,
+        "pieces": {str(token): word for token, word in words.items()},
+        "events": [packed([made], 0)],
+        **fields,
+    }
+
+
+def written(folder: Path, *lines: dict) -> Path:
+    for each in lines:
+        gzip_lines.append(folder / SUFFIX, json.dumps(each))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    """Two runs with two questions in common, and one of the first alone."""
+    other = dict(run="two", sampler={"gen_length": 3, "steps": 2})
+    return written(tmp_path, line(0), line(1), line(2), line(0, **other), line(1, **other))
+
+
+class Elements(HTMLParser):
+    """The elements of a page, with their attributes and what is in scripts."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, str] = {}
+        self.feed(content)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        tag, attributes = self.found[-1] if self.found else ("", {})
+        name = attributes.get("id") or tag
+        self.texts[name] = self.texts.get(name, "") + data
+
+
+def test_a_page_names_no_other_file_and_forbids_every_request(runs):
+    content = viewer(read_runs([runs]))
+    elements = Elements(content)
+    linked = ("src", "href", "action", "srcset", "data", "poster")
+    assert not [name for _, attributes in elements.found for name in attributes if name in linked]
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", content)
+    policy = next(
+        attributes["content"]
+        for _, attributes in elements.found
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'") and "connect-src" not in policy
+
+
+def test_the_policy_allows_the_one_script_of_the_page(runs):
+    import hashlib
+
+    content = viewer(read_runs([runs]))
+    [script] = re.findall(r"<script>(.*?)</script>", content, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src &#x27;sha256-{digest}&#x27;" in content
+    elements = Elements(content)
+    assert not [name for _, each in elements.found for name in each if name.startswith("on")]
+
+
+def test_hostile_text_is_data_in_the_page_and_no_element(runs):
+    elements = Elements(viewer(read_runs([runs]), title=HOSTILE[0]))
+    assert [tag for tag, _ in elements.found].count("script") == 3
+    assert "img" not in [tag for tag, _ in elements.found]
+    index = json.loads(elements.texts["index"])
+    assert index["questions"][0]["prompt"] == line()["prompt"]
+    assert index["questions"][0]["answers"][0]["text"] == line()["text"]
+
+
+def test_answers_to_one_question_stand_side_by_side_and_unpack_to_what_was_written(runs):
+    elements = Elements(viewer(read_runs([runs])))
+    index, lines = json.loads(elements.texts["index"]), elements.texts["lines"].split()
+    assert [run["name"] for run in index["runs"]][1].startswith("steps=2")
+    answers = [[bool(each) for each in question["answers"]] for question in index["questions"]]
+    assert answers == [[True, True], [True, True], [True, False]] and len(lines) == 5
+    first = index["questions"][2]["answers"][0]
+    assert first["corrected"] == 1 and first["verdict"] is None
+    unpacked = json.loads(gzip.decompress(base64.b64decode(lines[first["line"]])))
+    assert unpacked["events"] == line(2)["events"]
+
+
+# ---- the terminal
+
+
+def test_the_terminal_tells_what_was_masked_again_and_no_code_reaches_it(runs, capsys):
+    assert main([str(runs), "--question", "zoo:1"]) == 0
+    out = capsys.readouterr().out
+    assert "after step   2  four░</script>" in out
+    assert "masked again: ' cats' at 1, finally ' dogs'" in out
+    assert all(symbol == "\n" or symbol.isprintable() for symbol in out)
+    assert out.count("zoo 1, not graded") == 2
+
+
+def test_a_terminal_with_rich_shows_colours_and_no_code_of_the_models(runs):
+    pytest.importorskip("rich")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    words = {**WORDS, 5: "\x1b[2J[bold]"}
+    [run, *_] = read_runs([written(runs / "more", line(words=words))])
+    show(run.answers[0], "name", out)
+    assert "␛[2J[bold]" in out.getvalue()
+    assert "\x1b[2J" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "symbol", map(chr, [*range(32), *range(0x7F, 0xA0), 0x202E, 0x2066, 0xD800])
+)
+def test_what_would_act_on_a_terminal_is_written_out(symbol):
+    shown = visible(f"a{symbol}b")
+    assert shown.isprintable() and shown.startswith("a") and shown.endswith("b") and len(shown) > 2
+
+
+def test_other_text_is_shown_as_it_is():
+    assert visible("żółw 🐢 \\n [bold]") == "żółw 🐢 \\n [bold]"
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ".png",
+        pytest.param(".svg", marks=pytest.mark.slow),
+        pytest.param(".gif", marks=pytest.mark.slow),
+    ],
+)
+def test_a_picture_is_drawn_of_one_question_and_equal_answers_make_equal_files(runs, kind):
+    pytest.importorskip("matplotlib")
+    made = []
+    for name in ("one", "two"):
+        path = runs / f"{name}{kind}"
+        assert main([str(runs), "--picture", str(path), "--question", "0"]) == 0
+        made.append(path.read_bytes())
+        if kind == ".gif":
+            from PIL import Image
+
+            assert Image.open(path).n_frames == 4  # the masks, and three steps
+    assert made[0] == made[1]
+
+
+# ---- reports' pages
+
+
+def test_tables_and_captions_escape_what_they_are_given():
+    made = page("a < b", table([HOSTILE[0]], [[HOSTILE[1]], [2.5]]) + figure(b"", HOSTILE[1]))
+    elements = Elements(made)
+    assert [tag for tag, _ in elements.found].count("script") == 0
+    assert [attributes.get("alt") for tag, attributes in elements.found if tag == "img"] == [
+        HOSTILE[1]
+    ]
+    assert '<td class="number">2.5</td>' in made
+
+
+# ---- mistakes
+
+
+def told(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([*words])
+    assert str(ended.value.code).startswith("error: ") and "\n" not in str(ended.value.code)
+    return str(ended.value.code)
+
+
+def test_mistakes_end_the_command_with_one_line(runs, capsys):
+    place = str(runs)
+    assert "no such file or folder" in told(capsys, place + "x")
+    assert "RUN" in told(capsys)
+    assert "exclude each other" in told(capsys, place, "--html", "a.html", "--picture", "a.png")
+    assert "must end in one of .png, .svg, .gif" in told(capsys, place, "--picture", "a.jpg")
+    assert "has all of them" in told(capsys, place, "--html", "a.html", "--question", "1")
+    assert "no run answered it; there are zoo:0" in told(capsys, place, "--question", "9")
+    assert "no run answered it" in told(capsys, place, "--question", "ark:1")
+
+
+def test_a_damaged_file_is_shown_with_a_word_of_what_is_missing(runs, capsys):
+    path = runs / SUFFIX
+    path.write_bytes(path.read_bytes()[:-5])
+    assert main([str(runs), "--html", str(runs / "new" / "view.html")]) == 0
+    said = capsys.readouterr()
+    assert "1 places held no whole line" in said.err and "4 answers" in said.out
+    assert (runs / "new" / "view.html").is_file()
