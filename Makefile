@@ -1,4 +1,5 @@
-# make demo        evaluate the package's own tiny model in stock lm-eval and stock OpenCompass (CPU, no network)
+# make demo        evaluate the package's own tiny model in stock lm-eval and stock OpenCompass (CPU, no network), and show
+#                  every answer step by step in outputs/demo/view.html
 # make ablation    confidence sources and adaptive rules on the tiny model: tables and a plot in outputs/ablation (4 CPU minutes)
 # make ablation-prm  what a process reward model buys: candidates, back-masking, window refinement; table in outputs/ablation_prm (3 CPU minutes)
 # make test        the fast tests; make test-slow runs the others. WORKERS=2 is how many run at once
@@ -38,7 +39,8 @@ demo ablation ablation-prm test test-slow test-machines test-floats test-browser
 demo ablation ablation-prm test test-slow test-machines test-floats test-browser fuzz faults: export TRANSFORMERS_OFFLINE = 1
 demo ablation ablation-prm test test-slow test-machines test-floats test-browser fuzz faults: export TOKENIZERS_PARALLELISM = false
 
-SUDOKU4 = $(BIN)/lm_eval --model llada --tasks sudoku4 --include_path configs/lmeval --batch_size 50 --log_samples
+SUDOKU4 = $(BIN)/lm_eval --model llada --tasks sudoku4 --include_path configs/lmeval --batch_size 50 --log_samples \
+	--model_args record=trajectory
 
 demo: $(INSTALLED)
 	rm -rf outputs/demo
@@ -47,6 +49,7 @@ demo: $(INSTALLED)
 	$(BIN)/opencompass configs/eval_llada.py -w outputs/demo/opencompass
 	$(BIN)/python -m llada_plugins.compare outputs/demo/lmeval/steps=16 outputs/demo/opencompass/*/predictions/*steps=16
 	$(BIN)/python -m llada_plugins.compare outputs/demo/lmeval/steps=8 outputs/demo/opencompass/*/predictions/*steps=8
+	$(BIN)/python -m llada_plugins.view outputs/demo/lmeval --html outputs/demo/view.html
 
 ablation: $(INSTALLED)
 	rm -rf outputs/ablation
