@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model_denoiser
+from llada_plugins.engine.engine import Engine
 from llada_plugins.likelihood.estimate import log_likelihood
+from llada_plugins.methods.router import Router, RouterConfig, save_router
+from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
 from tests.family_checkpoints import rewrite, write_checkpoint
@@ -329,3 +332,16 @@ def test_opencompass_scores_block_by_block(checkpoint):
     pair = model._whole(whole[0])
     found = -model.get_ppl(whole[:1]) * len(pair[1])
     assert found.tolist() == expected_of(checkpoint, [pair])
+
+
+def test_a_router_is_refused_before_a_forward(checkpoint, tmp_path):
+    model = load_model(checkpoint, device="cpu")
+    torch.manual_seed(0)
+    router = Router(RouterConfig(d_model=model.config.d_model, heads=2))
+    save_router(router, tmp_path / "router", backbone_fingerprint(model))
+    options = dict(pretrained=str(checkpoint), router=str(tmp_path / "router"), device="cpu")
+    full = Engine("llada_ala", mc_num=1, **options)
+    assert [each.value < 0 for _, each in full.log_likelihood([([65, 66], [67])])] == [True]
+    engine = Engine("llada_ala", attention="block_causal", **options)
+    with pytest.raises(ValueError, match="holds several masked copies of an answer, .*: use llada"):
+        list(engine.log_likelihood([([65, 66], [67])]))

@@ -67,3 +67,12 @@ def check_answers(
                 f"{max_answer} that {method} knows (max_positions of its router): "
                 "train a longer one (training.router_sft --max_positions), or use llada"
             )
+
+
+def check_seeds(max_answer: int | None, method: str) -> None:
+    """Refuse likelihoods of a block-causal model with a router; max_answer: None without one."""
+    if max_answer is not None:
+        raise ValueError(
+            f"{method}: a likelihood of a block-causal model holds several masked copies of an "
+            "answer, and a router seeds one: use llada"
+        )

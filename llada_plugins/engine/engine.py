@@ -33,7 +33,7 @@ from llada_plugins.sampling.generate import with_options
 from . import identity, likelihood_log
 from .asked import Asked
 from .batches import Batches, meter_of
-from .checks import check_answers, check_bos_token, context_length, mask_known
+from .checks import check_answers, check_bos_token, check_seeds, context_length, mask_known
 from .config import HARNESS_DEFAULTS, LOADING
 from .judging import block_review, question_of
 from .metering import Meter
@@ -274,6 +274,7 @@ class Engine:
         block_length = None
         if self.model.config.attention == "block_causal":
             block_length = self.common.block_length
+            check_seeds(self.prepared.max_answer, self.method)
         settings = self.config.likelihood_settings(self.common.cfg_scale, block_length)
         kept = [fitted[number] for number in scored]
         if kept:
