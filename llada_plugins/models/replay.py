@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -24,6 +23,7 @@ from .cuda_graph import CudaGraph, Graph
 from .layer import Streams, View
 from .past import LayerPast, Memory, Past, row_bucket
 from .slots import Slots
+from .snapshot import Snapshot
 from .submodules import is_hooked
 
 # Rows times columns of a small forward: on an H100 those of up to 512 columns took as long
@@ -149,36 +149,6 @@ def _agree(found: Streams, expected: Streams) -> bool:
     """
     pairs = [(a, b) for a, b in zip(found, expected) if a is not None and b is not None]
     return all(bool((a - b).float().norm() <= 0.05 * b.float().norm()) for a, b in pairs)
-
-
-class Snapshot:
-    """The modules and weights of a model, which its graphs take for granted."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = list(model.modules())
-        self.children = [list(module._modules.values()) for module in self.modules]
-        self.weights = [list(_weights(module)) for module in self.modules]
-        self.places = [[weight.data_ptr() for weight in each] for each in self.weights]
-
-    def holds(self) -> bool:
-        """Are all the same still, where they were, and without hooks?"""
-        _, *inner = self.modules  # hooks of the whole model are called all the same
-        return not any(map(is_hooked, inner)) and all(map(self._is_same, range(len(self.modules))))
-
-    def _is_same(self, number: int) -> bool:
-        module = self.modules[number]
-        weights = list(_weights(module))
-        return (
-            list(module._modules.values()) == self.children[number]
-            and list(map(id, weights)) == list(map(id, self.weights[number]))
-            and [weight.data_ptr() for weight in weights] == self.places[number]
-        )
-
-
-def _weights(module: nn.Module) -> Iterator[Tensor]:
-    """The module's own parameters and buffers."""
-    own = chain(module._parameters.values(), module._buffers.values())
-    return (weight for weight in own if weight is not None)
 
 
 def obstacle(model: nn.Module) -> str | None:
