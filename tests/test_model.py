@@ -9,11 +9,13 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from llada_plugins.models import layer
 from llada_plugins.models.layer import attend
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.past import Past
-from tests.tolerance import forward_error, measured, rounding
+from tests.tolerance import forward_error, measured, rounding, twice_naive
 
 pytestmark = pytest.mark.floats
 
@@ -382,8 +384,29 @@ def test_attention_goes_to_a_fused_kernel(make_model, fields, mask, is_cached):
             model.streams(tokens, masks[mask], past=past, columns=columns)
     kernels = {name for name in found.names if "_scaled_dot_product" in name}
     assert kernels and not any("math" in name for name in kernels)
-    if not (on_gpu and mask != "none"):
+    of_all_pairs = mask == "of block-causal pairs" or "attention" in fields
+    if not (on_gpu and of_all_pairs and not is_cached):
         assert "aten::repeat_interleave" not in found.names
+
+
+@pytest.mark.parametrize("seen", [None, 1, 5])
+def test_queries_of_heads_that_share_a_key_may_stand_one_after_another(monkeypatch, seen):
+    """As on a GPU under a mask, whose kernel takes no groups. seen: queries with own masks."""
+    monkeypatch.setattr(layer, "GROUPED", False)
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 6, 5, 8, generator=generator)
+    k, v = torch.randn(2, 2, 2, 9, 8, generator=generator)  # two heads for six
+    visible = None if seen is None else torch.rand(2, 1, seen, 9, generator=generator) > 0.3
+
+    def repeated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1), visible)
+
+    with Operators() as operators:
+        found = attend(q, k, v, visible)
+    assert "aten::repeat_interleave" not in operators.names
+    expected = repeated(q, k, v)
+    bound = twice_naive(expected, repeated(q.double(), k.double(), v.double()))
+    torch.testing.assert_close(found, expected, atol=bound, rtol=0)
 
 
 @pytest.mark.parametrize("masked", [False, True])

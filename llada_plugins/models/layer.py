@@ -63,6 +63,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     times = q.shape[1] // k.shape[1]
     if times > 1 and fused and _serves_groups(q.device, visible):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
+    if times > 1 and fused and _is_small(visible, k):
+        return _attend_as_one_head(q, k, v, visible, times)
     if times > 1:
         k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
     if fused:
@@ -72,6 +74,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         score = score.masked_fill(~visible, -math.inf)
     attended: Tensor = score.float().softmax(-1).to(v.dtype) @ v
     return attended
+
+
+def _attend_as_one_head(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, times: int
+) -> Tensor:
+    """`attend` where the queries of all heads that share a key stand one after another.
+
+    So keys and values of a cache are read as they are, not copied to every head.
+    """
+    width = q.shape[2]
+    q = q.unflatten(1, (-1, times)).flatten(2, 3)  # (B, G, times * W, head_dim)
+    if visible is not None and visible.shape[2] > 1:
+        visible = visible.repeat(1, 1, times, 1)
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    return attended.unflatten(2, (times, width)).flatten(1, 2)
+
+
+def _is_small(visible: Tensor | None, k: Tensor) -> bool:
+    """Is a mask of as many queries as `times` heads have smaller than copies of the keys?"""
+    return visible is None or visible.shape[2] < k.shape[2]
 
 
 def _serves_groups(device: torch.device, visible: Tensor | None) -> bool:
