@@ -1,0 +1,206 @@
+"""Every way to fewer forwards or fewer columns, on both tiny models, as curves with AUP scores.
+
+    python -m benchmarks.frontier
+        both tasks, 500 problems each (about 15 minutes of one CPU)
+    python -m benchmarks.frontier --num 60 --tasks nim --json frontier.json
+
+A row is a setting of a decoder: accuracy with Wilson's 95 % interval, tokens a forward,
+forwards, and columns computed of an answer (each is a token's pass through the layers), which
+is what a cache saves. A curve is what one rule's values make; y_max of the AUP score is the
+best accuracy of any row of the task. Rules decode the answer as one block, caches in blocks.
+The ups rows need the head that ships beside the sudoku model. Accuracies of caches say
+something of these prompts alone, which ask about every token of theirs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.engine.interval import wilson
+from llada_plugins.options.fields import arg
+from llada_plugins.reports.aup import Measured, aup
+from llada_plugins.reports.render import markdown
+from llada_plugins.tasks.registry import TASKS, ExactTask
+
+from .accuracy import BLOCK_LENGTHS
+from .command import check_folder, run_benchmark
+
+BATCH = 50
+THRESHOLDS = (0.5, 0.7, 0.9, 0.95, 0.99)
+# options of decoding by the label of a curve and of a row
+RULES: dict[str, dict[str, dict[str, Any]]] = {
+    "threshold": {f"{value}": dict(threshold=value) for value in THRESHOLDS},
+    "factor": {f"{value}": dict(factor=value) for value in (1.2, 0.8, 0.4, 0.1)},
+    "error_budget": {f"{value}": dict(error_budget=value) for value in (0.5, 0.2, 0.1, 0.05, 0.01)},
+}
+UPS = {f"{value}": dict(threshold=value, revise_below=0.5) for value in THRESHOLDS}
+CACHES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "prefix": dict(cache="prefix"),
+    "dual": dict(cache="dual"),
+    "dual, refresh 2": dict(cache="dual", cache_refresh=2),
+    "dual, vicinity 2": dict(cache="dual", cache_vicinity=2),
+    "dual, vicinity 16": dict(cache="dual", cache_vicinity=16),
+    "dual, delayed": dict(cache="dual", cache_delayed=True),
+    "dual, prompt every 2 blocks": dict(cache="dual", cache_prompt_refresh=2),
+    "dual, prompt once": dict(cache="dual", cache_prompt_refresh=0),
+    "dual, delayed, prompt once": dict(cache="dual", cache_delayed=True, cache_prompt_refresh=0),
+    "prompt once, answer always": dict(cache="dual", cache_prompt_refresh=0, cache_refresh=1),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, on how many problems."""
+
+    num: int = arg(500, "test problems of each task")
+    tasks: list[str] = field(
+        default_factory=lambda: list(TASKS), metadata={"help": f"any of {', '.join(TASKS)}"}
+    )
+    json: str | None = arg(None, "file for the numbers")
+    threads: int = arg(1, "CPU threads; one is fastest for models this small")
+
+    def __post_init__(self) -> None:
+        if self.num < 1 or self.threads < 1:
+            raise ValueError(f"num and threads must be at least 1, got {self.num}, {self.threads}")
+        if unknown := [name for name in self.tasks if name not in TASKS]:
+            raise ValueError(f"tasks must be of {', '.join(TASKS)}, got {unknown[0]!r}")
+        check_folder("json", self.json)
+
+
+class Setting(NamedTuple):
+    """A row to be measured."""
+
+    curve: str
+    name: str
+    method: str
+    options: dict[str, Any]
+
+
+def settings(task: ExactTask, with_head: bool) -> list[Setting]:
+    """All rows of a task; with_head: those of learned remasking too."""
+    length = task.answer_length
+    fixed = {str(steps): dict(steps=steps) for steps in (length, length // 2, length // 4)}
+    found = [
+        Setting(curve, name, "llada", options)
+        for curve, rows in {"steps": fixed, **RULES}.items()
+        for name, options in rows.items()
+    ]
+    if with_head:
+        found += [Setting("ups", name, "llada_ups", options) for name, options in UPS.items()]
+    block = BLOCK_LENGTHS[task.name] // 2  # four blocks, so that prompts are met again
+    for name, options in CACHES.items():
+        for value in (0.9, 0.99):
+            cached = dict(threshold=value, block_length=block, **options)
+            found.append(Setting(f"cache: {name}", str(value), "llada", cached))
+    return found
+
+
+class Columns:
+    """How many columns went through the layers."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    @contextmanager
+    def of(self, model: nn.Module) -> Iterator[None]:
+        """Count what the model computes in here."""
+
+        def count(_: nn.Module, arguments: tuple) -> None:
+            self.number += arguments[0].shape[0] * arguments[0].shape[1]
+
+        handle = model.blocks[0].register_forward_pre_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def measure(engine: Engine, setting: Setting, task: ExactTask, num: int) -> dict[str, Any]:
+    """A row: the setting's answers to the first problems."""
+    prompts = task.prompts(num)
+    sampler = engine.sampler_for({"gen_length": task.answer_length, **setting.options})
+    columns = Columns()
+    with columns.of(engine.model):
+        found = dict(engine.generate([Request(prompt, sampler) for prompt in prompts]))
+    completions = [found[number] for number in range(num)]
+    right = sum(task.accepts(prompt, each.text) for prompt, each in zip(prompts, completions))
+    forwards = sum(each.num_forwards for each in completions)
+    interval = wilson(right / num, num)
+    return {
+        "curve": setting.curve,
+        "setting": setting.name,
+        "accuracy": right / num,
+        "low": interval.low,
+        "high": interval.high,
+        "tokens_per_forward": sum(each.num_tokens for each in completions) / forwards,
+        "forwards": forwards / num,
+        "columns": columns.number / num,
+        "revised": sum(each.num_revised for each in completions) / num,
+    }
+
+
+def run(options: Options) -> dict[str, Any]:
+    """All rows of the tasks, and the scores of their curves."""
+    report: dict[str, Any] = {"num": options.num, "tasks": {}}
+    for name in options.tasks:
+        task = TASKS[name]
+        plain = Engine("llada", pretrained=name, device="cpu", batch_size=BATCH)
+        engines = {"llada": plain}
+        if (plain.folder / "ups").is_dir():
+            engines["llada_ups"] = Engine(
+                "llada_ups", pretrained=name, device="cpu", batch_size=BATCH
+            )
+        rows = [
+            measure(engines[setting.method], setting, task, options.num)
+            for setting in settings(task, "llada_ups" in engines)
+        ]
+        report["tasks"][name] = {"rows": rows, "aup": scores(rows)}
+    return report
+
+
+def scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """AUP by curve, with the best accuracy of all rows as y_max."""
+    best = 100 * max(row["accuracy"] for row in rows) or None
+    curves: dict[str, list[Measured]] = {}
+    for row in rows:
+        point = Measured(row["tokens_per_forward"], 100 * row["accuracy"])
+        curves.setdefault(row["curve"], []).append(point)
+    return {curve: aup(points, best) for curve, points in curves.items()}
+
+
+def table(report: dict[str, Any]) -> str:
+    """The rows of each task, and its scores."""
+    header = ["curve", "setting", "accuracy", "95 %", "tokens a forward", "forwards", "columns"]
+    parts = []
+    for name, found in report["tasks"].items():
+        lines = [
+            [
+                *(row["curve"], row["setting"], f"{row['accuracy']:.3f}"),
+                f"{row['low']:.3f} to {row['high']:.3f}",
+                f"{row['tokens_per_forward']:.2f}",
+                f"{row['forwards']:.2f}",
+                f"{row['columns']:.0f}",
+            ]
+            for row in found["rows"]
+        ]
+        told = ", ".join(f"{curve} {score:.0f}" for curve, score in found["aup"].items())
+        parts.append(f"{name}, {report['num']} problems, costs of an answer")
+        parts.append(f"{markdown(header, lines)}\n\nAUP: {told}")
+    return "\n\n".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    return run_benchmark(Options, "frontier", run, table, lambda _: True, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
