@@ -11,6 +11,7 @@ import torch
 
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction
 from llada_plugins.diffusion.kept_prompt import KeptPrompts, PromptRefresh
+from llada_plugins.diffusion.memory import Rows
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.models.block import Block
 from llada_plugins.models.llada import LLaDA
@@ -41,6 +42,31 @@ every_mode = pytest.mark.parametrize("mode", MODES)
 LENGTH, WIDTH = 12, 4
 
 
+class Computed:
+    """The token that each column was last computed from."""
+
+    tokens: torch.Tensor | None = None
+
+    def keep_rows(self, rows: Rows) -> None:
+        self.tokens = rows.of(self.tokens)
+
+
+def both_at_masks(first: Denoiser, second: Denoiser, bound: float) -> Denoiser:
+    """The first, after checking that the second says the same of masked columns."""
+
+    def denoise_both(canvas: Canvas, window: slice) -> Prediction:
+        one, other = first(canvas, window), second(canvas, window)
+        masked = canvas.tokens[:, window] == MASK
+        at = torch.arange(masked.shape[1]).expand_as(masked)
+        found, expected = (each.logits_at(at)[masked] for each in (one, other))
+        torch.testing.assert_close(found, expected, atol=bound, rtol=0)
+        scores, expected = (each.confidence[masked] for each in (one, other))
+        torch.testing.assert_close(scores, expected, atol=bound, rtol=0)
+        return one
+
+    return denoise_both
+
+
 class Slowly:
     """Whole forwards in which each layer reads its former inputs, but at the columns in work.
 
@@ -67,7 +93,15 @@ class Slowly:
             return torch.ones_like(canvas.tokens, dtype=torch.bool)
         first = window.start - max(self.num_left, config.cache_vicinity)
         stop = window.stop + config.cache_vicinity if config.cache == "dual" else length
-        return ((column >= first) & (column < stop)).expand_as(canvas.tokens)
+        near = ((column >= first) & (column < stop)).expand_as(canvas.tokens)
+        if not config.cache_delayed:
+            return near
+        masked = canvas.tokens == MASK
+        fresh = masked | (canvas.tokens != canvas.memory.of(Computed).tokens)
+        if self.num_left:  # logits come from the left
+            fresh = fresh | torch.cat([masked[:, 1:], masked[:, :1]], 1)
+        beside = (column < window.start) | (column >= window.stop)
+        return near & (fresh | (beside & (config.cache_vicinity > 0)))
 
     def __call__(self, canvas: Canvas, window: slice) -> Prediction:
         kept = canvas.memory.of(Inputs)
@@ -92,12 +126,15 @@ class Slowly:
                         former = self.prompts[number][1][block]
                         kept.by_block[block][row, start - lengths[row] : start] = former
             merged = torch.where(work[..., None], x, kept.by_block[block])
-            if refreshes:
+            if refreshes or self.config.cache_delayed:
                 kept.by_block[block] = merged
             return merged, *others
 
         with hooked(self.model, hook):
             prediction = self.denoise(canvas, window)
+        computed = canvas.memory.of(Computed)
+        former = canvas.tokens if computed.tokens is None else computed.tokens
+        computed.tokens = torch.where(work, canvas.tokens, former)
         for row, (each, length) in enumerate(zip(canvas.ids.tolist(), lengths)):
             if first and due[row]:
                 self.prompts[each] = (
@@ -126,7 +163,30 @@ def test_every_step_predicts_what_the_definition_says(subject, mode, options):
     decode(both(with_options(denoise, config, SPECIAL), slow, error), prompts, config, SPECIAL)
 
 
-@pytest.mark.parametrize("options", [dict(cache_prompt_refresh=0), dict(cache_vicinity=2)], ids=str)
+@every_mode
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(threshold=0.15),
+        dict(cache_refresh=3, cache_prompt_refresh=0, cache_vicinity=2),
+        dict(revise=True, confidence_source="ups", steps=6),
+    ],
+    ids=str,
+)
+def test_delayed_columns_are_those_whose_tokens_stood_before_the_last_step(subject, mode, options):
+    model, denoise, prompts, error, num_left = subject
+    options = {"temperature": 1.0, **options, "cache_delayed": True}
+    config = SamplerConfig(gen_length=LENGTH, block_length=WIDTH, cache=mode, **options)
+    slow, fast = Slowly(denoise, model, config, num_left), with_options(denoise, config, SPECIAL)
+    decode(both_at_masks(fast, slow, error), prompts, config, SPECIAL)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(cache_prompt_refresh=0), dict(cache_vicinity=2), dict(cache_delayed=True)],
+    ids=str,
+)
 def test_the_options_change_what_is_predicted(subject, options):
     """Else nothing above could tell them from a cache without them."""
     model, denoise, prompts, error, num_left = subject
@@ -167,6 +227,21 @@ def test_a_vicinity_of_the_whole_canvas_is_no_cache(make_model, options):
     assert run(denoise, PROMPTS, near) == run(denoise, PROMPTS, plain)
 
 
+PLAIN = [
+    dict(block_length=4),
+    dict(block_length=6, threshold=0.2),
+    dict(block_length=4, cfg_scale=1.0),
+]
+
+
+@pytest.mark.parametrize("options", PLAIN, ids=str)
+def test_tokens_of_one_layer_are_frozen_exactly(make_model, options):
+    denoise = with_head(make_model(n_layers=1))
+    plain = dict(gen_length=LENGTH, **options)
+    delayed = {**plain, "cache": "dual", "cache_delayed": True}
+    assert run(denoise, PROMPTS, delayed) == run(denoise, PROMPTS, plain)
+
+
 def test_a_block_that_is_the_whole_answer_keeps_nothing_that_counts(subject):
     _, denoise, prompts, *_ = subject
     options = dict(gen_length=LENGTH, cache="dual", temperature=1.0)
@@ -177,7 +252,11 @@ def test_a_block_that_is_the_whole_answer_keeps_nothing_that_counts(subject):
 
 # ---- batches, and nothing stale
 
-KEPT = [dict(cache_prompt_refresh=0, cache_vicinity=1), dict(cache_prompt_refresh=2)]
+KEPT = [
+    dict(cache_prompt_refresh=0, cache_vicinity=1),
+    dict(cache_prompt_refresh=2),
+    dict(cache_delayed=True),
+]
 
 
 @every_decoder
@@ -255,6 +334,8 @@ def test_candidates_do_not_refresh_a_prompt_once_more():
         (dict(cache_prompt_refresh=2), [15, 4, 4, 4, 12, 4, 4, 4, 15, 4, 4, 4]),
         (dict(cache_prompt_refresh=0, cache_refresh=2), [15, 4, 12, 4, 12, 4, 12, 4, 12, 4, 12, 4]),
         (dict(cache_vicinity=1), [15, 6, 6, 6, 15, 6, 6, 6, 15, 5, 5, 5]),
+        # the token of the step before, and masks that are left
+        (dict(cache_delayed=True), [15, 4, 3, 2] * 3),
     ],
     ids=str,
 )
@@ -270,6 +351,11 @@ def test_only_the_columns_in_work_are_computed(make_model, options, columns):
     "options, message",
     [
         (dict(cache_vicinity=4), "cache_vicinity has no effect with cache='auto'"),
+        (
+            dict(cache="dual", shift_cache="published", cache_delayed=True),
+            "shift_cache=published is",
+        ),
+        (dict(cache_delayed=True), "cache_delayed has no effect with cache='auto'"),
         (dict(cache_prompt_refresh=0), "cache_prompt_refresh has no effect with cache='auto'"),
         (dict(cache="dual", cache_vicinity=-1), "cache_vicinity must be 0 or more, got -1"),
         (dict(cache="dual", cache_prompt_refresh=-2), "cache_prompt_refresh must be 0 or more"),

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from torch import Tensor
+
 from llada_plugins.models.past import Past
 
 from .denoiser import Canvas, Denoiser, Prediction
 from .kept_prompt import BlockPrompts, KeptPrompts, PromptRefresh
+from .known_states import KnownStates
 from .memory import Rows
 
 
@@ -45,6 +48,7 @@ def cached(
     left_neighbour: bool = True,
     vicinity: int = 0,
     prompts: PromptRefresh | None = None,
+    delayed: int | None = None,
 ) -> Denoiser:
     """The denoiser with frozen keys and values: before the window, or on both sides of it.
 
@@ -73,10 +77,23 @@ def cached(
             canvas = canvas._replace(own_positions=True)
             if step == 0:
                 _begin(frozen, canvas, window, prompts)
+        columns: slice | Tensor
         if step == 0 or (refresh is not None and step % refresh == 0):
             columns = frozen.refreshed()
         else:
             columns = near(window, frozen.num_left)
+            if delayed is not None:
+                states = canvas.memory.of(KnownStates)
+                columns = states.in_work(
+                    canvas,
+                    columns,
+                    window,
+                    delayed,
+                    beside=vicinity > 0,
+                    shifted=frozen.num_left > 0,
+                )
+        if delayed is not None:
+            canvas = canvas._replace(known=canvas.memory.of(KnownStates))
         prediction = denoise(canvas._replace(columns=columns, past=frozen.past), window)
         frozen.num_left = int(prediction.shifted and left_neighbour)
         if frozen.prompts is not None and frozen.prompts.due:

@@ -31,6 +31,16 @@ def embeddable(tokens: Tensor) -> Tensor:
     return tokens.clamp(min=0)
 
 
+class States(Protocol):
+    """What is known of all columns, of which a forward computes some."""
+
+    def update(
+        self, tokens: Tensor, columns: slice | Tensor, hidden: Tensor, own: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Take over what was computed of columns; returns the states of all, (B, L, D), (B, L)."""
+        ...
+
+
 class Canvas(NamedTuple):
     """A batch of token rows, aligned so that one slice is the active window of every row.
 
@@ -38,7 +48,8 @@ class Canvas(NamedTuple):
     embeds: read in place of the tokens' own embeddings; set by wrappers such as routed().
     memory: for the steps in which only the window's tokens change; None = just one step.
     columns: what to compute, the window included; keys and values of the rest are in
-    past. Both are set by cached().
+    past. Both are set by cached(). As a tensor, (B, W) columns of each row: then known
+    has what there is of the others.
     blocks: None, and every token sees all; else the width of blocks, whose edges are the
     columns that it divides: a token sees its own block and those before it, and its
     position counts from its row's first token.
@@ -56,8 +67,9 @@ class Canvas(NamedTuple):
     padded: bool = True
     embeds: Tensor | None = None  # (B, L, D)
     memory: Memory | None = None
-    columns: slice = slice(None)
+    columns: slice | Tensor = slice(None)
     past: Past | None = None
+    known: States | None = None
     blocks: int | None = None
     ids: Tensor | None = None  # (B,)
     layout: Layout | None = None
@@ -131,6 +143,18 @@ def gather(values: Tensor, at: Tensor, rows: Tensor | None = None) -> Tensor:
     return values[rows, at]
 
 
+def put_at(memory: Tensor, columns: slice | Tensor, values: Tensor, *, whole: bool = True) -> None:
+    """Write values to memory (B, L, ...) at a slice of columns, or at (B, W) of each row.
+
+    whole: the values are of all L columns, else of those alone.
+    """
+    if isinstance(columns, slice):
+        memory[:, columns] = values[:, columns] if whole else values
+        return
+    rows = torch.arange(len(columns), device=columns.device)[:, None]
+    memory[rows, columns] = values[rows, columns] if whole else values
+
+
 def masked_first(masked: Tensor) -> Tensor:
     """The places of the last axis in the order: masked ones, then the others.
 
@@ -167,7 +191,11 @@ def model_denoiser(
             past=canvas.past,
             position_ids=positions,
         )
-        first = canvas.columns.start or 0
+        first = 0
+        if canvas.known is not None:
+            streams, own = canvas.known.update(canvas.tokens, canvas.columns, streams, own)
+        elif isinstance(canvas.columns, slice):
+            first = canvas.columns.start or 0
         shown = slice(window.start - first, window.stop - first)
         hidden = streams[:, shown]  # (B, W, D)
         predicting = hidden

@@ -184,7 +184,7 @@ class LLaDA(ActivationCheckpointing):
         attention_mask: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
-        columns: slice = slice(None),
+        columns: slice | Tensor = slice(None),
         past: Past | None = None,
         position_ids: Tensor | None = None,
     ) -> Streams:
@@ -194,7 +194,7 @@ class LLaDA(ActivationCheckpointing):
         past: an empty one, which a forward of all columns fills with keys and values.
         columns: with a filled past, compute these alone, at their places among the
         others; the result is of them alone, and their keys and values are replaced in
-        past, in place.
+        past, in place. As a tensor, (B, W) columns of each row.
         """
         return self._run(
             input_ids, attention_mask, inputs_embeds, None, columns, past, position_ids
@@ -221,7 +221,7 @@ class LLaDA(ActivationCheckpointing):
         attention_mask: Tensor | None,
         inputs_embeds: Tensor | None,
         states: list[Tensor] | None,
-        columns: slice = slice(None),
+        columns: slice | Tensor = slice(None),
         past: Past | None = None,
         position_ids: Tensor | None = None,
     ) -> Streams:
@@ -230,7 +230,8 @@ class LLaDA(ActivationCheckpointing):
         states: receives the input of each block.
         """
         in_slots = isinstance(past, Slots)
-        assert past or in_slots or columns == slice(None)
+        by_row = isinstance(columns, Tensor)
+        assert past or in_slots or (not by_row and columns == slice(None))
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None:
             raise ValueError("give token ids (input_ids) or embeddings (inputs_embeds)")
@@ -240,8 +241,9 @@ class LLaDA(ActivationCheckpointing):
         if past is not None and not past:
             self._fill(past, given)
         view = self._view(given, attention_mask, columns, past, position_ids)
-        in_work, length = given[:, columns], past.length if past else given.shape[1]
-        if states is None and self.replays.wanted(given.device):
+        in_work, length = at_columns(given, columns), past.length if past else given.shape[1]
+        may_replay = states is None and self.replays.wanted(given.device)
+        if may_replay and isinstance(columns, slice):
             to_the_end = columns.stop is None
             found = self.replays.run(self, self._compute, in_work, view, past, to_the_end, length)
             if found is not None:
@@ -266,7 +268,7 @@ class LLaDA(ActivationCheckpointing):
         self,
         given: Tensor,
         attention_mask: Tensor | None,
-        columns: slice,
+        columns: slice | Tensor,
         past: Past | None,
         position_ids: Tensor | None,
     ) -> View:
@@ -276,21 +278,29 @@ class LLaDA(ActivationCheckpointing):
             return view_of(past, *self._rotary_table(past.length, device))
         visible = visible_columns(self.config, given, attention_mask, position_ids)
         if visible is not None:  # (B, 1, W, L), or of padding alone (B, 1, 1, L)
-            visible = visible[:, None, columns] if visible.dim() == 3 else visible[:, None, None]
+            rows = at_columns(visible, columns) if visible.dim() == 3 else visible[:, None]
+            visible = rows[:, None]
         cos, sin = self._rotations(length, device, columns, position_ids)
         if past is None:
             return View(cos, sin, visible)
+        if isinstance(columns, Tensor):
+            return View(cos, sin, visible, columns, past.present())
         places = torch.arange(*columns.indices(length), device=device)  # (W,)
         return View(cos, sin, visible, places, past.present())
 
     def _rotations(
-        self, length: int, device: torch.device, columns: slice, position_ids: Tensor | None
+        self,
+        length: int,
+        device: torch.device,
+        columns: slice | Tensor,
+        position_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """cos and sin (W, head_dim) of columns, or (B, 1, W, head_dim) of positions (B, L)."""
         if position_ids is None:
             cos, sin = self._rotary_table(length, device)
-            return cos[columns], sin[columns]
-        places = position_ids[:, None, columns].to(device)  # (B, 1, W)
+            places = columns[:, None] if isinstance(columns, Tensor) else columns
+            return cos[places], sin[places]
+        places = at_columns(position_ids, columns)[:, None].to(device)  # (B, 1, W)
         length = int(places.max()) + 1
         self._check_fits(length)
         cos, sin = self._rotary_table(length, device)
@@ -342,6 +352,14 @@ class LLaDA(ActivationCheckpointing):
                 )
                 self._rotary = cos.to(device), sin.to(device)
         return self._rotary[0][:length], self._rotary[1][:length]
+
+
+def at_columns(values: Tensor, columns: slice | Tensor) -> Tensor:
+    """Values (B, L, ...) of a slice of columns, or of columns (B, W) of each row."""
+    if isinstance(columns, slice):
+        return values[:, columns]
+    rows = torch.arange(len(columns), device=columns.device)[:, None]
+    return values[rows, columns]
 
 
 def empty_like(model: LLaDA) -> LLaDA:

@@ -35,7 +35,7 @@ OF_ADAPTIVE_RULES = (
 
 
 # have no effect where nothing is frozen
-CACHE_OPTIONS = ("cache_refresh", "cache_vicinity", "cache_prompt_refresh")
+CACHE_OPTIONS = ("cache_refresh", "cache_vicinity", "cache_delayed", "cache_prompt_refresh")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +276,9 @@ class SamplerConfig(DecodingFacts):
                 f"shift_cache has no effect with cache={self.cache!r}: set cache to prefix or "
                 "dual, or leave it out"
             )
-        if self._given("factor", "error_budget", "remask_ratio", "revise", "paced"):
+        if self._given(
+            "factor", "error_budget", "remask_ratio", "revise", "paced", "cache_delayed"
+        ):
             raise ValueError(
                 "shift_cache=published is Fast-dLLM's decoder for Dream, which has a threshold or "
                 "a schedule and no other rule: leave the others out"

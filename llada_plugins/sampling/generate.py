@@ -82,6 +82,7 @@ def with_options(
             left_neighbour=config.shift_cache == "exact",
             vicinity=config.cache_vicinity,
             prompts=config.prompt_refresh,
+            delayed=special.mask if config.cache_delayed else None,
         )
     if config.sub_block_length is not None and config.sub_block_cache:
         denoise = cached_by_parts(denoise, config.sub_block_length, special.mask)

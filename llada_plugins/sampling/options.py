@@ -209,6 +209,11 @@ class SamplerOptions:
         "with prefix or dual, so many columns on either side of the block (prefix: on its left) "
         "are computed at every step too (dInfer: 16)",
     )
+    cache_delayed: bool = arg(
+        False,
+        "with prefix or dual, a step leaves out tokens of the block that stood before the last "
+        "one: each is frozen a step after it was decoded (dKV-Cache)",
+    )
     cache_prompt_refresh: int | None = arg(
         None,
         "with prefix or dual, the prompt's keys and values are computed again at the first step of "
