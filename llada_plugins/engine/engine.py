@@ -76,8 +76,8 @@ class Engine:
         config = with_attention(read_config(self.folder), self.config.attention, str(self.folder))
         self.family = FAMILIES[config.family]
         self.given = self.asked.sampler(self.family.sampler)
-        by_model = defaults_of(config, self.given)
-        check_attention(self.asked.built({**by_model, **self.given}), config)
+        self.by_model = defaults_of(config, self.given)
+        check_attention(self.asked.built({**self.by_model, **self.given}), config)
         tokenizer_folder = resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
         self.tokenizer = load_tokenizer(
             tokenizer_folder, self.config.chat_template, self.config.enable_thinking
@@ -93,7 +93,8 @@ class Engine:
         )
         self.prepared = METHODS[method].prepare(load, self.folder, self.method_options)
         self.model = self.prepared.model
-        self.by_model = defaults_of(self.model.config)  # an adapter may have blocks of its own
+        # an adapter may have blocks of its own
+        self.by_model = defaults_of(self.model.config, self.given)
         self.batches = Batches(
             self.config.batch_size, self.config.batch_tokens, meter_of(self.model.device)
         )
@@ -109,7 +110,7 @@ class Engine:
         # of every request; unless gen_length is given, its length is only one that the
         # others allow
         self.common = build_sampler(
-            {**by_model, **self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS
+            {**self.by_model, **self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS
         )
         self._check_sampler(self.common)
         self.recorder = self._recorder()
