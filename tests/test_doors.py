@@ -12,6 +12,7 @@ import pytest
 COMMANDS = {
     "llada_plugins.analyze": "--compare",
     "llada_plugins.chat": "--prompt",
+    "llada_plugins.check": "differs beyond",
     "llada_plugins.compare": "result folder or file",
     "llada_plugins.configs": "copy all to DEST",
     "llada_plugins.doctor": "installation whole",
