@@ -444,9 +444,9 @@ def forwards_of(recorded: Mapping[str, Tensor]) -> dict[str, Given]:
         found["full_"] = Given(first, torch.ones(*first.shape, first.shape[1]))
     if "offset_position_ids" in recorded:
         positions = recorded["offset_position_ids"]
-        (length,) = (
-            each for each in block_lengths(recorded) if f"block{each}_hidden_0" in recorded
-        )
+        lengths = block_lengths(recorded)
+        with_states = [each for each in lengths if f"block{each}_hidden_0" in recorded]
+        (length, *_) = with_states or lengths
         first = ids[:, : positions.shape[1]]
         found["offset_"] = Given(first, block_causal(first, length, positions), positions)
     return found
@@ -491,9 +491,9 @@ def cached_block(model: LLaDA, ids: Tensor, width: int) -> Tensor:
 
 
 def routed(model: LLaDA, x: Tensor) -> dict[str, Tensor]:
-    """What the router of layer 1 makes of rows (R, D); chosen experts ascend."""
-    router = model.get_submodule("model.transformer.blocks.1.mixture.router")
-    assert isinstance(router, SigmoidRouter)
+    """What the first router from layer 1 on makes of rows (R, D); chosen experts ascend."""
+    routers = (each for each in model.blocks[1:].modules() if isinstance(each, SigmoidRouter))
+    router = next(routers)
     chosen, weight = router(x)
     order = chosen.argsort(-1)
     return {

@@ -62,6 +62,16 @@ def test_the_length_of_blocks_is_the_configs_or_the_familys(copied, family, fiel
         assert (config.attention, config.block_length) == ("block_causal", expected)
 
 
+def test_blocks_of_a_length_that_a_config_does_not_state_are_told(copied, caplog):
+    folder = copied("sdar")
+    read_config(folder)
+    assert not caplog.messages
+    rewrite(folder, block_size=...)
+    read_config(folder)
+    (line,) = caplog.messages
+    assert "config.json states no block_size, so blocks are of 4 tokens: " in line
+
+
 def test_llada2_has_blocks_of_32(copied):
     assert read_config(copied("llada2")).block_length == 32
 

@@ -62,6 +62,8 @@ class Family(NamedTuple):
     blocks: str = BLOCKS  # beginning of our names of the Linears that quantize= changes
     # What its checkpoints may have been trained with; config.attention says what one of them has.
     attentions: tuple[Attention, ...] = ("full",)
+    # field of config.json with the length of blocks, where some that state none have others
+    block_field: str | None = None
     # do logits at a column predict the token of the next one?
     shift: bool = False
     # does its publishers' likelihood show an EOS after the answer that it scores?
@@ -97,7 +99,11 @@ ONE_BY_ONE = "model.layers.N.mlp.experts.N."  # of experts
 MOE_TOKENS: dict[str, Any] = dict(eot_names=("<|role_end|>",), mask_id=156895, eos_id=156892)
 CHATML: dict[str, Any] = dict(eot_names=("<|im_end|>",))
 SDAR_TOKENS: dict[str, Any] = dict(
-    mask_names=("<|MASK|>",), mask_id=151669, eos_id=151643, **CHATML
+    mask_names=("<|MASK|>",),
+    mask_id=151669,
+    eos_id=151643,
+    block_field="block_size",  # or -b16 in their names
+    **CHATML,
 )
 # The first that claims a checkpoint has it: a bi-tower holds all tensors of a LLaDA too.
 FAMILIES: dict[str, Family] = {

@@ -121,6 +121,14 @@ def read_config(folder: Path) -> LLaDAConfig:
             path,
             ", ".join(map(one_line, unknown)),
         )
+    if family.block_field and raw.get(family.block_field) is None:
+        logger.warning(
+            "%s states no %s, so blocks are of %s tokens: write it there where the model's name "
+            "says another number (-b16)",
+            path,
+            family.block_field,
+            config.block_length,
+        )
     path = folder / "generation_config.json"
     if is_there(path):
         ends = token_ids([*config.ends, *_generation_ends(path)])
