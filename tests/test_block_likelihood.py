@@ -18,9 +18,11 @@ from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model
 from llada_plugins.engine.engine import Engine
 from llada_plugins.likelihood.estimate import log_likelihood
 from llada_plugins.methods.router import Router, RouterConfig, save_router
+from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
+from llada_plugins.models.special_tokens import SpecialTokens
 from tests.family_checkpoints import rewrite, write_checkpoint
 from tests.tolerance import likelihood_error, token_error
 from training.data.byte_tokenizer import EOS, byte_tokenizer
@@ -28,7 +30,7 @@ from training.data.byte_tokenizer import MASK as MASK_TOKEN
 
 pytestmark = pytest.mark.floats
 
-MASK = 39
+MASK = 39  # of the random model
 PAIRS = [
     ([1, 2, 3], [4, 5, 6, 7, 8, 9, 10]),  # fills the prompt's block, a whole one, a rest
     ([8], [9, 10]),
@@ -56,6 +58,7 @@ def naive_bound(
     width: int,
     scale: float = 0.0,
     shift: bool = False,
+    mask: int = MASK,
 ) -> float:
     """The chain over blocks of E_k E_{|S| = k} (n / k) sum of log p of S, by all subsets."""
     text, total = prompt + answer, 0.0
@@ -65,10 +68,10 @@ def naive_bound(
         for k in range(1, len(places) + 1):
             subsets = list(itertools.combinations(places, k))
             for subset in subsets:
-                row = [MASK if place in subset else text[place] for place in range(end)]
+                row = [mask if place in subset else text[place] for place in range(end)]
                 logits = naive_logits(model, row, width)
                 if scale:
-                    blank = naive_logits(model, [MASK] * len(prompt) + row[len(prompt) :], width)
+                    blank = naive_logits(model, [mask] * len(prompt) + row[len(prompt) :], width)
                     logits = blank + (scale + 1) * (logits - blank)
                 log_p = logits.log_softmax(-1)
                 of = [float(log_p[place - shift, text[place]]) for place in subset]
@@ -274,6 +277,24 @@ def test_an_answer_within_one_block_is_the_probability_of_its_token(model):
     (value,) = log_likelihood(model, [([1, 2, 3, 4, 5], [6])], mc_num=1)
     expected = naive_logits(model, [1, 2, 3, 4, 5, MASK], 4)[-1].log_softmax(-1)[6]
     assert value.value == pytest.approx(float(expected), abs=token_error(model))
+
+
+FAMILIES_OF_BLOCKS = [name for name, row in FAMILIES.items() if row.attentions == ("block_causal",)]
+
+
+@pytest.mark.parametrize("family", FAMILIES_OF_BLOCKS)
+def test_every_familys_bound_is_enumerated_with_its_own_shift(family, tmp_path):
+    model = load_model(write_checkpoint(family, tmp_path / family), device="cpu", dtype="float32")
+    special = SpecialTokens(mask=60)
+    pairs = [pair for pair in PAIRS[:2] if pair[0]]
+    values = log_likelihood(model, pairs, mc_num=15, block_length=4, special=special)
+    shift = FAMILIES[family].shift
+    for (prompt, answer), value in zip(pairs, values):
+        expected = naive_bound(model, prompt, answer, 4, shift=shift, mask=special.mask)
+        other = naive_bound(model, prompt, answer, 4, shift=not shift, mask=special.mask)
+        bound = likelihood_error(model, len(answer))
+        assert value.value == pytest.approx(expected, abs=bound)
+        assert value.value != pytest.approx(other, abs=bound)
 
 
 # ---- through the harnesses

@@ -245,3 +245,13 @@ def test_tokens_a_second_count_a_text_once():
     rows = [Example(tokens_of(8, 1), 6), Example(tokens_of(12, 2), 9)]
     assert jobs.noisy_share(model.config, rows) == 5 / 20
     assert jobs.noisy_share(small_model().config, rows) == 1
+
+
+def test_rows_are_padded_to_whole_blocks_as_far_as_the_context_reaches():
+    rows = [Example(tokens_of(7, 1), 3), Example(tokens_of(5, 2), 2)]
+    batch = collate_answers(EOS_ID, WIDTH, 20)(rows)
+    assert batch["input_ids"].shape == (2, 9)
+    assert batch["input_ids"][0, 7:].tolist() == [EOS_ID] * 2
+    assert batch["weight"].sum(-1).tolist() == pytest.approx([1, 1])
+    assert collate_answers(EOS_ID, WIDTH, 8)(rows)["input_ids"].shape == (2, 8)
+    assert collate_answers(EOS_ID)(rows)["input_ids"].shape == (2, 7)

@@ -68,10 +68,11 @@ def _token_file(folder: Path | None) -> IO[bytes]:
     return tempfile.TemporaryFile() if folder is None else (folder / "tokens.bin").open("w+b")
 
 
-def collate_answers(eos_id: int) -> Collate:
+def collate_answers(eos_id: int, block_length: int = 1, longest: int | None = None) -> Collate:
     """Batches for SFT: answers padded with EOS to the longest row.
 
-    Padding counts as answer (LLaDA, GUIDELINES.md).
+    Padding counts as answer (LLaDA, GUIDELINES.md). block_length: rows are padded to whole
+    blocks, as decoding fills them, but never beyond `longest`, the model's context.
 
     A batch holds input_ids (B, L) and weight (B, L), fp32: 1 / answer length at answer
     tokens, padding included, 0 in the prompt.
@@ -79,6 +80,8 @@ def collate_answers(eos_id: int) -> Collate:
 
     def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
         length = max(len(example.input_ids) for example in examples)
+        whole = -(-length // block_length) * block_length  # rounded up
+        length = max(length, min(whole, longest or whole))
         rows = [ids + [eos_id] * (length - len(ids)) for ids, _ in examples]
         tokens = torch.tensor(rows)  # (B, L)
         prompt_length = torch.tensor([example.prompt_length for example in examples])[:, None]

@@ -24,7 +24,7 @@ from llada_plugins.models.loading import load_model, save_model
 from training.data import hub
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 from training.data.encoding import Vocabulary, encode, vocabulary
-from training.data.examples import Example, collate_answers
+from training.data.examples import Collate, Example, collate_answers
 from training.data.rows import read_hub, read_jsonl
 from training.loop.random_streams import random_stream
 from training.loop.reading import Reading
@@ -112,7 +112,7 @@ def preset_job(
     train, evaluation = (
         encode(pairs, vocab, append_eos=preset.append_eos) for pairs in preset.pairs()
     )
-    return Job(model, train, evaluation, collate_answers(vocab.eos_id), folder)
+    return Job(model, train, evaluation, answer_batches(model, vocab), folder)
 
 
 def checkpoint_job(options: SFTOptions, arguments: RunArguments) -> AnswerJob:
@@ -134,9 +134,13 @@ def checkpoint_job(options: SFTOptions, arguments: RunArguments) -> AnswerJob:
         )
     with arguments.main_process_first() if options.token_cache else nullcontext():
         train, evaluation = _rows(options, options.data, vocab)
-    collate = collate_answers(vocab.eos_id)
     model = trainable(folder, options.dtype, options.attention, options.block_length)
-    return Job(model, train, evaluation, collate, folder)
+    return Job(model, train, evaluation, answer_batches(model, vocab), folder)
+
+
+def answer_batches(model: LLaDA, vocab: Vocabulary) -> Collate:
+    """Batches of rows for the model."""
+    return collate_answers(vocab.eos_id, block_length(model.config) or 1, vocab.max_length)
 
 
 def _rows(
