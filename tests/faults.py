@@ -84,6 +84,17 @@ class Run(NamedTuple):
     method: str
     folder: Path
     options: dict[str, Any] = {}  # beside the method's
+    beside: Path | None = None  # where its log and its config lie; None: beside its folder
+
+    @property
+    def place(self) -> Path:
+        """Where it runs."""
+        return self.beside or self.folder.parent
+
+    @property
+    def log(self) -> Path:
+        """Its output."""
+        return self.place / f"{self.folder.name}.log"
 
     @property
     def cache(self) -> Path:
@@ -102,7 +113,7 @@ class Run(NamedTuple):
             kept = ["--use_cache", str(self.folder / "cache"), "--log_samples"]
             out = ["--output_path", str(self.folder / "out")]
             return ["lm_eval", *model, *task, *size, *kept, *out]
-        config = self.folder.with_suffix(".py")
+        config = self.place / f"{self.folder.name}.py"
         text = CONFIG.format(kind=kind, number=QUESTIONS, batch=BATCH, options=options)
         config.write_text(text, encoding="utf-8")
         again = ["-r", "latest"] if list(self.folder.glob("2*")) else []
@@ -129,11 +140,11 @@ class Run(NamedTuple):
             return sum(path.read_bytes().count(b"\n") for path in files)
         if not self.cache.exists():
             return 0
-        with sqlite3.connect(f"file:{self.cache}?mode=rw", uri=True) as cache:
-            [tables] = cache.execute("select count(*) from sqlite_master").fetchone()
-            if not tables:
-                return 0
-            [number] = cache.execute("select count(*) from unnamed").fetchone()
+        try:
+            with sqlite3.connect(f"file:{self.cache}?mode=rw", uri=True) as cache:
+                [number] = cache.execute("select count(*) from unnamed").fetchone()
+        except sqlite3.OperationalError:  # no table yet
+            return 0
         return max(0, number - 1) // 2  # the fingerprint; an answer and its costs
 
 
@@ -146,11 +157,10 @@ def start(run: Run) -> int:
     status = 99
     try:
         os.setsid()
-        run.folder.parent.mkdir(parents=True, exist_ok=True)
-        log = os.open(run.folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(log, stream)
-        os.chdir(run.folder.parent)
+        os.chdir(run.place)
         sys.argv = command
         runpy.run_module(command[0], run_name="__main__", alter_sys=True)
         status = 0
@@ -203,7 +213,7 @@ def finish(run: Run, within: float = 300) -> int:
 
 def last_line(run: Run) -> str:
     """The last line of a run's output."""
-    lines = run.folder.with_suffix(".log").read_text(errors="replace").splitlines()
+    lines = run.log.read_text(errors="replace").splitlines()
     return next((line for line in reversed(lines) if line.strip()), "nothing was said")
 
 
@@ -284,7 +294,7 @@ def one_of_two(launcher: Sequence[str]) -> Callable[[Setting], str]:
         expected = undisturbed(Run("lm_eval", "llada", setting.folder / "one")).answers
         run = Run("lm_eval", "llada", setting.folder / "two")
         command = [sys.executable, "-m", *launcher, "-m", *run.command()]
-        log = run.folder.with_suffix(".log").open("w")
+        log = run.log.open("w")
         process = subprocess.Popen(
             command, cwd=setting.folder, stdout=log, stderr=log, start_new_session=True
         )
@@ -338,7 +348,7 @@ def full_disk(harness: str) -> Callable[[Setting], str]:
         expected = undisturbed(Run(harness, "llada", setting.folder / "whole")).answers
         disk = setting.folder / "disk"
         with small_disk(disk, "64k") as remount:
-            run = Run(harness, "llada", disk / "run")
+            run = Run(harness, "llada", disk / "run", beside=setting.folder)
             status = finish(run)
             said = last_line(run)
             if not status:
@@ -360,17 +370,10 @@ def read_only(harness: str) -> Callable[[Setting], str]:
     def fault(setting: Setting) -> str:
         disk = setting.folder / "disk"
         with small_disk(disk, "1m") as remount:
-            run = Run(harness, "llada", disk / "run")
-            given = run.command()  # writes the config
-            run.folder.mkdir()
             remount("ro")
-            log = setting.folder / "log"
-            with log.open("w") as output:
-                command = [sys.executable, "-m", *given]
-                done = subprocess.run(command, cwd=setting.folder, stdout=output, stderr=output)
-            lines = log.read_text(errors="replace").splitlines()
-            said = next((line for line in reversed(lines) if line.strip()), "")
-        if not done.returncode:
+            run = Run(harness, "llada", disk / "run", beside=setting.folder)
+            status, said = finish(run), last_line(run)
+        if not status:
             raise Fault(f"it ends with 0, and nothing was written: {said}")
         if "read-only" not in said.lower() and "readonly" not in said.lower():
             raise Fault(f"its last line does not say why: {said}")
