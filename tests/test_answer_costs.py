@@ -163,10 +163,11 @@ def test_tokens_a_forward_are_their_ratio_and_nothing_where_nothing_was_decoded(
         dict(remask_ratio=0.5, steps=6),
         dict(revise=True, steps=8),
         dict(threshold=0.7, revise_below=0.9),
+        dict(threshold=0.6, edit_threshold=0.3, max_post_steps=3),
     ],
     ids=str,
 )
-def test_revised_tokens_are_those_that_stood_before_a_forward_and_not_before_the_next(options):
+def test_revised_tokens_are_those_that_stood_before_a_forward_and_not_so_before_the_next(options):
     revising = engine(block_length=8)
     boards: list[torch.Tensor] = []
     plain = revising.denoise
@@ -178,8 +179,12 @@ def test_revised_tokens_are_those_that_stood_before_a_forward_and_not_before_the
     revising.denoise = seen
     requests = [Request(PUZZLES[0], revising.sampler_for({"gen_length": 8, **options}))]
     ((_, completion),) = revising.generate(requests)
-    masked = [board == revising.special.mask for board in boards]
-    expected = sum(int((~before & after).sum()) for before, after in pairwise(masked))
+    mask = revising.special.mask
+    boards.append(torch.tensor(revising.encode(completion.text)))  # after the last one
+    assert len(boards[-1]) == 8
+    expected = sum(
+        int(((before != mask) & (after != before)).sum()) for before, after in pairwise(boards)
+    )
     assert completion.num_revised == expected > 0
 
 

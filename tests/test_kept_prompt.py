@@ -355,6 +355,10 @@ def test_only_the_columns_in_work_are_computed(make_model, options, columns):
             dict(cache="dual", shift_cache="published", cache_delayed=True),
             "shift_cache=published is",
         ),
+        (
+            dict(cache="dual", threshold=0.9, edit_threshold=0.9, cache_delayed=True),
+            "edit_threshold judges tokens that stand",
+        ),
         (dict(cache_delayed=True), "cache_delayed has no effect with cache='auto'"),
         (dict(cache_prompt_refresh=0), "cache_prompt_refresh has no effect with cache='auto'"),
         (dict(cache="dual", cache_vicinity=-1), "cache_vicinity must be 0 or more, got -1"),

@@ -68,9 +68,10 @@ def cached(
         return slice(max(0, window.start - max(num_left, vicinity)), end)
 
     def denoise_cached(canvas: Canvas, window: slice) -> Prediction:
-        if canvas.memory is None:
+        memory = canvas.memory
+        if memory is None:
             return denoise(canvas, window)
-        frozen = canvas.memory.of(KeysAndValues)
+        frozen = memory.of(KeysAndValues)
         step = frozen.num_steps
         frozen.num_steps += 1
         if prompts is not None and canvas.lasting is not None:
@@ -83,7 +84,7 @@ def cached(
         else:
             columns = near(window, frozen.num_left)
             if delayed is not None:
-                states = canvas.memory.of(KnownStates)
+                states = memory.of(KnownStates)
                 columns = states.in_work(
                     canvas,
                     columns,
@@ -93,7 +94,7 @@ def cached(
                     shifted=frozen.num_left > 0,
                 )
         if delayed is not None:
-            canvas = canvas._replace(known=canvas.memory.of(KnownStates))
+            canvas = canvas._replace(known=memory.of(KnownStates))
         prediction = denoise(canvas._replace(columns=columns, past=frozen.past), window)
         frozen.num_left = int(prediction.shifted and left_neighbour)
         if frozen.prompts is not None and frozen.prompts.due:

@@ -77,7 +77,8 @@ class Costs(NamedTuple):
 
     seconds: float
     prm_seconds: float  # of them, in the process reward model
-    num_revised: int  # tokens that stood and were masked again, in all copies of the row
+    # tokens that stood and were masked again or replaced, in all copies of the row
+    num_revised: int
 
 
 class Meter:

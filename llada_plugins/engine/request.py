@@ -49,7 +49,8 @@ class Completion(NamedTuple):
     num_prm_calls: int = 0  # answers in work that a process reward model scored
     prm_seconds: float = 0.0  # of `seconds`, spent in it
     overlong: Mark | None = None  # what was done because the request did not fit
-    num_revised: int = 0  # tokens that stood and were masked again, candidates included
+    # tokens that stood and were masked again or replaced, candidates included
+    num_revised: int = 0
 
     @property
     def tokens_per_forward(self) -> float:

@@ -74,6 +74,11 @@ class SamplerConfig(DecodingFacts):
                 f"{given[0]} has no effect with cache={self.cache!r}: set cache to prefix or "
                 "dual, or leave it out"
             )
+        if self.cache_delayed and self.edits:
+            raise ValueError(
+                "edit_threshold judges tokens that stand, of which cache_delayed computes none: "
+                "leave one of them out"
+            )
 
     def _check_blocks(self) -> None:
         if self.sampling_method == "fixed_length" and self.num_blocks > 1:
