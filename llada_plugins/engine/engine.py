@@ -247,6 +247,7 @@ class Engine:
             tokenizer=self.tokenizer,
             special=self.special,
             shorten=None if self.config.overlong == "error" else shorten,
+            tails=[group.sampler.blocks.tail(len(each.prompt)) for each in group.members],
             observe=recording.scorer,
         )
         return recording.review(review, judged=True)

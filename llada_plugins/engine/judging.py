@@ -35,9 +35,10 @@ def block_review(
     tokenizer: PreTrainedTokenizerBase,
     special: SpecialTokens,
     shorten: Callable[[int], None] | None,
+    tails: Sequence[int],
     observe: Callable[[Scorer], Scorer] = lambda score: score,
 ) -> BlockReview:
-    """The judge's review of answers to these questions; shorten: see `block_scorer`.
+    """The judge's review of answers to these questions; shorten, tails: see `block_scorer`.
 
     observe: gets the scorer, and gives the one to ask.
     """
@@ -53,5 +54,6 @@ def block_review(
         by=judge.step_split,
         shorten=shorten,
         decode=decode,
+        tails=tails,
     )
     return BlockReview(judge.review, sampler, observe(score), special.mask)

@@ -136,11 +136,15 @@ class BlockReview:
 
     def _rows_to_look_back(self, draft: Draft) -> list[int]:
         """All rows, every `frequency` blocks and after the last; else those that have ended."""
-        last = draft.number == self.sampler.num_blocks - 1
-        if last or (draft.number + 1) % self.config.frequency == 0:
-            return list(range(len(draft.rows)))
-        answers = self._answers(draft, draft.tokens)
-        return [row for row, answer in enumerate(answers) if draft.ended(answer)]
+        rows = range(len(draft.rows))
+        if (draft.number + 1) % self.config.frequency == 0:
+            return list(rows)
+        answers = self._answers(draft, draft.tokens, rows)
+        return [
+            row
+            for row, answer in enumerate(answers)
+            if draft.number == draft.num_blocks[row] - 1 or draft.ended(answer)
+        ]
 
     def _choose_candidates(self, progress: _Progress) -> None:
         """Fill the block, several times where the budgets allow; every row keeps the best."""
@@ -213,9 +217,8 @@ class BlockReview:
     def _positions_to_mask(
         self, progress: _Progress, row: int, blocks: range, attempt: int
     ) -> list[int]:
-        """Answer positions to mask again: none where no judged one of the blocks is low."""
+        """Places from block 0 on to mask again: none where no judged one of the blocks is low."""
         draft, config, width = progress.draft, self.config, self.sampler.block
-        length = draft.tokens.shape[1] - draft.start  # a last block may be short
         judged = {
             number: score
             for number, score in enumerate(progress.scores[row])
@@ -231,7 +234,7 @@ class BlockReview:
         else:
             blocks_to_mask = [range(number * width, (number + 1) * width) for number in low]
             masked = [place for block in blocks_to_mask for place in block]
-        return [place for place in masked if place < length]
+        return [place for place in masked if place in draft.in_answer[row]]
 
     def _random_positions(
         self, key: Tensor, judged: Mapping[int, float], attempt: int
@@ -300,7 +303,8 @@ class BlockReview:
         Forwards that later blocks may need are set aside.
         """
         if self.sampler.max_forwards is not None:
-            later = (self.sampler.num_blocks - progress.draft.number - 1) * self.block_cost
+            num_later = progress.draft.num_blocks[row] - progress.draft.number - 1
+            later = num_later * self.block_cost
             left = self.sampler.max_forwards - progress.forwards_so_far(row) - later
             wanted = min(wanted, left // cost)
         if self.config.max_prm_calls is not None:
@@ -324,14 +328,19 @@ class BlockReview:
         self, progress: _Progress, tokens: Tensor, owners: Sequence[int]
     ) -> list[_Copy]:
         prompts = [int(progress.draft.rows[row]) for row in owners]
-        scores = self.score(prompts, self._answers(progress.draft, tokens))
+        scores = self.score(prompts, self._answers(progress.draft, tokens, owners))
         for row, each in zip(owners, scores):
             if any(score is not None for score in each):
                 progress.num_scored[row] += 1
         return [_Copy(*copy) for copy in zip(owners, scores, tokens)]
 
-    def _answers(self, draft: Draft, tokens: Tensor) -> list[list[int]]:
-        # what is cut off in the end is not judged
-        length = min((draft.number + 1) * self.sampler.block, self.sampler.gen_length)
-        answers: list[list[int]] = tokens[:, draft.start : draft.start + length].tolist()
+    def _answers(self, draft: Draft, tokens: Tensor, owners: Sequence[int]) -> list[list[int]]:
+        """The answers in tokens (N, L) as far as they are filled; owners: rows of the draft."""
+        end = (draft.number + 1) * self.sampler.block
+        answers = []
+        for owner, row in zip(owners, tokens[:, draft.start :].tolist()):
+            places = draft.in_answer[owner]
+            # what is cut off in the end is not judged
+            stop = min(end, places.stop, places.start + self.sampler.gen_length)
+            answers.append(row[places.start : stop])
         return answers

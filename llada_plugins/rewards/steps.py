@@ -38,13 +38,22 @@ class Span(NamedTuple):
 
 
 def block_ends(
-    answer: Sequence[int], block: int, ends: Sequence[int], decode: Callable[[Sequence[int]], str]
+    answer: Sequence[int],
+    block: int,
+    ends: Sequence[int],
+    decode: Callable[[Sequence[int]], str],
+    tail: int = 0,
 ) -> tuple[str, list[int]]:
-    """The text of the answer before its first end token, and where in it each block ends."""
+    """The text of the answer before its first end token, and where in it each block ends.
+
+    tail: tokens of the first block that are the prompt's.
+    """
     kept = before_end(answer, ends)
     whole = decode(kept)
     # a character whose bytes are spread over two blocks belongs to the later one
-    edges = [_common(decode(kept[:stop]), whole) for stop in range(block, len(answer), block)]
+    edges = [
+        _common(decode(kept[:stop]), whole) for stop in range(block - tail, len(answer), block)
+    ]
     return whole, [*edges, len(whole)]
 
 
@@ -132,19 +141,23 @@ def block_scorer(
     decode: Callable[[Sequence[int]], str],
     by: StepSplit,
     shorten: Callable[[int], None] | None = None,
+    tails: Sequence[int] | None = None,
 ) -> Scorer:
     """Scores of the blocks of answers to `questions`.
 
     The mean of the steps that touch a block (as in LLaDA-R3), None without any.
     shorten: told the rows whose question loses its beginning, since the scorer's
     context would not hold it; a solution that alone is too long has no scores. Without
-    it, such a solution is a ValueError.
+    it, such a solution is a ValueError. tails: of each row, how many tokens of its answer's
+    first block are the prompt's (default: none).
     """
     judge = StepJudge(scorer=scorer, questions=questions, shorten=shorten)
 
     def score(rows: Sequence[int], answers: Sequence[Sequence[int]]) -> list[Scores]:
+        begun = [tails[row] if tails else 0 for row in rows]  # tokens of first blocks
         solutions = [
-            split_steps(*block_ends(answer, block, ends, decode), by) for answer in answers
+            split_steps(*block_ends(answer, block, ends, decode, tail), by)
+            for answer, tail in zip(answers, begun)
         ]
         judged = [number for number, steps in enumerate(solutions) if steps]
         values: dict[int, Scores] = {}
@@ -153,7 +166,7 @@ def block_scorer(
             values = dict(zip(judged, judge([rows[number] for number in judged], texts)))
         result = []
         for number, answer in enumerate(answers):
-            num_blocks = math.ceil(len(answer) / block)
+            num_blocks = math.ceil((begun[number] + len(answer)) / block)
             result.append(_of_blocks(solutions[number], values.get(number, []), num_blocks))
         return result
 

@@ -309,8 +309,14 @@ class SamplerConfig(DecodingFacts):
     def check_budget(self, reviewed: bool) -> None:
         """Raise ValueError where max_forwards could change nothing, or cannot be kept.
 
-        reviewed: are there candidates to save on?
+        reviewed: are there candidates to save on? Those must end where all others do.
         """
+        if reviewed and (self.leaves or self.answer_end != "gen_length"):
+            option = f"stop_at={self.stops}" if self.leaves else f"answer_end={self.answer_end}"
+            raise ValueError(
+                f"{option} goes without a process reward model, which compares whole blocks: leave "
+                "it out"
+            )
         if self.max_forwards is None or self.adaptive:
             return
         if not reviewed:

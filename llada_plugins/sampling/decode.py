@@ -69,6 +69,9 @@ class Draft(NamedTuple):
     forwards: Tensor  # (B,) spent on earlier blocks
     num_scored: Tensor  # (B,) by a Review on earlier blocks
     start: int  # column at which block 0 of the answer begins
+    # of each row, which places from there on hold tokens of its answer: not its prompt's end
+    in_answer: list[range]
+    num_blocks: list[int]  # of each row's answer
     fill: Fill
     ended: Callable[[list[int]], bool]  # is an answer complete that fills its blocks so far?
 
@@ -208,6 +211,8 @@ class Answers:
     ) -> Draft:
         """These rows on their canvas, before block `number` is filled."""
         rows = torch.tensor(batch, device=self.keys.device)
+        blocks, lengths = fill.config.blocks, [len(self.prompts[row]) for row in batch]
+        ends = [blocks.end(each, number) - blocks.before(each, 0) for each in lengths]
         return Draft(
             number,
             tokens,
@@ -216,6 +221,8 @@ class Answers:
             self.forwards[rows],
             self.num_scored[rows],
             fill.start,
+            [range(blocks.tail(each), end) for each, end in zip(lengths, ends)],
+            [blocks.number(each) for each in lengths],
             fill,
             ended,
         )
@@ -278,7 +285,7 @@ def decode_each(
     stop: Callable[[list[int]], bool] | None = None,
     on_step: Callable[[Step], None] | None = None,
     review: Review = unreviewed,
-    in_step: bool = False,
+    in_step: bool | None = None,
     at_once: BatchLimit | None = None,
 ) -> Iterator[tuple[int, Sample]]:
     """Decode block by block; yields the (number, sample) of each prompt as answers end.
@@ -286,7 +293,8 @@ def decode_each(
     No answer depends on the others. keys: random streams, by default from config.seed and
     the prompt. stop: asked at the end of every block with the row's answer so far; True
     ends the row. review: how a block is filled. in_step: does it need all rows of a batch at
-    the same block? Else blocks that are counted from rows' first tokens may differ.
+    the same block (default: every review but `unreviewed`)? Else blocks that are counted
+    from rows' first tokens may differ.
     at_once: how many rows of so many tokens, prompt and answer, make a batch (default: all).
     A row that has ended leaves, and a waiting one takes its place (batching.py). A batch
     that memory is too small for waits again, and from then on batches are smaller: on_step
@@ -305,7 +313,8 @@ def decode_each(
         filled = answers.num_filled[row] == blocks.number(len(prompts[row]))
         return filled or is_stopped(answers.tokens[row], config, special, stop)
 
-    queue, limit = _queue(prompts, blocks, in_step, at_once)
+    needs_step = review is not unreviewed if in_step is None else in_step
+    queue, limit = _queue(prompts, blocks, needs_step, at_once)
     while queue:
         number, batch = queue.take()
         canvas = answers.lay_out(batch, blocks, special.mask)

@@ -57,7 +57,6 @@ def generate(
         stop=stop,
         on_step=on_step,
         review=review,
-        in_step=review is not unreviewed,
         at_once=limit,
     )
 
