@@ -161,6 +161,38 @@ def test_logits_of_the_token_before_come_from_the_clean_block_at_a_blocks_beginn
         assert value.value == pytest.approx(expected, abs=likelihood_error(model, len(answer)))
 
 
+def test_the_last_block_may_be_filled_with_masks_as_where_it_is_decoded(model):
+    values = log_likelihood(model, PAIRS, mc_num=15, fill_block=True)
+    plain = log_likelihood(model, PAIRS, mc_num=15)
+    for (prompt, answer), value, other in zip(PAIRS, values, plain):
+        text, total = prompt + answer, 0.0
+        for begin in range(0, len(text), 4):
+            places = [at for at in range(begin, min(begin + 4, len(text))) if at >= len(prompt)]
+            for k in range(1, len(places) + 1):
+                subsets = list(itertools.combinations(places, k))
+                for subset in subsets:
+                    block = [
+                        MASK if at in subset or at >= len(text) else text[at]
+                        for at in range(begin, begin + 4)
+                    ]
+                    log_p = naive_logits(model, text[:begin] + block, 4).log_softmax(-1)
+                    total += sum(float(log_p[at, text[at]]) for at in subset) / k / len(subsets)
+        bound = likelihood_error(model, len(answer))
+        assert value.value == pytest.approx(total, abs=bound)
+        # whole blocks have nothing to fill
+        assert (abs(value.value - other.value) <= bound) == (len(text) % 4 == 0)
+
+
+def test_masks_do_not_fill_a_block_beyond_the_context(make_model):
+    model = make_model(attention="block_causal", block_length=4, max_sequence_length=6)
+    pair = ([1, 2, 3], [4, 5])
+    (value,) = log_likelihood(model, [pair], mc_num=15, fill_block=True)
+    row = [1, 2, 3, 4, MASK, MASK]
+    first = naive_logits(model, [1, 2, 3, MASK], 4)[-1].log_softmax(-1)[4]
+    expected = first + naive_logits(model, row, 4)[4].log_softmax(-1)[5]
+    assert value.value == pytest.approx(float(expected), abs=likelihood_error(model, 2))
+
+
 def test_sampled_blocks_are_unbiased_and_their_standard_error_is_honest(model):
     prompt, answer, width = [1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], 6
     exact = naive_bound(model, prompt, answer, width)
@@ -265,6 +297,8 @@ def test_the_greedy_flag_is_that_of_decoding_block_after_block(model):
 def test_wrong_block_lengths_are_told(model, make_model):
     with pytest.raises(ValueError, match="block_length=4 is for models with block-causal attent"):
         log_likelihood(make_model(), PAIRS, block_length=4)
+    with pytest.raises(ValueError, match="fill_block=True is for models with block-causal attent"):
+        log_likelihood(make_model(), PAIRS, fill_block=True)
     with pytest.raises(ValueError, match="block_length must be at least 1, got 0"):
         log_likelihood(model, PAIRS, block_length=0)
     long = [([1], list(range(2, 32)))]

@@ -157,6 +157,11 @@ class LikelihoodOptions(Options):
         "(default 8)",
     )
     mc_seed: int = arg(0, "with the request's context, determines its masks")
+    fill_block: bool = arg(
+        False,
+        "of a block-causal model: is a scored answer followed by masks to the end of its last "
+        "block, as where it is decoded, or does the row end with it?",
+    )
     greedy_check: bool = arg(
         False,
         "does greedy decoding give the answer? up to one forward more per answer token of a "
@@ -207,4 +212,5 @@ class EngineConfig(RecordOptions, LikelihoodOptions, ModelOptions):
             cfg_scale=cfg_scale,
             greedy_check=self.greedy_check,
             block_length=block_length,
+            fill_block=self.fill_block,
         )

@@ -92,6 +92,7 @@ class LikelihoodSettings:
     at_once: BatchLimit | None = None  # in place of batch_size and batch_tokens
     greedy_check: bool = False
     block_length: int | None = None
+    fill_block: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.batch_tokens is not None and self.batch_tokens < 1):
@@ -119,6 +120,7 @@ def log_likelihood(
     mc_batch: int | None = None,
     greedy_check: bool = False,
     block_length: int | None = None,
+    fill_block: bool = False,
     special: SpecialTokens | None = None,
     denoise: Denoiser | None = None,
 ) -> list[LogLikelihood]:
@@ -134,8 +136,9 @@ def log_likelihood(
 
     Of a block-causal model the value is a sum over blocks, each given the clean tokens
     before it and estimated as an answer is; block_length: of its blocks (default: the
-    checkpoint's). Raises ValueError on an empty answer or one that does not fit the model's
-    context, and on block_length beside full attention.
+    checkpoint's). fill_block: is the answer followed by masks to its last block's end, as
+    where it is decoded? Raises ValueError on an empty answer or one that does not fit the
+    model's context, and on these two beside full attention.
     """
     settings = LikelihoodSettings(
         limits=budget(estimator, mc_num, mc_max, mc_confidence, mc_batch),
@@ -146,6 +149,7 @@ def log_likelihood(
         batch_tokens=batch_tokens,
         greedy_check=greedy_check,
         block_length=block_length,
+        fill_block=fill_block,
     )
     found = dict(iterate(model, pairs, settings, special=special, denoise=denoise))
     return [found[number] for number in range(len(pairs))]
@@ -211,22 +215,26 @@ def row_runner(
         model.device,
         settings.at_once or planned,
         after,
-        blocks_of(model.config, settings.block_length),
+        blocks_of(model.config, settings.block_length, settings.fill_block),
+        model.config.max_sequence_length if settings.fill_block else 0,
     )
 
 
-def blocks_of(config: LLaDAConfig, block_length: int | None = None) -> int | None:
+def blocks_of(
+    config: LLaDAConfig, block_length: int | None = None, fill_block: bool = False
+) -> int | None:
     """Tokens of a block of a model with block-causal attention, by default its own; else None.
 
-    ValueError where a length is given for full attention.
+    ValueError where an option of blocks is given for full attention.
     """
     if config.attention == "block_causal":
         return block_length or config.block_length
-    if block_length is not None:
-        raise ValueError(
-            f"block_length={block_length} is for models with block-causal attention, and this one "
-            "has full attention: leave it out"
-        )
+    for name, value in (("block_length", block_length), ("fill_block", fill_block or None)):
+        if value is not None:
+            raise ValueError(
+                f"{name}={value} is for models with block-causal attention, and this one has full "
+                "attention: leave it out"
+            )
     return None
 
 

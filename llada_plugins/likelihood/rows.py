@@ -73,10 +73,13 @@ class RowRunner:
     at_once: BatchLimit
     after: tuple[int, ...] = ()  # tokens that every row shows after its answer
     block_length: int | None = None  # tokens of a block of a block-causal model
+    fill_to: int = 0  # tokens of a row up to which masks fill an answer's last block
 
     def columns(self, length: int) -> int:
         """At most so many does a forward compute for a text of `length` tokens as one row."""
-        return length if self.block_length is None else 2 * length
+        if self.block_length is None:
+            return length
+        return length + -(-length // self.block_length) * self.block_length
 
     def batches(self, items: Iterable[Item], length: Callable[[Item], int]) -> Iterator[list[Item]]:
         """Consecutive items in batches that fit their first, which is the longest.
@@ -99,6 +102,9 @@ class RowRunner:
         if self.block_length is not None:
             begin = part.shown // self.block_length * self.block_length
         tokens = [*shown[begin:], *masked, *self.after]
+        if self.block_length is not None:
+            end = min(begin + self.block_length, self.fill_to)
+            tokens += [self.mask_id] * (end - begin - len(tokens))
         return Row(tokens, part.shown - begin, columns, shown[:begin], len(request.prompt))
 
     def sheets(self, rows: Iterable[Owned]) -> Iterator[Sheet]:
