@@ -47,6 +47,10 @@ RULES: list[dict[str, Any]] = [
     dict(revise=True, confidence_source="ups"),
     dict(threshold=0.2, revise_below=0.1),
     dict(threshold=0.06, early_stop=True),
+    dict(threshold=0.06, edit_threshold=0.03, max_post_steps=3),
+    dict(threshold=0.06, strict=True, at_least=2),
+    dict(threshold=0.06, sub_block_length=1, first_token_alone=True),
+    dict(threshold=0.06, stop_at="eos"),
 ]
 
 
@@ -258,6 +262,13 @@ def test_a_blocks_first_forward_has_the_block_before_and_later_ones_the_block(
         model, lambda: generate(model, [prompt], config, special=SPECIAL, denoise=denoise)
     )
     assert seen == [(1, 12), later, later] + [first, later, later] * 2
+
+
+def test_a_block_that_a_forward_has_verified_is_not_computed_again(model):
+    """Editing ends a block with a forward of its final tokens."""
+    config = causal(gen_length=12, threshold=0.01, edit_threshold=1.0)
+    seen = columns_while(model, lambda: generate(model, [[5] * 8], config, special=SPECIAL))
+    assert seen == [(1, 12)] + [(1, 4)] * 5
 
 
 def test_without_a_cache_everything_is_computed_at_every_step(model):
