@@ -30,7 +30,6 @@ from llada_plugins.sampling.trace import (
     Pass,
     Trace,
     frames,
-    whole_pass,
 )
 from tests.test_review import REVIEWS, SAMPLER
 from tests.test_sampler import PROMPTS, SPECIAL, every_method, toy_denoiser
@@ -92,7 +91,12 @@ def test_a_pass_holds_what_observers_of_single_steps_see(options):
             assert torch.equal(
                 torch.from_numpy(found), torch.cat(expected).to(torch.as_tensor(found).dtype)
             )
-        for name, bit in {"masked": MASKED, "kept": KEPT, "remasked": REMASKED}.items():
+        for name, bit in {
+            "masked": MASKED,
+            "kept": KEPT,
+            "remasked": REMASKED,
+            "replaced": EDITED,
+        }.items():
             found = np.concatenate([each.flags.ravel() & bit > 0 for each in trace.passes(row)])
             expected = torch.cat([getattr(step, name)[place] for step, place in own])
             assert found.tolist() == expected.tolist()
@@ -106,6 +110,7 @@ def test_a_pass_holds_what_observers_of_single_steps_see(options):
         dict(gen_length=12, block_length=6, steps=8, blocks_from="answer"),
         dict(gen_length=12, block_length=6, steps=8, revise=True, confidence_source="ups"),
         dict(gen_length=13, block_length=5, early_stop=True),
+        dict(gen_length=12, block_length=6, threshold=0.9, edit_threshold=0.2, temperature=1.0),
     ],
     ids=str,
 )
@@ -122,6 +127,11 @@ def test_blocks_counted_from_rows_first_tokens_leave_prompts_and_padding_out(opt
             assert one.start == other.start >= 0
             assert np.array_equal(one.proposed, other.proposed)
             assert np.array_equal(one.flags, other.flags)
+            stood = one.flags[1:] & (MASKED | REMASKED) == 0  # before the step and after it
+            edited = stood & (one.proposed[1:] != one.proposed[:-1])
+            assert np.array_equal(edited, one.flags[1:] & EDITED > 0)
+    any_edited = any((each.flags & EDITED > 0).any() for each in trace.passes(0))
+    assert any_edited == ("edit_threshold" in options)
 
 
 def test_steps_that_left_the_device_in_between_make_the_same_passes(monkeypatch):
@@ -202,18 +212,6 @@ def test_every_candidate_of_a_review_is_a_pass_and_what_it_leaves_is_the_answer(
                 assert isinstance(event, Pass)
                 masked = before.tokens[event.window] == UNKNOWN
                 assert (masked == (event.flags[0] & MASKED > 0)).all()
-
-
-def test_a_token_that_another_took_the_place_of_is_marked_as_edited():
-    proposed = np.array([[5, 6], [5, 7], [8, 7], [8, 9]], np.int32)
-    flags = np.array([[3, 1], [0, 3], [0, 0], [0, 4]], np.uint8)
-    found = whole_pass([Pass(0, 0, proposed, proposed, None, flags, np.zeros(4))])
-    assert (found.flags & EDITED > 0).tolist() == [
-        [False] * 2,
-        [False] * 2,
-        [True, False],
-        [False] * 2,
-    ]
 
 
 # ---- the file

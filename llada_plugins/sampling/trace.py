@@ -20,6 +20,7 @@ from .sampler import Step
 
 # bits of Pass.flags
 MASKED, KEPT, REMASKED, EDITED = 1, 2, 4, 8
+STEPS = ("proposed", "score", "policy", "flags", "seconds")  # of a pass, a row a step
 UNKNOWN = -1  # stands for the mask in a frame, which holds no padding
 ROOM = 1 << 26  # bytes of steps that stay on the device before a block ends
 
@@ -290,30 +291,21 @@ def _of_answer(tokens: Array, start: int) -> slice:
 
 
 def whole_pass(parts: Sequence[Pass]) -> Pass:
-    """One pass of its parts, with what it replaced marked."""
+    """One pass of its parts, which left the device one after another."""
+    if len(parts) == 1:
+        return parts[0]
 
     def joined(name: str) -> Array:
-        arrays = [getattr(part, name) for part in parts]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        return np.concatenate([getattr(part, name) for part in parts])
 
-    proposed, flags = joined("proposed"), joined("flags")
-    stood = flags[1:] & (MASKED | REMASKED) == 0  # before the step and after it
-    edited = stood & (proposed[1:] != proposed[:-1])
-    flags[1:] |= edited.astype(np.uint8) * EDITED
-    policy = None if parts[0].policy is None else joined("policy")
-    return parts[0]._replace(
-        proposed=proposed,
-        score=joined("score"),
-        policy=policy,
-        flags=flags,
-        seconds=joined("seconds"),
-    )
+    names = [name for name in STEPS if getattr(parts[0], name) is not None]
+    return parts[0]._replace(**{name: joined(name) for name in names})
 
 
 def _flags(step: Step) -> Tensor:
     """(B, W) uint8."""
-    flags = step.masked * MASKED + step.kept * KEPT + step.remasked * REMASKED
-    return flags.to(torch.uint8)
+    flags = step.masked * MASKED + step.kept * KEPT
+    return (flags + step.remasked * REMASKED + step.replaced * EDITED).to(torch.uint8)
 
 
 def _num_bytes(step: Step) -> int:
