@@ -27,10 +27,19 @@ from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import save_model
 from llada_plugins.tasks import sudoku
 from tests.llada_shape import LLADA
+from tests.siblings import is_sibling
 
 TESTS = Path(__file__).parent
 # whole files beside the repository, first rows in it
 PUBLIC = (TESTS.parents[1] / "shared" / "data", TESTS / "data")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what siblings.py lists as slow."""
+    for item in items:
+        if is_sibling(item.path.name, item.name):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_setup() -> None:

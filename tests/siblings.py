@@ -1,0 +1,49 @@
+"""Tests that repeat a rule on one more kind of input: make test leaves them to make test-slow.
+
+By file, parts of their names. What each shows is shown once in make test as well, on the
+input that is most unlike the others.
+"""
+
+from __future__ import annotations
+
+SIBLINGS: dict[str, tuple[str, ...]] = {
+    # the bi-tower has 31 layers, and is decoded, cached and trained in make test elsewhere
+    "test_cache.py": ("[bi_tower-prefix", "guidance_has_its_own_cache[bi_tower-2", "[bi_tower-{"),
+    "test_kept_prompt.py": ("[bi_tower",),
+    "test_every_family.py": ("[remedi-train", "[a2d_qwen3-train", "[dream-train"),
+    "test_saved_class.py": ("[sft, LoRA, BiTower", "[head, BiTower", "[head, LoRA, BiTower"),
+    "test_frozen_dtype.py": (
+        "[sft --lora-autocast",
+        "[remask_sft-autocast",
+        "[router_sft-autocast",
+    ),
+    "test_resume.py": (
+        "in_an_update[all weights-4",
+        "in_an_update[LoRA-1",
+        "of_a_file_of_weights[all weights-6",
+        "of_a_file_of_weights[LoRA-3",
+        "may_change[--per_device_train_batch_size",
+    ),
+    "test_waits.py": (
+        "kept back-random-",
+        "kept back-entropy-",
+        "kept back-leftmost-",
+        "kept back-margin-",
+    ),
+    "test_review.py": (
+        "batch[backmasking_rule=legacy,backmasking_lookback=3",
+        "batch[num_demasking_candidates=3",
+        "batch[method=window,backmasking_frequency=3",
+    ),
+    "test_lmeval.py": ("simple_evaluate_finds",),  # reads all of lm-eval's tasks, as slow ones do
+    "test_remask_sft.py": ("uninterrupted_one[['--joint']]",),
+    "test_distributed.py": ("class_that_they_loaded[joint, DDP",),
+    "test_estimators.py": ("any_number_of_rows[neighbourly", "at_equal_rows[neighbourly"),
+    "test_sampler.py": ("naive_loop[threshold-margin", "naive_loop[factor-ups"),
+    "test_golden.py": ("passes_over_a_readme",),
+}
+
+
+def is_sibling(file: str, name: str) -> bool:
+    """Is the test of that file and name left to make test-slow?"""
+    return any(part in name for part in SIBLINGS.get(file, ()))
