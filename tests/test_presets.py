@@ -18,6 +18,7 @@ from llada_plugins import presets as door
 from llada_plugins.engine.asked import Asked
 from llada_plugins.engine.engine import Engine
 from llada_plugins.models.loading import save_model
+from llada_plugins.sampling import published
 from llada_plugins.settings import config_files, table
 from llada_plugins.settings.commands import lm_eval_command, opencompass_command
 from llada_plugins.settings.table import all_presets, chosen, find
@@ -73,6 +74,46 @@ def test_every_preset_is_options_that_an_engine_takes(name):
         assert asked.sampler(family)["gen_length"] == preset.options["gen_length"]
     effective = {**asked.sampler(family), **vars(asked.config)}
     assert {key: effective[key] for key in preset.defaults} == preset.defaults
+
+
+LLADA21 = {"max_post_steps": 16, "block_length": 32, "gen_length": 16384}
+
+
+@pytest.mark.parametrize(
+    "name, family, published_options",
+    [
+        (
+            "llada2.0-mini/ifeval",
+            "llada2",
+            {"steps": 32, "block_length": 32, "threshold": 0.95, "gen_length": 2048},
+        ),
+        (
+            "llada2.1-mini/ifeval-quality",
+            "llada2",
+            {**LLADA21, "threshold": 0.7, "editing_threshold": 0.5},
+        ),
+        (
+            "llada2.1-mini/ifeval-speed",
+            "llada2",
+            {**LLADA21, "threshold": 0.5, "editing_threshold": 0.0},
+        ),
+        (
+            "sdar-8b-chat/gsm8k",
+            "sdar",
+            {"gen_length": 4096, "block_length": 4, "denoising_steps": 4},
+        ),
+        (
+            "fast-dllm-v2-7b/gsm8k",
+            "fast_dllm_v2",
+            {"max_new_tokens": 2048, "block_size": 32, "small_block_size": 8, "threshold": 0.9},
+        ),
+    ],
+)
+def test_presets_of_block_causal_models_are_their_published_options(
+    name, family, published_options
+):
+    own = published.native(published_options, family)
+    assert find(name).options == {"sampling_method": "block_causal", **own}
 
 
 def test_presets_are_found_by_parts_of_names_and_by_hub_ids():

@@ -16,9 +16,13 @@ pytest.importorskip("lm_eval")
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.tasks import TaskManager
 
+from llada_plugins.engine.asked import Asked
 from llada_plugins.engine.engine import Engine
 from llada_plugins.harness.lmeval_requests import read_request
+from llada_plugins.models.folder import read_config
+from llada_plugins.sampling.for_model import fitted
 from llada_plugins.settings.table import find
+from tests.family_checkpoints import GOLDEN
 from tests.test_published import dream  # noqa: F401  # a fixture
 
 RUNS = sorted((Path(__file__).parents[1] / "configs" / "lmeval_published").glob("*.yaml"))
@@ -39,7 +43,7 @@ def known_tasks() -> set[str]:
 
 def test_there_are_runs_of_every_family_with_published_settings():
     begins = {path.stem.partition("_")[0] for path in RUNS}
-    assert {"dream", "diffucoder", "llada", "illada"} <= begins
+    assert {"dream", "diffucoder", "llada", "illada", "llada2", "sdar", "fast"} <= begins
 
 
 @every_run
@@ -58,7 +62,23 @@ def test_a_run_names_fields_and_tasks_that_lm_eval_knows(path, known_tasks):
     assert raw["output_path"] == f"outputs/{path.stem}"
 
 
-@every_run
+FAMILY = {"sdar": "sdar", "llada2": "llada2", "fast": "fast_dllm_v2"}  # by a file's first word
+BLOCK_CAUSAL = [path for path in RUNS if path.stem.partition("_")[0] in FAMILY]
+FULL = [path for path in RUNS if path not in BLOCK_CAUSAL]
+
+
+@pytest.mark.parametrize("path", BLOCK_CAUSAL, ids=lambda path: path.stem)
+def test_a_run_of_a_block_causal_family_is_its_sampler(path):
+    family = FAMILY[path.stem.partition("_")[0]]
+    config = read_config(GOLDEN / "families" / family / "checkpoint")
+    asked = Asked("llada", yaml.safe_load(path.read_text(encoding="utf-8"))["model_args"])
+    options = asked.sampler(family)
+    sampler = fitted(asked.built(options), config)
+    assert sampler.causal and sampler.blocks_from == "row"
+    assert {name: getattr(sampler, name) for name in options} == options
+
+
+@pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
 def test_a_run_is_a_sampler_or_an_estimator_of_its_family(
     path,
     dream,

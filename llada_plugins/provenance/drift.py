@@ -17,7 +17,14 @@ from .runs import Run
 ROUNDED = 0.05  # percent: published scores have one decimal
 Verdict = Literal["agrees", "differs", "not comparable"]
 # options that change no answer, or draw other ones of the same distribution
-WITHOUT_EFFECT = ("seed", "early_stop", "remasking", "confidence_source", "sampling_method")
+WITHOUT_EFFECT = (
+    "seed",
+    "early_stop",
+    "remasking",
+    "confidence_source",
+    "sampling_method",
+    "blocks_from",  # what the model's family says
+)
 WORDS = {
     "gen_length": "length",
     "block_length": "block",
@@ -126,6 +133,9 @@ def _effective(sampler: SamplerConfig) -> dict[str, Any]:
     values["alg_temp"] = sampler.alg_temp or None
     values["cache"] = sampler.cache if sampler.cache in APPROXIMATE else "exact or none"
     values["confidence"] = sampler.source
+    tempers = sampler.confidence_of == "tempered" and sampler.temperature not in (0, 1)
+    if sampler.confidence_of != "filtered" and not tempers:
+        values["confidence_of"] = "raw"
     values["canvas grows"] = sampler.grows
     return values
 

@@ -168,9 +168,14 @@ def _sampler(asked: Asked, datasets: Sequence[Any]) -> dict[str, Any]:
 
 def _family_of(name: str) -> str | None:
     """Whose sampler has an option of that name, where it is none of ours."""
-    if name == "alg":
-        return "dream"
-    return next((family for family, own in published.RENAMED.items() if name in own), None)
+    return next(
+        (
+            family
+            for family, each in published.SAMPLERS.items()
+            if name in each.renamed or name in each.special
+        ),
+        None,
+    )
 
 
 def _dtype(manifest: Mapping[str, Any], asked: Asked) -> str | None:

@@ -26,6 +26,9 @@ with read_base():
         gpqa_datasets as gpqa_few_shot_ppl_4b5a83,
     )
     from opencompass.configs.datasets.gpqa.gpqa_gen_4baadb import gpqa_datasets as gpqa_gen_4baadb
+    from opencompass.configs.datasets.gsm8k.gsm8k_0shot_v2_gen_17d799 import (
+        gsm8k_datasets as gsm8k_0shot_v2_gen_17d799,
+    )
     from opencompass.configs.datasets.gsm8k.gsm8k_gen_1d7fe4 import (
         gsm8k_datasets as gsm8k_gen_1d7fe4,
     )
@@ -38,13 +41,29 @@ with read_base():
     from opencompass.configs.datasets.humaneval.humaneval_gen_8e312c import (
         humaneval_datasets as humaneval_gen_8e312c,
     )
+    from opencompass.configs.datasets.humaneval_plus.humaneval_plus_gen_8e312c import (
+        humaneval_plus_datasets as humaneval_plus_gen_8e312c,
+    )
     from opencompass.configs.datasets.IFEval.IFEval_gen_353ae7 import (
         ifeval_datasets as ifeval_gen_353ae7,
     )
     from opencompass.configs.datasets.math.math_0shot_gen_11c4b5 import (
         math_datasets as math_0shot_gen_11c4b5,
     )
+    from opencompass.configs.datasets.math.math_prm800k_500_0shot_cot_gen_11c4b5 import (
+        math_datasets as math_prm800k_500_0shot_cot_gen_11c4b5,
+    )
+    from opencompass.configs.datasets.MathBench.mathbench_2024_gen_50a320 import (
+        mathbench_datasets as mathbench_2024_gen_50a320,
+    )
     from opencompass.configs.datasets.mbpp.mbpp_gen_830460 import mbpp_datasets as mbpp_gen_830460
+    from opencompass.configs.datasets.mbpp.sanitized_mbpp_mdblock_0shot_nocot_gen_a2e416 import (
+        sanitized_mbpp_datasets as sanitized_mbpp_mdblock_0shot_nocot_gen_a2e416,
+    )
+    from opencompass.configs.datasets.mbpp_plus.mbpp_plus_gen_0b836a import (
+        mbpp_plus_datasets as mbpp_plus_gen_0b836a,
+    )
+    from opencompass.configs.datasets.mmlu.mmlu_gen_4d595a import mmlu_datasets as mmlu_gen_4d595a
     from opencompass.configs.datasets.mmlu.mmlu_gen_a484b3 import mmlu_datasets as mmlu_gen_a484b3
     from opencompass.configs.datasets.mmlu.mmlu_ppl_ac766d import mmlu_datasets as mmlu_ppl_ac766d
     from opencompass.configs.datasets.mmlu_pro.mmlu_pro_0shot_cot_gen_08c1de import (
@@ -81,4 +100,11 @@ datasets_of = {
     "arc-easy": arc_e_ppl_2ef631,
     "race": race_ppl_a138cd,
     "gsm8k-cot": gsm8k_gen_1d7fe4,
+    "humaneval-plus": humaneval_plus_gen_8e312c,
+    "mbpp-plus": mbpp_plus_gen_0b836a,
+    "mmlu-sdar": mmlu_gen_4d595a,
+    "gsm8k-0shot": gsm8k_0shot_v2_gen_17d799,
+    "math-500": math_prm800k_500_0shot_cot_gen_11c4b5,
+    "mathbench": mathbench_2024_gen_50a320,
+    "mbpp-sanitized": sanitized_mbpp_mdblock_0shot_nocot_gen_a2e416,
 }
