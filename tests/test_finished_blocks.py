@@ -383,7 +383,7 @@ def test_room_that_grows_keeps_what_there_is_and_holds_nothing_else():
 def test_slots_change_places_all_at_once():
     slots = filled_slots()
     before, tokens = [each.clone() for each in storage(slots)], slots.tokens.clone()
-    slots.copy([0, 2], [2, 0], 3)
+    slots.copy_slots([0, 2], [2, 0], 3)
     for memory, former in zip(storage(slots), before):
         assert torch.equal(memory[:, :, :3], former[[2, 1, 0], :, :3])
     assert torch.equal(slots.tokens, tokens[[2, 1, 0]])

@@ -207,7 +207,7 @@ def of_places(prediction: Prediction, place: Tensor) -> Prediction:
             return prediction.logits_at(at, place[rows])
         of_each = place[:, None].expand_as(at)  # (B, M)
         logits = prediction.logits_at(at.flatten(), of_each.flatten())
-        return logits.unflatten(0, at.shape)
+        return logits.view(*at.shape, -1)
 
     confidence = prediction.confidence
     if confidence is not None:

@@ -108,7 +108,7 @@ class KeptRows:
         for slot in new_slots:
             self.slots.spoil(slice(moved[slot], moved[slot] + 1), slice(None))
         sources = [moved[source] for source, _ in copies]
-        self.slots.copy(sources, [moved[target] for _, target in copies], self.length)
+        self.slots.copy_slots(sources, [moved[target] for _, target in copies], self.length)
         for row, slot in slot_of.items():
             self.owners[moved[slot]] = ids[row]
             self.last_used[moved[slot]] = self.num_blocks
@@ -127,10 +127,11 @@ class KeptRows:
             if one not in empty and self.owners[one] is not None:
                 sources.append(one)
                 targets.append(other)
-        self.slots.copy(sources, targets, self.length)
+        self.slots.copy_slots(sources, targets, self.length)
         moved = {slot: slot for slot in slots}
         for one, other in zip(behind, before):
             moved[one] = other
-            for each in (self.owners, self.last_used):
-                each[one], each[other] = each[other], each[one]
+            owners, used = self.owners, self.last_used
+            owners[one], owners[other] = owners[other], owners[one]
+            used[one], used[other] = used[other], used[one]
         return moved

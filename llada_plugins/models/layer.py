@@ -87,8 +87,9 @@ def _attend_as_one_head(
     q = q.unflatten(1, (-1, times)).flatten(2, 3)  # (B, G, times * W, head_dim)
     if visible is not None and visible.shape[2] > 1:
         visible = visible.repeat(1, 1, times, 1)
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    return attended.unflatten(2, (times, width)).flatten(1, 2)
+    attended: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    attended = attended.unflatten(2, (times, width))  # (B, G, times, W, head_dim)
+    return attended.flatten(1, 2)
 
 
 def _is_small(visible: Tensor | None, k: Tensor) -> bool:

@@ -88,7 +88,7 @@ class Slots(Past):
         rows, columns = self.seated.rows, slice(self.length)
         return [LayerPast(*(each[rows, :, columns] for each in layer)) for layer in self]
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+    def copy_slots(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
         """Put what the first slots hold into the others, all at once; columns up to length."""
         if not sources:
             return
