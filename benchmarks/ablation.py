@@ -52,6 +52,7 @@ from llada_plugins.methods.table import check_policy
 from llada_plugins.options.command_line import run_command
 from llada_plugins.options.fields import arg
 from llada_plugins.reports.render import pyplot
+from llada_plugins.reports.report_page import HELP, write_page
 from llada_plugins.reports.ups import compared
 from llada_plugins.reports.ups_problems import SOURCES
 from llada_plugins.sampling.config import SamplerConfig
@@ -96,6 +97,7 @@ class Options:
     batch_size: int = arg(50, "problems decoded together; does not change any answer")
     threads: int = arg(1, "CPU threads; one is fastest for a model this small")
     seed: int = arg(0, "of the bootstrap and of the random source")
+    html: bool = arg(False, HELP)
 
     def __post_init__(self) -> None:
         for name in ("num", "num_draws", "batch_size", "threads"):
@@ -324,6 +326,8 @@ def work(options: Options) -> str:
         (folder / "ablation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (folder / "tables.md").write_text(tables(result) + "\n", encoding="utf-8")
         draw(result, folder / "frontier.png")
+        if options.html:
+            write_page(folder, "Confidence sources and adaptive rules", tables(result), result)
     return tables(result)
 
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import base64
 import gzip
+import importlib
 import io
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from llada_plugins.engine.recording import FORMAT, VERSION, packed
 from llada_plugins.files import gzip_lines
 from llada_plugins.reports.page import figure, page, table
 from llada_plugins.reports.recorded import read_runs
+from llada_plugins.reports.report_page import from_markdown
 from llada_plugins.reports.steps_in_terminal import show
 from llada_plugins.reports.viewer import viewer
 from llada_plugins.reports.visible import visible
@@ -233,6 +236,48 @@ def test_tables_and_captions_escape_what_they_are_given():
         HOSTILE[1]
     ]
     assert '<td class="number">2.5</td>' in made
+
+
+def test_a_reports_markdown_becomes_tables_and_paragraphs():
+    told = "# A title\n\n| a | <b> |\n|---|---|\n| 1 | x |\n| 2.50 | y |\n\nlast <i>"
+    made = [*from_markdown(told)]
+    assert made[0] == "<p>A title</p>" and made[2] == "<p>last &lt;i&gt;</p>"
+    assert made[1].count("<tr>") == 3 and '<th scope="col">&lt;b&gt;</th>' in made[1]
+    assert '<td class="number">2.50</td>' in made[1]
+
+
+@pytest.mark.parametrize(
+    "door, words, plots, rows",
+    [
+        ("effective_rank", ["--num_prompts", "2"], 1, 4),
+        pytest.param(
+            "analyze",
+            ["--num_prompts", "2", "--steps", "2", "--html"],
+            2,
+            9,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "ups_report", ["--num", "8", "--noise_draws", "4"], 4, 6, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_report_is_one_page_with_its_plots_tables_and_command(
+    tmp_path, monkeypatch, door, words, plots, rows
+):
+    pytest.importorskip("matplotlib")
+    program = ["-m", f"llada_plugins.{door}", "--output", str(tmp_path / "out"), *words]
+    program += [] if "--html" in words else ["--html"]
+    monkeypatch.setattr(sys, "orig_argv", ["python3", *program])
+    importlib.import_module(f"llada_plugins.{door}").main(program[2:])
+    content = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    elements = Elements(content)
+    images = [attributes for tag, attributes in elements.found if tag == "img"]
+    assert len(images) == plots and all(each["alt"] for each in images)
+    assert all(each["src"].startswith("data:image/png;base64,") for each in images)
+    assert [tag for tag, _ in elements.found].count("tr") >= rows
+    assert f"python -m llada_plugins.{door} --output" in content
+    assert "https:" not in content and "http:" not in content
 
 
 # ---- mistakes

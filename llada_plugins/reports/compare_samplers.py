@@ -22,6 +22,7 @@ from llada_plugins.tasks.registry import TASKS
 
 from .attention import AttentionStatistics, summarise
 from .render import markdown, pyplot
+from .report_page import HELP, write_page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class AnalyzeConfig:
         "four blocks by either semi-autoregressive method, random order, threshold 0.9; of these, "
         "what agrees with the options)",
     )
+    html: bool = arg(False, HELP)
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
@@ -287,4 +289,6 @@ def run(config: AnalyzeConfig, options: Mapping[str, Any]) -> str:
         )
         (partial / "table.md").write_text(table(report) + "\n", encoding="utf-8")
         draw(report, partial)
+        if config.html:
+            write_page(partial, "Samplers on the same prompts", table(report), report)
     return table(report)

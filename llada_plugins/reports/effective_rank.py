@@ -24,6 +24,7 @@ from llada_plugins.options.fields import arg
 from llada_plugins.tasks.registry import TASKS
 
 from .render import pyplot
+from .report_page import HELP, write_page
 
 COLUMNS = {
     "baseline": "baseline",
@@ -60,6 +61,7 @@ class RankOptions:
     seed: int = arg(0, "of the random router, the task's problems and random prompts")
     device: str = arg("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
+    html: bool = arg(False, HELP)
 
     def __post_init__(self) -> None:
         for name in ("prompt_length", "num_prompts", "num_masks"):
@@ -224,6 +226,8 @@ def run(options: RankOptions) -> dict[str, Any]:
             json.dumps(report, indent=1) + "\n", encoding="utf-8"
         )
         draw(report, partial / "effective_rank.png")
+        if options.html:
+            write_page(partial, "Effective rank of masked positions", table(report), report)
     return report
 
 

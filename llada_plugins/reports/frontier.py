@@ -22,6 +22,7 @@ from .frontier_curves import curves, table, write
 from .frontier_points import Result, read_result
 from .frontier_runs import Command, Places, Runs
 from .render import pyplot
+from .report_page import HELP, write_page
 from .sweep import Point, Sweep, grid, read_sweep
 
 OWN_FLAGS = ("batch_size", "device")  # of the model's options those that are lm_eval's too
@@ -56,6 +57,7 @@ class FrontierConfig:
         None,
         "the best accuracy of any method on the task, in percent, for AUP (default: the best seen)",
     )
+    html: bool = arg(False, HELP)
 
     def __post_init__(self) -> None:
         for name in ("jobs", "limit"):
@@ -155,4 +157,7 @@ def run(config: FrontierConfig, options: Mapping[str, Any]) -> str:
     found = curves([read(point) for point in points], config.model, config.y_max)
     told = {**asdict(config), "model_options": dict(options)}
     write(found, config.task, told, places.output)
+    if config.html:
+        title = f"Accuracy against tokens a forward: {config.task}"
+        write_page(places.output, title, table(found, config.task), told)
     return table(found, config.task)

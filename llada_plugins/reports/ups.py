@@ -21,6 +21,7 @@ from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks import sudoku
 
 from .render import markdown, pyplot
+from .report_page import write_page
 from .trajectory import (
     MASKED,
     Change,
@@ -190,6 +191,8 @@ def run(options: ReportOptions) -> dict[str, Any]:
         )
         (folder / "trajectories.txt").write_text(shown + "\n", encoding="utf-8")
         draw(report, folder)
+        if options.html:
+            write_page(folder, "What the unmasking policy is worth", table(report), report)
     return report
 
 

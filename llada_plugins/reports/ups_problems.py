@@ -13,6 +13,8 @@ from llada_plugins.files.jsonl import read_pairs
 from llada_plugins.options.fields import arg
 from llada_plugins.tasks import sudoku
 
+from .report_page import HELP
+
 # plain never masks a token again
 SOURCES = ("plain", "tps_prob", "ups", "ups_all", "random", "entropy", "margin")
 
@@ -62,6 +64,7 @@ class ReportOptions:
     device: str = arg("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
     dtype: str = arg("auto", "auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16")
     seed: int = arg(0, "of the noise")
+    html: bool = arg(False, HELP)
 
     def __post_init__(self) -> None:
         for name in ("num", "noise_draws", "batch_size", "steps"):
