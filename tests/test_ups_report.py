@@ -32,7 +32,10 @@ from llada_plugins.reports.ups_detection import (
 )
 from llada_plugins.reports.ups_plots import PLOTS
 from llada_plugins.reports.ups_problems import ReportOptions, TokenProblem
+from tests.family_checkpoints import rewrite, write_checkpoint
 from tests.tolerance import rounding
+from training.data.byte_tokenizer import MASK as MASK_TOKEN
+from training.data.byte_tokenizer import byte_tokenizer
 
 pytestmark = pytest.mark.floats
 
@@ -305,6 +308,17 @@ def test_what_the_user_got_wrong_is_one_line_and_leaves_nothing(
 def test_a_checkpoint_without_a_head_is_refused(tiny_checkpoint, data, tmp_path):
     with pytest.raises(SystemExit, match="has no policy head beside it: pass --ups FOLDER"):
         run_report(tiny_checkpoint, None, tmp_path / "report", "--data", str(data))
+
+
+def test_a_block_causal_model_is_refused_by_name(data, tmp_path):
+    folder = write_checkpoint("sdar", tmp_path / "sdar")
+    ids = byte_tokenizer(folder)
+    rewrite(folder, mask_token_id=ids[MASK_TOKEN])
+    model = load_model(folder, device="cpu")
+    head = PolicyHead(model.config.d_model, 8)
+    save_policy(head, tmp_path / "ups", backbone_fingerprint(model))
+    with pytest.raises(SystemExit, match="has block-causal attention, and this report puts"):
+        run_report(folder, tmp_path / "ups", tmp_path / "report", "--data", str(data))
 
 
 def test_without_matplotlib_the_install_line_comes_before_any_work(monkeypatch, tmp_path):

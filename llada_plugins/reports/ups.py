@@ -164,6 +164,11 @@ def run(options: ReportOptions) -> dict[str, Any]:
             f"{engine.folder} has no policy head beside it: pass --ups FOLDER of one that "
             "training.remask_sft made"
         )
+    if engine.model.config.attention == "block_causal":
+        raise ValueError(
+            f"{engine.folder} has block-causal attention, and this report puts its noise into "
+            "whole answers: training.remask_sft --eval_data measures the same AUC block by block"
+        )
     problems = load_problems(options, engine)
     configs = samplers(options, problems)
     for config in configs.values():
