@@ -20,6 +20,7 @@ from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model
 from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks, neighbours
 from llada_plugins.diffusion.kept_rows import KeptRows
 from llada_plugins.diffusion.memory import Memory
+from llada_plugins.engine.probes import decoding_step
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import Router, RouterConfig
 from llada_plugins.methods.routing import routed
@@ -447,6 +448,23 @@ def test_memory_is_that_of_the_rows_at_once_however_many_requests_there_are(
     [slots] = made
     computed = batch * row_bytes(model, 12 + 20)
     assert slots.num_bytes == computed
+
+
+@pytest.mark.parametrize("cfg_scale, branches", [(0.0, 1), (0.5, 2)])
+def test_a_probe_of_memory_takes_what_the_longest_rows_will(
+    model, monkeypatch, cfg_scale, branches
+):
+    """Anew at every step, so that what one measures is not there before."""
+    config = causal(gen_length=18, cfg_scale=cfg_scale)
+    longest = config.blocks.row(11)  # 32 tokens in whole blocks
+    cpu = torch.device("cpu")
+    step = decoding_step(model_denoiser(model), config, SPECIAL, longest, cpu)
+    with all_slots(monkeypatch) as made, torch.inference_mode():
+        for num_rows in (1, 3):
+            step(num_rows)
+    assert [slots.num_bytes for slots in made] == [
+        num_rows * branches * row_bytes(model, 32) for num_rows in (1, 3)
+    ]
 
 
 def test_memory_is_given_back_when_a_batch_does_not_fit(model, monkeypatch):
