@@ -102,15 +102,7 @@ class SamplerConfig(DecodingFacts):
     def _check_steps(self) -> None:
         if self.steps is not None and self.block_steps is not None:
             raise ValueError("steps and block_steps are alternatives: give one")
-        if self.minimal_topk is not None and self.block_steps is None:
-            raise ValueError(
-                "minimal_topk has no effect without block_steps: set it, or leave both"
-            )
-        if self.minimal_topk is not None and self.minimal_topk > self.gen_length:
-            raise ValueError(
-                f"minimal_topk ({self.minimal_topk}) must not exceed gen_length "
-                f"({self.gen_length}): no step would be left"
-            )
+        self._check_minimal_topk()
         if self.steps is None or (self.adaptive and not self.paced):
             return
         if self.steps % self.num_blocks and self.schedule != "mdlm":
@@ -119,6 +111,17 @@ class SamplerConfig(DecodingFacts):
                 f"steps ({self.steps}) must be a multiple of the number of blocks ("
                 f"{self.num_blocks} = gen_length {self.gen_length} / block_length {self.block}"
                 f"{rounded})"
+            )
+
+    def _check_minimal_topk(self) -> None:
+        if self.minimal_topk is not None and self.block_steps is None:
+            raise ValueError(
+                "minimal_topk has no effect without block_steps: set it, or leave both"
+            )
+        if self.minimal_topk is not None and self.minimal_topk > self.gen_length:
+            raise ValueError(
+                f"minimal_topk ({self.minimal_topk}) must not exceed gen_length "
+                f"({self.gen_length}): no step would be left"
             )
 
     def _check_answer_end(self) -> None:
@@ -195,9 +198,11 @@ class SamplerConfig(DecodingFacts):
                 )
             if self.paced and name not in ("revise_below", "sub_block_length"):
                 raise ValueError(f"{name} and paced are alternatives: give one")
+        self._check_floor()
         self._check_sub_blocks()
 
-    def _check_sub_blocks(self) -> None:
+    def _check_floor(self) -> None:
+        """How many tokens a step keeps at least."""
         if self.strict is not None and self.threshold is None:
             raise ValueError("strict has no effect without threshold: leave it out")
         if self.at_least is not None and self.block_steps is not None:
@@ -207,6 +212,8 @@ class SamplerConfig(DecodingFacts):
                 "block_steps asks each step for its share of the block, which sub_block_length and "
                 "first_token_alone may not leave it: give at_least, or leave them out"
             )
+
+    def _check_sub_blocks(self) -> None:
         if self.sub_block_length is not None and self.block % self.sub_block_length:
             raise ValueError(
                 f"sub_block_length ({self.sub_block_length}) must divide block_length "

@@ -23,7 +23,8 @@ BY_SAMPLER: dict[str, dict[str, Any]] = {
 
 def defaults_of(model: LLaDAConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a model with this config, where nobody gives them; given: those that are."""
-    if model.attention == "full":
+    others = given.get("sampling_method") not in (None, "block_causal")  # which are refused
+    if model.attention == "full" or others:
         return {}
     defaults = {
         "sampling_method": "block_causal",
