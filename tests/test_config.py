@@ -124,7 +124,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one():
     with pytest.raises(
         ValueError,
         match=r"^unknown option 'treshold' \(did you mean 'threshold'\?\); known: alg_temp, "
-        r"block_length, ",
+        r"answer_end, ",
     ):
         split({"treshold": 0.9}, SamplerConfig)
     with pytest.raises(

@@ -210,8 +210,8 @@ CHANGES = {
         "parallel: .*excerpt/checkpoint",
     ),
     "a file without a check": (
-        overwrite("generate_edit.json"),
-        "generate_edit: no check has this name; there are generate.json, ",
+        overwrite("generate_noted.json"),
+        "generate_noted: no check has this name; there are generate.json, ",
     ),
 }
 
