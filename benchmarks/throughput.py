@@ -40,7 +40,8 @@ from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
-from llada_plugins.sampling.decode import Sample, decode
+from llada_plugins.sampling.decode import decode
+from llada_plugins.sampling.draft import Sample
 from llada_plugins.sampling.for_model import check_attention
 from llada_plugins.sampling.generate import with_options
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .models.loading import load_model
     from .models.special_tokens import SpecialTokens
     from .sampling.config import SamplerConfig
-    from .sampling.decode import Sample
+    from .sampling.draft import Sample
     from .sampling.generate import generate
     from .sampling.sampler import Step
     from .sampling.trace import Trace

@@ -26,7 +26,8 @@ from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.options.fields import build
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Sample, decode
+from llada_plugins.sampling.decode import decode
+from llada_plugins.sampling.draft import Sample
 from llada_plugins.sampling.generate import generate, with_options
 from tests.tolerance import measured
 

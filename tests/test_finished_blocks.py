@@ -32,7 +32,8 @@ from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.rewards.block_review import BlockReview
 from llada_plugins.rewards.review_config import ReviewConfig
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Sample, decode, unreviewed
+from llada_plugins.sampling.decode import decode
+from llada_plugins.sampling.draft import Sample, unreviewed
 from llada_plugins.sampling.generate import generate, with_options
 from tests.tolerance import measured
 

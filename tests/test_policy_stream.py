@@ -30,7 +30,7 @@ from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Sample
+from llada_plugins.sampling.draft import Sample
 from llada_plugins.sampling.generate import generate
 from llada_plugins.sampling.sampler import Step
 from tests.tolerance import forward_error, measured, rounding

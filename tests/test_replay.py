@@ -37,7 +37,8 @@ from llada_plugins.models.past import Past, row_bucket
 from llada_plugins.models.replay import LARGEST, MAX_GRAPHS, MOST_ROWS, WARM_UP, obstacle
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Draft, Filled, decode
+from llada_plugins.sampling.decode import decode
+from llada_plugins.sampling.draft import Draft, Filled
 from llada_plugins.sampling.generate import generate, with_options
 from tests.test_waits import READ, SIZED
 from tests.tolerance import measured

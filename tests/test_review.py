@@ -18,7 +18,8 @@ from llada_plugins.rewards.block_review import BlockReview, Scores, masked_share
 from llada_plugins.rewards.review_config import ReviewConfig
 from llada_plugins.rewards.steps import block_ends, block_scorer, split_steps
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Draft, Filled, Sample, decode
+from llada_plugins.sampling.decode import decode
+from llada_plugins.sampling.draft import Draft, Filled, Sample
 from llada_plugins.sampling.generate import generate, with_options
 from llada_plugins.sampling.sampler import Step
 from tests.test_sampler import EOS, MASK, PROMPTS, SPECIAL, VOCAB, record, toy_denoiser

@@ -28,7 +28,8 @@ from llada_plugins.models.loading import load_model
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.confidence import CONFIDENCE, PROBABILITIES, Candidates
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Draft, Filled, Sample, decode, unreviewed
+from llada_plugins.sampling.decode import decode
+from llada_plugins.sampling.draft import Draft, Filled, Sample, unreviewed
 from llada_plugins.sampling.facts import ADAPTIVE_RULES
 from llada_plugins.sampling.generate import generate, with_options
 from llada_plugins.sampling.propose import propose

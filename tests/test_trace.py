@@ -16,7 +16,8 @@ from llada_plugins.rewards.block_review import BlockReview
 from llada_plugins.rewards.review_config import ReviewConfig
 from llada_plugins.sampling import trace as module
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Sample, decode, unreviewed
+from llada_plugins.sampling.decode import decode
+from llada_plugins.sampling.draft import Sample, unreviewed
 from llada_plugins.sampling.generate import with_options
 from llada_plugins.sampling.sampler import Step
 from llada_plugins.sampling.trace import (

@@ -26,7 +26,8 @@ from llada_plugins.models.tokenizer import choose_template, load_tokenizer
 from llada_plugins.options.fields import coerce, names, reject_unknown
 from llada_plugins.sampling import published
 from llada_plugins.sampling.config import SamplerConfig, build_sampler
-from llada_plugins.sampling.decode import Review, decode_each, unreviewed
+from llada_plugins.sampling.decode import decode_each
+from llada_plugins.sampling.draft import Review, unreviewed
 from llada_plugins.sampling.for_model import check_attention, defaults_of
 from llada_plugins.sampling.generate import with_options
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
 from llada_plugins.methods.prepared import Judge
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Draft, Fill, Filled, Review
+from llada_plugins.sampling.draft import Draft, Fill, Filled, Review
 from llada_plugins.sampling.sampler import Step
 
 

@@ -11,7 +11,7 @@ from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.likelihood.estimate import Mark
 from llada_plugins.models import text
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Sample
+from llada_plugins.sampling.draft import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from llada_plugins.models.llada_config import token_ids
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.options.fields import build, names
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Sample
+from llada_plugins.sampling.draft import Sample
 from llada_plugins.sampling.generate import generate
 
 # fields of a GenerationConfig that are read, or that never change an answer

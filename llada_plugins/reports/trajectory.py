@@ -13,7 +13,7 @@ from torch import Tensor
 from llada_plugins.engine.engine import Engine
 from llada_plugins.models import text
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Sample
+from llada_plugins.sampling.draft import Sample
 from llada_plugins.sampling.generate import generate
 from llada_plugins.sampling.trace import UNKNOWN, Event, Trace, frames
 from llada_plugins.sampling.unmask_schedule import planned

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llada_plugins.diffusion.random_streams import request_key, uniform
 from llada_plugins.sampling.config import SamplerConfig
-from llada_plugins.sampling.decode import Draft, Filled
+from llada_plugins.sampling.draft import Draft, Filled
 
 from .review_config import SAMPLED, Metric, ReviewConfig
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from llada_plugins.options.fields import build, coerce
 
-from .confidence import CONFIDENCE, POLICY_SOURCES, PROBABILITIES, PUBLISHED_NAMES
-from .facts import ADAPTIVE_RULES, BY_TIMESTEPS, DecodingFacts
+from .block_rules import BlockRules
+from .confidence import CONFIDENCE, PROBABILITIES, PUBLISHED_NAMES
+from .facts import ADAPTIVE_RULES, BY_TIMESTEPS
 
 COUNTS = (
     "gen_length",
@@ -39,7 +40,7 @@ CACHE_OPTIONS = ("cache_refresh", "cache_vicinity", "cache_delayed", "cache_prom
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerConfig(DecodingFacts):
+class SamplerConfig(BlockRules):
     """How an answer is decoded.
 
     The defaults are LLaDA's: one block, one token a step, greedy, low-confidence
@@ -78,64 +79,6 @@ class SamplerConfig(DecodingFacts):
             raise ValueError(
                 "edit_threshold judges tokens that stand, of which cache_delayed computes none: "
                 "leave one of them out"
-            )
-
-    def _check_blocks(self) -> None:
-        if self.sampling_method == "fixed_length" and self.num_blocks > 1:
-            raise ValueError(
-                "sampling_method='fixed_length' decodes one block: leave block_length out or set "
-                f"it to gen_length ({self.gen_length}), got {self.block_length}"
-            )
-        if self.causal and self.block_length is None:
-            raise ValueError(
-                "sampling_method=block_causal needs block_length, the blocks that the model "
-                "attends by: give it"
-            )
-        if self.blocks_from is not None and self.sampling_method not in (None, "block_causal"):
-            raise ValueError(
-                f"blocks_from={self.blocks_from} has no effect without "
-                "sampling_method=block_causal: leave it out"
-            )
-        self._check_steps()
-        self._check_answer_end()
-
-    def _check_steps(self) -> None:
-        if self.steps is not None and self.block_steps is not None:
-            raise ValueError("steps and block_steps are alternatives: give one")
-        self._check_minimal_topk()
-        if self.steps is None or (self.adaptive and not self.paced):
-            return
-        if self.steps % self.num_blocks and self.schedule != "mdlm":
-            rounded = ", rounded up" if self.decoded_length > self.gen_length else ""
-            raise ValueError(
-                f"steps ({self.steps}) must be a multiple of the number of blocks ("
-                f"{self.num_blocks} = gen_length {self.gen_length} / block_length {self.block}"
-                f"{rounded})"
-            )
-
-    def _check_minimal_topk(self) -> None:
-        if self.minimal_topk is not None and self.block_steps is None:
-            raise ValueError(
-                "minimal_topk has no effect without block_steps: set it, or leave both"
-            )
-        if self.minimal_topk is not None and self.minimal_topk > self.gen_length:
-            raise ValueError(
-                f"minimal_topk ({self.minimal_topk}) must not exceed gen_length "
-                f"({self.gen_length}): no step would be left"
-            )
-
-    def _check_answer_end(self) -> None:
-        if self.answer_end == "gen_length":
-            return
-        if self.sampling_method not in (None, "block_causal") or self.last_block == "rest":
-            raise ValueError(
-                f"answer_end={self.answer_end} needs sampling_method=block_causal and whole "
-                "blocks: leave it out, or the other option"
-            )
-        if self.answer_end == "next_token" and self.causal and self.gen_length < self.block:
-            raise ValueError(
-                "answer_end=next_token decodes gen_length // block_length blocks: gen_length "
-                f"({self.gen_length}) must be at least block_length ({self.block})"
             )
 
     def _check_sampling(self) -> None:
@@ -200,51 +143,6 @@ class SamplerConfig(DecodingFacts):
                 raise ValueError(f"{name} and paced are alternatives: give one")
         self._check_floor()
         self._check_sub_blocks()
-
-    def _check_floor(self) -> None:
-        """How many tokens a step keeps at least."""
-        if self.strict is not None and self.threshold is None:
-            raise ValueError("strict has no effect without threshold: leave it out")
-        if self.at_least is not None and self.block_steps is not None:
-            raise ValueError("at_least and block_steps are alternatives: give one")
-        if self.block_steps is not None and (self.sub_block_length or self.first_token_alone):
-            raise ValueError(
-                "block_steps asks each step for its share of the block, which sub_block_length and "
-                "first_token_alone may not leave it: give at_least, or leave them out"
-            )
-
-    def _check_sub_blocks(self) -> None:
-        if self.sub_block_length is not None and self.block % self.sub_block_length:
-            raise ValueError(
-                f"sub_block_length ({self.sub_block_length}) must divide block_length "
-                f"({self.block})"
-            )
-        if self.sub_block_cache and (self.sub_block_length is None or self.frozen is not None):
-            raise ValueError(
-                "sub_block_cache needs sub_block_length and goes without cache=prefix or dual: set "
-                "it, or leave one out"
-            )
-        if self.sub_block_cache and self.source in POLICY_SOURCES:
-            raise ValueError(
-                f"sub_block_cache keeps no scores for confidence_source={self.source}: leave one "
-                "out"
-            )
-
-    def _check_edits(self) -> None:
-        if self.max_post_steps is not None and self.edit_threshold is None:
-            raise ValueError(
-                "max_post_steps has no effect without edit_threshold: set it, or leave it out"
-            )
-        if self.max_post_steps is not None and self.max_post_steps < 0:
-            raise ValueError(f"max_post_steps must be at least 0, got {self.max_post_steps}")
-        if self.edit_threshold is None:
-            return
-        if not 0 <= self.edit_threshold <= 1:
-            raise ValueError(f"edit_threshold must be from 0 to 1, got {self.edit_threshold}")
-        if self.revise_below is not None or self.sub_block_length is not None:
-            raise ValueError(
-                "edit_threshold goes without revise_below and sub_block_length: leave one out"
-            )
 
     def _check_schedule(self) -> None:
         if self.schedule != "llada":

@@ -15,7 +15,8 @@ from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.special_tokens import SpecialTokens
 
 from .config import SamplerConfig
-from .decode import Review, Sample, decode, unreviewed
+from .decode import decode
+from .draft import Review, Sample, unreviewed
 from .for_model import fitted
 from .sampler import Step
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from llada_plugins.diffusion.denoiser import PADDING
 
 from .config import SamplerConfig
-from .decode import Draft, Filled, Review, unreviewed
+from .draft import Draft, Filled, Review, unreviewed
 from .sampler import Step
 
 # bits of Pass.flags
