@@ -96,6 +96,11 @@ def test_a_journal_stays_until_the_predictions_are_there(tmp_path):
     assert journal.find(REQUESTS[0]) is None
     journal.open(first)
     assert journal.find(REQUESTS[0]) == ANSWER
+    first.write_text('{"0": {"prediction": "te')  # as a full disk leaves it
+    journal.close()
+    assert journal_of(first).exists() and not first.exists()
+    journal.open(first)
+    assert journal.find(REQUESTS[0]) == ANSWER
     first.write_text("{}")
     journal.close()
     assert not journal_of(first).exists() and journal_of(second).exists()

@@ -11,12 +11,15 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from llada_plugins.engine.request import Completion, Request
+
+logger = logging.getLogger(__name__)
 
 
 class Journal:
@@ -63,12 +66,20 @@ class Journal:
             self._file.flush()
 
     def close(self) -> None:
-        """Forget the answers; the file goes if the predictions are complete."""
+        """Forget the answers; their file goes if the predictions are complete.
+
+        Predictions that a full disk has torn go instead: OpenCompass would take them for whole.
+        """
         if self._file is not None:
             self._file.close()
             assert self._predictions is not None
             if self._predictions.exists():
-                journal_of(self._predictions).unlink(missing_ok=True)
+                torn = not _is_whole(self._predictions)
+                (self._predictions if torn else journal_of(self._predictions)).unlink(
+                    missing_ok=True
+                )
+                if torn:
+                    logger.error("%s was torn and is removed: -r goes on", self._predictions)
         self._predictions, self._file, self._answers = None, None, {}
 
     def _key(self, request: Request) -> str:
@@ -90,6 +101,14 @@ def _read(path: Path) -> Iterator[tuple[str, Completion]]:
             yield key, Completion(*values)
         except (ValueError, TypeError):
             continue
+
+
+def _is_whole(predictions: Path) -> bool:
+    try:
+        json.loads(predictions.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def _end_last_line(path: Path) -> None:
