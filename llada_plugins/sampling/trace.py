@@ -20,7 +20,6 @@ from .sampler import Step
 
 # bits of Pass.flags
 MASKED, KEPT, REMASKED, EDITED = 1, 2, 4, 8
-STEPS = ("proposed", "score", "policy", "flags", "seconds")  # of a pass, a row a step
 UNKNOWN = -1  # stands for the mask in a frame, which holds no padding
 ROOM = 1 << 26  # bytes of steps that stay on the device before a block ends
 
@@ -298,8 +297,13 @@ def whole_pass(parts: Sequence[Pass]) -> Pass:
     def joined(name: str) -> Array:
         return np.concatenate([getattr(part, name) for part in parts])
 
-    names = [name for name in STEPS if getattr(parts[0], name) is not None]
-    return parts[0]._replace(**{name: joined(name) for name in names})
+    return parts[0]._replace(
+        proposed=joined("proposed"),
+        score=joined("score"),
+        policy=None if parts[0].policy is None else joined("policy"),
+        flags=joined("flags"),
+        seconds=joined("seconds"),
+    )
 
 
 def _flags(step: Step) -> Tensor:
