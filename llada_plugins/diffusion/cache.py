@@ -8,7 +8,7 @@ makes anew for each; but for prompts, if so asked (kept_prompt.py).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from llada_plugins.models.past import Past
 from .denoiser import Canvas, Denoiser, Prediction
 from .kept_prompt import BlockPrompts, KeptPrompts, PromptRefresh
 from .known_states import KnownStates
-from .memory import Rows
+from .memory import Memory, Rows
 
 
 class KeysAndValues:
@@ -32,6 +32,13 @@ class KeysAndValues:
     def keep_rows(self, rows: Rows) -> None:
         """Forget all other rows."""
         self.past.keep_rows(rows.of)
+
+    def take_over(self, prediction: Prediction, canvas: Canvas, left_neighbour: bool) -> None:
+        """Note what a step has shown, and keep the prompts that it computed."""
+        self.num_left = int(prediction.shifted and left_neighbour)
+        if self.prompts is not None and self.prompts.due:
+            self.prompts.kept.num_left = self.num_left
+            self.prompts.keep(canvas.tokens, self.past)
 
     def refreshed(self) -> slice:
         """The columns of a refresh: all, or all but prompts that stand."""
@@ -60,12 +67,11 @@ def cached(
     every step too; without it the window's first token must be known after the first one
     (Fast-dLLM's Dream). vicinity: so many columns on either side of the window are computed
     at every step too (dInfer). prompts: when a first step computes prompts; refreshes leave
-    them out (default: all compute them).
+    them out (default: all compute them). delayed: a mask id: of the columns that a step
+    would compute, those are left out whose token is no mask and stood before the last step
+    (dKV).
     """
-
-    def near(window: slice, num_left: int) -> slice:
-        end = window.stop + vicinity if mode == "dual" else None
-        return slice(max(0, window.start - max(num_left, vicinity)), end)
+    rule = Rule(mode, refresh, vicinity, prompts, delayed)
 
     def denoise_cached(canvas: Canvas, window: slice) -> Prediction:
         memory = canvas.memory
@@ -78,31 +84,38 @@ def cached(
             canvas = canvas._replace(own_positions=True)
             if step == 0:
                 _begin(frozen, canvas, window, prompts)
-        columns: slice | Tensor
-        if step == 0 or (refresh is not None and step % refresh == 0):
-            columns = frozen.refreshed()
-        else:
-            columns = near(window, frozen.num_left)
-            if delayed is not None:
-                states = memory.of(KnownStates)
-                columns = states.in_work(
-                    canvas,
-                    columns,
-                    window,
-                    delayed,
-                    beside=vicinity > 0,
-                    shifted=frozen.num_left > 0,
-                )
         if delayed is not None:
             canvas = canvas._replace(known=memory.of(KnownStates))
+        columns = rule.columns(frozen, step, memory, canvas, window)
         prediction = denoise(canvas._replace(columns=columns, past=frozen.past), window)
-        frozen.num_left = int(prediction.shifted and left_neighbour)
-        if frozen.prompts is not None and frozen.prompts.due:
-            frozen.prompts.kept.num_left = frozen.num_left
-            frozen.prompts.keep(canvas.tokens, frozen.past)
+        frozen.take_over(prediction, canvas, left_neighbour)
         return prediction
 
     return denoise_cached
+
+
+class Rule(NamedTuple):
+    """Which columns a step computes; see `cached`."""
+
+    mode: Literal["prefix", "dual"]
+    refresh: int | None
+    vicinity: int
+    prompts: PromptRefresh | None
+    delayed: int | None  # mask id
+
+    def columns(
+        self, frozen: KeysAndValues, step: int, memory: Memory, canvas: Canvas, window: slice
+    ) -> slice | Tensor:
+        """Those of a block's step of this number, from 0."""
+        if step == 0 or (self.refresh is not None and step % self.refresh == 0):
+            return frozen.refreshed()
+        end = window.stop + self.vicinity if self.mode == "dual" else None
+        near = slice(max(0, window.start - max(frozen.num_left, self.vicinity)), end)
+        if self.delayed is None:
+            return near
+        beside, shifted = self.vicinity > 0, frozen.num_left > 0
+        states = memory.of(KnownStates)
+        return states.in_work(canvas, near, window, self.delayed, beside=beside, shifted=shifted)
 
 
 def _begin(frozen: KeysAndValues, canvas: Canvas, window: slice, rule: PromptRefresh) -> None:
