@@ -92,7 +92,7 @@ def test_adapters_know_the_blocks_that_they_were_trained_with(a2d, tmp_path, sud
     assert not torch.equal(found(ids), load(a2d, attention="block_causal")(ids))
 
 
-@pytest.mark.parametrize("incorrect", ["answers", "samples"])
+@pytest.mark.parametrize("incorrect", ["answers", pytest.param("samples", marks=pytest.mark.slow)])
 def test_a_remasking_head_is_trained_and_decodes(a2d, tmp_path, sudokus, incorrect):
     out = tmp_path / "ups"
     remask_sft.main(given(a2d, sudokus, out, *BLOCKS, "--joint", "--incorrect_from", incorrect))
@@ -101,6 +101,7 @@ def test_a_remasking_head_is_trained_and_decodes(a2d, tmp_path, sudokus, incorre
     assert engine.sampler.block_length == 4
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_in_blocks_and_shows_a_sample(a2d, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question. " * 20)

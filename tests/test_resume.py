@@ -424,6 +424,7 @@ def test_a_damaged_checkpoint_with_none_before_it_is_told_so(files, whole, tmp_p
     assert line.endswith(": there is none before it: start again with --overwrite")
 
 
+@pytest.mark.slow
 def test_a_model_whose_files_name_tensors_otherwise_is_resumed_with_the_same_weights(
     files, tmp_path, byte_a2d
 ):
