@@ -26,6 +26,31 @@ class Seats(NamedTuple):
     num_columns: list[int]  # of each row's slot that hold what the row needs
 
 
+class Assigned(NamedTuple):
+    """Of each row that any slot holds something of."""
+
+    own: dict[int, Match]  # the slot that it keeps; no two rows keep one
+    best: dict[int, Match]  # the slot that holds most of it
+
+
+def assigned(matches: Iterable[Match]) -> Assigned:
+    """To every row a slot of its id, as far as there are, those with the most of it first."""
+    own: dict[int, Match] = {}
+    best: dict[int, Match] = {}
+    taken: set[int] = set()
+    for match in sorted(matches, key=lambda match: (-match.num_columns, match.slot)):
+        best.setdefault(match.row, match)
+        if match.row not in own and match.slot not in taken:
+            own[match.row] = match
+            taken.add(match.slot)
+    return Assigned(own, best)
+
+
+def has_less(own: Match | None, best: Match) -> bool:
+    """Is there more of a row in another slot than in its own, if it has one?"""
+    return own is None or own.num_columns < best.num_columns
+
+
 class KeptRows:
     """Slots, by the ids of the rows that they are of.
 
@@ -86,34 +111,30 @@ class KeptRows:
         A further row of an id begins with a copy of what another one of it has.
         """
         self.num_blocks += 1
-        slot_of: dict[int, int] = {}
-        own: dict[int, Match] = {}
-        best: dict[int, Match] = {}
-        for match in sorted(matches, key=lambda match: (-match.num_columns, match.slot)):
-            best.setdefault(match.row, match)
-            if match.row not in slot_of and match.slot not in slot_of.values():
-                slot_of[match.row] = match.slot
-                own[match.row] = match
-        newcomers = [row for row in range(len(ids)) if row not in slot_of]
-        free = [slot for slot in range(len(self.owners)) if slot not in slot_of.values()]
-        oldest = sorted(free, key=lambda slot: (self.last_used[slot], slot))
-        new_slots = oldest[: len(newcomers)]
-        slot_of |= dict(zip(newcomers, new_slots))
-        moved = self.to_front([slot_of[row] for row in range(len(ids))], new_slots)
-        copies = [
-            (match.slot, slot_of[row])
-            for row, match in best.items()
-            if row not in own or own[row].num_columns < match.num_columns
-        ]
-        for slot in new_slots:
+        own, best = assigned(matches)
+        rows = range(len(ids))
+        slot_of = {row: match.slot for row, match in own.items()}
+        newcomers = [row for row in rows if row not in own]
+        empty = self._oldest_but(slot_of.values(), len(newcomers))
+        slot_of |= dict(zip(newcomers, empty))
+        moved = self.to_front([slot_of[row] for row in rows], empty)
+        places = [moved[slot_of[row]] for row in rows]
+        for slot in empty:
             self.slots.spoil(slice(moved[slot], moved[slot] + 1), slice(None))
-        sources = [moved[source] for source, _ in copies]
-        self.slots.copy_slots(sources, [moved[target] for _, target in copies], self.length)
-        for row, slot in slot_of.items():
-            self.owners[moved[slot]] = ids[row]
-            self.last_used[moved[slot]] = self.num_blocks
-        found = [best[row].num_columns if row in best else 0 for row in range(len(ids))]
-        return Seats([moved[slot_of[row]] for row in range(len(ids))], found)
+        poorer = [row for row, match in best.items() if has_less(own.get(row), match)]
+        self.slots.copy_slots(
+            [moved[best[row].slot] for row in poorer],
+            [places[row] for row in poorer],
+            self.length,
+        )
+        for place, each in zip(places, ids):
+            self.owners[place], self.last_used[place] = each, self.num_blocks
+        return Seats(places, [best[row].num_columns if row in best else 0 for row in rows])
+
+    def _oldest_but(self, taken: Collection[int], number: int) -> list[int]:
+        """So many slots that are not taken, those first that were not used for longest."""
+        free = [slot for slot in range(len(self.owners)) if slot not in taken]
+        return sorted(free, key=lambda slot: (self.last_used[slot], slot))[:number]
 
     def to_front(self, slots: Sequence[int], empty: Collection[int] = ()) -> dict[int, int]:
         """Let these N slots change places with others, so that they are the first N.

@@ -229,15 +229,9 @@ class LLaDA(ActivationCheckpointing):
 
         states: receives the input of each block.
         """
-        in_slots = isinstance(past, Slots)
-        by_row = isinstance(columns, Tensor)
-        assert past or in_slots or (not by_row and columns == slice(None))
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None:
             raise ValueError("give token ids (input_ids) or embeddings (inputs_embeds)")
-        # rows with positions of their own may hold a text twice
-        if position_ids is None and not in_slots:
-            self._check_fits(given.shape[1])
         if past is not None and not past:
             self._fill(past, given)
         view = self._view(given, attention_mask, columns, past, position_ids)
@@ -282,6 +276,7 @@ class LLaDA(ActivationCheckpointing):
             visible = rows[:, None]
         cos, sin = self._rotations(length, device, columns, position_ids)
         if past is None:
+            assert columns == slice(None)
             return View(cos, sin, visible)
         if isinstance(columns, Tensor):
             return View(cos, sin, visible, columns, past.present())
@@ -296,7 +291,8 @@ class LLaDA(ActivationCheckpointing):
         position_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """cos and sin (W, head_dim) of columns, or (B, 1, W, head_dim) of positions (B, L)."""
-        if position_ids is None:
+        if position_ids is None:  # those that have may hold a text twice
+            self._check_fits(length)
             cos, sin = self._rotary_table(length, device)
             places = columns[:, None] if isinstance(columns, Tensor) else columns
             return cos[places], sin[places]
