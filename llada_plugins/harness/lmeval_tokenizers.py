@@ -41,4 +41,4 @@ def _look_here_first() -> None:
             return deepcopy(_lent[str(name)])
         return load(name, *arguments, **options)
 
-    AutoTokenizer.from_pretrained = from_pretrained  # type: ignore[method-assign]  # for tasks
+    AutoTokenizer.from_pretrained = from_pretrained  # type: ignore[method-assign, assignment]  # for tasks

@@ -8,7 +8,7 @@ and token rows; it knows nothing of models, guidance, caches, tokenizers or harn
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
     def keep_rows(self, places: Tensor) -> Step:
         """The rows at these places alone."""
-        of_rows = {
+        of_rows: dict[str, Any] = {
             name: value[places] for name, value in self._asdict().items() if torch.is_tensor(value)
         }
         return self._replace(**of_rows)
@@ -263,6 +263,7 @@ def edited(
     So does LLaDA2.1: by other tokens that are more probable than edit_threshold. spared:
     (B, W) bool, masks and what is not of the answer.
     """
+    assert config.edit_threshold is not None  # config.edits
     return (proposal != block) & (score > config.edit_threshold) & ~spared
 
 
