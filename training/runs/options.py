@@ -86,9 +86,7 @@ class SFTOptions(Options):
         of_data = [name for name in names if getattr(self, name) is not None]
         if self.preset is not None and of_data:
             raise ValueError(f"a preset brings its own data: leave --{of_data[0]} out")
-        if self.preset is not None and self.attention is not None:
-            raise ValueError("a preset's model has full attention: leave --attention out")
-        check_block_length(self.block_length, self.model)
+        self._check_attention()
         if self.eval_data is not None and self.eval_split is not None:
             raise ValueError("--eval_data and --eval_split are alternatives: give one")
         if self.dtype != "float32" and self.preset is not None:
@@ -98,6 +96,11 @@ class SFTOptions(Options):
                 f"--dtype {self.dtype} is for weights that do not train, and here all do: leave it "
                 "out, or add --lora; --bf16 is mixed precision"
             )
+
+    def _check_attention(self) -> None:
+        if self.preset is not None and self.attention is not None:
+            raise ValueError("a preset's model has full attention: leave --attention out")
+        check_block_length(self.block_length, self.model)
 
     @property
     def freezes(self) -> bool:
