@@ -21,6 +21,7 @@ from llada_plugins.harness.opencompass_options import (
     check_exclusive,
     check_generation_kwargs,
     num_answers,
+    of_preset,
     sampler_options,
 )
 from llada_plugins.harness.opencompass_processes import (
@@ -34,7 +35,6 @@ from llada_plugins.harness.opencompass_tasks import dataset_configs, predictions
 from llada_plugins.harness.opencompass_templates import TemplateParser
 from llada_plugins.harness.opencompass_trajectories import place_recorder, with_place
 from llada_plugins.options.fields import names, reject_unknown
-from llada_plugins.settings.table import find
 
 if TYPE_CHECKING:
     import torch
@@ -93,13 +93,9 @@ class LLaDA(LikelihoodModel):
         from llada_plugins.engine.notices import WarnOnce
 
         self._check_names(options)
-        preset = find(options["preset"]) if options.get("preset") else None
-        if preset is not None:
-            path = path or preset.pretrained
-        if chat is None:
-            chat = preset is not None and preset.chat and not meta_template
-        if stop_words is None:
-            stop_words = preset.stop_words if preset else ()
+        path, chat, stop_words = of_preset(
+            options.get("preset"), path, chat, stop_words, wrapped=bool(meta_template)
+        )
         check_exclusive(meta_template, chat=chat, record_stats=record_stats)
         generation_kwargs = dict(generation_kwargs or {})
         check_generation_kwargs(generation_kwargs)

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from llada_plugins.options.fields import names, reject_unknown
+from llada_plugins.settings.table import find
 
 # of generation_kwargs, beside the sampler's options
 GENERATION_NAMES = ("do_sample", "num_beams", "num_return_sequences")
+
+
+class OfEntry(NamedTuple):
+    """What an entry has beside its engine's options."""
+
+    path: str | None
+    chat: bool
+    stop_words: str | Sequence[str]
+
+
+def of_preset(
+    name: str | None,
+    path: str | None,
+    chat: bool | None,
+    stop_words: str | Sequence[str] | None,
+    *,
+    wrapped: bool,
+) -> OfEntry:
+    """These, and from the preset of that name what is not given; wrapped: by a meta_template."""
+    preset = find(name) if name else None
+    if preset is not None:
+        path = path or preset.pretrained
+        chat = preset.chat and not wrapped if chat is None else chat
+        stop_words = preset.stop_words if stop_words is None else stop_words
+    return OfEntry(path, bool(chat), () if stop_words is None else stop_words)
 
 
 def check_exclusive(

@@ -53,26 +53,37 @@ class Comparison(NamedTuple):
 
 def compare(run: Run, presets: Sequence[Preset]) -> Comparison:
     """The run beside its own preset, or the nearest of these."""
-    own = [preset for preset in presets if preset.name == run.preset]
-    similar = [preset for preset in presets if _same_model(run, preset)]
-    family = (run.preset or "").partition("/")[0]
-    same_model = [preset for preset in presets if preset.model == family]
-    candidates = own or same_model or similar or presets
-    preset = min(candidates, key=lambda each: len(differences(run, each)))
+    preset = _nearest(run, presets)
     found = differences(run, preset)
     score = _score(run, preset)
     notes = list(_versions(run, score)) if score else []
     if score is not None and score.source.harness != run.harness:
         found.append(f"harness: {run.harness}, published of another ({score.source.where})")
-    interval = None
-    if run.score is not None and run.questions:
-        low, high = wilson(run.score / 100, run.questions)
-        interval = (100 * low, 100 * high)
+    interval = _interval(run)
     verdict: Verdict = "not comparable"
     if score is not None and interval is not None and not (found or run.problems):
         inside = interval[0] - ROUNDED <= score.value <= interval[1] + ROUNDED
         verdict = "agrees" if inside else "differs"
-    return Comparison(run, preset, bool(own), score, interval, found, notes, verdict)
+    named = preset.name == run.preset
+    return Comparison(run, preset, named, score, interval, found, notes, verdict)
+
+
+def _nearest(run: Run, presets: Sequence[Preset]) -> Preset:
+    """The run's own preset; else of its preset's model, of its model, or of all the nearest."""
+    model = (run.preset or "").partition("/")[0]
+    own = [preset for preset in presets if preset.name == run.preset]
+    siblings = [preset for preset in presets if preset.model == model]
+    similar = [preset for preset in presets if _same_model(run, preset)]
+    candidates = own or siblings or similar or presets
+    return min(candidates, key=lambda each: len(differences(run, each)))
+
+
+def _interval(run: Run) -> tuple[float, float] | None:
+    """Of the run's score, percent."""
+    if run.score is None or not run.questions:
+        return None
+    low, high = wilson(run.score / 100, run.questions)
+    return 100 * low, 100 * high
 
 
 def differences(run: Run, preset: Preset) -> list[str]:

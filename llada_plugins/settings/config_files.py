@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -13,6 +13,7 @@ from .commands import lm_eval_arguments
 from .table import Preset, all_presets
 
 MADE = "made from the table of presets by python -m llada_plugins.presets write configs"
+RUNS_CODE = "it executes the code of answers: run it in a container, with HF_ALLOW_CODE_EVAL=1"
 PUBLISHED = "lmeval_published"
 # files of configs/opencompass/models, and the presets that they stand for
 MODELS = {
@@ -56,24 +57,24 @@ def _lm_eval_run(name: str, group: Sequence[Preset]) -> str:
     run["output_path"] = f"outputs/{name}"
     if len(group) > 1:
         run["model_args"] = first.defaults
-    header = {
-        "Reproduces": f"{_titles(group)} of {first.pretrained.rpartition('/')[2]}: "
-        f"{_where(group) or 'no score is published'}",
-        "Preset": ", ".join(preset.name for preset in group),
-        "Command": f"lm_eval run --config configs/{PUBLISHED}/{name}.yaml",
-        "Cost": cost(first),
-        "Published": "; ".join(filter(None, map(_scores, group))) or "none",
-        "Ours": "not run",
-    }
-    notes = [f"{note}: not known" for note in _unverified(group)]
-    if any(preset.task.executes_code for preset in group):
-        notes.append(
-            "it executes the code of answers: run it in a container, with HF_ALLOW_CODE_EVAL=1"
-        )
-    lines = [line for key, text in header.items() for line in _comment(key, text)]
-    lines += [line for note in notes for line in _comment("Note", note)]
+    lines = [line for key, text in _header(name, group) for line in _comment(key, text)]
     body = yaml.safe_dump(run, sort_keys=False, default_flow_style=None, width=100)
     return "\n".join([f"# {MADE}", *lines, body])
+
+
+def _header(name: str, group: Sequence[Preset]) -> Iterator[tuple[str, str]]:
+    """What a file says of itself, a key and a text each."""
+    model = checkpoint(group[0])
+    yield "Reproduces", f"{_titles(group)} of {model}: {_where(group) or 'no score is published'}"
+    yield "Preset", ", ".join(preset.name for preset in group)
+    yield "Command", f"lm_eval run --config configs/{PUBLISHED}/{name}.yaml"
+    yield "Cost", cost(group[0])
+    yield "Published", "; ".join(filter(None, map(_scores, group))) or "none"
+    yield "Ours", "not run"
+    for note in _unverified(group):
+        yield "Note", f"{note}: not known"
+    if group[0].task.executes_code:
+        yield "Note", RUNS_CODE
 
 
 def cost(preset: Preset) -> str:
