@@ -16,7 +16,8 @@ from llada_plugins.files import gzip_lines
 from llada_plugins.files.csv_journal import MetricsFile
 from llada_plugins.models import text
 from llada_plugins.reports.recorded import changes, events_of, names, read, read_runs
-from llada_plugins.sampling.trace import KEPT, Judged, Pass, frames
+from llada_plugins.sampling.frames import frames
+from llada_plugins.sampling.trace import KEPT, Judged, Pass
 from llada_plugins.tasks import sudoku
 
 pytestmark = pytest.mark.floats

@@ -18,6 +18,7 @@ from llada_plugins.sampling import trace as module
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.decode import decode
 from llada_plugins.sampling.draft import Sample, unreviewed
+from llada_plugins.sampling.frames import UNKNOWN, frames
 from llada_plugins.sampling.generate import with_options
 from llada_plugins.sampling.sampler import Step
 from llada_plugins.sampling.trace import (
@@ -25,12 +26,10 @@ from llada_plugins.sampling.trace import (
     KEPT,
     MASKED,
     REMASKED,
-    UNKNOWN,
     Accepted,
     Judged,
     Pass,
     Trace,
-    frames,
 )
 from tests.test_review import REVIEWS, SAMPLER
 from tests.test_sampler import PROMPTS, SPECIAL, every_method, toy_denoiser

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llada_plugins.files.atomic import write_whole
 from llada_plugins.options.command_line import OneLineParser
@@ -88,18 +89,21 @@ def look(words: Words) -> None:
 
 def choose(runs: Sequence[Run], question: str | None) -> list[tuple[str, Recorded]]:
     """The answers to one question with the names of their runs; ValueError where it has none."""
-    task, _, number = (question or "").rpartition(":")
     known = [answer for run in runs for answer in run.answers]
-    wanted = known[0].key if question is None else None
+    wanted = known[0].key if question is None else question
     found = []
     for name, run in zip(names(runs), runs):
-        for answer in run.answers:
-            line = answer.line
-            meant = str(line["doc_id"]) == number and task in ("", line["task"])
-            if answer.key == wanted or (question is not None and meant):
-                found.append((name, answer))
-                break
+        meant = [answer for answer in run.answers if _is(answer, wanted)]
+        found += [(name, answer) for answer in meant[:1]]
     if not found:
         some = ", ".join(f"{each.line['task']}:{each.line['doc_id']}" for each in known[:5])
         raise ValueError(f"--question {question}: no run answered it; there are {some}, …")
     return found
+
+
+def _is(answer: Recorded, wanted: str | tuple[Any, ...]) -> bool:
+    """Is it an answer to this question: a key, NUMBER or TASK:NUMBER?"""
+    if not isinstance(wanted, str):
+        return answer.key == wanted
+    task, _, number = wanted.rpartition(":")
+    return str(answer.line["doc_id"]) == number and task in ("", answer.line["task"])

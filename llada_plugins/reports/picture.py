@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from llada_plugins.files.atomic import whole_file
-from llada_plugins.sampling.trace import UNKNOWN, Array, Frame, Pass, frames
+from llada_plugins.sampling.frames import UNKNOWN, Frame, frames
+from llada_plugins.sampling.trace import Array, Pass
 
 from .recorded import Recorded, changes, events_of
 from .render import pyplot

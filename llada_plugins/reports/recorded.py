@@ -17,7 +17,8 @@ import numpy as np
 from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.engine.recording import FORMAT, VERSION
 from llada_plugins.files import gzip_lines
-from llada_plugins.sampling.trace import Accepted, Array, Event, Frame, Judged, Pass, frames
+from llada_plugins.sampling.frames import Frame, frames
+from llada_plugins.sampling.trace import Accepted, Array, Event, Judged, Pass
 
 from .trajectory import Change
 from .verdicts import Verdicts

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from llada_plugins.engine.watching import MASK
-from llada_plugins.sampling.trace import UNKNOWN, Frame
+from llada_plugins.sampling.frames import UNKNOWN, Frame
 
 from .recorded import Recorded, walk
 from .trajectory import Change

@@ -14,8 +14,9 @@ from llada_plugins.engine.engine import Engine
 from llada_plugins.models import text
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.draft import Sample
+from llada_plugins.sampling.frames import UNKNOWN, frames
 from llada_plugins.sampling.generate import generate
-from llada_plugins.sampling.trace import UNKNOWN, Event, Trace, frames
+from llada_plugins.sampling.trace import Event, Trace
 from llada_plugins.sampling.unmask_schedule import planned
 
 MASKED = UNKNOWN  # in a history of answers

@@ -9,7 +9,7 @@ from html import escape
 from string import Template
 from typing import Any
 
-from llada_plugins.sampling.trace import frames
+from llada_plugins.sampling.frames import frames
 
 from .page import as_json, page, source
 from .recorded import Recorded, Run, changes, events_of, names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,7 +20,6 @@ from .sampler import Step
 
 # bits of Pass.flags
 MASKED, KEPT, REMASKED, EDITED = 1, 2, 4, 8
-UNKNOWN = -1  # stands for the mask in a frame, which holds no padding
 ROOM = 1 << 26  # bytes of steps that stay on the device before a block ends
 
 Array: TypeAlias = NDArray[Any]
@@ -253,34 +252,24 @@ def moved(fill: _Fill) -> Iterator[tuple[int, int, Pass]]:
     flags = in_order([_flags(step) for step in steps], torch.uint8)
     policies = [step.policy.float().sigmoid() for step in steps if step.policy is not None]
     policy = in_order(policies, torch.float16) if policies else None
-    seconds = np.array(
-        [stamp.since(fill.stamps[number - 1]) for number, stamp in _in_order(fill.stamps)],
-        np.float32,
-    )
-    numbers = np.repeat([step.step for step in steps], [len(step.rows) for step in steps])[order]
+    numbers = np.repeat([step.step for step in steps], [len(step.rows) for step in steps])
+    seconds = _seconds(fill)[numbers[order]]
     edges = np.flatnonzero(np.diff(places[order], prepend=-1, append=-1))
     for first, last in zip(edges, edges[1:]):
         number, start = order[first], int(starts[order[first]])
         columns = _of_answer(proposed[first], start)
         here = slice(first, last), columns
-        yield (
-            int(places[number]),
-            int(rows[number]),
-            Pass(
-                fill.number,
-                start + columns.start,
-                proposed[here],
-                score[here],
-                None if policy is None else policy[here],
-                flags[here],
-                seconds[numbers[first:last]],
-            ),
-        )
+        of_policy = None if policy is None else policy[here]
+        arrays = proposed[here], score[here], of_policy, flags[here], seconds[first:last]
+        found = Pass(fill.number, start + columns.start, *arrays)
+        yield int(places[number]), int(rows[number]), found
 
 
-def _in_order(stamps: Mapping[int, _Stamp]) -> list[tuple[int, _Stamp]]:
-    """By number of the step, from 0."""
-    return sorted((number, stamp) for number, stamp in stamps.items() if number >= 0)
+def _seconds(fill: _Fill) -> Array:
+    """Of each step of a fill, by its number."""
+    stamps = fill.stamps
+    numbers = range(max(stamps) + 1)
+    return np.array([stamps[each].since(stamps[each - 1]) for each in numbers], np.float32)
 
 
 def _of_answer(tokens: Array, start: int) -> slice:
@@ -315,37 +304,3 @@ def _flags(step: Step) -> Tensor:
 def _num_bytes(step: Step) -> int:
     tensors = (step.proposal, step.score, step.policy, step.masked, step.kept, step.remasked)
     return sum(each.nbytes for each in tensors if each is not None)
-
-
-class Frame(NamedTuple):
-    """An answer at one moment: before the first step, after a step, or after a Review acted."""
-
-    tokens: Array  # (G,) int32, UNKNOWN where masked
-    event: int  # number of the event that led here; -1 before all
-    step: int | None  # of a pass, from 0; None where a Review masked or put back tokens
-
-
-def frames(events: Sequence[Event]) -> list[Frame]:
-    """An answer's states in order; G positions, as many as its passes reached."""
-    ends = [event.window.stop for event in events if isinstance(event, Pass)]
-    tokens = np.full(max(ends, default=0), UNKNOWN, np.int32)
-    found = [Frame(tokens, -1, None)]
-
-    def show(number: int, step: int | None, window: slice, values: Any) -> None:
-        tokens = found[-1].tokens.copy()
-        tokens[window] = values
-        if step is not None or not np.array_equal(tokens, found[-1].tokens):
-            found.append(Frame(tokens, number, step))
-
-    for number, event in enumerate(events):
-        if isinstance(event, Accepted):
-            values = np.full(len(tokens), UNKNOWN, np.int32)
-            values[: len(event.answer)] = event.answer[: len(tokens)]
-            show(number, None, slice(None), values)
-        elif isinstance(event, Pass):
-            masked = event.flags[0] & MASKED > 0
-            show(number, None, event.window, np.where(masked, UNKNOWN, event.proposed[0]))
-            after = np.where(event.masked_after, UNKNOWN, event.proposed)
-            for step, values in enumerate(after):
-                show(number, step, event.window, values)
-    return found

@@ -58,7 +58,7 @@ function unpackPass(event) {
   };
 }
 
-// The answer's states in order, as sampling/trace.py has them: before the first step, after each,
+// The answer's states in order, as sampling/frames.py has them: before the first step, after each,
 // and where a review masked or put back tokens.
 function framesOf(events) {
   const length = Math.max(0, ...events.map((event) => (event.kind === "pass" ? event.start + event.width : 0)));
