@@ -168,12 +168,7 @@ def recognise(architectures: Sequence[str], tensors: Collection[str], path: Path
     are absent, which is told where they are needed. Raises ValueError where no family has
     such an architecture, or the tensors are another family's.
     """
-    forms = {numbers_apart(name)[0] for name in tensors}
-    held = [
-        name
-        for name, family in FAMILIES.items()
-        if any(form.startswith(family.mark) for form in forms)
-    ]
+    held = _held(tensors)
     named = [name for name, family in FAMILIES.items() if family.architectures & set(architectures)]
     for name in held:
         if name in named or FAMILIES[name].known_by_tensors:
@@ -198,6 +193,16 @@ def recognise(architectures: Sequence[str], tensors: Collection[str], path: Path
             "weights do not belong together"
         )
     return plain[0]
+
+
+def _held(tensors: Collection[str]) -> list[str]:
+    """The families, by name, whose mark is among the names of tensors."""
+    forms = {numbers_apart(name)[0] for name in tensors}
+    return [
+        name
+        for name, family in FAMILIES.items()
+        if any(form.startswith(family.mark) for form in forms)
+    ]
 
 
 def with_attention(config: LLaDAConfig, attention: Attention | None, source: str) -> LLaDAConfig:

@@ -200,13 +200,17 @@ class HFConfig(NamedTuple):
             more_eos_token_ids=ends[1:],
         )
         config.check(source)
+        self._check_repeats(config, said, source)
+        return config
+
+    def _check_repeats(self, config: LLaDAConfig, said: Mapping[str, Any], source: str) -> None:
+        """Raise ValueError where a field that repeats what others say says something else."""
         for name, ours in self.repeats.items():
             if said.get(name) is not None and not same(said[name], getattr(config, ours)):
                 raise ValueError(
                     f"{source}: {name} is {short(said[name])}, but the other fields make "
                     f"{getattr(config, ours)} of it"
                 )
-        return config
 
     def _refuse(self, said: Mapping[str, Any], source: str) -> None:
         """Raise ValueError where a field asks for arithmetic that is not here."""
