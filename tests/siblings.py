@@ -10,7 +10,12 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     # the bi-tower has 31 layers, and is decoded, cached and trained in make test elsewhere
     "test_cache.py": ("[bi_tower-prefix", "guidance_has_its_own_cache[bi_tower-2", "[bi_tower-{"),
     "test_kept_prompt.py": ("[bi_tower",),
-    "test_every_family.py": ("[remedi-train", "[a2d_qwen3-train", "[dream-train"),
+    "test_every_family.py": (
+        "[remedi-train",
+        "[a2d_qwen3-train",
+        "[dream-train",
+        "[llada_moe-train",
+    ),
     "test_saved_class.py": ("[sft, LoRA, BiTower", "[head, BiTower", "[head, LoRA, BiTower"),
     "test_frozen_dtype.py": (
         "[sft --lora-autocast",
@@ -40,6 +45,9 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "test_distributed.py": ("class_that_they_loaded[joint, DDP",),
     "test_estimators.py": ("any_number_of_rows[neighbourly", "at_equal_rows[neighbourly"),
     "test_sampler.py": ("naive_loop[threshold-margin", "naive_loop[factor-ups"),
+    "test_security.py": ("network[chat]",),
+    "test_likelihood_tasks.py": ("read_whole[arc_local",),
+    "test_compiling.py": ("an_adapter_takes_part",),
     "test_golden.py": ("passes_over_a_readme",),
 }
 
