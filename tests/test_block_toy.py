@@ -102,7 +102,9 @@ def test_it_answers_what_it_has_not_seen(trained):
 
 
 def test_its_likelihoods_tell_right_from_wrong(trained):
-    engine = Engine(pretrained=str(trained), device="cpu", mc_num=15, greedy_check=True)
+    engine = Engine(
+        pretrained=str(trained), device="cpu", mc_num=15, greedy_check=True, fill_block=True
+    )
     pairs = []
     for row in HELD_OUT[:20]:
         for answer in (row["completion"], row["completion"][::-1]):

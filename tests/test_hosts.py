@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -127,14 +126,12 @@ def training(tmp_path: Path, checkpoint: Path, out: Path) -> list[str]:
 
 def torchrun(words: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Two processes of this host."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    agent = ["-m", "torch.distributed.run", "--master_port", port, "--nproc_per_node", "2"]
+    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, *agent, "--max_restarts", "2", *words],
             cwd=ROOT,
+            env={**os.environ, **FRESH_STORE},
             stdout=file,
             stderr=file,
         )
