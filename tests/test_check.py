@@ -11,10 +11,10 @@ import pytest
 
 from llada_plugins import check as door
 from llada_plugins.engine.engine import Engine
+from llada_plugins.engine.interval import wilson
 from llada_plugins.harness.lmeval_record import Samplers
 from llada_plugins.provenance.drift import compare, described, differences
 from llada_plugins.provenance.finding_runs import runs_in
-from llada_plugins.provenance.intervals import wilson
 from llada_plugins.provenance.manifest import Recorder, plain
 from llada_plugins.provenance.origins import option_origins
 from llada_plugins.settings.table import all_presets, find

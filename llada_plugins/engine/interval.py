@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import NamedTuple
 
-NORMAL = 1.959964  # of 95 %
+NORMAL = NormalDist().inv_cdf(0.975)  # standard errors to either side that hold 95 %
 
 
 class Interval(NamedTuple):
@@ -20,4 +21,4 @@ def wilson(share: float, number: int) -> Interval:
     spread = NORMAL**2 / number
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return Interval(middle - half, middle + half)
+    return Interval(max(0.0, middle - half), min(1.0, middle + half))

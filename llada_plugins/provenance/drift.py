@@ -7,11 +7,11 @@ from dataclasses import fields
 from typing import Any, Literal, NamedTuple
 
 from llada_plugins.engine.config import HARNESS_DEFAULTS, EngineConfig
+from llada_plugins.engine.interval import Interval, wilson
 from llada_plugins.options.fields import build, names
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.settings.table import Preset, Score
 
-from .intervals import wilson
 from .runs import Run
 
 ROUNDED = 0.05  # percent: published scores have one decimal
@@ -45,7 +45,7 @@ class Comparison(NamedTuple):
     preset: Preset
     named: bool  # did the run name the preset?
     score: Score | None  # the published one that it is held against
-    interval: tuple[float, float] | None  # of ours, percent
+    interval: Interval | None  # of ours
     differences: list[str]  # of settings
     notes: list[str]  # which make nothing incomparable
     verdict: Verdict
@@ -62,7 +62,7 @@ def compare(run: Run, presets: Sequence[Preset]) -> Comparison:
     interval = _interval(run)
     verdict: Verdict = "not comparable"
     if score is not None and interval is not None and not (found or run.problems):
-        inside = interval[0] - ROUNDED <= score.value <= interval[1] + ROUNDED
+        inside = 100 * interval.low - ROUNDED <= score.value <= 100 * interval.high + ROUNDED
         verdict = "agrees" if inside else "differs"
     named = preset.name == run.preset
     return Comparison(run, preset, named, score, interval, found, notes, verdict)
@@ -78,12 +78,11 @@ def _nearest(run: Run, presets: Sequence[Preset]) -> Preset:
     return min(candidates, key=lambda each: len(differences(run, each)))
 
 
-def _interval(run: Run) -> tuple[float, float] | None:
-    """Of the run's score, percent."""
+def _interval(run: Run) -> Interval | None:
+    """Of the run's score."""
     if run.score is None or not run.questions:
         return None
-    low, high = wilson(run.score / 100, run.questions)
-    return 100 * low, 100 * high
+    return wilson(run.score / 100, run.questions)
 
 
 def differences(run: Run, preset: Preset) -> list[str]:
@@ -176,7 +175,7 @@ def described(found: Comparison) -> list[str]:
     ours = "none" if run.score is None else f"{run.score:.2f} ({run.metric})"
     lines.append(f"  ours         {ours}")
     if found.interval:
-        low, high = found.interval
+        low, high = 100 * found.interval.low, 100 * found.interval.high
         lines.append(f"  interval     {low:.2f} to {high:.2f} (95 %, {run.questions} questions)")
     if score is None:
         lines.append("  published    no score")
