@@ -12,11 +12,13 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from llada_plugins.provenance.manifest import Recorder, write_manifest
 from llada_plugins.provenance.origins import names_after, of_requests, option_origins
+
+from .frames import callers
+from .lmeval_trajectories import samples_folder
 
 ASKED = (
     "num_fewshot",
@@ -54,7 +56,7 @@ def manifest(recorder: Recorder, info: Mapping[str, Any]) -> dict[str, Any]:
     found["decoding"] = info.get("decoding", {})
     found["results"] = numbers(results)
     found["answers"] = answers_digest(results)
-    if folder := _folder(frame):
+    if folder := samples_folder():
         write_manifest(folder / f"manifest_{found['id']}.json", found)
     return {"manifest": found}
 
@@ -114,21 +116,5 @@ def _told(recorder: Recorder) -> dict[str, str]:
 
 def _simple_evaluate() -> Mapping[str, Any]:
     """The variables of the running `simple_evaluate`; {} where none runs."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "simple_evaluate":
-            return frame.f_locals
-        frame = frame.f_back
-    return {}
-
-
-def _folder(frame: Mapping[str, Any]) -> Path | None:
-    """Where lm-eval will write its results file."""
-    tracker: Any = frame.get("evaluation_tracker")
-    place = getattr(tracker, "output_path", None)
-    if not place:
-        return None
-    path = Path(place)
-    if path.suffix == ".json":
-        return path.parent
-    return path / str(tracker.general_config_tracker.model_name_sanitized)
+    running = (frame for frame in callers() if frame.f_code.co_name == "simple_evaluate")
+    return next((frame.f_locals for frame in running), {})

@@ -25,7 +25,7 @@ def with_place(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def samples_folder() -> Path | None:
-    """Where the lm-eval that is calling writes its samples; None where it writes none.
+    """Where the lm-eval that is calling writes results and samples; None where it writes none.
 
     Before the model is loaded that is --output_path itself, then the model's folder in it.
     """
