@@ -92,7 +92,7 @@ class LLaDA(ParallelLM):
         self._totals = TotalsByTask()
         self._seed_warnings = SeedWarnings()
         self._notes = LikelihoodNotes()
-        self._recorder = Recorder(self.engine)
+        self._recorder = Recorder(self.engine, writes=self.rank == 0)
         self._chats = False  # has lm-eval rendered a prompt with the chat template?
 
     @classmethod

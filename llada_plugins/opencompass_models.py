@@ -156,7 +156,6 @@ class LLaDA(LikelihoodModel):
     def _begin_manifest(self, chat: bool, meta_template: Mapping[str, Any] | None) -> TaskManifest:
         """Of the running task, if one is; refuses to go on with answers of another model."""
         from llada_plugins.harness.opencompass_manifest import TaskManifest
-        from llada_plugins.provenance.manifest import Recorder
 
         entry = {
             "chat": chat,
@@ -164,7 +163,7 @@ class LLaDA(LikelihoodModel):
             "stop_words": self.stop_words,
             "num_return_sequences": self.num_answers,
         }
-        return TaskManifest(Recorder(self.engine), entry)
+        return TaskManifest(self.engine, entry)
 
     def _load_tokenizer(self, path: str | None, options: Mapping[str, Any]) -> None:
         """The tokenizer alone, for a caller that renders and counts prompts."""

@@ -38,23 +38,31 @@ def fingerprint(engine: Engine) -> str:
 
 def info(engine: Engine) -> dict[str, Any]:
     """For result files: what was evaluated, and how."""
-    record, policy = quantization_of(engine.model), engine.prepared.policy
+    policy = engine.prepared.policy
     return {
         "method": engine.method,
-        "checkpoint": engine.folder.name,
+        **of_model(engine),
         "checkpoint_digest": digest(engine.folder),
         **_adapter(engine),
-        "model_num_parameters": num_parameters(engine.model),
-        "quantization": record.method if record else None,
-        "model_dtype": str(engine.model.dtype),
         "sampler": _sampler(engine),
         "confidence_source": engine.common.source,
         "policy": None if policy is None else policy.value,
-        "chat_template": engine.chat_template,
         "method_options": asdict(engine.method_options),
         "likelihood": METHODS[engine.method].likelihood,
         "overlong": engine.config.overlong,
         **{name: getattr(engine.config, name) for name in LIKELIHOOD},
+    }
+
+
+def of_model(engine: Engine) -> dict[str, Any]:
+    """Which model was evaluated, as far as no file has to be read for it."""
+    record = quantization_of(engine.model)
+    return {
+        "checkpoint": engine.folder.name,
+        "model_num_parameters": num_parameters(engine.model),
+        "quantization": record.method if record else None,
+        "model_dtype": str(engine.model.dtype),
+        "chat_template": engine.chat_template,
     }
 
 

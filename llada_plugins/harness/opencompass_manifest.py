@@ -18,6 +18,7 @@ from mmengine import dist
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from llada_plugins.engine.config import NOT_IDENTITY
+from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.request import Completion
 from llada_plugins.provenance.manifest import FOLDER, Recorder, locked, plain, write_manifest
 from llada_plugins.provenance.origins import option_origins
@@ -34,13 +35,15 @@ LAST_CUT = re.compile(r"\[(\d+): ?(\d+)\]$")
 class TaskManifest:
     """What a process of OpenCompass takes down of its model; nothing outside of a task."""
 
-    def __init__(self, recorder: Recorder, entry: Mapping[str, Any]) -> None:
+    def __init__(self, engine: Engine, entry: Mapping[str, Any]) -> None:
         """entry: what the model's entry has beside the engine's options."""
-        self._recorder, self._entry = recorder, plain(entry)
+        self._entry = plain(entry)
         self._totals: dict[str, Totals] = {}
         self._path: Path | None = None
         frame = infer_task()
-        if frame is None or not recorder.wanted or not dist.is_main_process():
+        writes = frame is not None and dist.is_main_process()
+        self._recorder = Recorder(engine, writes=writes)
+        if frame is None or not self._recorder.wanted:
             return
         model = frame.f_locals["model_cfg"]
         run = Path(frame.f_locals["self"].work_dir)
@@ -56,7 +59,9 @@ class TaskManifest:
             return
         dataset = frame.f_locals["self"].dataset_cfg
         name = dataset_abbr_from_cfg(dataset)
-        totals = self._totals.setdefault(name, self._earlier(name))
+        if name not in self._totals:
+            self._totals[name] = self._earlier(name)
+        totals = self._totals[name]
         for completion in completions:
             totals.add(statistics(completion))
         seconds = round(time.perf_counter() - self._recorder.began, 3)

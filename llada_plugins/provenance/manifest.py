@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llada_plugins.engine.engine import Engine
+from llada_plugins.engine.identity import of_model
 from llada_plugins.files.atomic import write_whole
 from llada_plugins.files.json_files import OBJECT, TEXT, check, read_json, record, whole
 
@@ -32,13 +33,16 @@ _KIND = record(
 
 
 class Recorder:
-    """Takes down what a model is when it is made; later, what was done with it."""
+    """Takes down what a model is when it is made; later, what was done with it.
 
-    def __init__(self, engine: Engine) -> None:
+    writes: False in a process that will ask for no manifest, and so need not look.
+    """
+
+    def __init__(self, engine: Engine, *, writes: bool = True) -> None:
         self.engine = engine
         self.began = time.perf_counter()
         self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.wanted = engine.config.manifest != "off"
+        self.wanted = writes and engine.config.manifest != "off"
         self.state = state(engine.asked) if self.wanted else {}
 
     def manifest(
@@ -56,9 +60,7 @@ class Recorder:
             "state": self.state,
             "asked": plain(engine.asked.explicit),
             "options": plain(options),
-            "model": {
-                name: plain(value) for name, value in engine.info().items() if name in OF_MODEL
-            },
+            "model": of_model(engine),
             "template": template_digest(engine),
             "ends_of_answers": ends(engine),
             "run": plain(run),
@@ -66,9 +68,6 @@ class Recorder:
             "wall_seconds": round(time.perf_counter() - self.began, 3),
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
         }
-
-
-OF_MODEL = ("checkpoint", "model_dtype", "model_num_parameters", "quantization", "chat_template")
 
 
 def template_digest(engine: Engine) -> str | None:
