@@ -171,6 +171,18 @@ def test_a_manifest_may_be_left_out(tiny_checkpoint):
     assert manifest(Recorder(Engine(pretrained=str(tiny_checkpoint), manifest="off")), {}) == {}
 
 
+def test_a_hub_id_is_asked_for_once(tiny_checkpoint, monkeypatch):
+    asked = []
+
+    def deliver(name, **options):
+        asked.append(name)
+        return str(tiny_checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", deliver)
+    recorder = Recorder(Engine(pretrained="owner/name"))
+    assert asked == ["owner/name"] and recorder.state["weights"]
+
+
 # --- again
 
 

@@ -61,6 +61,13 @@ def test_parts_of_a_data_set_stand_in_one_manifest_with_their_rows_and_costs(ask
     assert len(answers) == 5
 
 
+def test_a_model_that_writes_no_manifest_reads_no_weights_for_one(tiny_checkpoint, monkeypatch):
+    read = []
+    monkeypatch.setattr("llada_plugins.provenance.manifest.state", lambda *of: read.append(of))
+    LLaDA(path=str(tiny_checkpoint), **OPTIONS)  # in no task
+    assert not read
+
+
 @pytest.mark.parametrize("change", [{"steps": 4}, {"stop_words": ["a"]}, {"seed": 1}])
 def test_answers_of_other_options_are_never_gone_on_with(ask, change):
     folder = ask(2, only=1)

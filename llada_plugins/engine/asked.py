@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from llada_plugins.methods.table import METHODS
+from llada_plugins.models.folder import resolve
 from llada_plugins.options.fields import build, coerce, names, reject_unknown, with_origins
 from llada_plugins.sampling import published
 from llada_plugins.sampling.config import SamplerConfig, build_sampler
@@ -21,6 +23,14 @@ SAME = {"remasking": "confidence_source", "confidence_source": "remasking"}
 def option_classes(method: str) -> tuple[type, ...]:
     """The dataclasses whose fields are the options of an Engine of this method."""
     return EngineConfig, SamplerConfig, METHODS[method].options
+
+
+class Folders(NamedTuple):
+    """Where the files of an engine are."""
+
+    checkpoint: Path
+    adapter: Path | None
+    tokenizer: Path
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,17 @@ class Asked:
             own = coerce(SamplerConfig, self.explicit)
             told = {name: each for name, each in own.items() if name not in published.SHADOWED}
             self.built({**self._defaults(SamplerConfig), **told})
+
+    def folders(self) -> Folders:
+        """The folders that options name; what is a hub id is asked for at the hub.
+
+        Raises FileNotFoundError where one is not there.
+        """
+        config = self.config
+        checkpoint = resolve(config.pretrained, config.revision)
+        adapter = resolve(config.peft, option="peft") if config.peft else None
+        tokenizer = resolve(config.tokenizer) if config.tokenizer else checkpoint
+        return Folders(checkpoint, adapter, tokenizer)
 
     def sampler(self, family: str) -> dict[str, Any]:
         """The sampler's options, under our names.

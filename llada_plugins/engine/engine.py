@@ -21,7 +21,7 @@ from llada_plugins.methods.table import METHODS, check_policy
 from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
 from llada_plugins.models.families import FAMILIES, with_attention
-from llada_plugins.models.folder import read_config, resolve
+from llada_plugins.models.folder import read_config
 from llada_plugins.models.tokenizer import choose_template, load_tokenizer
 from llada_plugins.options.fields import coerce, names, reject_unknown
 from llada_plugins.sampling import published
@@ -72,14 +72,13 @@ class Engine:
         self.asked = Asked(method, options)  # bad values fail before files are looked at
         self.method_options: Any = self.asked.method_options
         self.config = self.asked.config
-        self.folder = resolve(self.config.pretrained, self.config.revision)
-        self.adapter = resolve(self.config.peft, option="peft") if self.config.peft else None
+        self.folders = self.asked.folders()
+        self.folder, self.adapter, tokenizer_folder = self.folders
         config = with_attention(read_config(self.folder), self.config.attention, str(self.folder))
         self.family = FAMILIES[config.family]
         self.given = self.asked.sampler(self.family.sampler)
         self.by_model = defaults_of(config, self.given)
         check_attention(self.asked.built({**self.by_model, **self.given}), config)
-        tokenizer_folder = resolve(self.config.tokenizer) if self.config.tokenizer else self.folder
         self.tokenizer = load_tokenizer(
             tokenizer_folder, self.config.chat_template, self.config.enable_thinking
         )

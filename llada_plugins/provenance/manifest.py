@@ -43,7 +43,7 @@ class Recorder:
         self.began = time.perf_counter()
         self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.wanted = writes and engine.config.manifest != "off"
-        self.state = state(engine.asked) if self.wanted else {}
+        self.state = state(engine.asked, engine.folders) if self.wanted else {}
 
     def manifest(
         self, harness: str, options: Mapping[str, Any], run: Mapping[str, Any]

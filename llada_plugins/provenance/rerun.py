@@ -51,8 +51,8 @@ def rerun(path: Path, folder: Path, *, anyway: bool = False) -> Outcome:
 
 def changed(manifest: Mapping[str, Any]) -> list[str]:
     """What a result depends on that is not as the manifest says, a line for each."""
-    now = state(Asked(manifest["method"], manifest["asked"]))
-    return differences(manifest["state"], plain(now))
+    asked = Asked(manifest["method"], manifest["asked"])
+    return differences(manifest["state"], plain(state(asked, asked.folders())))
 
 
 # --- lm-eval

@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 
-from llada_plugins.engine.asked import Asked
+from llada_plugins.engine.asked import Asked, Folders
 from llada_plugins.engine.identity import digest
 from llada_plugins.engine.record_options import RecordOptions
 from llada_plugins.files.digests import SHORT, text_digest, weights_digest
 from llada_plugins.files.installation import PACKAGE, installed
-from llada_plugins.models.folder import resolve
 from llada_plugins.models.placement import pick_device
 from llada_plugins.options.fields import names
 
@@ -61,13 +60,11 @@ NOT_STATE = (
 )
 
 
-def state(asked: Asked) -> dict[str, Any]:
+def state(asked: Asked, folders: Folders) -> dict[str, Any]:
     """Everything that must be equal for a result to be the same, by sections of plain values."""
     config = asked.config
-    folder = resolve(config.pretrained, config.revision)
+    folder, adapter, tokenizer = folders
     full = config.manifest == "full"
-    adapter = resolve(config.peft, option="peft") if config.peft else None
-    tokenizer = resolve(config.tokenizer) if config.tokenizer else folder
     return {
         "weights": weights_digest(folder, full=full)._asdict(),
         "adapter": weights_digest(adapter, full=full)._asdict() if adapter else None,
@@ -88,19 +85,12 @@ def state(asked: Asked) -> dict[str, Any]:
 def _options(asked: Asked) -> dict[str, Any]:
     """The options in effect, those of requests aside."""
     values = {**asdict(asked.config), **asdict(asked.method_options)}
+    of_preset = {} if asked.preset is None else asked.preset.options
     given = {
-        name: value
-        for name, value in {**asked.explicit, **_preset(asked)}.items()
-        if name not in values
+        name: value for name, value in {**of_preset, **asked.explicit}.items() if name not in values
     }
     kept = {name: value for name, value in {**values, **given}.items() if name not in NOT_STATE}
     return {name: value for name, value in kept.items() if not _is_folder(value)}
-
-
-def _preset(asked: Asked) -> dict[str, Any]:
-    """The preset's sampler options that no explicit one of the same name replaces."""
-    defaults = {} if asked.preset is None else asked.preset.options
-    return {name: value for name, value in defaults.items() if name not in asked.explicit}
 
 
 def _is_folder(value: Any) -> bool:
