@@ -446,6 +446,13 @@ def test_threshold_keeps_exactly_the_tokens_at_least_that_probable():
     assert several > 3
 
 
+@pytest.mark.parametrize(("strict", "number"), [(False, 3), (True, 1)])
+def test_a_probability_equal_to_the_threshold_passes_unless_the_rule_is_strict(strict, number):
+    score = torch.tensor([[0.25, 0.5, 0.75, 0.5]])  # exact in any float
+    config = SamplerConfig(gen_length=4, threshold=0.5, strict=strict)
+    assert num_passing(score, config).tolist() == [number]
+
+
 @pytest.mark.parametrize("factor", [0.3, 1.0, 2.0, 5.0])
 def test_factor_rule_equals_a_naive_loop(factor):
     generator = torch.Generator().manual_seed(3)
