@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llada_plugins.files.newest import newest
 from llada_plugins.settings.table import Preset
 
 from . import lmeval_results
@@ -24,13 +25,13 @@ def runs_in(place: Path) -> list[tuple[Run, list[Preset]]]:
 
         found = opencompass_results.read(run)
     else:
-        results = sorted(place.rglob("results_*.json"), key=lambda file: file.stat().st_mtime)
-        if not results:
+        results = newest(place, "results_*.json")
+        if results is None:
             raise FileNotFoundError(
                 f"{place}: holds neither results_*.json (lm_eval --output_path) nor a run of "
                 "OpenCompass (configs/, predictions/)"
             )
-        place = results[-1]
+        place = results
         found = lmeval_results.read(place)
     if not found:
         raise ValueError(f"{place}: nothing is published of the tasks in it")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llada_plugins.engine.asked import Asked
+from llada_plugins.files.newest import newest
 
 from .manifest import FOLDER, plain, read_manifest
 from .state import differences, state
@@ -60,10 +61,10 @@ def changed(manifest: Mapping[str, Any]) -> list[str]:
 
 def _again_in_lm_eval(found: Mapping[str, Any], path: Path, folder: Path) -> Outcome:
     _run(lm_eval_command(found["command"], folder, found["processes"]))
-    results = sorted(folder.rglob("results_*.json"), key=lambda file: file.stat().st_mtime)
-    if not results:
+    results = newest(folder, "results_*.json")
+    if results is None:
         raise RuntimeError(f"the run ended well, but wrote no results below {folder}")
-    now = read_manifest(results[-1])
+    now = read_manifest(results)
     lines, equal = [], True
     for task, before in found["results"].items():
         own, same = _compared(task, before, now["results"].get(task, {}))

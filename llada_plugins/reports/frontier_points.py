@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from llada_plugins.engine.interval import Interval, wilson
 from llada_plugins.files.jsonl import each_row
+from llada_plugins.files.newest import newest
 from llada_plugins.options.fields import coerce, names
 from llada_plugins.sampling.config import SamplerConfig
 
@@ -32,7 +33,11 @@ class Result(NamedTuple):
 
 def read_result(folder: Path, point: Point, task: str, metric: str | None) -> Result:
     """A run's result; ValueError where it has none, or not of this setting."""
-    path = _newest(folder, "results_*.json")
+    path = newest(folder, "results_*.json")
+    if path is None:
+        raise ValueError(
+            f"{folder}: lm_eval left no results_*.json there: remove the folder, run again"
+        )
     found = json.loads(path.read_text(encoding="utf-8"))
     name, accuracy = _accuracy(found["results"].get(task, {}), task, metric)
     costs = list(found["config"].get("decoding", {}).values())
@@ -57,13 +62,6 @@ def read_result(folder: Path, point: Point, task: str, metric: str | None) -> Re
         totals["tokens"] / forwards if forwards else 0.0,
         *(totals[cost] / answers for cost in ("forwards", "tokens", "revised", "seconds")),
     )
-
-
-def _newest(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.rglob(pattern), key=lambda file: file.stat().st_mtime)
-    if not found:
-        raise ValueError(f"{folder}: lm_eval left no {pattern} there: remove the folder, run again")
-    return found[-1]
 
 
 def _accuracy(results: Mapping[str, Any], task: str, metric: str | None) -> tuple[str, float]:
