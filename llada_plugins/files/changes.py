@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Change(NamedTuple):
+    """Both values of one name; None where it has none."""
+
+    then: Any
+    now: Any
+
+
+def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Change]:
+    """Everything in nested mappings that differs, by its dotted name."""
+    old, new = dict(_leaves(then)), dict(_leaves(now))
+    both = {name: Change(old.get(name), new.get(name)) for name in {**old, **new}}
+    return {name: change for name, change in both.items() if change.then != change.now}
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Dotted name -> "name was 1, is 2" of everything in nested mappings that differs."""
-    old, new = dict(_leaves(then)), dict(_leaves(now))
     return {
-        name: f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
+        name: f"{name} was {change.then!r}, is {change.now!r}"
+        for name, change in differing(then, now).items()
     }
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -111,7 +111,7 @@ def _compared(
             lines.append(f"{task}: {name} {value} equal")
         else:
             lines.append(f"{task}: {name} {value} then, {now.get(name)} now")
-    return lines, all(line.endswith(" equal") for line in lines)
+    return lines, all(value == now.get(name) for name, value in before.items())
 
 
 # --- OpenCompass

@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from llada_plugins.engine.asked import Asked, Folders
 from llada_plugins.engine.identity import digest
 from llada_plugins.engine.record_options import RecordOptions
+from llada_plugins.files.changes import differing
 from llada_plugins.files.digests import SHORT, text_digest, weights_digest
 from llada_plugins.files.installation import PACKAGE, installed
 from llada_plugins.models.placement import pick_device
@@ -138,11 +139,9 @@ def _git(root: Path, *words: str) -> str:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two states, a line for each value."""
-    flat_before, flat_now = dict(_flat(before)), dict(_flat(now))
     return [
-        f"{name}: {_told(flat_before.get(name))} then, {_told(flat_now.get(name))} now"
-        for name in dict.fromkeys([*flat_before, *flat_now])
-        if flat_before.get(name) != flat_now.get(name)
+        f"{name}: {_told(change.then)} then, {_told(change.now)} now"
+        for name, change in differing(before, now).items()
     ]
 
 
@@ -150,14 +149,6 @@ def identity(state: Mapping[str, Any], asked: Any) -> str:
     """A name for all runs of this state that are asked the same."""
     both = json.dumps([state, asked], sort_keys=True, default=str)
     return hashlib.sha256(both.encode()).hexdigest()[:SHORT]
-
-
-def _flat(value: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
-    for key, each in value.items():
-        if isinstance(each, Mapping):
-            yield from _flat(each, f"{name}{key}.")
-        else:
-            yield f"{name}{key}", each
 
 
 def _told(value: Any) -> str:
