@@ -7,8 +7,6 @@ refused before the first is given.
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,16 +18,22 @@ from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 from llada_plugins.engine.config import NOT_IDENTITY
 from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.request import Completion
-from llada_plugins.provenance.manifest import FOLDER, Recorder, locked, plain, write_manifest
+from llada_plugins.provenance.manifest import (
+    Recorder,
+    locked,
+    place_in_run,
+    plain,
+    stored,
+    write_manifest,
+)
 from llada_plugins.provenance.origins import option_origins
 from llada_plugins.provenance.state import differences
 
-from .opencompass_tasks import infer_task, uncut_name
+from .opencompass_tasks import infer_task, last_cut, uncut_name
 from .statistics import Totals, statistics
 
 # sections of a state that may differ between processes of one run
 MAY_DIFFER = ("versions", "git_commit", "device")
-LAST_CUT = re.compile(r"\[(\d+): ?(\d+)\]$")
 
 
 class TaskManifest:
@@ -49,7 +53,7 @@ class TaskManifest:
         run = Path(frame.f_locals["self"].work_dir)
         name = model_abbr_from_cfg(model)
         self._predictions = run / "predictions" / name
-        self._path = run / FOLDER / f"{name}.json"
+        self._path = place_in_run(run, name)
         self._begin(frame.f_locals["dataset_cfgs"])
 
     def add(self, completions: Iterable[Completion]) -> None:
@@ -72,7 +76,7 @@ class TaskManifest:
         assert self._path is not None
         parts = {dataset_abbr_from_cfg(each): part_of(each) for each in datasets}
         with locked(self._path):
-            before = self._read()
+            before = stored(self._path)
             kept = self._kept(before, parts) if before else {}
             options = option_origins(self._recorder.engine, self._told())
             run = {"entry": self._entry, "model": self._path.stem}
@@ -105,8 +109,8 @@ class TaskManifest:
     def _update(self, name: str, part: Mapping[str, Any]) -> None:
         assert self._path is not None
         with locked(self._path):
-            found = self._read()
-            if found is None:  # somebody removed the run's folder
+            found = stored(self._path)
+            if not found:  # somebody removed the run's folder
                 return
             parts = found["parts"] = {**found["parts"], name: part}
             found["wall_seconds"] = sum(each.get("seconds", 0.0) for each in parts.values())
@@ -114,15 +118,9 @@ class TaskManifest:
 
     def _earlier(self, name: str) -> Totals:
         """What a run before a resumed one has decoded of a part."""
-        found = self._read() or {"parts": {}}
-        sums = found["parts"].get(name, {}).get("decoding", {})
-        return Totals(**{key: each for key, each in sums.items() if key in vars(Totals())})
-
-    def _read(self) -> dict[str, Any] | None:
         assert self._path is not None
-        if not self._path.is_file():
-            return None
-        return dict(json.loads(self._path.read_text(encoding="utf-8")))
+        sums = stored(self._path).get("parts", {}).get(name, {}).get("decoding", {})
+        return Totals(**{key: each for key, each in sums.items() if key in vars(Totals())})
 
     def _told(self) -> dict[str, str]:
         return dict.fromkeys(self._recorder.engine.asked.explicit, "config file")
@@ -175,8 +173,8 @@ def check_parts(
 
 def _size(part: Mapping[str, Any]) -> int | None:
     """Rows of a part, as its last range says; None of a data set that is whole."""
-    cut = LAST_CUT.search(part["rows"] or "")
-    return int(cut[2]) - int(cut[1]) if cut else None
+    cut = last_cut(part["rows"])
+    return None if cut is None else len(cut)
 
 
 def _recut(name: str, before: str | None, now: str | None, path: Path) -> str:

@@ -171,8 +171,14 @@ def uncut_name(config: Mapping[str, Any]) -> str:
     """A data set's abbr without the number of the part into which a partitioner cut it."""
     abbr = dataset_abbr_from_cfg(config)
     part = re.fullmatch(r"(.+)_(\d+)", abbr)
-    cut = re.search(r"\[(\d+): ?(\d+)\]$", str(config["reader_cfg"].get("test_range") or ""))
+    cut = last_cut(config["reader_cfg"].get("test_range"))
     # part k begins at k times its size
-    if part and cut and int(cut[1]) == int(part[2]) * (int(cut[2]) - int(cut[1])):
+    if part and cut is not None and cut.start == int(part[2]) * len(cut):
         return part[1]
     return abbr
+
+
+def last_cut(test_range: Any) -> range | None:
+    """The rows of a part, as a partitioner puts them at the end of test_range; None without one."""
+    cut = re.search(r"\[(\d+): ?(\d+)\]$", str(test_range or ""))
+    return range(int(cut[1]), int(cut[2])) if cut else None

@@ -100,6 +100,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return raw
 
 
+def place_in_run(run: Path, model: str) -> Path:
+    """Where the manifest of a model, by its abbr, stands in a run of OpenCompass."""
+    return run / FOLDER / f"{model}.json"
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """What a run left in that place, unchecked; {} where it left nothing."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write one whole, in the place of what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)

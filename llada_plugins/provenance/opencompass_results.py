@@ -21,7 +21,7 @@ from llada_plugins.options.fields import names
 from llada_plugins.sampling import published
 from llada_plugins.settings.table import OpenCompassTask, Preset, all_presets
 
-from .manifest import FOLDER, plain
+from .manifest import place_in_run, plain, stored
 from .rerun import metrics
 from .runs import Run
 from .state import differences
@@ -106,16 +106,13 @@ def _run(
     assert method is not None
     asked = Asked(method, _explicit(method, model))
     nearest = _nearest(datasets, presets, asked.preset)
-    path = folder / FOLDER / f"{abbr}.json"
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    manifest = stored(place_in_run(folder, abbr))
     own = [_data_set(folder, abbr, each, nearest.task) for each in datasets]
     problems = [problem for each in own for problem in each.problems]
     answered = sum(each.answers for each in own)
     if answered:
         problems += _otherwise(abbr, manifest, asked)
     scores = [each.score for each in own if each.score is not None]
-    entry = manifest.get("run", {}).get("entry", {})
-    chat = entry.get("chat", model.get("chat", asked.preset.chat if asked.preset else False))
     run = Run(
         harness="opencompass",
         task=f"{abbr} {_title(datasets)}",
@@ -125,7 +122,7 @@ def _run(
         score=sum(scores) / len(scores) if scores and len(scores) == len(own) else None,
         metric=", ".join(nearest.task.metrics),
         questions=answered or None,
-        chat=bool(chat),
+        chat=_chats(manifest, model, asked),
         template=manifest.get("template"),
         dtype=_dtype(manifest, asked),
         versions=manifest.get("state", {}).get("versions", {}),
@@ -176,6 +173,13 @@ def _family_of(name: str) -> str | None:
         ),
         None,
     )
+
+
+def _chats(manifest: Mapping[str, Any], model: Mapping[str, Any], asked: Asked) -> bool:
+    """Were prompts chats? What the manifest says, else the entry, else its preset."""
+    entry = manifest.get("run", {}).get("entry", {})
+    of_preset = asked.preset is not None and asked.preset.chat
+    return bool(entry.get("chat", model.get("chat", of_preset)))
 
 
 def _dtype(manifest: Mapping[str, Any], asked: Asked) -> str | None:

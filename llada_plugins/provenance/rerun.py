@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from llada_plugins.engine.asked import Asked
 from llada_plugins.files.newest import newest
 
-from .manifest import FOLDER, plain, read_manifest
+from .manifest import FOLDER, place_in_run, plain, read_manifest, stored
 from .state import differences, state
 
 LM_EVAL, OPENCOMPASS = "lm-eval", "OpenCompass"
@@ -146,8 +146,7 @@ def _again_in_opencompass(found: Mapping[str, Any], path: Path, folder: Path) ->
 
 def predictions(run: Path, model: str) -> dict[str, list[Any]]:
     """The answers of a model by data set, in the order of its rows, whatever parts it has."""
-    manifest = run / FOLDER / f"{model}.json"
-    parts = json.loads(manifest.read_text(encoding="utf-8"))["parts"] if manifest.is_file() else {}
+    parts = stored(place_in_run(run, model)).get("parts", {})
     found: dict[str, list[tuple[int, Path]]] = {}
     for path in (run / "predictions" / model).glob("*.json"):
         data = parts.get(path.stem, {}).get("data", path.stem)
