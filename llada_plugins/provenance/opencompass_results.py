@@ -157,22 +157,10 @@ def _explicit(method: str, model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sampler(asked: Asked, datasets: Sequence[Any]) -> dict[str, Any]:
     """The sampler's options; the answer's length is the data set's where they have none."""
-    family = next(filter(None, map(_family_of, asked.explicit)), "llada")
-    options = asked.sampler(family)
+    named = (published.sampler_with(name) for name in asked.explicit if name in published.NAMES)
+    options = asked.sampler(next(named, "llada"))
     length = datasets[0]["infer_cfg"]["inferencer"].get("max_out_len")
     return options if "gen_length" in options else {**options, "gen_length": length}
-
-
-def _family_of(name: str) -> str | None:
-    """Whose sampler has an option of that name, where it is none of ours."""
-    return next(
-        (
-            family
-            for family, each in published.SAMPLERS.items()
-            if name in each.renamed or name in each.special
-        ),
-        None,
-    )
 
 
 def _chats(manifest: Mapping[str, Any], model: Mapping[str, Any], asked: Asked) -> bool:

@@ -174,8 +174,9 @@ def native(options: Options, sampler: str) -> dict[str, Any]:
     published = SAMPLERS.get(sampler, NONE)
     for name in options:
         if name in INSTEAD and name not in {**published.renamed, **published.special}:
+            whose = SAMPLERS[sampler_with(name)].whose
             raise ValueError(
-                f"{name} is an option of {_whose(name)}'s sampler, and this checkpoint comes with "
+                f"{name} is an option of {whose}'s sampler, and this checkpoint comes with "
                 f"another: did you mean {INSTEAD[name]!r}?"
             )
     names = {**published.renamed, **published.shadowed}
@@ -189,10 +190,9 @@ def native(options: Options, sampler: str) -> dict[str, Any]:
     return {**published.implied, **published.read(theirs, own), **renamed, **own}
 
 
-def _whose(name: str) -> str:
-    """The first published sampler with an option of that name."""
-    having = (each for each in SAMPLERS.values() if name in {**each.renamed, **each.special})
-    return next(having).whose
+def sampler_with(name: str) -> str:
+    """The first published sampler with an option of that name, which is one of NAMES."""
+    return next(key for key, each in SAMPLERS.items() if name in {**each.renamed, **each.special})
 
 
 def _check_once(name: str, ours: str, own: Options) -> None:
