@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from llada_plugins.engine.asked import Asked
 from llada_plugins.files.newest import newest
+from llada_plugins.reports.answers import prediction_text
 
 from .manifest import FOLDER, place_in_run, plain, read_manifest, stored
 from .state import differences, state
@@ -161,8 +162,7 @@ def predictions(run: Path, model: str) -> dict[str, list[Any]]:
 def _rows(path: Path) -> list[Any]:
     """The predictions of a file, without what each of them cost."""
     rows = json.loads(path.read_text(encoding="utf-8")).values()
-    texts = [row.get("prediction") for row in rows]
-    return [text["prediction"] if isinstance(text, dict) else text for text in texts]
+    return [prediction_text(row.get("prediction")) for row in rows]
 
 
 def metrics(run: Path, model: str, data: str) -> dict[str, float]:

@@ -74,17 +74,22 @@ def _lmeval_answer(row: Any) -> Answer:
 
 def _read_opencompass(path: Path) -> Answers:
     rows = json.loads(path.read_text(encoding="utf-8")).values()
-    texts = {row["origin_prompt"]: _text(row["prediction"]) for row in rows}
-    results = path.parents[2] / "results" / path.parent.name / path.name
+    texts = {row["origin_prompt"]: prediction_text(row["prediction"]) for row in rows}
+    results = results_beside(path)
     accuracy = None
     if results.is_file():
         accuracy = json.loads(results.read_text(encoding="utf-8")).get("accuracy")
     return Answers(path, texts, None if accuracy is None else accuracy / 100)
 
 
-def _text(prediction: str | dict[str, Any]) -> str:
-    """A prediction as text, where record_stats=True put its costs beside it as well."""
+def prediction_text(prediction: Any) -> Any:
+    """A prediction of OpenCompass without the costs that record_stats=True puts beside it."""
     return prediction["prediction"] if isinstance(prediction, dict) else prediction
+
+
+def results_beside(predictions: Path) -> Path:
+    """Where OpenCompass puts the scores of the answers in a file of predictions."""
+    return predictions.parents[2] / "results" / predictions.parent.name / predictions.name
 
 
 def same_accuracy(first: Answers, second: Answers) -> bool:

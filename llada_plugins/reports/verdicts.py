@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from llada_plugins.engine.record_options import SUFFIX
 
+from .answers import prediction_text, results_beside
+
 FAILURES = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
@@ -82,16 +84,14 @@ def _lmeval(samples: Path) -> Iterator[_Graded]:
 def _opencompass(predictions: Path) -> Iterator[_Graded]:
     """Of the details that some evaluators write beside the score."""
     said = json.loads(predictions.read_text(encoding="utf-8"))
-    results = predictions.parents[2] / "results" / predictions.parent.name / predictions.name
-    details = json.loads(results.read_text(encoding="utf-8"))["details"]
+    details = json.loads(results_beside(predictions).read_text(encoding="utf-8"))["details"]
     if isinstance(details, list):
         details = {str(number): each for number, each in enumerate(details)}
     for number, row in said.items():
         right = details[number]["correct"]
         if isinstance(right, list) and len(right) == 1:
             right = right[0]
-        found = row["prediction"]
-        text = found["prediction"] if isinstance(found, dict) else found
+        text = prediction_text(row["prediction"])
         if isinstance(right, bool | int) and isinstance(text, str):
             yield _Graded(predictions.stem, None, int(number), text, bool(right))
 
