@@ -19,7 +19,7 @@ from llada_plugins.tasks.mathematics import Question
 from .engine import Completion, Engine, Request
 from .interval import wilson
 from .progress import progress
-from .record_options import SUFFIX
+from .record_options import SUFFIX, with_file
 from .request import QuestionId
 
 # tokens, unless gen_length says otherwise: the published length of LLaDA and LLaDA-R3 for MATH
@@ -81,9 +81,8 @@ def evaluate(config: EvaluateConfig, options: dict[str, Any]) -> str:
     mathematics.check_references(questions)
     with MetricsFile(Path(config.output), Row._fields) as metrics:
         metrics.expect(data=_digest(questions), instruction=config.instruction, until=config.until)
-        engine = Engine(
-            config.model, **{"gen_length": ANSWER_LENGTH, **_with_place(config, options)}
-        )
+        placed = with_file(options, Path(config.output).with_suffix(f".{SUFFIX}"))
+        engine = Engine(config.model, **{"gen_length": ANSWER_LENGTH, **placed})
         chat = config.chat == "true"
         if config.chat == "auto":
             chat = bool(engine.tokenizer.chat_template)
@@ -94,13 +93,6 @@ def evaluate(config: EvaluateConfig, options: dict[str, Any]) -> str:
         rows += _answer_missing(engine, metrics, questions[: config.limit], done, config, chat)
     within = [row for row in rows if config.limit is None or int(row["index"]) < config.limit]
     return summary(config.output, within)
-
-
-def _with_place(config: EvaluateConfig, options: dict[str, Any]) -> dict[str, Any]:
-    """The options; with a file beside the metrics where record names none."""
-    if options.get("record") is None or options.get("record_file") is not None:
-        return options
-    return {**options, "record_file": str(Path(config.output).with_suffix(f".{SUFFIX}"))}
 
 
 def _answer_missing(

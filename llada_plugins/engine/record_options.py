@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from llada_plugins.options.fields import Options, arg
 
@@ -53,3 +53,10 @@ class RecordOptions(Options):
             )
         if self.record_file is not None and Path(self.record_file).is_dir():
             raise ValueError(f"record_file={self.record_file!r} is a folder: give a file in it")
+
+
+def with_file(options: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """The options; with this file, if there is one, where they want a record and name none."""
+    if file is None or options.get("record") is None or options.get("record_file") is not None:
+        return options
+    return {**options, "record_file": str(file)}

@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.loggers import EvaluationTracker
 
-from llada_plugins.engine.record_options import SUFFIX
+from llada_plugins.engine.record_options import SUFFIX, with_file
 from llada_plugins.engine.request import QuestionId
 
 from .frames import callers
@@ -18,10 +18,8 @@ from .lmeval_notes import repeats
 
 def with_place(options: dict[str, Any]) -> dict[str, Any]:
     """The options; with a file in lm-eval's output folder where record names none."""
-    if options.get("record") is None or options.get("record_file") is not None:
-        return options
     folder = samples_folder()
-    return options if folder is None else {**options, "record_file": str(folder / SUFFIX)}
+    return with_file(options, None if folder is None else folder / SUFFIX)
 
 
 def samples_folder() -> Path | None:

@@ -14,13 +14,12 @@ if TYPE_CHECKING:
 
 def with_place(options: dict[str, Any]) -> dict[str, Any]:
     """The options; with a file in the task's work folder where record names none."""
-    from llada_plugins.engine.record_options import SUFFIX
+    from llada_plugins.engine.record_options import SUFFIX, with_file
 
     frame = infer_task()
-    unsaid = options.get("record") is not None and options.get("record_file") is None
-    if not unsaid or frame is None:
+    if frame is None:
         return options
-    return {**options, "record_file": str(Path(frame.f_locals["self"].work_dir) / SUFFIX)}
+    return with_file(options, Path(frame.f_locals["self"].work_dir) / SUFFIX)
 
 
 def place_recorder(
