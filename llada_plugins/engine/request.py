@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from llada_plugins.diffusion.random_streams import request_key
@@ -88,15 +88,22 @@ def random_keys(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -
     So repeated sampling is not n times the same answer. The same prompt under other
     options is another request, not a repeat.
     """
-    seen: Counter[Request] = Counter()
     keys = []
-    for request, prompt in zip(requests, prompts):
-        asked = request._replace(id=None)
-        repeat = seen[asked]
-        seen[asked] += 1
+    repeats = occurrences(request._replace(id=None) for request in requests)
+    for request, prompt, repeat in zip(requests, prompts, repeats):
         told_apart = [[repeat]] if repeat else []
         keys.append(request_key(request.sampler.seed, prompt, *told_apart, *request.stream))
     return keys
+
+
+def occurrences(values: Iterable[Hashable]) -> list[int]:
+    """Of each value, how many equal ones come before it."""
+    seen: Counter[Hashable] = Counter()
+    numbers = []
+    for value in values:
+        numbers.append(seen[value])
+        seen[value] += 1
+    return numbers
 
 
 def groups(encoded: Iterable[Encoded]) -> list[Group]:

@@ -10,7 +10,6 @@ no answer is there, hands over every request. Likelihoods are looked up by lm-ev
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, hash_args
 from sqlitedict import SqliteDict
 
+from llada_plugins.engine.request import occurrences
 from llada_plugins.files.changes import changes
 
 from .statistics import Statistics
@@ -82,13 +82,11 @@ class RepeatHook(CacheHook):
 
     def places(self, requests: Sequence[Instance]) -> list[Place]:
         """Of each request of a call of generate_until."""
-        seen: Counter[str] = Counter()
-        found = []
-        for request in requests:
-            key = hash_args(ANSWERS, request.args)
-            found.append(Place(seen[key], self._finished(request, key, seen[key])))
-            seen[key] += 1
-        return found
+        keys = [hash_args(ANSWERS, request.args) for request in requests]
+        return [
+            Place(number, self._finished(request, key, number))
+            for request, key, number in zip(requests, keys, occurrences(keys))
+        ]
 
     def _finished(self, request: Instance, key: str, number: int) -> Finished | None:
         if request.args[1].get("do_sample"):

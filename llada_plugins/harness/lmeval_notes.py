@@ -8,6 +8,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
+from llada_plugins.engine.request import occurrences
 from llada_plugins.likelihood.estimate import LogLikelihood
 
 Note = dict[str, Any]
@@ -42,12 +43,7 @@ def repeats(requests: Sequence[Instance]) -> list[int]:
     lm-eval asks a request as often as its task says, and on a process with fewer
     requests than others some more, whose answers count for nothing.
     """
-    seen: dict[int, int] = defaultdict(int)
-    numbers = []
-    for request in requests:
-        numbers.append(seen[id(request)])
-        seen[id(request)] += 1
-    return numbers
+    return occurrences(map(id, requests))
 
 
 def counts(request: Instance, number: int) -> bool:

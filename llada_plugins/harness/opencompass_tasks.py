@@ -8,7 +8,6 @@ without it. Not for how a prompt reads, nor for what is answered.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -106,15 +105,14 @@ def repeats(now: Asking) -> Repeats:
     them get one prompt. Where they are not known, every row counts as a repeat of the
     first, so that none gets the random numbers of another.
     """
+    from llada_plugins.engine.request import occurrences
+
     test, frame = now.retriever.test_ds, infer_task()
     config = frame.f_locals["self"].dataset_cfg if frame else None
     whole, kept = _uncut(test, config)
     columns = _columns(now.template, test.column_names, now.retriever.dataset_reader.output_column)
-    seen: Counter[str] = Counter()
-    numbers = []
-    for row in whole.select_columns(columns) if columns else [None] * len(whole):
-        numbers.append(seen[repr(row)])
-        seen[repr(row)] += 1
+    rows = whole.select_columns(columns) if columns else [None] * len(whole)
+    numbers = occurrences(map(repr, rows))
     kept_numbers = [numbers[row] for row in kept]
     if frame is None or config is None:
         return Repeats("", kept_numbers)
