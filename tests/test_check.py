@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -243,6 +244,24 @@ def test_tasks_that_failed_are_told_whatever_opencompass_exits_with(work_dir, ca
 def test_an_evaluation_that_failed_is_told(work_dir):
     shutil.rmtree(work_dir / "results")
     assert "gsm8k: no score: see" in told(work_dir)
+
+
+@pytest.mark.parametrize(
+    "torn", ["predictions/base/gsm8k.json", "results/base/gsm8k.json", "manifests/base.json"]
+)
+def test_a_torn_file_is_named(work_dir, capsys, torn):
+    path = work_dir / torn
+    path.write_text(path.read_text()[:-1])
+    assert door.main([str(work_dir)]) == 2
+    assert f"{path} cannot be read: not JSON" in capsys.readouterr().err
+
+
+def test_a_preset_that_is_unknown_is_told_in_one_line(work_dir, capsys):
+    config = work_dir / "configs" / "a.py"
+    text = config.read_text().replace(GSM8K, "llada-8b-base/chess")
+    config.write_text(re.sub("path='[^']*', ", "", text))
+    assert door.main([str(work_dir)]) == 2
+    assert "llada-8b-base/chess" in capsys.readouterr().err
 
 
 def test_rows_that_a_remembered_size_left_out_are_told(work_dir):

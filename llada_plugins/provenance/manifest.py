@@ -19,6 +19,7 @@ from typing import Any
 from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.identity import of_model
 from llada_plugins.files.atomic import write_whole
+from llada_plugins.files.foreign_json import load
 from llada_plugins.files.json_files import OBJECT, TEXT, check, read_json, record, whole
 
 from .origins import ends
@@ -107,7 +108,7 @@ def place_in_run(run: Path, model: str) -> Path:
 
 def stored(path: Path) -> dict[str, Any]:
     """What a run left in that place, unchecked; {} where it left nothing."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return dict(load(path)) if path.is_file() else {}
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import fnmatch
 import importlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,10 @@ from mmengine.config import Config
 from opencompass.utils import dataset_abbr_from_cfg, get_prompt_hash, model_abbr_from_cfg
 
 from llada_plugins.engine.asked import Asked, option_classes
+from llada_plugins.files.foreign_json import load
 from llada_plugins.options.fields import names
 from llada_plugins.sampling import published
-from llada_plugins.settings.table import OpenCompassTask, Preset, all_presets
+from llada_plugins.settings.table import OpenCompassTask, Preset, all_presets, find
 
 from .manifest import place_in_run, plain, stored
 from .rerun import metrics
@@ -149,7 +149,7 @@ def _explicit(method: str, model: Mapping[str, Any]) -> dict[str, Any]:
     if model.get("path") is not None:
         found["pretrained"] = model["path"]
     elif found.get("preset"):
-        found["pretrained"] = all_presets()[found["preset"]].pretrained
+        found["pretrained"] = find(found["preset"]).pretrained
     if model.get("max_seq_len") is not None:
         found["max_length"] = model["max_seq_len"]
     return found
@@ -196,7 +196,7 @@ def _data_set(
     begun = re.compile(rf"tmp_{re.escape(name)}(_\d+)?\.jsonl?")
     present = sorted(place.iterdir()) if place.is_dir() else []
     files = [path for path in present if whole.fullmatch(path.name)]
-    rows = [row for path in files for row in json.loads(path.read_text("utf-8")).values()]
+    rows = [row for path in files for row in load(path).values()]
     problems = list(_row_problems(folder, abbr, name, dataset, rows))
     if any(begun.fullmatch(path.name) for path in present):
         problems.append(f"{name}: answers are unfinished (tmp_*): go on with -r")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llada_plugins.engine.asked import Asked
+from llada_plugins.files.foreign_json import load
 from llada_plugins.files.newest import newest
 from llada_plugins.reports.answers import prediction_text
 
@@ -161,8 +161,7 @@ def predictions(run: Path, model: str) -> dict[str, list[Any]]:
 
 def _rows(path: Path) -> list[Any]:
     """The predictions of a file, without what each of them cost."""
-    rows = json.loads(path.read_text(encoding="utf-8")).values()
-    return [prediction_text(row.get("prediction")) for row in rows]
+    return [prediction_text(row.get("prediction")) for row in load(path).values()]
 
 
 def metrics(run: Path, model: str, data: str) -> dict[str, float]:
@@ -170,8 +169,7 @@ def metrics(run: Path, model: str, data: str) -> dict[str, float]:
     path = run / "results" / model / f"{data}.json"
     if not path.is_file():
         return {}
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    return {name: value for name, value in raw.items() if isinstance(value, float | int)}
+    return {name: value for name, value in load(path).items() if isinstance(value, float | int)}
 
 
 def _run(command: Sequence[str]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llada_plugins.files.foreign_json import load
 from llada_plugins.files.jsonl import each_row
 
 
@@ -73,12 +73,12 @@ def _lmeval_answer(row: Any) -> Answer:
 
 
 def _read_opencompass(path: Path) -> Answers:
-    rows = json.loads(path.read_text(encoding="utf-8")).values()
+    rows = load(path).values()
     texts = {row["origin_prompt"]: prediction_text(row["prediction"]) for row in rows}
     results = results_beside(path)
     accuracy = None
     if results.is_file():
-        accuracy = json.loads(results.read_text(encoding="utf-8")).get("accuracy")
+        accuracy = load(results).get("accuracy")
     return Answers(path, texts, None if accuracy is None else accuracy / 100)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llada_plugins.engine.interval import Interval, wilson
+from llada_plugins.files.foreign_json import load
 from llada_plugins.files.jsonl import each_row
 from llada_plugins.files.newest import newest
 from llada_plugins.options.fields import coerce, names
@@ -38,7 +38,7 @@ def read_result(folder: Path, point: Point, task: str, metric: str | None) -> Re
         raise ValueError(
             f"{folder}: lm_eval left no results_*.json there: remove the folder, run again"
         )
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = load(path)
     name, accuracy = _accuracy(found["results"].get(task, {}), task, metric)
     costs = list(found["config"].get("decoding", {}).values())
     if not costs:
