@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llada_plugins.models.families import FAMILIES
+from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORDED = {"llada": GOLDEN / "llada", "remedi": GOLDEN / "remedi"}
@@ -108,6 +109,14 @@ def write_checkpoint(family: str, folder: Path) -> Path:
     shutil.copytree(recorded / "checkpoint", folder)
     rewrite(folder, **said)
     retensor(folder, change)
+    return folder
+
+
+def with_tokenizer(family: str, folder: Path) -> Path:
+    """A checkpoint of the family with the byte tokenizer, in a new folder."""
+    write_checkpoint(family, folder)
+    ids = byte_tokenizer(folder)
+    rewrite(folder, mask_token_id=ids[MASK], eos_token_id=ids[EOS], pad_token_id=ids[EOS])
     return folder
 
 

@@ -23,10 +23,8 @@ from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
 from llada_plugins.models.special_tokens import SpecialTokens
-from tests.family_checkpoints import rewrite, write_checkpoint
+from tests.family_checkpoints import with_tokenizer, write_checkpoint
 from tests.tolerance import likelihood_error, token_error
-from training.data.byte_tokenizer import EOS, byte_tokenizer
-from training.data.byte_tokenizer import MASK as MASK_TOKEN
 
 pytestmark = pytest.mark.floats
 
@@ -337,10 +335,7 @@ def test_every_familys_bound_is_enumerated_with_its_own_shift(family, tmp_path):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A checkpoint that may have either attention, with the byte tokenizer; for reading only."""
-    folder = write_checkpoint("a2d_qwen3", tmp_path_factory.mktemp("a2d") / "checkpoint")
-    ids = byte_tokenizer(folder)
-    rewrite(folder, mask_token_id=ids[MASK_TOKEN], eos_token_id=ids[EOS], pad_token_id=ids[EOS])
-    return folder
+    return with_tokenizer("a2d_qwen3", tmp_path_factory.mktemp("a2d") / "checkpoint")
 
 
 OPTIONS = dict(attention="block_causal", block_length=4, mc_num=15, device="cpu")

@@ -14,26 +14,17 @@ from llada_plugins.engine.engine import Engine
 from llada_plugins.files.json_files import read_json
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
-from tests.family_checkpoints import rewrite, write_checkpoint
+from tests.family_checkpoints import with_tokenizer
 from tests.small_training import short_run
 from tests.test_distributed import EPSILON, STEPS, gradients, losses, train
 from tests.test_distributed import flags as of_processes
 from tests.tolerance import twice_naive
 from training import merge, pretrain, remask_sft, router_sft, sft
-from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
 pytestmark = pytest.mark.floats
 
 BLOCKS = ["--attention", "block_causal", "--block_length", "4"]
 RUN = short_run(learning_rate=1e-3, max_steps=2)
-
-
-def with_tokenizer(family: str, folder: Path) -> Path:
-    """A checkpoint of the family with the byte tokenizer."""
-    write_checkpoint(family, folder)
-    ids = byte_tokenizer(folder)
-    rewrite(folder, mask_token_id=ids[MASK], eos_token_id=ids[EOS], pad_token_id=ids[EOS])
-    return folder
 
 
 @pytest.fixture(scope="module")

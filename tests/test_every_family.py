@@ -27,10 +27,9 @@ from llada_plugins.models.folder import TINY, read_config
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.lora import PREFIX, WEIGHTS
-from tests.family_checkpoints import retensor, rewrite, write_checkpoint
+from tests.family_checkpoints import retensor, with_tokenizer
 from tests.tolerance import likelihood_error, measured
 from training import merge, remask_sft, router_sft, sft
-from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
 pytestmark = pytest.mark.floats
 
@@ -66,10 +65,7 @@ def family(request) -> str:
 @pytest.fixture(scope="module")
 def checkpoint(family, tmp_path_factory) -> Path:
     """A checkpoint of the family with the byte tokenizer; for reading only."""
-    folder = write_checkpoint(family, tmp_path_factory.mktemp(family) / "checkpoint")
-    ids = byte_tokenizer(folder)
-    rewrite(folder, mask_token_id=ids[MASK], eos_token_id=ids[EOS], pad_token_id=ids[EOS])
-    return folder
+    return with_tokenizer(family, tmp_path_factory.mktemp(family) / "checkpoint")
 
 
 def load(folder: Path, **options: str | Path) -> LLaDA:

@@ -23,11 +23,10 @@ from llada_plugins.files import tensors
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.options.fields import names
 from llada_plugins.tasks import sudoku
-from tests.family_checkpoints import rewrite, write_checkpoint
+from tests.family_checkpoints import with_tokenizer
 from tests.small_training import short_run
 from training import remask_sft, sft
 from training.create_configs import COMMANDS
-from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 from training.loop import resuming as checkpoints
 from training.loop import trainer
 from training.runs.arguments import RunArguments
@@ -61,10 +60,7 @@ def files(tmp_path_factory, tiny_checkpoint) -> Path:
 @pytest.fixture(scope="module")
 def byte_a2d(tmp_path_factory) -> Path:
     """A checkpoint in transformers' own layout with the byte tokenizer."""
-    folder = write_checkpoint("a2d_qwen3", tmp_path_factory.mktemp("a2d") / "checkpoint")
-    ids = byte_tokenizer(folder)
-    rewrite(folder, mask_token_id=ids[MASK], eos_token_id=ids[EOS], pad_token_id=ids[EOS])
-    return folder
+    return with_tokenizer("a2d_qwen3", tmp_path_factory.mktemp("a2d") / "checkpoint")
 
 
 def flags(files: Path, out: Path, *more: str) -> list[str]:

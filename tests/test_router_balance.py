@@ -12,11 +12,10 @@ from llada_plugins.models.block import Block
 from llada_plugins.models.layer import Layer
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
-from tests.family_checkpoints import rewrite, write_checkpoint
+from tests.family_checkpoints import with_tokenizer, write_checkpoint
 from tests.small_training import short_run
 from tests.tolerance import rounding
 from training import sft
-from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 from training.loop import objectives
 from training.loop.router_balance import balanced, load_balance
 
@@ -118,9 +117,7 @@ def test_recomputed_layers_get_the_same_gradients(model):
 
 
 def test_the_command_balances_and_refuses_where_nothing_can_be(tmp_path, sudokus, tiny_checkpoint):
-    folder = write_checkpoint("llada_moe", tmp_path / "model")
-    ids = byte_tokenizer(folder)
-    rewrite(folder, mask_token_id=ids[MASK], eos_token_id=ids[EOS], pad_token_id=ids[EOS])
+    folder = with_tokenizer("llada_moe", tmp_path / "model")
     flags = short_run(max_steps=1, logging_steps=1, save_strategy="no")
     losses = []
     for coefficient in ("0", "0.01"):

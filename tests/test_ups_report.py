@@ -32,10 +32,8 @@ from llada_plugins.reports.ups_detection import (
 )
 from llada_plugins.reports.ups_plots import PLOTS
 from llada_plugins.reports.ups_problems import ReportOptions, TokenProblem
-from tests.family_checkpoints import rewrite, write_checkpoint
+from tests.family_checkpoints import with_tokenizer
 from tests.tolerance import rounding
-from training.data.byte_tokenizer import MASK as MASK_TOKEN
-from training.data.byte_tokenizer import byte_tokenizer
 
 pytestmark = pytest.mark.floats
 
@@ -311,9 +309,7 @@ def test_a_checkpoint_without_a_head_is_refused(tiny_checkpoint, data, tmp_path)
 
 
 def test_a_block_causal_model_is_refused_by_name(data, tmp_path):
-    folder = write_checkpoint("sdar", tmp_path / "sdar")
-    ids = byte_tokenizer(folder)
-    rewrite(folder, mask_token_id=ids[MASK_TOKEN])
+    folder = with_tokenizer("sdar", tmp_path / "sdar")
     model = load_model(folder, device="cpu")
     head = PolicyHead(model.config.d_model, 8)
     save_policy(head, tmp_path / "ups", backbone_fingerprint(model))
