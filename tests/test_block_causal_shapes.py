@@ -7,25 +7,31 @@ that goes token by token reads the stored tensors.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
+from tests.drawn_shapes import (
+    Config,
+    Shape,
+    Tensors,
+    draw_decoder,
+    head_width,
+    mlp_shapes,
+    projection_rows,
+    random_tensors,
+    write,
+)
 from tests.tolerance import largest, measured
 
 pytestmark = pytest.mark.floats
 
-Tensors = dict[str, Tensor]
-Config = dict[str, Any]
 LENGTH = 9
 
 
@@ -45,25 +51,11 @@ class Names:
 def draw_config(family: str, choose: random.Random) -> Config:
     """A config.json of the family, of any shape."""
     architecture, model_type, more = FAMILIES[family]
-    kv_heads, ratio = choose.choice([1, 2, 3]), choose.choice([1, 2, 4])
-    head_dim = choose.choice([4, 8, 12])
     config = {
         "architectures": [architecture],
         "model_type": model_type,
-        "num_attention_heads": kv_heads * ratio,
-        "num_key_value_heads": kv_heads,
-        "hidden_size": kv_heads * ratio * head_dim,
-        "intermediate_size": choose.choice([20, 33]),
-        "num_hidden_layers": choose.choice([2, 3]),
-        "vocab_size": choose.choice([40, 61]),
-        "rope_theta": choose.choice([100.0, 10000.0, 5e5]),
-        "rms_norm_eps": choose.choice([1e-4, 1e-3, 1e-2]),
-        "max_position_embeddings": 64,
-        "hidden_act": "silu",
-        "tie_word_embeddings": choose.random() < 0.5,
+        **draw_decoder(choose, num_layers=[2, 3], own_width=family != "fast_dllm_v2"),
     }
-    if family != "fast_dllm_v2":
-        config |= {"head_dim": head_dim, "hidden_size": choose.choice([16, 24, 40])}
     return config | more(choose, config)
 
 
@@ -119,15 +111,9 @@ def has_experts(config: Config, layer: int) -> bool:
 
 def draw_tensors(family: str, config: Config, generator: torch.Generator) -> Tensors:
     """Tensors of that config under their published names."""
-    width, vocabulary, names = (
-        config["hidden_size"],
-        config["vocab_size"],
-        Names(family == "llada2"),
-    )
-    head_dim = config.get("head_dim", width // config["num_attention_heads"])
-    q_rows = config["num_attention_heads"] * head_dim
-    kv_rows = config["num_key_value_heads"] * head_dim
-    shapes: dict[str, tuple[int, ...]] = {
+    width, vocabulary = config["hidden_size"], config["vocab_size"]
+    rows, names = projection_rows(config), Names(family == "llada2")
+    shapes: dict[str, Shape] = {
         f"{names.embedding}.weight": (vocabulary, width),
         "model.norm.weight": (width,),
     }
@@ -135,27 +121,26 @@ def draw_tensors(family: str, config: Config, generator: torch.Generator) -> Ten
         shapes["lm_head.weight"] = (vocabulary, width)
     for number in range(config["num_hidden_layers"]):
         layer = f"model.layers.{number}."
-        shapes[f"{layer}{names.out}.weight"] = (width, q_rows)
+        shapes[f"{layer}{names.out}.weight"] = (width, rows["q"])
         shapes[f"{layer}input_layernorm.weight"] = (width,)
         shapes[f"{layer}post_attention_layernorm.weight"] = (width,)
         if family == "llada2":
-            shapes[f"{layer}attention.query_key_value.weight"] = (q_rows + 2 * kv_rows, width)
-        for each, rows in () if family == "llada2" else zip("qkv", (q_rows, kv_rows, kv_rows)):
-            shapes[f"{layer}self_attn.{each}_proj.weight"] = (rows, width)
+            shapes[f"{layer}attention.query_key_value.weight"] = (sum(rows.values()), width)
+        for each in "" if family == "llada2" else "qkv":
+            shapes[f"{layer}self_attn.{each}_proj.weight"] = (rows[each], width)
             if family == "fast_dllm_v2":
-                shapes[f"{layer}self_attn.{each}_proj.bias"] = (rows,)
+                shapes[f"{layer}self_attn.{each}_proj.bias"] = (rows[each],)
         if family != "fast_dllm_v2":
-            shapes |= {f"{layer}{norm}.weight": (head_dim,) for norm in names.norms.values()}
-        shapes |= mlp_shapes(config, number, f"{layer}mlp.")
-    return {
-        name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 + (len(shape) == 1)
-        for name, shape in shapes.items()
-    }
+            shapes |= {
+                f"{layer}{norm}.weight": (head_width(config),) for norm in names.norms.values()
+            }
+        shapes |= shapes_of_layer(config, number, f"{layer}mlp.")
+    return random_tensors(shapes, generator)
 
 
-def mlp_shapes(config: Config, layer: int, mlp: str) -> dict[str, tuple[int, ...]]:
+def shapes_of_layer(config: Config, layer: int, mlp: str) -> dict[str, Shape]:
     width, mlps = config["hidden_size"], {mlp: config["intermediate_size"]}
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, Shape] = {}
     if has_experts(config, layer):
         number, hidden = config["num_experts"], config["moe_intermediate_size"]
         mlps = {f"{mlp}experts.{each}.": hidden for each in range(number)}
@@ -165,8 +150,7 @@ def mlp_shapes(config: Config, layer: int, mlp: str) -> dict[str, tuple[int, ...
         if config.get("num_shared_experts"):
             mlps[f"{mlp}shared_experts."] = hidden * config["num_shared_experts"]
     for name, hidden in mlps.items():
-        shapes |= {f"{name}{each}_proj.weight": (hidden, width) for each in ("gate", "up")}
-        shapes[f"{name}down_proj.weight"] = (width, hidden)
+        shapes |= mlp_shapes(name, hidden, width)
     return shapes
 
 
@@ -176,7 +160,7 @@ class Oracle:
     def __init__(self, family: str, config: Config, tensors: Tensors) -> None:
         self.family, self.config, self.tensors = family, config, tensors
         self.names = Names(family == "llada2")
-        self.width = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+        self.width = head_width(config)
         self.block = config.get("block_size") or config.get("bd_size") or 32
 
     def logits(self, ids: list[int], start: int = 0) -> Tensor:
@@ -294,8 +278,7 @@ def test_logits_of_any_shape_are_those_of_the_formulas(tmp_path: Path, family: s
     choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     config = draw_config(family, choose)
     tensors = draw_tensors(family, config, generator)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file(tensors, tmp_path / "model.safetensors")
+    write(tmp_path, config, tensors)
     model = load_model(tmp_path, device="cpu", dtype="float32")
     assert model.config.family == family
     ids = [choose.randrange(config["vocab_size"]) for _ in range(LENGTH)]

@@ -6,22 +6,29 @@ and tying are drawn, and an oracle that loops over heads and experts reads the s
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llada_plugins.models.loading import load_model
+from tests.drawn_shapes import (
+    Config,
+    Shape,
+    Tensors,
+    draw_decoder,
+    head_width,
+    mlp_shapes,
+    projection_rows,
+    random_tensors,
+    write,
+)
 from tests.tolerance import largest, twice_naive
 
 pytestmark = pytest.mark.floats
 
-Tensors = dict[str, Tensor]
 # architecture, model_type; has it q/k norms, q/k/v biases, experts, a width of heads of its own?
 KINDS: dict[str, tuple[str, str, set[str]]] = {
     "llada_moe": ("LLaDAMoEModelLM", "llada", {"norms", "experts"}),
@@ -33,30 +40,21 @@ KINDS: dict[str, tuple[str, str, set[str]]] = {
 }
 
 
-def draw_config(family: str, choose: random.Random) -> dict[str, Any]:
+def draw_config(family: str, choose: random.Random) -> Config:
     """A config.json of the family, of any shape."""
     architecture, model_type, has = KINDS[family]
-    kv_heads, ratio = choose.choice([1, 2, 3]), choose.choice([1, 2, 4])
-    head_dim = choose.choice([4, 8, 12])
     config = {
         "architectures": [architecture],
         "model_type": model_type,
-        "num_attention_heads": kv_heads * ratio,
-        "num_key_value_heads": kv_heads,
-        "hidden_size": kv_heads * ratio * head_dim,
-        "intermediate_size": choose.choice([20, 33]),
-        "num_hidden_layers": choose.choice([1, 3]),
-        "vocab_size": choose.choice([40, 61]),
-        "rope_theta": choose.choice([100.0, 10000.0, 5e5]),
-        "rms_norm_eps": choose.choice([1e-4, 1e-3, 1e-2]),
-        "max_position_embeddings": 64,
-        "hidden_act": "silu",
+        **draw_decoder(
+            choose,
+            num_layers=[1, 3],
+            own_width="head_dim" in has,
+            may_tie=family != "llada_moe",
+        ),
         "mask_token_id": 7,
         "eos_token_id": 3,
-        "tie_word_embeddings": family != "llada_moe" and choose.random() < 0.5,
     }
-    if "head_dim" in has:
-        config |= {"head_dim": head_dim, "hidden_size": choose.choice([16, 24, 40])}
     if "experts" in has:
         experts = choose.choice([3, 5, 8])
         config |= {
@@ -68,16 +66,11 @@ def draw_config(family: str, choose: random.Random) -> dict[str, Any]:
     return config
 
 
-def draw_tensors(family: str, config: dict[str, Any], generator: torch.Generator) -> Tensors:
+def draw_tensors(family: str, config: Config, generator: torch.Generator) -> Tensors:
     """Tensors of that config under their published names."""
     has, width, vocabulary = KINDS[family][2], config["hidden_size"], config["vocab_size"]
-    head_dim = config.get("head_dim", width // config["num_attention_heads"])
-    rows = {
-        "q": config["num_attention_heads"] * head_dim,
-        "k": config["num_key_value_heads"] * head_dim,
-        "v": config["num_key_value_heads"] * head_dim,
-    }
-    shapes: dict[str, tuple[int, ...]] = {
+    rows = projection_rows(config)
+    shapes: dict[str, Shape] = {
         "model.embed_tokens.weight": (vocabulary, width),
         "model.norm.weight": (width,),
     }
@@ -92,22 +85,20 @@ def draw_tensors(family: str, config: dict[str, Any], generator: torch.Generator
         if "biases" in has:
             shapes |= {f"{layer}self_attn.{each}_proj.bias": (rows[each],) for each in "qkv"}
         if "norms" in has:
-            shapes |= {f"{layer}self_attn.{each}_norm.weight": (head_dim,) for each in "qk"}
+            shapes |= {
+                f"{layer}self_attn.{each}_norm.weight": (head_width(config),) for each in "qk"
+            }
         mlps, hidden = [f"{layer}mlp."], config["intermediate_size"]
         if "experts" in has:
             shapes[f"{layer}mlp.gate.weight"] = (config["num_experts"], width)
             mlps = [f"{layer}mlp.experts.{each}." for each in range(config["num_experts"])]
             hidden = config["expert_intermediate_size"]
         for mlp in mlps:
-            shapes |= {f"{mlp}{each}_proj.weight": (hidden, width) for each in ("gate", "up")}
-            shapes[f"{mlp}down_proj.weight"] = (width, hidden)
-    return {
-        name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 + (len(shape) == 1)
-        for name, shape in shapes.items()
-    }
+            shapes |= mlp_shapes(mlp, hidden, width)
+    return random_tensors(shapes, generator)
 
 
-def naive_logits(config: dict[str, Any], tensors: Tensors, ids: list[int]) -> Tensor:
+def naive_logits(config: Config, tensors: Tensors, ids: list[int]) -> Tensor:
     """Logits (L, V) of one row, in the dtype of the tensors, head by head."""
     eps = config["rms_norm_eps"]
 
@@ -142,10 +133,10 @@ def naive_logits(config: dict[str, Any], tensors: Tensors, ids: list[int]) -> Te
     return norm(x, "model.norm") @ tensors[f"{head}.weight"].T
 
 
-def heads(config: dict[str, Any], tensors: Tensors, h: Tensor, layer: str, norm, linear) -> Tensor:
+def heads(config: Config, tensors: Tensors, h: Tensor, layer: str, norm, linear) -> Tensor:
     """What attention gives before its output projection, (L, heads x width)."""
     number, kv = config["num_attention_heads"], config["num_key_value_heads"]
-    width = config.get("head_dim", config["hidden_size"] // number)
+    width = head_width(config)
     position = torch.arange(len(h), dtype=h.dtype)[:, None]
     pairs = torch.arange(0, width, 2, dtype=h.dtype)
     angle = position * config["rope_theta"] ** (-pairs / width)  # (L, width / 2)
@@ -172,8 +163,7 @@ def test_logits_of_any_shape_are_those_of_the_formulas(tmp_path: Path, family: s
     choose, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     config = draw_config(family, choose)
     tensors = draw_tensors(family, config, generator)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file(tensors, tmp_path / "model.safetensors")
+    write(tmp_path, config, tensors)
     model = load_model(tmp_path, device="cpu", dtype="float32")
     assert model.config.family == family
     ids = [choose.randrange(config["vocab_size"]) for _ in range(11)]
