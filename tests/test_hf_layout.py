@@ -240,6 +240,12 @@ def test_tensors_that_do_not_fit_the_config_are_named(copied, family, change, pr
         ),
         ("dream", "a2d_qwen3", r"missing lm_head\.weight"),
         ("a2d_qwen3", "a2d_llama", r"missing model\.layers\.0\.self_attn\.k_norm\.weight"),
+        ("sdar", "fast_dllm_v2", r"missing model\.layers\.0\.self_attn\.k_norm\.weight"),
+        ("sdar", "llada2", r"missing model\.embed_tokens\.weight"),
+        ("llada2", "sdar", "named as those of illada or .* do not belong together$"),
+        ("llada2", "sdar_moe", r"missing model\.layers\.0\.attention\.dense\.weight"),
+        ("sdar_moe", "llada2_stacked", "named as those of .*llada2_stacked .* do not belong"),
+        ("fast_dllm_v2", "sdar", r"missing model\.layers\.0\.self_attn\.k_proj\.bias"),
     ],
 )
 def test_a_config_of_one_family_with_tensors_of_another_is_refused(
@@ -291,6 +297,10 @@ def test_what_the_published_router_does_not_read_is_told_but_loads(copied, caplo
         ("llada_moe", 157184, 156895, 156892),
         ("illada", 155136, 5, 2),
         ("dream", 152064, 151666, 151643),
+        ("sdar", 151936, 151669, 151643),
+        ("sdar_moe", 151936, 151669, 151643),
+        ("llada2", 157184, 156895, 156892),
+        ("fast_dllm_v2", 152064, 151665, 151645),
     ],
 )
 def test_published_ids_hold_where_nothing_names_others(copied, family, vocab_size, mask, eos):
