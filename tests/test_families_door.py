@@ -63,6 +63,15 @@ LLADA2_MINI = dict(
     fused_qkv=True,
     qk_norm=True,
 )
+QWEN2_7B = dict(
+    d_model=3584,
+    n_heads=28,
+    n_kv_heads=4,
+    n_layers=28,
+    mlp_hidden_size=18944,
+    vocab_size=152064,
+    include_qkv_bias=True,
+)
 # of the published config.json
 SHAPES: dict[str, dict[str, Any]] = {
     "remedi": LLADA,
@@ -78,15 +87,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         vocab_size=155136,
         weight_tying=True,
     ),
-    "dream": dict(
-        d_model=3584,
-        n_heads=28,
-        n_kv_heads=4,
-        n_layers=28,
-        mlp_hidden_size=18944,
-        vocab_size=152064,
-        include_qkv_bias=True,
-    ),
+    "dream": QWEN2_7B,
     "a2d_qwen3": dict(
         d_model=1024,
         n_heads=16,
@@ -124,15 +125,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     ),
     "llada2": LLADA2_MINI,
     "llada2_stacked": LLADA2_MINI,
-    "fast_dllm_v2": dict(
-        d_model=3584,
-        n_heads=28,
-        n_kv_heads=4,
-        n_layers=28,
-        mlp_hidden_size=18944,
-        vocab_size=152064,
-        include_qkv_bias=True,
-    ),
+    "fast_dllm_v2": QWEN2_7B,
 }
 
 
