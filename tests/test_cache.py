@@ -354,20 +354,16 @@ def test_with_no_column_after_the_block_both_modes_are_one(subject, options):
 # ---- batches, and nothing stale
 
 
-@every_mode
-@every_decoder
-def test_an_answer_does_not_depend_on_the_batch_around_it(make_model, mode, options):
-    denoise, options = with_router(make_model()), {**options, "cache": mode}
+def check_any_batch(denoise: Denoiser, options: dict) -> None:
+    """An answer is the same whatever rows are decoded beside it."""
     together = run(denoise, PROMPTS, options)
     assert [run(denoise, [prompt], options)[0] for prompt in PROMPTS] == together
     assert run(denoise, PROMPTS[::-1], options)[::-1] == together
     assert all(MASK not in sample.answer for sample in together)
 
 
-@every_mode
-def test_rows_that_leave_the_batch_take_nothing_from_the_others(subject, mode):
-    denoise = subject.denoise
-    options = dict(gen_length=12, block_length=3, temperature=1.0, cache=mode)
+def check_leaving_rows(denoise: Denoiser, options: dict) -> None:
+    """Rows that end early, and those that take their places, are answered as alone."""
 
     def stop(answer: list[int]) -> bool:
         return sum(answer) % 3 == 0
@@ -378,6 +374,19 @@ def test_rows_that_leave_the_batch_take_nothing_from_the_others(subject, mode):
         run(denoise, [prompt], options, stop=stop, keys=[key])[0]
         for key, prompt in enumerate(PROMPTS * 2)
     ] == together
+
+
+@every_mode
+@every_decoder
+def test_an_answer_does_not_depend_on_the_batch_around_it(make_model, mode, options):
+    check_any_batch(with_router(make_model()), {**options, "cache": mode})
+
+
+@every_mode
+def test_rows_that_leave_the_batch_take_nothing_from_the_others(subject, mode):
+    check_leaving_rows(
+        subject.denoise, dict(gen_length=12, block_length=3, temperature=1.0, cache=mode)
+    )
 
 
 @every_mode

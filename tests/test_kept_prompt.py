@@ -27,6 +27,8 @@ from tests.test_cache import (
     SPECIAL,
     Inputs,
     both,
+    check_any_batch,
+    check_leaving_rows,
     every_decoder,
     hooked,
     run,
@@ -261,27 +263,13 @@ KEPT = [
 
 @every_decoder
 def test_an_answer_does_not_depend_on_the_batch_around_it(make_model, options):
-    denoise, options = with_router(make_model()), {**options, "cache": "dual", **KEPT[0]}
-    together = run(denoise, PROMPTS, options)
-    assert [run(denoise, [prompt], options)[0] for prompt in PROMPTS] == together
-    assert run(denoise, PROMPTS[::-1], options)[::-1] == together
-    assert all(MASK not in sample.answer for sample in together)
+    check_any_batch(with_router(make_model()), {**options, "cache": "dual", **KEPT[0]})
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=str)
 def test_rows_that_leave_and_join_batches_take_their_prompts_along(make_model, kept):
-    denoise = with_router(make_model())
     options = dict(gen_length=LENGTH, block_length=3, temperature=1.0, cache="dual", **kept)
-
-    def stop(answer: list[int]) -> bool:
-        return sum(answer) % 3 == 0
-
-    together = run(denoise, PROMPTS * 2, options, stop=stop, keys=range(8))
-    assert len({len(sample.answer) for sample in together}) > 1
-    assert [
-        run(denoise, [prompt], options, stop=stop, keys=[key])[0]
-        for key, prompt in enumerate(PROMPTS * 2)
-    ] == together
+    check_leaving_rows(with_router(make_model()), options)
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=str)
