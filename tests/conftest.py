@@ -25,7 +25,6 @@ from llada_plugins.models.bitower import BiTowerLLaDA
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import save_model
-from llada_plugins.tasks import sudoku
 from tests.llada_shape import LLADA
 from tests.siblings import is_sibling
 
@@ -149,13 +148,9 @@ def bi_tower(tiny_checkpoint, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def sudokus(tmp_path_factory) -> Path:
     """A JSONL file of twelve sudokus as prompt and completion; for reading only."""
-    path = tmp_path_factory.mktemp("sudokus") / "data.jsonl"
-    rows = [
-        {"prompt": puzzle, "completion": solution}
-        for puzzle, solution in sudoku.problems("train", 12)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    from tests.small_training import write_sudokus
+
+    return write_sudokus(tmp_path_factory.mktemp("sudokus") / "data.jsonl", 12)
 
 
 @pytest.fixture

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
+from llada_plugins.tasks import sudoku
 from tests.llada_shape import LLADA
 from training.data.examples import Example
 
@@ -46,6 +49,16 @@ def examples(num: int, seed: int = 0) -> list[Example]:
         Example(torch.randint(0, ORDINARY, (p + a,), generator=generator).tolist(), p)
         for p, a in zip(prompts, answers)
     ]
+
+
+def write_sudokus(path: Path, number: int) -> Path:
+    """A JSONL file of so many sudokus as prompt and completion."""
+    rows = [
+        {"prompt": puzzle, "completion": solution}
+        for puzzle, solution in sudoku.problems("train", number)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def flags(**given: object) -> list[str]:

@@ -24,7 +24,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 
 from llada_plugins.models.loading import load_model
-from llada_plugins.tasks import sudoku
+from tests.small_training import write_sudokus
 from tests.tolerance import float64_casts, rounding, token_error, twice_naive
 from training import remask_sft, sft
 from training.loop import trainer
@@ -45,11 +45,7 @@ HALF = ("--dtype", "bfloat16")
 def flags(tmp_path: Path, checkpoint: Path, out: Path, *more: str) -> list[str]:
     data = tmp_path / "data.jsonl"
     if not data.is_file():
-        rows = [
-            {"prompt": puzzle, "completion": solution}
-            for puzzle, solution in sudoku.problems("train", 24)
-        ]
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_sudokus(data, 24)
     return [
         "--model",
         str(checkpoint),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_plugins.tasks import sudoku
+from tests.small_training import write_sudokus
 from training.runs import restarts
 from training.runs.arguments import RunArguments
 
@@ -110,12 +110,7 @@ def wait_for(path: Path, processes: list[subprocess.Popen[bytes]], log: Path) ->
 
 
 def training(tmp_path: Path, checkpoint: Path, out: Path) -> list[str]:
-    data = tmp_path / "data.jsonl"
-    rows = [
-        {"prompt": puzzle, "completion": solution}
-        for puzzle, solution in sudoku.problems("train", 24)
-    ]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = write_sudokus(tmp_path / "data.jsonl", 24)
     return [
         *("-m", "training.sft", "--model", str(checkpoint), "--data", str(data)),
         *("--output_dir", str(out), "--per_device_train_batch_size", "2", "--use_cpu"),

@@ -33,6 +33,7 @@ from tests.small_training import (
     short_run,
     small_config,
     small_model,
+    write_sudokus,
 )
 from tests.tolerance import EPS64, largest, measured, rounding, token_error
 from training import remask_sft
@@ -379,12 +380,7 @@ RUN = ["--model", "tiny", *short_run(append_eos="false")]
 
 def command(tmp_path: Path, name: str = "out", *flags: str) -> Path:
     """A run of 4 updates on the tiny model; returns its output folder."""
-    data = tmp_path / "data.jsonl"
-    pairs = [
-        {"prompt": puzzle, "completion": solution}
-        for puzzle, solution in sudoku.problems("train", 24)
-    ]
-    data.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    data = write_sudokus(tmp_path / "data.jsonl", 24)
     remask_sft.main(
         [
             *RUN,
@@ -673,12 +669,7 @@ def test_two_processes_leave_what_one_leaves(tmp_path):
     """Files, metrics and one line of log an update; every process has noise of its own,
     so the numbers are others.
     """
-    data = tmp_path / "data.jsonl"
-    pairs = [
-        {"prompt": puzzle, "completion": solution}
-        for puzzle, solution in sudoku.problems("train", 66)
-    ]
-    data.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    data = write_sudokus(tmp_path / "data.jsonl", 66)
     samples = ["--incorrect_from", "samples", "--r_incorrect", "1"]
     for name, flags in (("frozen", samples), ("joint", ["--joint"]), ("lora", ["--lora"])):
         out = tmp_path / name

@@ -22,9 +22,8 @@ from safetensors.torch import load_file
 from llada_plugins.files import tensors
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.options.fields import names
-from llada_plugins.tasks import sudoku
 from tests.family_checkpoints import with_tokenizer
-from tests.small_training import short_run
+from tests.small_training import short_run, write_sudokus
 from training import remask_sft, sft
 from training.create_configs import COMMANDS
 from training.loop import resuming as checkpoints
@@ -49,11 +48,7 @@ def files(tmp_path_factory, tiny_checkpoint) -> Path:
     """A folder with a random model's checkpoint `model` and rows `data.jsonl`."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "model").symlink_to(tiny_checkpoint)
-    pairs = [
-        {"prompt": puzzle, "completion": solution}
-        for puzzle, solution in sudoku.problems("train", 12)
-    ]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    write_sudokus(folder / "data.jsonl", 12)
     return folder
 
 

@@ -16,7 +16,15 @@ from llada_plugins.diffusion.forward_process import EPS, mask_tokens
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
 from llada_plugins.tasks import sudoku
-from tests.small_training import EOS_ID, MASK_ID, VOCAB, examples, small_config, small_model
+from tests.small_training import (
+    EOS_ID,
+    MASK_ID,
+    VOCAB,
+    examples,
+    small_config,
+    small_model,
+    write_sudokus,
+)
 from tests.tolerance import measured, rounding, token_error
 from training import remask_sft, router_sft, sft
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
@@ -802,12 +810,7 @@ def test_help_tells_a_default_once_and_what_no_turns_off(capsys):
 
 
 def test_a_checkpoint_is_fine_tuned_on_a_file_by_command(tmp_path):
-    data = tmp_path / "data.jsonl"
-    rows = [
-        {"prompt": puzzle, "completion": solution}
-        for puzzle, solution in sudoku.problems("train", 8)
-    ]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = write_sudokus(tmp_path / "data.jsonl", 8)
     sft.main(
         [
             "--model",
