@@ -273,8 +273,8 @@ def test_overwrite_holds_for_the_first_start_alone(
 
 def test_launchers_without_an_id_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    mine = restarts.launch()
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    mine, parent = restarts.launch(), os.getppid()
+    monkeypatch.setattr(os, "getppid", lambda: parent + 1)
     assert mine is not None and restarts.launch() != mine
 
 
