@@ -6,10 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.loading import load_model
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks import nim, sudoku
+from tests.commands import stock
 from tests.tolerance import likelihood_error
 
 pytestmark = pytest.mark.floats
@@ -279,31 +277,11 @@ for row in [dict(datasets=datasets), *model_dataset_combinations]:
 """
 
 
-def run_stock(cwd: Path, *command: str) -> None:
-    """Run `python -m …` in cwd as a user would."""
-    variables = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HOME": str(cwd / "hf"),
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=cwd,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model, task", [("sudoku4", "sudoku4"), ("nim", "nim")])
 def test_stock_lm_eval_gives_the_engines_answers(tmp_path, model, task) -> None:
     pytest.importorskip("lm_eval")
-    run_stock(
+    stock(
         tmp_path,
         "lm_eval",
         "--model",
@@ -347,7 +325,7 @@ def test_the_stock_comparison_gives_the_engines_answers(tmp_path) -> None:
     pytest.importorskip("opencompass")
     shutil.copytree(CONFIGS, tmp_path / "configs")
     (tmp_path / "small.py").write_text(FIRST_SIX)
-    run_stock(tmp_path, "opencompass.cli.main", "small.py", "--debug")
+    stock(tmp_path, "opencompass.cli.main", "small.py", "--debug")
     summary = {
         row["dataset"]: row for row in csv.DictReader(next(tmp_path.rglob("summary_*.csv")).open())
     }

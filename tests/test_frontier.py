@@ -20,6 +20,7 @@ from llada_plugins.reports.frontier_curves import curves, leaderboard, rows, tab
 from llada_plugins.reports.frontier_points import Result, read_result
 from llada_plugins.reports.frontier_runs import Command, Places, Runs, last_line
 from llada_plugins.reports.sweep import Point, Sweep, grid, read_sweep
+from tests.commands import python
 
 ROOT = Path(frontier.__file__).parents[1]
 
@@ -302,7 +303,7 @@ def test_curves_of_a_grid_share_the_best_accuracy_seen():
 
 def command(output: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "llada_plugins.frontier", "--task", "sudoku4", "--include_path",
+        "-m", "llada_plugins.frontier", "--task", "sudoku4", "--include_path",
         str(ROOT / "configs/lmeval"), "--sweep", "threshold=0.6,0.95", "--limit", "12",
         "--batch_size", "12", "--device", "cpu", "--output", str(output), *more,
     ]  # fmt: skip
@@ -311,18 +312,18 @@ def command(output: Path, *more: str) -> list[str]:
 @pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = subprocess.run(
-        command(whole, "--jobs", "2"), capture_output=True, text=True, cwd=tmp_path
-    )
+    done = python(*command(whole, "--jobs", "2"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    killed = subprocess.Popen(command(parts), cwd=tmp_path, start_new_session=True)
+    killed = subprocess.Popen(
+        [sys.executable, *command(parts)], cwd=tmp_path, start_new_session=True
+    )
     while not (parts / "points" / "threshold=0.6").is_dir() and killed.poll() is None:
         time.sleep(0.2)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (parts / "frontier.json").exists()
     first = (parts / "points" / "threshold=0.6").stat().st_mtime_ns
-    again = subprocess.run(command(parts), capture_output=True, text=True, cwd=tmp_path)
+    again = python(*command(parts), cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
     assert (parts / "points" / "threshold=0.6").stat().st_mtime_ns == first  # not run again
 
@@ -343,6 +344,6 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
 def test_a_task_that_lm_eval_does_not_know_ends_in_one_line(tmp_path):
     words = command(tmp_path / "out")
     words[words.index("sudoku4")] = "sudoku5"
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    done = python(*words, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("error: threshold=0.6: lm_eval ended")
     assert "sudoku5" in done.stderr and done.stderr.count("\n") == 1

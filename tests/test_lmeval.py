@@ -5,11 +5,9 @@ order, batch size and number of processes.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -22,6 +20,7 @@ from lm_eval.tasks import TaskManager, get_task_dict  # noqa: E402
 from llada_plugins.engine.engine import Engine, Request  # noqa: E402
 from llada_plugins.lmeval_models import LLaDA  # noqa: E402
 from llada_plugins.tasks import sudoku  # noqa: E402
+from tests.commands import python  # noqa: E402
 from tests.tolerance import likelihood_error  # noqa: E402
 
 pytestmark = pytest.mark.floats
@@ -41,22 +40,8 @@ def generation(prompts: list[str], **gen_kwargs: object) -> list[Instance]:
 
 def run_lm_eval(
     *arguments: str, cwd: Path, launcher: tuple[str, ...] = ("-m", "lm_eval"), **environment: str
-) -> subprocess.CompletedProcess[str]:
-    variables = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HOME": str(cwd / "hf"),
-        **environment,
-    }
-    return subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        cwd=cwd,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+) -> CompletedProcess[str]:
+    return python(*launcher, *arguments, cwd=cwd, **environment)
 
 
 def sudoku_run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from llada_plugins.provenance.manifest import Recorder, read_manifest, write_man
 from llada_plugins.provenance.origins import names_after, option_origins
 from llada_plugins.provenance.rerun import changed, lm_eval_command
 from llada_plugins.provenance.state import differences
+from tests.commands import python
 
 ROOT = Path(__file__).parents[1]
 SUDOKU4 = ["--tasks", "sudoku4", "--include_path", str(ROOT / "configs/lmeval"), "--limit", "4"]
@@ -259,30 +259,20 @@ def test_differences_of_states_are_lines_with_both_values():
 def test_a_run_of_lm_eval_is_repeated_to_equality_and_a_change_is_seen(tmp_path):
     place = tmp_path / "first"
     words = ["--model", "llada", "--model_args", "steps=8", "--device", "cpu", *SUDOKU4]
-    done = command("lm_eval", *words, "--output_path", str(place), "--log_samples")
+    words += ["--output_path", str(place), "--log_samples"]
+    done = python("-m", "lm_eval", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = place.rglob("manifest_*.json")
-    again = command("llada_plugins.rerun", str(path), "--output", str(tmp_path / "second"))
+    rerun = ("-m", "llada_plugins.rerun", str(path))
+    again = python(*rerun, "--output", str(tmp_path / "second"), cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr[-3000:]
     assert "sudoku4: answers equal" in again.stdout
     found = read_manifest(path)
     found["results"]["sudoku4"]["acc,none"] += 0.25  # as if another model had made it
     found["state"]["versions"]["numpy"] = "1"
     write_manifest(path, found)
-    again = command("llada_plugins.rerun", str(path), "--output", str(tmp_path / "third"))
+    again = python(*rerun, "--output", str(tmp_path / "third"), cwd=tmp_path)
     assert again.returncode == 2 and "versions.numpy: 1 then" in again.stdout
-    again = command(
-        "llada_plugins.rerun", str(path), "--anyway", "--output", str(tmp_path / "third")
-    )
+    again = python(*rerun, "--anyway", "--output", str(tmp_path / "third"), cwd=tmp_path)
     assert again.returncode == 3, again.stderr[-3000:]
     assert "NOT equal" in again.stdout and "changed: versions.numpy" in again.stdout
-
-
-def command(module: str, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", module, *words],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )

@@ -7,10 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks import sudoku
+from tests.commands import stock
 
 pytestmark = pytest.mark.floats
 
@@ -447,31 +445,10 @@ def test_remedis_entry_has_its_published_schedule() -> None:
     assert entry["path"] == "maple-research-lab/RemeDi-Instruct"
 
 
-def run_stock(cwd: Path, *command: str) -> str:
-    """Run `python -m …` in cwd as a user would; returns what it printed."""
-    variables = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HOME": str(cwd / "hf"),
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=cwd,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
 @pytest.mark.slow
 def test_stock_lm_eval_gives_the_engines_answers(tmp_path, beside) -> None:
     pytest.importorskip("lm_eval")
-    printed = run_stock(
+    printed = stock(
         tmp_path,
         "lm_eval",
         "--model",
@@ -530,7 +507,7 @@ def test_the_stock_comparison_of_sources_gives_the_engines_answers(tmp_path) -> 
     pytest.importorskip("opencompass")
     shutil.copytree(CONFIGS, tmp_path / "configs")
     (tmp_path / "small.py").write_text(FIRST_TWELVE)
-    run_stock(tmp_path, "opencompass.cli.main", "small.py", "--debug")
+    stock(tmp_path, "opencompass.cli.main", "small.py", "--debug")
     (row,) = csv.DictReader(next(tmp_path.rglob("summary_*.csv")).open())
     problems = sudoku.problems("test", 12)
     sources = {

@@ -8,9 +8,8 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -36,6 +35,7 @@ from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.settings.table import find
 from llada_plugins.tasks import sudoku
 from llada_plugins.tasks.opencompass import Sudoku4Dataset, Sudoku4Evaluator
+from tests.commands import python
 from tests.tolerance import likelihood_error, token_error
 
 pytestmark = pytest.mark.floats
@@ -646,22 +646,9 @@ def test_stock_math500_reads_references_from_solutions_and_grades_with_math_veri
 
 def run_opencompass(
     cwd: Path, config: Path | str, *arguments: str, **environment: str
-) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "opencompass.cli.main", str(config), *arguments]
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-            **environment,
-        },
-    )
+) -> CompletedProcess[str]:
+    words = ("-m", "opencompass.cli.main", str(config), *arguments)
+    return python(*words, cwd=cwd, **{"PYTHONPATH": str(ROOT), **environment})
 
 
 def table(cwd: Path) -> list[dict[str, str]]:

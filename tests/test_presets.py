@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from llada_plugins.sampling import published
 from llada_plugins.settings import config_files, table
 from llada_plugins.settings.commands import lm_eval_command, opencompass_command
 from llada_plugins.settings.table import all_presets, chosen, find
+from tests.commands import python
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
@@ -290,17 +288,6 @@ def local_gsm8k(folder: Path) -> Path:
     return folder
 
 
-def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-
-
 @pytest.mark.slow
 def test_the_command_for_lm_eval_runs(tmp_path, roomy_checkpoint):
     words = shlex.split(lm_eval_command(find(BLOCK8)))
@@ -308,7 +295,7 @@ def test_the_command_for_lm_eval_runs(tmp_path, roomy_checkpoint):
     place = words.index("--model_args") + 1
     words[place] += f",pretrained={roomy_checkpoint}"
     include = ["--include_path", str(local_gsm8k(tmp_path)), "--limit", "2", "--device", "cpu"]
-    done = run([sys.executable, "-m", "lm_eval", *words, *include], tmp_path)
+    done = python("-m", "lm_eval", *words, *include, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     (found,) = tmp_path.rglob("results_*.json")
     results = json.loads(found.read_text(encoding="utf-8"))
@@ -323,9 +310,9 @@ def test_the_command_for_opencompass_runs(tmp_path, roomy_checkpoint):
     setting, program, config = command.replace('"', "").split(" ", 2)
     assert program == "opencompass"
     config = config.replace("$(python -m llada_plugins.configs)", str(ROOT / "configs"))
-    done = run(
-        [sys.executable, "-m", "opencompass.cli.main", config, "--debug", "-w", "out"],
-        tmp_path,
+    done = python(
+        *("-m", "opencompass.cli.main", config, "--debug", "-w", "out"),
+        cwd=tmp_path,
         **dict([setting.split("=", 1)]),
         LLADA_LIMIT="2",
         LLADA_GPUS="0",
