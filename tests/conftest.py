@@ -113,20 +113,25 @@ def make_model():
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory, make_model) -> Path:
-    """A checkpoint folder of a random model with the byte tokenizer; for reading only."""
+def make_checkpoint(tmp_path_factory, make_model):
+    """A function from LLaDAConfig fields to a folder of that model with the byte tokenizer."""
     from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
-    folder = tmp_path_factory.mktemp("tiny")
-    ids = byte_tokenizer(folder)
-    model = make_model(
-        vocab_size=max(ids.values()) + 1,
-        max_sequence_length=128,
-        mask_token_id=ids[MASK],
-        eos_token_id=ids[EOS],
-    )
-    save_model(model, folder)
-    return folder
+    def make(**fields) -> Path:
+        folder = tmp_path_factory.mktemp("tiny")
+        ids = byte_tokenizer(folder)
+        size = max(ids.values()) + 1
+        tokens = dict(vocab_size=size, mask_token_id=ids[MASK], eos_token_id=ids[EOS])
+        save_model(make_model(**{**tokens, **fields}), folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(make_checkpoint) -> Path:
+    """A checkpoint folder of a random model with the byte tokenizer; for reading only."""
+    return make_checkpoint(max_sequence_length=128)
 
 
 @pytest.fixture(scope="session")

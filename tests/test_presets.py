@@ -14,7 +14,6 @@ import yaml
 from llada_plugins import presets as door
 from llada_plugins.engine.asked import Asked
 from llada_plugins.engine.engine import Engine
-from llada_plugins.models.loading import save_model
 from llada_plugins.sampling import published
 from llada_plugins.settings import config_files, table
 from llada_plugins.settings.commands import lm_eval_command, opencompass_command
@@ -252,20 +251,9 @@ def test_data_sets_of_opencompass_have_the_names_that_the_table_says():
 
 
 @pytest.fixture(scope="module")
-def roomy_checkpoint(tmp_path_factory, make_model) -> Path:
+def roomy_checkpoint(make_checkpoint) -> Path:
     """A random model whose context holds examples and an answer of published length."""
-    from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
-
-    folder = tmp_path_factory.mktemp("roomy")
-    ids = byte_tokenizer(folder)
-    model = make_model(
-        vocab_size=max(ids.values()) + 1,
-        max_sequence_length=1024,
-        mask_token_id=ids[MASK],
-        eos_token_id=ids[EOS],
-    )
-    save_model(model, folder)
-    return folder
+    return make_checkpoint(max_sequence_length=1024)
 
 
 def local_gsm8k(folder: Path) -> Path:
