@@ -440,10 +440,6 @@ def two_runs(setting: Setting) -> str:
 
 
 TORCHRUN = ("torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", "3")
-ACCELERATE = (
-    *("accelerate.commands.launch", "--num_processes", "2", "--cpu", "--multi_gpu"),
-    *("--max_restarts", "3"),
-)
 FAULTS: dict[str, Callable[[Setting], str]] = {
     **{
         f"SIGKILLs of {harness}, {method}": kills(harness, method)
