@@ -64,9 +64,9 @@ class Row(NamedTuple):
     reference: str
     forwards: int
     prm_calls: int
-    seconds: float  # wall time of its batch, shared equally
+    seconds: float  # its share of the time of its steps, see metering.py
     prm_seconds: float  # of them, spent in the PRM
-    tokens: int  # before the end token
+    tokens: int  # as `counted_tokens` counts
     overlong: str  # truncated or skipped, where the question did not fit
     response: str
 
