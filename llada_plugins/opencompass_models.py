@@ -24,11 +24,7 @@ from llada_plugins.harness.opencompass_options import (
     of_preset,
     sampler_options,
 )
-from llada_plugins.harness.opencompass_processes import (
-    is_first_rank,
-    join_process_group,
-    of_first_rank,
-)
+from llada_plugins.harness.opencompass_processes import join_process_group, of_first_rank
 from llada_plugins.harness.opencompass_refusals import check_dataset
 from llada_plugins.harness.opencompass_streams import Streams
 from llada_plugins.harness.opencompass_tasks import dataset_configs, predictions_file
@@ -138,12 +134,14 @@ class LLaDA(LikelihoodModel):
         reject_unknown(options, [*own, *others, *NAMES], elsewhere=["batch_size"])
 
     def _load(self, path: str | None, options: dict[str, Any]) -> None:
+        from mmengine import dist
+
         from llada_plugins.engine.engine import Engine
 
         placed = with_place(options)
         self.engine = Engine(self.method, pretrained=path, **placed)
         self._record_beside_predictions = placed is not options
-        if not is_first_rank():
+        if not dist.is_main_process():
             self.engine.recorder = None  # every rank answers everything
         self.tokenizer = self.engine.tokenizer
 

@@ -22,10 +22,3 @@ def of_first_rank(inputs: Any) -> Any:
     values = [inputs]
     dist.broadcast_object_list(values, src=0)
     return values[0]
-
-
-def is_first_rank() -> bool:
-    """Is this rank 0, which alone writes files?"""
-    from mmengine import dist
-
-    return bool(dist.get_rank() == 0)
