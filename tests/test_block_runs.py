@@ -131,11 +131,12 @@ def test_what_has_no_meaning_is_refused_before_weights_are_read(
         main.main(given(a2d, sudokus, tmp_path / "out", *more))
 
 
-def test_a_model_from_scratch_has_no_blocks(tmp_path):
-    with pytest.raises(SystemExit, match="--block_length is of a --model"):
-        sft.main(
-            ["--preset", "sudoku4", "--block_length", "4", "--output_dir", str(tmp_path / "out")]
-        )
+@pytest.mark.parametrize("option", [("--block_length", "4"), ("--attention", "block_causal")])
+@pytest.mark.parametrize("main", [sft, pretrain])
+def test_a_model_from_scratch_has_no_blocks(tmp_path, sudokus, main, option):
+    data = {sft: ("--preset", "sudoku4"), pretrain: ("--dataset", str(sudokus))}
+    with pytest.raises(SystemExit, match=f"{option[0]} is of a --model"):
+        main.main([*data[main], *option, "--output_dir", str(tmp_path / "out")])
 
 
 @pytest.mark.slow

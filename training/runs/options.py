@@ -12,15 +12,16 @@ from .lora_adapters import LoRAOptions
 from .presets import PRESETS, ROUTER_PRESETS
 
 
-def check_block_length(length: int | None, model: str | None) -> None:
-    """Raise ValueError on a length of blocks that no model has."""
-    if length is not None and length < 1:
-        raise ValueError(f"--block_length must be at least 1, got {length}")
-    if length is not None and model is None:
-        raise ValueError(
-            "--block_length is of a --model, and models from scratch have full attention: leave it "
-            "out"
-        )
+def check_blocks(attention: Attention | None, block_length: int | None, model: str | None) -> None:
+    """Raise ValueError on an attention, or a length of blocks, that no model has."""
+    if block_length is not None and block_length < 1:
+        raise ValueError(f"--block_length must be at least 1, got {block_length}")
+    for name, value in (("attention", attention), ("block_length", block_length)):
+        if value is not None and model is None:
+            raise ValueError(
+                f"--{name} is of a --model, and presets and models from scratch have full "
+                "attention: leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class SFTOptions(Options):
         of_data = [name for name in names if getattr(self, name) is not None]
         if self.preset is not None and of_data:
             raise ValueError(f"a preset brings its own data: leave --{of_data[0]} out")
-        self._check_attention()
+        check_blocks(self.attention, self.block_length, self.model)
         if self.eval_data is not None and self.eval_split is not None:
             raise ValueError("--eval_data and --eval_split are alternatives: give one")
         if self.dtype != "float32" and self.preset is not None:
@@ -96,11 +97,6 @@ class SFTOptions(Options):
                 f"--dtype {self.dtype} is for weights that do not train, and here all do: leave it "
                 "out, or add --lora; --bf16 is mixed precision"
             )
-
-    def _check_attention(self) -> None:
-        if self.preset is not None and self.attention is not None:
-            raise ValueError("a preset's model has full attention: leave --attention out")
-        check_block_length(self.block_length, self.model)
 
     @property
     def freezes(self) -> bool:

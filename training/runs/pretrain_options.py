@@ -9,7 +9,7 @@ from llada_plugins.options.fields import arg
 from llada_plugins.sampling.config import SamplerConfig
 from training.data import corpus
 
-from .options import check_block_length
+from .options import check_blocks
 from .presets import PRETRAIN_PRESETS
 
 # of a model from scratch where no flag says otherwise
@@ -117,7 +117,7 @@ class PretrainOptions:
             )
         if self.dataset is None:
             raise ValueError("give --dataset FILE, FOLDER or NAME, or --preset NAME, which has one")
-        check_block_length(self.block_length, self.model)
+        check_blocks(self.attention, self.block_length, self.model)
         self._check_shape()
         if self.eval_data is not None and self.eval_split is not None:
             raise ValueError("--eval_data and --eval_split are alternatives: give one")
