@@ -109,14 +109,17 @@ def test_pretraining_goes_on_in_blocks_and_shows_a_sample(a2d, tmp_path, capsys)
     assert all(f"sample at step {step}: " in printed for step in range(3))
 
 
+WIDTH_ALONE = (
+    ["--block_length", "4"],
+    "--block_length 4 is for models with block-causal attention",
+)
+
+
 @pytest.mark.parametrize(
     "main, more, message",
     [
-        (
-            sft,
-            ["--block_length", "4"],
-            "--block_length 4 is for models with block-causal attention",
-        ),
+        (sft, *WIDTH_ALONE),
+        (pretrain, *WIDTH_ALONE),
         (sft, [*BLOCKS[:3], "0"], "--block_length must be at least 1, got 0"),
         (router_sft, BLOCKS, "has block-causal attention, where one block alone has masks"),
     ],
@@ -127,8 +130,11 @@ def test_what_has_no_meaning_is_refused_before_weights_are_read(
     monkeypatch.setattr(
         "llada_plugins.models.loading.load_weights", lambda *_, **__: pytest.fail("weights read")
     )
+    argv = given(a2d, sudokus, tmp_path / "out", *more)
+    if main is pretrain:
+        argv[argv.index("--data")] = "--dataset"
     with pytest.raises(SystemExit, match=message):
-        main.main(given(a2d, sudokus, tmp_path / "out", *more))
+        main.main(argv)
 
 
 @pytest.mark.parametrize("option", [("--block_length", "4"), ("--attention", "block_causal")])

@@ -123,10 +123,7 @@ def checkpoint_job(options: SFTOptions, arguments: RunArguments) -> AnswerJob:
     if options.data is None:
         raise ValueError("--model needs --data, a JSONL file or a hub name")
     assert options.model is not None
-    folder, vocab = checkpoint(options.model)
-    # refused before rows are tokenised
-    config = with_attention(read_config(folder), options.attention, str(folder))
-    with_blocks(config, options.block_length)
+    folder, vocab = checkpoint(options.model, options.attention, options.block_length)
     if options.seq_len is not None and not 0 < options.seq_len <= vocab.max_length:
         raise ValueError(
             f"--seq_len must be between 1 and the model's {vocab.max_length} tokens, got "
@@ -189,13 +186,17 @@ def _from_scratch(
 # --- models ---------------------------------------------------------------------------
 
 
-def checkpoint(pretrained: str) -> Checkpoint:
+def checkpoint(
+    pretrained: str, attention: Attention | None = None, block_length: int | None = None
+) -> Checkpoint:
     """The folder of a checkpoint with all the ids that training needs.
 
-    ValueError where one is missing.
+    ValueError where one is missing, or the model cannot have that attention and blocks of so
+    many tokens: before weights and data are read.
     """
     folder = resolve(pretrained, option="--model")
-    config = read_config(folder)
+    config = with_attention(read_config(folder), attention, str(folder))
+    with_blocks(config, block_length)
     special = special_tokens(folder, config)
     for field, token in (
         ("mask_token_id", special and special.mask),

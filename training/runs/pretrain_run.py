@@ -141,7 +141,7 @@ def _sources(options: PretrainOptions) -> list[corpus.Source]:
 
 
 def _from_checkpoint(name: str, options: PretrainOptions) -> Start:
-    folder, vocab = checkpoint(name)
+    folder, vocab = checkpoint(name, options.attention, options.block_length)
     model = trainable(folder, attention=options.attention, block_length=options.block_length)
     train_logits_alone(model)
     seq_len = options.seq_len or vocab.max_length
