@@ -458,6 +458,16 @@ def test_other_models_and_other_data_are_refused_by_name(files, whole, tmp_path,
     assert (expected / "run.json").read_text() == before
 
 
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"identity": ["model"]}'])
+def test_a_run_that_its_file_does_not_describe_is_not_resumed(tmp_path, text):
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="^--resume: .*run.json does not tell which run this is"):
+        checkpoints.begin(tmp_path, {}, {"model": "0"}, resume=True)
+    left = [path.read_text() for path in tmp_path.iterdir()]
+    assert left == ([] if text is None else [text])
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [

@@ -174,6 +174,15 @@ def _some(rows: Any) -> Iterable[Any]:
     return (rows[number] for number in range(0, total, max(1, total // IDENTITY_ROWS)))
 
 
+def description_of(output: Path) -> dict[str, Any]:
+    """What run.json in an output folder says of the run, {} where it says nothing."""
+    try:
+        run = json.loads((output / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return run if isinstance(run, dict) else {}
+
+
 def begin(
     output: Path, description: Mapping[str, Any], found: Mapping[str, str], *, resume: bool
 ) -> None:
@@ -185,14 +194,13 @@ def begin(
     `rows_of_update` are compared with what the run had.
     """
     if resume:
-        try:
-            run = json.loads((output / RUN).read_text(encoding="utf-8"))
-            before = run["identity"]
-        except (OSError, ValueError, KeyError):
+        run = description_of(output)
+        before = run.get("identity")
+        if not isinstance(before, dict):
             raise ValueError(
                 f"--resume: {output / RUN} does not tell which run this is: start again with "
                 "--overwrite"
-            ) from None
+            )
         _check_settings(output, run, json.loads(json.dumps(description)))
         for name, value in found.items():
             if before.get(name) != value:

@@ -6,7 +6,6 @@ machine was lost.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
 
-from training.loop.resuming import RUN
+from training.loop.resuming import description_of
 
 from .arguments import RunArguments
 
@@ -46,7 +45,8 @@ def go_on(arguments: RunArguments) -> None:
     if arguments.resume or (arguments.overwrite and not restarted):
         return
     folder = Path(arguments.output_dir)
-    if launch() is None or _begun_by(folder) != launch():
+    this = launch()
+    if this is None or description_of(folder).get(LAUNCH) != this:
         return
     if last := get_last_checkpoint(str(folder)):
         arguments.resume, arguments.overwrite = True, False
@@ -54,12 +54,3 @@ def go_on(arguments: RunArguments) -> None:
     elif not any(folder.glob(WEIGHTS)):
         arguments.overwrite = True
         logger.warning("started again by its launcher, before the first checkpoint: from the start")
-
-
-def _begun_by(folder: Path) -> str | None:
-    """The launch that run.json in the folder names."""
-    try:
-        name = json.loads((folder / RUN).read_text(encoding="utf-8")).get(LAUNCH)
-    except (OSError, ValueError, AttributeError):
-        return None
-    return name if isinstance(name, str) else None
