@@ -86,7 +86,7 @@ def gradients(loss: Tensor, model: LLaDA) -> Tensor:
 def test_the_loss_of_sft_is_that_of_every_block_alone(shifted):
     model, batch = small_model(**BLOCKS), answers()
     tokens, maskable = batch["input_ids"], batch["weight"] > 0
-    found = objectives.sft(MASK_ID, shifted, WIDTH)(model, batch, random_stream("noise"))
+    found = objectives.sft(MASK_ID, Reading(shifted, WIDTH))(model, batch, random_stream("noise"))
     block = (torch.arange(tokens.shape[1]) // WIDTH).expand_as(tokens)
     noisy = mask_tokens(tokens, maskable, MASK_ID, random_stream("noise"), block=block)
     expected = naive_loss(model, batch, noisy, shifted)
@@ -110,11 +110,11 @@ def test_the_loss_of_pretraining_is_that_of_every_block_alone(training, boundari
     first, second = tokens_of(5, 1), tokens_of(6, 2)
     rows = [[*first, EOS_ID, *second], tokens_of(9, 3)]
     batch = collate_rows(EOS_ID, boundaries)(rows)
-    objective = objectives.pretrain(MASK_ID, 0.0, block_length=WIDTH)
+    reading = Reading(block_length=WIDTH)
+    objective = objectives.pretrain(MASK_ID, 0.0, reading)
     found = objective(model, batch, random_stream("noise"))
     # what stands alone, by the places that it has in the batch
     places = [(0, 0, 6), (0, 6, 12)] if boundaries else [(0, 0, 12)]
-    reading = Reading(block_length=WIDTH)
     block = reading.blocks(batch["input_ids"], batch.get("attention_mask"))
     if training:
         noise = (batch["input_ids"], batch["weight"] > 0, MASK_ID, random_stream("noise"))
@@ -176,7 +176,11 @@ def test_the_loss_of_remask_sft_is_that_of_every_block_alone(training):
     options = dict(r_incorrect=0.8, lambda_ups=0.5, label_smoothing=0.05)
     replace = another_of(torch.arange(ORDINARY))
     objective = objectives.remask_sft(
-        MASK_ID, train_backbone=True, incorrect=lambda _: replace, block_length=WIDTH, **options
+        MASK_ID,
+        train_backbone=True,
+        incorrect=lambda _: replace,
+        reading=Reading(block_length=WIDTH),
+        **options,
     )
     found = objective(model, batch, random_stream("noise"))
     block = (torch.arange(tokens.shape[1]) // WIDTH).expand_as(tokens)
@@ -220,7 +224,7 @@ def test_columns_of_whole_prompt_blocks_have_no_noisy_copy():
         return forward(tokens, *rest, **more)
 
     model._run = watched
-    objectives.sft(MASK_ID, block_length=WIDTH)(model, batch, random_stream("noise"))
+    objectives.sft(MASK_ID, Reading(block_length=WIDTH))(model, batch, random_stream("noise"))
     # noisy: columns 12 to 19; clean: all but the last block
     assert seen == [(2, 8 + 18)]
 

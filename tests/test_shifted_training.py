@@ -21,7 +21,7 @@ from training.data.byte_tokenizer import byte_tokenizer
 from training.loop import objectives
 from training.loop.objectives import Objective
 from training.loop.random_streams import random_stream
-from training.loop.reading import predicting
+from training.loop.reading import Reading, predicting
 from training.runs import jobs
 from training.runs.policy_model import PolicyOutput
 
@@ -77,14 +77,14 @@ def remask(shifted: bool) -> Objective:
         label_smoothing=0.05,
         train_backbone=True,
         incorrect=lambda model: another_of(torch.arange(MASK)),
-        shifted=shifted,
+        reading=Reading(shifted),
     )
 
 
 OBJECTIVES = {
-    "sft": (lambda shifted: objectives.sft(MASK, shifted), nn.Identity),
-    "pretrain": (lambda shifted: objectives.pretrain(MASK, 0.0, shifted), nn.Identity),
-    "routed_sft": (lambda shifted: objectives.routed_sft(MASK, shifted), nn.Identity),
+    "sft": (lambda shifted: objectives.sft(MASK, Reading(shifted)), nn.Identity),
+    "pretrain": (lambda shifted: objectives.pretrain(MASK, 0.0, Reading(shifted)), nn.Identity),
+    "routed_sft": (lambda shifted: objectives.routed_sft(MASK, Reading(shifted)), nn.Identity),
     "remask_sft": (remask, Scored),
 }
 
@@ -123,12 +123,12 @@ def test_training_and_decoding_read_the_same_logits(tmp_path):
     """sft's loss of a Dream is the one of the denoiser's predictions."""
     folder = write_checkpoint("dream", tmp_path / "dream")
     model = jobs.trainable(folder).eval().requires_grad_(False)
-    assert FAMILIES[model.config.family].shift and jobs.shifted(model.config)
+    assert FAMILIES[model.config.family].shift and jobs.reading_of(model.config) == Reading(True)
     mask_id = jobs.mask_id(model.config)
     tokens = torch.arange(60).view(3, 20)
     weight = (torch.arange(20) >= torch.tensor([[1], [8], [15]])).float()
     batch = {"input_ids": tokens, "weight": weight}
-    loss = objectives.sft(mask_id, True)(model, batch, random_stream("noise"))
+    loss = objectives.sft(mask_id, Reading(True))(model, batch, random_stream("noise"))
     noisy = mask_tokens(tokens, weight > 0, mask_id, random_stream("noise"))
     canvas = Canvas(noisy.tokens, torch.zeros(3, dtype=torch.long), padded=False)
     prediction = model_denoiser(model)(canvas, slice(0, 20))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from llada_plugins.diffusion.forward_process import Noisy, Replace, mask_tokens, remask_noise
 from llada_plugins.diffusion.random_streams import request_key, uniform
 
-from .reading import Reading
+from .reading import PLAIN, Reading
 
 IGNORED = -100  # transformers pads labels of batches of other lengths with it
 
@@ -48,19 +48,17 @@ class Objective(Protocol):
     ) -> Loss: ...
 
 
-def sft(mask_id: int, shifted: bool = False, block_length: int | None = None) -> Objective:
+def sft(mask_id: int, reading: Reading = PLAIN) -> Objective:
     """LLaDA's supervised fine-tuning (arXiv 2502.09992, Algorithm 2; its GUIDELINES.md).
 
     The prompt is never masked.
 
     Cross-entropy at masked answer tokens over p, each sample divided by its answer
     length (the batch's weight), mean over samples. The answer includes its EOS padding.
-    shifted: are the model's logits of the next column? block_length: of a block-causal
-    model. Each block of it has noise of its own, and is predicted given the clean ones
-    before it (BD3LM, arXiv 2503.09573, eq. 8): the mean over noise is the bound that
-    likelihoods estimate.
+    reading: of the model. Each block of a block-causal one has noise of its own, and is
+    predicted given the clean ones before it (BD3LM, arXiv 2503.09573, eq. 8): the mean over
+    noise is the bound that likelihoods estimate.
     """
-    reading = Reading(shifted, block_length)
 
     def sft_objective(
         model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
@@ -89,12 +87,7 @@ def _answer_loss(
     return Loss((cross_entropy * share).sum(), weight.sum())
 
 
-def pretrain(
-    mask_id: int,
-    random_lengths: float = 0.01,
-    shifted: bool = False,
-    block_length: int | None = None,
-) -> Objective:
+def pretrain(mask_id: int, random_lengths: float = 0.01, reading: Reading = PLAIN) -> Objective:
     """LLaDA's pre-training (arXiv 2502.09992, Algorithm 1): any token may be masked.
 
     Cross-entropy at masked ones over p, mean over tokens.
@@ -102,10 +95,9 @@ def pretrain(
     The batch's weight is 1 at real tokens, 0 at padding. random_lengths: share of
     training batches cut to a length drawn from 1 to theirs; such a batch's mean over
     what is left weighs as much as the whole batch would. Evaluations have
-    `counted_noise`. shifted, block_length: as for `sft`; documents that are kept apart have
-    blocks of their own.
+    `counted_noise`. reading: as for `sft`; documents that are kept apart have blocks of
+    their own.
     """
-    reading = Reading(shifted, block_length)
 
     def pretrain_objective(
         model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
@@ -164,7 +156,7 @@ def counted_noise(
     return Noisy(tokens.masked_fill(masked, mask_id), masked, p_mask.to(tokens.device))
 
 
-def routed_sft(mask_id: int, shifted: bool = False) -> Objective:
+def routed_sft(mask_id: int, reading: Reading = PLAIN) -> Objective:
     """The loss of `sft` through an ALA router: the same noise and normalisation.
 
     The model is a `routing.RoutedLLaDA`.
@@ -175,7 +167,7 @@ def routed_sft(mask_id: int, shifted: bool = False) -> Objective:
     ) -> Loss:
         prompt_lengths = (batch["weight"] > 0).int().argmax(-1)  # (B,)
         predict = partial(model, prompt_lengths=prompt_lengths)
-        return _answer_loss(predict, batch, generator, mask_id, Reading(shifted))
+        return _answer_loss(predict, batch, generator, mask_id, reading)
 
     return routed_objective
 
@@ -188,8 +180,7 @@ def remask_sft(
     label_smoothing: float,
     train_backbone: bool,
     incorrect: Callable[[nn.Module], Replace],
-    shifted: bool = False,
-    block_length: int | None = None,
+    reading: Reading = PLAIN,
 ) -> Objective:
     """RemeDi's Remask SFT (arXiv 2509.23653, section 4.1): L_TPS + lambda_ups * L_UPS.
 
@@ -201,10 +192,9 @@ def remask_sft(
     detached p(x0 | xt) where masked. Both are divided by each sample's answer length,
     then averaged over samples, as in `sft`. label_smoothing: s takes a label y to s +
     (1 - 2 s) y; RemeDi's code has 0.05 (.95, .05, .05 + .9 p). incorrect: where
-    incorrect tokens come from, given the model. shifted, block_length: as for `sft`; a
-    score is of its own column. The model is a `policy_model.PolicyModel`.
+    incorrect tokens come from, given the model. reading: as for `sft`; a score is of its
+    own column. The model is a `policy_model.PolicyModel`.
     """
-    reading = Reading(shifted, block_length)
 
     def remask_objective(
         model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator

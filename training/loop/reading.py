@@ -88,3 +88,6 @@ class Reading:
             "position_ids": rows.layout.position_ids,
         }
         return Given(rows.tokens, options, self.shifted, rows)
+
+
+PLAIN = Reading()  # full attention, logits in their own columns

@@ -218,11 +218,6 @@ def mask_id(config: LLaDAConfig) -> int:
     return config.mask_token_id
 
 
-def shifted(config: LLaDAConfig) -> bool:
-    """Do logits at a column predict the token of the next one?"""
-    return FAMILIES[config.family].shift
-
-
 def block_length(config: LLaDAConfig) -> int | None:
     """Tokens of a block of a block-causal model, None of one with full attention."""
     return config.block_length if config.attention == "block_causal" else None
@@ -230,7 +225,7 @@ def block_length(config: LLaDAConfig) -> int | None:
 
 def reading_of(config: LLaDAConfig) -> Reading:
     """How the model reads noisy rows."""
-    return Reading(shifted(config), block_length(config))
+    return Reading(FAMILIES[config.family].shift, block_length(config))
 
 
 def eos_id(config: LLaDAConfig) -> int:

@@ -38,16 +38,7 @@ from training.loop.throughput import measured
 
 from .arguments import RunArguments, asks_for_fsdp
 from .command import Run
-from .jobs import (
-    Job,
-    block_length,
-    checkpoint,
-    eos_id,
-    mask_id,
-    shifted,
-    train_logits_alone,
-    trainable,
-)
+from .jobs import Job, checkpoint, eos_id, mask_id, reading_of, train_logits_alone, trainable
 from .presets import TINY_SHAPE
 from .pretrain_options import SEQ_LEN, SHAPE, PretrainOptions
 
@@ -66,9 +57,7 @@ def prepare(options: PretrainOptions, arguments: RunArguments, command: Sequence
     arguments.eval_on_start = job.evaluation is not None and not arguments.resume
     return Run(
         job=job,
-        objective=objectives.pretrain(
-            mask_id(config), options.random_lengths, shifted(config), block_length(config)
-        ),
+        objective=objectives.pretrain(mask_id(config), options.random_lengths, reading_of(config)),
         callbacks=[Evaluations(job, options)],
         throughput=measured(job.model, job.train.seq_len, arguments),
     )

@@ -44,11 +44,10 @@ from .jobs import (
     AnswerJob,
     add_metrics,
     answer_job,
-    block_length,
     copy_tokenizer,
     load_checkpoint,
     mask_id,
-    shifted,
+    reading_of,
 )
 from .lora_adapters import LoRA
 from .policy_model import PolicyModel, policy_model
@@ -83,8 +82,7 @@ def prepare(options: RemaskOptions, arguments: RunArguments, command: Sequence[s
         label_smoothing=options.label_smoothing,
         train_backbone=not model.frozen,
         incorrect=incorrect,
-        shifted=shifted(model.config),
-        block_length=block_length(model.config),
+        reading=reading_of(model.config),
     )
     return Run(
         job=job.with_model(model),

@@ -29,7 +29,7 @@ from training.loop.trainer import Save
 
 from .arguments import RunArguments
 from .command import Run
-from .jobs import AnswerJob, add_metrics, answer_job, mask_id, shifted
+from .jobs import AnswerJob, add_metrics, answer_job, mask_id, reading_of
 from .options import RouterOptions
 from .presets import ROUTER_PRESETS
 
@@ -46,7 +46,7 @@ def prepare(options: RouterOptions, arguments: RunArguments, command: Sequence[s
     folder = Path(arguments.output_dir)
     return Run(
         job=job.with_model(model),
-        objective=objectives.routed_sft(model.mask_id, shifted(model.config)),
+        objective=objectives.routed_sft(model.mask_id, reading_of(model.config)),
         save=save_routed(job.model, command),
         load=load_routed,
         finish=lambda metrics: record_metrics(folder),

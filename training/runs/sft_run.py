@@ -12,11 +12,10 @@ from .arguments import RunArguments
 from .command import Run
 from .jobs import (
     answer_job,
-    block_length,
     mask_id,
     mean_length,
     noisy_share,
-    shifted,
+    reading_of,
     train_logits_alone,
 )
 from .lora_adapters import add_lora, load_lora, save_lora
@@ -27,7 +26,7 @@ def prepare(options: FineTuningOptions, arguments: RunArguments, command: Sequen
     """The run that `python -m training.sft` was asked for."""
     job = answer_job(options, arguments)
     config = job.model.config
-    objective = objectives.sft(mask_id(config), shifted(config), block_length(config))
+    objective = objectives.sft(mask_id(config), reading_of(config))
     if options.adapters is None:
         train_logits_alone(job.model)
         share = noisy_share(config, job.train)
