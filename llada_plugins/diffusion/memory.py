@@ -28,6 +28,18 @@ class Rows:
         return branches[:, self.numbers].flatten(0, 1)
 
 
+Thing = TypeVar("Thing")
+
+
+def _one_of(kept: dict[type[Any], Any], kind: type[Thing]) -> Thing:
+    """The object of this class, made when it is asked for the first time."""
+    if kind not in kept:
+        kept[kind] = kind()
+    found = kept[kind]
+    assert isinstance(found, kind)
+    return found
+
+
 class Remembered(Protocol):
     """What one wrapper keeps. Made without arguments at the first step of a block."""
 
@@ -46,9 +58,7 @@ class Memory:
 
     def of(self, kind: type[Kept]) -> Kept:
         """The object of this class, made when it is asked for the first time."""
-        kept = self._kept.setdefault(kind, kind())
-        assert isinstance(kept, kind)
-        return kept
+        return _one_of(self._kept, kind)
 
     def keep_rows(self, rows: Rows) -> None:
         """Forget all other rows, in place."""
@@ -74,9 +84,7 @@ class Lasting:
 
     def of(self, kind: type[KeptOfRows]) -> KeptOfRows:
         """The object of this class, made when it is asked for the first time."""
-        kept = self._kept.setdefault(kind, kind())
-        assert isinstance(kept, kind)
-        return kept
+        return _one_of(self._kept, kind)
 
     def forget(self, ids: Iterable[int]) -> None:
         """Rows with these ids have ended; their guided branches, whose ids are ~id, as well."""
