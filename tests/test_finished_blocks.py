@@ -18,8 +18,9 @@ from llada_plugins.diffusion import finished_blocks
 from llada_plugins.diffusion.batch_limit import BatchLimit, OutOfMemory
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model_denoiser
 from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks, neighbours
+from llada_plugins.diffusion.kept_prompt import KeptPrompts
 from llada_plugins.diffusion.kept_rows import KeptRows
-from llada_plugins.diffusion.memory import Memory
+from llada_plugins.diffusion.memory import Lasting, Memory
 from llada_plugins.engine.probes import decoding_step
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import Router, RouterConfig
@@ -329,14 +330,14 @@ def test_a_block_that_is_masked_again_drops_what_stands_behind_it(model):
     """Its own tokens are filled anew, so keys and values behind it are of another past."""
     denoise, seen = model_denoiser(model), []
     kept = keeping_finished_blocks(denoise, causal(gen_length=12).blocks)
-    ids, start = torch.tensor([0]), torch.tensor([4])
+    ids, start, lasting = torch.tensor([0]), torch.tensor([4]), Lasting()
     tokens = torch.arange(1, 17)[None]
     bound = measured(of_row, model)
 
     def forward(window: slice) -> None:
         masked = tokens.clone()
         masked[:, window] = MASK
-        canvas = Canvas(masked, start, False, memory=Memory(), blocks=4, ids=ids)
+        canvas = Canvas(masked, start, False, memory=Memory(), blocks=4, ids=ids, lasting=lasting)
         with columns_of(model) as columns:
             found = kept(canvas, window)
         at = torch.arange(4)[None]
@@ -406,6 +407,41 @@ def test_rows_of_many_batches_never_have_more_slots_than_the_largest_batch():
             assert kept.slots.tokens[slot, :number].tolist() == [each] * number
             kept.slots.tokens[slot] = each
     assert kept.slots.num_slots == len(kept.owners) == 5
+
+
+def seated(kept: KeptRows, *ids: int) -> list[int]:
+    """The slots of these rows, whose tokens are their numbers."""
+    tokens = torch.tensor([[each] * 4 for each in ids])
+    kept.reserve(len(ids), 4, 4, tokens.device)
+    edges = torch.zeros(len(ids), dtype=torch.long)
+    slots = kept.seat(ids, kept.matches(ids, tokens, edges, 2)).slots
+    for slot, each in zip(slots, ids):
+        kept.slots.tokens[slot] = each
+    return slots
+
+
+def test_the_slot_of_a_row_that_has_ended_is_given_away_first():
+    kept = KeptRows()
+    seated(kept, 0, 1, 2)
+    seated(kept, 0, 1)
+    kept.forget([1, ~1])
+    assert seated(kept, 0, 5) == [0, 1] and kept.owners == [0, 5, 2]
+
+
+def test_what_a_row_that_has_ended_leaves_behind_is_not_moved():
+    kept = KeptRows()
+    seated(kept, 0, 1, 2)
+    kept.forget([0])
+    assert seated(kept, 1, 2) == [1, 0] and kept.owners == [2, 1, None]
+    assert kept.slots.tokens[:, 0].tolist() == [2, 1, 2]
+
+
+def test_of_what_lasts_only_the_exact_makes_room_where_memory_was_too_small():
+    """A prompt that is computed anew sees later tokens, and answers change."""
+    lasting = Lasting()
+    rows, prompts = lasting.of(KeptRows), lasting.of(KeptPrompts)
+    lasting.release()
+    assert lasting.of(KeptRows) is not rows and lasting.of(KeptPrompts) is prompts
 
 
 def test_neighbours_are_runs_of_numbers():
@@ -481,7 +517,7 @@ def test_memory_is_given_back_when_a_batch_does_not_fit(model, monkeypatch):
         return found
 
     with all_slots(monkeypatch) as made:
-        denoise = with_options(model_denoiser(model), config, SPECIAL, limit)
+        denoise = with_options(model_denoiser(model), config, SPECIAL)
         found = decode(denoise, prompts, config, SPECIAL, at_once=limit, review=review)
     assert found == expected
     # of three rows, since one had ended, a batch has one from then on

@@ -25,7 +25,6 @@ class BatchLimit:
     def __init__(self, rows_at_once: Callable[[int], int]) -> None:
         self.rows_at_once = rows_at_once
         self.most_tokens: int | None = None  # what is known to be too much is above it
-        self.num_halved = 0  # batches that did not fit
 
     def __call__(self, longest: int) -> int:
         rows = self.rows_at_once(longest)
@@ -52,7 +51,6 @@ class BatchLimit:
                 longest,
             )
         self.most_tokens = num_rows // 2 * longest
-        self.num_halved += 1
 
 
 def in_halves(

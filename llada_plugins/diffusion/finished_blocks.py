@@ -18,7 +18,6 @@ from torch import Tensor
 
 from llada_plugins.models.slots import Seated
 
-from .batch_limit import BatchLimit
 from .blocks import Blocks
 from .denoiser import PADDING, Canvas, Denoiser, Prediction, num_left_of_row
 from .kept_rows import KeptRows
@@ -215,24 +214,18 @@ def of_places(prediction: Prediction, place: Tensor) -> Prediction:
     return prediction._replace(logits_at=logits_at, confidence=confidence)
 
 
-def keeping_finished_blocks(
-    denoise: Denoiser, blocks: Blocks, limit: BatchLimit | None = None
-) -> Denoiser:
-    """The denoiser with exact keys and values of finished blocks, for one decode.
+def keeping_finished_blocks(denoise: Denoiser, blocks: Blocks) -> Denoiser:
+    """The denoiser with exact keys and values of finished blocks.
 
-    Canvases whose blocks are not causal, or whose rows have no ids, are denoised as they
-    are. blocks: how the decode's answers are cut. limit: of its batches; after one that did
-    not fit, all memory is given back.
+    Canvases whose blocks are not causal, or for whose rows nothing lasts, are denoised as
+    they are. blocks: how the answers are cut.
     """
-    kept, num_halved = KeptRows(), 0
 
     def denoise_new(canvas: Canvas, window: slice) -> Prediction:
-        nonlocal kept, num_halved
-        if canvas.blocks is None or canvas.ids is None or canvas.memory is None:
+        memory, lasting = canvas.memory, canvas.lasting
+        if canvas.blocks is None or canvas.ids is None or memory is None or lasting is None:
             return denoise(canvas, window)
-        if limit is not None and limit.num_halved > num_halved:
-            kept, num_halved = KeptRows(), limit.num_halved
-        in_work = canvas.memory.of(InWork)
+        in_work, kept = memory.of(InWork), lasting.of(KeptRows)
         try:
             if in_work.kept is None:
                 in_work.begin(kept, blocks, canvas, window)
@@ -243,7 +236,7 @@ def keeping_finished_blocks(
                 columns = slice(max(0, window.start - kept.num_left), window.stop)
             return in_work.predict(denoise, inner, window, columns)
         except BaseException:
-            kept = KeptRows()  # who knows what was written of the keys and values
+            lasting.drop(KeptRows)  # who knows what was written of the keys and values
             raise
 
     return denoise_new

@@ -7,7 +7,7 @@ were masks still. dLLM-Cache (arXiv 2506.06295) refreshes prompts rarely as well
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -32,6 +32,8 @@ class Prompt(NamedTuple):
 
 class KeptPrompts:
     """The prompts of a decode's rows, by the ids of those; each stays until its row ends."""
+
+    exact: ClassVar = False
 
     def __init__(self) -> None:
         self.by_id: dict[int, Prompt] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class KeptRows:
     work at once, so the memory is bounded by the largest batch.
     """
 
+    exact: ClassVar = True
+
     def __init__(self) -> None:
         self.slots = Slots()
         self.owners: list[int | None] = []  # id of each slot's row; None: nobody's
@@ -66,6 +68,12 @@ class KeptRows:
         self.length = 0  # columns of a slot that may hold something
         # columns left of a window that its logits need; known after the first prediction
         self.num_left = 1
+
+    def forget(self, ids: Collection[int]) -> None:
+        """The slots of these rows are nobody's, and the next to be given away."""
+        for slot, owner in enumerate(self.owners):
+            if owner in ids:
+                self.owners[slot], self.last_used[slot] = None, 0
 
     def reserve(self, num_rows: int, length: int, longest: int, device: torch.device) -> None:
         """Have room for so many rows at once, of so many columns.

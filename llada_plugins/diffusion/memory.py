@@ -7,8 +7,8 @@ sees what another keeps, and every value has a type.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Collection, Iterable
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -67,9 +67,14 @@ class Memory:
 
 
 class RememberedOfRows(Protocol):
-    """What one wrapper keeps of rows from block to block. Made without arguments."""
+    """What one wrapper keeps of rows from block to block. Made without arguments.
 
-    def forget(self, ids: Iterable[int]) -> None:
+    exact: would the rows' tokens bring it back as it was? Then no answer depends on it.
+    """
+
+    exact: ClassVar[bool]
+
+    def forget(self, ids: Collection[int]) -> None:
         """Drop what is kept of rows with these ids, as far as anything is."""
 
 
@@ -91,3 +96,13 @@ class Lasting:
         ended = [each for number in ids for each in (number, ~number)]
         for kept in self._kept.values():
             kept.forget(ended)
+
+    def drop(self, kind: type[RememberedOfRows]) -> None:
+        """Nothing of this class is kept of any row from here on."""
+        self._kept.pop(kind, None)
+
+    def release(self) -> None:
+        """Give memory back that was too small: what is exact will be computed again."""
+        for kind, kept in list(self._kept.items()):
+            if kept.exact:
+                self.drop(kind)

@@ -205,7 +205,7 @@ class Engine:
         num_batches = math.ceil(len(group.members) / at_once(group.longest))
         self.model.compiling.foresee(num_batches * group.sampler.most_forwards)
         samples = decode_each(
-            meter.marking(with_options(self.denoise, group.sampler, self.special, at_once)),
+            meter.marking(with_options(self.denoise, group.sampler, self.special)),
             [each.prompt for each in group.members],
             group.sampler,
             self.special,

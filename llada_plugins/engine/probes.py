@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, log_total
-from llada_plugins.diffusion.memory import Memory
+from llada_plugins.diffusion.memory import Lasting, Memory
 from llada_plugins.likelihood.requests import requests
 from llada_plugins.likelihood.rows import RowRunner
 from llada_plugins.methods.prepared import Prepared
@@ -60,6 +60,7 @@ def decoding_step(
     else:
         start = columns - sampler.decoded_length
     window = slice(start, start + sampler.block)
+    denoise = with_options(denoise, sampler, special)
 
     def step(num_rows: int) -> None:
         tokens = torch.full((num_rows, columns), special.mask, device=device)  # (B, L)
@@ -68,8 +69,10 @@ def decoding_step(
         answer_start = torch.full((num_rows,), start, device=device)
         causal = blocks.width if blocks.causal else None
         ids = torch.arange(num_rows, device=device)
-        canvas = Canvas(tokens, answer_start, memory=Memory(), blocks=causal, ids=ids)
-        prediction = with_options(denoise, sampler, special)(canvas, window)
+        canvas = Canvas(
+            tokens, answer_start, memory=Memory(), blocks=causal, ids=ids, lasting=Lasting()
+        )
+        prediction = denoise(canvas, window)
         block = ActiveBlock(tokens[:, window], torch.zeros_like(answer_start), 0, 0)
         every = torch.arange(sampler.block, device=device).expand(num_rows, -1)  # (B, W)
         proposals_at(prediction, every, block, sampler, special)

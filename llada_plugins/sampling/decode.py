@@ -242,7 +242,8 @@ def decode_each(
         start = canvas.first - number * blocks.width
         fill = FillBlocks(denoise, config, special, start, canvas.padded, answers, lasting, on_step)
         draft = answers.draft(batch, number, canvas.tokens, fill, ended)
-        cost = _reviewed(review, draft, limit, max(queue.lengths[row] for row in batch))
+        longest = max(queue.lengths[row] for row in batch)
+        cost = _reviewed(review, draft, limit, longest, lasting)
         if cost is not None:
             end = canvas.first + blocks.width
             answers.add(draft, cost, batch, canvas.answer_starts, end)
@@ -272,16 +273,21 @@ def _check_prompts(prompts: Sequence[Sequence[int]]) -> None:
             raise ValueError(f"prompt {number} is empty: give at least one token")
 
 
-def _reviewed(review: Review, draft: Draft, limit: BatchLimit, longest: int) -> Filled | None:
+def _reviewed(
+    review: Review, draft: Draft, limit: BatchLimit, longest: int, lasting: Lasting
+) -> Filled | None:
     """What filling the draft's block cost; None where memory is too small for its rows.
 
-    longest: tokens of the longest row, prompt and answer.
+    longest: tokens of the longest row, prompt and answer. lasting: of the decode, which then
+    gives memory back.
     """
     try:
         return review(draft)
     except OutOfMemory:
         limit.halve(len(draft.rows), longest)
-    release_memory()  # not within `except`, where the error still holds the step's tensors
+    # not within `except`, where the error still holds the step's tensors
+    lasting.release()
+    release_memory()
     return None
 
 

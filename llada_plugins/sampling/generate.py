@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llada_plugins.diffusion.batch_limit import BatchLimit
 from llada_plugins.diffusion.cache import cached
 from llada_plugins.diffusion.denoiser import Denoiser, check_unmasked, model_denoiser
 from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks
@@ -46,8 +45,7 @@ def generate(
     check_fits(model, prompts, config)
     config.check_budget(reviewed=review is not unreviewed)
     model.compiling.foresee(config.most_forwards)
-    limit = BatchLimit(lambda longest: len(prompts))
-    denoise = with_options(denoise or model_denoiser(model), config, special, limit)
+    denoise = with_options(denoise or model_denoiser(model), config, special)
     return decode(
         denoise,
         prompts,
@@ -58,7 +56,6 @@ def generate(
         stop=stop,
         on_step=on_step,
         review=review,
-        at_once=limit,
     )
 
 
@@ -66,13 +63,12 @@ def with_options(
     denoise: Denoiser,
     config: SamplerConfig,
     special: SpecialTokens,
-    limit: BatchLimit | None = None,
 ) -> Denoiser:
-    """The denoiser under the sampler's options that concern it, for one decode.
+    """The denoiser under the sampler's options that concern it.
 
     These are a cache, guidance, around it, so that each branch has a cache of its own, and
-    suppressed tokens. limit: of the decode's batches, if that has one. Raises ValueError
-    where an option needs a token that the checkpoint does not name.
+    suppressed tokens. Raises ValueError where an option needs a token that the checkpoint
+    does not name.
     """
     if config.frozen is not None:
         denoise = cached(
@@ -87,7 +83,7 @@ def with_options(
     if config.sub_block_length is not None and config.sub_block_cache:
         denoise = cached_by_parts(denoise, config.sub_block_length, special.mask)
     elif config.cache == "auto":
-        denoise = keeping_finished_blocks(denoise, config.blocks, limit)
+        denoise = keeping_finished_blocks(denoise, config.blocks)
     if config.cfg_scale > 0:
         denoise = guided(denoise, config.cfg_scale, special.mask)
     if config.logits_eos_inf:
