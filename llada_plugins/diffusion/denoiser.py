@@ -17,6 +17,7 @@ from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.past import Past
 from llada_plugins.models.slots import Slots
+from llada_plugins.models.visible import block_causal
 
 from .memory import Lasting, Memory, Rows
 from .noisy_clean import Layout
@@ -239,8 +240,7 @@ def sight(canvas: Canvas) -> Sight:
         if real is None or not canvas.own_positions:
             return Sight(real, None)
         return Sight(real, (column - num_left_of_row(canvas.tokens)[:, None]).clamp(min=0))
-    block = column // canvas.blocks
-    earlier = block <= block[:, None]  # (L, L)
+    earlier = block_causal(column[None], canvas.blocks)  # (1, L, L)
     if real is None:
         return Sight(earlier.expand(num_rows, -1, -1), None)
     visible = earlier & (real[:, None] | ~real[:, :, None])
