@@ -244,13 +244,12 @@ def decode_each(
         draft = answers.draft(batch, number, canvas.tokens, fill, ended)
         longest = max(queue.lengths[row] for row in batch)
         cost = _reviewed(review, draft, limit, longest, lasting)
+        done = []
         if cost is not None:
             end = canvas.first + blocks.width
             answers.add(draft, cost, batch, canvas.answer_starts, end)
-        done = [row for row in batch if cost is not None and is_done(row)]
-        for row in reversed(batch):  # so that the first stays the first
-            if row not in done:
-                queue.put(answers.num_filled[row], [row])
+            done = [row for row in batch if is_done(row)]
+        _put_back(queue, [row for row in batch if row not in done], answers)
         lasting.forget(done)
         yield from answers.samples(done, blocks, special.ends)
 
@@ -265,6 +264,12 @@ def _queue(
         return Refill(lengths, limit), limit
     longest = max((blocks.number(len(prompt)) for prompt in prompts), default=1)
     return Queue(lengths, longest, limit), limit
+
+
+def _put_back(queue: Waiting, rows: Sequence[int], answers: Answers) -> None:
+    """These rows of a batch wait for their next blocks."""
+    for row in reversed(rows):  # so that the first stays the first
+        queue.put(answers.num_filled[row], [row])
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]]) -> None:
