@@ -17,6 +17,8 @@ from torch import Tensor
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model_denoiser
 from llada_plugins.engine.engine import Engine
 from llada_plugins.likelihood.estimate import log_likelihood
+from llada_plugins.likelihood.estimators import Masks, enumerated
+from llada_plugins.likelihood.requests import requests
 from llada_plugins.methods.router import Router, RouterConfig, save_router
 from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.fingerprint import backbone_fingerprint
@@ -204,6 +206,17 @@ def test_sampled_blocks_are_unbiased_and_their_standard_error_is_honest(model):
     reported = (sum(each.stderr**2 for each in found) / 100) ** 0.5
     assert 0.7 * values.std() < reported < 2 * values.std()
     assert max(each.num_forwards for each in found) == 8
+
+
+def test_an_exact_block_adds_to_sampled_ones_in_double_precision():
+    (request,) = requests([([1, 2, 3], [4, 5])], seed=0, block_length=4)
+    exact, drawn = request.parts
+    value = -1 - 2**-40  # float32 has -1 next to it
+    exact.begin_round(enumerated(1))
+    exact.record(0, [0], torch.tensor([value], dtype=torch.float64))
+    every = torch.ones(2, 1, dtype=torch.bool)
+    drawn.begin_round(Masks(every, every, torch.ones(2, dtype=torch.float64)))
+    assert request.value_and_error() == (value, 0.0)
 
 
 def test_a_value_does_not_depend_on_the_batch_around_it(model):

@@ -119,9 +119,9 @@ class Request:
 
         Their masks are independent, so their variances add up.
         """
-        constant = self._exact_value()
+        constant = torch.tensor(self._exact_value(), dtype=torch.float64)
         drawn = [part.series() for part in self.drawn()]
-        return [sum(of_round, torch.tensor(constant).double()) for of_round in zip(*drawn)]
+        return [sum(of_round, constant) for of_round in zip(*drawn)]
 
     def value_and_error(self) -> tuple[float, float]:
         """The estimate and its standard error, nats."""
@@ -203,7 +203,7 @@ def best_is_settled(question: Question, confidence: float, num_rounds: int) -> b
     for request in question:
         if request.exact:
             value, _ = request.value_and_error()
-            choices.append([torch.full((rows,), value).double() for rows in num_rows])
+            choices.append([torch.full((rows,), value, dtype=torch.float64) for rows in num_rows])
         else:
             choices.append(request.series())
     lengths = [len(request.answer) for request in question]
