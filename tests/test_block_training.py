@@ -229,6 +229,22 @@ def test_columns_of_whole_prompt_blocks_have_no_noisy_copy():
     assert seen == [(2, 8 + 18)]
 
 
+@pytest.mark.parametrize("shape", [{}, BLOCKS], ids=["full", "blocks"])
+def test_sft_computes_logits_of_masked_tokens_alone(shape):
+    model, batch, seen = small_model(**shape), answers(), []
+    head, reading = model.head, Reading(block_length=shape.get("block_length"))
+
+    def watched(hidden: Tensor) -> Tensor:
+        seen.append(tuple(hidden.shape))
+        return head(hidden)
+
+    model.head = watched
+    objectives.sft(MASK_ID, reading)(model, batch, random_stream("noise"))
+    block = reading.blocks(batch["input_ids"])
+    noise = (batch["input_ids"], batch["weight"] > 0, MASK_ID, random_stream("noise"))
+    assert seen == [(int(mask_tokens(*noise, block=block).masked.sum()), model.config.d_model)]
+
+
 def test_flops_of_a_token_are_those_of_its_noisy_and_its_clean_column():
     model, length = small_model(**BLOCKS), 12
     full = small_model()

@@ -211,10 +211,10 @@ def test_what_the_prompt_should_have_been_has_no_gradient():
     batch = collate_answers(EOS_ID)([Example([1, 2, 3, 4, 5, 6], 3)])
     logits: list[Tensor] = []
 
-    def watched(tokens: Tensor) -> Tensor:
+    def watched(tokens: Tensor, *, at: Tensor) -> Tensor:
         logits.append(model(tokens))
         logits[0].retain_grad()
-        return logits[0]
+        return logits[0][at]
 
     objectives.sft(MASK_ID)(watched, batch, random_stream(3)).sum.backward()
     assert not logits[0].grad[:, :3].any() and logits[0].grad[:, 3:].any()

@@ -188,11 +188,16 @@ class RoutedLLaDA(ActivationCheckpointing):
         self.config = backbone.config
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, prompt_lengths: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        prompt_lengths: Tensor,
+        at: Tensor | tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Logits of rows whose answers begin after `prompt_lengths` (B,) tokens.
 
-        Rows begin in the first column: right padding only.
+        Rows begin in the first column: right padding only. at: as of `LLaDA.forward`.
         """
         _check_lengths(prompt_lengths, input_ids)
         tokens = input_ids
@@ -202,7 +207,9 @@ class RoutedLLaDA(ActivationCheckpointing):
             self.router, self.backbone.embedding, tokens, prompt_lengths, self.mask_id
         )
         with seeding(self.backbone.blocks, inputs):
-            logits: Tensor = self.backbone(None, attention_mask, inputs_embeds=inputs[:, :, 0])
+            logits: Tensor = self.backbone(
+                None, attention_mask, inputs_embeds=inputs[:, :, 0], at=at
+            )
         return logits
 
 

@@ -75,13 +75,13 @@ def _answer_loss(
     mask_id: int,
     reading: Reading,
 ) -> Loss:
-    """The loss of `sft`. predict: from what it is given to logits (B, C, V)."""
+    """The loss of `sft`. predict: as `LLaDA.forward`."""
     tokens, weight = batch["input_ids"], batch["weight"]  # (B, L)
     maskable = weight > 0
     noisy = mask_tokens(tokens, maskable, mask_id, generator, block=reading.blocks(tokens))
     given = reading.given(noisy.tokens, tokens, maskable)
-    # (masked tokens, V)
-    logits = predict(given.tokens, **given.options)[given.predicting(noisy.masked)].float()
+    at = given.predicting(noisy.masked)
+    logits = predict(given.tokens, **given.options, at=at).float()  # (masked tokens, V)
     cross_entropy = F.cross_entropy(logits, tokens[noisy.masked], reduction="none")
     share = (weight / noisy.p_mask)[noisy.masked]
     return Loss((cross_entropy * share).sum(), weight.sum())
