@@ -135,3 +135,15 @@ def test_the_command_balances_and_refuses_where_nothing_can_be(tmp_path, sudokus
         with pytest.raises(SystemExit, match=message) as refused:
             sft.main([*given, *flags, *more, "--router_aux_loss_coef", "0.01"])
         assert "\n" not in str(refused.value)
+
+
+def test_routers_that_are_spread_are_refused_before_weights_are_read(
+    tmp_path, sudokus, tiny_checkpoint, monkeypatch
+):
+    monkeypatch.setattr(
+        "llada_plugins.models.loading.load_weights", lambda *_, **__: pytest.fail("weights read")
+    )
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate launch says it
+    given = ["--model", str(tiny_checkpoint), "--data", str(sudokus), "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match="which FSDP and DeepSpeed spread: leave one of them out"):
+        sft.main([*given, *short_run(max_steps=1), "--router_aux_loss_coef", "0.01"])

@@ -135,6 +135,7 @@ class RunArguments(TrainingArguments):
         super().__post_init__()
         self.warmup_steps = warmup_steps
         self._check_numbers()
+        self._check_router_loss()
         for name, remedy in NOT_HERE.items():
             # which there are depends on the version
             if getattr(self, name, None) not in (None, False, -1, {}):
@@ -166,6 +167,13 @@ class RunArguments(TrainingArguments):
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(
                 f"--max_steps must be at least 1, or -1 for whole epochs, got {self.max_steps}"
+            )
+
+    def _check_router_loss(self) -> None:
+        if self.router_aux_loss_coef and (asks_for_fsdp(self) or self.deepspeed):
+            raise ValueError(
+                "--router_aux_loss_coef reads the routers' weights whole, which FSDP and DeepSpeed "
+                "spread: leave one of them out"
             )
 
     def get_warmup_steps(self, num_training_steps: int) -> int:

@@ -237,11 +237,6 @@ def _objective(prepared: Run, arguments: RunArguments) -> Objective:
     if not coefficient:
         return prepared.objective
     check_balances(prepared.job.model, coefficient)
-    if asks_for_fsdp(arguments) or arguments.deepspeed:
-        raise ValueError(
-            "--router_aux_loss_coef reads the routers' weights whole, which FSDP and DeepSpeed "
-            "spread: leave one of them out"
-        )
     return balanced(prepared.objective, coefficient)
 
 
