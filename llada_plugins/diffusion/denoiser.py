@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llada_plugins.models.families import FAMILIES
-from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.llada import LLaDA, at_columns
 from llada_plugins.models.past import Past
 from llada_plugins.models.slots import Slots
 from llada_plugins.models.visible import block_causal
@@ -139,21 +139,7 @@ def gather(values: Tensor, at: Tensor, rows: Tensor | None = None) -> Tensor:
 
     Given rows (P,), at columns (P,) of those rows, as (P, D).
     """
-    if rows is None:
-        rows = torch.arange(len(values), device=at.device)[:, None]  # (B, 1)
-    return values[rows, at]
-
-
-def put_at(memory: Tensor, columns: slice | Tensor, values: Tensor, *, whole: bool = True) -> None:
-    """Write values to memory (B, L, ...) at a slice of columns, or at (B, W) of each row.
-
-    whole: the values are of all L columns, else of those alone.
-    """
-    if isinstance(columns, slice):
-        memory[:, columns] = values[:, columns] if whole else values
-        return
-    rows = torch.arange(len(columns), device=columns.device)[:, None]
-    memory[rows, columns] = values[rows, columns] if whole else values
+    return at_columns(values, at) if rows is None else values[rows, at]
 
 
 def masked_first(masked: Tensor) -> Tensor:

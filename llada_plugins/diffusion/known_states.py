@@ -9,8 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .denoiser import Canvas, masked_first, put_at
+from llada_plugins.models.llada import at_columns
+
+from .denoiser import Canvas, masked_first
 from .memory import Rows
+
+
+def put_at(memory: Tensor, columns: slice | Tensor, values: Tensor) -> None:
+    """Write values (B, W, ...) to memory (B, L, ...) at a slice of columns, or at (B, W)."""
+    if isinstance(columns, slice):
+        memory[:, columns] = values
+        return
+    rows = torch.arange(len(columns), device=columns.device)[:, None]
+    memory[rows, columns] = values
 
 
 class KnownStates:
@@ -35,10 +46,10 @@ class KnownStates:
             self.tokens = tokens.clone()
             self.hidden = hidden.new_zeros(*tokens.shape, hidden.shape[-1])
             self.own = None if own is None else own.new_zeros(tokens.shape)
-        put_at(self.tokens, columns, tokens)
-        put_at(self.hidden, columns, hidden, whole=False)
+        put_at(self.tokens, columns, at_columns(tokens, columns))
+        put_at(self.hidden, columns, hidden)
         if self.own is not None and own is not None:
-            put_at(self.own, columns, own, whole=False)
+            put_at(self.own, columns, own)
         return self.hidden, self.own
 
     def in_work(
