@@ -112,11 +112,6 @@ class Slots(Past):
         """Nothing that stands there counts any more."""
         self.tokens[rows, columns] = NO_TOKEN
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of all keys and values."""
-        return sum(each.numel() * each.element_size() for layer in self for each in layer)
-
 
 def view_of(slots: Slots, cos: Tensor, sin: Tensor) -> View:
     """What the blocks share in a forward of rows in slots. cos, sin: (L, head_dim)."""
