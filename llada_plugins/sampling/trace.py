@@ -302,5 +302,4 @@ def _flags(step: Step) -> Tensor:
 
 
 def _num_bytes(step: Step) -> int:
-    tensors = (step.proposal, step.score, step.policy, step.masked, step.kept, step.remasked)
-    return sum(each.nbytes for each in tensors if each is not None)
+    return sum(each.nbytes for each in step if torch.is_tensor(each))
