@@ -41,8 +41,6 @@ def defaults_of(model: LLaDAConfig, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def fitted(config: SamplerConfig, model: LLaDAConfig) -> SamplerConfig:
     """The sampler with the model's defaults where it says nothing, checked by `check_attention`."""
-    if config.sampling_method is not None:
-        check_attention(config, model)
     given = asdict(config)
     defaults = defaults_of(model, given)
     config = replace(
