@@ -20,6 +20,8 @@ want of memory, ends no other. The table says so:
              in float32.
 `answers`    tokens and forwards a second of whole answers with the dual cache.
 `compiled_answers`  the same with compiled layers, and small forwards as CUDA graphs.
+`block_causal` a later step of a block-causal model with grouped queries and exact keys and
+             values of finished blocks (gpu_block_causal.py), eager and compiled.
 `likelihood` masked rows a second, over those of the published loop.
 `quantised`  steps with 8-bit products (int8_dynamic, fp8), layers compiled where that works;
              the floor is the one of the weights as they are.
@@ -59,6 +61,7 @@ from . import gpu_training, reference, roofline
 from .clock import clock_of, device_name, timed
 from .command import run_benchmark
 from .gpu_bench import Bench
+from .gpu_block_causal import block_causal
 from .gpu_options import ORDER, Options
 from .gpu_report import draw, table
 from .random_models import SHAPES, model_config, random_model, random_tokens
@@ -115,22 +118,12 @@ def steps(bench: Bench) -> dict[str, Any]:
 
 
 def measured_step(bench: Bench, form: str, rows: int) -> dict[str, float]:
-    """Seconds and floor of a step, its kernels, and the share of it in which none ran."""
+    """What a step of a form takes; see Bench.measured."""
     model, options = bench.model, bench.options
-    step = step_of(form, model, options, rows)
-    seconds = bench.median(step)
-    profile = roofline.profiled(step, model.device)
     _, window = canvas_in_work(model, options, 1)
     length = options.prompt_length + options.gen_length
     work = roofline.row_work(form, length, window.start, options.block_length, options.num_masked)
-    floor = roofline.floor_seconds(model.config, [work] * rows, model.dtype.itemsize, bench.ceiling)
-    return {
-        "seconds": seconds,
-        "floor": floor,
-        "num_calls": profile.num_calls,
-        "idle_share": profile.idle_share(seconds),
-        "product_share": profile.product_share,
-    }
+    return bench.measured(step_of(form, model, options, rows), [work] * rows)
 
 
 def compiled(bench: Bench) -> dict[str, Any]:
@@ -283,6 +276,7 @@ SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "likelihood": likelihood,
     "compiled": compiled,
     "compiled_answers": compiled_answers,
+    "block_causal": block_causal,
     "quantised": quantised,
     "training": training,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from llada_plugins.models.llada import LLaDA
@@ -45,3 +45,19 @@ class Bench(NamedTuple):
         device = self.model.device
         found = [timed(work, device) for _ in range(self.options.repetitions)]
         return statistics.median(getattr(each, self.clock) for each in found)
+
+    def measured(self, step: Callable[[], Any], works: Sequence[roofline.Work]) -> dict[str, float]:
+        """Seconds and floor of a step, its kernels, and the share of it in which none ran.
+
+        works: what the step of each row cannot do without.
+        """
+        seconds = self.median(step)
+        profile = roofline.profiled(step, self.model.device)
+        config, itemsize = self.model.config, self.model.dtype.itemsize
+        return {
+            "seconds": seconds,
+            "floor": roofline.floor_seconds(config, works, itemsize, self.ceiling),
+            "num_calls": profile.num_calls,
+            "idle_share": profile.idle_share(seconds),
+            "product_share": profile.product_share,
+        }

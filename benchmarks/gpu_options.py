@@ -21,6 +21,7 @@ ORDER = (
     "likelihood",
     "compiled",
     "compiled_answers",
+    "block_causal",
     "quantised",
     "training",
 )

@@ -47,6 +47,10 @@ def _compiled(found: Mapping[str, Any]) -> list[str]:
     return [f"compiling took {found['compile_seconds']:.1f} s", *_steps(forms)]
 
 
+def _block_causal(found: Mapping[str, Any]) -> list[str]:
+    return [*_steps(found["eager"]), "compiled layers:", *_compiled(found["compiled"])]
+
+
 def _published(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{name:<20}{ratio:>12.2f} times the published loop's speed"
@@ -99,6 +103,7 @@ def _training(found: Mapping[str, Any]) -> list[str]:
 TABLES = {
     "steps": _steps,
     "compiled": _compiled,
+    "block_causal": _block_causal,
     "published": _published,
     "answers": _answers,
     "compiled_answers": _answers,

@@ -26,6 +26,25 @@ SHAPES: dict[str, dict[str, Any]] = {
         vocab_size=32_000,
         qk_norm=True,
     ),
+    "tiny-gqa": dict(
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        mlp_hidden_size=64,
+        vocab_size=101,
+        qk_norm=True,
+    ),
+    # Qwen3-8B's and SDAR-8B's
+    "8b-gqa": dict(
+        d_model=4096,
+        n_layers=36,
+        n_heads=32,
+        n_kv_heads=8,
+        mlp_hidden_size=12_288,
+        vocab_size=151_936,
+        qk_norm=True,
+    ),
     "8b": dict(d_model=4096, n_layers=32, n_heads=32, mlp_hidden_size=12_288, vocab_size=126_464),
     # LLaDA-MoE's; NAME-active is dense, with as many weights as a token of it meets
     "7b-moe": dict(d_model=2048, n_layers=16, n_heads=16, mlp_hidden_size=1024, **MOE),

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from benchmarks import gpu, gpu_report, gpu_training, roofline
+from benchmarks import gpu, gpu_block_causal, gpu_report, gpu_training, roofline
+from benchmarks.gpu_block_causal import WIDTHS, Place, after_first_step
 from benchmarks.random_models import model_config, random_model
+from benchmarks.steps import canvas_of
+from llada_plugins.diffusion.denoiser import model_denoiser
+from llada_plugins.models.compiling import Lack
+from llada_plugins.models.layer import Streams
+from llada_plugins.models.llada import LLaDA
 from training.loop.throughput import training_flops
+
+from .test_replay import Recorder
+from .tolerance import measured
 
 SMALL = dict(
     shape="tiny",
@@ -107,6 +119,85 @@ def test_compiled_layers_are_measured_and_left_eager_afterwards() -> None:
         assert found["compile_seconds"] > 0 and found["exact 1"]["seconds"] > 0
         assert result["sections"]["compiled_answers"]["1"]["forwards_per_second"] > 0
     assert not result["failed"] and "compiled_answers" in gpu_report.table(result)
+
+
+def test_a_block_causal_step_has_its_section_with_both_widths_of_blocks(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(gpu_block_causal, "lacking", lambda device: Lack("no compiler", "get one"))
+    options = {**SMALL, "rows": [2], "gen_length": 32}
+    file = tmp_path / "gpu.json"
+    assert gpu.main(words(**options, sections=["block_causal"], json=file)) == 0
+    found = json.loads(file.read_text())["sections"]["block_causal"]
+    assert list(found["eager"]) == [f"block {width} 2" for width in WIDTHS]
+    assert all(min(each["seconds"], each["floor"]) > 0 for each in found["eager"].values())
+    table = capsys.readouterr().out
+    assert "block 32 2" in table and "not run: no compiler: get one" in table
+
+
+@pytest.mark.slow
+def test_block_causal_steps_are_measured_with_compiled_layers() -> None:
+    options = gpu.Options(**{**SMALL, "rows": [1], "gen_length": 32, "sections": ["block_causal"]})
+    result = gpu.run(options)
+    found = result["sections"]["block_causal"]["compiled"]
+    if "lack" not in found:
+        assert found["compile_seconds"] > 0 and found["block 4 1"]["seconds"] > 0
+    assert not result["failed"] and "compiled layers:" in gpu_report.table(result)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_later_block_causal_step_computes_one_block_and_what_a_forward_of_all_does(
+    width: int, monkeypatch
+) -> None:
+    place = Place.of(70, width)
+    config = model_config("tiny-gqa", place.length, width)
+    model = random_model(config, torch.device("cpu"), seed=0)
+    tokens, columns = place.tokens(model, 2, seed=0), torch.arange(width).expand(2, -1)
+    canvas = canvas_of(tokens, place.sampler())
+
+    def of_all(model: LLaDA) -> Tensor:
+        whole = model_denoiser(model)(canvas._replace(blocks=width), place.window)
+        return whole.logits_at(columns)
+
+    with torch.inference_mode():
+        later, computed = after_first_step(model, place, tokens), []
+        monkeypatch.setattr(model, "streams", noting(model.streams, computed))
+        found = later(canvas, place.window).logits_at(columns)
+        monkeypatch.undo()
+        assert computed == [place.window] and place.work.columns == width
+        assert (found - of_all(model)).abs().max() <= measured(of_all, model)
+
+
+def noting(streams: Callable, computed: list[slice]) -> Callable:
+    """A model's streams; computed collects the columns of each forward."""
+
+    def noted(*given: object, **options: Any) -> Streams:
+        computed.append(options["columns"])
+        return streams(*given, **options)
+
+    return noted
+
+
+def test_every_block_causal_step_is_replayed_where_forwards_can_be() -> None:
+    """So memory that stays in place is free again after each of them."""
+    model = random_model(model_config("tiny-gqa", 64, 4), torch.device("cpu"), seed=0)
+    model.compile_layers("off", make_graph=Recorder)
+    options = gpu.Options(**{**SMALL, "rows": [2, 1]})
+    bench = gpu.Bench(model, options, roofline.Ceiling(1.0, 1.0), "cpu", True)
+    places = [Place.of(64, width) for width in WIDTHS]
+    gpu_block_causal.steps(bench, places)
+    captured = {
+        (shape.num_rows, shape.width)
+        for shape, forward in model.replays.forwards.items()
+        if forward.graph is not None
+    }
+    assert captured == {(rows, width) for rows in (1, 2) for width in WIDTHS}
+
+
+def test_the_floor_of_a_block_causal_step_is_that_of_one_block_with_the_rest_kept() -> None:
+    place = Place.of(70, 4)
+    assert place == Place(length=68, width=4, num_masked=2)
+    assert place.work == roofline.row_work("dual_later", 68, place.window.start, 4, 2)
 
 
 @pytest.mark.parametrize("form", gpu.FORMS)

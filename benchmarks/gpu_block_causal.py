@@ -1,0 +1,130 @@
+"""A later step of a block-causal model beside its floor: a section of benchmarks.gpu.
+
+What stands before the block keeps its exact keys and values
+(llada_plugins/diffusion/finished_blocks.py), so the step computes one block of each row. It
+is the last block of a canvas of prompt_length + gen_length columns, half of it masked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from llada_plugins import SamplerConfig
+from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model_denoiser
+from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks
+from llada_plugins.diffusion.memory import Lasting, Memory
+from llada_plugins.models.compiling import lacking
+from llada_plugins.models.llada import LLaDA
+
+from . import roofline
+from .gpu_bench import Bench
+from .random_models import model_config, random_model, random_tokens
+from .steps import canvas_of, our_step
+
+# a model with grouped queries for each shape of the other sections; 8b: as SDAR-8B
+SHAPES = {"tiny": "tiny-gqa", "100m": "40m-gqa", "8b": "8b-gqa"}
+WIDTHS = (4, 32)  # of SDAR's blocks, and of those of LLaDA2 and Fast-dLLM v2
+
+
+class Place(NamedTuple):
+    """Where the step stands on the canvas of every row."""
+
+    length: int  # columns of the canvas, whole blocks
+    width: int  # of a block
+    num_masked: int  # masked tokens left in the last block
+
+    @classmethod
+    def of(cls, columns: int, width: int) -> Place:
+        """The last block of about so many columns, of two blocks at least."""
+        return cls(max(2, columns // width) * width, width, width // 2)
+
+    @property
+    def window(self) -> slice:
+        """The block's columns."""
+        return slice(self.length - self.width, self.length)
+
+    @property
+    def work(self) -> roofline.Work:
+        """What the step of one row cannot do without."""
+        kept = self.length - self.width
+        return roofline.Work(self.width, self.width * self.length, self.num_masked, kept)
+
+    def tokens(self, model: LLaDA, rows: int, seed: int) -> Tensor:
+        """The canvas (rows, length) in work."""
+        tokens = torch.cat([random_tokens(model, self.length, seed + row) for row in range(rows)])
+        tokens[:, self.length - self.num_masked :] = model.config.mask_token_id
+        return tokens
+
+    def sampler(self) -> SamplerConfig:
+        """An answer whose blocks take one step each."""
+        return SamplerConfig(
+            gen_length=self.width,
+            block_length=self.width,
+            sampling_method="block_causal",
+            block_steps=1,
+            cache="auto",
+        )
+
+
+@torch.inference_mode()
+def after_first_step(model: LLaDA, place: Place, tokens: Tensor) -> Denoiser:
+    """The denoiser with all that stands before the block of tokens (B, L) in its cache."""
+    config = place.sampler()
+    denoise = keeping_finished_blocks(model_denoiser(model), config.blocks)
+    memory, lasting = Memory(), Lasting()
+    ids = torch.arange(len(tokens), device=model.device)
+
+    def denoise_later(canvas: Canvas, window: slice) -> Prediction:
+        canvas = canvas._replace(memory=memory, lasting=lasting, ids=ids, blocks=place.width)
+        return denoise(canvas, window)
+
+    denoise_later(canvas_of(tokens, config), place.window)
+    return denoise_later
+
+
+def later_step(model: LLaDA, place: Place, rows: int, seed: int) -> Callable[[], None]:
+    """A step of the block after its first."""
+    tokens, config = place.tokens(model, rows, seed), place.sampler()
+    denoise = after_first_step(model, place, tokens)
+    return lambda: our_step(denoise, model, tokens.clone(), place.window, config)
+
+
+def block_causal(bench: Bench) -> dict[str, Any]:
+    """Every width with every number of rows: eager, and with compiled layers and CUDA graphs."""
+    options, device = bench.options, bench.model.device
+    columns = options.prompt_length + options.gen_length
+    places = [Place.of(columns, width) for width in WIDTHS]
+    longest = max(place.length for place in places)
+    # what a column sees is told by the canvas, so that one model serves all widths
+    config = model_config(SHAPES[options.shape], longest, WIDTHS[0])
+    model = random_model(config, device, options.seed).to(bench.model.dtype)
+    of_model = bench._replace(model=model)
+    return {"eager": steps(of_model, places), "compiled": compiled(of_model, places)}
+
+
+def compiled(bench: Bench, places: list[Place]) -> dict[str, Any]:
+    """`steps` with compiled layers, and the seconds that compiling took."""
+    if lack := lacking(bench.model.device):
+        return {"lack": f"{lack.what}: {lack.remedy}"}
+    bench.model.compile_layers("on")
+    began = time.perf_counter()
+    for place in places:
+        for rows in {min(bench.options.rows), max(bench.options.rows)}:
+            later_step(bench.model, place, rows, bench.options.seed)()
+    return {"compile_seconds": time.perf_counter() - began, **steps(bench, places)}
+
+
+def steps(bench: Bench, places: list[Place]) -> dict[str, Any]:
+    """What a step takes, by its block's width and the number of rows."""
+    return {
+        f"block {place.width} {rows}": bench.measured(
+            later_step(bench.model, place, rows, bench.options.seed), [place.work] * rows
+        )
+        for place in places
+        for rows in bench.options.rows
+    }
