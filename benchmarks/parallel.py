@@ -1,6 +1,6 @@
 """How many tokens to keep at once?
 
-Accuracy over mean forwards of threshold, factor and error_budget on the shipped tiny
+Accuracy over mean forwards of threshold, entropy, factor and error_budget on the shipped tiny
 models.
 
     python -m benchmarks.parallel
@@ -62,6 +62,7 @@ GRID: dict[str, tuple[float, ...]] = {
         0.995,
         0.999,
     ),
+    "threshold_entropy": (1.5, 1.0, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01),
     "factor": (
         3.0,
         2.0,

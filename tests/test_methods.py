@@ -272,7 +272,7 @@ def test_a_policy_that_is_not_there_is_told_in_one_line(make, mistake):
 def test_a_light_head_that_could_change_nothing_is_refused(make, beside, options):
     message = (
         "with these options none is ever masked again: set revise=true, or revise_below with "
-        "threshold, factor or error_budget"
+        "an adaptive rule such as threshold"
     )
     with pytest.raises(ValueError, match=message):
         make(pretrained=beside, **options)

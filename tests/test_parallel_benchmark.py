@@ -20,7 +20,12 @@ from tests.tolerance import EPS64, rounding
 
 pytestmark = pytest.mark.floats
 
-FEW = {"threshold": (0.4, 0.9, 0.999), "factor": (3.0, 0.01), "error_budget": (0.2, 0.03)}
+FEW = {
+    "threshold": (0.4, 0.9, 0.999),
+    "threshold_entropy": (0.2,),
+    "factor": (3.0, 0.01),
+    "error_budget": (0.2, 0.03),
+}
 
 
 def outcome(num_correct: int, forwards: float, num: int = 100) -> Outcome:

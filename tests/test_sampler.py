@@ -26,7 +26,7 @@ from llada_plugins.diffusion.guidance import guided, suppressed
 from llada_plugins.diffusion.random_streams import uniform
 from llada_plugins.models.loading import load_model
 from llada_plugins.models.special_tokens import SpecialTokens
-from llada_plugins.sampling.confidence import CONFIDENCE, PROBABILITIES, Candidates
+from llada_plugins.sampling.confidence import CONFIDENCE, OF_VISIBLE, PROBABILITIES, Candidates
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.decode import decode
 from llada_plugins.sampling.draft import Draft, Filled, Sample, unreviewed
@@ -64,6 +64,8 @@ METHOD_OPTIONS = [
         dict(threshold=0.3, block_length=4, temperature=1.0),
         dict(threshold=0.2, confidence_source="margin"),
         dict(threshold=1.0, block_length=6),
+        dict(threshold_entropy=1.7, block_length=6),
+        dict(threshold_entropy=1.5, revise_below=0.4, confidence_source="ups", temperature=0.7),
         dict(factor=1.0, block_length=6),
         dict(factor=3.0, confidence_source="margin", temperature=0.7),
         dict(error_budget=1.5, block_length=6),
@@ -451,6 +453,25 @@ def test_a_probability_equal_to_the_threshold_passes_unless_the_rule_is_strict(s
     score = torch.tensor([[0.25, 0.5, 0.75, 0.5]])  # exact in any float
     config = SamplerConfig(gen_length=4, threshold=0.5, strict=strict)
     assert num_passing(score, config).tolist() == [number]
+
+
+@pytest.mark.parametrize(("strict", "number"), [(False, 3), (True, 1)])
+def test_an_entropy_equal_to_the_threshold_passes_unless_the_rule_is_strict(strict, number):
+    score = -torch.tensor([[0.25, 0.5, 0.75, 0.5]])  # exact in any float
+    config = SamplerConfig(gen_length=4, threshold_entropy=0.5, strict=strict)
+    assert num_passing(score, config).tolist() == [number]
+
+
+def test_the_entropy_rule_keeps_exactly_the_tokens_of_at_most_that_entropy():
+    steps, _ = steps_of(dict(gen_length=12, threshold_entropy=1.7))
+    several = 0
+    for step in steps:
+        for score, kept, masked in zip(step.score, step.kept, step.masked):
+            passing = masked & (score >= -1.7)
+            best = masked & (score == score[masked].max()) if masked.any() else masked
+            assert torch.equal(kept, passing if passing.any() else best)
+            several += int(passing.sum()) > 1
+    assert several > 3
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 2.0, 5.0])
@@ -1115,6 +1136,7 @@ def scored(
         "tps_prob": probability,
         "tps_logit": logits[token],
         "margin": (math.exp(best) - math.exp(second)) / total,
+        "entropy": -stats.entropy([math.exp(value) for value in logits]),
     }[source]
 
 
@@ -1194,6 +1216,7 @@ def naive_adaptive(
     threshold: float | None = None,
     factor: float | None = None,
     error_budget: float | None = None,
+    threshold_entropy: float | None = None,
     max_forwards: int | None = None,
 ) -> Sample:
     """Commit what passes, at least the best; mask what stands below revise_below; until
@@ -1204,9 +1227,13 @@ def naive_adaptive(
         places = range(len(prompt) + block * block_length, len(prompt) + (block + 1) * block_length)
         left = max_forwards // num_blocks if max_forwards else block_length
         while any(row[place] == MASK for place in places):
+            of_masked = confidence_source if threshold_entropy is None else "entropy"
+            sources = {
+                place: of_masked if row[place] == MASK else confidence_source for place in places
+            }
             found = {
-                place: scored(denoise, row, len(prompt), place, confidence_source)
-                for place in places
+                place: scored(denoise, row, len(prompt), place, source)
+                for place, source in sources.items()
             }
             forwards, left = forwards + 1, left - 1
             masked = sorted(
@@ -1225,6 +1252,8 @@ def naive_adaptive(
                     if threshold
                     else (accepted + 2) * (1 - score) < factor
                     if factor
+                    else -score <= threshold_entropy
+                    if threshold_entropy
                     else spent <= error_budget
                 ):
                     break
@@ -1239,9 +1268,15 @@ def naive_adaptive(
     return Sample(row[len(prompt) :], forwards)
 
 
-@pytest.mark.parametrize("source", PROBABILITIES)
-@pytest.mark.parametrize("rule", ADAPTIVE_RULES)
-def test_adaptive_revision_equals_a_naive_loop(source, rule):
+@pytest.mark.parametrize(
+    ("rule", "source"),
+    [
+        (rule, source)
+        for rule in ADAPTIVE_RULES
+        for source in (OF_VISIBLE if rule == "threshold_entropy" else PROBABILITIES)
+    ],
+)
+def test_adaptive_revision_equals_a_naive_loop(rule, source):
     differ = 0
     for seed in range(16):
         choose = random.Random(seed)
@@ -1256,6 +1291,7 @@ def test_adaptive_revision_equals_a_naive_loop(source, rule):
         options[rule] = choose.choice(
             {
                 "threshold": [0.2, 0.4, 0.6, 0.8],
+                "threshold_entropy": [0.8, 1.3, 1.7, 2.0],
                 "factor": [0.7, 1.3, 1.6, 1.9],
                 "error_budget": [0.3, 0.7, 1.1, 1.9],
             }[rule]
@@ -1396,6 +1432,25 @@ MISTAKES = [
     (dict(factor=1.0, remask_ratio=0.5), r"factor and remask_ratio are alternatives"),
     (dict(threshold=0.0), r"threshold must be between 0 and 1, got 0.0"),
     (dict(threshold=1.1), r"threshold must be between 0 and 1, got 1.1"),
+    (
+        dict(threshold_entropy=float("nan")),
+        r"threshold_entropy must be 0 or more \(nats\), got nan",
+    ),
+    (dict(threshold_entropy=-0.1), r"threshold_entropy must be 0 or more \(nats\), got -0.1"),
+    (dict(threshold_entropy=0.4, threshold=0.9), r"threshold and threshold_entropy are altern"),
+    (
+        dict(threshold_entropy=0.4, confidence_source="margin"),
+        r"threshold_entropy judges masked .* can be entropy here, got 'margin'",
+    ),
+    (
+        dict(threshold_entropy=0.4, confidence_source="entropy", revise_below=0.5),
+        r"threshold_entropy judges masked .* can be tps_prob, margin, ups here, got 'entropy'",
+    ),
+    (
+        dict(threshold_entropy=0.4, edit_threshold=0.9),
+        r"edit_threshold compares probabilities .* give threshold in its place",
+    ),
+    (dict(strict=True), r"strict has no effect without threshold or threshold_entropy"),
     (dict(factor=0.0), r"factor must be above 0, got 0.0"),
     (dict(factor=float("nan")), r"factor must be above 0, got nan"),
     (dict(remask_ratio=0.0), r"remask_ratio must be between 0 and 1, got 0.0"),
@@ -1417,12 +1472,12 @@ MISTAKES = [
     (dict(revise=True, remask_ratio=0.5), r"remask_ratio and revise are alternatives: give one"),
     (
         dict(revise_below=0.5),
-        r"revise_below has no effect without threshold, factor or error_budget: set one of them, "
+        r"revise_below has no effect without threshold, .* or error_budget: set one of them, "
         r"or leave it out",
     ),
     (
         dict(revise_below=0.5, revise=True),
-        r"revise_below has no effect without threshold, factor or error_budget",
+        r"revise_below has no effect without threshold, .* or error_budget",
     ),
     (dict(max_forwards=0, threshold=0.9), r"max_forwards must be at least 1, got 0"),
     (dict(revise_below=0.0, threshold=0.9), r"revise_below must be above 0 and at most 1, got 0.0"),
@@ -1473,6 +1528,8 @@ ALLOWED = [
     dict(gen_length=10, block_length=4, steps=12),
     dict(gen_length=12, block_length=24, sampling_method="fixed_length"),
     dict(threshold=1.0),
+    dict(threshold_entropy=0.0),
+    dict(threshold_entropy=0.5, confidence_source="entropy", strict=True),
     dict(top_p=1.0, temperature=0.1),
     dict(threshold=0.9, revise=False),
     dict(threshold=0.9, revise_below=1.0),

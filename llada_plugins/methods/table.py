@@ -39,5 +39,5 @@ def check_policy(sampler: SamplerConfig, prepared: Prepared) -> None:
     if ranks_visible and not sampler.revises:
         raise ValueError(
             "confidence_source='ups' ranks visible tokens, and with these options none is ever "
-            "masked again: set revise=true, or revise_below with threshold, factor or error_budget"
+            "masked again: set revise=true, or revise_below with an adaptive rule such as threshold"
         )

@@ -69,8 +69,10 @@ class BlockRules(DecodingFacts):
 
     def _check_floor(self) -> None:
         """How many tokens a step keeps at least."""
-        if self.strict is not None and self.threshold is None:
-            raise ValueError("strict has no effect without threshold: leave it out")
+        if self.strict is not None and self.threshold is None and self.threshold_entropy is None:
+            raise ValueError(
+                "strict has no effect without threshold or threshold_entropy: leave it out"
+            )
         if self.at_least is not None and self.block_steps is not None:
             raise ValueError("at_least and block_steps are alternatives: give one")
         if self.block_steps is not None and (self.sub_block_length or self.first_token_alone):

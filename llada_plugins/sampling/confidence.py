@@ -4,7 +4,8 @@ Each makes a score, higher = keep, of the candidates of a step. A new source is 
 and a row of CONFIDENCE; the decode loop does not change. If its scores lie between 0 and 1
 and mean the probability that a token is right, its name belongs to PROBABILITIES as well:
 only these may go with the adaptive rules (threshold, factor, error_budget), which compare
-scores with a number that the user gives. A source that needs a model with an
+scores with a number that the user gives; threshold_entropy judges masked positions by
+their entropy, and compares these scores at visible ones alone. A source that needs a model with an
 unmasking-policy stream also belongs to POLICY_SOURCES, so that a model without one is
 refused at the start.
 """
@@ -105,4 +106,5 @@ CONFIDENCE: dict[str, Callable[[Candidates], Tensor]] = {
 }
 POLICY_SOURCES = ("ups", "ups_all")  # need an unmasking-policy stream
 PROBABILITIES = ("tps_prob", "margin", "ups", "ups_all")  # may go with adaptive rules
+OF_VISIBLE = ("tps_prob", "margin", "ups")  # may judge visible tokens under threshold_entropy
 PUBLISHED_NAMES = {"low_confidence": "tps_prob"}  # LLaDA's names for `remasking`, where they differ

@@ -10,7 +10,7 @@ from typing import Any
 from llada_plugins.options.fields import build, coerce
 
 from .block_rules import BlockRules
-from .confidence import CONFIDENCE, PROBABILITIES, PUBLISHED_NAMES
+from .confidence import CONFIDENCE, OF_VISIBLE, PROBABILITIES, PUBLISHED_NAMES
 from .facts import ADAPTIVE_RULES, BY_TIMESTEPS
 
 COUNTS = (
@@ -128,6 +128,11 @@ class SamplerConfig(BlockRules):
             value = getattr(self, name)
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
+        # so written, NaN is refused too
+        if self.threshold_entropy is not None and not self.threshold_entropy >= 0:
+            raise ValueError(
+                f"threshold_entropy must be 0 or more (nats), got {self.threshold_entropy}"
+            )
         if self.revise_below is not None and not 0 < self.revise_below <= 1:
             raise ValueError(f"revise_below must be above 0 and at most 1, got {self.revise_below}")
 
@@ -136,8 +141,8 @@ class SamplerConfig(BlockRules):
         for name in self._given(*OF_ADAPTIVE_RULES):
             if not self.adaptive:
                 raise ValueError(
-                    f"{name} has no effect without threshold, factor or error_budget: set one of "
-                    "them, or leave it out"
+                    f"{name} has no effect without {', '.join(ADAPTIVE_RULES[:-1])} or "
+                    f"{ADAPTIVE_RULES[-1]}: set one of them, or leave it out"
                 )
             if self.paced and name not in ("revise_below", "sub_block_length"):
                 raise ValueError(f"{name} and paced are alternatives: give one")
@@ -187,7 +192,8 @@ class SamplerConfig(BlockRules):
                 "dual, or leave it out"
             )
         if self._given(
-            "factor", "error_budget", "remask_ratio", "revise", "paced", "cache_delayed"
+            *("threshold_entropy", "factor", "error_budget"),
+            *("remask_ratio", "revise", "paced", "cache_delayed"),
         ):
             raise ValueError(
                 "shift_cache=published is Fast-dLLM's decoder for Dream, which has a threshold or "
@@ -205,10 +211,30 @@ class SamplerConfig(BlockRules):
                 f"max_forwards ({self.max_forwards}) must be at least the number of blocks "
                 f"({self.most_blocks}): each needs one"
             )
-        if self.adaptive and self.source not in PROBABILITIES:
+        self._check_source()
+
+    def _check_source(self) -> None:
+        """Is what adaptive rules compare on the scale of their numbers?"""
+        if not self.adaptive:
+            return
+        if self.threshold_entropy is None and self.source not in PROBABILITIES:
+            rules = [rule for rule in ADAPTIVE_RULES if rule != "threshold_entropy"]
             raise ValueError(
-                f"{', '.join(ADAPTIVE_RULES)} compare probabilities: they need confidence_source "
+                f"{', '.join(rules)} compare probabilities: they need confidence_source "
                 f"{', '.join(PROBABILITIES)}, got {self.source!r}"
+            )
+        if self.threshold_entropy is None:
+            return
+        if self.edits:
+            raise ValueError(
+                "edit_threshold compares probabilities of proposals, which threshold_entropy does "
+                "not compute: give threshold in its place"
+            )
+        allowed = ("entropy",) if self.revise_below is None else OF_VISIBLE
+        if self.source not in allowed:
+            raise ValueError(
+                "threshold_entropy judges masked tokens by their entropy: confidence_source can "
+                f"be {', '.join(allowed)} here, got {self.source!r}"
             )
 
     def check_budget(self, reviewed: bool) -> None:
@@ -226,7 +252,7 @@ class SamplerConfig(BlockRules):
             return
         if not reviewed:
             raise ValueError(
-                "max_forwards has no effect without threshold, factor, error_budget or a process "
+                f"max_forwards has no effect without {', '.join(ADAPTIVE_RULES)} or a process "
                 "reward model: use one of them, or leave it out"
             )
         least = self.steps_per_block * self.most_blocks

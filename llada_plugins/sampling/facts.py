@@ -11,7 +11,7 @@ from .confidence import PUBLISHED_NAMES
 from .options import SamplerOptions
 
 # rules by which the number of tokens kept depends on their scores
-ADAPTIVE_RULES = ("threshold", "factor", "error_budget")
+ADAPTIVE_RULES = ("threshold", "threshold_entropy", "factor", "error_budget")
 # how many tokens stand after each step, where that does not depend on scores
 Schedule = Literal[
     "linear",
@@ -117,8 +117,16 @@ class DecodingFacts(SamplerOptions):
     @property
     def source(self) -> str:
         """The name in CONFIDENCE."""
-        name = self.confidence_source or self.remasking or "tps_prob"
+        name = self.confidence_source or self.remasking
+        if name is None:
+            by_entropy = self.threshold_entropy is not None and self.revise_below is None
+            name = "entropy" if by_entropy else "tps_prob"
         return PUBLISHED_NAMES.get(name, name)
+
+    @property
+    def source_of_masked(self) -> str:
+        """The name in CONFIDENCE of what judges masked positions: a rule may have its own."""
+        return self.source if self.threshold_entropy is None else "entropy"
 
     @property
     def adaptive(self) -> bool:

@@ -25,7 +25,7 @@ class SamplerOptions:
     steps: int | None = arg(
         None,
         "denoising steps for the whole answer (default: gen_length, one token a step); ignored "
-        "under adaptive rules: threshold, factor, error_budget",
+        "under adaptive rules: threshold, threshold_entropy, factor, error_budget",
     )
     block_length: int | None = arg(
         None,
@@ -114,10 +114,16 @@ class SamplerOptions:
         "keep every token at least this probable (0-1), at least one a step, "
         "instead of a fixed number",
     )
+    threshold_entropy: float | None = arg(
+        None,
+        "keep every token whose predicted distribution has at most this entropy (nats), at least "
+        "one a step (dParallel, d3LLM); confidence_source then judges visible tokens alone",
+    )
     strict: bool | None = arg(
         None,
-        "with threshold: tokens must be more probable than it, not as probable (default: as the "
-        "family's publishers do)",
+        "with threshold: tokens must be more probable than it, not as probable; with "
+        "threshold_entropy: their entropy must be below it (default: as the family's publishers "
+        "do)",
     )
     at_least: int | None = arg(
         None, "under adaptive rules: keep at least so many tokens a step (default 1)"

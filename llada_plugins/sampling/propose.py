@@ -203,10 +203,14 @@ def scores(
 ) -> Tensor:
     """How much each candidate at these columns is trusted, (B, M), by the confidence source.
 
+    Masked ones by that of the rule, if it has its own.
     Under alg_temp a Gumbel number is added, so that the best n are n draws without
     replacement from softmax(confidence / alg_temp) (Kool et al., arXiv 1903.06059).
     """
     score = CONFIDENCE[config.source](candidates).float()
+    if config.source_of_masked != config.source:
+        of_masked = CONFIDENCE[config.source_of_masked](candidates).float()
+        score = torch.where(candidates.masked, of_masked, score)
     if config.alg_temp:
         gumbel = -(-block.draw(columns, FOR_ORDER).log()).log()  # float64
         score = (score + config.alg_temp * gumbel).float()

@@ -291,7 +291,7 @@ def num_passing(score: Tensor, config: SamplerConfig) -> Tensor:
     """
     [rule] = [name for name in ADAPTIVE_RULES if getattr(config, name) is not None]
     ordered = score.sort(dim=-1, descending=True).values
-    passing = num_more_probable if config.strict else PASSING[rule]
+    passing = (PASSING | STRICTLY)[rule] if config.strict else PASSING[rule]
     return passing(ordered, getattr(config, rule))
 
 
@@ -303,6 +303,19 @@ def num_probable(ordered: Tensor, threshold: float) -> Tensor:
 def num_more_probable(ordered: Tensor, threshold: float) -> Tensor:
     """All more probable than the threshold (SDAR, LLaDA2, Fast-dLLM v2)."""
     return (ordered > threshold).sum(-1)
+
+
+def num_certain(ordered: Tensor, threshold: float) -> Tensor:
+    """All whose entropy is at most the threshold (dParallel, arXiv 2509.26488).
+
+    ordered: entropies, negated.
+    """
+    return (-ordered <= threshold).sum(-1)
+
+
+def num_more_certain(ordered: Tensor, threshold: float) -> Tensor:
+    """All whose entropy is below the threshold (d3LLM's Dream, arXiv 2601.07568)."""
+    return (-ordered < threshold).sum(-1)
 
 
 def num_within_factor(ordered: Tensor, factor: float) -> Tensor:
@@ -324,8 +337,14 @@ def num_within_budget(ordered: Tensor, error_budget: float) -> Tensor:
 # scores in descending order (B, W), the option's value -> (B,)
 PASSING: dict[str, Callable[[Tensor, float], Tensor]] = {
     "threshold": num_probable,
+    "threshold_entropy": num_certain,
     "factor": num_within_factor,
     "error_budget": num_within_budget,
+}
+# the same, of rules under the option strict
+STRICTLY: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "threshold": num_more_probable,
+    "threshold_entropy": num_more_certain,
 }
 
 

@@ -82,7 +82,8 @@ def cost(preset: Preset) -> str:
     weights = f"{preset.gigabytes:g} GB of weights in {preset.dtype}"
     if "estimator" in preset.options:
         return f"{preset.options['mc_num']} masked rows an answer; {weights}"
-    adaptive = preset.options.keys() & {"threshold", "factor", "error_budget"}
+    rules = {"threshold", "threshold_entropy", "factor", "error_budget"}
+    adaptive = preset.options.keys() & rules
     each = "at most a forward" if adaptive else "a forward"
     return f"{each} a token and row; {weights}"
 
