@@ -12,20 +12,23 @@ want of memory, ends no other. The table says so:
 
 `steps`      a step of each form and number of rows on the canvas of a 5-shot prompt: median
              time, its ratio to the floor (roofline.py) that the ceilings of the same
-             process set, kernels a step, and the share of the time in which none ran.
+             process set, kernels a step, and the share of the time in which none ran. A
+             cache's later steps are several of one block, each right after the other, as
+             in a decode; what a block begins with is shared by them.
 `compiled`   the same with compiled layers, where torch.compile works.
-`published`  a step of the published loop over ours, greedy and sampled, and whether greedy
-             answers have the same tokens. In bfloat16 that loop ranks by bfloat16
-             probabilities, many of which tie: a difference there is told, and fails only
-             in float32.
+`published`  a step of the published loop over ours, greedy and sampled, eager and
+             compiled, and whether greedy answers have the same tokens. In bfloat16 that
+             loop ranks by bfloat16 probabilities, many of which tie: a difference there is
+             told, and fails only in float32.
 `answers`    tokens and forwards a second of whole answers with the dual cache.
 `compiled_answers`  the same with compiled layers, and small forwards as CUDA graphs.
 `block_causal` a later step of a block-causal model with grouped queries and exact keys and
              values of finished blocks (gpu_block_causal.py), eager and compiled.
-`likelihood` masked rows a second, over those of the published loop.
+`likelihood` masked rows a second, over those of the published loop, which takes 8 at once.
 `quantised`  steps with 8-bit products (int8_dynamic, fp8), layers compiled where that works;
              the floor is the one of the weights as they are.
-`training`   tokens a second of LoRA and of Remask SFT, and the share of the ceiling.
+`training`   tokens a second of LoRA and of Remask SFT, and the share of the ceiling; layers
+             are compiled where that works.
 
 Times are between two events on the GPU (of a CPU, its own time). Not here: peers, see
 benchmarks.generation --peer, and what the trainer adds to an update, see
@@ -36,7 +39,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -69,6 +73,7 @@ from .steps import canvas_of, our_step, quantised_copy, reference_step
 
 FORMS = ("exact", "prefix_later", "dual_later")
 EIGHT_BITS = ("int8_dynamic", "fp8")  # methods whose products take less time than bfloat16's
+LATER_STEPS = 8  # of a block, measured together
 TEMPERATURE = 0.7
 REQUEST = (48, 24)  # tokens of a likelihood's prompt and answer
 
@@ -90,11 +95,18 @@ def canvas_in_work(model: LLaDA, options: Options, rows: int) -> tuple[Tensor, s
     return tokens, window
 
 
+def steps_in_a_row(form: str, options: Options) -> int:
+    """How many steps of a form are measured together."""
+    return min(LATER_STEPS, options.num_masked) if form.endswith("_later") else 1
+
+
 @torch.inference_mode()
-def step_of(form: str, model: LLaDA, options: Options, rows: int) -> Callable[[], None]:
-    """One step of a form; a cache is filled before."""
+def steps_of(form: str, model: LLaDA, options: Options, rows: int) -> Callable[[], None]:
+    """The steps of a form that are measured together; a cache is filled before."""
     tokens, window = canvas_in_work(model, options, rows)
-    config, denoise = options.sampler(), model_denoiser(model)
+    num_blocks = options.gen_length // options.block_length
+    config = options.sampler(steps=num_blocks * steps_in_a_row(form, options))
+    denoise = model_denoiser(model)
     if form == "exact":
         return lambda: our_step(denoise, model, tokens.clone(), window, config)
     memory, with_cache = Memory(), cached(denoise, form.removesuffix("_later"))
@@ -122,23 +134,22 @@ def measured_step(bench: Bench, form: str, rows: int) -> dict[str, float]:
     model, options = bench.model, bench.options
     _, window = canvas_in_work(model, options, 1)
     length = options.prompt_length + options.gen_length
-    work = roofline.row_work(form, length, window.start, options.block_length, options.num_masked)
-    return bench.measured(step_of(form, model, options, rows), [work] * rows)
+    num_steps = steps_in_a_row(form, options)
+    left = roofline.mean_left(options.num_masked, num_steps)
+    work = roofline.row_work(form, length, window.start, options.block_length, left)
+    return bench.measured(steps_of(form, model, options, rows), [work] * rows, num_steps)
 
 
 def compiled(bench: Bench) -> dict[str, Any]:
     """`steps` with compiled layers, and the seconds that compiling took."""
     if lack := lacking(bench.model.device):
         return {"lack": f"{lack.what}: {lack.remedy}"}
-    bench.model.compile_layers("on")
-    began = time.perf_counter()
-    try:
+    with compiled_layers(bench.model):
+        began = time.perf_counter()
         for form in FORMS:
             for rows in {min(bench.options.rows), max(bench.options.rows)}:
-                step_of(form, bench.model, bench.options, rows)()
+                steps_of(form, bench.model, bench.options, rows)()
         return {"compile_seconds": time.perf_counter() - began, **steps(bench)}
-    finally:
-        bench.model.compile_layers("off")
 
 
 # --- other sections -------------------------------------------------------------------
@@ -148,14 +159,21 @@ def published(bench: Bench) -> dict[str, Any]:
     """A step of the published loop over ours, and which greedy tokens agree."""
     temperatures = {"greedy": 0.0, "sampled": TEMPERATURE}
     return {
-        "ratios": {name: times_published(bench, each) for name, each in temperatures.items()},
+        "ratios": {
+            f"{name}, {how}": ratio
+            for name, each in temperatures.items()
+            for how, ratio in times_published(bench, each).items()
+        },
         "same_share": same_share(bench.model, bench.options),
         "same_in_float32": bench.same_in_float32,
     }
 
 
-def times_published(bench: Bench, temperature: float) -> float:
-    """How many times the published loop's speed a step of ours has."""
+def times_published(bench: Bench, temperature: float) -> dict[str, float]:
+    """How many times the published loop's speed a step of ours has, eager and compiled.
+
+    That loop is always eager.
+    """
     model, config = bench.model, bench.options.sampler(temperature=temperature)
     tokens, window = canvas_in_work(model, bench.options, 1)
     denoise, num_masked = model_denoiser(model), bench.options.num_masked
@@ -166,7 +184,27 @@ def times_published(bench: Bench, temperature: float) -> float:
     def ours() -> None:
         our_step(denoise, model, tokens.clone(), window, config)
 
-    return bench.median(theirs) / bench.median(ours)
+    published = bench.median(theirs)
+    return {how: published / taken for how, taken in both_ways(bench, ours).items()}
+
+
+def both_ways(bench: Bench, work: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of a piece of work with eager layers and, where they can be, compiled ones."""
+    found = {"eager": bench.median(work)}
+    if not lacking(bench.model.device):
+        with compiled_layers(bench.model):
+            found["compiled"] = bench.median(work)
+    return found
+
+
+@contextmanager
+def compiled_layers(model: LLaDA) -> Iterator[None]:
+    """Layers run compiled, and small forwards are replayed, until the end."""
+    model.compile_layers("on")
+    try:
+        yield
+    finally:
+        model.compile_layers("off")
 
 
 def same_share(model: LLaDA, options: Options) -> float:
@@ -212,10 +250,8 @@ def likelihood(bench: Bench) -> dict[str, float]:
             reference.log_likelihood(model, tokens[:prompt], tokens[prompt:], mask_id, mc_num, 8)
 
     rows = len(pairs) * mc_num
-    seconds = {
-        "ours": bench.median(partial(log_likelihood, model, pairs, mc_num=mc_num, batch_size=64)),
-        "published": bench.median(theirs),
-    }
+    ours = partial(log_likelihood, model, pairs, mc_num=mc_num, batch_size=64)
+    seconds = {"published": bench.median(theirs), **both_ways(bench, ours)}
     return {name: rows / taken for name, taken in seconds.items()}
 
 
@@ -254,6 +290,8 @@ def trained(bench: Bench, kind: str) -> dict[str, float]:
     columns = min(gpu_training.MOST_COLUMNS, options.prompt_length + options.gen_length)
     work = gpu_training.WORKS[kind](model, columns)
     batch = gpu_training.batch_of(model, columns, options.seed)
+    if not lacking(model.device):
+        gpu_training.compile_layers(work.model)
     seconds = bench.median(gpu_training.updates(work, batch, model.dtype))
     return gpu_training.rates(seconds, columns, work.flops, bench.ceiling.flops)
 
@@ -262,11 +300,8 @@ def compiled_answers(bench: Bench) -> dict[str, Any]:
     """`answers` with compiled layers; those that are not measured compile and capture."""
     if lack := lacking(bench.model.device):
         return {"lack": f"{lack.what}: {lack.remedy}"}
-    bench.model.compile_layers("on")
-    try:
+    with compiled_layers(bench.model):
         return answers(bench)
-    finally:
-        bench.model.compile_layers("off")
 
 
 SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {

@@ -46,18 +46,20 @@ class Bench(NamedTuple):
         found = [timed(work, device) for _ in range(self.options.repetitions)]
         return statistics.median(getattr(each, self.clock) for each in found)
 
-    def measured(self, step: Callable[[], Any], works: Sequence[roofline.Work]) -> dict[str, float]:
+    def measured(
+        self, run: Callable[[], Any], works: Sequence[roofline.Work], num_steps: int = 1
+    ) -> dict[str, float]:
         """Seconds and floor of a step, its kernels, and the share of it in which none ran.
 
-        works: what the step of each row cannot do without.
+        run: so many steps. works: what a step of each row cannot do without, on average.
         """
-        seconds = self.median(step)
-        profile = roofline.profiled(step, self.model.device)
+        seconds = self.median(run) / num_steps
+        profile = roofline.profiled(run, self.model.device)
         config, itemsize = self.model.config, self.model.dtype.itemsize
         return {
             "seconds": seconds,
             "floor": roofline.floor_seconds(config, works, itemsize, self.ceiling),
-            "num_calls": profile.num_calls,
-            "idle_share": profile.idle_share(seconds),
+            "num_calls": round(profile.num_calls / num_steps),
+            "idle_share": profile.idle_share(num_steps * seconds),
             "product_share": profile.product_share,
         }

@@ -1,7 +1,7 @@
-"""A later step of a block-causal model beside its floor: a section of benchmarks.gpu.
+"""Later steps of a block-causal model beside their floor: a section of benchmarks.gpu.
 
 What stands before the block keeps its exact keys and values
-(llada_plugins/diffusion/finished_blocks.py), so the step computes one block of each row. It
+(llada_plugins/diffusion/finished_blocks.py), so a step computes one block of each row. It
 is the last block of a canvas of prompt_length + gen_length columns, half of it masked.
 """
 
@@ -28,6 +28,7 @@ from .steps import canvas_of, our_step
 
 # a model with grouped queries for each shape of the other sections; 8b: as SDAR-8B
 SHAPES = {"tiny": "tiny-gqa", "100m": "40m-gqa", "8b": "8b-gqa"}
+LATER_STEPS = 8  # of a block at most, measured together
 WIDTHS = (4, 32)  # of SDAR's blocks, and of those of LLaDA2 and Fast-dLLM v2
 
 
@@ -52,7 +53,8 @@ class Place(NamedTuple):
     def work(self) -> roofline.Work:
         """What the step of one row cannot do without."""
         kept = self.length - self.width
-        return roofline.Work(self.width, self.width * self.length, self.num_masked, kept)
+        left = roofline.mean_left(self.num_masked, self.num_steps)
+        return roofline.Work(self.width, self.width * self.length, left, kept)
 
     def tokens(self, model: LLaDA, rows: int, seed: int) -> Tensor:
         """The canvas (rows, length) in work."""
@@ -60,13 +62,18 @@ class Place(NamedTuple):
         tokens[:, self.length - self.num_masked :] = model.config.mask_token_id
         return tokens
 
+    @property
+    def num_steps(self) -> int:
+        """Steps that are measured together."""
+        return min(LATER_STEPS, self.num_masked)
+
     def sampler(self) -> SamplerConfig:
-        """An answer whose blocks take one step each."""
+        """An answer whose last block takes the measured steps."""
         return SamplerConfig(
             gen_length=self.width,
             block_length=self.width,
             sampling_method="block_causal",
-            block_steps=1,
+            block_steps=self.num_steps,
             cache="auto",
         )
 
@@ -87,8 +94,8 @@ def after_first_step(model: LLaDA, place: Place, tokens: Tensor) -> Denoiser:
     return denoise_later
 
 
-def later_step(model: LLaDA, place: Place, rows: int, seed: int) -> Callable[[], None]:
-    """A step of the block after its first."""
+def later_steps(model: LLaDA, place: Place, rows: int, seed: int) -> Callable[[], None]:
+    """Steps of the block after its first."""
     tokens, config = place.tokens(model, rows, seed), place.sampler()
     denoise = after_first_step(model, place, tokens)
     return lambda: our_step(denoise, model, tokens.clone(), place.window, config)
@@ -115,7 +122,7 @@ def compiled(bench: Bench, places: list[Place]) -> dict[str, Any]:
     began = time.perf_counter()
     for place in places:
         for rows in {min(bench.options.rows), max(bench.options.rows)}:
-            later_step(bench.model, place, rows, bench.options.seed)()
+            later_steps(bench.model, place, rows, bench.options.seed)()
     return {"compile_seconds": time.perf_counter() - began, **steps(bench, places)}
 
 
@@ -123,7 +130,9 @@ def steps(bench: Bench, places: list[Place]) -> dict[str, Any]:
     """What a step takes, by its block's width and the number of rows."""
     return {
         f"block {place.width} {rows}": bench.measured(
-            later_step(bench.model, place, rows, bench.options.seed), [place.work] * rows
+            later_steps(bench.model, place, rows, bench.options.seed),
+            [place.work] * rows,
+            place.num_steps,
         )
         for place in places
         for rows in bench.options.rows

@@ -53,7 +53,7 @@ def _block_causal(found: Mapping[str, Any]) -> list[str]:
 
 def _published(found: Mapping[str, Any]) -> list[str]:
     lines = [
-        f"{name:<20}{ratio:>12.2f} times the published loop's speed"
+        f"{name:<24}{ratio:>8.2f} times the published loop's speed"
         for name, ratio in found["ratios"].items()
     ]
     share = f"same greedy tokens: {100 * found['same_share']:.0f} %"
@@ -73,10 +73,9 @@ def _answers(found: Mapping[str, Any]) -> list[str]:
 
 
 def _likelihood(found: Mapping[str, float]) -> list[str]:
-    ratio = found["ours"] / found["published"]
     return [
-        *(f"{name:<20}{rate:>12.1f} masked rows/s" for name, rate in found.items()),
-        f"ratio: {ratio:.2f}",
+        f"{name:<20}{rate:>12.1f} masked rows/s{rate / found['published']:>9.2f} x published"
+        for name, rate in found.items()
     ]
 
 
@@ -92,9 +91,9 @@ def _quantised(found: Mapping[str, Any]) -> list[str]:
 
 def _training(found: Mapping[str, Any]) -> list[str]:
     return [
-        f"{kind:<20}not run: {each['lack']}"
+        f"{kind:<32}not run: {each['lack']}"
         if "lack" in each
-        else f"{kind:<20}{each['tokens_per_second']:>12.0f} tokens/s"
+        else f"{kind:<32}{each['tokens_per_second']:>12.0f} tokens/s"
         f"{100 * each['flop_utilisation']:>8.1f} % of the ceiling"
         for kind, each in found.items()
     ]

@@ -1,15 +1,16 @@
 """The training section of benchmarks.gpu: tokens a second of LoRA and of Remask SFT.
 
 Bare updates: masks, forward, backward, clipping, fused AdamW; what the trainer adds on top
-is measured by benchmarks.training. Layers are eager. The FLOPs of a token are those that
-the update must spend: weights that do not train need no gradient, and a frozen backbone
-no backward pass at all. What activation checkpointing computes again does not count.
+is measured by benchmarks.training. The FLOPs of a token are those that the update must
+spend: weights that do not train need no gradient, and a frozen backbone no backward pass
+at all. What activation checkpointing computes again does not count.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -42,15 +43,16 @@ def shared_copy(model: LLaDA) -> LLaDA:
     return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
 
 
-def lora_work(model: LLaDA, columns: int) -> Work:
-    """Adapters of all projections, layers computed again in the backward pass."""
+def lora_work(model: LLaDA, columns: int, checkpointing: bool = False) -> Work:
+    """Adapters of all projections; checkpointing: layers are computed again in the backward."""
     mask_id = _mask_id(model)
     # of a matrix that does not train: 2 FLOPs forward and 2 backward, not 6 in all
     flops = training_flops(model, columns) - training_flops(model, 0) / 3
     adapted = shared_copy(model).train()
     add_lora(adapted, LoRA(16, 32.0, 0.0, PROJECTIONS), torch.Generator().manual_seed(0))
     adapted.to(model.device)
-    adapted.activation_checkpointing_enable()
+    if checkpointing:
+        adapted.activation_checkpointing_enable()
     return Work(adapted, sft(mask_id), flops)
 
 
@@ -69,7 +71,18 @@ def remask_work(model: LLaDA, columns: int) -> Work:
     return Work(trained.to(model.device).train(), objective, training_flops(model, columns) / 3)
 
 
-WORKS: dict[str, Callable[[LLaDA, int], Work]] = {"LoRA": lora_work, "Remask SFT": remask_work}
+WORKS: dict[str, Callable[[LLaDA, int], Work]] = {
+    "Remask SFT": remask_work,
+    "LoRA": lora_work,
+    "LoRA, activation checkpointing": partial(lora_work, checkpointing=True),
+}
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Have the layers of the LLaDA inside run compiled."""
+    for module in model.modules():
+        if isinstance(module, LLaDA):
+            module.compile_layers("on")
 
 
 def updates(work: Work, batch: dict[str, Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:

@@ -72,6 +72,16 @@ def row_work(form: str, length: int, start: int, block_length: int, num_masked: 
     return Work(columns, columns * length, num_masked, length - columns)
 
 
+def mean_left(num_masked: int, num_steps: int) -> int:
+    """Masked tokens before a step, the mean over steps that leave none; rounded down.
+
+    The first steps take one token more where the number is no multiple.
+    """
+    share, remainder = divmod(num_masked, num_steps)
+    taken = [share + (step < remainder) for step in range(num_steps)]
+    return sum(num_masked - sum(taken[:step]) for step in range(num_steps)) // num_steps
+
+
 def layer_weights(config: LLaDAConfig, experts: int) -> int:
     """Weights of a layer's matrices; of a mixture, its router's and those of so many experts."""
     heads = 2 * (config.n_heads + config.num_kv_heads) * config.head_dim

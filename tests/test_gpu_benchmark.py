@@ -35,6 +35,7 @@ SMALL = dict(
     rows=[1, 2],
     repetitions=1,
 )
+MODES = "eager", "compiled"
 EAGER = ["steps", "published", "answers", "likelihood"]
 PARTS = ["quantised", "training"]
 
@@ -47,8 +48,15 @@ def words(**options: object) -> list[str]:
     return found
 
 
+@pytest.fixture
+def no_compiler(monkeypatch) -> None:
+    """Layers are left eager, as where nothing can be compiled."""
+    for module in (gpu, gpu_block_causal):
+        monkeypatch.setattr(module, "lacking", lambda device: Lack("no compiler", "get one"))
+
+
 def test_the_command_measures_every_section_and_writes_table_json_and_plot(
-    tmp_path: Path, capsys
+    tmp_path: Path, capsys, no_compiler: None
 ) -> None:
     files = dict(json=tmp_path / "gpu.json", plot=tmp_path / "gpu.png")
     assert gpu.main(words(**{**SMALL, "rows": [2]}, sections=EAGER, **files)) == 0
@@ -61,17 +69,18 @@ def test_the_command_measures_every_section_and_writes_table_json_and_plot(
     assert set(result["sections"]["answers"]) == {"2"}
     table = capsys.readouterr().out
     assert "x floor" in table and "masked rows/s" in table and "not run" not in table
+    assert "compiled" not in table
     assert (tmp_path / "gpu.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_training_and_8_bit_steps_are_measured(capsys, tmp_path: Path) -> None:
+def test_training_and_8_bit_steps_are_measured(capsys, tmp_path: Path, no_compiler: None) -> None:
     options = {**SMALL, "rows": [1], "gen_length": 8}
     assert gpu.main(words(**options, sections=PARTS, json=tmp_path / "gpu.json")) == 0
     found = json.loads((tmp_path / "gpu.json").read_text())["sections"]
     assert list(found["quantised"]) == list(gpu.EIGHT_BITS)
     for forms in found["quantised"].values():
         assert "lack" in forms or set(forms) == {"exact 1", "dual_later 1"}
-    assert list(found["training"]) == ["LoRA", "Remask SFT"]
+    assert list(found["training"]) == list(gpu_training.WORKS)
     assert all(each["tokens_per_second"] > 0 for each in found["training"].values())
     assert "% of the ceiling" in capsys.readouterr().out
 
@@ -95,7 +104,7 @@ def test_the_flops_of_a_token_are_those_of_what_trains() -> None:
     model = random_model(model_config("tiny", 64), torch.device("cpu"), seed=0)
     weights = training_flops(model, 0) / 6
     attention = training_flops(model, 16) - 6 * weights
-    lora, remask = (gpu_training.WORKS[kind](model, 16).flops for kind in gpu_training.WORKS)
+    lora, remask = (gpu_training.WORKS[kind](model, 16).flops for kind in ("LoRA", "Remask SFT"))
     assert lora == pytest.approx(4 * weights + attention)
     assert remask == pytest.approx(2 * weights + attention / 3)
 
@@ -111,20 +120,22 @@ def test_a_part_without_time_says_so() -> None:
 
 @pytest.mark.slow
 def test_compiled_layers_are_measured_and_left_eager_afterwards() -> None:
-    sections = ["compiled", "compiled_answers"]
+    sections = ["published", "likelihood", "compiled", "compiled_answers", "training"]
     options = gpu.Options(**{**SMALL, "rows": [1], "sections": sections})
     result = gpu.run(options)
     found = result["sections"]["compiled"]
     if "lack" not in found:
         assert found["compile_seconds"] > 0 and found["exact 1"]["seconds"] > 0
         assert result["sections"]["compiled_answers"]["1"]["forwards_per_second"] > 0
+        ratios = result["sections"]["published"]["ratios"]
+        assert {*ratios} == {f"{a}, {b}" for a in ("greedy", "sampled") for b in MODES}
+        assert {*result["sections"]["likelihood"]} == {"published", *MODES}
     assert not result["failed"] and "compiled_answers" in gpu_report.table(result)
 
 
 def test_a_block_causal_step_has_its_section_with_both_widths_of_blocks(
-    tmp_path: Path, monkeypatch, capsys
+    tmp_path: Path, no_compiler: None, capsys
 ) -> None:
-    monkeypatch.setattr(gpu_block_causal, "lacking", lambda device: Lack("no compiler", "get one"))
     options = {**SMALL, "rows": [2], "gen_length": 32}
     file = tmp_path / "gpu.json"
     assert gpu.main(words(**options, sections=["block_causal"], json=file)) == 0
@@ -197,7 +208,21 @@ def test_every_block_causal_step_is_replayed_where_forwards_can_be() -> None:
 def test_the_floor_of_a_block_causal_step_is_that_of_one_block_with_the_rest_kept() -> None:
     place = Place.of(70, 4)
     assert place == Place(length=68, width=4, num_masked=2)
-    assert place.work == roofline.row_work("dual_later", 68, place.window.start, 4, 2)
+    # of two masked tokens, then of one
+    assert place.num_steps == 2
+    assert place.work == roofline.row_work("dual_later", 68, place.window.start, 4, 1)
+
+
+@pytest.mark.parametrize("num_masked", range(1, 20))
+def test_the_masked_tokens_of_a_mean_step_are_those_that_steps_meet(num_masked: int) -> None:
+    """Counted one by one: a step takes an equal share of what is left, rounded up."""
+    for num_steps in range(1, num_masked + 1):
+        left, met = num_masked, []
+        for step in range(num_steps):
+            met.append(left)
+            left -= -(-left // (num_steps - step))  # the larger share first
+        assert left == 0
+        assert roofline.mean_left(num_masked, num_steps) == sum(met) // num_steps
 
 
 @pytest.mark.parametrize("form", gpu.FORMS)
@@ -209,9 +234,9 @@ def test_a_step_leaves_the_canvas_for_the_next_repetition(form: str) -> None:
     masked = tokens == mask
     assert masked[:, window].sum(1).tolist() == [4, 4] and masked[:, window.stop :].all()
     assert not masked[:, : window.start].any()
-    step = gpu.step_of(form, model, options, 2)
-    step()
-    step()
+    steps = gpu.steps_of(form, model, options, 2)
+    steps()
+    steps()
     assert torch.equal(gpu.canvas_in_work(model, options, 2)[0], tokens)
 
 
