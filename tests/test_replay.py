@@ -618,6 +618,17 @@ def test_rows_that_leave_take_nothing_from_those_that_stay(make_model, is_lent):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("num_rows, is_lent", [(16, True), (17, False), (24, True), (32, True)])
+def test_many_rows_get_memory_that_stays_where_none_of_it_is_for_others(
+    make_model, num_rows: int, is_lent: bool
+):
+    past = Past()
+    replaying(make_model()).streams(random_ids(num_rows, 9), past=past)
+    assert past.is_lent is is_lent
+    assert not is_lent or past[0].keys.shape[0] == num_rows
+
+
+@torch.inference_mode()
 def test_many_rows_find_the_memory_of_few_free_once_nothing_holds_it(make_model):
     model, few, many = replaying(make_model()), random_ids(3, 9), random_ids(MOST_ROWS + 1, 9)
     past = Past()

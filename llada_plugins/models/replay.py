@@ -29,8 +29,9 @@ from .submodules import is_hooked
 # Rows times columns of a small forward: on an H100 those of up to 512 columns took as long
 # as one of 32, whatever they computed.
 LARGEST = 1024
-# Rows up to which keys and values get memory that stays, which may be a third too large:
-# from there on a step of 32 columns keeps the GPU busy by itself (32 rows: 41 of 43 ms).
+# Rows up to which keys and values get memory that stays, which may be a third too large;
+# more rows get it where their bucket has no other. 32 rows of 32 columns keep an H100 busy
+# for 31 ms, but a slow host took 43 to launch that.
 MOST_ROWS = 16
 LENGTH_STEP = 64  # canvases are as long as a multiple of it
 WARM_UP = 2  # forwards of a shape before it is captured, in which kernels are chosen
@@ -220,7 +221,7 @@ class Replays:
         if isinstance(past, Slots):  # which have room for all that comes, and no more
             self.memory.lend(past, num_layers, shape, like)
             return True
-        if num_rows > MOST_ROWS:
+        if MOST_ROWS < num_rows < row_bucket(num_rows):
             # batches are as large as free memory lets them be, measured without this
             self.memory.release()
             return False
