@@ -617,6 +617,18 @@ def test_rows_that_leave_take_nothing_from_those_that_stay(make_model, is_lent):
     assert (storage(past[0].keys) == place) is is_lent
 
 
+@pytest.mark.parametrize("columns", [slice(None), slice(2, 6)])
+def test_a_compiler_finds_replayed_and_other_forwards_alike(make_model, columns: slice):
+    """Tensors of inference and others have graphs of their own, and memory that stays is of it."""
+    model = make_model()
+    with torch.inference_mode():
+        for _ in range(2):  # the first makes the tables
+            tables = model._rotations(8, model.device, columns, None)
+            assert all(table.is_inference() for table in tables)
+    # whose tables are no inference tensors
+    model.requires_grad_(True)(random_ids(1, 8)).sum().backward()
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("num_rows, is_lent", [(16, True), (17, False), (24, True), (32, True)])
 def test_many_rows_get_memory_that_stays_where_none_of_it_is_for_others(

@@ -183,7 +183,8 @@ def randomised(module: torch.nn.Module) -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def model(make_model) -> LLaDA:
     made = make_model()
-    made(torch.tensor([[5]]))  # its rotary tables go to the device once
+    with torch.inference_mode():
+        made(torch.tensor([[5]]))  # its rotary tables go to the device once
     return made
 
 

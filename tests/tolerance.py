@@ -59,8 +59,8 @@ def in_float64(module: nn.Module) -> nn.Module:
     """A copy with float64 weights, which computes its rotary tables again."""
     module = copy.deepcopy(module).double()
     for part in module.modules():
-        if getattr(part, "_rotary", None) is not None:
-            part._rotary = None
+        if getattr(part, "_rotary", None):
+            part._rotary = {}
     return module
 
 

@@ -63,8 +63,8 @@ class LLaDA(ActivationCheckpointing):
         self.special_tokens: SpecialTokens | None = None
         # of a loaded model, what its checkpoint says beside the weights
         self.origin: Origin | None = None
-        # not a buffer: .to(bfloat16) must never reach it
-        self._rotary: tuple[Tensor, Tensor] | None = None
+        # cos and sin, for inference and otherwise; no buffers: .to(bfloat16) must never reach them
+        self._rotary: dict[bool, tuple[Tensor, Tensor]] = {}
         self.compiling = Compiling("off")
         self.replays = Replays(self.compiling)
 
@@ -336,18 +336,16 @@ class LLaDA(ActivationCheckpointing):
         past.fill([LayerPast(keys, values) for keys, values in memory], *shape[:2])
 
     def _rotary_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        if (
-            self._rotary is None
-            or self._rotary[0].shape[0] < length
-            or self._rotary[0].device != device
-        ):
-            # tables made under inference_mode could never take part in a backward
-            with torch.inference_mode(False):
-                cos, sin = rotary_table(
-                    max(length, 256), self.config.rotary_width, self.config.rope_theta
-                )
-                self._rotary = cos.to(device), sin.to(device)
-        return self._rotary[0][:length], self._rotary[1][:length]
+        inference = torch.is_inference_mode_enabled()
+        table = self._rotary.get(inference)
+        if table is None or table[0].shape[0] < length or table[0].device != device:
+            # Made under inference_mode they could never take part in a backward. Made
+            # without, layers would be compiled once more: a slice of them is no inference
+            # tensor, and columns picked from them are.
+            config = self.config
+            cos, sin = rotary_table(max(length, 256), config.rotary_width, config.rope_theta)
+            table = self._rotary[inference] = cos.to(device), sin.to(device)
+        return table[0][:length], table[1][:length]
 
 
 def at_columns(values: Tensor, columns: slice | Tensor) -> Tensor:
