@@ -130,7 +130,7 @@ class Answers:
         fill: FillBlocks,
         ended: Callable[[list[int]], bool],
     ) -> Draft:
-        """These rows on their canvas, before block `number` is filled."""
+        """These rows on their canvas, before block `number` and those beside it are filled."""
         rows = torch.tensor(batch, device=self.keys.device)
         blocks, lengths = fill.config.blocks, [len(self.prompts[row]) for row in batch]
         ends = [blocks.end(each, number) - blocks.before(each, 0) for each in lengths]
@@ -144,6 +144,7 @@ class Answers:
             fill.start,
             [range(blocks.tail(each), end) for each, end in zip(lengths, ends)],
             [blocks.number(each) for each in lengths],
+            range(number, number + fill.config.blocks_at_once),
             fill,
             ended,
         )
@@ -151,9 +152,9 @@ class Answers:
     def add(
         self, draft: Draft, cost: Filled, batch: Sequence[int], starts: Sequence[int], end: int
     ) -> None:
-        """Take over what the draft holds of the batch's answers, its block included.
+        """Take over what the draft holds of the batch's answers, its blocks included.
 
-        starts: columns of their first tokens. end: column where the block ends.
+        starts: columns of their first tokens. end: column where its blocks end.
         """
         self.forwards[draft.rows] += cost.forwards
         self.num_scored[draft.rows] += cost.num_scored
@@ -161,7 +162,7 @@ class Answers:
         for row, start, tokens in zip(batch, starts, draft.tokens[:, first:end].tolist()):
             answer = tokens[start - first :]
             self.tokens[row] = answer[: answer.index(PADDING)] if PADDING in answer else answer
-            self.num_filled[row] += 1
+            self.num_filled[row] += len(draft.blocks)
 
     def samples(
         self, rows: Sequence[int], blocks: Blocks, ends: Sequence[int]
@@ -246,7 +247,7 @@ def decode_each(
         cost = _reviewed(review, draft, limit, longest, lasting)
         done = []
         if cost is not None:
-            end = canvas.first + blocks.width
+            end = canvas.first + len(draft.blocks) * blocks.width
             answers.add(draft, cost, batch, canvas.answer_starts, end)
             done = [row for row in batch if is_done(row)]
         _put_back(queue, [row for row in batch if row not in done], answers)

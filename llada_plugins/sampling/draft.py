@@ -43,7 +43,7 @@ class Fill(Protocol):
 
 
 class Draft(NamedTuple):
-    """A batch of unfinished answers whose block `number` is to be filled.
+    """A batch of unfinished answers whose block `number` is to be filled, or several from there.
 
     Blocks before it are filled, later ones masked, as far as they exist. A batch whose rows
     are at different blocks has the number of the furthest: column `start` then is that
@@ -60,6 +60,7 @@ class Draft(NamedTuple):
     # of each row, which places from there on hold tokens of its answer: not its prompt's end
     in_answer: list[range]
     num_blocks: list[int]  # of each row's answer
+    blocks: range  # to be filled together: more than one only in plain decoding
     fill: Fill
     ended: Callable[[list[int]], bool]  # is an answer complete that fills its blocks so far?
 
@@ -86,6 +87,5 @@ class Review(Protocol):
 
 def unreviewed(draft: Draft) -> Filled:
     """The review that looks at nothing: plain decoding."""
-    block = range(draft.number, draft.number + 1)
-    forwards = draft.fill(draft.tokens, draft.rows, draft.keys, block)
+    forwards = draft.fill(draft.tokens, draft.rows, draft.keys, draft.blocks)
     return Filled(forwards, torch.zeros_like(forwards))

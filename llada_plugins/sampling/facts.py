@@ -73,6 +73,11 @@ class DecodingFacts(SamplerOptions):
         return -(-self.gen_length // self.block)  # rounded up
 
     @property
+    def blocks_at_once(self) -> int:
+        """Blocks whose tokens may be decoded by the same forwards."""
+        return 1
+
+    @property
     def most_blocks(self) -> int:
         """Blocks that an answer may lie in, whatever its prompt."""
         return self.blocks.number(self.block - 1)

@@ -17,6 +17,7 @@ from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, masked_f
 from llada_plugins.diffusion.memory import Memory
 from llada_plugins.models.special_tokens import SpecialTokens
 
+from .active import next_to_unmask, to_judge
 from .config import SamplerConfig
 from .propose import INF, ActiveBlock, draws_of_confidence, proposals_at
 from .unmask_schedule import Plan, keep, plan_block
@@ -115,15 +116,15 @@ class WorkLeft(NamedTuple):
     """What is left to do before a step."""
 
     num_rows: int  # how many rows are in work
-    most: int  # how many masks the row with most of them has
+    most: int  # how many columns the row with most of them has judged
 
 
-def work_left(in_work: Tensor, num_masked: Tensor) -> list[WorkLeft]:
+def work_left(in_work: Tensor, num_judged: Tensor) -> list[WorkLeft]:
     """What is left before each of S steps, from rows' states before each, (B, S).
 
     Waits for the device, one time for all steps.
     """
-    num_rows, most = in_work.sum(0), num_masked.amax(0)
+    num_rows, most = in_work.sum(0), num_judged.amax(0)
     return [WorkLeft(*each) for each in torch.stack([num_rows, most], 1).tolist()]
 
 
@@ -144,7 +145,8 @@ def foresee(masked: Tensor, plan: Plan | None, config: SamplerConfig) -> Foresee
         return Foreseen(plan.standing.shape[1], None)
     left_after = width - plan.standing
     num_masked = torch.cat([masked.sum(-1, keepdim=True), left_after], 1)
-    return Foreseen(left_after.shape[1], work_left(num_masked > 0, num_masked))
+    num_judged = torch.full_like(num_masked, width) if config.revises else num_masked
+    return Foreseen(left_after.shape[1], work_left(num_masked > 0, num_judged))
 
 
 def unmask(
@@ -180,7 +182,8 @@ def unmask(
         masked = work.block == special.mask  # (N, W)
         in_work = (masked.any(-1) | (work.post_steps > 0)) & ~result.left[work.numbers]
         if foreseen.left is None:
-            [left] = work_left(in_work[:, None], masked.sum(-1, keepdim=True))
+            judged = to_judge(masked, config)
+            [left] = work_left(in_work[:, None], judged.sum(-1, keepdim=True))
         else:
             left = foreseen.left[step]
         if left.num_rows == 0:
@@ -211,12 +214,10 @@ def take_step(
 ) -> Step:
     """One forward of the rows in work, and what it changes in their block, in place.
 
-    num_columns: of the block that hold masks, at most. last: no forward is left.
+    num_columns: of the block that are judged, at most. last: no forward is left.
     """
     masked = work.block == special.mask  # (N, W)
-    if config.revises:
-        num_columns = masked.shape[1]
-    columns = masked_first(masked)[:, :num_columns]  # (N, M)
+    columns = masked_first(to_judge(masked, config))[:, :num_columns]  # (N, M)
     block = ActiveBlock(work.block, work.keys, work.offsets, work.number_of(step))
     prediction = denoise(work.canvas, work.window)
     proposal, score = proposals_at(prediction, columns, block, config, special)
@@ -225,7 +226,10 @@ def take_step(
     if config.revises:
         score = score.masked_fill(work.fixed, INF)
     at_least = config.at_least_in(step)
-    standing = keep(score, masked, work.standing_after(step), last, config, at_least=at_least)
+    eligible = next_to_unmask(masked, config) if config.adaptive else masked
+    standing = keep(
+        score, masked, eligible, work.standing_after(step), last, config, at_least=at_least
+    )
     if config.revises:
         standing = standing | work.fixed
     replaced = torch.zeros_like(masked)

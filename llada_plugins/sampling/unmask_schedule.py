@@ -1,7 +1,8 @@
 """How many tokens of a block stand after a step.
 
 Fixed schedules are known before the first step; adaptive rules look at the scores. The
-decode loop asks `plan_block` once a block and `keep` every step. A new schedule is a function
+decode loop asks `plan_block` once a block and `keep` every step; which columns it may keep is
+active.py's to say. A new schedule is a function
 here, its row in SCHEDULES and a value of the option schedule; a new adaptive rule is a
 function here, its row in PASSING and an option in SamplerConfig.
 """
@@ -241,6 +242,7 @@ def planned(
 def keep(
     score: Tensor,
     masked: Tensor,
+    eligible: Tensor,
     count: Tensor | None,
     last: bool,
     config: SamplerConfig,
@@ -250,7 +252,8 @@ def keep(
     """Which positions of the block stand after this step, (B, W) bool.
 
     All others are masked, or masked again. score: (B, W). masked: (B, W) bool, before the
-    step. count: (B,) of a plan, or None. last: no forward is left. at_least: under adaptive
+    step. eligible: (B, W) bool, those of them that an adaptive rule may unmask. count: (B,) of
+    a plan, or None. last: no forward is left. at_least: under adaptive
     rules, how many are kept in any case, if a row has so many masks.
     """
     if not config.adaptive:
@@ -261,27 +264,11 @@ def keep(
     standing = ~masked
     if config.revise_below is not None:
         standing = standing & (score >= config.revise_below)
-    eligible = next_to_unmask(masked, config)
     candidates = score.masked_fill(~eligible, -INF)
     num_kept = num_passing(candidates, config).clamp_min(at_least)
     if count is not None:
         num_kept = num_kept.minimum(count - (~masked).sum(-1))
     return standing | (eligible & keep_top(candidates, num_kept))
-
-
-def next_to_unmask(masked: Tensor, config: SamplerConfig) -> Tensor:
-    """Those masked positions (B, W) of the block that a step may unmask, bool."""
-    width, length = masked.shape[1], config.sub_block_length
-    eligible = masked
-    if length is not None and length < width:
-        part = torch.arange(width, device=masked.device) // length  # (W,)
-        first = part.expand_as(masked).masked_fill(~masked, width).amin(-1, keepdim=True)
-        eligible = masked & (part == first)
-    if config.first_token_alone:
-        opens = masked[:, :1]
-        eligible = eligible & ~opens
-        eligible[:, :1] |= opens
-    return eligible
 
 
 def num_passing(score: Tensor, config: SamplerConfig) -> Tensor:
