@@ -127,6 +127,18 @@ class Prediction(NamedTuple):
 
         return cls(logits_at, confidence)
 
+    def of_rows(self, rows: Tensor) -> Prediction:
+        """The same of these rows (N,) alone."""
+
+        def logits_at(at: Tensor, numbers: Tensor | None = None) -> Tensor:
+            if numbers is not None:
+                return self.logits_at(at, rows[numbers])
+            flat = rows[:, None].expand_as(at).flatten()
+            return self.logits_at(at.flatten(), flat).unflatten(0, at.shape)
+
+        confidence = None if self.confidence is None else self.confidence[rows]
+        return self._replace(logits_at=logits_at, confidence=confidence)
+
 
 class Denoiser(Protocol):
     """Predict the clean tokens of canvas.tokens[:, window]; everything else is context."""

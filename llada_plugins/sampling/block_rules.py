@@ -98,6 +98,23 @@ class BlockRules(DecodingFacts):
                 "out"
             )
 
+    def _check_dependence(self) -> None:
+        for name in ("max_dependence", "certain_above"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        if self.certain_above is None:
+            return
+        if self.max_dependence is None:
+            raise ValueError(
+                "certain_above has no effect without max_dependence: set it, or leave it out"
+            )
+        if self.threshold is not None and self.certain_above <= self.threshold:
+            raise ValueError(
+                f"certain_above ({self.certain_above}) must be above threshold "
+                f"({self.threshold}): else max_dependence concerns no token that passes"
+            )
+
     def _check_edits(self) -> None:
         if self.max_post_steps is not None and self.edit_threshold is None:
             raise ValueError(

@@ -32,6 +32,7 @@ OF_ADAPTIVE_RULES = (
     "at_least",
     "sub_block_length",
     "first_token_alone",
+    "max_dependence",
 )
 
 
@@ -144,10 +145,11 @@ class SamplerConfig(BlockRules):
                     f"{name} has no effect without {', '.join(ADAPTIVE_RULES[:-1])} or "
                     f"{ADAPTIVE_RULES[-1]}: set one of them, or leave it out"
                 )
-            if self.paced and name not in ("revise_below", "sub_block_length"):
+            if self.paced and name not in ("revise_below", "sub_block_length", "max_dependence"):
                 raise ValueError(f"{name} and paced are alternatives: give one")
         self._check_floor()
         self._check_sub_blocks()
+        self._check_dependence()
 
     def _check_schedule(self) -> None:
         if self.schedule != "llada":

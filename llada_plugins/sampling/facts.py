@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal
 
 from llada_plugins.diffusion.blocks import Blocks
@@ -12,6 +14,13 @@ from .options import SamplerOptions
 
 # rules by which the number of tokens kept depends on their scores
 ADAPTIVE_RULES = ("threshold", "threshold_entropy", "factor", "error_budget")
+# how improbable a token may be that one of them keeps alone
+ERROR_ALONE: dict[str, Callable[[float], float]] = {
+    "threshold": lambda threshold: 1 - threshold,
+    "threshold_entropy": lambda entropy: 1 - math.exp(-entropy),  # p of the best >= exp(-entropy)
+    "factor": lambda factor: factor / 2,
+    "error_budget": lambda budget: budget,
+}
 # how many tokens stand after each step, where that does not depend on scores
 Schedule = Literal[
     "linear",
@@ -137,6 +146,14 @@ class DecodingFacts(SamplerOptions):
     def adaptive(self) -> bool:
         """Does the number of tokens kept depend on their scores?"""
         return any(getattr(self, rule) is not None for rule in ADAPTIVE_RULES)
+
+    @property
+    def certainty(self) -> float:
+        """With max_dependence, the probability from which a token depends on none."""
+        if self.certain_above is not None:
+            return self.certain_above
+        [rule] = [name for name in ADAPTIVE_RULES if getattr(self, name) is not None]
+        return 1 - ERROR_ALONE[rule](getattr(self, rule)) / 150
 
     @property
     def fixed_schedule(self) -> Schedule:

@@ -156,6 +156,16 @@ class SamplerOptions:
         "keep the most probable tokens while their errors (1 - probability) sum to at most this, "
         "at least one a step",
     )
+    max_dependence: float | None = arg(
+        None,
+        "under adaptive rules: of tokens that pass, keep together only those whose predicted "
+        "distributions have a cosine (0-1) below this, the best first",
+    )
+    certain_above: float | None = arg(
+        None,
+        "with max_dependence: tokens at least this probable (0-1) depend on none (default: where "
+        "an error is 150 times rarer than the rule allows)",
+    )
     remask_ratio: float | None = arg(
         None,
         "mask-and-refine: mask the least trusted fraction (0-1) of the block again after every "

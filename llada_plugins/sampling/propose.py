@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from llada_plugins.models.special_tokens import SpecialTokens
 
 from .confidence import CONFIDENCE, Candidates
 from .config import SamplerConfig
+from .dependence import at_places, dependent_pairs
 
 INF = float("inf")
 LEAST = torch.finfo(torch.float32).min
@@ -35,6 +36,12 @@ class ActiveBlock(NamedTuple):
     def draw(self, columns: Tensor, use: int) -> Tensor:
         """U(0, 1) float64 for these columns (B, M) of the block."""
         return uniform(self.keys[:, None], self.step, columns + self.offset, use)
+
+    def of_rows(self, rows: Tensor) -> ActiveBlock:
+        """These rows (N,) alone."""
+        offset = self.offset[rows] if torch.is_tensor(self.offset) else self.offset
+        step = self.step[rows] if torch.is_tensor(self.step) else self.step
+        return ActiveBlock(self.tokens[rows], self.keys[rows], offset, step)
 
 
 def draws_of_confidence(
@@ -57,6 +64,8 @@ class Proposals(NamedTuple):
 
     tokens: Tensor  # (B, W); where nothing is proposed, the token that stands there
     score: Tensor  # (B, W) fp32; inf where a token is pinned
+    # (B, W, W) bool: which two should not be kept in one step; under max_dependence alone
+    dependent: Tensor | None = None
 
 
 def positions_at_once(device: torch.device) -> int:
@@ -237,16 +246,40 @@ def proposals_at(
     Elsewhere the block's tokens are pinned; so are all visible ones, unless a later step
     may mask them again.
     """
+    at_once = positions_at_once(columns.device)
+    if config.max_dependence is None:
+        parts = columns.split(max(1, at_once // len(columns)), 1)
+        return _proposals(prediction, parts, block, config, special)
+    # all positions of a row together, for each is compared with the others
+    numbers = torch.arange(len(columns), device=columns.device)
+    found = [
+        _proposals(prediction.of_rows(rows), [columns[rows]], block.of_rows(rows), config, special)
+        for rows in numbers.split(max(1, at_once // columns.shape[1]))
+    ]
+    return Proposals(*(torch.cat(each) for each in zip(*found)))
+
+
+def _proposals(
+    prediction: Prediction,
+    parts: Sequence[Tensor],
+    block: ActiveBlock,
+    config: SamplerConfig,
+    special: SpecialTokens,
+) -> Proposals:
+    """See `proposals_at`; each part has other columns (B, M) of the block."""
     proposal = block.tokens.clone()
     score = torch.full(proposal.shape, INF, device=proposal.device)
-    num_columns = max(1, positions_at_once(columns.device) // len(columns))
-    for part in columns.split(num_columns, 1):
+    dependent = None
+    for part in parts:
         candidates = candidates_at(prediction, part, block, config, special)
         of_part = scores(candidates, part, block, config)
         if config.confidence_eos_eot_inf:
             of_part = ends_last(of_part, candidates, special.ends)
         proposal.scatter_(1, part, candidates.tokens)
         score.scatter_(1, part, of_part)
+        if config.max_dependence is not None:
+            pairs = dependent_pairs(candidates, special.mask, config)
+            dependent = at_places(pairs, part, proposal.shape[1])
     if not config.revises:
         score = score.masked_fill(block.tokens != special.mask, INF)
-    return Proposals(proposal, score)
+    return Proposals(proposal, score, dependent)

@@ -220,15 +220,16 @@ def take_step(
     columns = masked_first(to_judge(masked, config))[:, :num_columns]  # (N, M)
     block = ActiveBlock(work.block, work.keys, work.offsets, work.number_of(step))
     prediction = denoise(work.canvas, work.window)
-    proposal, score = proposals_at(prediction, columns, block, config, special)
+    proposal, score, dependent = proposals_at(prediction, columns, block, config, special)
     if step == 0 and config.opens_with_one:
         score[:, 0] = INF
     if config.revises:
         score = score.masked_fill(work.fixed, INF)
     at_least = config.at_least_in(step)
     eligible = next_to_unmask(masked, config) if config.adaptive else masked
+    count = work.standing_after(step)
     standing = keep(
-        score, masked, eligible, work.standing_after(step), last, config, at_least=at_least
+        score, masked, eligible, count, last, config, at_least=at_least, dependent=dependent
     )
     if config.revises:
         standing = standing | work.fixed

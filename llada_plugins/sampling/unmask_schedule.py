@@ -16,7 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llada_plugins.diffusion.denoiser import masked_first
+
 from .config import SamplerConfig
+from .dependence import without_dependents
 from .facts import ADAPTIVE_RULES, Schedule
 
 INF = float("inf")
@@ -248,13 +251,15 @@ def keep(
     config: SamplerConfig,
     *,
     at_least: int = 1,
+    dependent: Tensor | None = None,
 ) -> Tensor:
     """Which positions of the block stand after this step, (B, W) bool.
 
     All others are masked, or masked again. score: (B, W). masked: (B, W) bool, before the
     step. eligible: (B, W) bool, those of them that an adaptive rule may unmask. count: (B,) of
-    a plan, or None. last: no forward is left. at_least: under adaptive
-    rules, how many are kept in any case, if a row has so many masks.
+    a plan, or None. last: no forward is left. at_least: under adaptive rules, how many are
+    kept in any case, if a row has so many masks. dependent: (B, W, W) bool, which two should
+    not be kept in one step.
     """
     if not config.adaptive:
         assert count is not None
@@ -265,10 +270,14 @@ def keep(
     if config.revise_below is not None:
         standing = standing & (score >= config.revise_below)
     candidates = score.masked_fill(~eligible, -INF)
-    num_kept = num_passing(candidates, config).clamp_min(at_least)
+    first, passing = None, candidates
+    if dependent is not None:
+        first = without_dependents(candidates, eligible, dependent)
+        passing = candidates.masked_fill(~first, -INF)
+    num_kept = num_passing(passing, config).clamp_min(at_least)
     if count is not None:
         num_kept = num_kept.minimum(count - (~masked).sum(-1))
-    return standing | (eligible & keep_top(candidates, num_kept))
+    return standing | (eligible & keep_top(candidates, num_kept, first))
 
 
 def num_passing(score: Tensor, config: SamplerConfig) -> Tensor:
@@ -335,10 +344,12 @@ STRICTLY: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-def keep_top(score: Tensor, count: Tensor) -> Tensor:
+def keep_top(score: Tensor, count: Tensor, first: Tensor | None = None) -> Tensor:
     """The `count` (B,) best positions of every row of score (B, W), as bool.
 
-    Ties go to the left, on every device.
+    Ties go to the left, on every device. first: (B, W) bool, those that go before all others.
     """
-    rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return rank < count[:, None]
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    if first is not None:
+        order = order.gather(1, masked_first(first.gather(1, order)))
+    return order.argsort(dim=-1) < count[:, None]
