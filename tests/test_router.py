@@ -20,6 +20,7 @@ from llada_plugins.diffusion.denoiser import (
     model_denoiser,
 )
 from llada_plugins.diffusion.guidance import guided
+from llada_plugins.diffusion.known_states import KnownStates
 from llada_plugins.diffusion.memory import Memory
 from llada_plugins.likelihood.estimate import log_likelihood
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
@@ -386,16 +387,19 @@ def test_each_block_reads_its_input_plus_its_seeds_whichever_way_the_model_is_ca
     assert not any(block._forward_pre_hooks for block in blocks_of(model))
 
 
-def test_with_keys_and_values_at_hand_some_columns_get_what_they_get_among_all(model):
+@pytest.mark.parametrize("columns", [slice(3, 5), [[3, 4], [4, 4]]], ids=["slice", "of each row"])
+def test_with_keys_and_values_at_hand_some_columns_get_what_they_get_among_all(model, columns):
     denoise = routed(
         model_denoiser(model), random_router("both blocks"), model.embedding, MASK, blocks_of(model)
     )
-    canvas = Canvas(torch.tensor([[5, 6, MASK, 9, MASK, MASK]]), torch.tensor([2]), past=Past())
-    at = torch.tensor([[0, 1]])
+    tokens = torch.tensor([[5, 6, MASK, 9, MASK, MASK], [7, 8, MASK, MASK, 11, MASK]])
+    canvas, at = Canvas(tokens, torch.tensor([2, 1]), past=Past()), torch.tensor([[0, 1]] * 2)
+    if isinstance(columns, list):
+        columns, canvas = torch.tensor(columns), canvas._replace(known=KnownStates())
     whole = denoise(canvas, slice(3, 5)).logits_at(at)
     bound = routed_error(RoutedLLaDA(model, random_router("both blocks"), MASK))
     torch.testing.assert_close(
-        denoise(canvas._replace(columns=slice(3, 5)), slice(3, 5)).logits_at(at),
+        denoise(canvas._replace(columns=columns), slice(3, 5)).logits_at(at),
         whole,
         atol=bound,
         rtol=0,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction, embeddable
 from llada_plugins.diffusion.memory import Rows
 from llada_plugins.models.layer import ActivationCheckpointing
-from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.llada import LLaDA, at_columns
 
 from .router import Router, check_blocks
 
@@ -165,7 +165,7 @@ def routed(
                 remembered.seeds = answer_seeds(router, embedding, *answers, stop=window.stop)
             seeds = remembered.seeds
         inputs = inputs_with(seeds, embedding, *answers)  # (B, L, blocks, D)
-        with seeding(blocks, inputs[:, canvas.columns]):
+        with seeding(blocks, at_columns(inputs, canvas.columns)):
             return denoise(canvas._replace(embeds=inputs[:, :, 0]), window)
 
     return denoise_routed
