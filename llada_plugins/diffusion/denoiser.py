@@ -121,11 +121,14 @@ class Prediction(NamedTuple):
     @classmethod
     def from_logits(cls, logits: Tensor, confidence: Tensor | None = None) -> Prediction:
         """A prediction whose logits (B, W, V) exist already."""
+        return cls(LogitsOf(logits), confidence)
 
-        def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
-            return gather(logits, at, rows)
-
-        return cls(logits_at, confidence)
+    def of_places(self, place: Tensor) -> Prediction:
+        """The prediction whose row n is this one's at place[n]."""
+        confidence = None if self.confidence is None else self.confidence[place]
+        return self._replace(
+            logits_at=logits_of_places(self.logits_at, place), confidence=confidence
+        )
 
     def of_rows(self, rows: Tensor) -> Prediction:
         """The same of these rows (N,) alone."""
@@ -152,6 +155,40 @@ def gather(values: Tensor, at: Tensor, rows: Tensor | None = None) -> Tensor:
     Given rows (P,), at columns (P,) of those rows, as (P, D).
     """
     return at_columns(values, at) if rows is None else values[rows, at]
+
+
+class LogitsOf(NamedTuple):
+    """A LogitsAt of logits that exist already."""
+
+    logits: Tensor  # (B, W, V)
+
+    def __call__(self, at: Tensor, rows: Tensor | None = None) -> Tensor:
+        return gather(self.logits, at, rows)
+
+
+class HeadOf(NamedTuple):
+    """A LogitsAt that computes what a model's head makes of hidden states, as far as asked for."""
+
+    head: Callable[[Tensor], Tensor]
+    states: Tensor  # (B, W, D)
+
+    def __call__(self, at: Tensor, rows: Tensor | None = None) -> Tensor:
+        return self.head(gather(self.states, at, rows))
+
+
+def logits_of_places(logits_at: LogitsAt, place: Tensor) -> LogitsAt:
+    """The LogitsAt whose row n is the given one's at place[n]."""
+    if isinstance(logits_at, HeadOf):
+        return logits_at._replace(states=logits_at.states[place])
+
+    def placed(at: Tensor, rows: Tensor | None = None) -> Tensor:
+        if rows is not None:
+            return logits_at(at, place[rows])
+        of_each = place[:, None].expand_as(at)  # (B, M)
+        logits = logits_at(at.flatten(), of_each.flatten())
+        return logits.view(*at.shape, -1)
+
+    return placed
 
 
 def masked_first(masked: Tensor) -> Tensor:
@@ -203,9 +240,7 @@ def model_denoiser(
         elif shifted:
             predicting = left_of(streams, shown)  # (B, W, D)
 
-        def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
-            return model.head(gather(predicting, at, rows))
-
+        logits_at = HeadOf(model.head, predicting)
         if head is not None:
             return Prediction(logits_at, head(hidden), shifted=shifted)
         if own is None:

@@ -184,7 +184,7 @@ class InWork:
         everyone = slice(0, len(self.slots))
         prediction = self._compute(denoise, canvas, window, columns, everyone)
         self.kept.num_left = int(prediction.shifted)
-        return prediction if self.place is None else of_places(prediction, self.place)
+        return prediction if self.place is None else prediction.of_places(self.place)
 
 
 def neighbours(slots: list[int]) -> list[slice]:
@@ -196,22 +196,6 @@ def neighbours(slots: list[int]) -> list[slice]:
         else:
             runs.append(slice(slot, slot + 1))
     return runs
-
-
-def of_places(prediction: Prediction, place: Tensor) -> Prediction:
-    """The prediction whose row n is the given one's at place[n]."""
-
-    def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
-        if rows is not None:
-            return prediction.logits_at(at, place[rows])
-        of_each = place[:, None].expand_as(at)  # (B, M)
-        logits = prediction.logits_at(at.flatten(), of_each.flatten())
-        return logits.view(*at.shape, -1)
-
-    confidence = prediction.confidence
-    if confidence is not None:
-        confidence = confidence[place]
-    return prediction._replace(logits_at=logits_at, confidence=confidence)
 
 
 def keeping_finished_blocks(denoise: Denoiser, blocks: Blocks) -> Denoiser:

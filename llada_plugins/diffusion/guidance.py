@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .denoiser import Canvas, Denoiser, Prediction
+from .denoiser import Canvas, Denoiser, LogitsAt, Prediction
 
 
 def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
@@ -30,18 +31,27 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
         )
         both = denoise(of_both, window)
 
-        def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
-            rows_of_both = None if rows is None else torch.cat([rows, rows + len(tokens)])
-            logits = both.logits_at(torch.cat([at, at]), rows_of_both)
-            conditional, unconditional = logits.chunk(2)
-            return unconditional + (scale + 1) * (conditional - unconditional)
-
         confidence = both.confidence
         if confidence is not None:
             confidence = confidence[: len(tokens)]  # of the branch that sees the prompt
-        return Prediction(logits_at, confidence, both.ranks_masked, both.shifted)
+        logits_at = GuidedLogits(both.logits_at, scale, len(tokens))
+        return both._replace(logits_at=logits_at, confidence=confidence)
 
     return denoise_guided
+
+
+class GuidedLogits(NamedTuple):
+    """A LogitsAt of rows, from one of each row twice: with its prompt, and with a masked one."""
+
+    both: LogitsAt
+    scale: float
+    num_rows: int
+
+    def __call__(self, at: Tensor, rows: Tensor | None = None) -> Tensor:
+        rows_of_both = None if rows is None else torch.cat([rows, rows + self.num_rows])
+        logits = self.both(torch.cat([at, at]), rows_of_both)
+        conditional, unconditional = logits.chunk(2)
+        return unconditional + (self.scale + 1) * (conditional - unconditional)
 
 
 def suppressed(denoise: Denoiser, ids: Sequence[int]) -> Denoiser:
@@ -49,13 +59,19 @@ def suppressed(denoise: Denoiser, ids: Sequence[int]) -> Denoiser:
 
     def denoise_suppressed(canvas: Canvas, window: slice) -> Prediction:
         prediction = denoise(canvas, window)
-
-        def logits_at(at: Tensor, rows: Tensor | None = None) -> Tensor:
-            return without(prediction.logits_at(at, rows), ids)
-
-        return prediction._replace(logits_at=logits_at)
+        return prediction._replace(logits_at=LogitsWithout(prediction.logits_at, tuple(ids)))
 
     return denoise_suppressed
+
+
+class LogitsWithout(NamedTuple):
+    """A LogitsAt with some ids at probability zero."""
+
+    others: LogitsAt
+    ids: tuple[int, ...]
+
+    def __call__(self, at: Tensor, rows: Tensor | None = None) -> Tensor:
+        return without(self.others(at, rows), self.ids)
 
 
 def without(logits: Tensor, ids: Sequence[int]) -> Tensor:
