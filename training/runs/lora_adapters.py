@@ -178,7 +178,8 @@ def add_lora(model: LLaDA, lora: LoRA, generator: torch.Generator) -> None:
                 parameter.data = parameter.data.float()
             if ".lora_A." in name:
                 bound = parameter.shape[-1] ** -0.5
-                parameter.uniform_(-bound, bound, generator=generator)
+                drawn = torch.empty(parameter.shape, device=generator.device)
+                parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
 
 def save_lora(model: LLaDA, lora: LoRA, base: str) -> Save:
