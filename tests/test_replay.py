@@ -34,7 +34,16 @@ from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
 from llada_plugins.models.layer import Streams
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.past import Past, row_bucket
-from llada_plugins.models.replay import LARGEST, MAX_GRAPHS, MOST_ROWS, WARM_UP, obstacle
+from llada_plugins.models.replay import (
+    LARGEST,
+    LENGTH_STEP,
+    MAX_GRAPHS,
+    MOST_ROWS,
+    WARM_UP,
+    ReplayedForward,
+    Shape,
+    obstacle,
+)
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.decode import decode
@@ -323,6 +332,36 @@ def test_hidden_states_are_those_of_plain_forwards(make_model, num_rows, length)
     for found, plain in zip(steps_of(model, ids, *windows), expected):
         torch.testing.assert_close(found, plain, atol=bound, rtol=0)
     assert num_replays() == 8 - WARM_UP  # the first step and slice(6, None) are other shapes
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("length, sees_all", [(LENGTH_STEP, True), (LENGTH_STEP - 1, False)])
+def test_a_canvas_that_fills_its_bucket_has_no_mask(make_model, length: int, sees_all: bool):
+    """Nor do rows that leave bring one: what a spare row sees changes no other."""
+    model, ids, window = make_model(max_sequence_length=128), random_ids(5, length), slice(8, 12)
+
+    def decode(model: LLaDA) -> Tensor:
+        past, found, rows = Past(), [], ids
+        for number in range(2 * (WARM_UP + 2)):
+            if number == WARM_UP + 2:  # 3 rows of 5 stay
+                past.keep_rows(Rows(torch.tensor([4, 0, 2]), len(rows)).of)
+                rows = ids[[4, 0, 2]]
+            columns = window if past else slice(None)
+            given = (rows + number) % MASK
+            found.append(model.streams(given, past=past, columns=columns).hidden)
+        return torch.cat([each.flatten() for each in found])
+
+    expected, bound = decode(model), measured(decode, model)
+    replaying(model)
+    torch.testing.assert_close(decode(model), expected, atol=bound, rtol=0)
+    later = [shape for shape in model.replays.forwards if shape.width == 4]
+    assert later and all(shape.sees_all is sees_all for shape in later)
+    assert all((each.view.visible is None) is sees_all for each in forwards_of(model, later))
+    assert num_replays() > 0
+
+
+def forwards_of(model: LLaDA, shapes: list[Shape]) -> list[ReplayedForward]:
+    return [model.replays.forwards[shape] for shape in shapes]
 
 
 @torch.inference_mode()

@@ -52,6 +52,7 @@ class Shape(NamedTuple):
     given: torch.dtype  # of ids or embeddings
     capacity: int | None = None  # columns of a slot; None: rows are not in slots
     of_pairs: bool = False  # does each of the columns in work see columns of its own?
+    sees_all: bool = False  # is nothing hidden? Attention takes less time without a mask
 
 
 class ReplayedForward:
@@ -62,8 +63,10 @@ class ReplayedForward:
         self.given = given.new_zeros(rows, width, *given.shape[2:])
         by_row = () if shape.capacity is None else (rows, 1)
         cos, sin = (each.new_zeros(*by_row, width, each.shape[-1]) for each in (view.cos, view.sin))
-        seeing = width if shape.of_pairs else 1
-        visible = torch.ones(rows, 1, seeing, shape.length, dtype=torch.bool, device=device)
+        visible: Tensor | None = None
+        if not shape.sees_all:
+            seeing = width if shape.of_pairs else 1
+            visible = torch.ones(rows, 1, seeing, shape.length, dtype=torch.bool, device=device)
         columns: Tensor | None = None
         if past is not None:
             columns = torch.zeros(*by_row[:1], width, dtype=torch.long, device=device)
@@ -83,9 +86,9 @@ class ReplayedForward:
         rotations = slice(num_rows) if by_row else slice(width)
         self.view.cos[rotations], self.view.sin[rotations] = view.cos, view.sin
         visible = self.view.visible
-        assert visible is not None
-        visible[:num_rows, ..., length:] = False
-        visible[:num_rows, ..., :length] = True if view.visible is None else view.visible
+        if visible is not None:
+            visible[:num_rows, ..., length:] = False
+            visible[:num_rows, ..., :length] = True if view.visible is None else view.visible
         columns = self.view.columns
         if columns is None:
             return
@@ -344,4 +347,5 @@ def _shape(
         width += room - length
     if rows * width > LARGEST or of_pairs or view.cos.dim() > 2:
         return None
-    return Shape(rows, width, room, past is not None, given.dtype)
+    sees_all = view.visible is None and room == length  # rows too many may see anything
+    return Shape(rows, width, room, past is not None, given.dtype, sees_all=sees_all)
