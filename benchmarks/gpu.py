@@ -108,15 +108,16 @@ def steps_of(form: str, model: LLaDA, options: Options, rows: int) -> Callable[[
     config = options.sampler(steps=num_blocks * steps_in_a_row(form, options))
     denoise = model_denoiser(model)
     if form == "exact":
-        return lambda: our_step(denoise, model, tokens.clone(), window, config)
+        return lambda: our_step(denoise, model, tokens.clone(), window, config, padded=False)
     memory, with_cache = Memory(), cached(denoise, form.removesuffix("_later"))
-    with_cache(canvas_of(tokens, config)._replace(memory=memory), window)
+    with_cache(canvas_of(tokens, config, padded=False)._replace(memory=memory), window)
     return lambda: our_step(
         lambda canvas, at: with_cache(canvas._replace(memory=memory), at),
         model,
         tokens.clone(),
         window,
         config,
+        padded=False,
     )
 
 

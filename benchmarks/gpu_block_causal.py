@@ -90,7 +90,7 @@ def after_first_step(model: LLaDA, place: Place, tokens: Tensor) -> Denoiser:
         canvas = canvas._replace(memory=memory, lasting=lasting, ids=ids, blocks=place.width)
         return denoise(canvas, window)
 
-    denoise_later(canvas_of(tokens, config), place.window)
+    denoise_later(canvas_of(tokens, config, padded=False), place.window)
     return denoise_later
 
 
@@ -98,7 +98,7 @@ def later_steps(model: LLaDA, place: Place, rows: int, seed: int) -> Callable[[]
     """Steps of the block after its first."""
     tokens, config = place.tokens(model, rows, seed), place.sampler()
     denoise = after_first_step(model, place, tokens)
-    return lambda: our_step(denoise, model, tokens.clone(), place.window, config)
+    return lambda: our_step(denoise, model, tokens.clone(), place.window, config, padded=False)
 
 
 def block_causal(bench: Bench) -> dict[str, Any]:

@@ -48,11 +48,17 @@ def exact_step(
 
 @torch.inference_mode()
 def our_step(
-    denoise: Denoiser, model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig
+    denoise: Denoiser,
+    model: LLaDA,
+    tokens: Tensor,
+    window: slice,
+    config: SamplerConfig,
+    padded: bool | None = None,
 ) -> None:
+    """padded: as of `canvas_of`."""
     unmask(
         denoise,
-        canvas_of(tokens, config),
+        canvas_of(tokens, config, padded),
         window,
         tokens.new_zeros(len(tokens)),
         config,
@@ -60,12 +66,10 @@ def our_step(
     )
 
 
-def canvas_of(tokens: Tensor, config: SamplerConfig) -> Canvas:
-    return Canvas(
-        tokens,
-        tokens.new_full((len(tokens),), tokens.shape[1] - config.gen_length),
-        padded=len(tokens) > 1,
-    )
+def canvas_of(tokens: Tensor, config: SamplerConfig, padded: bool | None = None) -> Canvas:
+    """padded: where it is known, as an engine knows it of its prompts."""
+    answer_start = tokens.new_full((len(tokens),), tokens.shape[1] - config.gen_length)
+    return Canvas(tokens, answer_start, padded=len(tokens) > 1 if padded is None else padded)
 
 
 @functools.cache
