@@ -123,24 +123,10 @@ class Prediction(NamedTuple):
         """A prediction whose logits (B, W, V) exist already."""
         return cls(LogitsOf(logits), confidence)
 
-    def of_places(self, place: Tensor) -> Prediction:
-        """The prediction whose row n is this one's at place[n]."""
-        confidence = None if self.confidence is None else self.confidence[place]
-        return self._replace(
-            logits_at=logits_of_places(self.logits_at, place), confidence=confidence
-        )
-
     def of_rows(self, rows: Tensor) -> Prediction:
-        """The same of these rows (N,) alone."""
-
-        def logits_at(at: Tensor, numbers: Tensor | None = None) -> Tensor:
-            if numbers is not None:
-                return self.logits_at(at, rows[numbers])
-            flat = rows[:, None].expand_as(at).flatten()
-            return self.logits_at(at.flatten(), flat).unflatten(0, at.shape)
-
+        """The same of these rows (N,) alone, in their order."""
         confidence = None if self.confidence is None else self.confidence[rows]
-        return self._replace(logits_at=logits_at, confidence=confidence)
+        return self._replace(logits_at=logits_of_rows(self.logits_at, rows), confidence=confidence)
 
 
 class Denoiser(Protocol):
@@ -176,19 +162,18 @@ class HeadOf(NamedTuple):
         return self.head(gather(self.states, at, rows))
 
 
-def logits_of_places(logits_at: LogitsAt, place: Tensor) -> LogitsAt:
-    """The LogitsAt whose row n is the given one's at place[n]."""
+def logits_of_rows(logits_at: LogitsAt, rows: Tensor) -> LogitsAt:
+    """A LogitsAt of these rows (N,) alone, in their order."""
     if isinstance(logits_at, HeadOf):
-        return logits_at._replace(states=logits_at.states[place])
+        return logits_at._replace(states=logits_at.states[rows])
 
-    def placed(at: Tensor, rows: Tensor | None = None) -> Tensor:
-        if rows is not None:
-            return logits_at(at, place[rows])
-        of_each = place[:, None].expand_as(at)  # (B, M)
-        logits = logits_at(at.flatten(), of_each.flatten())
-        return logits.view(*at.shape, -1)
+    def of_rows(at: Tensor, numbers: Tensor | None = None) -> Tensor:
+        if numbers is not None:
+            return logits_at(at, rows[numbers])
+        flat = rows[:, None].expand_as(at).flatten()
+        return logits_at(at.flatten(), flat).unflatten(0, at.shape)
 
-    return placed
+    return of_rows
 
 
 def masked_first(masked: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ class InWork:
         everyone = slice(0, len(self.slots))
         prediction = self._compute(denoise, canvas, window, columns, everyone)
         self.kept.num_left = int(prediction.shifted)
-        return prediction if self.place is None else prediction.of_places(self.place)
+        return prediction if self.place is None else prediction.of_rows(self.place)
 
 
 def neighbours(slots: list[int]) -> list[slice]:
