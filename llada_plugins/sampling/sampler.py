@@ -17,10 +17,11 @@ from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, masked_f
 from llada_plugins.diffusion.memory import Memory
 from llada_plugins.models.special_tokens import SpecialTokens
 
-from .active import next_to_unmask, to_judge
+from .active import to_judge
 from .config import SamplerConfig
-from .propose import INF, ActiveBlock, draws_of_confidence, proposals_at
-from .unmask_schedule import Plan, keep, plan_block
+from .decision import Before, Decide, Decision
+from .propose import ActiveBlock, draws_of_confidence
+from .unmask_schedule import Plan, plan_block
 
 
 class Step(NamedTuple):
@@ -193,11 +194,11 @@ def unmask(
             work = work.keep_rows(masked_first(in_work)[: left.num_rows])
         result.forwards[work.numbers] += 1
         last = step == foreseen.num_steps - 1
-        done = take_step(denoise, work, step, left.most, config, special, last=last)
+        decision = take_step(denoise, work, step, left.most, config, special, last=last)
         if config.leaves:
-            result.left[work.numbers] = has_left(work, done.masked, special, config)
+            result.left[work.numbers] = has_left(work, decision.masked, special, config)
         if on_step is not None:
-            on_step(done)
+            on_step(as_step(step, work, decision, special.mask))
     work.copy_to(tokens)
     return result
 
@@ -211,65 +212,44 @@ def take_step(
     special: SpecialTokens,
     *,
     last: bool,
-) -> Step:
+) -> Decision:
     """One forward of the rows in work, and what it changes in their block, in place.
 
     num_columns: of the block that are judged, at most. last: no forward is left.
     """
-    masked = work.block == special.mask  # (N, W)
-    columns = masked_first(to_judge(masked, config))[:, :num_columns]  # (N, M)
-    block = ActiveBlock(work.block, work.keys, work.offsets, work.number_of(step))
     prediction = denoise(work.canvas, work.window)
-    proposal, score, dependent = proposals_at(prediction, columns, block, config, special)
-    if step == 0 and config.opens_with_one:
-        score[:, 0] = INF
-    if config.revises:
-        score = score.masked_fill(work.fixed, INF)
-    at_least = config.at_least_in(step)
-    eligible = next_to_unmask(masked, config) if config.adaptive else masked
-    count = work.standing_after(step)
-    standing = keep(
-        score, masked, eligible, count, last, config, at_least=at_least, dependent=dependent
+    before = Before(
+        ActiveBlock(work.block, work.keys, work.offsets, work.number_of(step)),
+        work.standing_after(step),
+        work.fixed if config.revises else None,
     )
-    if config.revises:
-        standing = standing | work.fixed
-    replaced = torch.zeros_like(masked)
+    opens = step == 0 and config.opens_with_one
+    decide = Decide(config, special, config.at_least_in(step), last=last, opens=opens)
+    decision = decide(prediction, before, num_columns)
     if config.edits:
-        replaced = edited(proposal, score, work.block, masked | work.fixed, config)
-        proposal = torch.where(masked | replaced, proposal, work.block)
-        work.post_steps.copy_(post_steps_left(work.post_steps, masked, replaced))
-    work.block.copy_(torch.where(standing, proposal, special.mask))
-    is_masked = work.block == special.mask
+        left = post_steps_left(work.post_steps, decision.masked, decision.replaced)
+        work.post_steps.copy_(left)
+    work.block.copy_(decision.tokens)
+    return decision
+
+
+def as_step(number: int, work: RowsInWork, decision: Decision, mask: int) -> Step:
+    """What an observer sees of the step of this number, after it. mask: the token's id."""
+    masked, is_masked = decision.masked, decision.tokens == mask
     return Step(
         block=0,
-        step=step,
+        step=number,
         rows=work.numbers,
         start=work.window.start - work.canvas.answer_start,
         places=work.numbers,
-        proposal=proposal,
-        score=score,
-        policy=prediction.confidence,
+        proposal=decision.proposal,
+        score=decision.score,
+        policy=decision.policy,
         masked=masked,
         kept=masked & ~is_masked,
         remasked=~masked & is_masked,
-        replaced=replaced,
+        replaced=decision.replaced,
     )
-
-
-def edited(
-    proposal: Tensor,
-    score: Tensor,
-    block: Tensor,
-    spared: Tensor,
-    config: SamplerConfig,
-) -> Tensor:
-    """Which tokens of the block (B, W) a step replaces by their proposals, bool.
-
-    So does LLaDA2.1: by other tokens that are more probable than edit_threshold. spared:
-    (B, W) bool, masks and what is not of the answer.
-    """
-    assert config.edit_threshold is not None  # config.edits
-    return (proposal != block) & (score > config.edit_threshold) & ~spared
 
 
 def post_steps_left(before: Tensor, masked: Tensor, replaced: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""What one step decides: which tokens of a block stand after it.
+
+A function of tensors alone, which reads no value and keeps nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llada_plugins.diffusion.denoiser import Prediction, masked_first
+from llada_plugins.models.special_tokens import SpecialTokens
+
+from .active import next_to_unmask, to_judge
+from .config import SamplerConfig
+from .propose import INF, ActiveBlock, proposals_at
+from .unmask_schedule import keep
+
+
+class Before(NamedTuple):
+    """A block before a step, of B rows."""
+
+    block: ActiveBlock
+    standing: Tensor | None  # (B,) tokens that stand after the step, if a plan says so
+    # (B, W) bool: which columns stay, as they hold no token of the answer; None where no
+    # token is taken back
+    fixed: Tensor | None
+
+
+class Decision(NamedTuple):
+    """What a step makes of a block, of B rows."""
+
+    tokens: Tensor  # (B, W) after it
+    masked: Tensor  # (B, W) bool: before it
+    proposal: Tensor  # (B, W) tokens; where nothing was proposed, the one that stands there
+    score: Tensor  # (B, W) fp32; inf where a token is pinned
+    replaced: Tensor  # (B, W) bool: visible, and replaced by the proposal
+    policy: Tensor | None  # (B, W) score h of a policy stream, if the model has one
+
+
+class Decide(NamedTuple):
+    """How steps of a kind decide.
+
+    at_least: tokens that an adaptive rule keeps. last: no forward is left. opens: is it the
+    first token alone that the step keeps?
+    """
+
+    config: SamplerConfig
+    special: SpecialTokens
+    at_least: int = 1
+    last: bool = False
+    opens: bool = False
+
+    def __call__(self, prediction: Prediction, before: Before, num_columns: int) -> Decision:
+        """What a step makes of a block.
+
+        num_columns: how many of a row are judged, at least all that the step needs. Of others
+        that are judged as well nothing comes.
+        """
+        config, block, fixed = self.config, before.block, before.fixed
+        masked = block.tokens == self.special.mask  # (B, W)
+        columns = masked_first(to_judge(masked, config))[:, :num_columns]  # (B, M)
+        proposal, score, dependent = proposals_at(prediction, columns, block, config, self.special)
+        if self.opens:
+            score[:, 0] = INF
+        if fixed is not None:
+            score = score.masked_fill(fixed, INF)
+        eligible = next_to_unmask(masked, config) if config.adaptive else masked
+        standing = keep(
+            score,
+            masked,
+            eligible,
+            before.standing,
+            self.last,
+            config,
+            at_least=self.at_least,
+            dependent=dependent,
+        )
+        replaced = torch.zeros_like(masked)
+        if fixed is not None:
+            standing = standing | fixed
+        if config.edits:
+            assert fixed is not None
+            replaced = edited(proposal, score, block.tokens, masked | fixed, config)
+            proposal = torch.where(masked | replaced, proposal, block.tokens)
+        tokens = torch.where(standing, proposal, self.special.mask)
+        return Decision(tokens, masked, proposal, score, replaced, prediction.confidence)
+
+
+def edited(
+    proposal: Tensor,
+    score: Tensor,
+    block: Tensor,
+    spared: Tensor,
+    config: SamplerConfig,
+) -> Tensor:
+    """Which tokens of the block (B, W) a step replaces by their proposals, bool.
+
+    So does LLaDA2.1: by other tokens that are more probable than edit_threshold. spared:
+    (B, W) bool, masks and what is not of the answer.
+    """
+    assert config.edit_threshold is not None  # config.edits
+    return (proposal != block) & (score > config.edit_threshold) & ~spared
