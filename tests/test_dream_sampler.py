@@ -325,7 +325,7 @@ def test_alg_temp_draws_without_replacement_from_the_softmax_of_the_confidences(
     block = ActiveBlock(torch.full((num, 4), MASK), torch.arange(num), 0, 0)
     prediction = Prediction.from_logits(logits.expand(num, 4, VOCAB))
     columns = torch.arange(4).expand(num, 4)
-    _, score = proposals_at(prediction, columns, block, config, SPECIAL)
+    score = proposals_at(prediction, columns, block, config, SPECIAL).score
     kept = keep_top(score, torch.full((num,), 2))
     weight = (trust.double() / alg_temp).exp()
     chance = weight / weight.sum()
