@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llada_plugins import SamplerConfig
+from llada_plugins.models.captured import WARM_UP
 from llada_plugins.models.layer import Streams
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.past import Past
-from llada_plugins.models.replay import WARM_UP
 from llada_plugins.options.command_line import run_command
 from llada_plugins.options.fields import arg
 from llada_plugins.sampling.generate import generate

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from llada_plugins.models import cuda_graph, replay
+from llada_plugins.models import captured, cuda_graph
+from llada_plugins.models.captured import WARM_UP
 from llada_plugins.models.cuda_graph import CudaGraph
 from llada_plugins.models.past import Past
-from llada_plugins.models.replay import WARM_UP
 
 GPU = torch.device("cuda", 1)  # not the current one
 
@@ -120,9 +120,9 @@ def test_graphs_share_the_pool_of_those_that_live_and_never_that_of_others(
 ):
     model = make_model(max_sequence_length=128)
     monkeypatch.setattr(model.replays, "wanted", lambda device: True)
-    monkeypatch.setattr(replay, "_agree", lambda found, expected: True)  # nothing is computed
+    monkeypatch.setattr(captured, "_agree", lambda found, expected: True)  # nothing is computed
 
-    def captured(length: int) -> list[int]:
+    def pools(length: int) -> list[int]:
         """Pools of two graphs, over keys and values of that many columns."""
         before, past = len(cuda.captures), Past()
         ids = torch.zeros(1, length, dtype=torch.long)
@@ -132,6 +132,6 @@ def test_graphs_share_the_pool_of_those_that_live_and_never_that_of_others(
                 model.streams(ids, past=past, columns=slice(0, width))
         return [pool for _, _, pool, _ in cuda.captures[before:]]
 
-    assert captured(9) == [1, 1]
-    assert captured(70) == [3, 3]  # longer than memory had room for: all graphs went
+    assert pools(9) == [1, 1]
+    assert pools(70) == [3, 3]  # longer than memory had room for: all graphs went
     assert not model.compiling.notes

@@ -1,6 +1,6 @@
 """Work recorded once and done again without its Python: torch's CUDA graphs.
 
-What is recorded, and when it may be replayed, is in replay.py.
+What is recorded, and when it may be replayed, is in captured.py and replay.py.
 """
 
 from __future__ import annotations
