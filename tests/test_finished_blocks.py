@@ -213,21 +213,33 @@ def test_every_step_predicts_what_a_forward_of_the_whole_canvas_does(model, kind
     )
 
 
-def reviewed(model: LLaDA, cache: str, **options: Any) -> tuple[list[Sample], int]:
-    """Answers under a review with candidates, and how many columns were computed."""
-    config = causal(cache=cache, gen_length=12, block_steps=2, temperature=0.7)
+def score_by_sums(rows: Any, answers: list[list[int]]) -> list[list[float]]:
+    """Scores that tell candidates apart."""
+    return [
+        [(sum(answer[start : start + 4]) % 7) / 7 for start in range(0, len(answer), 4)]
+        for answer in answers
+    ]
 
-    def score(rows: Any, answers: Any) -> list[list[float]]:
-        return [
-            [(sum(answer[start : start + 4]) % 7) / 7 for start in range(0, len(answer), 4)]
-            for answer in answers
-        ]
 
-    review = BlockReview(ReviewConfig(**options), config, score, MASK)
-    prompts = [[5, 6, 7, 8], [9, 3, 4, 4, 9, 10, 11, 12], [14, 5, 1, 2]]
-    with columns_of(model) as seen:
-        found = generate(model, prompts, config, special=SPECIAL, review=review)
-    return found, sum(rows * columns for rows, columns in seen)
+def reviewed(model: LLaDA, kind: str, seed: int, **options: Any) -> Callable[[str], list[Sample]]:
+    """A decode under a review with candidates, from the option `cache` to its answers."""
+    draw = random.Random(seed)
+    config = dict(
+        gen_length=draw.randint(9, 14),
+        temperature=0.7,
+        seed=seed,
+        cfg_scale=draw.choice([0.0, 0.0, 0.7]),
+        **draw.choice([dict(block_steps=2), dict(threshold=0.06), dict(threshold=0.1)]),
+    )
+    prompts = prompts_of(draw, draw.choice([1, 3]))
+
+    def decoded(cache: str) -> list[Sample]:
+        sampler = causal(cache=cache, **config)
+        review = BlockReview(ReviewConfig(**options), sampler, score_by_sums, MASK)
+        denoise = with_options(DENOISERS[kind](model), sampler, SPECIAL)
+        return decode(denoise, prompts, sampler, SPECIAL, review=review)
+
+    return decoded
 
 
 REVIEWS = [
@@ -238,9 +250,21 @@ REVIEWS = [
 ]
 
 
+@pytest.mark.parametrize("kind", DENOISERS)
 @pytest.mark.parametrize("options", REVIEWS, ids=str)
-def test_answers_under_a_review_are_those_of_no_cache(model, options):
-    assert reviewed(model, "auto", **options)[0] == reviewed(model, "none", **options)[0]
+def test_answers_under_a_review_are_those_of_no_cache(model, kind, options):
+    """Candidates of a request share a slot; some are done in fewer steps than others."""
+    decoded = reviewed(model, kind, seed=1, **options)
+    assert decoded("auto") == decoded("none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DENOISERS)
+@pytest.mark.parametrize("options", REVIEWS, ids=str)
+def test_many_random_answers_under_a_review_are_those_of_no_cache(model, kind, options):
+    for seed in range(100, 106):
+        decoded = reviewed(model, kind, seed, **options)
+        assert decoded("auto") == decoded("none"), seed
 
 
 # ---- what it spares
@@ -323,7 +347,8 @@ def test_candidates_of_a_prompt_compute_nothing_of_what_is_before_their_block(mo
     seen = columns_while(
         model, lambda: generate(model, prompts, config, special=SPECIAL, review=review)
     )
-    assert seen == [(2, 20), (2, 4), (4, 4), (4, 4), (2, 8), (2, 4), (4, 4), (4, 4)]
+    # two candidates stand side by side in the row's slot
+    assert seen == [(2, 20), (2, 4), (2, 8), (2, 8), (2, 8), (2, 4), (2, 8), (2, 8)]
 
 
 def test_a_block_that_is_masked_again_drops_what_stands_behind_it(model):
@@ -397,17 +422,17 @@ def test_slots_change_places_all_at_once():
 
 
 def test_rows_of_many_batches_never_have_more_slots_than_the_largest_batch():
-    """Whoever comes: each gets a slot of its own, those with the most of it first."""
+    """Whoever comes: each gets a slot of its own, with what it held if nobody took that."""
     draw, kept = random.Random(1), KeptRows()
     for _ in range(200):
-        ids = [draw.randrange(6) for _ in range(draw.randint(1, 5))]
+        ids = draw.sample(range(6), draw.randint(1, 5))
+        former = {each: kept.owners.index(each) for each in ids if each in kept.owners}
         tokens = torch.tensor([[each] * 4 for each in ids])
         kept.reserve(len(ids), 4, 4, tokens.device)
-        matches = kept.matches(ids, tokens, torch.zeros(len(ids), dtype=torch.long), 2)
-        seats = kept.seat(ids, matches)
+        seats = kept.seat(ids, tokens, torch.zeros(len(ids), dtype=torch.long), 2)
         assert sorted(seats.slots) == list(range(len(ids)))
         for slot, each, number in zip(seats.slots, ids, seats.num_columns):
-            assert kept.owners[slot] == each
+            assert kept.owners[slot] == each and number == (4 if each in former else 0)
             assert kept.slots.tokens[slot, :number].tolist() == [each] * number
             kept.slots.tokens[slot] = each
     assert kept.slots.num_slots == len(kept.owners) == 5
@@ -417,8 +442,7 @@ def seated(kept: KeptRows, *ids: int) -> list[int]:
     """The slots of these rows, whose tokens are their numbers."""
     tokens = torch.tensor([[each] * 4 for each in ids])
     kept.reserve(len(ids), 4, 4, tokens.device)
-    edges = torch.zeros(len(ids), dtype=torch.long)
-    slots = kept.seat(ids, kept.matches(ids, tokens, edges, 2)).slots
+    slots = kept.seat(ids, tokens, torch.zeros(len(ids), dtype=torch.long), 2).slots
     for slot, each in zip(slots, ids):
         kept.slots.tokens[slot] = each
     return slots
@@ -489,6 +513,20 @@ def test_memory_is_that_of_the_rows_at_once_however_many_requests_there_are(
     [slots] = made
     computed = batch * row_bytes(model, 12 + 20)
     assert num_bytes(slots) == computed
+
+
+@pytest.mark.parametrize("candidates", [3, 9])
+def test_candidates_take_the_memory_of_their_block_and_not_of_what_is_before_it(
+    model, monkeypatch, candidates
+):
+    """The plain fill is over when the others are tried, so one block each beyond the first."""
+    config = causal(gen_length=20, block_steps=2, temperature=0.7)
+    prompts, options = [[5] * 40, [6] * 37], dict(num_candidates_per_block=candidates)
+    review = BlockReview(ReviewConfig(method="vanilla", **options), config, score_by_sums, MASK)
+    with all_slots(monkeypatch) as made:
+        run(model, prompts, config, review=review)
+    [slots] = made
+    assert num_bytes(slots) == len(prompts) * row_bytes(model, 40 + 20 + 4 * (candidates - 2))
 
 
 @pytest.mark.parametrize("cfg_scale, branches", [(0.0, 1), (0.5, 2)])

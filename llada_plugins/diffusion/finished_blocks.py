@@ -7,73 +7,28 @@ Later ones compute the block alone. Answers are those of forwards of the whole c
 
 What is kept is used only as far as it was computed from the very tokens that stand on the
 canvas. So rows may leave, come back, be tried in several versions or be masked again.
+Candidates of a request share what is before their block: they differ in that block alone.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
-
-from llada_plugins.models.slots import Seated
 
 from .blocks import Blocks
-from .denoiser import PADDING, Canvas, Denoiser, Prediction, num_left_of_row
+from .denoiser import Canvas, Denoiser, Prediction
 from .kept_rows import KeptRows
 from .memory import Memory, Rows
+from .standing import Order, Sharing, Standing
 
 # columns, of all rows together, that are computed at once of what stands before a block
 MOST_AT_ONCE = 16384
 
 
-class Standing(NamedTuple):
-    """Where rows stand on a canvas; all (B,)."""
-
-    first: Tensor  # column of the row's first token
-    edge: Tensor  # column where the block of that token begins
-    end: Tensor  # column after the row's last token
-
-    @classmethod
-    def of(cls, canvas: Canvas, stop: int) -> Standing:
-        """Of the canvas's rows, as far as column `stop`."""
-        tokens, width = canvas.tokens[:, :stop], canvas.blocks
-        assert width is not None
-        zero = tokens.new_zeros(len(tokens))
-        if not canvas.padded:
-            return cls(zero, zero, zero + stop)
-        first = num_left_of_row(tokens)
-        return cls(first, first // width * width, first + (tokens != PADDING).sum(-1))
-
-    def of_rows(self, numbers: Tensor | slice) -> Standing:
-        """Of some rows."""
-        return Standing(*(each[numbers] for each in self))
-
-    def seated(self, rows: slice, columns: slice, width: int, padded: bool) -> Seated:
-        """These rows in the slots of the same numbers, with these columns in work.
-
-        A column left of a row's first block belongs nowhere: it goes to the right of all
-        that the row has, where it is written over before anything sees it.
-        """
-        first, edge, end = (each[rows, None] for each in self)  # (B, 1)
-        column = torch.arange(columns.start, columns.stop, device=first.device)
-        places = column - edge  # (B, W)
-        places = torch.where(places < 0, places + len(column), places)
-        positions = (column - first).clamp(min=0)
-        length = columns.stop
-        one_block = columns.start // width == (columns.stop - 1) // width
-        if one_block and not padded:
-            return Seated(rows, length, places, positions, None)
-        key = torch.arange(length, device=first.device)
-        end = end.clamp(max=columns.stop)
-        visible = ((key >= first - edge) & (key < end - edge))[:, None]  # (B, 1, length)
-        if not one_block:
-            visible = visible & (key // width <= places[..., None] // width)
-        return Seated(rows, length, places, positions, visible)
-
-
 class InWork:
-    """The N rows whose block is in work, in the first N slots. Made anew for each block."""
+    """The N rows whose block is in work, in the first slots. Made anew for each block.
+
+    Wrappers inside see the rows in the order of their slots.
+    """
 
     kept: KeptRows | None = None
 
@@ -84,93 +39,123 @@ class InWork:
         standing = Standing.of(canvas, window.stop)
         facts = canvas.ids, standing.edge, standing.first, canvas.answer_start
         ids, edges, firsts, starts = torch.stack(facts).tolist()
-        longest = max(
-            first - edge + blocks.row(start - first)
-            for edge, first, start in zip(edges, firsts, starts)
+        sharing = self._sharing(canvas, window, ids, kept.num_left)
+        self.length = window.stop if sharing is None else sharing.length  # columns of a slot
+        longest = (
+            self.length
+            - window.stop
+            + max(
+                self._whole_blocks(first - edge + blocks.row(start - first))
+                for edge, first, start in zip(edges, firsts, starts)
+            )
         )
-        longest = -(-longest // self.width) * self.width  # rounded up
-        kept.reserve(len(ids), window.stop, longest, canvas.tokens.device)
-        before = canvas.tokens[:, : window.start]
-        seats = kept.seat(ids, kept.matches(ids, before, standing.edge, self.width))
+        kept.reserve(len(set(ids)), self.length, longest, canvas.tokens.device)
+        leads = [row for row, each in enumerate(ids) if ids.index(each) == row]
+        before = canvas.tokens[leads, : window.start]
+        seats = kept.seat([ids[row] for row in leads], before, standing.edge[leads], self.width)
         self.kept = kept
-        self.slots = seats.slots  # of each row of the canvas
-        order = sorted(range(len(ids)), key=seats.slots.__getitem__)  # row in each slot
+        held = sorted(zip(seats.slots, leads, seats.num_columns))
         # by slot: the first column of the canvas that the slot does not hold
-        self.needed = [edges[row] + seats.num_columns[row] for row in order]
+        self.needed = [edges[row] + number for _, row, number in held]
+        slot_of = {ids[row]: slot for slot, row, _ in held}
+        self.slots = [slot_of[each] for each in ids]  # of each row of the canvas
         self.memory = Memory()  # of wrappers inside
-        self._arrange(standing.of_rows(torch.tensor(order, device=standing.first.device)))
+        self.order = Order(self.slots, canvas.tokens.device)
+        self.standing = standing.of_rows(self.order.rows)
+        if sharing is not None:
+            self.standing = self.standing.with_tails(sharing)
 
-    def _arrange(self, standing: Standing) -> None:
-        """Take over where the rows stand, by slot, after self.slots have changed."""
-        self.standing = standing
-        device = standing.first.device
-        self.order: Tensor | None = None  # (N,) row in each slot; None: that of its number
-        self.place = self.order  # (N,) slot of each row
-        if self.slots != sorted(self.slots):
-            self.place = torch.tensor(self.slots, device=device)
-            self.order = self.place.argsort()
+    def _whole_blocks(self, length: int) -> int:
+        return -(-length // self.width) * self.width  # rounded up
+
+    def _sharing(
+        self, canvas: Canvas, window: slice, ids: list[int], num_left: int
+    ) -> Sharing | None:
+        """How rows of one id share its slot; None where each row has an id of its own."""
+        most = max(map(ids.count, ids))
+        if most == 1:
+            return None
+        leads = torch.tensor([ids.index(each) for each in ids], device=canvas.tokens.device)
+        before = canvas.tokens[:, : window.start]
+        alike = (before == before[leads]).all(0)  # (L,)
+        begin = int(alike.long().cumprod(0).sum()) // self.width * self.width
+        return Sharing(begin, min(num_left, begin), most, window.stop)
 
     def keep_rows(self, rows: Rows) -> None:
         """The others leave: their slots stay theirs, behind those of the rows in work."""
         if self.kept is None:
             return
-        num_before = len(self.slots)
-        numbers = rows.of(torch.arange(num_before, device=self.standing.first.device)).tolist()
-        stay = [self.slots[number] for number in numbers]
-        moved = self.kept.to_front(stay)
-        self.slots = [moved[slot] for slot in stay]
-        former = sorted(stay, key=moved.__getitem__)  # slot that each of the first ones was
-        of_slots = torch.tensor(former, device=self.standing.first.device)
-        self.memory.keep_rows(Rows(of_slots, num_before))
-        self._arrange(self.standing.of_rows(of_slots))
+        device = self.standing.first.device
+        stay = rows.of(torch.arange(len(self.slots), device=device))
+        slots = [self.slots[number] for number in stay.tolist()]
+        moved = self.kept.to_front(list(dict.fromkeys(slots)))
+        self.slots = [moved[slot] for slot in slots]
+        former, self.order = self.order, Order(self.slots, device)
+        places = former.places[stay][self.order.rows]
+        self.memory.keep_rows(Rows(places, len(former.rows)))
+        self.standing = self.standing.of_rows(places)
 
     def in_slots(self, canvas: Canvas) -> Canvas:
         """The canvas with its rows in the order of their slots."""
         canvas = canvas._replace(memory=self.memory)
-        if self.order is None:
+        if self.order.is_that_of_rows:
             return canvas
-        return canvas.of_rows(self.order)
+        return canvas.of_rows(self.order.rows)
 
     def first_columns(self, denoise: Denoiser, canvas: Canvas, window: slice) -> slice:
         """What the block's first forward computes; what it would be too much for is computed here.
 
         canvas: in the order of slots. Where some rows lack more than the block before, as new
-        ones do, they get it alone; where all do, as in a first batch, it rides along.
+        ones do, they get it alone; where all do, as in a first batch, it rides along. What
+        candidates share is always computed alone.
         """
         assert self.kept is not None
-        everyone = slice(0, len(self.needed))
-        previous = max(0, window.start - self.width)
+        tails, num_left = self.standing.tails, self.kept.num_left
+        previous = max(0, window.start - self.width) if tails is None else tails.begin
         lacking = [slot for slot, column in enumerate(self.needed) if column < previous]
         num_columns = len(self.needed) * (window.stop - min(self.needed))
-        if len(lacking) < len(self.needed):
-            for rows in neighbours(lacking):
-                self._prefill(denoise, canvas, rows, previous)
+        if tails is not None or len(lacking) < len(self.needed):
+            for slots in neighbours(lacking):
+                self._prefill(denoise, canvas, slots, previous)
         elif num_columns > MOST_AT_ONCE:
-            self._prefill(denoise, canvas, everyone, previous)
-        left = max(0, window.start - self.kept.num_left)
-        return slice(min(left, *self.needed), window.stop)
+            self._prefill(denoise, canvas, slice(0, len(self.needed)), previous)
+        if tails is not None:
+            return slice(max(0, tails.begin - num_left), window.stop)
+        return slice(min(max(0, window.start - num_left), *self.needed), window.stop)
 
-    def _prefill(self, denoise: Denoiser, canvas: Canvas, rows: slice, stop: int) -> None:
-        """Compute what these rows lack before column `stop`, where a block begins."""
-        first = min(self.needed[rows])
-        num_rows = rows.stop - rows.start
-        at_once = max(1, MOST_AT_ONCE // (num_rows * self.width)) * self.width
+    def _prefill(self, denoise: Denoiser, canvas: Canvas, slots: slice, stop: int) -> None:
+        """Compute what these slots lack before column `stop`, where a block begins."""
+        first = min(self.needed[slots])
+        num_slots = slots.stop - slots.start
+        at_once = max(1, MOST_AT_ONCE // (num_slots * self.width)) * self.width
+        step = self.order.per_slot  # all rows of a slot are alike there
+        rows = slice(slots.start * step, slots.stop * step, step)
         some = canvas.of_rows(rows)._replace(memory=None)
+        standing = self.standing._replace(tails=None).of_rows(rows)
         for start in range(first, stop, at_once):
             columns = slice(start, min(start + at_once, stop))
             last_block = slice(columns.stop - self.width, columns.stop)
-            self._compute(denoise, some, last_block, columns, rows)
-        self.needed[rows] = [stop] * num_rows
+            self._compute(denoise, some, last_block, columns, slots, standing)
+        self.needed[slots] = [stop] * num_slots
 
     def _compute(
-        self, denoise: Denoiser, canvas: Canvas, window: slice, columns: slice, rows: slice
+        self,
+        denoise: Denoiser,
+        canvas: Canvas,
+        window: slice,
+        columns: slice,
+        slots: slice,
+        standing: Standing,
     ) -> Prediction:
         """A forward of some columns of the rows in these slots, which keeps what it computes."""
         assert self.kept is not None
-        slots = self.kept.slots
-        slots.seat(self.standing.seated(rows, columns, self.width, self.padded))
-        prediction = denoise(canvas._replace(columns=columns, past=slots), window)
-        slots.record(canvas.tokens[:, columns], columns.stop - self.standing.edge[rows])
+        length = columns.stop if standing.tails is None else self.length
+        past = self.kept.slots
+        past.seat(standing.seated(slots, columns, length, self.width, self.padded))
+        prediction = denoise(canvas._replace(columns=columns, past=past), window)
+        num_slots = slots.stop - slots.start
+        tokens = canvas.tokens[:, columns].reshape(num_slots, -1)
+        past.record(tokens, standing.num_held(columns.stop, num_slots))
         return prediction
 
     def predict(
@@ -181,10 +166,12 @@ class InWork:
         canvas: in the order of slots; the prediction is in the rows' own.
         """
         assert self.kept is not None
-        everyone = slice(0, len(self.slots))
-        prediction = self._compute(denoise, canvas, window, columns, everyone)
+        everyone = slice(0, len(set(self.slots)))
+        prediction = self._compute(denoise, canvas, window, columns, everyone, self.standing)
         self.kept.num_left = int(prediction.shifted)
-        return prediction if self.place is None else prediction.of_rows(self.place)
+        if self.order.is_that_of_rows:
+            return prediction
+        return prediction.of_rows(self.order.places)
 
 
 def neighbours(slots: list[int]) -> list[slice]:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from llada_plugins.models.slots import Slots
-
-
-class Match(NamedTuple):
-    """A slot that holds something of a row."""
-
-    row: int
-    slot: int
-    num_columns: int  # computed from the row's tokens, from its first block on
 
 
 class Seats(NamedTuple):
@@ -26,36 +18,11 @@ class Seats(NamedTuple):
     num_columns: list[int]  # of each row's slot that hold what the row needs
 
 
-class Assigned(NamedTuple):
-    """Of each row that any slot holds something of."""
-
-    own: dict[int, Match]  # the slot that it keeps; no two rows keep one
-    best: dict[int, Match]  # the slot that holds most of it
-
-
-def assigned(matches: Iterable[Match]) -> Assigned:
-    """To every row a slot of its id, as far as there are, those with the most of it first."""
-    own: dict[int, Match] = {}
-    best: dict[int, Match] = {}
-    taken: set[int] = set()
-    for match in sorted(matches, key=lambda match: (-match.num_columns, match.slot)):
-        best.setdefault(match.row, match)
-        if match.row not in own and match.slot not in taken:
-            own[match.row] = match
-            taken.add(match.slot)
-    return Assigned(own, best)
-
-
-def has_less(own: Match | None, best: Match) -> bool:
-    """Is there more of a row in another slot than in its own, if it has one?"""
-    return own is None or own.num_columns < best.num_columns
-
-
 class KeptRows:
-    """Slots, by the ids of the rows that they are of.
+    """Slots, by the ids of the rows that they are of; candidates of a request share one.
 
-    A row may have several, as candidates have. There are as many slots as rows were ever in
-    work at once, so the memory is bounded by the largest batch.
+    There are as many slots as ids were ever in work at once, so the memory is bounded by the
+    largest batch.
     """
 
     exact: ClassVar = True
@@ -90,54 +57,51 @@ class KeptRows:
         self.last_used += [0] * num_new
         self.length = max(self.length, length)
 
-    def matches(self, ids: Sequence[int], tokens: Tensor, edge: Tensor, width: int) -> list[Match]:
-        """How much of each row the slots of its id hold, in whole blocks.
+    def seat(self, ids: Sequence[int], tokens: Tensor, edge: Tensor, width: int) -> Seats:
+        """Give every row a slot: its own, or the one that was not used for longest.
 
-        tokens: (B, L) before the block in work, to column L, where a block begins. edge: (B,)
-        column at which the row's first block begins. Waits for the device.
-        """
-        pairs = [
-            (row, slot)
-            for row, each in enumerate(ids)
-            for slot, owner in enumerate(self.owners)
-            if owner == each
-        ]
-        length = tokens.shape[1]
-        if not pairs or not length:
-            return [Match(row, slot, 0) for row, slot in pairs]
-        row, slot = torch.tensor(pairs, device=tokens.device).unbind(1)  # (P,)
-        column = edge[row, None] + torch.arange(length, device=tokens.device)  # (P, L)
-        own = tokens[row].gather(1, column.clamp(max=length - 1))
-        same = (own == self.slots.tokens[slot, :length]) & (column < length)
-        whole = same.unflatten(1, (-1, width)).all(-1)  # (P, blocks)
-        num_columns = width * whole.long().cumprod(1).sum(1)
-        return [Match(*pair, number) for pair, number in zip(pairs, num_columns.tolist())]
-
-    def seat(self, ids: Sequence[int], matches: Iterable[Match]) -> Seats:
-        """Give every row a slot of its own: the one that holds most of it, or the oldest.
-
-        A further row of an id begins with a copy of what another one of it has.
+        ids: all different. tokens: (B, L) before the block in work, to column L, where a
+        block begins. edge: (B,) column at which the row's first block begins. Of what a slot
+        holds, whole blocks count that were computed from the row's tokens. Waits for the
+        device.
         """
         self.num_blocks += 1
-        own, best = assigned(matches)
-        rows = range(len(ids))
-        slot_of = {row: match.slot for row, match in own.items()}
-        newcomers = [row for row in rows if row not in own]
-        empty = self._oldest_but(slot_of.values(), len(newcomers))
-        slot_of |= dict(zip(newcomers, empty))
-        moved = self.to_front([slot_of[row] for row in rows], empty)
-        places = [moved[slot_of[row]] for row in rows]
+        slot_of_owner = {each: slot for slot, each in enumerate(self.owners)}
+        own = {each: slot_of_owner[each] for each in ids if each in slot_of_owner}
+        num_columns = self._num_held(ids, own, tokens, edge, width)
+        empty = self._oldest_but(own.values(), len(ids) - len(own))
+        slot_of = own | dict(zip((each for each in ids if each not in own), empty))
+        moved = self.to_front([slot_of[each] for each in ids], empty)
         for slot in empty:
             self.slots.spoil(slice(moved[slot], moved[slot] + 1), slice(None))
-        poorer = [row for row, match in best.items() if has_less(own.get(row), match)]
-        self.slots.copy_slots(
-            [moved[best[row].slot] for row in poorer],
-            [places[row] for row in poorer],
-            self.length,
-        )
+        places = [moved[slot_of[each]] for each in ids]
         for place, each in zip(places, ids):
             self.owners[place], self.last_used[place] = each, self.num_blocks
-        return Seats(places, [best[row].num_columns if row in best else 0 for row in rows])
+        return Seats(places, num_columns)
+
+    def _num_held(
+        self,
+        ids: Sequence[int],
+        own: Mapping[int, int],
+        tokens: Tensor,
+        edge: Tensor,
+        width: int,
+    ) -> list[int]:
+        """How many columns of each row its own slot holds, in whole blocks; see `seat`."""
+        length = tokens.shape[1]
+        pairs = [(row, own[each]) for row, each in enumerate(ids) if each in own]
+        found = [0] * len(ids)
+        if not pairs or not length:
+            return found
+        row, slot = torch.tensor(pairs, device=tokens.device).unbind(1)  # (P,)
+        column = edge[row, None] + torch.arange(length, device=tokens.device)  # (P, L)
+        expected = tokens[row].gather(1, column.clamp(max=length - 1))
+        same = (expected == self.slots.tokens[slot, :length]) & (column < length)
+        whole = same.unflatten(1, (-1, width)).all(-1)  # (P, blocks)
+        num_columns = width * whole.long().cumprod(1).sum(1)
+        for (number, _), held in zip(pairs, num_columns.tolist()):
+            found[number] = held
+        return found
 
     def _oldest_but(self, taken: Collection[int], number: int) -> list[int]:
         """So many slots that are not taken, those first that were not used for longest."""

@@ -121,7 +121,7 @@ def _adding(seed: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, .
     """A hook that adds `seed` to a block's first input."""
 
     def add(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (inputs[0] + seed, *inputs[1:])
+        return (inputs[0] + seed.reshape(inputs[0].shape), *inputs[1:])
 
     return add
 

@@ -50,6 +50,13 @@ class Streams(NamedTuple):
     hidden: Tensor  # (B, L, D) final-norm hidden state
     confidence: Tensor | None = None  # (B, L) raw score of an unmasking-policy stream, fp32
 
+    def cut(self, num_rows: int) -> Streams:
+        """Those of so many rows that stood side by side in fewer."""
+        confidence = self.confidence
+        if confidence is not None:
+            confidence = confidence.reshape(num_rows, -1)
+        return Streams(self.hidden.reshape(num_rows, -1, self.hidden.shape[-1]), confidence)
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     """Bidirectional attention of queries (B, H, W, head_dim), (B, H, W, head_dim).

@@ -236,13 +236,15 @@ class LLaDA(ActivationCheckpointing):
             self._fill(past, given)
         view = self._view(given, attention_mask, columns, past, position_ids)
         in_work, length = at_columns(given, columns), past.length if past else given.shape[1]
+        if isinstance(past, Slots):  # of each slot, the columns of its rows side by side
+            in_work = in_work.reshape(past.num_rows, -1, *given.shape[2:])
+        found: Streams | None = None
         may_replay = states is None and self.replays.wanted(given.device)
         if may_replay and isinstance(columns, slice):
             to_the_end = columns.stop is None
             found = self.replays.run(self, self._compute, in_work, view, past, to_the_end, length)
-            if found is not None:
-                return found
-        return self._compute(in_work, view, states)
+        found = found or self._compute(in_work, view, states)
+        return found if len(in_work) == len(given) else found.cut(len(given))
 
     def _check_fits(self, length: int) -> None:
         limit = self.config.max_sequence_length

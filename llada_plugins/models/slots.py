@@ -20,7 +20,10 @@ NO_TOKEN = -1  # where a slot holds no keys and values that count
 
 
 class Seated(NamedTuple):
-    """The columns in work of rows in neighbouring slots, and what they see."""
+    """The W columns in work of each of B neighbouring slots, and what they see.
+
+    Where several rows share a slot, their columns are side by side.
+    """
 
     rows: slice  # of the slots
     length: int  # columns of a slot that are looked at
