@@ -6,11 +6,16 @@ import torch
 from torch import Tensor
 
 from .config import SamplerConfig
+from .several_blocks import BlocksInWork
 
 
-def to_judge(masked: Tensor, config: SamplerConfig) -> Tensor:
-    """Columns (B, W) of which a step needs proposals, bool: masks, and what it may take back."""
-    return torch.ones_like(masked) if config.revises else masked
+def to_judge(masked: Tensor, config: SamplerConfig, blocks: BlocksInWork | None) -> Tensor:
+    """Columns (B, W) of which a step needs proposals, bool: masks, and what it may take back.
+
+    blocks: where a window spans several of them; then those in work have such columns alone.
+    """
+    judged = torch.ones_like(masked) if config.revises else masked
+    return judged if blocks is None else judged & blocks.in_work(masked.shape[1])
 
 
 def next_to_unmask(masked: Tensor, config: SamplerConfig) -> Tensor:

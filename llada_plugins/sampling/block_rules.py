@@ -5,6 +5,17 @@ from __future__ import annotations
 from .confidence import POLICY_SOURCES
 from .facts import DecodingFacts
 
+# go without multi-block decoding
+OF_ONE_BLOCK = (
+    "paced",
+    "block_steps",
+    "sub_block_length",
+    "first_token_alone",
+    "edit_threshold",
+    "shift_cache",
+    "cache_prompt_refresh",
+)
+
 
 class BlockRules(DecodingFacts):
     """Checks of these options; each raises ValueError in one line."""
@@ -114,6 +125,49 @@ class BlockRules(DecodingFacts):
                 f"certain_above ({self.certain_above}) must be above threshold "
                 f"({self.threshold}): else max_dependence concerns no token that passes"
             )
+
+    def _check_several_blocks(self) -> None:
+        """Multi-block decoding, and what goes with nothing else."""
+        for name in ("decoded_token_threshold", "floor_in"):
+            if getattr(self, name) is not None and self.block_add_threshold is None:
+                raise ValueError(
+                    f"{name} has no effect without block_add_threshold: set it, or leave {name} out"
+                )
+        if self.block_add_threshold is None:
+            return
+        for name in ("block_add_threshold", "decoded_token_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+        if self.decoded_token_threshold is not None and self.floor != "active":
+            raise ValueError(
+                f"decoded_token_threshold has no effect with floor_in={self.floor_in}: the first "
+                "block with masks comes after full ones alone; leave one out"
+            )
+        if self.num_blocks == 1:
+            raise ValueError(
+                "block_add_threshold has no effect on a single block: set block_length below "
+                f"gen_length ({self.gen_length})"
+            )
+        self._check_beside_several_blocks()
+
+    def _check_beside_several_blocks(self) -> None:
+        if self.sampling_method not in (None, "semi_ar_padding"):
+            raise ValueError(
+                "block_add_threshold needs a canvas that shows all blocks, "
+                f"sampling_method=semi_ar_padding, got {self.sampling_method}"
+            )
+        if self.stops in ("block", "new_eos"):
+            raise ValueError(
+                f"stop_at={self.stop_at} waits for a finished block, and with block_add_threshold "
+                "several are in work: set stop_at to eos (as early_stop does) or never"
+            )
+        for name in OF_ONE_BLOCK:
+            if getattr(self, name) not in (None, False, "exact"):
+                raise ValueError(
+                    f"{name} fills one block after another, and block_add_threshold several at "
+                    "once: leave one out"
+                )
 
     def _check_edits(self) -> None:
         if self.max_post_steps is not None and self.edit_threshold is None:

@@ -33,6 +33,7 @@ OF_ADAPTIVE_RULES = (
     "sub_block_length",
     "first_token_alone",
     "max_dependence",
+    "block_add_threshold",
 )
 
 
@@ -55,6 +56,7 @@ class SamplerConfig(BlockRules):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self._check_cache()
         self._check_blocks()
+        self._check_several_blocks()
         self._check_sampling()
         self._check_names()
         self._check_kept()
@@ -244,6 +246,11 @@ class SamplerConfig(BlockRules):
 
         reviewed: are there candidates to save on? Those must end where all others do.
         """
+        if reviewed and self.block_add_threshold is not None:
+            raise ValueError(
+                "block_add_threshold goes without a process reward model, which judges one block "
+                "after another: leave it out"
+            )
         if reviewed and (self.leaves or self.answer_end != "gen_length"):
             option = f"stop_at={self.stops}" if self.leaves else f"answer_end={self.answer_end}"
             raise ValueError(

@@ -16,6 +16,7 @@ from llada_plugins.models.special_tokens import SpecialTokens
 from .active import next_to_unmask, to_judge
 from .config import SamplerConfig
 from .propose import INF, ActiveBlock, proposals_at
+from .several_blocks import BlocksInWork
 from .unmask_schedule import keep
 
 
@@ -25,8 +26,9 @@ class Before(NamedTuple):
     block: ActiveBlock
     standing: Tensor | None  # (B,) tokens that stand after the step, if a plan says so
     # (B, W) bool: which columns stay, as they hold no token of the answer; None where no
-    # token is taken back
+    # token is taken back or written behind an end
     fixed: Tensor | None
+    blocks: BlocksInWork | None = None  # where the window spans several
 
 
 class Decision(NamedTuple):
@@ -38,6 +40,20 @@ class Decision(NamedTuple):
     score: Tensor  # (B, W) fp32; inf where a token is pinned
     replaced: Tensor  # (B, W) bool: visible, and replaced by the proposal
     policy: Tensor | None  # (B, W) score h of a policy stream, if the model has one
+
+    def filled_after_end(self, fixed: Tensor, special: SpecialTokens) -> Decision:
+        """The same with EOS in all columns after the answer's first EOS or EoT.
+
+        fixed: (B, W) bool, columns without a token of the answer.
+        """
+        assert special.eos is not None  # check_special_tokens
+        is_end = (ends_in(self.tokens, special) & ~fixed).long()
+        after = (is_end.cumsum(-1) > is_end) & ~fixed
+        return self._replace(
+            tokens=self.tokens.masked_fill(after, special.eos),
+            proposal=self.proposal.masked_fill(after, special.eos),
+            replaced=self.replaced | (after & ~self.masked & (self.tokens != special.eos)),
+        )
 
 
 class Decide(NamedTuple):
@@ -61,13 +77,17 @@ class Decide(NamedTuple):
         """
         config, block, fixed = self.config, before.block, before.fixed
         masked = block.tokens == self.special.mask  # (B, W)
-        columns = masked_first(to_judge(masked, config))[:, :num_columns]  # (B, M)
+        judged = to_judge(masked, config, before.blocks)  # (B, W)
+        columns = masked_first(judged)[:, :num_columns]  # (B, M)
         proposal, score, dependent = proposals_at(prediction, columns, block, config, self.special)
+        if before.blocks is not None:  # others fill up the columns of rows with fewer to judge
+            proposal = torch.where(judged, proposal, block.tokens)
+            score = score.masked_fill(~judged, INF)
         if self.opens:
             score[:, 0] = INF
         if fixed is not None:
             score = score.masked_fill(fixed, INF)
-        eligible = next_to_unmask(masked, config) if config.adaptive else masked
+        eligible = next_to_unmask(masked & judged, config) if config.adaptive else masked
         standing = keep(
             score,
             masked,
@@ -77,6 +97,7 @@ class Decide(NamedTuple):
             config,
             at_least=self.at_least,
             dependent=dependent,
+            blocks=before.blocks,
         )
         replaced = torch.zeros_like(masked)
         if fixed is not None:
@@ -86,7 +107,19 @@ class Decide(NamedTuple):
             replaced = edited(proposal, score, block.tokens, masked | fixed, config)
             proposal = torch.where(masked | replaced, proposal, block.tokens)
         tokens = torch.where(standing, proposal, self.special.mask)
-        return Decision(tokens, masked, proposal, score, replaced, prediction.confidence)
+        decision = Decision(tokens, masked, proposal, score, replaced, prediction.confidence)
+        if not config.fills_after_end:
+            return decision
+        assert fixed is not None
+        return decision.filled_after_end(fixed, self.special)
+
+
+def ends_in(tokens: Tensor, special: SpecialTokens) -> Tensor:
+    """Which tokens are EOS or EoT, bool of their shape."""
+    is_end = torch.zeros_like(tokens, dtype=torch.bool)
+    for token in special.ends:
+        is_end |= tokens == token
+    return is_end
 
 
 def edited(

@@ -32,6 +32,7 @@ Schedule = Literal[
     "mdlm",
 ]
 StopAt = Literal["never", "block", "eos", "new_eos"]
+FloorIn = Literal["active", "first", "first_and_best"]
 BY_TIMESTEPS = ("dream", "independent")  # schedules that end at schedule_eps
 
 
@@ -84,7 +85,12 @@ class DecodingFacts(SamplerOptions):
     @property
     def blocks_at_once(self) -> int:
         """Blocks whose tokens may be decoded by the same forwards."""
-        return 1
+        return 1 if self.block_add_threshold is None else self.num_blocks
+
+    @property
+    def floor(self) -> FloorIn:
+        """The name in several_blocks.FLOORS."""
+        return self.floor_in or "active"
 
     @property
     def most_blocks(self) -> int:
@@ -227,12 +233,19 @@ class DecodingFacts(SamplerOptions):
         """When EOS or EoT ends an answer."""
         if self.stop_at is not None:
             return self.stop_at
+        if self.block_add_threshold is not None:
+            return "eos" if self.early_stop else "never"
         return "block" if self.early_stop or self.grows else "never"
 
     @property
     def leaves(self) -> bool:
         """May an EOS end a block that still has masks?"""
         return self.stops in ("eos", "new_eos")
+
+    @property
+    def fills_after_end(self) -> bool:
+        """Does everything after the first end token that stands become EOS?"""
+        return self.block_add_threshold is not None and self.stops == "eos"
 
     @property
     def most_forwards(self) -> int:

@@ -86,18 +86,28 @@ def with_options(
         denoise = keeping_finished_blocks(denoise, config.blocks)
     if config.cfg_scale > 0:
         denoise = guided(denoise, config.cfg_scale, special.mask)
-    if config.logits_eos_inf:
-        if special.eos is None:
-            raise ValueError(
-                "logits_eos_inf needs an EOS token: this checkpoint's config.json states no "
-                "eos_token_id"
-            )
+    check_special_tokens(config, special)
+    if config.logits_eos_inf and special.eos is not None:
         denoise = suppressed(denoise, [special.eos, *special.more_eos])
+    return denoise
+
+
+def check_special_tokens(config: SamplerConfig, special: SpecialTokens) -> None:
+    """Raise ValueError where an option needs a token that the checkpoint does not name."""
+    if config.logits_eos_inf and special.eos is None:
+        raise ValueError(
+            "logits_eos_inf needs an EOS token: this checkpoint's config.json states no "
+            "eos_token_id"
+        )
+    if config.fills_after_end and special.eos is None:
+        raise ValueError(
+            "early_stop with block_add_threshold writes EOS after an answer's end: this "
+            "checkpoint's config.json states no eos_token_id, so set early_stop=false"
+        )
     if config.confidence_eos_eot_inf and not special.ends:
         raise ValueError(
             "confidence_eos_eot_inf needs an EOS or EoT token: this checkpoint names neither"
         )
-    return denoise
 
 
 def check_fits(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerConfig) -> None:

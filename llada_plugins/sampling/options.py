@@ -128,6 +128,23 @@ class SamplerOptions:
     at_least: int | None = arg(
         None, "under adaptive rules: keep at least so many tokens a step (default 1)"
     )
+    block_add_threshold: float | None = arg(
+        None,
+        "under adaptive rules, multi-block decoding: the next block enters when so much (0-1) of "
+        "the last one is filled, and tokens that pass are kept in all blocks that have entered "
+        "(d3LLM: 0.1) (default: one block after another)",
+    )
+    decoded_token_threshold: float | None = arg(
+        None,
+        "with block_add_threshold: a block is fully active, so that a step keeps at least one of "
+        "its tokens, when so much (0-1) of the one before it is filled (d3LLM: 0.95) (default 1)",
+    )
+    floor_in: Literal["active", "first", "first_and_best"] | None = arg(
+        None,
+        "with block_add_threshold, where a step keeps at least one token: in every fully active "
+        "block, in the first block with masks (d3LLM's code for Dream), or there and the best of "
+        "all (its code for LLaDA) (default: active)",
+    )
     sub_block_length: int | None = arg(
         None,
         "under adaptive rules: only the first part of so many tokens of the block that has masks "
@@ -199,14 +216,16 @@ class SamplerOptions:
     logits_eos_inf: bool = arg(False, "EOS is never produced")
     confidence_eos_eot_inf: bool = arg(False, "EOS and EoT may be proposed but are kept last")
     early_stop: bool = arg(
-        False, "stop once a finished block holds EOS or EoT: the answer ends with that block"
+        False,
+        "stop once a finished block holds EOS or EoT: the answer ends with that block. With "
+        "block_add_threshold as soon as nothing before it is masked, and all after it becomes EOS",
     )
     stop_at: Literal["never", "block", "eos", "new_eos"] | None = arg(
         None,
         "when EOS or EoT ends an answer: never, after a finished block that holds it, at once when "
         "it stands and nothing before it is masked (eos), or only if such a step wrote one, else "
         "after the block (new_eos, which may exceed gen_length: LLaDA2.0) (default: block with "
-        "early_stop or where the canvas grows, else never)",
+        "early_stop (eos with block_add_threshold) or where the canvas grows, else never)",
     )
     cache: Literal["auto", "none", "prefix", "dual"] = arg(
         "auto",

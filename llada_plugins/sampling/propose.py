@@ -31,11 +31,14 @@ class ActiveBlock(NamedTuple):
     tokens: Tensor  # (B, W)
     keys: Tensor  # (B,) random streams
     offset: int | Tensor  # of its first column in the random streams; (B, 1) where rows differ
-    step: int | Tensor  # (B, 1) where rows differ
+    step: int | Tensor  # (B, 1) where rows differ, (B, W) where columns do
 
     def draw(self, columns: Tensor, use: int) -> Tensor:
         """U(0, 1) float64 for these columns (B, M) of the block."""
-        return uniform(self.keys[:, None], self.step, columns + self.offset, use)
+        step = self.step
+        if torch.is_tensor(step):
+            step = step.expand_as(self.tokens).gather(1, columns)
+        return uniform(self.keys[:, None], step, columns + self.offset, use)
 
     def of_rows(self, rows: Tensor) -> ActiveBlock:
         """These rows (N,) alone."""

@@ -19,8 +19,9 @@ from llada_plugins.models.special_tokens import SpecialTokens
 
 from .active import to_judge
 from .config import SamplerConfig
-from .decision import Before, Decide, Decision
+from .decision import Before, Decide, Decision, ends_in
 from .propose import ActiveBlock, draws_of_confidence
+from .several_blocks import BlocksInWork
 from .unmask_schedule import Plan, plan_block
 
 
@@ -72,6 +73,7 @@ class RowsInWork(NamedTuple):
     offsets: Tensor  # (N, 1) of the window's first column in the row's random streams
     post_steps: Tensor  # (N,) forwards that are left to a row without masks
     plan: Plan | None  # what is known of its steps
+    blocks: BlocksInWork | None  # where the window spans several of them
 
     @property
     def block(self) -> Tensor:
@@ -88,10 +90,22 @@ class RowsInWork(NamedTuple):
             self.offsets[places],
             self.post_steps[places],
             None if self.plan is None else self.plan.keep_rows(places),
+            None if self.blocks is None else self.blocks.keep_rows(places),
         )
 
+    def before_step(self, masked: Tensor) -> RowsInWork:
+        """The same before a step that finds these columns (N, W) masked."""
+        if self.blocks is None:
+            return self
+        return self._replace(blocks=self.blocks.before_step(masked))
+
     def number_of(self, step: int) -> int | Tensor:
-        """The schedule's number of the step, for rows of their own pace as (N, 1)."""
+        """The schedule's number of the step, for rows of their own pace as (N, 1).
+
+        Where a window spans several blocks, of each column (N, W) that of its block.
+        """
+        if self.blocks is not None:
+            return self.blocks.columns(self.blocks.age, self.block.shape[1])
         if self.plan is None or self.plan.numbers is None:
             return step
         return self.plan.numbers[:, step, None]
@@ -177,13 +191,15 @@ def unmask(
     canvas = canvas._replace(memory=Memory())
     numbers = torch.arange(len(tokens), device=tokens.device)
     post_steps = numbers.new_full((len(tokens),), config.post_steps)
-    work = RowsInWork(canvas, window, numbers, keys, offsets, post_steps, plan)
+    blocks = BlocksInWork.of(masked, config) if config.blocks_at_once > 1 else None
+    work = RowsInWork(canvas, window, numbers, keys, offsets, post_steps, plan, blocks)
     result = Unmasked(torch.zeros_like(numbers), torch.zeros_like(numbers, dtype=torch.bool))
     for step in range(foreseen.num_steps):
         masked = work.block == special.mask  # (N, W)
+        work = work.before_step(masked)
         in_work = (masked.any(-1) | (work.post_steps > 0)) & ~result.left[work.numbers]
         if foreseen.left is None:
-            judged = to_judge(masked, config)
+            judged = to_judge(masked, config, work.blocks)
             [left] = work_left(in_work[:, None], judged.sum(-1, keepdim=True))
         else:
             left = foreseen.left[step]
@@ -221,7 +237,8 @@ def take_step(
     before = Before(
         ActiveBlock(work.block, work.keys, work.offsets, work.number_of(step)),
         work.standing_after(step),
-        work.fixed if config.revises else None,
+        work.fixed if config.revises or config.fills_after_end else None,
+        work.blocks,
     )
     opens = step == 0 and config.opens_with_one
     decide = Decide(config, special, config.at_least_in(step), last=last, opens=opens)
@@ -269,12 +286,8 @@ def has_left(
 
     Under stop_at=new_eos the step must have written one. masked: (N, W) before it.
     """
-    block = work.block
-    is_end = torch.zeros_like(masked)
-    for token in special.ends:
-        is_end |= block == token
-    is_end &= ~work.fixed
-    after_mask = (block == special.mask).cumsum(-1) > 0
+    is_end = ends_in(work.block, special) & ~work.fixed
+    after_mask = (work.block == special.mask).cumsum(-1) > 0
     left = (is_end & ~after_mask).any(-1)
     if config.stops == "new_eos":
         left &= (is_end & masked).any(-1)

@@ -21,6 +21,7 @@ from llada_plugins.diffusion.denoiser import masked_first
 from .config import SamplerConfig
 from .dependence import without_dependents
 from .facts import ADAPTIVE_RULES, Schedule
+from .several_blocks import FLOORS, BlocksInWork
 
 INF = float("inf")
 
@@ -252,6 +253,7 @@ def keep(
     *,
     at_least: int = 1,
     dependent: Tensor | None = None,
+    blocks: BlocksInWork | None = None,
 ) -> Tensor:
     """Which positions of the block stand after this step, (B, W) bool.
 
@@ -259,7 +261,7 @@ def keep(
     step. eligible: (B, W) bool, those of them that an adaptive rule may unmask. count: (B,) of
     a plan, or None. last: no forward is left. at_least: under adaptive rules, how many are
     kept in any case, if a row has so many masks. dependent: (B, W, W) bool, which two should
-    not be kept in one step.
+    not be kept in one step. blocks: where a window spans several; then at_least is of some.
     """
     if not config.adaptive:
         assert count is not None
@@ -274,10 +276,35 @@ def keep(
     if dependent is not None:
         first = without_dependents(candidates, eligible, dependent)
         passing = candidates.masked_fill(~first, -INF)
-    num_kept = num_passing(passing, config).clamp_min(at_least)
+    num_kept = num_passing(passing, config)
+    if blocks is None or config.floor == "first_and_best":
+        num_kept = num_kept.clamp_min(at_least)
     if count is not None:
         num_kept = num_kept.minimum(count - (~masked).sum(-1))
-    return standing | (eligible & keep_top(candidates, num_kept, first))
+    kept = keep_top(candidates, num_kept, first)
+    if blocks is not None:
+        kept |= best_of_blocks(candidates, at_least, blocks, config, first)
+        standing = standing | blocks.due(masked.shape[1], config)
+    return standing | (eligible & kept)
+
+
+def best_of_blocks(
+    candidates: Tensor,
+    number: int,
+    blocks: BlocksInWork,
+    config: SamplerConfig,
+    first: Tensor | None,
+) -> Tensor:
+    """The best `number` columns of each block that must keep some, (B, W) bool.
+
+    candidates: (B, W) scores, -inf where nothing may be kept. first: as in `keep_top`.
+    """
+    count = FLOORS[config.floor](blocks).long() * number  # (B, K)
+    best = blocks.by_block(candidates, -INF).flatten(0, 1)  # (B * K, width)
+    if first is not None:
+        first = blocks.by_block(first, False).flatten(0, 1)
+    kept = keep_top(best, count.flatten(), first)
+    return kept.view(len(candidates), -1)[:, : candidates.shape[1]]
 
 
 def num_passing(score: Tensor, config: SamplerConfig) -> Tensor:
