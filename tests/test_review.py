@@ -479,6 +479,15 @@ def test_masked_shares_follow_the_published_formula(scores, expected):
     assert masked_shares(scores, window) == pytest.approx([0.5 * value / max(raw) for value in raw])
 
 
+def test_the_worst_block_of_any_scores_has_exactly_the_intensity():
+    legacy, window = ReviewConfig(backmasking_rule="legacy"), ReviewConfig(method="window")
+    choose = random.Random(0)
+    for _ in range(1000):
+        scores = [choose.random() for _ in range(choose.randint(2, 5))]
+        assert max(masked_shares(scores, legacy)) == legacy.backmasking_intensity
+        assert max(masked_shares(scores, window)) == window.backmasking_intensity
+
+
 def test_summaries():
     scores = [0.5, None, 0.8, 0.25, None]
     assert [

@@ -53,7 +53,8 @@ def masked_shares(scores: Sequence[float], config: ReviewConfig) -> list[float]:
     if not config.replaces:
         scaled = [value / high for value in badness]
     elif high > low:
-        scaled = [0.01 + 0.99 * (value - low) / (high - low) for value in badness]
+        # so written, the highest gives exactly 1: a token more or less would hang on rounding
+        scaled = [0.01 + 0.99 * ((value - low) / (high - low)) for value in badness]
     else:
         # equal scores: R3 divides by nearly zero; their own probabilities say how bad
         # all of them are
