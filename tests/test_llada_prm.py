@@ -170,7 +170,9 @@ def test_the_judge_is_told_the_question_that_the_pattern_finds(monkeypatch):
     monkeypatch.setattr(
         scorer,
         "score",
-        lambda solutions: asked.extend(question for question, _ in solutions) or score(solutions),
+        lambda solutions, heard: (
+            asked.extend(question for question, _ in solutions) or score(solutions, heard)
+        ),
     )
     list(
         engine.generate(

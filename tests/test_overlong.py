@@ -241,8 +241,8 @@ def asked_of(engine: Engine) -> set[str]:
     scorer, questions = engine.prepared.judge.scorer, set()
     score = scorer.score
 
-    def noting(solutions):
-        found = score(solutions)
+    def noting(solutions, heard):
+        found = score(solutions, heard)
         questions.update(question for question, _ in solutions)
         return found
 

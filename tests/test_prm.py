@@ -309,6 +309,19 @@ def test_equal_solutions_are_scored_once_and_calls_are_counted(saved, name):
 
 
 @each_family
+def test_what_was_said_of_a_step_holds_and_is_not_asked_again(saved, name):
+    scorer = scorer_of(saved[name], name)
+    question, steps = SOLUTIONS[2]
+    heard: list[dict[bytes, float]] = [{}]
+    whole = scorer.score([(question, steps)], heard)
+    assert scorer.score([(question, steps[:2])], heard) == [whole[0][:2]]
+    assert scorer.num_calls == 1 and len(heard[0]) == len(steps)
+    [other] = scorer.score([(question, [*steps[:2], "no"])], heard)
+    assert scorer.num_calls == 2 and other[:2] == whole[0][:2] and other[2] != whole[0][2]
+    assert scorer.score([(f"{question}!", steps)], heard)[0][0] != whole[0][0]
+
+
+@each_family
 def test_read_positions_stand_where_the_family_puts_them(saved, name):
     scorer, tokenizer = scorer_of(saved[name], name), load_tokenizer(saved[name])
     for question, steps in SOLUTIONS:

@@ -15,7 +15,9 @@ from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
 from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.rewards.block_review import BlockReview, Scores, masked_shares, summary
+from llada_plugins.rewards.families import Encoded
 from llada_plugins.rewards.review_config import ReviewConfig
+from llada_plugins.rewards.step_scorer import StepScorer
 from llada_plugins.rewards.steps import block_ends, block_scorer, split_steps
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.decode import decode
@@ -173,6 +175,56 @@ def test_a_last_block_of_the_rest_is_filled_and_filled_again_within_its_tokens(o
     assert {canvas.tokens.shape[1] - int(canvas.answer_start[0]) for canvas, _ in seen} == {14}
     for prompt, sample in zip(PROMPTS, together):
         assert run(options, sampler, [prompt], denoise=endless()) == [sample]
+
+
+class Rounds(torch.nn.Module):
+    """A model of steps whose results err by another little in every call."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__()
+        self.on_a_device = torch.nn.Parameter(torch.zeros(1))
+        self.error, self.calls = error, 0
+
+    def forward(self, ids, rows, positions):
+        self.calls += 1
+        seen = [ids[row, : place + 1].tolist() for row, place in zip(rows, positions.tolist())]
+        right = torch.tensor([request_key(3, each) % 2**40 / 2**40 for each in seen])
+        return torch.stack([right * 0, right + self.calls * self.error], -1)
+
+
+@pytest.mark.parametrize("more", [{}, dict(selection_metric="min_score")], ids=["own", "min_score"])
+@every_review
+def test_rounding_of_a_judge_does_not_choose_between_answers_that_read_the_same(options, more):
+    prompts = PROMPTS[:3]
+
+    def answers(error: float) -> list[list[int]]:
+        config = SamplerConfig(**SAMPLER, temperature=1.0)
+        scorer = StepScorer(
+            model=Rounds(error),
+            encoder=lambda question, steps: Encoded(
+                [ord(letter) for step in steps for letter in f"{step}\n"],
+                [sum(len(step) + 1 for step in steps[: n + 1]) - 1 for n in range(len(steps))],
+            ),
+            family="none",
+            options={},
+            source="none",
+            vocabulary=128,
+            max_length=1000,
+            batch_size=2,
+        )
+        score = block_scorer(
+            scorer,
+            ["?"] * len(prompts),
+            block=4,
+            ends=[EOS],
+            by="block",
+            decode=lambda ids: "".join("ab"[token % 2] for token in ids),
+        )
+        review = BlockReview(ReviewConfig(**{**options, **more}), config, score, MASK)
+        found = decode(toy_denoiser(), prompts, config, SPECIAL, review=review)
+        return [sample.answer for sample in found]
+
+    assert answers(1e-6) == answers(-1e-6)
 
 
 @every_review
@@ -607,7 +659,7 @@ def test_steps_are_scored_in_the_context_of_the_whole_solution_and_blocks_take_t
     class Recorder:
         asked: list = []
 
-        def score(self, solutions):
+        def score(self, solutions, heard):
             self.asked += solutions
             return [[0.1 * (1 + number) for number in range(len(steps))] for _, steps in solutions]
 

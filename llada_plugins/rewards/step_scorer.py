@@ -10,12 +10,14 @@ attention mask: what is read never sees the padding.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
+from array import array
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,10 @@ from .families import Encode, Encoded
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+
+# digests of all that is read up to a step's place -> P(right), as it was first computed
+Heard: TypeAlias = dict[bytes, float]
 
 
 class ScoreError(RuntimeError):
@@ -138,33 +144,51 @@ class StepScorer:
         start = bisect_left(range(len(question)), True, key=fits)
         return question[start:] if question[start:].strip() and fits(start) else None
 
-    def score(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
+    def score(
+        self,
+        solutions: Sequence[tuple[str, Sequence[str]]],
+        heard: Sequence[Heard] | None = None,
+    ) -> list[list[float]]:
         """P(right) of every step, in [0, 1], for each (question, steps).
 
-        Equal solutions are scored once. Every solution is checked before the first
-        forward. Raises ScoreError where the model gives no number.
+        Equal solutions are scored once. heard: for each, what was said of such steps, which
+        holds, and is written to: so steps that read the same are not told apart by how a
+        batch rounds. Every solution is checked before the first forward. Raises ScoreError
+        where the model gives no number.
         """
         encoded = [
             self.encode(question, steps, f"solution {place}")
             for place, (question, steps) in enumerate(solutions, 1)
         ]
         keys = [_Key(tuple(ids), tuple(positions)) for ids, positions in encoded]
+        if heard is None:
+            heard = [{}] * len(keys)
+        asked = [key for key, known in zip(keys, heard) if not known.keys() >= {*key.digests()}]
+        scores = self._scores(asked)
+        result = []
+        for number, (key, known) in enumerate(zip(keys, heard), 1):
+            if any(map(math.isnan, scores.get(key, ()))):
+                raise ScoreError(
+                    f"{self.source}: no number came out for solution {number}: "
+                    "the PRM's weights are damaged, or too large for prm_dtype (bfloat16 and "
+                    "float32 hold more than float16)"
+                )
+            for digest, value in zip(key.digests(), scores.get(key, ())):
+                known.setdefault(digest, value)
+            result.append([known[digest] for digest in key.digests()])
+        return result
+
+    def _scores(self, keys: Sequence[_Key]) -> dict[_Key, list[float]]:
+        """P(right) of the steps of each solution, by its key; NaN where no number comes out."""
         distinct = sorted(dict.fromkeys(keys), key=lambda key: -len(key.ids))
         scores: dict[_Key, list[float]] = {}
         began = time.perf_counter()
         for first in range(0, len(distinct), self.batch_size):
             batch = distinct[first : first + self.batch_size]
-            for key, values in zip(batch, self._forward(batch)):
-                if any(map(math.isnan, values)):
-                    raise ScoreError(
-                        f"{self.source}: no number came out for solution {keys.index(key) + 1}: "
-                        "the PRM's weights are damaged, or too large for prm_dtype (bfloat16 and "
-                        "float32 hold more than float16)"
-                    )
-                scores[key] = values
+            scores.update(zip(batch, self._forward(batch)))
         self.num_calls += len(distinct)
         self.seconds += time.perf_counter() - began
-        return [scores[key] for key in keys]
+        return scores
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[_Key]) -> list[list[float]]:
@@ -185,3 +209,10 @@ class _Key(NamedTuple):
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]
+
+    def digests(self) -> list[bytes]:
+        """Of what each step's score depends on: all that stands up to where it is read."""
+        ids = memoryview(array("q", self.ids))
+        return [
+            hashlib.blake2b(ids[: place + 1], digest_size=16).digest() for place in self.positions
+        ]

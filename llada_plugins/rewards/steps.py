@@ -11,13 +11,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from llada_plugins.models.text import before_end
 
 from .block_review import Scorer, Scores
-from .step_scorer import StepScorer, TooLong
+from .step_scorer import Heard, StepScorer, TooLong
 
 StepSplit = Literal["block", "line", "blank_line"]
 SEPARATORS = {"line": r"\n+", "blank_line": r"\n[^\S\n]*\n\s*"}
@@ -94,20 +94,39 @@ def _stripped(text: str, span: Span) -> Span:
     return Span(start, start + len(piece.strip()))
 
 
+class Said(NamedTuple):
+    """What was said of the steps of a row's answers, while these have so many blocks."""
+
+    num_blocks: int
+    scores: Heard
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepJudge:
-    """A process reward model for the answers to some questions."""
+    """A process reward model for the answers to some questions.
+
+    Answers are compared with others of as many blocks. Steps that read the same then have
+    the same score, though each is scored in a batch of its own: else rounding would choose
+    between answers whose tokens differ and whose text does not.
+    """
 
     scorer: StepScorer
     questions: Sequence[str]
     # told the rows whose question loses its beginning; None: too long is an error
     shorten: Callable[[int], None] | None
+    said: dict[int, Said] = field(default_factory=dict)  # by row
+
+    def begin(self, row: int, num_blocks: int) -> None:
+        """Forget what was said of the row's answers of other numbers of blocks."""
+        if row not in self.said or self.said[row].num_blocks != num_blocks:
+            self.said[row] = Said(num_blocks, {})
 
     def __call__(self, rows: Sequence[int], solutions: Sequence[list[str]]) -> Sequence[Scores]:
         """Scores of the steps of each solution, an answer to the question of its row."""
         asked = [self.questions[row] for row in rows]
+        heard = [self.said[row].scores for row in rows]
         try:
-            return self.scorer.score(list(zip(asked, solutions)))
+            return self.scorer.score(list(zip(asked, solutions)), heard)
         except TooLong:
             if self.shorten is None:
                 raise
@@ -127,7 +146,8 @@ class StepJudge:
                 fitting.append((question, steps))
                 places.append(place)
         if fitting:
-            for place, values in zip(places, self.scorer.score(fitting)):
+            heard = [self.said[rows[place]].scores for place in places]
+            for place, values in zip(places, self.scorer.score(fitting, heard)):
                 scores[place] = values
         return scores
 
@@ -159,16 +179,18 @@ def block_scorer(
             split_steps(*block_ends(answer, block, ends, decode, tail), by)
             for answer, tail in zip(answers, begun)
         ]
+        lengths = [math.ceil((tail + len(answer)) / block) for answer, tail in zip(answers, begun)]
+        for row, num_blocks in zip(rows, lengths):
+            judge.begin(row, num_blocks)
         judged = [number for number, steps in enumerate(solutions) if steps]
         values: dict[int, Scores] = {}
         if judged:
             texts = [[step.text for step in solutions[number]] for number in judged]
             values = dict(zip(judged, judge([rows[number] for number in judged], texts)))
-        result = []
-        for number, answer in enumerate(answers):
-            num_blocks = math.ceil((begun[number] + len(answer)) / block)
-            result.append(_of_blocks(solutions[number], values.get(number, []), num_blocks))
-        return result
+        return [
+            _of_blocks(steps, values.get(number, []), num_blocks)
+            for number, (steps, num_blocks) in enumerate(zip(solutions, lengths))
+        ]
 
     return score
 
