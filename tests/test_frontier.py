@@ -17,8 +17,9 @@ import yaml
 from llada_plugins import frontier
 from llada_plugins.reports import frontier as report
 from llada_plugins.reports.frontier_curves import curves, leaderboard, rows, table
-from llada_plugins.reports.frontier_points import Result, read_result
-from llada_plugins.reports.frontier_runs import Command, Places, Runs, last_line
+from llada_plugins.reports.frontier_lmeval import LMEval, read_result
+from llada_plugins.reports.frontier_points import Result
+from llada_plugins.reports.frontier_runs import Places, Runs, last_line
 from llada_plugins.reports.sweep import Point, Sweep, grid, read_sweep
 from tests.commands import python
 
@@ -100,9 +101,9 @@ def test_bad_input_ends_in_one_line_before_anything_runs(words, message, tmp_pat
 
 
 def test_a_folder_of_another_command_is_refused_and_one_of_the_same_goes_on(tmp_path):
-    def command(**more) -> Command:
+    def command(**more) -> LMEval:
         config = report.FrontierConfig(task="t", output="o", sweep=("steps=1,2",), **more)
-        return report.command_of(config, {"pretrained": "sudoku4", "batch_size": 4})
+        return report.harness_of(config, {"pretrained": "sudoku4", "batch_size": "4"})
 
     report.check_output(tmp_path / "o", command())
     report.check_output(tmp_path / "o", command(jobs=2, metric="acc"))
@@ -117,17 +118,17 @@ def test_a_folder_of_another_command_is_refused_and_one_of_the_same_goes_on(tmp_
 # ---- runs
 
 
-class Scripted(Runs):
+class Scripted(LMEval):
     """Runs of a line of Python in the place of lm_eval: it gets the folder as its argument."""
 
-    def __init__(self, folder: Path, script: str) -> None:
-        super().__init__(Command((), (), (), frozenset()), Places(folder))
-        self.script = script
-
-    def words(self, point: Point, folder: Path) -> list[str]:
+    def words(self, point: Point, places: Places, folder: Path) -> list[str]:
         given = "out = pathlib.Path(sys.argv[1]); name = sys.argv[2]"
-        code = f"import sys, time, pathlib; {given}; {self.script}"
+        code = f"import sys, time, pathlib; {given}; {self.lm_eval}"
         return [sys.executable, "-S", "-c", code, str(folder), point.name]
+
+
+def scripted(folder: Path, script: str) -> Runs:
+    return Runs(Scripted(task="t", label="llada", options={}, lm_eval=script), Places(folder))
 
 
 POINTS = grid([Sweep("steps", ("1", "2", "3"))])
@@ -135,9 +136,9 @@ WRITES = "(out / 'done').write_text(name)"
 
 
 def test_finished_runs_are_shown_first_and_not_run_again(tmp_path):
-    runs, shown = Scripted(tmp_path, WRITES), []
+    runs, shown = scripted(tmp_path, WRITES), []
     runs.finish(POINTS[1:2], 1, shown.append)
-    again = Scripted(tmp_path, WRITES.replace("name", "'again'"))
+    again = scripted(tmp_path, WRITES.replace("name", "'again'"))
     again.finish(POINTS, 2, shown.append)
     assert shown[:2] == [POINTS[1], POINTS[1]] and {each.name for each in shown[2:]} == {
         "steps=1",
@@ -153,7 +154,7 @@ def test_a_run_that_fails_ends_the_others_and_is_told_by_its_last_line(tmp_path)
     )
     began = time.monotonic()
     with pytest.raises(ChildProcessError, match="steps=1: lm_eval ended with status 3: bad news"):
-        Scripted(tmp_path, script).finish(POINTS, 2, lambda point: None)
+        scripted(tmp_path, script).finish(POINTS, 2, lambda point: None)
     assert time.monotonic() - began < 50  # the sleeping one was ended
     assert not list((tmp_path / "points").iterdir())  # nothing half done is left
 
@@ -163,7 +164,7 @@ def test_what_is_wrong_with_a_finished_run_is_told_before_the_next_begins(tmp_pa
         raise ValueError("no such metric")
 
     with pytest.raises(ValueError, match="no such metric"):
-        Scripted(tmp_path, WRITES).finish(POINTS, 1, refuse)
+        scripted(tmp_path, WRITES).finish(POINTS, 1, refuse)
     assert len(list((tmp_path / "points").iterdir())) < len(POINTS)
 
 
@@ -174,9 +175,9 @@ def test_options_of_answers_go_where_no_task_overrides_them_and_caches_are_per_p
         sweep=("threshold=0.5,0.9", "quantize=int8,nf4"),
         lm_eval="--num_fewshot 4",
     )
-    command = report.command_of(config, {"gen_length": "16", "batch_size": "8"})
+    command = report.harness_of(config, {"gen_length": "16", "batch_size": "8"})
     point = grid(config.sweeps())[0]
-    words = Runs(command, Places(tmp_path)).words(point, tmp_path / "x")
+    words = command.words(point, Places(tmp_path), tmp_path / "x")
     after = dict(zip(words, words[1:]))
     assert after["--gen_kwargs"] == "threshold=0.5"
     assert after["--model_args"] == "gen_length=16,quantize=int8"

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from llada_plugins.engine.asked import option_classes
-from llada_plugins.engine.config import HARNESS_DEFAULTS, EngineConfig
 from llada_plugins.files.atomic import write_whole
 from llada_plugins.methods.table import METHODS
-from llada_plugins.models.folder import resolve
-from llada_plugins.options.fields import arg, build, coerce, names, reject_unknown
-from llada_plugins.sampling import published
-from llada_plugins.sampling.config import SamplerConfig, build_sampler
+from llada_plugins.options.fields import arg
 
 from .frontier_curves import curves, table, write
-from .frontier_points import Result, read_result
-from .frontier_runs import Command, Places, Runs
+from .frontier_lmeval import LMEval
+from .frontier_points import Result, check_sweeps
+from .frontier_runs import Harness, Places, Runs
 from .render import pyplot
 from .report_page import HELP, write_page
 from .sweep import Point, Sweep, grid, read_sweep
-
-OWN_FLAGS = ("batch_size", "device")  # of the model's options those that are lm_eval's too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,58 +70,23 @@ class FrontierConfig:
         return [read_sweep(text) for text in self.sweep]
 
 
-def check_options(
-    config: FrontierConfig, options: Mapping[str, Any], points: Sequence[Point]
-) -> None:
-    """Raise ValueError where an option or a value of the sweep is refused.
-
-    What only a checkpoint's files can tell is said by its first run, before its weights.
-    """
-    classes = option_classes(config.model)
-    for sweep in config.sweeps():
-        reject_unknown([sweep.name], [*names(*classes), *published.NAMES], "option to sweep")
-        if sweep.name in options:
-            raise ValueError(f"{sweep.name} is swept and given as --{sweep.name}: leave one out")
-        if sweep.name in ("pretrained", "revision", "peft", "tokenizer", *OWN_FLAGS):
-            raise ValueError(f"{sweep.name} is no option of decoding: run one sweep for each")
-    for name, value in options.items():
-        if "," in str(value):
-            raise ValueError(f"{name}={value!r}: lm_eval's --model_args cannot hold a comma")
-    for point in points:
-        given = {**options, **point.options}
-        for each in (EngineConfig, METHODS[config.model].options):
-            build(each, given)
-        if not given.keys() & set(published.NAMES):
-            build_sampler(coerce(SamplerConfig, given), HARNESS_DEFAULTS)
-    resolve(options.get("pretrained"), options.get("revision"))
-
-
-def command_of(config: FrontierConfig, options: Mapping[str, Any]) -> Command:
-    """The runs' command line."""
-    optional = {"--limit": config.limit, "--include_path": config.include_path}
-    placement = {f"--{name}": options.get(name) for name in OWN_FLAGS}
-    model_args = [f"{name}={value}" for name, value in options.items() if name not in OWN_FLAGS]
-    return Command(
-        (
-            *("--model", config.model, "--tasks", config.task),
-            *_words(optional),
-            *shlex.split(config.lm_eval),
-        ),
-        _words(placement),
-        tuple(model_args),
-        frozenset([*names(SamplerConfig), *published.NAMES]),
+def harness_of(config: FrontierConfig, options: Mapping[str, str]) -> Harness:
+    """What runs the points."""
+    return LMEval(
+        task=config.task,
+        label=config.model,
+        options=options,
+        limit=config.limit,
+        include_path=config.include_path,
+        lm_eval=config.lm_eval,
+        metric=config.metric,
     )
 
 
-def _words(flags: Mapping[str, Any]) -> tuple[str, ...]:
-    given = ((flag, str(value)) for flag, value in flags.items() if value is not None)
-    return tuple(word for pair in given for word in pair)
-
-
-def check_output(output: Path, command: Command) -> None:
+def check_output(output: Path, harness: Harness) -> None:
     """Raise ValueError where the folder holds anything but runs of this command."""
     path = output / "run.json"
-    told = json.dumps({"lm_eval": command.lm_eval, "model_args": command.model_args}, indent=1)
+    told = json.dumps(harness.told(), indent=1)
     if path.is_file():
         if path.read_text(encoding="utf-8") != told + "\n":
             raise ValueError(
@@ -142,22 +100,24 @@ def check_output(output: Path, command: Command) -> None:
     write_whole(path, told + "\n")
 
 
-def run(config: FrontierConfig, options: Mapping[str, Any]) -> str:
+def run(config: FrontierConfig, options: Mapping[str, str]) -> str:
     """Run what is missing, write the report; returns its table."""
     pyplot()  # what is missing is said before the work
-    points = grid(config.sweeps())
-    check_options(config, options, points)
-    command, places = command_of(config, options), Places(Path(config.output))
-    check_output(places.output, command)
+    sweeps, places = config.sweeps(), Places(Path(config.output))
+    points = grid(sweeps)
+    check_sweeps(sweeps, config.model, options)
+    harness = harness_of(config, options)
+    harness.check(points)
+    check_output(places.output, harness)
 
     def read(point: Point) -> Result:
-        return read_result(places.point(point), point, config.task, config.metric)
+        return harness.result(point, places)
 
-    Runs(command, places).finish(points, config.jobs, read)
-    found = curves([read(point) for point in points], config.model, config.y_max)
+    Runs(harness, places).finish(points, config.jobs, read)
+    found = curves([read(point) for point in points], harness.label, config.y_max)
     told = {**asdict(config), "model_options": dict(options)}
-    write(found, config.task, told, places.output)
+    write(found, harness.task, told, places.output)
     if config.html:
-        title = f"Accuracy against tokens a forward: {config.task}"
-        write_page(places.output, title, table(found, config.task), told)
-    return table(found, config.task)
+        title = f"Accuracy against tokens a forward: {harness.task}"
+        write_page(places.output, title, table(found, harness.task), told)
+    return table(found, harness.task)

@@ -1,19 +1,23 @@
-"""What a finished run of a sweep says: its accuracy with an interval, and what it cost."""
+"""A point of a sweep: which are refused beforehand, and what a finished run says of one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from llada_plugins.engine.interval import Interval, wilson
-from llada_plugins.files.foreign_json import load
-from llada_plugins.files.jsonl import each_row
-from llada_plugins.files.newest import newest
-from llada_plugins.options.fields import coerce, names
-from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.engine.asked import option_classes
+from llada_plugins.engine.config import HARNESS_DEFAULTS, EngineConfig
+from llada_plugins.engine.interval import Interval
+from llada_plugins.methods.table import METHODS
+from llada_plugins.models.folder import resolve
+from llada_plugins.options.fields import build, coerce, names, reject_unknown
+from llada_plugins.sampling import published
+from llada_plugins.sampling.config import SamplerConfig, build_sampler
 
-from .sweep import Point
+from .sweep import Point, Sweep
+
+OWN_FLAGS = ("batch_size", "device")  # of the model's options those that are lm_eval's too
+NOT_OF_DECODING = ("pretrained", "revision", "peft", "tokenizer", *OWN_FLAGS)
 
 
 class Result(NamedTuple):
@@ -31,22 +35,10 @@ class Result(NamedTuple):
     seconds: float  # an answer
 
 
-def read_result(folder: Path, point: Point, task: str, metric: str | None) -> Result:
-    """A run's result; ValueError where it has none, or not of this setting."""
-    path = newest(folder, "results_*.json")
-    if path is None:
-        raise ValueError(
-            f"{folder}: lm_eval left no results_*.json there: remove the folder, run again"
-        )
-    found = load(path)
-    name, accuracy = _accuracy(found["results"].get(task, {}), task, metric)
-    costs = list(found["config"].get("decoding", {}).values())
-    if not costs:
-        raise ValueError(
-            f"task {task} generates nothing, and a frontier is of decoding: give a task with "
-            "output_type generate_until"
-        )
-    _check_options(found["config"].get("samplers", {}), point, task)
+def result_of(
+    point: Point, accuracy: float, interval: Interval | None, costs: Sequence[Mapping[str, Any]]
+) -> Result:
+    """A result; costs: of the run's tasks or parts, as `Totals.info` tells them."""
     answers = sum(each["answers"] for each in costs)
     totals = {
         cost: sum(each[cost] for each in costs)
@@ -57,62 +49,33 @@ def read_result(folder: Path, point: Point, task: str, metric: str | None) -> Re
         point.options,
         point.series,
         accuracy,
-        _interval(folder, name, accuracy),
+        interval,
         answers,
         totals["tokens"] / forwards if forwards else 0.0,
         *(totals[cost] / answers for cost in ("forwards", "tokens", "revised", "seconds")),
     )
 
 
-def _accuracy(results: Mapping[str, Any], task: str, metric: str | None) -> tuple[str, float]:
-    """A task's metric and its value, 0-1."""
-    known = {
-        name: value
-        for name, value in results.items()
-        if "," in name and "_stderr," not in name and isinstance(value, int | float)
-    }
-    if metric is None and len(known) == 1:
-        (metric,) = known
-    chosen = [name for name in known if metric in (name, name.removesuffix(",none"))]
-    if len(chosen) != 1:
-        raise ValueError(
-            f"metric={metric!r}: task {task} reports {', '.join(known) or 'no number'}: say which "
-            "by --metric NAME,FILTER; the runs that are done stay"
-        )
-    accuracy = float(known[chosen[0]])
-    if not 0 <= accuracy <= 1:
-        raise ValueError(
-            f"{chosen[0]} of task {task} is {accuracy:g}, which is no share of right answers: give "
-            "--metric one between 0 and 1"
-        )
-    return chosen[0], accuracy
+def check_sweeps(sweeps: Sequence[Sweep], method: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError where what is swept is no option of decoding, or given beside."""
+    for sweep in sweeps:
+        known = [*names(*option_classes(method)), *published.NAMES]
+        reject_unknown([sweep.name], known, "option to sweep")
+        if sweep.name in options:
+            raise ValueError(f"{sweep.name} is swept and given as --{sweep.name}: leave one out")
+        if sweep.name in NOT_OF_DECODING:
+            raise ValueError(f"{sweep.name} is no option of decoding: run one sweep for each")
 
 
-def _check_options(
-    used: Mapping[str, Sequence[Mapping[str, Any]]], point: Point, task: str
-) -> None:
-    """Raise ValueError where answers were decoded with another value than the sweep's."""
-    asked = {name: value for name, value in point.options.items() if name in names(SamplerConfig)}
-    for name, value in coerce(SamplerConfig, asked).items():
-        others = {str(each[name]) for samplers in used.values() for each in samplers} - {str(value)}
-        if others:
-            raise ValueError(
-                f"{point.name}: answers of task {task} were decoded with {name}={others.pop()}: "
-                f"the task or --lm_eval sets {name}, so it cannot be swept"
-            )
+def check_points(method: str, options: Mapping[str, Any], points: Sequence[Point]) -> None:
+    """Raise ValueError where the options of a point are refused.
 
-
-def _interval(folder: Path, metric: str, accuracy: float) -> Interval | None:
-    """The binomial interval, where every answer counts 1 or 0 and the accuracy is their mean."""
-    name, _, kept = metric.partition(",")
-
-    def value(row: Any) -> float | None:
-        if row.get("filter", "none") != kept or name not in row:
-            return None
-        return row[name] if isinstance(row[name], int | float) else -1.0
-
-    files = folder.rglob("samples_*.jsonl")
-    values = [each for file in files for each in each_row(file, value) if each is not None]
-    if not values or set(values) - {0, 1} or abs(sum(values) / len(values) - accuracy) > 1e-9:
-        return None
-    return wilson(accuracy, len(values))
+    What only a checkpoint's files can tell is said by its first run, before its weights.
+    """
+    for point in points:
+        given = {**options, **point.options}
+        for each in (EngineConfig, METHODS[method].options):
+            build(each, given)
+        if not given.keys() & set(published.NAMES):
+            build_sampler(coerce(SamplerConfig, given), HARNESS_DEFAULTS)
+    resolve(options.get("pretrained"), options.get("revision"))

@@ -1,30 +1,17 @@
-"""The runs of a sweep: stock lm_eval on one setting each, in a folder that appears whole.
-
-What a killed run had decoded is taken up again from its --use_cache file.
-"""
+"""The runs of a sweep: a stock harness on one setting each, in a folder that appears whole."""
 
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Protocol
 
-from llada_plugins.files.atomic import whole_folder
-
+from .frontier_points import Result
 from .sweep import Point
-
-
-class Command(NamedTuple):
-    """What every run of a sweep has in common."""
-
-    lm_eval: tuple[str, ...]  # the command's arguments, but for those of a point
-    placement: tuple[str, ...]  # further ones that change no answer
-    model_args: tuple[str, ...]  # NAME=VALUE
-    in_gen_kwargs: frozenset[str]  # swept options that a task's own may not override
 
 
 class Places:
@@ -42,15 +29,41 @@ class Places:
         return self.output / "logs" / f"{point.name}.log"
 
     def cache(self, point: Point) -> Path:
-        """The start of the names of the run's --use_cache files."""
+        """What a killed run goes on from: the start of files' names, or a folder."""
         return self.output / "caches" / point.name
+
+
+class Harness(Protocol):
+    """How a harness runs a point, and what it leaves."""
+
+    name: str  # of its command
+    label: str  # of the model, for curves
+    task: str  # for tables
+
+    def told(self) -> dict[str, Any]:
+        """What all runs of a sweep have in common, for JSON: other answers, another value."""
+
+    def check(self, points: Sequence[Point]) -> None:
+        """Raise ValueError where a point would be refused; loads nothing."""
+
+    def words(self, point: Point, places: Places, folder: Path) -> list[str]:
+        """The command line of a point that writes into a folder."""
+
+    def writing(self, point: Point, places: Places) -> AbstractContextManager[Path]:
+        """Where the run writes: the point's folder, once the block ends well.
+
+        Raises ChildProcessError where that misses what a finished run leaves.
+        """
+
+    def result(self, point: Point, places: Places) -> Result:
+        """What a finished run says; ValueError where that is no point of a curve."""
 
 
 class Runs:
     """Several processes at a time, ended together when one of them fails."""
 
-    def __init__(self, command: Command, places: Places) -> None:
-        self.command, self.places = command, places
+    def __init__(self, harness: Harness, places: Places) -> None:
+        self.harness, self.places = harness, places
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._ended = False
@@ -84,45 +97,16 @@ class Runs:
                 process.terminate()
 
     def _run(self, point: Point) -> None:
-        log, cache = self.places.log(point), self.places.cache(point)
-        for folder in (log.parent, cache.parent):
+        log = self.places.log(point)
+        for folder in (log.parent, self.places.cache(point).parent):
             folder.mkdir(parents=True, exist_ok=True)
-        with whole_folder(self.places.point(point)) as partial:
-            status = self._status(self.words(point, partial), log)
+        with self.harness.writing(point, self.places) as folder:
+            status = self._status(self.harness.words(point, self.places, folder), log)
             if status:
                 raise ChildProcessError(
-                    f"{point.name}: lm_eval ended with status {status}: {last_line(log)} "
-                    f"(all of it: {log})"
+                    f"{point.name}: {self.harness.name} ended with status {status}: "
+                    f"{last_line(log)} (all of it: {log})"
                 )
-        for file in cache.parent.glob(f"{glob_free(cache.name)}_rank*.db*"):
-            file.unlink()
-
-    def words(self, point: Point, folder: Path) -> list[str]:
-        """The command line of a point."""
-        given = [f"{name}={value}" for name, value in point.options.items()]
-        of_answers = [
-            each for each in given if each.partition("=")[0] in self.command.in_gen_kwargs
-        ]
-        of_model = [*self.command.model_args, *(each for each in given if each not in of_answers)]
-        optional = {"--model_args": of_model, "--gen_kwargs": of_answers}
-        return [
-            sys.executable,
-            "-m",
-            "llada_plugins.cli",
-            *self.command.lm_eval,
-            *self.command.placement,
-            *(
-                word
-                for flag, values in optional.items()
-                if values
-                for word in (flag, ",".join(values))
-            ),
-            "--output_path",
-            str(folder),
-            "--log_samples",
-            "--use_cache",
-            str(self.places.cache(point)),
-        ]
 
     def _status(self, words: Sequence[str], log: Path) -> int:
         with log.open("wb") as file:
@@ -135,11 +119,6 @@ class Runs:
             with self._lock:
                 self._running.discard(process)
         return status
-
-
-def glob_free(name: str) -> str:
-    """The name with nothing in it that a glob pattern would read as more than itself."""
-    return "".join(f"[{letter}]" if letter in "[]*?" else letter for letter in name)
 
 
 def last_line(log: Path) -> str:
