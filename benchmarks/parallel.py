@@ -1,7 +1,7 @@
 """How many tokens to keep at once?
 
 Accuracy over mean forwards of threshold, entropy, factor and error_budget on the shipped tiny
-models.
+models, and of threshold with max_dependence (rows "independent").
 
     python -m benchmarks.parallel
         both tasks, 1000 problems each; one CPU minute
@@ -85,6 +85,8 @@ GRID: dict[str, tuple[float, ...]] = {
     ),
     "error_budget": (0.6, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01),
 }
+# thresholds to go with max_dependence
+DEPENDENCE, INDEPENDENT = 0.02, (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 FASTER, MAX_LOSS = 2.0, 0.01  # the target
 
 
@@ -118,9 +120,13 @@ def settings(gen_length: int) -> dict[str, SamplerConfig]:
     rules = {
         f"{rule} {value:g}": {rule: value} for rule, values in GRID.items() for value in values
     }
+    independent = {
+        f"independent, threshold {value:g}": dict(threshold=value, max_dependence=DEPENDENCE)
+        for value in INDEPENDENT
+    }
     return {
         name: SamplerConfig(gen_length=gen_length, **rule)
-        for name, rule in {ONE: {}, **rules}.items()
+        for name, rule in {ONE: {}, **rules, **independent}.items()
     }
 
 

@@ -113,6 +113,7 @@ def test_a_row_is_what_plain_generation_gives(monkeypatch):
     for name, options in (
         ("threshold 0.9", dict(threshold=0.9)),
         ("error_budget 0.2", dict(error_budget=0.2)),
+        ("independent, threshold 0.6", dict(threshold=0.6, max_dependence=0.02)),
     ):
         samples = generate(
             engine.model,
@@ -151,6 +152,7 @@ def test_the_command_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsy
         assert set(rows) == {
             parallel.ONE,
             *(f"{rule} {value:g}" for rule, values in FEW.items() for value in values),
+            *(f"independent, threshold {value:g}" for value in parallel.INDEPENDENT),
         }
         assert all(
             1 <= row["mean_forwards"] <= rows[parallel.ONE]["mean_forwards"]
