@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from llada_plugins import frontier
-from llada_plugins.reports import frontier as report
+from llada_plugins.harness.sweeps import harness_of
+from llada_plugins.reports.frontier import FrontierConfig, check_output
 from llada_plugins.reports.frontier_curves import curves, leaderboard, rows, table
 from llada_plugins.reports.frontier_lmeval import LMEval, read_result
 from llada_plugins.reports.frontier_points import Result
@@ -102,17 +103,17 @@ def test_bad_input_ends_in_one_line_before_anything_runs(words, message, tmp_pat
 
 def test_a_folder_of_another_command_is_refused_and_one_of_the_same_goes_on(tmp_path):
     def command(**more) -> LMEval:
-        config = report.FrontierConfig(task="t", output="o", sweep=("steps=1,2",), **more)
-        return report.harness_of(config, {"pretrained": "sudoku4", "batch_size": "4"})
+        config = FrontierConfig(task="t", output="o", sweep=("steps=1,2",), **more)
+        return harness_of(config, {"pretrained": "sudoku4", "batch_size": "4"})
 
-    report.check_output(tmp_path / "o", command())
-    report.check_output(tmp_path / "o", command(jobs=2, metric="acc"))
+    check_output(tmp_path / "o", command())
+    check_output(tmp_path / "o", command(jobs=2, metric="acc"))
     with pytest.raises(ValueError, match="runs of another command"):
-        report.check_output(tmp_path / "o", command(limit=3))
+        check_output(tmp_path / "o", command(limit=3))
     (tmp_path / "o" / "run.json").unlink()
     (tmp_path / "o" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds other files"):
-        report.check_output(tmp_path / "o", command())
+        check_output(tmp_path / "o", command())
 
 
 # ---- runs
@@ -169,13 +170,13 @@ def test_what_is_wrong_with_a_finished_run_is_told_before_the_next_begins(tmp_pa
 
 
 def test_options_of_answers_go_where_no_task_overrides_them_and_caches_are_per_point(tmp_path):
-    config = report.FrontierConfig(
+    config = FrontierConfig(
         task="t",
         output="o",
         sweep=("threshold=0.5,0.9", "quantize=int8,nf4"),
         lm_eval="--num_fewshot 4",
     )
-    command = report.harness_of(config, {"gen_length": "16", "batch_size": "8"})
+    command = harness_of(config, {"gen_length": "16", "batch_size": "8"})
     point = grid(config.sweeps())[0]
     words = command.words(point, Places(tmp_path), tmp_path / "x")
     after = dict(zip(words, words[1:]))

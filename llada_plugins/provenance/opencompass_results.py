@@ -57,11 +57,11 @@ def _pairs(config: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Seque
     ]
     for each in combinations:
         for model in each["models"]:
-            if _method(model) is not None:
+            if method_of(model) is not None:
                 yield model, each["datasets"]
 
 
-def _method(model: Mapping[str, Any]) -> str | None:
+def method_of(model: Mapping[str, Any]) -> str | None:
     """The method of an entry's class; None of a class that is not ours."""
     kind = model["type"]
     name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__name__}"
@@ -102,9 +102,9 @@ def _run(
     folder: Path, model: Mapping[str, Any], datasets: Sequence[Any], presets: Sequence[Preset]
 ) -> tuple[Run, list[Preset]]:
     """One model's answers to the data sets of one task, and the presets of the task."""
-    abbr, method = model_abbr_from_cfg(model), _method(model)
+    abbr, method = model_abbr_from_cfg(model), method_of(model)
     assert method is not None
-    asked = Asked(method, _explicit(method, model))
+    asked = Asked(method, explicit(method, model))
     nearest = _nearest(datasets, presets, asked.preset)
     manifest = stored(place_in_run(folder, abbr))
     own = [_data_set(folder, abbr, each, nearest.task) for each in datasets]
@@ -142,7 +142,7 @@ def _otherwise(abbr: str, manifest: Mapping[str, Any], asked: Asked) -> list[str
     ]
 
 
-def _explicit(method: str, model: Mapping[str, Any]) -> dict[str, Any]:
+def explicit(method: str, model: Mapping[str, Any]) -> dict[str, Any]:
     """The engine's options of an entry, under our names."""
     known = {*names(*option_classes(method)), *published.NAMES}
     found = {name: value for name, value in model.items() if name in known and name != "batch_size"}

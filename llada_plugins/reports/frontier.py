@@ -1,4 +1,4 @@
-"""Accuracy against tokens a forward, along a sweep of decoding options on any lm-eval task."""
+"""Accuracy against tokens a forward, along a sweep of decoding options on any task of a harness."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from llada_plugins.methods.table import METHODS
 from llada_plugins.options.fields import arg
 
 from .frontier_curves import curves, table, write
-from .frontier_lmeval import LMEval
 from .frontier_points import Result, check_sweeps
 from .frontier_runs import Harness, Places, Runs
 from .render import pyplot
@@ -25,7 +24,15 @@ from .sweep import Point, Sweep, grid, read_sweep
 class FrontierConfig:
     """What is run, along which options."""
 
-    task: str = arg(help="a task of lm-eval whose answers are generated")
+    task: str | None = arg(
+        None,
+        "a task of lm-eval whose answers are generated; with --config the abbr of a data set "
+        "(default: the config's only one)",
+    )
+    config: str | None = arg(None, "a config of OpenCompass, to run that in lm-eval's place")
+    entry: str | None = arg(
+        None, "with --config the abbr of the model's entry (default: the only one of --model)"
+    )
     output: str = arg(
         help="folder for runs and tables; where it holds runs of the same command, those stay"
     )
@@ -57,6 +64,7 @@ class FrontierConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        self._check_harness()
         if not self.sweep:
             raise ValueError("give at least one --sweep, such as --sweep threshold=0.5..0.99")
         if self.y_max is not None and not 0 < self.y_max <= 100:
@@ -65,22 +73,18 @@ class FrontierConfig:
             )
         self.sweeps()
 
+    def _check_harness(self) -> None:
+        if self.config is None and self.task is None:
+            raise ValueError("give --task NAME of lm-eval, or --config FILE of OpenCompass")
+        if self.config is None and self.entry is not None:
+            raise ValueError("entry has no effect without --config: leave it out")
+        for name in ("include_path", "lm_eval"):
+            if self.config is not None and getattr(self, name):
+                raise ValueError(f"{name} is for lm-eval, and --config for OpenCompass: give one")
+
     def sweeps(self) -> list[Sweep]:
         """The sweeps as they were given."""
         return [read_sweep(text) for text in self.sweep]
-
-
-def harness_of(config: FrontierConfig, options: Mapping[str, str]) -> Harness:
-    """What runs the points."""
-    return LMEval(
-        task=config.task,
-        label=config.model,
-        options=options,
-        limit=config.limit,
-        include_path=config.include_path,
-        lm_eval=config.lm_eval,
-        metric=config.metric,
-    )
 
 
 def check_output(output: Path, harness: Harness) -> None:
@@ -100,13 +104,12 @@ def check_output(output: Path, harness: Harness) -> None:
     write_whole(path, told + "\n")
 
 
-def run(config: FrontierConfig, options: Mapping[str, str]) -> str:
+def run(config: FrontierConfig, options: Mapping[str, str], harness: Harness) -> str:
     """Run what is missing, write the report; returns its table."""
     pyplot()  # what is missing is said before the work
     sweeps, places = config.sweeps(), Places(Path(config.output))
     points = grid(sweeps)
     check_sweeps(sweeps, config.model, options)
-    harness = harness_of(config, options)
     harness.check(points)
     check_output(places.output, harness)
 
