@@ -1,0 +1,78 @@
+"""Kill, fill and spoil what an evaluation stands on, and compare what it gives in the end.
+
+    python -m tests.faults [--kills 30] [--seed 0] [--only TEXT] [--folder DIR]     (make faults)
+
+Runs are the stock commands of both harnesses, in forks of one process that has imported
+them. A line for each fault says what was found. Exit status 1 where an answer was lost or
+differs from that of an undisturbed run, where a failure went by with exit status 0, or where a
+message was none. What cannot be tried here is skipped, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partialmethod
+from pathlib import Path
+
+from . import caches, disks, kills
+from .runs import Fault, Setting, Skipped
+
+FAULTS = {**kills.FAULTS, **disks.FAULTS, **caches.FAULTS}
+IMPORTED = (  # by every run
+    "lm_eval.__main__",
+    "lm_eval.evaluator",
+    "opencompass.cli.main",
+    "opencompass.openicl.icl_inferencer",
+    "llada_plugins.lmeval_models",
+    "llada_plugins.opencompass_models",
+)
+
+
+def preload() -> None:
+    """Import what forks would import each by themselves."""
+    import torch
+    from lm_eval.tasks import TaskManager
+
+    for name in IMPORTED:
+        importlib.import_module(name)
+    torch.set_num_threads(1)
+    # to read all of lm-eval's own tasks, of which none is needed, takes most of a short run
+    TaskManager.__init__ = partialmethod(TaskManager.__init__, include_defaults=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try the faults, a line for each; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults")
+    parser.add_argument("--kills", type=int, default=30, help="of each harness and method")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--only", default="", help="faults whose names have this text in them")
+    parser.add_argument("--folder", type=Path, help="where the runs leave their files")
+    given = parser.parse_args(arguments)
+    preload()
+    failed = False
+    with tempfile.TemporaryDirectory() as name:
+        for number, (title, fault) in enumerate(FAULTS.items()):
+            if given.only not in title:
+                continue
+            folder = (given.folder or Path(name)).resolve() / str(number)
+            folder.mkdir(parents=True)
+            begun = time.monotonic()
+            setting = Setting(folder, given.kills, random.Random(f"{given.seed} {title}"))
+            try:
+                said = fault(setting)
+            except Skipped as error:
+                said = f"skipped: {error}"
+            except Fault as error:
+                said, failed = f"FAULT: {error}", True
+            print(f"{title}: {said} ({time.monotonic() - begun:.0f} s)", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

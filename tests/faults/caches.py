@@ -1,0 +1,73 @@
+"""Files of answers that are not what they were, and two runs that write one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from .runs import Fault, Run, Setting, compare, ended, finish, kill, last_line, start, undisturbed
+
+
+def spoilt_cache(spoil: Callable[[Path], None]) -> Callable[[Setting], str]:
+    """A file of answers that is not what it was: refused, or decoded again."""
+
+    def fault(setting: Setting) -> str:
+        run = Run("lm_eval", "llada", setting.folder / "run")
+        expected = undisturbed(run).answers
+        spoil(run.cache)
+        shutil.rmtree(run.folder / "out")
+        status = finish(run)
+        if not status:
+            compare(run, expected)
+            return "ends with 0, all answers equal"
+        return f"refused: {last_line(run)[:120]}"
+
+    return fault
+
+
+def cut_in_half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def no_database(path: Path) -> None:
+    path.write_text("no database")
+
+
+def other_model(setting: Setting) -> str:
+    """A file of answers that other options wrote."""
+    run = Run("lm_eval", "llada", setting.folder / "run")
+    undisturbed(run)
+    status = finish(run._replace(options=dict(steps=8)))
+    said = last_line(run)
+    if not status or "written by another model or other options" not in said:
+        raise Fault(f"ends with {status}: {said}")
+    return "refused in one line"
+
+
+def two_runs(setting: Setting) -> str:
+    """Two runs at once that write one file of answers."""
+    expected = undisturbed(Run("lm_eval", "llada", setting.folder / "whole")).answers
+    run = Run("lm_eval", "llada", setting.folder / "both")
+    pair = [start(run), start(run)]
+    statuses = [ended(child, 300) for child in pair]
+    for child, status in zip(pair, statuses):
+        if status is None:
+            kill(child)
+            raise Fault("one of them did not end")
+    if all(statuses):
+        raise Fault(f"none of them ends with 0: {last_line(run)}")
+    compare(run, expected)
+    if finish(run):
+        raise Fault(f"a third run cannot read what they left: {last_line(run)}")
+    compare(run, expected)
+    return f"exit statuses {statuses}, all answers equal, and of a third run too"
+
+
+FAULTS: dict[str, Callable[[Setting], str]] = {
+    "cache cut in half": spoilt_cache(cut_in_half),
+    "cache that is no database": spoilt_cache(no_database),
+    "cache of another model": other_model,
+    "two runs on one cache": two_runs,
+}
