@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -46,6 +47,22 @@ def preload() -> None:
     TaskManager.__init__ = partialmethod(TaskManager.__init__, include_defaults=False)
 
 
+def failed(number: int, title: str, given: argparse.Namespace, folder: Path) -> bool:
+    """Try a fault, if it is wanted, and print its line; was there something that should not be?"""
+    if given.only not in title:
+        return False
+    own, begun, fault = folder / str(number), time.monotonic(), False
+    own.mkdir(parents=True)
+    try:
+        said = FAULTS[title](Setting(own, given.kills, random.Random(f"{given.seed} {title}")))
+    except Skipped as error:
+        said = f"skipped: {error}"
+    except Fault as error:
+        said, fault = f"FAULT: {error}", True
+    print(f"{title}: {said} ({time.monotonic() - begun:.0f} s)", flush=True)
+    return fault
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Try the faults, a line for each; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
@@ -55,23 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="where the runs leave their files")
     given = parser.parse_args(arguments)
     preload()
-    failed = False
-    with tempfile.TemporaryDirectory() as name:
-        for number, (title, fault) in enumerate(FAULTS.items()):
-            if given.only not in title:
-                continue
-            folder = (given.folder or Path(name)).resolve() / str(number)
-            folder.mkdir(parents=True)
-            begun = time.monotonic()
-            setting = Setting(folder, given.kills, random.Random(f"{given.seed} {title}"))
-            try:
-                said = fault(setting)
-            except Skipped as error:
-                said = f"skipped: {error}"
-            except Fault as error:
-                said, failed = f"FAULT: {error}", True
-            print(f"{title}: {said} ({time.monotonic() - begun:.0f} s)", flush=True)
-    return int(failed)
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="llada-faults"))
+    try:
+        return int(any([failed(*each, given, folder.resolve()) for each in enumerate(FAULTS)]))
+    finally:
+        # not a TemporaryDirectory, which every fork would remove when it ends
+        if given.folder is None:
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
