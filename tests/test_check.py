@@ -241,6 +241,45 @@ def test_tasks_that_failed_are_told_whatever_opencompass_exits_with(work_dir, ca
     assert door.main([str(work_dir)]) == 3
 
 
+@pytest.mark.parametrize("trap", ["failed", "no score", "rows", "options", "none"])
+def test_a_data_set_of_which_nothing_is_published_is_told_where_something_is_wrong(
+    work_dir, capsys, trap
+):
+    config = work_dir / "configs" / "a.py"
+    config.write_text(config.read_text() + "datasets[0]['abbr'] = 'chess'\n")
+    line = spoil(work_dir, trap)
+    status = door.main([str(work_dir)])
+    told = capsys.readouterr()
+    if line is None:
+        assert (status, "nothing is published" in told.err) == (2, True)
+    else:
+        assert status == 3 and "base chess: nothing is published of it" in told.out
+        [problem] = [each for each in told.out.splitlines() if each.startswith("  problem")]
+        assert line in problem
+
+
+def spoil(work_dir: Path, trap: str) -> str | None:
+    """Make the run of chess as a trap leaves it; what is to be told of it."""
+    if trap == "failed":
+        return "chess: no predictions, its task failed: see"
+    rows = {str(n): {"origin_prompt": f"q{n}", "prediction": "a"} for n in range(4)}
+    if trap == "rows":
+        rows.popitem()
+    write(work_dir / "predictions" / "base" / "chess.json", rows)
+    if trap == "no score":
+        return "chess: no score: see"
+    write(work_dir / "results" / "base" / "chess.json", {"won": 25.0})
+    if trap == "rows":
+        return "3 of 4 rows have answers"
+    if trap == "options":
+        path = work_dir / "manifests" / "base.json"
+        found = json.loads(path.read_text())
+        found["asked"]["steps"] = 8
+        write(path, found)
+        return "made with other options than its newest config has: steps: 8 then"
+    return None
+
+
 def test_an_evaluation_that_failed_is_told(work_dir):
     shutil.rmtree(work_dir / "results")
     assert "gsm8k: no score: see" in told(work_dir)

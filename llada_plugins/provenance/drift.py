@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
     """How a run stands to a preset."""
 
     run: Run
-    preset: Preset
+    preset: Preset | None  # None where nothing is published of the task
     named: bool  # did the run name the preset?
     score: Score | None  # the published one that it is held against
     interval: Interval | None  # of ours
@@ -53,6 +53,8 @@ class Comparison(NamedTuple):
 
 def compare(run: Run, presets: Sequence[Preset]) -> Comparison:
     """The run beside its own preset, or the nearest of these."""
+    if not presets:
+        return Comparison(run, None, False, None, _interval(run), [], [], "not comparable")
     preset = _nearest(run, presets)
     found = differences(run, preset)
     score = _score(run, preset)
@@ -170,8 +172,7 @@ def _versions(run: Run, score: Score) -> Iterator[str]:
 def described(found: Comparison) -> list[str]:
     """A comparison as people read it."""
     run, preset, score = found.run, found.preset, found.score
-    how = "" if found.named else " (nearest: the run names no preset of this task)"
-    lines = [f"{run.task}: preset {preset.name}{how}"]
+    lines = [f"{run.task}: {_held_against(found)}"]
     ours = "none" if run.score is None else f"{run.score:.2f} ({run.metric})"
     lines.append(f"  ours         {ours}")
     if found.interval:
@@ -186,9 +187,17 @@ def described(found: Comparison) -> list[str]:
     lines += [f"  problem      {problem}" for problem in run.problems]
     lines += [f"  setting      {line}" for line in found.differences]
     lines += [f"  version      {line}" for line in found.notes]
-    lines += [f"  not known    {note}" for note in preset.unverified]
+    unverified = preset.unverified if preset is not None else ()
+    lines += [f"  not known    {note}" for note in unverified]
     lines.append(f"  verdict      {_reason(found)}")
     return lines
+
+
+def _held_against(found: Comparison) -> str:
+    if found.preset is None:
+        return "nothing is published of it"
+    how = "" if found.named else " (nearest: the run names no preset of this task)"
+    return f"preset {found.preset.name}{how}"
 
 
 def _reason(found: Comparison) -> str:

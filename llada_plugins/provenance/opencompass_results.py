@@ -32,11 +32,15 @@ MODULE = "llada_plugins.opencompass_models"
 
 
 def read(folder: Path) -> list[tuple[Run, list[Preset]]]:
-    """Each model and task of which something is published, each with the task's presets."""
+    """Each model and task of which something is published, each with the task's presets.
+
+    And, without presets, each other data set of which answers are missing or wrong.
+    """
     newest = sorted((folder / "configs").glob("*.py"))[-1]
     config = Config.fromfile(newest, format_python_code=False)
-    found = []
+    found: list[tuple[Run, list[Preset]]] = []
     for model, datasets in _pairs(config):
+        rest = list(datasets)
         for presets in _tasks():
             task = presets[0].task.opencompass
             assert task is not None
@@ -47,6 +51,9 @@ def read(folder: Path) -> list[tuple[Run, list[Preset]]]:
             ]
             if own:
                 found.append(_run(folder, model, own, presets))
+                rest = [each for each in rest if each not in own]
+        unpublished = (_unpublished(folder, model, each) for each in rest)
+        found += [(run, []) for run in unpublished if run.problems]
     return found
 
 
@@ -98,6 +105,25 @@ def _nearest(datasets: Sequence[Any], presets: Sequence[Preset], named: Preset |
     return Nearest(task, others[config], [p for p in presets if p.task.opencompass == task])
 
 
+def _unpublished(folder: Path, model: Mapping[str, Any], dataset: Mapping[str, Any]) -> Run:
+    """One model's answers to a data set of which nothing is published."""
+    abbr, method = model_abbr_from_cfg(model), method_of(model)
+    assert method is not None
+    asked = Asked(method, explicit(method, model))
+    own = _data_set(folder, abbr, dataset, ())
+    made = _otherwise(abbr, stored(place_in_run(folder, abbr)), asked) if own.answers else []
+    return Run(
+        harness="opencompass",
+        task=f"{abbr} {dataset_abbr_from_cfg(dataset)}",
+        model=str(asked.config.pretrained or abbr),
+        preset=asked.config.preset,
+        options=vars(asked.config),
+        score=own.score,
+        questions=own.answers or None,
+        problems=[*own.problems, *made],
+    )
+
+
 def _run(
     folder: Path, model: Mapping[str, Any], datasets: Sequence[Any], presets: Sequence[Preset]
 ) -> tuple[Run, list[Preset]]:
@@ -107,7 +133,7 @@ def _run(
     asked = Asked(method, explicit(method, model))
     nearest = _nearest(datasets, presets, asked.preset)
     manifest = stored(place_in_run(folder, abbr))
-    own = [_data_set(folder, abbr, each, nearest.task) for each in datasets]
+    own = [_data_set(folder, abbr, each, nearest.task.metrics) for each in datasets]
     problems = [problem for each in own for problem in each.problems]
     answered = sum(each.answers for each in own)
     if answered:
@@ -189,8 +215,9 @@ class DataSet(NamedTuple):
 
 
 def _data_set(
-    folder: Path, abbr: str, dataset: Mapping[str, Any], task: OpenCompassTask
+    folder: Path, abbr: str, dataset: Mapping[str, Any], metrics_of_task: Sequence[str]
 ) -> DataSet:
+    """metrics_of_task: the first one found is the score; any, where there are none."""
     name, place = dataset_abbr_from_cfg(dataset), folder / "predictions" / abbr
     whole = re.compile(rf"{re.escape(name)}(_\d+)?\.json")
     begun = re.compile(rf"tmp_{re.escape(name)}(_\d+)?\.jsonl?")
@@ -201,7 +228,8 @@ def _data_set(
     if any(begun.fullmatch(path.name) for path in present):
         problems.append(f"{name}: answers are unfinished (tmp_*): go on with -r")
     values = metrics(folder, abbr, name)
-    score = next((values[metric] for metric in task.metrics if metric in values), None)
+    wanted = metrics_of_task or list(values)
+    score = next((values[metric] for metric in wanted if metric in values), None)
     if rows and score is None:
         problems.append(f"{name}: no score: see {_log(folder, 'eval', abbr, name)}")
     return DataSet(score, len(rows), problems)
