@@ -37,6 +37,7 @@ from llada_plugins.harness.lmeval_options import (
 from llada_plugins.harness.lmeval_processes import ParallelLM
 from llada_plugins.harness.lmeval_record import Samplers
 from llada_plugins.harness.lmeval_requests import DEFAULT_MAX_GEN_TOKS, read_request
+from llada_plugins.harness.lmeval_saving import check_output, fail_where_unsaved
 from llada_plugins.harness.lmeval_tokenizers import lend
 from llada_plugins.harness.lmeval_trajectories import question_ids, samples_folder, with_place
 from llada_plugins.harness.lmeval_windows import rolling_windows, totals
@@ -77,6 +78,9 @@ class LLaDA(ParallelLM):
         if trust_remote_code:
             logger.warning("trust_remote_code has no effect: the model is native")
         device = self.place(device)
+        if self.rank == 0:
+            check_output(samples_folder())
+            fail_where_unsaved()
         if str(batch_size).startswith(AUTO):  # also auto:N, lm-eval's wish for N measurements
             batch_size = AUTO
         placed = with_place(options)
