@@ -21,10 +21,16 @@ from collections.abc import Sequence
 from functools import partialmethod
 from pathlib import Path
 
-from . import caches, disks, kills
+from . import caches, disks, kills, traps, workers
 from .runs import Fault, Setting, Skipped
 
-FAULTS = {**kills.FAULTS, **disks.FAULTS, **caches.FAULTS}
+FAULTS = {
+    **kills.FAULTS,
+    **workers.FAULTS,
+    **disks.FAULTS,
+    **caches.FAULTS,
+    **traps.FAULTS,
+}
 IMPORTED = (  # by every run
     "lm_eval.__main__",
     "lm_eval.evaluator",
@@ -74,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     preload()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="llada-faults"))
     try:
-        return int(any([failed(*each, given, folder.resolve()) for each in enumerate(FAULTS)]))
+        found = [failed(*each, given, folder.resolve()) for each in enumerate(FAULTS)]
+        return int(any(found))
     finally:
         # not a TemporaryDirectory, which every fork would remove when it ends
         if given.folder is None:

@@ -66,7 +66,12 @@ def one_of_two(launcher: Sequence[str]) -> Callable[[Setting], str]:
         command = [sys.executable, "-m", *launcher, "-m", *run.command()]
         log = run.log.open("w")
         process = subprocess.Popen(
-            command, cwd=setting.folder, stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=setting.folder,
+            env={**os.environ, "ACCELERATE_USE_CPU": "1", **FRESH_STORE},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         workers: list[int] = []
         while not run.on_disk() and process.poll() is None:
@@ -90,7 +95,15 @@ def children(process: int) -> list[int]:
     return [each for each in found if b"lm_eval" in Path(f"/proc/{each}/cmdline").read_bytes()]
 
 
-TORCHRUN = ("torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", "3")
+# without it processes that start again read where the dead ones were, and wait for them (torch
+# 2.13, gloo)
+FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+RESTARTS = ("--max_restarts", "3")
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", *RESTARTS)
+ACCELERATE = (
+    *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", *RESTARTS),
+)
 FAULTS: dict[str, Callable[[Setting], str]] = {
     **{
         f"SIGKILLs of {harness}, {method}": kills(harness, method)
@@ -98,4 +111,5 @@ FAULTS: dict[str, Callable[[Setting], str]] = {
         for method in METHODS
     },
     "one of two processes of torchrun": one_of_two(TORCHRUN),
+    "one of two processes of accelerate": one_of_two(ACCELERATE),
 }

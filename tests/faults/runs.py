@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
+import resource
 import runpy
 import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from sqlitedict import SqliteDict
+
+from llada_plugins.harness.lmeval_cache import FINGERPRINT_KEY
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 160
@@ -26,7 +32,7 @@ CONFIG = """
 from opencompass.openicl.icl_inferencer import GenInferencer
 from opencompass.openicl.icl_prompt_template import PromptTemplate
 from opencompass.openicl.icl_retriever import ZeroRetriever
-from opencompass.partitioners import NaivePartitioner
+from opencompass.partitioners import NaivePartitioner, NumWorkerPartitioner
 from opencompass.runners import LocalRunner
 from opencompass.tasks import OpenICLInferTask
 from llada_plugins.opencompass_models import {kind}
@@ -34,7 +40,7 @@ from llada_plugins.tasks.opencompass import Sudoku4Dataset, Sudoku4Evaluator
 
 datasets = [dict(
     abbr="sudoku4", type=Sudoku4Dataset, num={number},
-    reader_cfg=dict(input_columns=["puzzle"], output_column="solution"),
+    reader_cfg=dict(input_columns=["puzzle"], output_column="solution", test_range={rows}),
     infer_cfg=dict(
         prompt_template=dict(type=PromptTemplate, template="{{puzzle}}"),
         retriever=dict(type=ZeroRetriever),
@@ -45,10 +51,13 @@ datasets = [dict(
 models = [dict(type={kind}, abbr="tiny", path=None, batch_size={batch}, gen_length=16,
                run_cfg=dict(num_gpus=0), **{options})]
 infer = dict(
-    partitioner=dict(type=NaivePartitioner),
+    partitioner={partitioner},
     runner=dict(type=LocalRunner, max_num_workers=1, task=dict(type=OpenICLInferTask)),
 )
 """
+
+
+PARTS = "dict(type=NumWorkerPartitioner, num_worker={parts}, min_task_size=1)"
 
 
 class Fault(Exception):
@@ -67,6 +76,12 @@ class Run(NamedTuple):
     folder: Path
     options: dict[str, Any] = {}  # beside the method's
     beside: Path | None = None  # where its log and its config lie; None: beside its folder
+    memory: int | None = None  # bytes that it may take beyond those of this process; None: all
+    spoil: Callable[[], object] = int  # is called in its process, before all else
+    # of OpenCompass
+    rows: str = ""  # its data set's test_range
+    parts: int = 1  # that its data set is cut into
+    steps: tuple[str, ...] = ("--debug", "-m", "infer")  # what of its work is done, and how
 
     @property
     def place(self) -> Path:
@@ -96,13 +111,21 @@ class Run(NamedTuple):
             out = ["--output_path", str(self.folder / "out")]
             return ["lm_eval", *model, *task, *size, *kept, *out]
         config = self.place / f"{self.folder.name}.py"
-        text = CONFIG.format(kind=kind, number=QUESTIONS, batch=BATCH, options=options)
+        partitioner = "dict(type=NaivePartitioner)"
+        if self.parts > 1:
+            partitioner = PARTS.format(parts=self.parts)
+        text = CONFIG.format(
+            kind=kind,
+            number=QUESTIONS,
+            batch=BATCH,
+            options=options,
+            rows=repr(self.rows),
+            partitioner=partitioner,
+        )
         config.write_text(text, encoding="utf-8")
         again = ["-r", "latest"] if list(self.folder.glob("2*")) else []
-        return [
-            "opencompass.cli.main",
-            *(str(config), "-w", str(self.folder), "--debug", "-m", "infer", *again),
-        ]
+        words = [str(config), "-w", str(self.folder), *self.steps, *again]
+        return ["opencompass.cli.main", *words]
 
     def answers(self) -> list[str]:
         """The answers of a run that has ended, in the order of the questions."""
@@ -129,6 +152,18 @@ class Run(NamedTuple):
             return 0
         return max(0, number - 1) // 2  # the fingerprint; an answer and its costs
 
+    def kept(self) -> list[str]:
+        """The finished answers on the disk of a run that did not end well."""
+        if self.harness == "opencompass":
+            [journal] = self.folder.rglob("tmp_*.answers.jsonl")
+            return [json.loads(line)[1][0] for line in journal.read_text().splitlines()]
+        with SqliteDict(str(self.cache), flag="r") as cache:
+            return [
+                value
+                for key, value in cache.items()
+                if key != FINGERPRINT_KEY and isinstance(value, str)
+            ]
+
 
 def start(run: Run) -> int:
     """Begin the command in a fork, with a process group of its own; its process id."""
@@ -143,6 +178,10 @@ def start(run: Run) -> int:
         for stream in (1, 2):
             os.dup2(log, stream)
         os.chdir(run.place)
+        if run.memory is not None:
+            most = taken() + run.memory
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        run.spoil()
         sys.argv = command
         runpy.run_module(command[0], run_name="__main__", alter_sys=True)
         status = 0
@@ -156,10 +195,14 @@ def start(run: Run) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        import atexit
-
         atexit._run_exitfuncs()
         os._exit(status)
+
+
+def taken() -> int:
+    """The addresses of this process, in bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
 
 
 def ended(child: int, within: float) -> int | None:
@@ -197,6 +240,27 @@ def last_line(run: Run) -> str:
     """The last line of a run's output."""
     lines = run.log.read_text(errors="replace").splitlines()
     return next((line for line in reversed(lines) if line.strip()), "nothing was said")
+
+
+def amid_answers(run: Run) -> None:
+    """Start the run, and kill it as soon as an answer is on the disk."""
+    child = start(run)
+    while not run.on_disk():
+        if ended(child, 0.01) is not None:
+            raise Fault(f"ended before it was killed: {last_line(run)}")
+    kill(child)
+
+
+def refused(run: Run, *words: str) -> str:
+    """The line of a run that must fail which has one of the words; Fault where none has."""
+    status = finish(run)
+    lines = run.log.read_text(errors="replace").splitlines()
+    if not status:
+        raise Fault(f"it ends with 0: {last_line(run)}")
+    for line in reversed(lines):
+        if any(word in line.lower() for word in words):
+            return line.strip()
+    raise Fault(f"it does not say why: {last_line(run)}")
 
 
 class Whole(NamedTuple):
