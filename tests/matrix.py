@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,9 @@ CHECKS = ("golden", "lm-eval", "training", "LoRA")
 COLUMNS = (*CHECKS, "when")
 NEVER = {"torch", "numpy"}  # never installed beside the environment's own
 RIGHT = "right"
+FOLDERS = re.compile(
+    r"(?<![\w.])/(?:[^/\s]+/)+"
+)  # of a machine's paths, which say nothing elsewhere
 
 
 class Row(NamedTuple):
@@ -213,7 +217,7 @@ def checks(python: str, path: str, folder: Path) -> Iterator[tuple[str, object]]
 def outcome(found: object, expected: object) -> str:
     """A cell: right, another value than this environment's, or what the check ended with."""
     if isinstance(found, Failed):
-        said = str(found)
+        said = FOLDERS.sub("", str(found))
         refused = said.startswith("error: ")
         return f"{'refused' if refused else 'fails'}: {said.removeprefix('error: ')[:160]}"
     return RIGHT if found == expected else f"other numbers: {str(found)[:80]}"

@@ -51,6 +51,12 @@ def test_an_outcome_is_right_refused_or_what_went_wrong():
     assert matrix.outcome(matrix.Failed("KeyError: 'a'"), [0.5]) == "fails: KeyError: 'a'"
 
 
+def test_an_outcome_names_files_without_the_folders_of_this_machine():
+    said = "ImportError: no a/b in transformers (/home/me/.venv/lib/transformers/__init__.py)"
+    told = matrix.outcome(matrix.Failed(said), [0.5])
+    assert told == "fails: ImportError: no a/b in transformers (__init__.py)"
+
+
 def test_rows_of_a_later_run_take_the_place_of_earlier_ones():
     old = matrix.parse(matrix.table(FOUND))
     assert old["the pins, Python 3.11"] == FOUND["the pins, Python 3.11"]
