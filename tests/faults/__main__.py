@@ -43,12 +43,15 @@ IMPORTED = (  # by every run
 
 def preload() -> None:
     """Import what forks would import each by themselves."""
+    import lm_eval.evaluator
     import torch
     from lm_eval.tasks import TaskManager
 
     for name in IMPORTED:
         importlib.import_module(name)
     torch.set_num_threads(1)
+    # what lm-eval asks of the machine for its results file takes seconds
+    lm_eval.evaluator.add_env_info = lambda results: None
     # to read all of lm-eval's own tasks, of which none is needed, takes most of a short run
     TaskManager.__init__ = partialmethod(TaskManager.__init__, include_defaults=False)
 

@@ -21,7 +21,7 @@ from sqlitedict import SqliteDict
 from llada_plugins.harness.lmeval_cache import FINGERPRINT_KEY
 
 ROOT = Path(__file__).parents[2]
-QUESTIONS = 160
+QUESTIONS = 96
 BATCH = 16
 PRM = dict(method="backmask", backmasking_lookback=2, steps=4, block_length=4)
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # --model, class and options
