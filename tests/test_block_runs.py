@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from llada_plugins.engine.engine import Engine
+from llada_plugins.engine.request import Request
 from llada_plugins.files.json_files import read_json
+from llada_plugins.models.families import FAMILIES, dense_families, of_family
 from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import load_model
 from tests.family_checkpoints import with_tokenizer
 from tests.small_training import short_run
@@ -20,6 +24,8 @@ from tests.test_distributed import EPSILON, STEPS, gradients, losses, train
 from tests.test_distributed import flags as of_processes
 from tests.tolerance import twice_naive
 from training import merge, pretrain, remask_sft, router_sft, sft
+from training.loop.reading import Reading
+from training.runs.presets import TINY_SHAPE
 
 pytestmark = pytest.mark.floats
 
@@ -109,6 +115,58 @@ def test_pretraining_goes_on_in_blocks_and_shows_a_sample(a2d, tmp_path, capsys)
     assert all(f"sample at step {step}: " in printed for step in range(3))
 
 
+FROM_SCRATCH = [
+    # family, flags, its architecture, what its reading is told
+    ("sdar", [], "SDARForCausalLM", Reading(False, 4)),
+    ("fast_dllm_v2", ["--block_length", "8"], "Fast_dLLM_QwenForCausalLM", Reading(True, 8)),
+    ("a2d_llama", BLOCKS, "A2DLlamaLMHeadModel", Reading(False, 4)),
+    ("dream", [], "DreamModel", Reading(True, None)),
+]
+
+
+@pytest.mark.parametrize(
+    "family, more, architecture, reading",
+    [
+        pytest.param(*row, id=row[0], marks=[pytest.mark.slow] if row[0] != "sdar" else [])
+        for row in FROM_SCRATCH
+    ],
+)
+def test_a_family_begins_from_scratch_and_is_saved_as_one_of_its_checkpoints(
+    tmp_path, monkeypatch, family, more, architecture, reading
+):
+    text, out, read = tmp_path / "text.txt", tmp_path / "out", []
+    text.write_text("to be or not to be, that is the question. " * 20)
+    given_of = Reading.given
+    monkeypatch.setattr(
+        Reading, "given", lambda self, *given: read.append(self) or given_of(self, *given)
+    )
+    shape = ["--d_model", "32", "--n_layers", "2", "--n_heads", "2"]
+    pretrain.main(
+        [
+            *("--family", family, "--dataset", str(text), "--output_dir", str(out), *shape, *more),
+            *("--seq_len", "26", "--gen_length", "8", *RUN),
+        ]
+    )
+    assert set(read) == {reading}
+    said, model = read_json(out / "config.json"), load(out)
+    assert said["architectures"] == [architecture] and model.config.family == family
+    assert (model.config.d_model, model.config.head_dim) == (32, 16)
+    width = model.config.block_length if model.config.attention == "block_causal" else None
+    assert width == reading.block_length
+    engine = Engine(pretrained=str(out), device="cpu", gen_length=8)
+    [(_, completion)] = engine.generate([Request("to be", engine.sampler)])
+    assert completion.num_forwards > 0
+
+
+def test_every_dense_family_has_a_shape_of_its_own_from_the_numbers_of_a_llada():
+    numbers = dict(TINY_SHAPE, vocab_size=300, mask_token_id=299, eos_token_id=298)
+    for name in dense_families():
+        config = of_family(LLaDAConfig(**numbers), name)
+        raw = FAMILIES[name].write_config(config)
+        assert replace(FAMILIES[name].read_config(raw, name), family=name) == config
+        LLaDA(config)
+
+
 WIDTH_ALONE = (
     ["--block_length", "4"],
     "--block_length 4 is for models with block-causal attention",
@@ -143,6 +201,28 @@ def test_a_model_from_scratch_has_no_blocks(tmp_path, sudokus, main, option):
     data = {sft: ("--preset", "sudoku4"), pretrain: ("--dataset", str(sudokus))}
     with pytest.raises(SystemExit, match=f"{option[0]} is of a --model"):
         main.main([*data[main], *option, "--output_dir", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--family", "llada2"], "--family must be one of llada, illada, .*, got 'llada2'"),
+        (["--family", "sdar", "--attention", "full"], "attention=full: a model from scratch is of"),
+        (["--family", "dream", "--block_length", "4"], "--block_length 4 is for models with block"),
+        (["--model", "tiny", "--family", "sdar"], "--model brings its shape .* leave --family out"),
+        (
+            ["--family", "sdar", "--seq_len", "10", "--gen_length", "8"],
+            "--gen_length 8 exceed the model's context of 10 tokens",
+        ),
+    ],
+    ids=str,
+)
+def test_a_family_that_cannot_begin_so_is_refused_and_nothing_is_left(
+    tmp_path, sudokus, flags, message
+):
+    with pytest.raises(SystemExit, match=message):
+        pretrain.main(["--dataset", str(sudokus), "--output_dir", str(tmp_path / "out"), *flags])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -161,6 +161,25 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def dense_families() -> list[str]:
+    """The families whose layers are a dense LLaDA's: any shape of one can be theirs."""
+    return [
+        name
+        for name, family in FAMILIES.items()
+        if family.module is LLaDA and family.layout in (SAME_NAMES, DENSE)
+    ]
+
+
+def of_family(config: LLaDAConfig, name: str) -> LLaDAConfig:
+    """A dense LLaDA's shape as a model of one of dense_families(), with what these always have."""
+    family = FAMILIES[name]
+    if family.layout is SAME_NAMES:
+        return config
+    stated = with_fields(config, head_width=config.head_dim)
+    found = family.read_config(family.write_config(stated), f"a new {name}")
+    return with_fields(found, family=name)
+
+
 def recognise(architectures: Sequence[str], tensors: Collection[str], path: Path) -> str:
     """The family, by its name in FAMILIES, of a checkpoint with that config.json and tensors.
 

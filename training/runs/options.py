@@ -12,15 +12,23 @@ from .lora_adapters import LoRAOptions
 from .presets import PRESETS, ROUTER_PRESETS
 
 
-def check_blocks(attention: Attention | None, block_length: int | None, model: str | None) -> None:
-    """Raise ValueError on an attention, or a length of blocks, that no model has."""
+def check_blocks(
+    attention: Attention | None,
+    block_length: int | None,
+    model: str | None,
+    otherwise: str = "leave it out",
+) -> None:
+    """Raise ValueError on an attention, or a length of blocks, that no model has.
+
+    otherwise: what to do where there is no `model`.
+    """
     if block_length is not None and block_length < 1:
         raise ValueError(f"--block_length must be at least 1, got {block_length}")
     for name, value in (("attention", attention), ("block_length", block_length)):
         if value is not None and model is None:
             raise ValueError(
                 f"--{name} is of a --model, and presets and models from scratch have full "
-                "attention: leave it out"
+                f"attention: {otherwise}"
             )
 
 

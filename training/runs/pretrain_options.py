@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llada_plugins.models.families import dense_families
 from llada_plugins.models.llada_config import Attention
 from llada_plugins.options.fields import arg
 from llada_plugins.sampling.config import SamplerConfig
@@ -31,13 +32,13 @@ class PretrainOptions:
     )
     attention: Attention | None = arg(
         None,
-        "full or block_causal, of a --model whose family may have either, as A2D's do (mdlm, "
-        "bd3lm); what is saved says it (default: the checkpoint's)",
+        "full or block_causal, of a --model or --family that may have either, as A2D's do (mdlm, "
+        "bd3lm); what is saved says it (default: the checkpoint's, or the family's)",
     )
     block_length: int | None = arg(
         None,
         "tokens of a block of block-causal attention; what is saved says it (default: the "
-        "checkpoint's)",
+        "checkpoint's, or the family's)",
     )
     dataset: str | None = arg(
         None,
@@ -76,6 +77,11 @@ class PretrainOptions:
         None,
         "of a model from scratch: folder or hub id of one with an EOS and a mask token (default: "
         "bytes)",
+    )
+    family: str | None = arg(
+        None,
+        "of a model from scratch: whose layers, attention and names of tensors it has, one of "
+        f"{', '.join(dense_families())} (default: llada)",
     )
     d_model: int | None = arg(None, f"of a model from scratch: width (default: {SHAPE['d_model']})")
     n_layers: int | None = arg(
@@ -117,7 +123,12 @@ class PretrainOptions:
             )
         if self.dataset is None:
             raise ValueError("give --dataset FILE, FOLDER or NAME, or --preset NAME, which has one")
-        check_blocks(self.attention, self.block_length, self.model)
+        check_blocks(
+            self.attention,
+            self.block_length,
+            self.model or self.family,
+            "leave it out, or give the --family of one that has others",
+        )
         self._check_shape()
         if self.eval_data is not None and self.eval_split is not None:
             raise ValueError("--eval_data and --eval_split are alternatives: give one")
@@ -129,10 +140,14 @@ class PretrainOptions:
             self.sampler()
 
     def _check_shape(self) -> None:
-        of_scratch = ("preset", "tokenizer", *SHAPE, "mlp_hidden_size")
+        of_scratch = ("preset", "tokenizer", "family", *SHAPE, "mlp_hidden_size")
         given = [name for name in of_scratch if getattr(self, name) is not None]
         if self.model is not None and given:
             raise ValueError(f"--model brings its shape and tokenizer: leave --{given[0]} out")
+        if self.family is not None and self.family not in dense_families():
+            raise ValueError(
+                f"--family must be one of {', '.join(dense_families())}, got {self.family!r}"
+            )
         for name in ("seq_len", *SHAPE, "mlp_hidden_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -23,12 +23,13 @@ from transformers import (
 )
 
 from llada_plugins.models import text
-from llada_plugins.models.families import FAMILIES
+from llada_plugins.models.families import FAMILIES, of_family, with_attention
 from llada_plugins.models.folder import resolve
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.models.tokenizer import load_tokenizer
+from llada_plugins.sampling.for_model import fitted
 from llada_plugins.sampling.generate import generate
 from training.data import corpus
 from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
@@ -38,7 +39,16 @@ from training.loop.throughput import measured
 
 from .arguments import RunArguments, asks_for_fsdp
 from .command import Run
-from .jobs import Job, checkpoint, eos_id, mask_id, reading_of, train_logits_alone, trainable
+from .jobs import (
+    Job,
+    checkpoint,
+    eos_id,
+    mask_id,
+    reading_of,
+    train_logits_alone,
+    trainable,
+    with_blocks,
+)
 from .presets import TINY_SHAPE
 from .pretrain_options import SEQ_LEN, SHAPE, PretrainOptions
 
@@ -150,15 +160,18 @@ def _from_scratch(options: PretrainOptions, output: Path, arguments: RunArgument
         )
     shape["mlp_hidden_size"] = options.mlp_hidden_size or -(-8 * shape["d_model"] // 48) * 16
     shape["max_sequence_length"] = seq_len = options.seq_len or SEQ_LEN
+    family = options.family or "llada"
     if options.tokenizer is not None:
         folder = resolve(options.tokenizer, option="--tokenizer")
-        ids = _given_tokenizer(folder)
+        ids = _given_tokenizer(folder, FAMILIES[family].mask_names)
     else:
         folder = output
         with arguments.main_process_first():
             ids = _byte_tokenizer(folder)
     fields: dict[str, Any] = {**TINY_SHAPE, **shape, **ids}
-    model = LLaDA(LLaDAConfig(**fields))
+    config = of_family(LLaDAConfig(**fields), family)
+    config = with_attention(config, options.attention, "a model from scratch")
+    model = LLaDA(with_blocks(config, options.block_length))
     initialise(model, random_stream("weights", arguments.seed))
     return Start(model, folder, seq_len)
 
@@ -168,10 +181,9 @@ def _byte_tokenizer(folder: Path) -> dict[str, int]:
     return _fields(ids[MASK], ids[EOS], 256 + len(ids))
 
 
-def _given_tokenizer(folder: Path) -> dict[str, int]:
+def _given_tokenizer(folder: Path, mask_names: Sequence[str]) -> dict[str, int]:
     tokenizer = load_tokenizer(folder)
     known, eos = tokenizer.get_vocab(), tokenizer.eos_token_id
-    mask_names = FAMILIES["llada"].mask_names
     mask = next((known[name] for name in mask_names if name in known), None)
     if mask is None or eos is None:
         raise ValueError(
@@ -194,7 +206,9 @@ def _fields(mask: int, eos: int, vocab_size: int) -> dict[str, int]:
 def _check_sample(options: PretrainOptions, folder: Path, model: LLaDA) -> None:
     limit = model.config.max_sequence_length
     prompt = _prompt(options, load_tokenizer(folder), eos_id(model.config))
-    if options.gen_length and len(prompt) + options.gen_length > limit:
+    if not options.gen_length:
+        return
+    if len(prompt) > fitted(options.sampler(), model.config).blocks.room(limit):
         raise ValueError(
             f"--prompt of {len(prompt)} tokens and --gen_length {options.gen_length} exceed the "
             f"model's context of {limit} tokens: lower --gen_length"
