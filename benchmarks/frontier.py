@@ -7,7 +7,8 @@
 A row is a setting of a decoder: accuracy with Wilson's 95 % interval, tokens a forward,
 forwards, and columns computed of an answer (each is a token's pass through the layers), which
 is what a cache saves. A curve is what one rule's values make; y_max of the AUP score is the
-best accuracy of any row of the task. Rules decode the answer as one block, caches in blocks.
+best accuracy of any row of the task. Rules decode the answer as one block, caches in
+blocks, and so do the rows that say it.
 The ups rows need the head that ships beside the sudoku model. Accuracies of caches say
 something of these prompts alone, which ask about every token of theirs.
 """
@@ -37,10 +38,24 @@ THRESHOLDS = (0.5, 0.7, 0.9, 0.95, 0.99)
 # options of decoding by the label of a curve and of a row
 RULES: dict[str, dict[str, dict[str, Any]]] = {
     "threshold": {f"{value}": dict(threshold=value) for value in THRESHOLDS},
+    "threshold_entropy": {
+        f"{value}": dict(threshold_entropy=value) for value in (1.0, 0.5, 0.2, 0.1, 0.05)
+    },
     "factor": {f"{value}": dict(factor=value) for value in (1.2, 0.8, 0.4, 0.1)},
     "error_budget": {f"{value}": dict(error_budget=value) for value in (0.5, 0.2, 0.1, 0.05, 0.01)},
 }
 UPS = {f"{value}": dict(threshold=value, revise_below=0.5) for value in THRESHOLDS}
+# in blocks: one after another, and several at once
+SEVERAL = dict(block_add_threshold=0.1, decoded_token_threshold=0.95)
+IN_BLOCKS: dict[str, dict[str, dict[str, Any]]] = {
+    "blocks": RULES["threshold"],
+    "several blocks": {
+        name: {**options, **SEVERAL} for name, options in RULES["threshold"].items()
+    },
+    "several blocks, entropy": {
+        name: {**options, **SEVERAL} for name, options in RULES["threshold_entropy"].items()
+    },
+}
 CACHES: dict[str, dict[str, Any]] = {
     "none": {},
     "prefix": dict(cache="prefix"),
@@ -96,6 +111,12 @@ def settings(task: ExactTask, with_head: bool) -> list[Setting]:
     if with_head:
         found += [Setting("ups", name, "llada_ups", options) for name, options in UPS.items()]
     block = BLOCK_LENGTHS[task.name] // 2  # four blocks, so that prompts are met again
+    for curve, rows in IN_BLOCKS.items():
+        for name, options in rows.items():
+            found.append(Setting(curve, name, "llada", dict(options, block_length=block)))
+            if with_head and curve != "blocks":
+                own = dict(options, block_length=block, revise_below=0.5)
+                found.append(Setting(f"ups, {curve}", name, "llada_ups", own))
     for name, options in CACHES.items():
         for value in (0.9, 0.99):
             cached = dict(threshold=value, block_length=block, **options)

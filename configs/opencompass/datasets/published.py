@@ -107,4 +107,5 @@ datasets_of = {
     "math-500": math_prm800k_500_0shot_cot_gen_11c4b5,
     "mathbench": mathbench_2024_gen_50a320,
     "mbpp-sanitized": sanitized_mbpp_mdblock_0shot_nocot_gen_a2e416,
+    "gsm8k-cot-0shot": gsm8k_0shot_v2_gen_17d799,
 }
