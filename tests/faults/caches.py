@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .runs import Fault, Run, Setting, compare, ended, finish, kill, last_line, start, undisturbed
@@ -50,7 +50,22 @@ def two_runs(setting: Setting) -> str:
     """Two runs at once that write one file of answers."""
     expected = undisturbed(Run("lm_eval", "llada", setting.folder / "whole")).answers
     run = Run("lm_eval", "llada", setting.folder / "both")
-    pair = [start(run), start(run)]
+    return both(run, [start(run), start(run)], expected)
+
+
+def two_resumed(setting: Setting) -> str:
+    """A run of OpenCompass that a second one resumes while it still goes on."""
+    expected = undisturbed(Run("opencompass", "llada", setting.folder / "whole")).answers
+    run = Run("opencompass", "llada", setting.folder / "both")
+    first = start(run)
+    while not run.on_disk():
+        if ended(first, 0.01) is not None:
+            raise Fault(f"ended before the second began: {last_line(run)}")
+    return both(run, [first, start(run)], expected)
+
+
+def both(run: Run, pair: Sequence[int], expected: Sequence[str]) -> str:
+    """Wait for two processes of a run; its answers then, and those of a third."""
     statuses = [ended(child, 300) for child in pair]
     for child, status in zip(pair, statuses):
         if status is None:
@@ -69,5 +84,6 @@ FAULTS: dict[str, Callable[[Setting], str]] = {
     "cache cut in half": spoilt_cache(cut_in_half),
     "cache that is no database": spoilt_cache(no_database),
     "cache of another model": other_model,
-    "two runs on one cache": two_runs,
+    "two runs on one cache, lm_eval": two_runs,
+    "two runs in one folder, opencompass": two_resumed,
 }
