@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -245,10 +246,11 @@ def trained(
     train=None,
     evaluation=None,
     resume=False,
+    layers=1,
     **changed,
 ) -> DiffusionTrainer:
     trainer = DiffusionTrainer(
-        small_model(1),
+        small_model(layers),
         arguments(folder, **changed),
         objective=objective or objectives.sft(MASK_ID),
         save=save_checkpoint(folder, {}),
@@ -332,10 +334,7 @@ def test_one_batch_of_8_updates_as_accumulating_2_times_4_does(tmp_path, weighte
 
 
 @pytest.mark.slow
-def test_a_compiled_run_logs_the_losses_of_an_eager_one(tmp_path, monkeypatch):
-    for name in ("BACKEND", "MODE"):  # which --torch_compile sets for accelerate
-        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "")
-        monkeypatch.delenv(f"ACCELERATE_DYNAMO_{name}")
+def test_a_compiled_run_logs_the_losses_of_an_eager_one(tmp_path, dynamo):
     rows = [Example([token] * 8, 1 + token % 7) for token in range(8)]
 
     def gradient(of: LLaDA) -> Tensor:
@@ -345,8 +344,6 @@ def test_a_compiled_run_logs_the_losses_of_an_eager_one(tmp_path, monkeypatch):
             return torch.cat([each.flatten() for each in found])
 
     model, num_updates, rate = small_model(1), 4, 1e-2
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     losses = []
     for compiled in (False, True):
         folder = tmp_path / str(compiled)
@@ -366,6 +363,41 @@ def test_a_compiled_run_logs_the_losses_of_an_eager_one(tmp_path, monkeypatch):
     bound = token_error(model) + slope * drift
     assert len(losses[0]) == num_updates and losses[0] == pytest.approx(losses[1], abs=bound)
     assert abs(losses[0][0] - losses[0][-1]) > bound  # it learns, and the bound would show it
+
+
+@pytest.fixture
+def dynamo(monkeypatch) -> Iterator[None]:
+    """Nothing is compiled yet, and what --torch_compile sets for accelerate is unset later."""
+    for name in ("BACKEND", "MODE"):
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "")
+        monkeypatch.delenv(f"ACCELERATE_DYNAMO_{name}")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def hidden_states_trained(
+    model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+) -> Loss:
+    """An objective that never calls the whole model, as of a policy head."""
+    hidden = model.hidden_states(batch["input_ids"])
+    return Loss(hidden.square().sum(), batch["weight"].sum())
+
+
+@pytest.mark.parametrize("objective", [everything_masked, hidden_states_trained])
+def test_torch_compile_compiles_one_graph_for_all_layers(tmp_path, dynamo, objective):
+    """A backend that runs graphs as they are: the same losses, to the bit."""
+    rows = [Example([token] * 8, 1 + token % 7) for token in range(8)]
+    common = dict(objective=objective, train=rows, max_steps=2, layers=3)
+    trained(tmp_path / "eager", **common)
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled = dict(torch_compile=True, torch_compile_backend="eager")
+    trainer = trained(tmp_path / "compiled", **common, **compiled)
+    assert not trainer.model.compiling.notes
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert logged(tmp_path / "compiled", "loss") == logged(tmp_path / "eager", "loss")
+    assert trainer.args.torch_compile  # as the run's manifest and advice read it
 
 
 def test_the_logged_loss_is_the_naive_mean_over_the_update(tmp_path):

@@ -8,6 +8,7 @@ checkpoints in the published layout, and metrics.jsonl.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from llada_plugins.models.llada import LLaDA
+
 from .length_batches import RowsByLength
 from .metrics_log import MetricsLog, ProgressBar
 from .objectives import Loss, Objective
@@ -32,6 +35,9 @@ from .saving import WholeCheckpoints
 from .throughput import Throughput
 
 logger = logging.getLogger(__name__)
+
+# where older versions of accelerate are told the backend
+FOR_ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"
 
 # model, folder, its state dict if it had to be gathered
 Save = Callable[[nn.Module, Path, Mapping[str, Tensor] | None], None]
@@ -66,7 +72,7 @@ class DiffusionTrainer(WholeCheckpoints):
         throughput: Throughput | None = None,
         row_order: RowsByLength | None = None,
     ) -> None:
-        with _config_hidden(model):
+        with _config_hidden(model), _layers_compiled(model, arguments):
             super().__init__(
                 model,
                 arguments,
@@ -209,6 +215,31 @@ class DiffusionTrainer(WholeCheckpoints):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.load(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+
+@contextmanager
+def _layers_compiled(model: nn.Module, arguments: TrainingArguments) -> Iterator[None]:
+    """Where --torch_compile is given, compile the layers, and keep transformers from the whole.
+
+    All layers share a graph. One of the whole model takes minutes for 32 layers, and serves
+    no objective that asks for hidden states. Sharded models, and a --torch_compile_mode, are
+    left to transformers.
+    """
+    sharded = bool(arguments.fsdp) or arguments.deepspeed is not None
+    if not arguments.torch_compile or sharded or arguments.torch_compile_mode is not None:
+        yield
+        return
+    for module in model.modules():
+        if isinstance(module, LLaDA):
+            module.compile_layers("on", arguments.torch_compile_backend or "inductor")
+    given = arguments.torch_compile_backend, os.environ.pop(FOR_ACCELERATE, None)
+    arguments.torch_compile, arguments.torch_compile_backend = False, None
+    try:
+        yield
+    finally:
+        arguments.torch_compile, arguments.torch_compile_backend = True, given[0]
+        if given[1] is not None:
+            os.environ[FOR_ACCELERATE] = given[1]
 
 
 @contextmanager
