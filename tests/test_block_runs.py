@@ -226,6 +226,19 @@ def test_a_family_that_cannot_begin_so_is_refused_and_nothing_is_left(
 
 
 @pytest.mark.slow
+def test_complementary_masks_train_and_another_loss_does_not_go_on_with_them(
+    a2d, tmp_path, sudokus
+):
+    out = tmp_path / "out"
+    saving = ("--save_strategy", "steps", "--save_steps", "1", "--complementary_masks")
+    sft.main(given(a2d, sudokus, out, *BLOCKS, *saving))
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["loss"] > 0 for row in rows if "loss" in row)
+    with pytest.raises(SystemExit, match="complementary_masks"):
+        sft.main(given(a2d, sudokus, out, *BLOCKS, *saving[:-1], "--resume"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--lora", "--lora_r", "2")], ids=["all weights", "LoRA"])
 def test_a_resumed_run_has_the_weights_of_a_whole_one(a2d, tmp_path, sudokus, more):
     whole, cut = tmp_path / "whole", tmp_path / "cut"

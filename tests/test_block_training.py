@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llada_plugins.diffusion.forward_process import another_of, mask_tokens, remask_noise
+from llada_plugins.diffusion.forward_process import Noisy, another_of, mask_tokens, remask_noise
 from llada_plugins.models.llada import LLaDA
 from tests.small_training import EOS_ID, MASK_ID, ORDINARY, VOCAB, small_model
-from tests.tolerance import measured, token_error
+from tests.tolerance import measured, rounding, token_error
 from training.data.corpus import collate_rows
 from training.data.examples import Example, collate_answers
 from training.loop import objectives
@@ -101,6 +101,29 @@ def test_the_loss_of_sft_is_that_of_every_block_alone(shifted):
     torch.testing.assert_close(
         gradients(found.sum, model), gradient(model), atol=measured(gradient, model), rtol=0
     )
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_complementary_masks_predict_every_answer_token_once_and_weigh_all_alike(shifted):
+    """Two views by hand, each of every block alone; shares are ones."""
+    model, batch = small_model(**BLOCKS), answers()
+    tokens, maskable = batch["input_ids"], batch["weight"] > 0
+    objective = objectives.complementary(MASK_ID, Reading(shifted, WIDTH))
+    found = objective(model, batch, random_stream("noise"))
+    block = (torch.arange(tokens.shape[1]) // WIDTH).expand_as(tokens)
+    first = mask_tokens(tokens, maskable, MASK_ID, random_stream("noise"), block=block)
+    alike, certain = torch.ones_like(batch["weight"]), torch.ones_like(first.p_mask)
+
+    def view(masked: Tensor) -> Noisy:
+        return Noisy(torch.where(masked, MASK_ID, tokens), masked, certain)
+
+    views = [view(first.masked), view(maskable & ~first.masked)]
+    assert all(each.masked.any() for each in views)
+    expected = sum(naive_loss(model, {**batch, "weight": alike}, each, shifted) for each in views)
+    num = int(maskable.sum())
+    bound = token_error(model) * num + rounding(num, expected)
+    torch.testing.assert_close(found.sum, expected, atol=bound, rtol=0)
+    assert float(found.count) == num
 
 
 @pytest.mark.parametrize("boundaries", [False, True], ids=["rows", "documents"])

@@ -87,6 +87,32 @@ def _answer_loss(
     return Loss((cross_entropy * share).sum(), weight.sum())
 
 
+def complementary(mask_id: int, reading: Reading = PLAIN) -> Objective:
+    """Fast-dLLM v2's fine-tuning (arXiv 2509.26328): two views of a row, with opposite masks.
+
+    What one view masks of an answer, the other shows. So every answer token is predicted
+    once, and all weigh alike: the loss is their mean cross-entropy over the update. That is
+    no bound of the likelihood, as `sft`'s is. reading: as for `sft`.
+    """
+
+    def complementary_objective(
+        model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> Loss:
+        tokens, weight = batch["input_ids"], batch["weight"]  # (B, L)
+        maskable = weight > 0
+        noisy = mask_tokens(tokens, maskable, mask_id, generator, block=reading.blocks(tokens))
+        masked = torch.cat([noisy.masked, maskable & ~noisy.masked])  # (2 B, L)
+        clean = tokens.repeat(2, 1)
+        views = clean.masked_fill(masked, mask_id)
+        given = reading.given(views, clean, maskable.repeat(2, 1))
+        at = given.predicting(masked)
+        logits = model(given.tokens, **given.options, at=at).float()  # (answer tokens, V)
+        cross_entropy = F.cross_entropy(logits, clean[masked], reduction="sum")
+        return Loss(cross_entropy, maskable.sum().to(weight.dtype))
+
+    return complementary_objective
+
+
 def pretrain(mask_id: int, random_lengths: float = 0.01, reading: Reading = PLAIN) -> Objective:
     """LLaDA's pre-training (arXiv 2502.09992, Algorithm 1): any token may be masked.
 

@@ -133,18 +133,23 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, repetitions: int = 5) 
 
 
 def measured(
-    model: LLaDA, length: int, arguments: TrainingArguments, noisy_share: float = 1.0
+    model: LLaDA,
+    length: int,
+    arguments: TrainingArguments,
+    noisy_share: float = 1.0,
+    views: int = 1,
 ) -> Throughput:
     """Throughput with the utilisation of this process's device.
 
     It is of the precision of the run's matrix products. noisy_share: see `training_flops`.
+    views: how often an update shows each row.
     """
     dtype = torch.float16 if arguments.fp16 else torch.float32
     if arguments.bf16:
         dtype = torch.bfloat16
     told_below = IDLE_BELOW if arguments.device.type == "cuda" else 0.0
     return Throughput(
-        training_flops(model, length, noisy_share),
+        views * training_flops(model, length, noisy_share),
         matmul_peak(arguments.device, dtype),
         told_below,
     )

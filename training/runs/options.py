@@ -116,6 +116,12 @@ class SFTOptions(Options):
 class FineTuningOptions(LoRAOptions, SFTOptions):
     """What is trained on what, all weights or adapters."""
 
+    complementary_masks: bool = arg(
+        False,
+        "show every row a second time with the opposite masks, and weigh all answer tokens alike "
+        "(Fast-dLLM v2): twice the work an update",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora and self.preset is not None:

@@ -26,11 +26,13 @@ def prepare(options: FineTuningOptions, arguments: RunArguments, command: Sequen
     """The run that `python -m training.sft` was asked for."""
     job = answer_job(options, arguments)
     config = job.model.config
-    objective = objectives.sft(mask_id(config), reading_of(config))
+    make = objectives.complementary if options.complementary_masks else objectives.sft
+    objective = make(mask_id(config), reading_of(config))
     if options.adapters is None:
         train_logits_alone(job.model)
         share = noisy_share(config, job.train)
-        throughput = measured(job.model, mean_length(job.train), arguments, share)
+        views = 2 if options.complementary_masks else 1
+        throughput = measured(job.model, mean_length(job.train), arguments, share, views)
         return Run(job=job, objective=objective, throughput=throughput)
     assert options.model is not None  # adapters are of a checkpoint
     save = save_lora(job.model, options.adapters, options.model)
