@@ -212,8 +212,9 @@ def _interval(run: Path, model: str, data: str, accuracy: float) -> Interval | N
     details = load(run / "results" / model / f"{data}.json").get("details", [])
     rows = list(details.values()) if isinstance(details, dict) else details
     judged = [row.get("correct") for row in rows if isinstance(row, dict)]
-    values = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in judged]
-    if not values or any(not isinstance(each, bool) for each in values):
+    alone = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in judged]
+    values = [each for each in alone if isinstance(each, bool)]
+    if not values or len(values) < len(alone):
         return None
     share = sum(values) / len(values)
     return wilson(accuracy, len(values)) if abs(share - accuracy) < 1e-9 else None

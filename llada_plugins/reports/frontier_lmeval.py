@@ -65,7 +65,8 @@ class LMEval:
 
     def words(self, point: Point, places: Places, folder: Path) -> list[str]:
         """See `Harness`. Swept options of answers go where no task's own override them."""
-        of_answers, of_model = [], self.model_args
+        of_answers: list[str] = []
+        of_model = self.model_args
         for name, value in point.options.items():
             is_sampler = name in names(SamplerConfig) or name in published.NAMES
             (of_answers if is_sampler else of_model).append(f"{name}={value}")

@@ -36,9 +36,17 @@ class Places:
 class Harness(Protocol):
     """How a harness runs a point, and what it leaves."""
 
-    name: str  # of its command
-    label: str  # of the model, for curves
-    task: str  # for tables
+    @property
+    def name(self) -> str:
+        """Of its command."""
+
+    @property
+    def label(self) -> str:
+        """Of the model, for curves."""
+
+    @property
+    def task(self) -> str:
+        """For tables."""
 
     def told(self) -> dict[str, Any]:
         """What all runs of a sweep have in common, for JSON: other answers, another value."""
