@@ -56,6 +56,12 @@ IN_BLOCKS: dict[str, dict[str, dict[str, Any]]] = {
         name: {**options, **SEVERAL} for name, options in RULES["threshold_entropy"].items()
     },
 }
+SEVERAL_CACHED: dict[str, dict[str, Any]] = {
+    "prefix": dict(cache="prefix"),
+    "prefix, refresh 2": dict(cache="prefix", cache_refresh=2),
+    "prefix, delay 1": dict(cache="prefix", cache_delay_iter=1),
+    "prefix, delay 1, refresh 2": dict(cache="prefix", cache_delay_iter=1, cache_refresh=2),
+}
 CACHES: dict[str, dict[str, Any]] = {
     "none": {},
     "prefix": dict(cache="prefix"),
@@ -117,6 +123,9 @@ def settings(task: ExactTask, with_head: bool) -> list[Setting]:
             if with_head and curve != "blocks":
                 own = dict(options, block_length=block, revise_below=0.5)
                 found.append(Setting(f"ups, {curve}", name, "llada_ups", own))
+    for name, options in SEVERAL_CACHED.items():
+        cached = dict(threshold=0.99, block_length=block, **SEVERAL, **options)
+        found.append(Setting("several blocks, cache", name, "llada", cached))
     for name, options in CACHES.items():
         for value in (0.9, 0.99):
             cached = dict(threshold=value, block_length=block, **options)

@@ -350,6 +350,20 @@ MISTAKES = [
     (dict(stop_at="block"), r"stop_at=block waits for a finished block.* eos .* or never"),
     (dict(block_steps=2), r"block_steps fills one block after another, and block_add_threshold"),
     (dict(first_token_alone=True), r"first_token_alone fills one block after another"),
+    (dict(cache="dual"), r"cache=dual freezes what comes after .*: set cache to prefix"),
+    (dict(cache_delay_iter=1), r"cache_delay_iter has no effect with cache='auto'"),
+    (dict(cache="prefix", cache_delay_iter=-1), r"cache_delay_iter must be 0 or more, got -1"),
+    (
+        dict(cache="prefix", cache_delay_iter=1, cache_delayed=True),
+        r"cache_delay_iter and cache_delayed are alternatives: give one",
+    ),
+    (
+        dict(
+            **dict(cache="prefix", cache_delay_iter=1, block_add_threshold=None),
+            decoded_token_threshold=None,
+        ),
+        r"cache_delay_iter .* has no effect without block_add_threshold",
+    ),
     (
         dict(cache="prefix", cache_prompt_refresh=2),
         r"cache_prompt_refresh fills one block after another",

@@ -15,8 +15,9 @@ from torch import Tensor
 from llada_plugins.models.past import Past
 
 from .denoiser import Canvas, Denoiser, Prediction
+from .finished_prefix import DelayedPrefix, FinishedParts
 from .kept_prompt import BlockPrompts, KeptPrompts, PromptRefresh
-from .known_states import KnownStates
+from .known_states import KnownStates, places_of
 from .memory import Memory, Rows
 
 
@@ -56,6 +57,7 @@ def cached(
     vicinity: int = 0,
     prompts: PromptRefresh | None = None,
     delayed: int | None = None,
+    finished: DelayedPrefix | None = None,
 ) -> Denoiser:
     """The denoiser with frozen keys and values: before the window, or on both sides of it.
 
@@ -69,9 +71,10 @@ def cached(
     at every step too (dInfer). prompts: when a first step computes prompts; refreshes leave
     them out (default: all compute them). delayed: a mask id: of the columns that a step
     would compute, those are left out whose token is no mask and stood before the last step
-    (dKV).
+    (dKV). finished: where the window spans several blocks, when those that are full are
+    frozen (d3LLM).
     """
-    rule = Rule(mode, refresh, vicinity, prompts, delayed)
+    rule = Rule(mode, refresh, vicinity, prompts, delayed, finished)
 
     def denoise_cached(canvas: Canvas, window: slice) -> Prediction:
         memory = canvas.memory
@@ -84,7 +87,7 @@ def cached(
             canvas = canvas._replace(own_positions=True)
             if step == 0:
                 _begin(frozen, canvas, window, prompts)
-        if delayed is not None:
+        if delayed is not None or finished is not None:
             canvas = canvas._replace(known=memory.of(KnownStates))
         columns = rule.columns(frozen, step, memory, canvas, window)
         prediction = denoise(canvas._replace(columns=columns, past=frozen.past), window)
@@ -102,13 +105,20 @@ class Rule(NamedTuple):
     vicinity: int
     prompts: PromptRefresh | None
     delayed: int | None  # mask id
+    finished: DelayedPrefix | None
 
     def columns(
         self, frozen: KeysAndValues, step: int, memory: Memory, canvas: Canvas, window: slice
     ) -> slice | Tensor:
         """Those of a block's step of this number, from 0."""
+        work = None
+        if self.finished is not None:  # whatever the step computes, blocks grow older
+            parts = memory.of(FinishedParts)
+            work = parts.work(canvas, window, self.finished, frozen.num_left)
         if step == 0 or (self.refresh is not None and step % self.refresh == 0):
             return frozen.refreshed()
+        if work is not None:
+            return places_of(work)
         end = window.stop + self.vicinity if self.mode == "dual" else None
         near = slice(max(0, window.start - max(frozen.num_left, self.vicinity)), end)
         if self.delayed is None:

@@ -24,6 +24,17 @@ def put_at(memory: Tensor, columns: slice | Tensor, values: Tensor) -> None:
     memory[rows, columns] = values
 
 
+def places_of(work: Tensor) -> Tensor:
+    """The columns (B, W) of each row that are true in work (B, L), of which each has some.
+
+    A row with fewer than others has one of its own several times. Waits for the device.
+    """
+    number = work.sum(1, keepdim=True)  # (B, 1)
+    places = masked_first(work)[:, : int(number.max())]
+    rank = torch.arange(places.shape[1], device=work.device)
+    return torch.where(rank < number, places, places[:, :1])
+
+
 class KnownStates:
     """Of every column, the token it was last computed from and what came of that."""
 
@@ -66,8 +77,7 @@ class KnownStates:
 
         They are those of `near` with a mask, or with another token than the one they were
         computed from; beside: and all outside the window; shifted: and those left of a
-        mask, which its logits come from. A row with fewer than others has one of its own
-        several times. Waits for the device.
+        mask, which its logits come from. See `places_of`: rows in work have masks.
         """
         assert self.tokens is not None
         tokens = canvas.tokens
@@ -80,7 +90,4 @@ class KnownStates:
         if beside:
             work = work | (column < window.start) | (column >= window.stop)
         work = work & (column >= start) & (column < stop)
-        number = work.sum(1, keepdim=True)  # (B, 1), at least 1: rows in work have masks
-        places = masked_first(work)[:, : int(number.max())]
-        rank = torch.arange(places.shape[1], device=tokens.device)
-        return torch.where(rank < number, places, places[:, :1])
+        return places_of(work)

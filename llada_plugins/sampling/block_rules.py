@@ -162,6 +162,11 @@ class BlockRules(DecodingFacts):
                 f"stop_at={self.stop_at} waits for a finished block, and with block_add_threshold "
                 "several are in work: set stop_at to eos (as early_stop does) or never"
             )
+        if self.frozen == "dual":
+            raise ValueError(
+                "cache=dual freezes what comes after a block, and block_add_threshold works on "
+                "later blocks too: set cache to prefix"
+            )
         for name in OF_ONE_BLOCK:
             if getattr(self, name) not in (None, False, "exact"):
                 raise ValueError(

@@ -38,7 +38,13 @@ OF_ADAPTIVE_RULES = (
 
 
 # have no effect where nothing is frozen
-CACHE_OPTIONS = ("cache_refresh", "cache_vicinity", "cache_delayed", "cache_prompt_refresh")
+CACHE_OPTIONS = (
+    "cache_refresh",
+    "cache_vicinity",
+    "cache_delayed",
+    "cache_prompt_refresh",
+    "cache_delay_iter",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +74,7 @@ class SamplerConfig(BlockRules):
         self._check_budgets()
 
     def _check_cache(self) -> None:
-        for name in ("cache_vicinity", "cache_prompt_refresh"):
+        for name in ("cache_vicinity", "cache_prompt_refresh", "cache_delay_iter"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         # 0 is a value of some and the default of others
@@ -78,11 +84,23 @@ class SamplerConfig(BlockRules):
                 f"{given[0]} has no effect with cache={self.cache!r}: set cache to prefix or "
                 "dual, or leave it out"
             )
+        if self.cache_delay_iter is not None:
+            self._check_finished_prefix()
         if self.cache_delayed and self.edits:
             raise ValueError(
                 "edit_threshold judges tokens that stand, of which cache_delayed computes none: "
                 "leave one of them out"
             )
+
+    def _check_finished_prefix(self) -> None:
+        if self.block_add_threshold is None:
+            raise ValueError(
+                "cache_delay_iter says when finished blocks are frozen while others are in work: "
+                "it has no effect without block_add_threshold, so set that, or leave it out"
+            )
+        if self.cache_delayed or self.cache_vicinity:
+            other = "cache_delayed" if self.cache_delayed else "cache_vicinity"
+            raise ValueError(f"cache_delay_iter and {other} are alternatives: give one")
 
     def _check_sampling(self) -> None:
         # so written, NaN is refused too

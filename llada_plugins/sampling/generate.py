@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from llada_plugins.diffusion.cache import cached
 from llada_plugins.diffusion.denoiser import Denoiser, check_unmasked, model_denoiser
 from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks
+from llada_plugins.diffusion.finished_prefix import DelayedPrefix
 from llada_plugins.diffusion.guidance import guided, suppressed
 from llada_plugins.diffusion.sub_block_cache import cached_by_parts
 from llada_plugins.models.folder import known_special_tokens
@@ -79,6 +80,7 @@ def with_options(
             vicinity=config.cache_vicinity,
             prompts=config.prompt_refresh,
             delayed=special.mask if config.cache_delayed else None,
+            finished=finished_prefix(config, special.mask),
         )
     if config.sub_block_length is not None and config.sub_block_cache:
         denoise = cached_by_parts(denoise, config.sub_block_length, special.mask)
@@ -90,6 +92,13 @@ def with_options(
     if config.logits_eos_inf and special.eos is not None:
         denoise = suppressed(denoise, [special.eos, *special.more_eos])
     return denoise
+
+
+def finished_prefix(config: SamplerConfig, mask_id: int) -> DelayedPrefix | None:
+    """When a cache freezes finished blocks, if it does while others are in work."""
+    if config.cache_delay_iter is None:
+        return None
+    return DelayedPrefix(config.cache_delay_iter, config.block, mask_id)
 
 
 def check_special_tokens(config: SamplerConfig, special: SpecialTokens) -> None:

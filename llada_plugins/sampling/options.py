@@ -254,6 +254,12 @@ class SamplerOptions:
         "with prefix or dual, the prompt's keys and values are computed again at the first step of "
         "every so many blocks, 0: never after the first (default: by every forward of everything)",
     )
+    cache_delay_iter: int | None = arg(
+        None,
+        "with prefix and block_add_threshold, a finished block is frozen with all before it so "
+        "many forwards after the first that found it full; until then forwards compute everything "
+        "(d3LLM: 1 or 2) (default: the prompt alone is frozen)",
+    )
     shift_cache: Literal["exact", "published"] = arg(
         "exact",
         "with prefix or dual and a model whose logits are shifted: compute the column left of the "
