@@ -199,8 +199,8 @@ def test_every_block_causal_step_is_replayed_where_forwards_can_be() -> None:
     gpu_block_causal.steps(bench, places)
     captured = {
         (shape.num_rows, shape.width)
-        for shape, forward in model.replays.forwards.items()
-        if forward.graph is not None
+        for shape, forward in model.replays.forwards.kept.items()
+        if forward.captured.graph is not None
     }
     assert captured == {(rows, width) for rows in (1, 2) for width in WIDTHS}
 

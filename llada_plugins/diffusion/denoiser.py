@@ -8,7 +8,7 @@ the positions that it has to decide on, and no others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch import Tensor
 from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.llada import LLaDA, at_columns
 from llada_plugins.models.past import Past
+from llada_plugins.models.records import leaves
+from llada_plugins.models.replayed_call import Size
 from llada_plugins.models.slots import Slots
 from llada_plugins.models.visible import block_causal
 
@@ -25,6 +27,8 @@ from .noisy_clean import Layout
 # A place without a token. No vocabulary id will do, since published checkpoints pad
 # with their EOS.
 PADDING = -1
+
+Decided = TypeVar("Decided", bound=NamedTuple)  # a record of tensors
 
 
 def embeddable(tokens: Tensor) -> Tensor:
@@ -117,11 +121,33 @@ class Prediction(NamedTuple):
     ranks_masked: bool = False  # was that stream trained to rank masked positions as well?
     # do logits come from the column to the left? A cache then computes that one too.
     shifted: bool = False
+    # whose head the logits come from, if they do: it may replay what is decided of them
+    model: LLaDA | None = None
 
     @classmethod
     def from_logits(cls, logits: Tensor, confidence: Tensor | None = None) -> Prediction:
         """A prediction whose logits (B, W, V) exist already."""
         return cls(LogitsOf(logits), confidence)
+
+    def decide(
+        self,
+        function: Callable[[Prediction, Any, int], Decided],
+        before: Any,
+        num_columns: int,
+        width: int,
+    ) -> Decided:
+        """What function(prediction, before, num_columns) returns: as a graph, where a model may.
+
+        function: hashable; equal ones do the same. It may be called with more columns, up to
+        width. before: tensors of the same rows, none of which depends on another.
+        """
+        if self.model is not None:
+            size = Size(len(next(leaves(before))), num_columns, width)
+            given = self._replace(model=None), before
+            found = self.model.replays.call(self.model.head_module, function, given, size)
+            if found is not None:
+                return found
+        return function(self, before, num_columns)
 
     def of_rows(self, rows: Tensor) -> Prediction:
         """The same of these rows (N,) alone, in their order."""
@@ -162,16 +188,17 @@ class HeadOf(NamedTuple):
         return self.head(gather(self.states, at, rows))
 
 
-def logits_of_rows(logits_at: LogitsAt, rows: Tensor) -> LogitsAt:
-    """A LogitsAt of these rows (N,) alone, in their order."""
+def logits_of_rows(logits_at: LogitsAt, numbers: Tensor) -> LogitsAt:
+    """A LogitsAt of the rows of these numbers (N,) alone, in their order."""
     if isinstance(logits_at, HeadOf):
-        return logits_at._replace(states=logits_at.states[rows])
+        return logits_at._replace(states=logits_at.states[numbers])
 
-    def of_rows(at: Tensor, numbers: Tensor | None = None) -> Tensor:
-        if numbers is not None:
-            return logits_at(at, rows[numbers])
-        flat = rows[:, None].expand_as(at).flatten()
-        return logits_at(at.flatten(), flat).unflatten(0, at.shape)
+    def of_rows(at: Tensor, rows: Tensor | None = None) -> Tensor:
+        if rows is not None:
+            return logits_at(at, numbers[rows])
+        flat = numbers[:, None].expand_as(at).flatten()
+        logits: Tensor = logits_at(at.flatten(), flat).unflatten(0, at.shape)
+        return logits
 
     return of_rows
 
@@ -227,10 +254,9 @@ def model_denoiser(
 
         logits_at = HeadOf(model.head, predicting)
         if head is not None:
-            return Prediction(logits_at, head(hidden), shifted=shifted)
-        if own is None:
-            return Prediction(logits_at, shifted=shifted)
-        return Prediction(logits_at, own[:, shown], ranks_masked=True, shifted=shifted)
+            return Prediction(logits_at, head(hidden), shifted=shifted, model=model)
+        score = None if own is None else own[:, shown]
+        return Prediction(logits_at, score, own is not None, shifted, model)
 
     return denoise
 
@@ -252,11 +278,11 @@ def sight(canvas: Canvas) -> Sight:
     if isinstance(canvas.past, Slots):  # which know it
         return Sight(None, None)
     real = canvas.tokens != PADDING if canvas.padded else None
+    if canvas.blocks is None and (real is None or not canvas.own_positions):
+        return Sight(real, None)
     num_rows, length = canvas.tokens.shape
     column = torch.arange(length, device=canvas.tokens.device)
     if canvas.blocks is None:
-        if real is None or not canvas.own_positions:
-            return Sight(real, None)
         return Sight(real, (column - num_left_of_row(canvas.tokens)[:, None]).clamp(min=0))
     earlier = block_causal(column[None], canvas.blocks)  # (1, L, L)
     if real is None:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
-from .layer import Streams
+Results = TypeVar("Results", bound=tuple[Any, ...])  # a record of tensors
 
 
 class Graph(Protocol):
     """Work that is recorded once, and done again from the same memory into the same memory."""
 
-    def capture(self, work: Callable[[], Streams]) -> Streams:
+    def capture(self, work: Callable[[], Results]) -> Results:
         """Record the work; returns where `replay` puts its results."""
 
     def replay(self) -> None:
@@ -35,7 +35,7 @@ class CudaGraph:
         self.device, self.beside = device, beside
         self.graph = torch.cuda.CUDAGraph()
 
-    def capture(self, work: Callable[[], Streams]) -> Streams:
+    def capture(self, work: Callable[[], Results]) -> Results:
         """See Graph. Raises RuntimeError where the work waits for the device."""
         pool = None if self.beside is None else self.beside.graph.pool()
         self.beside = None

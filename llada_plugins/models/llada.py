@@ -204,6 +204,11 @@ class LLaDA(ActivationCheckpointing):
         """Of the model's own policy stream, the parameters that its score alone depends on."""
         return []
 
+    @property
+    def head_module(self) -> nn.Module:
+        """The part that `head` computes with."""
+        return self.embedding if self.config.weight_tying else self.transformer["ff_out"]
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of final-norm hidden states (..., D)."""
         if self.config.weight_tying:

@@ -54,6 +54,7 @@ class ReplayedForward:
         columns: Tensor | None = None
         if past is not None:
             columns = torch.zeros(*by_row[:1], width, dtype=torch.long, device=device)
+        self.places = torch.arange(width, device=device)
         self.view = View(cos, sin, visible, columns, _layers(past, shape))
         self.captured: Captured[Streams] = Captured()
 
@@ -78,8 +79,7 @@ class ReplayedForward:
         if by_row:
             columns[:num_rows] = view.columns
         else:
-            places = torch.arange(len(columns), device=given.device)
-            columns.copy_(places + view.columns[0])
+            torch.add(self.places, view.columns[0], out=columns)
 
     def spare(self, slots: Slots) -> None:
         """Let further rows write where nothing counts.

@@ -1,10 +1,11 @@
 """What one step decides: which tokens of a block stand after it.
 
-A function of tensors alone, which reads no value and keeps nothing.
+A function of tensors alone, of each row by itself, which keeps nothing: so a GPU may replay it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -31,36 +32,28 @@ class Before(NamedTuple):
     blocks: BlocksInWork | None = None  # where the window spans several
 
 
-class Decision(NamedTuple):
-    """What a step makes of a block, of B rows."""
+class Reasons(NamedTuple):
+    """Why a step made that of a block, of B rows."""
 
-    tokens: Tensor  # (B, W) after it
     masked: Tensor  # (B, W) bool: before it
     proposal: Tensor  # (B, W) tokens; where nothing was proposed, the one that stands there
     score: Tensor  # (B, W) fp32; inf where a token is pinned
     replaced: Tensor  # (B, W) bool: visible, and replaced by the proposal
-    policy: Tensor | None  # (B, W) score h of a policy stream, if the model has one
-
-    def filled_after_end(self, fixed: Tensor, special: SpecialTokens) -> Decision:
-        """The same with EOS in all columns after the answer's first EOS or EoT.
-
-        fixed: (B, W) bool, columns without a token of the answer.
-        """
-        assert special.eos is not None  # check_special_tokens
-        is_end = (ends_in(self.tokens, special) & ~fixed).long()
-        after = (is_end.cumsum(-1) > is_end) & ~fixed
-        return self._replace(
-            tokens=self.tokens.masked_fill(after, special.eos),
-            proposal=self.proposal.masked_fill(after, special.eos),
-            replaced=self.replaced | (after & ~self.masked & (self.tokens != special.eos)),
-        )
 
 
-class Decide(NamedTuple):
+class Decision(NamedTuple):
+    """What a step makes of a block, of B rows."""
+
+    tokens: Tensor  # (B, W) after it
+    reasons: Reasons | None  # where they are asked for
+
+
+@dataclass(frozen=True)
+class Decide:
     """How steps of a kind decide.
 
     at_least: tokens that an adaptive rule keeps. last: no forward is left. opens: is it the
-    first token alone that the step keeps?
+    first token alone that the step keeps? explains: are reasons asked for?
     """
 
     config: SamplerConfig
@@ -68,6 +61,12 @@ class Decide(NamedTuple):
     at_least: int = 1
     last: bool = False
     opens: bool = False
+    explains: bool = True
+
+    @property
+    def waits(self) -> bool:
+        """Does the host look at values, so that no graph can be made of it?"""
+        return self.config.max_dependence is not None
 
     def __call__(self, prediction: Prediction, before: Before, num_columns: int) -> Decision:
         """What a step makes of a block.
@@ -107,11 +106,23 @@ class Decide(NamedTuple):
             replaced = edited(proposal, score, block.tokens, masked | fixed, config)
             proposal = torch.where(masked | replaced, proposal, block.tokens)
         tokens = torch.where(standing, proposal, self.special.mask)
-        decision = Decision(tokens, masked, proposal, score, replaced, prediction.confidence)
-        if not config.fills_after_end:
-            return decision
-        assert fixed is not None
-        return decision.filled_after_end(fixed, self.special)
+        if config.fills_after_end:
+            assert fixed is not None and self.special.eos is not None  # check_special_tokens
+            after = after_end(tokens, fixed, self.special)
+            replaced = replaced | (after & ~masked & (tokens != self.special.eos))
+            tokens = tokens.masked_fill(after, self.special.eos)
+            proposal = proposal.masked_fill(after, self.special.eos)
+        reasons = Reasons(masked, proposal, score, replaced)
+        return Decision(tokens, reasons if self.explains else None)
+
+
+def after_end(tokens: Tensor, fixed: Tensor, special: SpecialTokens) -> Tensor:
+    """Which columns of the answer stand after its first EOS or EoT, (B, W) bool.
+
+    fixed: (B, W) bool, columns without a token of the answer.
+    """
+    is_end = (ends_in(tokens, special) & ~fixed).long()
+    return (is_end.cumsum(-1) > is_end) & ~fixed
 
 
 def ends_in(tokens: Tensor, special: SpecialTokens) -> Tensor:

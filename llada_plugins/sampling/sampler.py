@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, masked_first
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction, masked_first
 from llada_plugins.diffusion.memory import Memory
 from llada_plugins.models.special_tokens import SpecialTokens
 
 from .active import to_judge
 from .config import SamplerConfig
-from .decision import Before, Decide, Decision, ends_in
+from .decision import Before, Decide, Decision, Reasons, ends_in
 from .propose import ActiveBlock, draws_of_confidence
 from .several_blocks import BlocksInWork
 from .unmask_schedule import Plan, plan_block
@@ -72,6 +72,7 @@ class RowsInWork(NamedTuple):
     keys: Tensor  # (N,) random streams
     offsets: Tensor  # (N, 1) of the window's first column in the row's random streams
     post_steps: Tensor  # (N,) forwards that are left to a row without masks
+    steps: Tensor  # (S,) numbers from 0: values of the device, for there they are put to use
     plan: Plan | None  # what is known of its steps
     blocks: BlocksInWork | None  # where the window spans several of them
 
@@ -89,25 +90,26 @@ class RowsInWork(NamedTuple):
             self.keys[places],
             self.offsets[places],
             self.post_steps[places],
+            self.steps,
             None if self.plan is None else self.plan.keep_rows(places),
             None if self.blocks is None else self.blocks.keep_rows(places),
         )
 
-    def before_step(self, masked: Tensor) -> RowsInWork:
-        """The same before a step that finds these columns (N, W) masked."""
+    def before_step(self, mask: int) -> RowsInWork:
+        """The same before the next step. mask: the token's id."""
         if self.blocks is None:
             return self
-        return self._replace(blocks=self.blocks.before_step(masked))
+        return self._replace(blocks=self.blocks.before_step(self.block == mask))
 
-    def number_of(self, step: int) -> int | Tensor:
-        """The schedule's number of the step, for rows of their own pace as (N, 1).
+    def number_of(self, step: int) -> Tensor:
+        """The schedule's number of the step, (N, 1).
 
         Where a window spans several blocks, of each column (N, W) that of its block.
         """
         if self.blocks is not None:
             return self.blocks.columns(self.blocks.age, self.block.shape[1])
         if self.plan is None or self.plan.numbers is None:
-            return step
+            return self.steps[step].expand(len(self.numbers), 1)
         return self.plan.numbers[:, step, None]
 
     def standing_after(self, step: int) -> Tensor | None:
@@ -122,9 +124,15 @@ class RowsInWork(NamedTuple):
         column = torch.arange(self.window.start, self.window.stop, device=self.keys.device)
         return (column < self.canvas.answer_start[:, None]) | (self.block == PADDING)
 
-    def copy_to(self, tokens: Tensor) -> None:
-        """Write the blocks to their rows of tokens (B, L)."""
+    def unfinished(self, left: Tensor, mask: int) -> Tensor:
+        """Which rows need further steps, (N,) bool. left: (B,) of all rows, see Unmasked."""
+        masked = self.block == mask
+        return (masked.any(-1) | (self.post_steps > 0)) & ~left[self.numbers]
+
+    def write_back(self, tokens: Tensor, forwards: Tensor, num_steps: int) -> None:
+        """Put what so many steps have made of the rows where all (B, L) and (B,) are."""
         tokens[self.numbers, self.window] = self.block.clone()  # both may be one memory
+        forwards[self.numbers] = num_steps
 
 
 class WorkLeft(NamedTuple):
@@ -141,6 +149,16 @@ def work_left(in_work: Tensor, num_judged: Tensor) -> list[WorkLeft]:
     """
     num_rows, most = in_work.sum(0), num_judged.amax(0)
     return [WorkLeft(*each) for each in torch.stack([num_rows, most], 1).tolist()]
+
+
+def work_left_now(
+    work: RowsInWork, left: Tensor, special: SpecialTokens, config: SamplerConfig
+) -> WorkLeft:
+    """What is left before the step that comes next. Waits for the device."""
+    judged = to_judge(work.block == special.mask, config, work.blocks)
+    unfinished = work.unfinished(left, special.mask)
+    [found] = work_left(unfinished[:, None], judged.sum(-1, keepdim=True))
+    return found
 
 
 class Foreseen(NamedTuple):
@@ -192,80 +210,86 @@ def unmask(
     numbers = torch.arange(len(tokens), device=tokens.device)
     post_steps = numbers.new_full((len(tokens),), config.post_steps)
     blocks = BlocksInWork.of(masked, config) if config.blocks_at_once > 1 else None
-    work = RowsInWork(canvas, window, numbers, keys, offsets, post_steps, plan, blocks)
+    counts = torch.arange(foreseen.num_steps, device=tokens.device)
+    work = RowsInWork(canvas, window, numbers, keys, offsets, post_steps, counts, plan, blocks)
     result = Unmasked(torch.zeros_like(numbers), torch.zeros_like(numbers, dtype=torch.bool))
     for step in range(foreseen.num_steps):
-        masked = work.block == special.mask  # (N, W)
-        work = work.before_step(masked)
-        in_work = (masked.any(-1) | (work.post_steps > 0)) & ~result.left[work.numbers]
+        work = work.before_step(special.mask)
         if foreseen.left is None:
-            judged = to_judge(masked, config, work.blocks)
-            [left] = work_left(in_work[:, None], judged.sum(-1, keepdim=True))
+            left = work_left_now(work, result.left, special, config)
         else:
             left = foreseen.left[step]
         if left.num_rows == 0:
-            break
+            work.write_back(tokens, result.forwards, step)
+            return result
         if left.num_rows < len(work.numbers):  # rows that are done cost no further forwards
-            work.copy_to(tokens)
-            work = work.keep_rows(masked_first(in_work)[: left.num_rows])
-        result.forwards[work.numbers] += 1
-        last = step == foreseen.num_steps - 1
-        decision = take_step(denoise, work, step, left.most, config, special, last=last)
-        if config.leaves:
-            result.left[work.numbers] = has_left(work, decision.masked, special, config)
-        if on_step is not None:
-            on_step(as_step(step, work, decision, special.mask))
-    work.copy_to(tokens)
+            work.write_back(tokens, result.forwards, step)
+            unfinished = work.unfinished(result.left, special.mask)
+            work = work.keep_rows(masked_first(unfinished)[: left.num_rows])
+        decide = Decide(
+            config,
+            special,
+            config.at_least_in(step),
+            last=config.adaptive and step == foreseen.num_steps - 1,
+            opens=config.opens_with_one and step == 0,
+            explains=config.leaves or config.edits or on_step is not None,
+        )
+        prediction = denoise(work.canvas, work.window)
+        reasons = take_step(prediction, work, step, left.most, decide)
+        if reasons is not None and config.leaves:
+            result.left[work.numbers] = has_left(work, reasons.masked, special, config)
+        if reasons is not None and on_step is not None:
+            on_step(as_step(step, work, prediction, reasons, special.mask))
+    work.write_back(tokens, result.forwards, foreseen.num_steps)
     return result
 
 
 def take_step(
-    denoise: Denoiser,
-    work: RowsInWork,
-    step: int,
-    num_columns: int,
-    config: SamplerConfig,
-    special: SpecialTokens,
-    *,
-    last: bool,
-) -> Decision:
-    """One forward of the rows in work, and what it changes in their block, in place.
+    prediction: Prediction, work: RowsInWork, number: int, num_columns: int, decide: Decide
+) -> Reasons | None:
+    """What a forward of the rows in work changes in their block, in place.
 
-    num_columns: of the block that are judged, at most. last: no forward is left.
+    num_columns: of the block that are judged, at most. number: of the step.
     """
-    prediction = denoise(work.canvas, work.window)
+    config = decide.config
     before = Before(
-        ActiveBlock(work.block, work.keys, work.offsets, work.number_of(step)),
-        work.standing_after(step),
+        ActiveBlock(work.block, work.keys, work.offsets, work.number_of(number)),
+        work.standing_after(number),
         work.fixed if config.revises or config.fills_after_end else None,
         work.blocks,
     )
-    opens = step == 0 and config.opens_with_one
-    decide = Decide(config, special, config.at_least_in(step), last=last, opens=opens)
-    decision = decide(prediction, before, num_columns)
+    decision: Decision
+    if decide.waits:
+        decision = decide(prediction, before, num_columns)
+    else:
+        decision = prediction.decide(decide, before, num_columns, work.block.shape[1])
+    reasons = decision.reasons
     if config.edits:
-        left = post_steps_left(work.post_steps, decision.masked, decision.replaced)
+        assert reasons is not None
+        left = post_steps_left(work.post_steps, reasons.masked, reasons.replaced)
         work.post_steps.copy_(left)
     work.block.copy_(decision.tokens)
-    return decision
+    return reasons
 
 
-def as_step(number: int, work: RowsInWork, decision: Decision, mask: int) -> Step:
+def as_step(
+    number: int, work: RowsInWork, prediction: Prediction, reasons: Reasons, mask: int
+) -> Step:
     """What an observer sees of the step of this number, after it. mask: the token's id."""
-    masked, is_masked = decision.masked, decision.tokens == mask
+    masked, is_masked = reasons.masked, work.block == mask
     return Step(
         block=0,
         step=number,
         rows=work.numbers,
         start=work.window.start - work.canvas.answer_start,
         places=work.numbers,
-        proposal=decision.proposal,
-        score=decision.score,
-        policy=decision.policy,
+        proposal=reasons.proposal,
+        score=reasons.score,
+        policy=prediction.confidence,
         masked=masked,
         kept=masked & ~is_masked,
         remasked=~masked & is_masked,
-        replaced=decision.replaced,
+        replaced=reasons.replaced,
     )
 
 

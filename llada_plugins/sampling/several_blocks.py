@@ -92,7 +92,8 @@ class BlocksInWork(NamedTuple):
     def by_block(self, values: Tensor, filler: float) -> Tensor:
         """Values (N, W) as (N, K, width), a short last block filled up."""
         missing = -values.shape[1] % self.width
-        return pad(values, (0, missing), value=filler).unflatten(1, (-1, self.width))
+        by_block: Tensor = pad(values, (0, missing), value=filler).unflatten(1, (-1, self.width))
+        return by_block
 
     def columns(self, of_blocks: Tensor, num_columns: int) -> Tensor:
         """What is said of blocks (N, K), of each of their columns (N, W)."""
