@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .runs import Fault, Run, Setting, Skipped, compare, finish, last_line, undisturbed
+from .runs import Fault, Run, Setting, Skipped, compare, finish, last_line, refused, undisturbed
 
 
 @contextmanager
@@ -31,13 +31,16 @@ def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+SIZES = {"lm_eval": "64k", "opencompass": "36k"}  # that answers fill, and what stands before do not
+
+
 def full_disk(harness: str) -> Callable[[Setting], str]:
     """A disk that fills amid the answers; then room is made, and the command repeated."""
 
     def fault(setting: Setting) -> str:
         expected = undisturbed(Run(harness, "llada", setting.folder / "whole")).answers
         disk = setting.folder / "disk"
-        with small_disk(disk, "64k") as remount:
+        with small_disk(disk, SIZES[harness]) as remount:
             run = Run(harness, "llada", disk / "run", beside=setting.folder)
             status = finish(run)
             said = last_line(run)
@@ -54,6 +57,19 @@ def full_disk(harness: str) -> Callable[[Setting], str]:
         return f"non-zero exit ({reasons[-1][:80]}); with room again all answers are there"
 
     return fault
+
+
+def full_disk_of_results(setting: Setting) -> str:
+    """A disk on which results find no room, while answers go elsewhere."""
+    expected = undisturbed(Run("lm_eval", "llada", setting.folder / "whole")).answers
+    with small_disk(setting.folder / "disk", "48k") as remount:
+        run = Run("lm_eval", "llada", setting.folder / "run", results=setting.folder / "disk" / "o")
+        said = refused(run, "no space left")
+        remount("size=64m")
+        if status := finish(run):
+            raise Fault(f"with room again it ends with {status}: {last_line(run)}")
+        compare(run, expected)
+    return f"non-zero exit ({said[:90]}); with room again all is there"
 
 
 def read_only(harness: str) -> Callable[[Setting], str]:
@@ -76,6 +92,7 @@ def read_only(harness: str) -> Callable[[Setting], str]:
 
 FAULTS: dict[str, Callable[[Setting], str]] = {
     "full disk, lm_eval": full_disk("lm_eval"),
+    "full disk of results alone, lm_eval": full_disk_of_results,
     "full disk, opencompass": full_disk("opencompass"),
     "read-only output, lm_eval": read_only("lm_eval"),
     "read-only output, opencompass": read_only("opencompass"),

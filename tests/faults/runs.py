@@ -76,6 +76,7 @@ class Run(NamedTuple):
     folder: Path
     options: dict[str, Any] = {}  # beside the method's
     beside: Path | None = None  # where its log and its config lie; None: beside its folder
+    results: Path | None = None  # where lm-eval writes results; None: in its folder
     memory: int | None = None  # bytes that it may take beyond those of this process; None: all
     spoil: Callable[[], object] = int  # is called in its process, before all else
     # of OpenCompass
@@ -98,6 +99,11 @@ class Run(NamedTuple):
         """lm-eval's file of answers."""
         return self.folder / "cache_rank0.db"
 
+    @property
+    def output(self) -> Path:
+        """Where lm-eval writes results."""
+        return self.results or self.folder / "out"
+
     def command(self) -> list[str]:
         """The words of the command line, after `python -m`."""
         kind, options = METHODS[self.method]
@@ -108,7 +114,7 @@ class Run(NamedTuple):
             task = ["--tasks", "sudoku4", "--include_path", str(ROOT / "configs" / "lmeval")]
             size = ["--limit", str(QUESTIONS), "--batch_size", str(BATCH), "--device", "cpu"]
             kept = ["--use_cache", str(self.folder / "cache"), "--log_samples"]
-            out = ["--output_path", str(self.folder / "out")]
+            out = ["--output_path", str(self.output)]
             return ["lm_eval", *model, *task, *size, *kept, *out]
         config = self.place / f"{self.folder.name}.py"
         partitioner = "dict(type=NaivePartitioner)"
@@ -130,7 +136,7 @@ class Run(NamedTuple):
     def answers(self) -> list[str]:
         """The answers of a run that has ended, in the order of the questions."""
         if self.harness == "lm_eval":
-            path = max((self.folder / "out").rglob("samples_*.jsonl"))
+            path = max(self.output.rglob("samples_*.jsonl"))
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             rows.sort(key=lambda row: row["doc_id"])
             return [row["resps"][0][0] for row in rows]
@@ -141,6 +147,9 @@ class Run(NamedTuple):
     def on_disk(self) -> int:
         """How many finished answers lie on the disk."""
         if self.harness == "opencompass":
+            predictions = self.folder.rglob("predictions/tiny/sudoku4.json")
+            if any(map(_is_whole, predictions)):  # the journal goes then
+                return QUESTIONS
             files = self.folder.rglob("tmp_*.answers.jsonl")
             return sum(path.read_bytes().count(b"\n") for path in files)
         if not self.cache.exists():
@@ -163,6 +172,13 @@ class Run(NamedTuple):
                 for key, value in cache.items()
                 if key != FINGERPRINT_KEY and isinstance(value, str)
             ]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return len(json.loads(path.read_bytes())) == QUESTIONS
+    except ValueError:
+        return False
 
 
 def start(run: Run) -> int:
