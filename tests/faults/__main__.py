@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import random
+import resource
 import shutil
 import sys
 import tempfile
@@ -60,7 +61,7 @@ def failed(number: int, title: str, given: argparse.Namespace, folder: Path) -> 
     """Try a fault, if it is wanted, and print its line; was there something that should not be?"""
     if given.only not in title:
         return False
-    own, begun, fault = folder / str(number), time.monotonic(), False
+    own, begun, before, fault = folder / str(number), time.monotonic(), processors(), False
     own.mkdir(parents=True)
     try:
         said = FAULTS[title](Setting(own, given.kills, random.Random(f"{given.seed} {title}")))
@@ -68,8 +69,15 @@ def failed(number: int, title: str, given: argparse.Namespace, folder: Path) -> 
         said = f"skipped: {error}"
     except Fault as error:
         said, fault = f"FAULT: {error}", True
-    print(f"{title}: {said} ({time.monotonic() - begun:.0f} s)", flush=True)
+    seconds, of_processors = time.monotonic() - begun, processors() - before
+    print(f"{title}: {said} ({seconds:.0f} s, processors {of_processors:.0f} s)", flush=True)
     return fault
+
+
+def processors() -> float:
+    """Seconds of processors that ended processes had: of a busy machine less than a clock's."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
