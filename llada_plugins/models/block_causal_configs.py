@@ -115,7 +115,6 @@ LLADA2 = HFConfig(
         "router": "sigmoid",
         "normalised_experts": True,
     },
-    # The last three are LLaDA2.2's: routing by block, and tokens that delete and insert.
     refused=frozenset(
         (
             "use_bias",
@@ -123,11 +122,13 @@ LLADA2 = HFConfig(
             "norm_head",
             "norm_softmax",
             "using_split_qkv_in_self_attention",
-            "expert_capacity",
-            "delete_token_id",
-            "split_token_id",
         )
     ),
+    newer={
+        "expert_capacity": "LLaDA2.2's routing by block",
+        "delete_token_id": "LLaDA2.2's token that deletes another",
+        "split_token_id": "LLaDA2.2's token that inserts others",
+    },
     neutral={
         "score_function": nullable(one_of("sigmoid")),
         "router_dtype": nullable(one_of("fp32")),

@@ -146,6 +146,8 @@ class HFConfig(NamedTuple):
     constants: Mapping[str, Any] = {}  # of ours, what the family always has
     # further fields that must be absent, null, false or empty: arithmetic that is not here
     refused: frozenset[str] = frozenset()
+    # the same of a newer model, with what it asks for
+    newer: Mapping[str, str] = {}
     # fields with the kind that their values must be of, which asks for nothing
     neutral: Mapping[str, Kind] = {}
     # further fields of a config that is written here, since the published class has others
@@ -222,7 +224,7 @@ class HFConfig(NamedTuple):
                 raise ValueError(
                     f"{source}: {name} is {short(said[name])}, which is not implemented: {problem}"
                 )
-        foreign = {**FOREIGN, **dict.fromkeys(self.refused)}
+        foreign = {**FOREIGN, **dict.fromkeys((*self.refused, *self.newer))}
         accepted = {*self.fields, *kinds, "head_dim"}
         if same(said.get("use_sliding_window", True), False):
             accepted.add("sliding_window")
@@ -231,6 +233,7 @@ class HFConfig(NamedTuple):
             source,
             foreign,
             said["rope_theta"],
+            self.newer,
         )
 
     def write(self, config: LLaDAConfig) -> dict[str, Any]:
@@ -257,6 +260,7 @@ class HFConfig(NamedTuple):
         known |= (
             self.fields.keys()
             | self.refused
+            | self.newer.keys()
             | self.neutral.keys()
             | self.repeats.keys()
             | self.stated.keys()

@@ -265,11 +265,16 @@ def token_ids(value: int | list[int | None] | None) -> tuple[int, ...]:
 
 
 def refuse_foreign(
-    raw: Mapping[str, Any], source: str, foreign: Mapping[str, Any], rope_theta: float
+    raw: Mapping[str, Any],
+    source: str,
+    foreign: Mapping[str, Any],
+    rope_theta: float,
+    known: Mapping[str, str] = {},
 ) -> None:
     """Raise ValueError where a field asks for arithmetic that the transformer does not have.
 
-    foreign: the fields that may ask for it, with the number that asks for none.
+    foreign: the fields that may ask for it, with the number that asks for none. known: what
+    some of them ask for, in words.
     """
     plain_rope = {
         "rope_type": "default",
@@ -290,8 +295,9 @@ def refuse_foreign(
                 key in plain_rope and same(each, plain_rope[key]) for key, each in value.items()
             )
         if not neutral:
+            what = f"{known[name]}, which" if name in known else "which"
             raise ValueError(
-                f"{source}: {name} is {short(value)}, which is not implemented: a model that was "
+                f"{source}: {name} is {short(value)}, {what} is not implemented: a model that was "
                 "trained with it would give other answers here"
             )
 
