@@ -635,3 +635,26 @@ def test_the_facts_for_result_files_are_json(make_engine):
     assert info["model_num_parameters"] == sum(
         parameter.numel() for parameter in engine.model.parameters()
     )
+
+
+@pytest.mark.parametrize("method", ["llada", "llada_ups", "llada_ala", "llada_prm"])
+def test_an_engine_beside_another_answers_as_one_of_its_own_and_reads_no_model(method, monkeypatch):
+    options = dict(gen_length=8, steps=4, device="cpu")
+    first = Engine("llada_ups", **options)
+    request = Request("1234", first.sampler_for({"seed": 3}))
+    alone = Engine(method, **options)
+    (expected,) = alone.generate([request._replace(sampler=alone.sampler)])
+    monkeypatch.setattr("llada_plugins.models.loading.load_model", None)
+    beside = first.beside(method)
+    (found,) = beside.generate([request._replace(sampler=beside.sampler)])
+    assert beside.model is first.model
+    assert (found[1].text, found[1].num_forwards) == (expected[1].text, expected[1].num_forwards)
+
+
+def test_an_engine_beside_another_has_its_options_but_for_those_of_the_method():
+    first = Engine("llada_ups", ups=None, gen_length=8, steps=4, overlong="error", device="cpu")
+    beside = first.beside("llada_prm", num_demasking_candidates=2)
+    assert (beside.sampler.gen_length, beside.config.overlong) == (8, "error")
+    assert beside.method_options.num_demasking_candidates == 2
+    with pytest.raises(ValueError, match="unknown option 'upz'"):
+        first.beside("llada_ups", upz=1)

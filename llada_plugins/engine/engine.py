@@ -22,6 +22,7 @@ from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
 from llada_plugins.models.families import FAMILIES, with_attention
 from llada_plugins.models.folder import read_config
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.tokenizer import choose_template, load_tokenizer
 from llada_plugins.options.fields import coerce, names, reject_unknown
 from llada_plugins.sampling import published
@@ -35,7 +36,7 @@ from . import identity, likelihood_log
 from .asked import Asked
 from .batches import Batches, meter_of
 from .checks import check_answers, check_bos_token, check_seeds, context_length, mask_known
-from .config import HARNESS_DEFAULTS, LOADING
+from .config import HARNESS_DEFAULTS, LOADING, EngineConfig
 from .judging import block_review, question_of
 from .metering import Meter
 from .notices import WarnOnce, surprises
@@ -64,10 +65,12 @@ class Engine:
 
     options: any field of EngineConfig, SamplerConfig and the method's own options by
     name, as harnesses pass them; unknown names and bad values raise ValueError before
-    weights are read.
+    weights are read. model: see `beside`.
     """
 
-    def __init__(self, method: str = "llada", /, **options: Any) -> None:
+    def __init__(
+        self, method: str = "llada", model: LLaDA | None = None, /, **options: Any
+    ) -> None:
         self.method = method
         self.asked = Asked(method, options)  # bad values fail before files are looked at
         self.method_options: Any = self.asked.method_options
@@ -87,10 +90,7 @@ class Engine:
         self.chat_template = self.config.chat_template  # a name; None: the only one or the default
         self.special = mask_known(self.folder, tokenizer_folder, config, self.config.mask_id)
         self.max_length = context_length(config, self.config.max_length)
-        options_of_loading = {name: getattr(self.config, name) for name in LOADING}
-        load = functools.partial(
-            checkpoint.load_model, self.folder, peft=self.adapter, **options_of_loading
-        )
+        load = functools.partial(self._loaded, model)
         self.prepared = METHODS[method].prepare(load, self.folder, self.method_options)
         self.model = self.prepared.model
         # an adapter may have blocks of its own
@@ -116,6 +116,22 @@ class Engine:
         self.recorder = self._recorder()
         # of the last question, tokenised once for all its choices
         self._context: tuple[str | None, list[int]] = (None, [])
+
+    def _loaded(self, model: LLaDA | None) -> LLaDA:
+        """That model, else the checkpoint's, read as the options say."""
+        if model is not None:
+            return model
+        options = {name: getattr(self.config, name) for name in LOADING}
+        return checkpoint.load_model(self.folder, peft=self.adapter, **options)
+
+    def beside(self, method: str, /, **own: Any) -> Engine:
+        """An engine of another method on the same loaded model, which is not read again.
+
+        It has the options of this one but for those of its method; own: of the other's.
+        """
+        shared = {*names(EngineConfig, SamplerConfig), *published.NAMES}
+        options = {name: each for name, each in self.asked.explicit.items() if name in shared}
+        return Engine(method, self.model, **options, **own)
 
     @property
     def sampler(self) -> SamplerConfig:
