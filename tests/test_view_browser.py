@@ -5,8 +5,6 @@ reason, where there is no Chromium or no playwright.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,23 +18,16 @@ from llada_plugins.files import gzip_lines
 from llada_plugins.reports.recorded import read_runs
 from llada_plugins.reports.viewer import viewer
 from llada_plugins.sampling.trace import KEPT, MASKED, Pass
+from tests.chromium import playwright, started
 from tests.test_view import HOSTILE, line, written
 
 pytestmark = pytest.mark.browser
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-if CHROMIUM is None:
-    pytest.skip(f"none of {', '.join(NAMES)} is installed", allow_module_level=True)
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    with playwright.sync_playwright() as started:
-        made = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with started() as made:
         yield made
-        made.close()
 
 
 @pytest.fixture(scope="module")
