@@ -183,6 +183,10 @@ class Engine:
             yield from unscored.decode(functools.partial(self._decode, at_once=limit), group)
         unscored.report(len(requests))
 
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raise ValueError on whatever of these `generate` refuses before its first forward."""
+        self._encoded(requests)
+
     def _recorder(self) -> Recorder | None:
         """What writes down how answers come about, where record asks for it."""
         if self.config.record is None:
