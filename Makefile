@@ -5,7 +5,7 @@
 # make test        the fast tests; make test-slow runs the others. WORKERS=2 is how many run at once
 # make test-machines  the fast tests with the kernels of other processors, and with two threads
 # make test-floats    the tests that compare floats, with the kernels of other processors
-# make test-browser   the page of python -m llada_plugins.view in headless Chromium, which apt-get installs if it may
+# make test-browser   the viewer and the playground in headless Chromium, which apt-get installs if it may
 # make check       lint and format (ruff), types (mypy), the direction of imports (import-linter)
 # make docs        the documentation as a web site in outputs/docs; fails on a broken link. No network
 # make options     writes docs/options.md from the dataclasses
@@ -70,8 +70,8 @@ CHROMIA = chromium chromium-browser google-chrome google-chrome-stable
 test-browser: $(INSTALLED)
 	@for name in $(CHROMIA); do command -v $$name >/dev/null && exit 0; done; \
 	echo "no Chromium: apt-get install chromium"; apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null \
-	|| echo "*** NO CHROMIUM, AND IT COULD NOT BE INSTALLED: THE TESTS OF THE VIEWER ARE SKIPPED ***"
-	$(BIN)/python -m pytest -q -rs -m browser tests/test_view_browser.py || test $$? -eq 5
+	|| echo "*** NO CHROMIUM, AND IT COULD NOT BE INSTALLED: THE TESTS OF THE VIEWER AND THE PLAYGROUND ARE SKIPPED ***"
+	$(BIN)/python -m pytest -q -rs -m browser tests/test_view_browser.py tests/test_app_browser.py || test $$? -eq 5
 
 test-floats: $(INSTALLED)
 	$(KERNELS_scalar) $(PYTEST) -m "floats and not slow" tests

@@ -11,6 +11,7 @@ import pytest
 
 COMMANDS = {
     "llada_plugins.analyze": "--compare",
+    "llada_plugins.app": "--port",
     "llada_plugins.chat": "--prompt",
     "llada_plugins.check": "differs beyond",
     "llada_plugins.compare": "result folder or file",

@@ -1,0 +1,230 @@
+"""The page itself, of Gradio's components; what they do is in the other files of this room."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from llada_plugins.engine.record_options import SUFFIX
+from llada_plugins.methods.table import METHODS
+
+from . import drawing
+from .asking import NAMES, Models, Question, Setting
+from .form import ABSENT, MAIN, Control, controls, paired, preset_names, shown, with_preset
+from .showing import MISTAKES, PAGE, Shown, answered
+
+WAITING = 16  # questions in the queue, at most
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+class Column(NamedTuple):
+    """The controls of one setting."""
+
+    method: gr.Dropdown
+    preset: gr.Dropdown
+    options: list[Any]  # in the order of `controls`
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What says how an answer is decoded."""
+        return [self.method, *self.options]
+
+
+class Outputs(NamedTuple):
+    """What an answer changes on the page."""
+
+    status: Any
+    first: Any  # the answers of both settings
+    second: Any
+    steps: Any
+    trajectory: Any  # what can be saved
+    page: Any
+    conversation: Any
+    turns: Any
+
+
+def build(models: Models) -> gr.Blocks:
+    """The page."""
+    with gr.Blocks(title="llada-plugins playground", analytics_enabled=False) as page:
+        gr.HTML("<h1>llada-plugins playground</h1>")
+        turns = gr.State([])
+        with gr.Row():
+            with gr.Column(min_width=300):
+                question, forget = _question(models)
+                compare = gr.Checkbox(label="compare with a second setting", elem_id="compare")
+                pause = gr.Slider(
+                    0, 2, 0, label="pause", info="seconds to wait after each step", elem_id="pause"
+                )
+                with gr.Row():
+                    start = gr.Button("Answer", variant="primary", elem_id="answer")
+                    stop = gr.Button("Stop", elem_id="stop")
+            with gr.Column(min_width=300):
+                outputs = _outputs(turns)
+        _saved(outputs)
+        with gr.Row():
+            columns = [_column(models, number, outputs.status) for number in range(len(NAMES))]
+        compare.change(_visible, compare, [columns[1].box, outputs.second], **QUIET)
+        settings = [each for column in columns for each in column.controls.inputs]
+        job = gr.on(
+            [start.click, question[1].submit],
+            functools.partial(answer, models),
+            [*question, turns, compare, pause, *settings],
+            list(outputs),
+            concurrency_id="model",
+            concurrency_limit=1,
+            show_progress="minimal",
+            show_progress_on=outputs.status,
+            api_visibility="private",
+        )
+        stop.click(lambda: drawing.status("stopped"), None, outputs.status, cancels=job, **QUIET)
+        forget.click(lambda: ([], ""), None, [turns, outputs.conversation], **QUIET)
+    page.queue(max_size=WAITING)
+    return page
+
+
+def _question(models: Models) -> tuple[list[Any], gr.Button]:
+    """Whether it is a conversation, the prompt, the system message; what begins anew."""
+    mode = gr.Radio(
+        ["prompt", "chat"] if models.chats else ["prompt"],
+        value="prompt",
+        label="mode",
+        info="prompt: the text as it is; chat: a turn, in the tokenizer's chat template",
+        elem_id="mode",
+    )
+    prompt = gr.Textbox(label="prompt", lines=4, max_lines=12, elem_id="prompt")
+    system = gr.Textbox(
+        label="system", info="message before a conversation", visible=False, elem_id="system"
+    )
+    forget = gr.Button("New conversation", visible=False, elem_id="forget")
+    mode.change(
+        lambda chosen: [gr.update(visible=chosen == "chat")] * 2, mode, [system, forget], **QUIET
+    )
+    return [mode, prompt, system], forget
+
+
+def _outputs(turns: gr.State) -> Outputs:
+    """What an answer changes; what stands below the row is placed by `_saved`."""
+    conversation = gr.HTML("", elem_id="conversation")
+    status = gr.HTML(drawing.status("ready"), elem_id="status")
+    first = gr.HTML("", elem_id="first")
+    second = gr.HTML("", visible=False, elem_id="second")
+    steps = gr.HTML("", elem_id="steps", render=False)
+    trajectory, page = (
+        gr.DownloadButton(f"Save {name}", visible=False, elem_id=elem_id, render=False)
+        for name, elem_id in ((SUFFIX, "save-trajectory"), (PAGE, "save-page"))
+    )
+    return Outputs(status, first, second, steps, trajectory, page, conversation, turns)
+
+
+def _saved(outputs: Outputs) -> None:
+    """Place the steps of an answer, and what can be saved of it."""
+    outputs.steps.render()
+    with gr.Row():
+        outputs.trajectory.render()
+        outputs.page.render()
+
+
+class _Placed(NamedTuple):
+    """A setting's controls, and the box that they stand in."""
+
+    controls: Column
+    box: Any
+
+
+def _column(models: Models, number: int, status: Any) -> _Placed:
+    """One setting; choosing a method or a preset fills in what it says."""
+    with gr.Column(min_width=300, visible=number == 0) as box:
+        gr.HTML(f"<h2>{NAMES[number].capitalize()} setting</h2>")
+        method = gr.Dropdown(
+            list(METHODS),
+            value=models.first.method,
+            label=_label("method", number),
+            info="how masks become an answer; see docs/methods",
+            elem_id=f"{NAMES[number]}-method",
+        )
+        preset = gr.Dropdown(
+            [("–", ABSENT), *preset_names(models.first.config.pretrained)],
+            value=ABSENT,
+            label=_label("preset", number),
+            info="a published setting: its options of decoding; the model stays",
+            elem_id=f"{NAMES[number]}-preset",
+        )
+        untouched = shown(models.first.sampler)
+        every = controls()
+        options = [_component(each, number, untouched) for each in every[: len(MAIN)]]
+        with gr.Accordion("all other options", open=False, elem_id=f"{NAMES[number]}-others"):
+            options += [_component(each, number, untouched) for each in every[len(MAIN) :]]
+    column = Column(method, preset, options)
+    filled = [status, *options]
+    method.change(lambda chosen: _filled(models, chosen, ABSENT), method, filled, **QUIET)
+    preset.change(lambda *chosen: _filled(models, *chosen), [method, preset], filled, **QUIET)
+    return _Placed(column, box)
+
+
+def _label(name: str, number: int) -> str:
+    return name if number == 0 else f"{name} ({NAMES[number]})"
+
+
+def _component(control: Control, number: int, values: Mapping[str, Any]) -> Any:
+    """Gradio's component for an option."""
+    told = {
+        "value": values[control.name],
+        "label": _label(control.name, number),
+        "info": control.help,
+        "elem_id": f"{NAMES[number]}-{control.name}",
+    }
+    if control.kind == "check":
+        return gr.Checkbox(**told)
+    if control.kind == "choice":
+        return gr.Dropdown([(each or "–", each) for each in control.choices], **told)
+    return gr.Textbox(**told)
+
+
+def _visible(wanted: bool) -> list[Any]:
+    return [gr.update(visible=wanted), gr.update(visible=wanted)]
+
+
+def _filled(models: Models, method: str, preset: str) -> list[Any]:
+    """The status, and all controls as this method, or this preset with it, has them."""
+    try:
+        engine = models.of(method)
+        values = with_preset(engine, preset) if preset else shown(engine.sampler)
+    except MISTAKES as error:
+        return [drawing.status(f"error: {error}", wrong=True), *[gr.skip()] * len(controls())]
+    told = f"as {preset} was published" if preset else f"the options that {method} begins with"
+    return [drawing.status(told), *(values[control.name] for control in controls())]
+
+
+def answer(models: Models, *values: Any) -> Iterator[list[Any]]:
+    """The outputs while a question is answered.
+
+    values: of the inputs, the method and the controls of each setting at their end.
+    """
+    mode, prompt, system, turns, compare, pause, *entered = values
+    width = 1 + len(controls())
+    columns = [entered[:width], entered[width:]][: 1 + bool(compare)]
+    try:
+        settings = [Setting(method, paired(options)) for method, *options in columns]
+        chat = mode == "chat"
+        question = Question(prompt=prompt, chat=chat, system=system if chat else "", earlier=turns)
+        with tempfile.TemporaryDirectory(prefix="llada-playground-") as folder:
+            for each in answered(models, question, settings, Path(folder), pause or 0.0):
+                yield list(_outputs_of(each))
+    except MISTAKES as error:
+        yield list(_outputs_of(Shown(drawing.status(f"error: {error}", wrong=True))))
+
+
+def _outputs_of(shown: Shown) -> Outputs:
+    first, second = shown.answers
+    trajectory = page = gr.update(visible=False)
+    if shown.files is not None:
+        trajectory, page = (gr.update(value=str(path), visible=True) for path in shown.files)
+    conversation, turns = gr.skip(), gr.skip()
+    if shown.turns is not None:
+        conversation, turns = drawing.conversation(shown.turns), shown.turns
+    return Outputs(shown.status, first, second, shown.steps, trajectory, page, conversation, turns)

@@ -1,0 +1,302 @@
+"""The playground in a real browser. `make test-browser` runs these; they are skipped, with the
+reason, where there is no Chromium, no playwright or no Gradio.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llada_plugins.playground import serving
+from llada_plugins.playground.asking import Models
+from llada_plugins.playground.form import controls
+from llada_plugins.playground.serving import AppConfig, served
+from llada_plugins.reports.recorded import read_runs
+from llada_plugins.tasks import sudoku
+from tests.chromium import playwright, started
+from tests.test_app import direct
+from tests.test_view import HOSTILE
+
+pytestmark = pytest.mark.browser
+pytest.importorskip("gradio", reason="gradio is not installed")
+
+PUZZLES = [problem.puzzle for problem in sudoku.problems("test", 2)]
+expect = playwright.expect
+expect.set_options(timeout=60_000)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    with started() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, Models]]:
+    """The address of a playground on the tiny model, and its models."""
+    made: list[Models] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving, "Models", lambda *asked: made.append(Models(*asked)) or made[0])
+        with served(AppConfig(port=0), {"gen_length": 16, "device": "cpu"}) as url:
+            yield url, made[0]
+
+
+def page(browser, url: str, **options):
+    tab = browser.new_page(viewport={"width": 1200, "height": 900}, **options)
+    tab.goto(url)
+    tab.wait_for_selector("#prompt textarea", timeout=60_000)
+    return tab
+
+
+@pytest.fixture
+def opened(browser, server) -> Iterator[object]:
+    """The page; it asked nobody but its server, and nothing in it failed."""
+    tab = browser.new_page(viewport={"width": 1200, "height": 900})
+    asked: list[str] = []
+    failed: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: failed.append(str(error)))
+    tab.on("console", lambda said: failed.append(said.text) if said.type == "error" else None)
+    tab.goto(server[0])
+    tab.wait_for_selector("#prompt textarea", timeout=60_000)
+    yield tab
+    elsewhere = [url for url in asked if not url.startswith((server[0], "data:", "blob:"))]
+    assert (elsewhere, failed) == ([], [])
+    assert tab.evaluate("window.owned") is None
+    tab.close()
+
+
+def enter(tab, name: str, value: str) -> None:
+    tab.locator(f"#{name} :is(input, textarea)").first.fill(value)
+
+
+def ask(tab, prompt: str) -> None:
+    enter(tab, "prompt", prompt)
+    tab.locator("#answer").click()
+
+
+def finished(tab) -> str:
+    """What the status says when all is done."""
+    expect(tab.locator("#status .told")).to_contain_text("forward,")
+    return tab.locator("#status .told").inner_text()
+
+
+def slowly(tab) -> None:
+    """Let every step wait, so that it can be seen."""
+    tab.locator("#pause input[type=number]").fill("0.3")
+
+
+def test_an_answer_comes_out_of_its_masks_and_is_the_engines(opened, server):
+    slowly(opened)
+    ask(opened, PUZZLES[0])
+    expect(opened.locator("#first .masked").first).to_be_visible()
+    expect(opened.locator("#first .stands").first).to_be_visible()
+    assert "16 tokens, 16 forwards, 1.00 tokens a forward" in finished(opened)
+    assert opened.locator("#first .masked").count() == 0
+    assert opened.locator("#first .playground").inner_text() == direct(PUZZLES[0])
+
+
+def test_the_slider_of_the_steps_goes_back_to_the_masks(opened):
+    ask(opened, PUZZLES[0])
+    finished(opened)
+    steps = opened.frame_locator("#steps iframe")
+    expect(steps.locator(".panel .token")).to_have_count(16)
+    steps.locator("#slider").focus()
+    opened.keyboard.press("Home")
+    assert steps.locator(".panel .token").all_inner_texts() == ["░"] * 16
+    opened.keyboard.press("ArrowRight")
+    assert steps.locator(".panel .token").all_inner_texts().count("░") == 15
+
+
+def test_the_trajectory_that_is_saved_is_the_viewers(opened, tmp_path):
+    ask(opened, PUZZLES[0])
+    finished(opened)
+    for button, name in (("trajectory", "trajectories.jsonl.gz"), ("page", "view.html")):
+        with opened.expect_download() as download:
+            opened.locator(f"#save-{button}").click()
+        download.value.save_as(tmp_path / name)
+    (run,) = read_runs([tmp_path / "trajectories.jsonl.gz"])
+    assert run.answers[0].line["prompt"] == PUZZLES[0]
+    assert (tmp_path / "view.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_two_settings_stand_side_by_side(opened):
+    opened.locator("#compare input").check()
+    enter(opened, "second-steps", "4")
+    ask(opened, PUZZLES[1])
+    told = finished(opened)
+    assert "first setting: 16 tokens, 16 forwards" in told
+    assert "second setting: 16 tokens, 4 forwards" in told
+    assert opened.locator("#second .playground").inner_text()
+    expect(opened.frame_locator("#steps iframe").locator(".panel")).to_have_count(2)
+
+
+def test_a_method_fills_in_its_options_and_answers(opened):
+    opened.locator("#first-method input").click()
+    opened.get_by_role("option", name="llada_ups").click()
+    expect(opened.locator("#status .told")).to_have_text("the options that llada_ups begins with")
+    opened.locator("#first-others button").first.click()
+    expect(opened.locator("#first-revise input")).to_be_checked()
+    ask(opened, PUZZLES[0])
+    assert "llada_ups gen_length=16" in finished(opened)
+
+
+def test_a_preset_fills_in_its_options(opened):
+    opened.locator("#first-preset input").fill("llada-8b-instruct/gsm8k")
+    option = opened.get_by_role("option").first
+    name = option.inner_text().strip()
+    option.click()
+    expect(opened.locator("#status .told")).to_contain_text("was published")
+    assert name in opened.locator("#status .told").inner_text()
+    assert opened.locator("#first-gen_length :is(input, textarea)").input_value() != "16"
+
+
+def test_a_conversation_goes_on_until_a_new_one(opened):
+    opened.locator("#mode").get_by_label("chat").check()
+    expect(opened.locator("#system")).to_be_visible()
+    for number in (1, 2):
+        ask(opened, f"turn {number}")
+        expect(opened.locator("#conversation .role")).to_have_count(2 * number)
+    opened.locator("#forget").click()
+    expect(opened.locator("#conversation .role")).to_have_count(0)
+
+
+def test_hostile_text_is_shown_and_never_run(opened):
+    opened.locator("#mode").get_by_label("chat").check()
+    hostile = "".join(HOSTILE[:-1]).replace("\0", "") + "${window.owned=1} {{value}}"
+    ask(opened, hostile)
+    expect(opened.locator("#conversation .role")).to_have_count(2)
+    shown = opened.locator("#conversation").inner_text()
+    assert "<script>window.owned = 1</script>" in shown
+    assert "␛[31mred" in shown and "[U+202E]" in shown
+    assert "${window.owned=1} {{value}}" in shown
+    assert opened.locator("#conversation :is(img, script)").count() == 0
+
+
+@pytest.mark.parametrize(
+    "name, value, told",
+    [
+        ("prompt", " ", "error: the prompt is empty: type a question"),
+        ("prompt", "data:image/png;base64,iVBORw0KGgo=", "error: the prompt is a file (image/png)"),
+        ("prompt", "x" * 1_000_001, "error: the prompt has 1,000,001 characters"),
+        ("first-steps", "0", "error: steps must be at least 1, got 0"),
+        ("first-steps", "2.5", "error: steps must be a whole number, got '2.5'"),
+        ("first-threshold", "<b>x</b>", "error: threshold must be a number, got '<b>x</b>'"),
+    ],
+    ids=["empty", "picture", "long", "steps", "half a step", "markup"],
+)
+def test_a_mistake_is_told_in_one_line_and_the_page_goes_on(opened, name, value, told):
+    enter(opened, "prompt", PUZZLES[0])
+    enter(opened, name, value)
+    opened.locator("#answer").click()
+    expect(opened.get_by_role("alert")).to_contain_text(told)
+    enter(opened, name, "" if name != "prompt" else PUZZLES[0])
+    opened.locator("#answer").click()
+    finished(opened)
+
+
+def test_a_picture_that_is_pasted_changes_nothing(opened):
+    opened.locator("#prompt textarea").focus()
+    opened.evaluate(
+        """() => {
+          const data = new DataTransfer();
+          const bytes = new Uint8Array([137, 80, 78, 71]);
+          data.items.add(new File([bytes], "a.png", { type: "image/png" }));
+          document.activeElement.dispatchEvent(
+            new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true }));
+        }"""
+    )
+    assert opened.locator("#prompt textarea").input_value() == ""
+    ask(opened, PUZZLES[0])
+    finished(opened)
+
+
+def test_two_tabs_wait_for_each_other_and_each_has_its_own_answer(browser, server):
+    first, second = page(browser, server[0]), page(browser, server[0])
+    slowly(first)
+    ask(first, PUZZLES[0])
+    expect(first.locator("#first .masked").first).to_be_visible()
+    ask(second, PUZZLES[1])
+    finished(second)
+    for tab, puzzle in ((first, PUZZLES[0]), (second, PUZZLES[1])):
+        finished(tab)
+        assert tab.locator("#first .playground").inner_text() == direct(puzzle)
+        tab.close()
+
+
+def busy() -> bool:
+    return any(thread.name == "playground job" for thread in threading.enumerate())
+
+
+def idle_within(seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while busy() and time.monotonic() < end:
+        time.sleep(0.05)
+    return not busy()
+
+
+@pytest.mark.parametrize("way", ["closed", "stopped"])
+def test_a_closed_tab_or_a_press_of_stop_ends_its_job(browser, server, way):
+    tab = page(browser, server[0])
+    tab.locator("#pause input[type=number]").fill("2")
+    enter(tab, "first-gen_length", "512")  # 17 minutes of pauses
+    ask(tab, PUZZLES[0])
+    expect(tab.locator("#first .masked").first).to_be_visible()
+    assert busy()
+    if way == "closed":
+        tab.close()
+    else:
+        tab.locator("#stop").click()
+        expect(tab.locator("#status .told")).to_have_text("stopped")
+    assert idle_within(60)
+    after = page(browser, server[0])
+    ask(after, PUZZLES[1])
+    finished(after)
+    after.close()
+
+
+def test_help_is_the_text_of_the_field_letter_by_letter(opened):
+    opened.locator("#first-others button").first.click()
+    expect(opened.locator("#first-seed")).to_be_visible()
+    for control in controls():
+        told = opened.locator(f"#first-{control.name}").inner_text()
+        assert control.help in " ".join(told.split())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_that_wcag_forbids(browser, server, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    tab = page(browser, server[0], color_scheme=scheme)
+    tab.locator("#first-others button").first.click()
+    expect(tab.locator("#first-seed")).to_be_visible()
+    tab.locator("#compare input").check()
+    enter(tab, "second-steps", "8")
+    ask(tab, PUZZLES[0])
+    finished(tab)
+    rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+    found = axe.Axe().run(tab, options={"runOnly": rules}).response
+    told = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found["violations"]]
+    assert told == []
+    assert len(found["passes"]) > 10
+    tab.close()
+
+
+def test_nothing_is_wider_than_a_telephone(browser, server):
+    tab = page(browser, server[0])
+    tab.set_viewport_size({"width": 400, "height": 800})
+    ask(tab, PUZZLES[0])
+    finished(tab)
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    tab.close()
+
+
+def test_nothing_that_was_asked_stays_on_the_disk(server):
+    """What Gradio keeps for saving is in the folder that goes with the server."""
+    left = Path(tempfile.gettempdir()).glob("llada-playground-*")
+    assert [str(folder) for folder in left if folder.is_dir()] == [os.environ["GRADIO_TEMP_DIR"]]
