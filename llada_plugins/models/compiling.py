@@ -33,8 +33,9 @@ Compile = Literal["auto", "on", "off"]  # values of the option
 COMPILE: tuple[str, ...] = get_args(Compile)
 
 # From how many forwards on `auto` compiles. On an H100 a graph of LLaDA-8B's layer took
-# 2 s and saved 11 ms of a forward of 42 ms: 180 forwards, for each of three graphs that
-# a run needs (one row, several rows, a cache's later steps).
+# 2 s and saved 12 ms of a forward of 44 ms: 180 forwards, for each of three graphs that a
+# run needs (one row, several rows, a cache's later steps). A slow host took 5 s, and a
+# later step saved 39 ms there.
 WORTHWHILE = 600
 # Graphs of one process. A model has at most twelve: with and without keys and values of
 # other columns, a mask, several rows, several columns.
