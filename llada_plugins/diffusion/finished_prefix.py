@@ -70,4 +70,5 @@ def _all_of_blocks(flags: Tensor, width: int) -> Tensor:
     """Are all flags (B, W) of a block set? (B, K) bool; the last may be short."""
     missing = -flags.shape[1] % width
     filled = torch.nn.functional.pad(flags, (0, missing), value=True)
-    return filled.unflatten(1, (-1, width)).all(-1)
+    of_blocks: Tensor = filled.unflatten(1, (-1, width)).all(-1)
+    return of_blocks
