@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from llada_plugins.diffusion.forward_process import mask_tokens
+from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 from training.loop.objectives import Loss, Objective
 
@@ -24,7 +25,7 @@ class Bare(TrainerCallback):
     """
 
     def __init__(self, model: LLaDA, dtype: str) -> None:
-        self.model, self.mask_id = model, model.config.mask_token_id
+        self.model, self.mask_id = model, known_special_tokens(model).mask
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
         )
@@ -51,6 +52,7 @@ class Bare(TrainerCallback):
 
     def update(self) -> Tensor:
         """Mask, forward, loss, backward, clip, step."""
+        assert self.given is not None  # watched before
         tokens, state = self.given
         generator = torch.Generator()
         generator.set_state(state)

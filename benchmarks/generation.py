@@ -67,6 +67,7 @@ import torch
 from torch import Tensor
 
 from llada_plugins import SamplerConfig, generate
+from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.reports.render import pyplot
@@ -88,7 +89,7 @@ def same_tokens(model: LLaDA, prompts: Tensor, config: SamplerConfig) -> bool:
 
     For temperature 0.
     """
-    theirs = reference.generate(model, prompts, config, model.special_tokens.mask)
+    theirs = reference.generate(model, prompts, config, known_special_tokens(model).mask)
     ours = generate(model, prompts.tolist(), config)
     answers = theirs.tokens[:, prompts.shape[1] :].tolist()
     return [sample.answer for sample in ours] == answers and all(

@@ -55,6 +55,7 @@ from llada_plugins.diffusion.denoiser import model_denoiser
 from llada_plugins.diffusion.memory import Memory
 from llada_plugins.files.json_files import first_line
 from llada_plugins.models.compiling import lacking
+from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.models.quantization import check_quantize
@@ -69,7 +70,7 @@ from .gpu_block_causal import block_causal
 from .gpu_options import ORDER, Options
 from .gpu_report import draw, table
 from .random_models import SHAPES, model_config, random_model, random_tokens
-from .steps import canvas_of, our_step, quantised_copy, reference_step
+from .steps import Frozen, canvas_of, our_step, quantised_copy, reference_step
 
 FORMS = ("exact", "prefix_later", "dual_later")
 EIGHT_BITS = ("int8_dynamic", "fp8")  # methods whose products take less time than bfloat16's
@@ -91,7 +92,7 @@ def canvas_in_work(model: LLaDA, options: Options, rows: int) -> tuple[Tensor, s
     first = options.prompt_length + blocks_before * options.block_length
     window = slice(first, first + options.block_length)
     assert model.special_tokens is not None  # of a random model
-    tokens[:, window.stop - options.num_masked :] = model.special_tokens.mask
+    tokens[:, window.stop - options.num_masked :] = known_special_tokens(model).mask
     return tokens, window
 
 
@@ -109,7 +110,8 @@ def steps_of(form: str, model: LLaDA, options: Options, rows: int) -> Callable[[
     denoise = model_denoiser(model)
     if form == "exact":
         return lambda: our_step(denoise, model, tokens.clone(), window, config, padded=False)
-    memory, with_cache = Memory(), cached(denoise, form.removesuffix("_later"))
+    mode: Frozen = "prefix" if form == "prefix_later" else "dual"
+    memory, with_cache = Memory(), cached(denoise, mode)
     with_cache(canvas_of(tokens, config, padded=False)._replace(memory=memory), window)
     return lambda: our_step(
         lambda canvas, at: with_cache(canvas._replace(memory=memory), at),
@@ -213,7 +215,7 @@ def same_share(model: LLaDA, options: Options) -> float:
     config = SamplerConfig(gen_length=options.block_length)
     prompt = random_tokens(model, options.block_length, options.seed)
     assert model.special_tokens is not None  # of a random model
-    theirs = reference.generate(model, prompt, config, model.special_tokens.mask)
+    theirs = reference.generate(model, prompt, config, known_special_tokens(model).mask)
     [ours] = generate(model, prompt.tolist(), config)
     answer = theirs.tokens[0, prompt.shape[1] :].tolist()
     return sum(map(int.__eq__, ours.answer, answer)) / len(answer)
@@ -244,7 +246,7 @@ def likelihood(bench: Bench) -> dict[str, float]:
     tokens = random_tokens(model, prompt + answer, bench.options.seed)[0]
     pairs = [(tokens[:prompt].tolist(), tokens[prompt:].tolist())] * 8
     assert model.special_tokens is not None  # of a random model
-    mask_id = model.special_tokens.mask
+    mask_id = known_special_tokens(model).mask
 
     def theirs() -> None:
         for _ in pairs:

@@ -19,6 +19,7 @@ from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model
 from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks
 from llada_plugins.diffusion.memory import Lasting, Memory
 from llada_plugins.models.compiling import lacking
+from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 
 from . import roofline
@@ -59,7 +60,7 @@ class Place(NamedTuple):
     def tokens(self, model: LLaDA, rows: int, seed: int) -> Tensor:
         """The canvas (rows, length) in work."""
         tokens = torch.cat([random_tokens(model, self.length, seed + row) for row in range(rows)])
-        tokens[:, self.length - self.num_masked :] = model.config.mask_token_id
+        tokens[:, self.length - self.num_masked :] = known_special_tokens(model).mask
         return tokens
 
     @property

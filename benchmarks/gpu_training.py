@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llada_plugins.diffusion.forward_process import another_of
+from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 from training.data.examples import Example, collate_answers
 from training.loop.objectives import Objective, remask_sft, sft
@@ -121,4 +122,4 @@ def rates(seconds: float, columns: int, flops: float, ceiling: float) -> dict[st
 
 def _mask_id(model: LLaDA) -> int:
     assert model.special_tokens is not None  # of a random model
-    return model.special_tokens.mask
+    return known_special_tokens(model).mask

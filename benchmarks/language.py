@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 from training.loop.objectives import pretrain
 
@@ -68,7 +69,7 @@ def fit(
 
     Returns nats a token of other texts, before and after.
     """
-    objective = pretrain(model.special_tokens.mask, random_lengths=0.0)
+    objective = pretrain(known_special_tokens(model).mask, random_lengths=0.0)
     other = texts(spoken, 2 * BATCH, length, generator)
 
     def loss(tokens: Tensor) -> Tensor:

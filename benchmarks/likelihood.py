@@ -40,6 +40,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from llada_plugins import LogLikelihood, log_likelihood
+from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.placement import pick_device, pick_dtype
@@ -134,7 +135,7 @@ def questions(model: LLaDA, options: Options, spoken: Language | None = None) ->
     for _ in range(options.num_questions):
         size = options.num_choices, options.prompt_length + options.answer_length
         text = (
-            torch.randint(model.config.mask_token_id, size, generator=generator)
+            torch.randint(known_special_tokens(model).mask, size, generator=generator)
             if spoken is None
             else texts(spoken, *size, generator)
         )
@@ -164,7 +165,7 @@ def published(model: LLaDA, pairs: Sequence[Pair], options: Options) -> Run:
                     model,
                     prompt,
                     answer,
-                    model.special_tokens.mask,
+                    known_special_tokens(model).mask,
                     options.mc_num,
                     options.mc_batch,
                     generator,
@@ -222,7 +223,7 @@ def same_values(model: LLaDA, pairs: Sequence[Pair], options: Options) -> bool:
             model,
             torch.tensor(prompt, device=model.device),
             torch.tensor(answer, device=model.device),
-            model.special_tokens.mask,
+            known_special_tokens(model).mask,
             1,
             1,
         )[0]
@@ -249,7 +250,7 @@ def run(options: Options) -> dict[str, Any]:
         device,
         options.seed,
     )
-    spoken = language(model.config.mask_token_id, options.seed) if options.fit_steps else None
+    spoken = language(known_special_tokens(model).mask, options.seed) if options.fit_steps else None
     fitted = spoken and fit(
         model,
         spoken,

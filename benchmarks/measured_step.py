@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llada_plugins.methods.routing import seeded_embeddings
+from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 
 from .clock import Seconds, timed
@@ -28,8 +29,8 @@ def middle_of_generation(model: LLaDA, options: Options) -> tuple[Tensor, slice]
     order = torch.randperm(
         options.block_length, generator=torch.Generator().manual_seed(options.seed)
     ).to(model.device)
-    tokens[:, first + order[: options.num_masked]] = model.special_tokens.mask
-    tokens[:, window.stop :] = model.special_tokens.mask
+    tokens[:, first + order[: options.num_masked]] = known_special_tokens(model).mask
+    tokens[:, window.stop :] = known_special_tokens(model).mask
     return tokens, window
 
 
@@ -61,7 +62,9 @@ def routing_seconds(model: LLaDA, options: Options, repetitions: int = 20) -> Se
 
     def work() -> None:
         for _ in range(repetitions):
-            seeded_embeddings(router, model.embedding, tokens, start, model.special_tokens.mask)
+            seeded_embeddings(
+                router, model.embedding, tokens, start, known_special_tokens(model).mask
+            )
 
     work()  # the first call is slower
     return Seconds(*(each / repetitions for each in timed(work, model.device)))

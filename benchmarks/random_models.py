@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llada_plugins import SpecialTokens
+from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA, initialise
 from llada_plugins.models.llada_config import LLaDAConfig
 
@@ -79,17 +80,19 @@ def random_model(config: LLaDAConfig, device: torch.device, seed: int) -> LLaDA:
     with torch.device("meta"):
         model = LLaDA(config)
     model.to_empty(device=device)
+    special = known_special_tokens(model)
     initialise(model, torch.Generator(device).manual_seed(seed))
     # no trained head proposes the mask; ours rules it out, the published loop does not
     with torch.no_grad():
-        model.model["transformer"]["ff_out"].weight[config.mask_token_id] = 0
-    model.special_tokens = SpecialTokens(config.mask_token_id)
+        head = cast(nn.Linear, model.transformer["ff_out"])
+        head.weight[special.mask] = 0
+    model.special_tokens = SpecialTokens(special.mask)
     return model.eval().requires_grad_(False)
 
 
 def random_tokens(model: LLaDA, length: int, seed: int) -> Tensor:
     """(1, length) ids without the mask."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(model.config.mask_token_id, (1, length), generator=generator).to(
+    return torch.randint(known_special_tokens(model).mask, (1, length), generator=generator).to(
         model.device
     )

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import Router, RouterConfig
 from llada_plugins.methods.routing import routed
 from llada_plugins.models import gptq
+from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import BLOCKS, LLaDA
 from llada_plugins.models.quantization import quantised
 from llada_plugins.models.weights import is_quantised
@@ -31,12 +33,19 @@ from . import reference
 
 NUM_ROWS = 8  # of a batch
 
+Frozen = Literal["prefix", "dual"]  # modes of a cache
+
 
 def reference_step(
     model: LLaDA, tokens: Tensor, window: slice, config: SamplerConfig, num_masked: int
 ) -> None:
     reference.unmask_step(
-        model, tokens, window.stop, [num_masked], model.special_tokens.mask, config.temperature
+        model,
+        tokens,
+        window.stop,
+        [num_masked],
+        known_special_tokens(model).mask,
+        config.temperature,
     )
 
 
@@ -62,7 +71,7 @@ def our_step(
         window,
         tokens.new_zeros(len(tokens)),
         config,
-        model.special_tokens,
+        known_special_tokens(model),
     )
 
 
@@ -111,7 +120,7 @@ def ala_step(
 ) -> None:
     router = random_router(model.config.d_model, model.config.n_heads, model.device)
     our_step(
-        routed(model_denoiser(model), router, model.embedding, model.special_tokens.mask),
+        routed(model_denoiser(model), router, model.embedding, known_special_tokens(model).mask),
         model,
         tokens,
         window,
@@ -166,7 +175,7 @@ def first_step(
 @functools.cache
 def filled(
     model: LLaDA,
-    mode: str,
+    mode: Frozen,
     rows: tuple[tuple[int, ...], ...],
     window: tuple[int, int],
     config: SamplerConfig,
@@ -186,7 +195,7 @@ def later_step(
     config: SamplerConfig,
     num_masked: int,
     *,
-    mode: str,
+    mode: Frozen,
     variant: Variant = as_it_is,
 ) -> None:
     """A step of a block after its first."""

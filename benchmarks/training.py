@@ -33,6 +33,7 @@ from typing import Any, Literal
 
 import torch
 
+from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.placement import pick_device
 from llada_plugins.models.quantization import num_parameters
@@ -50,7 +51,9 @@ from .process_memory import measured
 from .random_models import SHAPES, model_config, random_model
 
 # 5.8 M parameters
-SMALL = dict(d_model=256, n_layers=6, n_heads=4, mlp_hidden_size=688, vocab_size=2048)
+SMALL: dict[str, Any] = dict(
+    d_model=256, n_layers=6, n_heads=4, mlp_hidden_size=688, vocab_size=2048
+)
 NOT_MEASURED = 2  # first updates: memory is allocated, Adam's moments are made
 TOLERANCE = 1e-3  # of the loss, relative: the two drift apart by rounding
 
@@ -106,10 +109,10 @@ def train(model: LLaDA, options: Options, updates: int, watch: Bare | None = Non
     """Updates by the package's trainer on random rows; nothing is kept of them."""
     if options.activation_checkpointing:
         model.activation_checkpointing_enable()  # what the trainer's flag of this name calls
-    objective = objectives.pretrain(model.config.mask_token_id, random_lengths=0.0)
+    objective = objectives.pretrain(known_special_tokens(model).mask, random_lengths=0.0)
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.randint(
-        model.config.mask_token_id,
+        known_special_tokens(model).mask,
         (options.batch_size * updates, options.seq_len),
         generator=generator,
     ).tolist()
@@ -133,7 +136,7 @@ def train(model: LLaDA, options: Options, updates: int, watch: Bare | None = Non
             arguments,
             objective=watch.watched(objective) if watch else objective,
             save=lambda *_: None,
-            collate=collate_rows(model.config.mask_token_id, False),
+            collate=collate_rows(known_special_tokens(model).mask, False),
             train=rows,
             callbacks=[watch] if watch else [],
         ).train()
