@@ -120,7 +120,7 @@ class Options:
             dict(factor=value) for value in FACTORS
         ]:
             ((name, value),) = rule.items()
-            adaptive = dict(max_forwards=self.max_forwards, **rule, **common)
+            adaptive: dict[str, Any] = dict(max_forwards=self.max_forwards, **rule, **common)
             found[f"{name} {value}"] = SamplerConfig(**adaptive)
             found[f"{name} {value} revised"] = SamplerConfig(
                 confidence_source="ups", revise_below=self.revise_below, **adaptive

@@ -132,6 +132,7 @@ def best_of(
 ) -> Outcome:
     """The best of several completions of each problem by the mean score of its steps."""
     judge, began = engine.prepared.judge, time.perf_counter()
+    assert judge is not None  # the engine was made with one
     solutions = [
         (
             judge.question(problem.puzzle),
@@ -225,7 +226,7 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             row for row in rows if row["name"].startswith(prefix) and row["mean_forwards"] <= most
         ]
         best = max(fitting, key=lambda row: row["less_best_of_4"]["difference"], default=None)
-        value = best and best["less_best_of_4"]["difference"]
+        value: float | None = None if best is None else best["less_best_of_4"]["difference"]
         found.append(
             {
                 "target": f"{prefix} less best of 4 {'>=' if above else '>'} {above:.2f} at <= "

@@ -73,7 +73,8 @@ class OrderProblem(NamedTuple):
 
 def problems(split: str, num: int, seed: int = 0) -> list[OrderProblem]:
     """`num` problems drawn independently; split: "train" or "test", which share no prompt."""
-    stream, drawn = random.Random(f"order {split} {seed}"), []
+    stream = random.Random(f"order {split} {seed}")
+    drawn: list[OrderProblem] = []
     while len(drawn) < num:
         root = stream.randrange(LENGTH)
         places = [str(stream.randrange(MODULUS)) for _ in range(LENGTH)]
@@ -82,6 +83,11 @@ def problems(split: str, num: int, seed: int = 0) -> list[OrderProblem]:
         if (zlib.crc32(prompt.encode()) % TEST_SHARE == 0) == (split == "test"):
             drawn.append(OrderProblem(prompt, solve(prompt)))
     return drawn
+
+
+def pairs(split: str, num: int, seed: int = 0) -> list[tuple[str, str]]:
+    """The same problems, as a preset's data."""
+    return [(prompt, answer) for prompt, answer in problems(split, num, seed)]
 
 
 def solve(prompt: str) -> str:
@@ -112,7 +118,7 @@ def train_backbone(folder: Path, updates: int) -> None:
         return
     preset = Preset(
         model=TINY_SHAPE,
-        pairs=lambda: (problems("train", 64 * updates), problems("test", 1000, seed=1)),
+        pairs=lambda: (pairs("train", 64 * updates), pairs("test", 1000, seed=1)),
         append_eos=False,
         arguments=dict(
             max_steps=updates,

@@ -65,7 +65,7 @@ class RouterTask(NamedTuple):
     source: Sequence[str]  # flags of training.router_sft: backbone, data, recipe
     length: int  # of every answer, in tokens
     steps: tuple[int, ...]  # numbers of decoding steps
-    problems: Callable[[str, int], Sequence[tuple[str, str]]]  # split, number -> (prompt, answer)
+    problems: Callable[[Any, int], Sequence[tuple[str, str]]]  # split, number -> (prompt, answer)
     judge: Callable[[str, str], bool]
     splits: dict[str, float]  # the first is in distribution; share of --num
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.engine.interval import wilson
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import arg
 from llada_plugins.reports.aup import Measured, aup
 from llada_plugins.reports.render import markdown
@@ -140,7 +141,7 @@ class Columns:
         self.number = 0
 
     @contextmanager
-    def of(self, model: nn.Module) -> Iterator[None]:
+    def of(self, model: LLaDA) -> Iterator[None]:
         """Count what the model computes in here."""
 
         def count(_: nn.Module, arguments: tuple) -> None:

@@ -117,7 +117,7 @@ class Options:
 
 def settings(gen_length: int) -> dict[str, SamplerConfig]:
     """Every sampler, by the name of its row: one token a forward, then rule by rule."""
-    rules = {
+    rules: dict[str, dict[str, Any]] = {
         f"{rule} {value:g}": {rule: value} for rule, values in GRID.items() for value in values
     }
     independent = {

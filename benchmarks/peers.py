@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from llada_plugins import SamplerConfig, generate
+from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 
 from .clock import Clock, Seconds, timed
@@ -110,7 +111,7 @@ def llada(folder: Path, model: LLaDA) -> Peer:
     """generate.py of LLaDA."""
     with importing(folder):
         module = importlib.import_module("generate")
-    ours, mask_id = OurModel(model), model.special_tokens.mask
+    ours, mask_id = OurModel(model), known_special_tokens(model).mask
     return Peer(
         "LLaDA",
         {"none": lambda prompt, config: module.generate(ours, prompt, **lengths(config, mask_id))},
@@ -135,7 +136,7 @@ def fast_dllm(folder: Path, model: LLaDA) -> Peer:
 
     def loop(decode: Callable[..., Any]) -> Decode:
         return lambda prompt, config: decode(
-            theirs, prompt, **lengths(config, model.special_tokens.mask)
+            theirs, prompt, **lengths(config, known_special_tokens(model).mask)
         )[0]
 
     return Peer("Fast-dLLM", {cache: loop(decode) for cache, decode in functions.items()})
@@ -155,7 +156,7 @@ def dllm(folder: Path, model: LLaDA) -> Peer:
         ).FastdLLMLLaDAConfig
         theirs = with_our_weights(modelling, configuration, model)
     tokenizer = SimpleNamespace(
-        mask_token_id=model.special_tokens.mask, bos_token_id=0, eos_token_id=0
+        mask_token_id=known_special_tokens(model).mask, bos_token_id=0, eos_token_id=0
     )
 
     def loop(sampler: Any, **options: Any) -> Decode:
@@ -219,11 +220,10 @@ def settings(cache: str, block_length: int, temperature: float) -> dict[str, Sam
 
     Greedy, and sampled where there is no cache.
     """
-    common = dict(gen_length=NUM_BLOCKS * block_length, block_length=block_length)
+    common: dict[str, Any] = dict(gen_length=NUM_BLOCKS * block_length, block_length=block_length)
     if cache != "none":
-        return {
-            f"{cache}_greedy": SamplerConfig(**common, steps=NUM_BLOCKS * block_length, cache=cache)
-        }
+        options = dict(common, steps=NUM_BLOCKS * block_length, cache=cache)
+        return {f"{cache}_greedy": SamplerConfig(**options)}
     steps = NUM_BLOCKS * min(STEPS_WITHOUT_CACHE, block_length)
     return {
         "exact_greedy": SamplerConfig(**common, steps=steps),

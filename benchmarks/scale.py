@@ -71,7 +71,8 @@ class Machine:
     def seconds(self, form: Form, work: Work, rows: int) -> float:
         """One forward of so many rows, each with this work."""
         measured = sorted(self.over_floor[form].items())
-        ratio = np.interp(rows, *zip(*measured))
+        numbers, ratios = zip(*measured)
+        ratio = np.interp(rows, numbers, ratios)
         return float(ratio) * floor_seconds(LLADA_8B, [work] * rows, ITEMSIZE, self.ceiling)
 
 
@@ -125,7 +126,8 @@ def hours(machine: Machine, way: Way, preset: Preset, shape: Shape, gpus: int) -
 
 def table(machine: Machine, shapes: Mapping[str, Shape], gpus: Sequence[int]) -> str:
     """Markdown: a row for each preset, and one of their sums."""
-    columns = [(way, number) for way in ("exact", "fast") for number in gpus]
+    ways: tuple[Way, ...] = ("exact", "fast")
+    columns = [(way, number) for way in ways for number in gpus]
     heads = " | ".join(f"{way}, {number}" for way, number in columns)
     lines = [
         f"| preset | questions | prompt + answer | {heads} |",

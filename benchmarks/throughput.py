@@ -99,7 +99,7 @@ class Options:
 
     def sampler(self) -> SamplerConfig:
         """How every request is decoded."""
-        lengths = dict(gen_length=self.gen_length, block_length=self.block_length)
+        lengths: dict[str, Any] = dict(gen_length=self.gen_length, block_length=self.block_length)
         if self.attention == "block_causal":
             return SamplerConfig(
                 **lengths,
