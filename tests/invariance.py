@@ -205,17 +205,22 @@ def _rules() -> tuple[Rows, list[str]]:
 
 
 def _caches() -> Rows:
+    """The rows; some need a rule, and what goes with none is not one."""
     found: Rows = {"auto": {}}
+    rules = [row for name, row in RULES.items() if name not in PUBLISHED_SAMPLERS]
     for mode in values_of("cache"):
         found[mode] = dict(cache=mode)
         if SamplerConfig(**BASE, cache=mode).frozen:
             for name in OF_CACHES[1:]:
                 [value] = values_of(name)
-                found[f"{mode}, {name}={value}"] = {"cache": mode, name: value}
+                row = {"cache": mode, name: value}
+                if with_companion(row, rules) is not None:
+                    found[f"{mode}, {name}={value}"] = row
     return found
 
 
-(RULES, ALONE), CACHES = _rules(), _caches()
+RULES, ALONE = _rules()
+CACHES = _caches()
 
 # ---- ways to score
 
@@ -253,7 +258,7 @@ def _kinds() -> list[str]:
     return list(found.values())
 
 
-TRIES = 60  # cells of a row that are refused before it counts as one without
+TRIES = 200  # cells of a row that are refused before it counts as one without
 # these meet every rule; others every method, every cache, and rules by chance
 KINDS = _kinds()
 

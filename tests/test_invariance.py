@@ -98,7 +98,8 @@ def test_every_row_of_the_packages_tables_is_a_row() -> None:
 # which rows a network may be without
 WITHOUT = {
     "full": r"sampling_method=block_causal|blocks_from=.*|answer_end=.*|.*shift_cache=.*",
-    "block_causal": r"(prefix|dual).*|sampling_method=(?!block_causal).*",
+    "block_causal": r"(prefix|dual).*|sampling_method=(?!block_causal).*"
+    r"|(block_add_threshold|decoded_token_threshold|floor_in)=.*",
 }
 
 
