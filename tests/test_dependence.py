@@ -272,4 +272,4 @@ def test_a_wrong_option_is_told_with_what_was_given_and_what_is_allowed(options,
 )
 def test_a_token_is_certain_where_an_error_is_150_times_rarer_than_the_rule_allows(rule, certainty):
     config = SamplerConfig(max_dependence=0.1, **rule)
-    assert math.isclose(config.certainty, certainty, rel_tol=1e-12)
+    assert config.certainty == pytest.approx(certainty)
