@@ -16,11 +16,8 @@ from torch import Tensor, nn
 
 from llada_plugins.methods.router import CONFIG, WEIGHTS, Router, RouterConfig, save_router
 from llada_plugins.methods.routing import RoutedLLaDA
-from llada_plugins.models.families import with_attention
 from llada_plugins.models.fingerprint import backbone_fingerprint
-from llada_plugins.models.folder import read_config, resolve
 from llada_plugins.models.llada import LLaDA
-from llada_plugins.models.llada_config import Attention
 from llada_plugins.options.fields import build
 from training.loop import objectives
 from training.loop.metrics_log import read_metrics
@@ -29,15 +26,21 @@ from training.loop.trainer import Save
 
 from .arguments import RunArguments
 from .command import Run
+from .full_attention import check_full_attention
 from .jobs import AnswerJob, add_metrics, answer_job, mask_id, reading_of
 from .options import RouterOptions
 from .presets import ROUTER_PRESETS
+
+ONE_BLOCK = (
+    "where one block alone has masks: an ALA router seeds those of a whole answer, train it on a "
+    "model with full attention"
+)
 
 
 def prepare(options: RouterOptions, arguments: RunArguments, command: Sequence[str]) -> Run:
     """The run that `python -m training.router_sft` was asked for."""
     if options.model is not None:
-        _check_attention(options.model, options.attention)
+        check_full_attention(options.model, options.attention, ONE_BLOCK)
     job = answer_job(options, arguments, ROUTER_PRESETS)
     config = router_config(options, job.model)
     model = routed_model(job, config, random_stream("router", arguments.seed))
@@ -51,16 +54,6 @@ def prepare(options: RouterOptions, arguments: RunArguments, command: Sequence[s
         load=load_routed,
         finish=lambda metrics: record_metrics(folder),
     )
-
-
-def _check_attention(pretrained: str, attention: Attention | None) -> None:
-    """Raise ValueError on a block-causal model, before its weights and data are read."""
-    folder = resolve(pretrained, option="--model")
-    if with_attention(read_config(folder), attention, str(folder)).attention == "block_causal":
-        raise ValueError(
-            f"--model {pretrained} has block-causal attention, where one block alone has masks: an "
-            "ALA router seeds those of a whole answer, train it on a model with full attention"
-        )
 
 
 def router_config(options: RouterOptions, model: LLaDA) -> RouterConfig:
