@@ -14,13 +14,23 @@ from typing import Any
 from llada_plugins.files.atomic import whole_folder
 
 
-def kept(cache: Path, made_of: Sequence[Any], write: Callable[[Path], None]) -> Path:
+def place(cache: Path, made_of: Sequence[Any]) -> Path:
+    """The folder in `cache` of what is made of these, whether it is there or not."""
+    return cache / hashlib.blake2b(repr(list(made_of)).encode(), digest_size=12).hexdigest()
+
+
+def kept(
+    cache: Path,
+    made_of: Sequence[Any],
+    write: Callable[[Path], None],
+    option: str = "--token_cache",
+) -> Path:
     """The folder in `cache` that `write` has filled; it is called if there is none yet.
 
     made_of: all that it depends on, data and tokenizer by content, as values whose repr
-    tells them apart. Raises OSError that names cache.
+    tells them apart. Raises OSError that names cache, and the option that gave it.
     """
-    folder = cache / hashlib.blake2b(repr(list(made_of)).encode(), digest_size=12).hexdigest()
+    folder = place(cache, made_of)
     if folder.is_dir():
         return folder
     try:
@@ -29,7 +39,7 @@ def kept(cache: Path, made_of: Sequence[Any], write: Callable[[Path], None]) -> 
     except OSError as error:
         if not folder.is_dir():  # else another run has put it there meanwhile
             raise OSError(
-                f"tokens could not be kept in {cache} ({error}): give another --token_cache"
+                f"tokens could not be kept in {cache} ({error}): give another {option}"
             ) from error
     return folder
 

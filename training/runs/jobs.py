@@ -187,14 +187,17 @@ def _from_scratch(
 
 
 def checkpoint(
-    pretrained: str, attention: Attention | None = None, block_length: int | None = None
+    pretrained: str,
+    attention: Attention | None = None,
+    block_length: int | None = None,
+    option: str = "--model",
 ) -> Checkpoint:
     """The folder of a checkpoint with all the ids that training needs.
 
     ValueError where one is missing, or the model cannot have that attention and blocks of so
     many tokens: before weights and data are read.
     """
-    folder = resolve(pretrained, option="--model")
+    folder = resolve(pretrained, option=option)
     config = with_attention(read_config(folder), attention, str(folder))
     with_blocks(config, block_length)
     special = special_tokens(folder, config)
