@@ -16,7 +16,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "[dream-train",
         "[llada_moe-train",
     ),
-    "test_saved_class.py": ("[sft, LoRA, BiTower",),
+    "test_saved_class.py": ("[sft, LoRA, BiTower", "[distill"),
     "test_frozen_dtype.py": (
         "[sft --lora-autocast",
         "[remask_sft-autocast",

@@ -26,6 +26,7 @@ COMMANDS = {
     "llada_plugins.ups_report": "--noise_draws",
     "training.convert": "--format",
     "training.create_configs": "--output",
+    "training.distill": "--learning_rate",
     "training.merge": "--peft",
     "training.pretrain": "--learning_rate",
     "training.prm_sft": "--learning_rate",

@@ -17,7 +17,7 @@ from llada_plugins.models.bitower import BiTowerLLaDA
 from llada_plugins.models.llada import LLaDA, empty_like
 from llada_plugins.models.loading import load_model, save_model
 from tests.small_training import short_run
-from training import merge, pretrain, prm_sft, remask_sft, router_sft, sft
+from training import distill, merge, pretrain, prm_sft, remask_sft, router_sft, sft
 
 pytestmark = pytest.mark.floats
 
@@ -54,6 +54,7 @@ def not_causal(model_type: str) -> str:
 KINDS = {
     "pretrain": Kind(pretrain.main, ("--gen_length", "0", "--random_lengths", "0"), still=SCORE),
     "sft": Kind(sft.main, still=SCORE),
+    "distill": Kind(distill.main, ("--teacher_length", "4"), still=SCORE),
     "sft, LoRA": Kind(sft.main, LORA, beside("peft")),
     "head": Kind(remask_sft.main, (), beside("ups"), "llada_ups", refusals={"bi_tower": NO_HEAD}),
     "head, LoRA": Kind(

@@ -19,6 +19,7 @@ from tests.tolerance import token_error
 from training import sft
 from training.data.byte_tokenizer import byte_tokenizer
 from training.loop import objectives
+from training.loop.distillation import Recipe, distilled
 from training.loop.objectives import Objective
 from training.loop.random_streams import random_stream
 from training.loop.reading import Reading, predicting
@@ -81,11 +82,27 @@ def remask(shifted: bool) -> Objective:
     )
 
 
+def distil(shifted: bool) -> Objective:
+    recipe = Recipe(
+        least_masked=0.3,
+        most_masked=0.8,
+        first_window=4,
+        last_window=4,
+        order="teacher",
+        complement=True,
+        certainty=2.0,
+        temperature=0.5,
+        certainty_of="all",
+    )
+    return distilled(MASK, recipe, lambda: 0.5, Reading(shifted))
+
+
 OBJECTIVES = {
     "sft": (lambda shifted: objectives.sft(MASK, Reading(shifted)), nn.Identity),
     "pretrain": (lambda shifted: objectives.pretrain(MASK, 0.0, Reading(shifted)), nn.Identity),
     "routed_sft": (lambda shifted: objectives.routed_sft(MASK, Reading(shifted)), nn.Identity),
     "remask_sft": (remask, Scored),
+    "distill": (distil, nn.Identity),
 }
 
 
@@ -96,6 +113,7 @@ def test_the_loss_is_that_of_logits_in_their_places(name, training):
     batch = {
         "input_ids": torch.randint(0, MASK, (4, 12), generator=torch.Generator().manual_seed(1)),
         "weight": (torch.arange(12) >= torch.tensor([[0], [3], [5], [11]])).float(),
+        "order": torch.arange(12).expand(4, 12),
     }
     plain, moved = (
         (each() if wrap is nn.Identity else wrap(each())).train(training) for each in (Plain, Moved)

@@ -17,7 +17,7 @@ from typing import Any
 from llada_plugins.files.atomic import whole_folder
 from llada_plugins.options.command_line import run_command
 from llada_plugins.options.fields import arg
-from training import pretrain, prm_sft, remask_sft, router_sft, sft
+from training import distill, pretrain, prm_sft, remask_sft, router_sft, sft
 from training.runs.arguments import RunArguments
 
 COMMANDS: dict[str, tuple[type, Mapping[str, Any]]] = {
@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[type, Mapping[str, Any]]] = {
     for command in (
         pretrain.COMMAND,
         sft.COMMAND,
+        distill.COMMAND,
         remask_sft.COMMAND,
         router_sft.COMMAND,
         prm_sft.COMMAND,

@@ -69,6 +69,8 @@ FREE_OPTIONS = (
     "eval_data",
     "eval_rows",
     "token_cache",
+    "teacher",
+    "trajectories",
     "prompt",
     "gen_length",
     "steps",

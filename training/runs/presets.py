@@ -65,12 +65,12 @@ class Preset:
     arguments: dict[str, Any]
 
 
-def _sudoku_pairs(num: int, seed: int = 0) -> tuple[Pairs, Pairs]:
+def sudoku_pairs(num: int, seed: int = 0) -> tuple[Pairs, Pairs]:
     train = sudoku.problems("train", num, seed=seed)
     return list(train), list(sudoku.problems("test", sudoku.DEFAULT_NUM_TEST))
 
 
-def _nim_pairs(num: int, seed: int = 0, *, any_move: bool = False) -> tuple[Pairs, Pairs]:
+def nim_pairs(num: int, seed: int = 0, *, any_move: bool = False) -> tuple[Pairs, Pairs]:
     train = nim.problems("train", num, seed=seed, any_move=any_move)
     return list(train), list(nim.problems("test", nim.DEFAULT_NUM_TEST, any_move=any_move))
 
@@ -92,7 +92,7 @@ TINY_SHAPE = dict(
 PRESETS = {
     "sudoku4": Preset(
         model=TINY_SHAPE,
-        pairs=partial(_sudoku_pairs, 60_000),
+        pairs=partial(sudoku_pairs, 60_000),
         append_eos=False,  # every answer has 16 digits
         arguments=dict(
             max_steps=1000,
@@ -114,7 +114,7 @@ PRESETS = {
     ),
     "nim_any_move": Preset(
         model=TINY_SHAPE,
-        pairs=partial(_nim_pairs, 60_000, any_move=True),
+        pairs=partial(nim_pairs, 60_000, any_move=True),
         append_eos=False,  # every answer has 8 characters
         arguments=dict(
             max_steps=6000,
@@ -136,7 +136,7 @@ PRESETS = {
     ),
     "nim": Preset(
         model="./outputs/nim_any_move",
-        pairs=partial(_nim_pairs, 60_000),
+        pairs=partial(nim_pairs, 60_000),
         append_eos=False,
         arguments=dict(
             max_steps=1000,
@@ -162,7 +162,7 @@ UPS_PRESETS = {
     "sudoku4_ups": Preset(
         model="tiny",
         # one epoch of puzzles, drawn apart from those that the backbone was trained on
-        pairs=partial(_sudoku_pairs, 32_000, seed=1),
+        pairs=partial(sudoku_pairs, 32_000, seed=1),
         append_eos=False,
         arguments=dict(
             max_steps=500,
@@ -202,13 +202,13 @@ _ROUTER_ARGUMENTS = dict(
 ROUTER_PRESETS = {
     "nim_router": Preset(
         model="nim",  # one epoch of other draws of the backbone's positions: there are no more
-        pairs=partial(_nim_pairs, 19_200, seed=1),
+        pairs=partial(nim_pairs, 19_200, seed=1),
         append_eos=False,
         arguments=_ROUTER_ARGUMENTS,
     ),
     "sudoku4_router": Preset(
         model="sudoku4",
-        pairs=partial(_sudoku_pairs, 16_000, seed=1),
+        pairs=partial(sudoku_pairs, 16_000, seed=1),
         append_eos=False,
         arguments=_ROUTER_ARGUMENTS,
     ),
