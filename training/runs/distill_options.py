@@ -10,7 +10,7 @@ from llada_plugins.options.fields import arg
 from training.loop.distillation import CertaintyOf, OrderOf, Recipe
 
 from .distill_presets import DISTILL_PRESETS
-from .options import FineTuningOptions
+from .options import AdaptingOptions
 
 COUNTS = (
     "teacher_length",
@@ -23,7 +23,7 @@ COUNTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillOptions(FineTuningOptions):
+class DistillOptions(AdaptingOptions):
     """What is learned from which teacher, and how."""
 
     preset: str | None = arg(

@@ -34,4 +34,5 @@ def prepare(options: DistillOptions, arguments: RunArguments, command: Sequence[
         mask_id(config), options.recipe, lambda: progress.done, reading_of(config)
     )
     rows = Job(job.model, train, evaluation, collate, job.tokenizer_folder)
-    return fine_tuned(rows, objective, options, arguments, callbacks=[progress])
+    views = 2 if options.complement else 1
+    return fine_tuned(rows, objective, options, arguments, views, callbacks=[progress])

@@ -113,14 +113,8 @@ class SFTOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuningOptions(LoRAOptions, SFTOptions):
+class AdaptingOptions(LoRAOptions, SFTOptions):
     """What is trained on what, all weights or adapters."""
-
-    complementary_masks: bool = arg(
-        False,
-        "show every row a second time with the opposite masks, and weigh all answer tokens alike "
-        "(Fast-dLLM v2): twice the work an update",
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,6 +127,17 @@ class FineTuningOptions(LoRAOptions, SFTOptions):
     @property
     def freezes(self) -> bool:
         return self.lora
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningOptions(AdaptingOptions):
+    """What is trained on what, and with which masks."""
+
+    complementary_masks: bool = arg(
+        False,
+        "show every row a second time with the opposite masks, and weigh all answer tokens alike "
+        "(Fast-dLLM v2): twice the work an update",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from .jobs import (
     train_logits_alone,
 )
 from .lora_adapters import add_lora, load_lora, save_lora
-from .options import FineTuningOptions
+from .options import AdaptingOptions, FineTuningOptions
 
 
 def prepare(options: FineTuningOptions, arguments: RunArguments, command: Sequence[str]) -> Run:
@@ -41,7 +41,7 @@ def prepare(options: FineTuningOptions, arguments: RunArguments, command: Sequen
 def fine_tuned(
     job: Job[LLaDA, Any],
     objective: Objective,
-    options: FineTuningOptions,
+    options: AdaptingOptions,
     arguments: RunArguments,
     views: int = 1,
     callbacks: Sequence[TrainerCallback] = (),
