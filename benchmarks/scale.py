@@ -3,9 +3,10 @@
     python -m benchmarks.scale [--gpus 1 8 64] [--machine FILE] [--tasks FILE] [--page PAGE]
 
 A forward takes its floor (see roofline.py) times what a measured step took over its floor.
-h100.json holds the measurements: a newer one is a new file, or another number there, and
-`--page docs/scale.md` writes the page's table again. table1.json holds what no source of
-the presets says: tokens of a prompt, choices of a question, tokens of a choice.
+h100.json holds the measurements as `python -m benchmarks.gpu --json FILE` writes them, so a
+newer file takes its place, and `--page docs/scale.md` writes the page's table again.
+table1.json holds what no source of the presets says: tokens of a prompt, choices of a
+question, tokens of a choice.
 
 Loading, few questions' last batches in which rows are missing, and grading are left out.
 """
@@ -32,9 +33,12 @@ HERE = Path(__file__).parent
 BEGIN, END = "<!-- scale: written by python -m benchmarks.scale -->", "<!-- end of scale -->"
 LLADA_8B = model_config("8b", 4096)
 ITEMSIZE = 2  # bytes of a weight in bfloat16
-MOST_COLUMNS = 10_240  # of one forward of a likelihood: 8 rows of 1280, as was measured
-ROWS = {"exact": 8, "fast": 32}  # answers decoded together
-BLOCK = 32  # of the fast way
+MOST_COLUMNS = 10_240  # of an exact forward, of all rows: 8 of 1280, as was measured
+FAST_ROWS, BLOCK = 32, 32  # of the fast way
+# What benchmarks.gpu does not measure. The first is an assumption: it depends on model, task and
+# threshold. The second is the published estimator's rows over ours at equal error, on an H100.
+TOKENS_A_FORWARD = 3.0
+LIKELIHOOD_GAIN = 2.3
 Way = Literal["exact", "fast"]
 Form = Literal["exact", "dual_later"]
 
@@ -53,27 +57,42 @@ class Machine:
 
     name: str
     ceiling: Ceiling
-    over_floor: Mapping[Form, Mapping[int, float]]  # of a form's step, by rows
-    likelihood_gain: float  # rows of the published estimator over ours at equal error
-    tokens_a_forward: float  # of the fast way; depends on model and task
+    over_floor: Mapping[Form, Mapping[int, float]]  # of a form's step, by the columns of all rows
 
     @classmethod
     def read(cls, path: Path) -> Machine:
-        """The measurements of a file like h100.json."""
+        """The GPU of a file that `python -m benchmarks.gpu --json FILE` wrote.
+
+        Of each step the faster of eager and compiled layers counts.
+        """
         raw = json.loads(path.read_text(encoding="utf-8"))
-        over = {
-            form: {int(rows): ratio for rows, ratio in ratios.items()}
-            for form, ratios in raw["over_floor"].items()
+        options = raw["options"]
+        of_row: dict[Form, int] = {  # columns
+            "exact": options["prompt_length"] + options["gen_length"],
+            "dual_later": options["block_length"],
         }
-        ceiling = Ceiling(raw["flops"], raw["bandwidth"])
-        return cls(raw["name"], ceiling, over, raw["likelihood_gain"], raw["tokens_a_forward"])
+        sections = [raw["sections"].get(name, {}) for name in ("steps", "compiled")]
+        over = {form: _over_floor(sections, form, columns) for form, columns in of_row.items()}
+        return cls(raw["machine"]["device"], Ceiling(**raw["ceiling"]), over)
 
     def seconds(self, form: Form, work: Work, rows: int) -> float:
         """One forward of so many rows, each with this work."""
         measured = sorted(self.over_floor[form].items())
-        numbers, ratios = zip(*measured)
-        ratio = np.interp(rows, numbers, ratios)
+        columns, ratios = zip(*measured)
+        ratio = np.interp(rows * work.columns, columns, ratios)
         return float(ratio) * floor_seconds(LLADA_8B, [work] * rows, ITEMSIZE, self.ceiling)
+
+
+def _over_floor(sections: Sequence[Mapping[str, Any]], form: str, columns: int) -> dict[int, float]:
+    """Of the form's steps, whose names end with their rows."""
+    found: dict[int, float] = {}
+    for section in sections:
+        for name, step in section.items():
+            if name.startswith(f"{form} "):
+                total = columns * int(name.rpartition(" ")[2])
+                ratio = step["seconds"] / step["floor"]
+                found[total] = min(found.get(total, ratio), ratio)
+    return found
 
 
 def answer_seconds(machine: Machine, way: Way, prompt: int, gen_length: int, steps: int) -> float:
@@ -82,13 +101,14 @@ def answer_seconds(machine: Machine, way: Way, prompt: int, gen_length: int, ste
     exact: `steps` forwards of everything. fast: `cache=dual` in blocks of 32, whose first
     step is a forward of everything, and an adaptive rule.
     """
-    rows, length = ROWS[way], prompt + gen_length
+    length = prompt + gen_length
     if way == "exact":
+        rows = max(1, MOST_COLUMNS // length)
         step = Work(length, length * length, gen_length // 2)  # half are masked, on average
         return steps * machine.seconds("exact", step, rows) / rows
-    first = Work(length, length * length, BLOCK)
+    rows, first = FAST_ROWS, Work(length, length * length, BLOCK)
     later = Work(BLOCK, BLOCK * length, BLOCK // 2, length - BLOCK)
-    num_later = max(0.0, BLOCK / machine.tokens_a_forward - 1)
+    num_later = max(0.0, BLOCK / TOKENS_A_FORWARD - 1)
     block = machine.seconds("exact", first, rows)
     block += num_later * machine.seconds("dual_later", later, rows)
     return math.ceil(gen_length / BLOCK) * block / rows
@@ -102,7 +122,7 @@ def question_seconds(machine: Machine, way: Way, shape: Shape, options: Mapping[
     """
     samples: float = options["mc_num"]
     if way == "fast":
-        samples = max(1.0, samples / machine.likelihood_gain)
+        samples = max(1.0, samples / LIKELIHOOD_GAIN)
     if options.get("cfg_scale"):
         samples *= 2
     length = shape.prompt + shape.answer
