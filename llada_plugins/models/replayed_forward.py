@@ -37,6 +37,7 @@ class Shape(NamedTuple):
     capacity: int | None = None  # columns of a slot; None: rows are not in slots
     of_pairs: bool = False  # does each of the columns in work see columns of its own?
     sees_all: bool = False  # is nothing hidden? Attention takes less time without a mask
+    by_row: bool = False  # do rows have positions of their own?
 
 
 class ReplayedForward:
@@ -45,7 +46,7 @@ class ReplayedForward:
     def __init__(self, shape: Shape, given: Tensor, view: View, past: Past | None) -> None:
         rows, width, device = shape.num_rows, shape.width, given.device
         self.given = given.new_zeros(rows, width, *given.shape[2:])
-        by_row = () if shape.capacity is None else (rows, 1)
+        by_row = (rows, 1) if shape.by_row else ()
         cos, sin = (each.new_zeros(*by_row, width, each.shape[-1]) for each in (view.cos, view.sin))
         visible: Tensor | None = None
         if not shape.sees_all:
@@ -53,7 +54,8 @@ class ReplayedForward:
             visible = torch.ones(rows, 1, seeing, shape.length, dtype=torch.bool, device=device)
         columns: Tensor | None = None
         if past is not None:
-            columns = torch.zeros(*by_row[:1], width, dtype=torch.long, device=device)
+            of_slots = () if shape.capacity is None else (rows,)
+            columns = torch.zeros(*of_slots, width, dtype=torch.long, device=device)
         self.places = torch.arange(width, device=device)
         self.view = View(cos, sin, visible, columns, _layers(past, shape))
         self.captured: Captured[Streams] = Captured()
@@ -65,21 +67,31 @@ class ReplayedForward:
         """
         num_rows, width = given.shape[:2]
         self.given[:num_rows, :width] = given
-        by_row = view.cos.dim() > 2
-        rotations = slice(num_rows) if by_row else slice(width)
-        self.view.cos[rotations], self.view.sin[rotations] = view.cos, view.sin
-        visible = self.view.visible
-        if visible is not None:
-            visible[:num_rows, ..., length:] = False
-            visible[:num_rows, ..., :length] = True if view.visible is None else view.visible
+        for kept, new in ((self.view.cos, view.cos), (self.view.sin, view.sin)):
+            place = kept[:width] if kept.dim() == 2 else kept[:num_rows, :, :width]
+            place.copy_(new)
+        if self.view.visible is not None:
+            self._load_visible(self.view.visible[:num_rows], view.visible, length)
         columns = self.view.columns
         if columns is None:
             return
         assert view.columns is not None
-        if by_row:
+        if columns.dim() == 2:
             columns[:num_rows] = view.columns
         else:
             torch.add(self.places, view.columns[0], out=columns)
+
+    @staticmethod
+    def _load_visible(kept: Tensor, visible: Tensor | None, length: int) -> None:
+        """Put in what the rows see of a canvas of that length."""
+        kept[..., length:] = False
+        if visible is None:
+            kept[..., :length] = True
+            return
+        width = visible.shape[2]
+        kept[:, :, :width, :length] = visible
+        if width < kept.shape[2]:  # one that sees nothing would be NaN
+            kept[:, :, width:, :length] = True
 
     def spare(self, slots: Slots) -> None:
         """Let further rows write where nothing counts.
@@ -122,23 +134,21 @@ def slot_bucket(length: int) -> int:
 def shape_of(
     given: Tensor, view: View, past: Past | None, to_the_end: bool, length: int
 ) -> Shape | None:
-    """The bucket of a forward; None where it is too large, or is not for replay.
-
-    That is one whose mask is of pairs or whose positions differ by row, unless its rows
-    are in slots.
-    """
+    """The bucket of a forward; None where it is too large, or its rows have no slots in front."""
     num_rows, width = given.shape[:2]
     of_pairs = view.visible is not None and view.visible.shape[2] > 1
+    by_row = view.cos.dim() > 2
     if isinstance(past, Slots):
         if past.seated.rows.start > 0 or num_rows * width > LARGEST:
             return None
         rows = min(row_bucket(num_rows), past.num_slots)
         room = min(slot_bucket(length), past.capacity)
-        return Shape(rows, width, room, True, given.dtype, past.capacity, of_pairs)
+        return Shape(rows, width, room, True, given.dtype, past.capacity, of_pairs, by_row=by_row)
     rows, room = row_bucket(num_rows), length_bucket(length)
     if to_the_end:
         width += room - length
-    if rows * width > LARGEST or of_pairs or view.cos.dim() > 2:
+    if rows * width > LARGEST:
         return None
     sees_all = view.visible is None and room == length  # rows too many may see anything
-    return Shape(rows, width, room, past is not None, given.dtype, sees_all=sees_all)
+    has_past = past is not None
+    return Shape(rows, width, room, has_past, given.dtype, None, of_pairs, sees_all, by_row)
