@@ -5,10 +5,10 @@
     python -m benchmarks.frontier --num 60 --tasks nim --json frontier.json
 
 A row is a setting of a decoder: accuracy with Wilson's 95 % interval, tokens a forward,
-forwards, and columns computed of an answer (each is a token's pass through the layers), which
-is what a cache saves. A curve is what one rule's values make; y_max of the AUP score is the
-best accuracy of any row of the task. Rules decode the answer as one block, caches in
-blocks, and so do the rows that say it.
+forwards, the rows that they had of an answer (several where steps branch), and columns computed
+of it (each is a token's pass through the layers), which is what a cache saves. A curve is what
+one rule's values make; y_max of the AUP score is the best accuracy of any row of the task. Rules
+decode the answer as one block, caches in blocks, and so do the rows that say it.
 The ups rows need the head that ships beside the sudoku model. Accuracies of caches say
 something of these prompts alone, which ask about every token of theirs.
 """
@@ -43,6 +43,13 @@ RULES: dict[str, dict[str, dict[str, Any]]] = {
         f"{value}": dict(threshold_entropy=value) for value in (1.0, 0.5, 0.2, 0.1, 0.05)
     },
     "factor": {f"{value}": dict(factor=value) for value in (1.2, 0.8, 0.4, 0.1)},
+    "threshold, max_dependence 0.02": {
+        f"{value}": dict(threshold=value, max_dependence=0.02) for value in (0.6, 0.8, 0.9, 0.95)
+    },
+    "branches": {
+        "0.998, 0.6 and 0.8": dict(threshold=0.998, branches="0.6:0.1+0.6:0.02+0.8:0.02"),
+        "0.99, 0.8 to 0.95": dict(threshold=0.99, branches="0.8:0.02+0.9:0.02+0.95:0.02"),
+    },
     "error_budget": {f"{value}": dict(error_budget=value) for value in (0.5, 0.2, 0.1, 0.05, 0.01)},
 }
 UPS = {f"{value}": dict(threshold=value, revise_below=0.5) for value in THRESHOLDS}
@@ -117,6 +124,10 @@ def settings(task: ExactTask, with_head: bool) -> list[Setting]:
     ]
     if with_head:
         found += [Setting("ups", name, "llada_ups", options) for name, options in UPS.items()]
+        found += [
+            Setting("ups branches", name, "llada_ups", options)
+            for name, options in RULES["branches"].items()
+        ]
     block = BLOCK_LENGTHS[task.name] // 2  # four blocks, so that prompts are met again
     for curve, rows in IN_BLOCKS.items():
         for name, options in rows.items():
@@ -173,6 +184,7 @@ def measure(engine: Engine, setting: Setting, task: ExactTask, num: int) -> dict
         "high": interval.high,
         "tokens_per_forward": sum(each.num_tokens for each in completions) / forwards,
         "forwards": forwards / num,
+        "rows": (forwards + sum(each.num_branches for each in completions)) / num,
         "columns": columns.number / num,
         "revised": sum(each.num_revised for each in completions) / num,
     }
@@ -209,7 +221,16 @@ def scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def table(report: dict[str, Any]) -> str:
     """The rows of each task, and its scores."""
-    header = ["curve", "setting", "accuracy", "95 %", "tokens a forward", "forwards", "columns"]
+    header = [
+        "curve",
+        "setting",
+        "accuracy",
+        "95 %",
+        "tokens a forward",
+        "forwards",
+        "rows",
+        "columns",
+    ]
     parts = []
     for name, found in report["tasks"].items():
         lines = [
@@ -218,6 +239,7 @@ def table(report: dict[str, Any]) -> str:
                 f"{row['low']:.3f} to {row['high']:.3f}",
                 f"{row['tokens_per_forward']:.2f}",
                 f"{row['forwards']:.2f}",
+                f"{row['rows']:.2f}",
                 f"{row['columns']:.0f}",
             ]
             for row in found["rows"]

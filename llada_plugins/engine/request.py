@@ -51,6 +51,8 @@ class Completion(NamedTuple):
     overlong: Mark | None = None  # what was done because the request did not fit
     # tokens that stood and were masked again or replaced, candidates included
     num_revised: int = 0
+    # rows that it had in these passes beside one each, where steps branch
+    num_branches: int = 0
 
     @property
     def tokens_per_forward(self) -> float:
@@ -164,4 +166,5 @@ def completed(
         counted_tokens(kept, until, tokenizer, ()),
         seconds=0.0,
         num_prm_calls=sample.num_scored,
+        num_branches=sample.num_branches,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from llada_plugins.engine.request import Completion
 
 Statistics = dict[str, Any]
-SUMS = ("tokens", "forwards", "revised", "seconds", "prm_calls")
+SUMS = ("tokens", "forwards", "branches", "revised", "seconds", "prm_calls")
 
 
 def statistics(completion: Completion) -> Statistics:
@@ -18,6 +18,7 @@ def statistics(completion: Completion) -> Statistics:
         "tokens": completion.num_tokens,
         "forwards": completion.num_forwards,
         "tokens_per_forward": round(completion.tokens_per_forward, 4),
+        "branches": completion.num_branches,
         "revised": completion.num_revised,
         "seconds": round(completion.seconds, 6),
         "prm_calls": completion.num_prm_calls,
@@ -39,6 +40,7 @@ class Totals:
     unknown: int = 0  # of these, answers without costs: of files that hold none
     tokens: int = 0
     forwards: int = 0
+    branches: int = 0
     revised: int = 0
     seconds: float = 0.0
     prm_calls: int = 0
@@ -50,8 +52,9 @@ class Totals:
         if note["forwards"] is None:
             self.unknown += 1
             return
+        known = {"branches": 0, **note}  # answers of earlier versions had none
         for name in SUMS:
-            setattr(self, name, getattr(self, name) + note[name])
+            setattr(self, name, getattr(self, name) + known[name])
 
     def merge(self, other: Totals) -> None:
         """Take in another process's answers."""

@@ -17,6 +17,21 @@ OF_ONE_BLOCK = (
 )
 
 
+# what decides otherwise than by a threshold, or knows of one row for each request
+BESIDE_BRANCHES = (
+    "temperature",
+    "max_dependence",
+    "revise_below",
+    "edit_threshold",
+    "cache",
+    "sub_block_cache",
+    "block_add_threshold",
+    "block_steps",
+    "at_least",
+    "paced",
+)
+
+
 class BlockRules(DecodingFacts):
     """Checks of these options; each raises ValueError in one line."""
 
@@ -124,6 +139,37 @@ class BlockRules(DecodingFacts):
             raise ValueError(
                 f"certain_above ({self.certain_above}) must be above threshold "
                 f"({self.threshold}): else max_dependence concerns no token that passes"
+            )
+
+    def _check_branches(self) -> None:
+        if self.branches is None:
+            return
+        if self.threshold is None:
+            raise ValueError("branches need threshold, the rule that they go beyond: give it")
+        if self.threshold == 1:
+            raise ValueError("branches need a threshold below 1, from which tokens are certain")
+        self._check_branch_rules(self.threshold)
+        for name in BESIDE_BRANCHES:
+            if getattr(self, name) not in (None, False, 0, "auto", "none"):
+                raise ValueError(f"branches go without {name}: leave one of them out")
+        if self.leaves:
+            raise ValueError(f"branches go without stop_at={self.stop_at}: leave one of them out")
+        if self.causal and self.cache == "auto":
+            raise ValueError(
+                "branches of block-causal models share no cache: set cache=none, or leave them out"
+            )
+
+    def _check_branch_rules(self, threshold: float) -> None:
+        try:
+            rules = self.branch_rules
+        except ValueError:
+            rules = []
+        inside = [0 < lower < threshold and 0 < alike < 1 for lower, alike in rules]
+        if not rules or not all(inside):
+            raise ValueError(
+                f"branches must be THRESHOLD:MAX_DEPENDENCE joined by '+', each threshold below "
+                f"threshold ({threshold}) and each dependence between 0 and 1, such as "
+                f"0.6:0.02+0.8:0.02, got {self.branches!r}"
             )
 
     def _check_several_blocks(self) -> None:

@@ -33,6 +33,7 @@ OF_ADAPTIVE_RULES = (
     "sub_block_length",
     "first_token_alone",
     "max_dependence",
+    "branches",
     "block_add_threshold",
 )
 
@@ -170,6 +171,7 @@ class SamplerConfig(BlockRules):
         self._check_floor()
         self._check_sub_blocks()
         self._check_dependence()
+        self._check_branches()
 
     def _check_schedule(self) -> None:
         if self.schedule != "llada":
@@ -264,6 +266,11 @@ class SamplerConfig(BlockRules):
 
         reviewed: are there candidates to save on? Those must end where all others do.
         """
+        if reviewed and self.branches is not None:
+            raise ValueError(
+                "branches go without a process reward model, whose candidates are rows too: leave "
+                "them out"
+            )
         if reviewed and self.block_add_threshold is not None:
             raise ValueError(
                 "block_add_threshold goes without a process reward model, which judges one block "

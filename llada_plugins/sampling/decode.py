@@ -72,6 +72,7 @@ class FillBlocks(NamedTuple):
             on_step=self._observer(canvas, window),
         )
         self.answers.left[rows] = unmasked.left
+        self.answers.branches.index_add_(0, rows, unmasked.branches)
         return unmasked.forwards
 
     def _observer(self, canvas: Canvas, window: slice) -> Callable[[Step], None] | None:
@@ -110,6 +111,7 @@ class Answers:
         self.left = torch.zeros_like(self.keys, dtype=torch.bool)
         self.forwards = torch.zeros_like(self.keys)
         self.num_scored = torch.zeros_like(self.keys)
+        self.branches = torch.zeros_like(self.keys)
 
     def lay_out(self, batch: Sequence[int], blocks: Blocks, mask_id: int) -> LaidOut:
         """The canvas on which these rows fill their next blocks."""
@@ -171,15 +173,15 @@ class Answers:
         if not rows:
             return []
         numbers = torch.tensor(rows, device=self.keys.device)
-        of_rows = (self.forwards, self.num_scored, self.left)
+        of_rows = (self.forwards, self.num_scored, self.branches, self.left)
         costs = zip(*(each[numbers].tolist() for each in of_rows))
         found = []
-        for row, (num_forwards, num_scored, left) in zip(rows, costs):
+        for row, (num_forwards, num_scored, num_branches, left) in zip(rows, costs):
             answer = self.tokens[row]
             cut = blocks.answer(len(self.prompts[row]))
             if left:  # what stands after that, perhaps behind masks, was not finished
                 cut = min(place for place, token in enumerate(answer) if token in ends) + 1
-            found.append((row, Sample(answer[:cut], num_forwards, num_scored)))
+            found.append((row, Sample(answer[:cut], num_forwards, num_scored, num_branches)))
         return found
 
 

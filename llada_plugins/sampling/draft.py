@@ -21,6 +21,7 @@ class Sample(NamedTuple):
     answer: list[int]  # token ids without the prompt; gen_length of them unless stopped early
     num_forwards: int
     num_scored: int = 0  # unfinished answers that a Review had scored
+    num_branches: int = 0  # further rows that it had in these passes, where steps branch
 
 
 class Fill(Protocol):

@@ -154,6 +154,12 @@ class DecodingFacts(SamplerOptions):
         return any(getattr(self, rule) is not None for rule in ADAPTIVE_RULES)
 
     @property
+    def branch_rules(self) -> list[tuple[float, float]]:
+        """Threshold and max_dependence of each branch."""
+        pairs = [each.split(":") for each in (self.branches or "").split("+") if each]
+        return [(float(threshold), float(dependence)) for threshold, dependence in pairs]
+
+    @property
     def certainty(self) -> float:
         """With max_dependence, the probability from which a token depends on none."""
         if self.certain_above is not None:

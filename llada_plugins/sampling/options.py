@@ -183,6 +183,11 @@ class SamplerOptions:
         "with max_dependence: tokens at least this probable (0-1) depend on none (default: where "
         "an error is 150 times rarer than the rule allows)",
     )
+    branches: str | None = arg(
+        None,
+        "with threshold: sets of tokens to try beside it, THRESHOLD:MAX_DEPENDENCE joined by '+', "
+        "such as 0.6:0.02+0.8:0.02; each is a row of the next forward, which chooses among them",
+    )
     remask_ratio: float | None = arg(
         None,
         "mask-and-refine: mask the least trusted fraction (0-1) of the block again after every "

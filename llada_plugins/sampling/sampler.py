@@ -18,6 +18,7 @@ from llada_plugins.diffusion.memory import Memory
 from llada_plugins.models.special_tokens import SpecialTokens
 
 from .active import to_judge
+from .branches import Branching
 from .config import SamplerConfig
 from .decision import Before, Decide, Decision, Reasons, ends_in
 from .propose import ActiveBlock, draws_of_confidence
@@ -60,6 +61,7 @@ class Unmasked(NamedTuple):
     """What became of B rows whose window was to be filled."""
 
     forwards: Tensor  # (B,) that each needed
+    branches: Tensor  # (B,) further rows that each had in them
     left: Tensor  # (B,) bool: did an end token end the row, whatever is masked after it?
 
 
@@ -75,6 +77,8 @@ class RowsInWork(NamedTuple):
     steps: Tensor  # (S,) numbers from 0: values of the device, for there they are put to use
     plan: Plan | None  # what is known of its steps
     blocks: BlocksInWork | None  # where the window spans several of them
+    # (N, W) bool: what the last step kept, where rows branch; then numbers repeat
+    kept: Tensor | None
 
     @property
     def block(self) -> Tensor:
@@ -93,6 +97,7 @@ class RowsInWork(NamedTuple):
             self.steps,
             None if self.plan is None else self.plan.keep_rows(places),
             None if self.blocks is None else self.blocks.keep_rows(places),
+            None if self.kept is None else self.kept[places],
         )
 
     def before_step(self, mask: int) -> RowsInWork:
@@ -123,6 +128,38 @@ class RowsInWork(NamedTuple):
         """Which of the block's columns hold no token of the answer, (N, W): they stay."""
         column = torch.arange(self.window.start, self.window.stop, device=self.keys.device)
         return (column < self.canvas.answer_start[:, None]) | (self.block == PADDING)
+
+    def rows_of_each(self, num_rows: int) -> Tensor:
+        """How many of these rows have each number below num_rows, (num_rows,)."""
+        nothing = torch.zeros(num_rows, dtype=torch.long, device=self.numbers.device)
+        return nothing.index_add_(0, self.numbers, torch.ones_like(self.numbers))
+
+    def before(self, number: int, config: SamplerConfig) -> Before:
+        """The block before the step of this number."""
+        return Before(
+            ActiveBlock(self.block, self.keys, self.offsets, self.number_of(number)),
+            self.standing_after(number),
+            self.fixed if config.revises or config.fills_after_end else None,
+            self.blocks,
+        )
+
+    def as_step(self, number: int, policy: Tensor | None, reasons: Reasons, mask: int) -> Step:
+        """What an observer sees of the step of this number, after it. mask: the token's id."""
+        masked, is_masked = reasons.masked, self.block == mask
+        return Step(
+            block=0,
+            step=number,
+            rows=self.numbers,
+            start=self.window.start - self.canvas.answer_start,
+            places=self.numbers,
+            proposal=reasons.proposal,
+            score=reasons.score,
+            policy=policy,
+            masked=masked,
+            kept=masked & ~is_masked,
+            remasked=~masked & is_masked,
+            replaced=reasons.replaced,
+        )
 
     def unfinished(self, left: Tensor, mask: int) -> Tensor:
         """Which rows need further steps, (N,) bool. left: (B,) of all rows, see Unmasked."""
@@ -211,36 +248,49 @@ def unmask(
     post_steps = numbers.new_full((len(tokens),), config.post_steps)
     blocks = BlocksInWork.of(masked, config) if config.blocks_at_once > 1 else None
     counts = torch.arange(foreseen.num_steps, device=tokens.device)
-    work = RowsInWork(canvas, window, numbers, keys, offsets, post_steps, counts, plan, blocks)
-    result = Unmasked(torch.zeros_like(numbers), torch.zeros_like(numbers, dtype=torch.bool))
-    for step in range(foreseen.num_steps):
+    branching = None if config.branches is None else Branching(config, special, on_step)
+    work = RowsInWork(
+        *(canvas, window, numbers, keys, offsets, post_steps, counts, plan, blocks),
+        kept=None if branching is None else torch.zeros_like(masked),
+    )
+    nothing = torch.zeros_like(numbers)
+    result = Unmasked(nothing, nothing.clone(), torch.zeros_like(numbers, dtype=torch.bool))
+    num_steps = foreseen.num_steps
+    for step in range(num_steps):
         work = work.before_step(special.mask)
         if foreseen.left is None:
             left = work_left_now(work, result.left, special, config)
         else:
             left = foreseen.left[step]
         if left.num_rows == 0:
-            work.write_back(tokens, result.forwards, step)
-            return result
+            num_steps = step
+            break
         if left.num_rows < len(work.numbers):  # rows that are done cost no further forwards
             work.write_back(tokens, result.forwards, step)
             unfinished = work.unfinished(result.left, special.mask)
             work = work.keep_rows(masked_first(unfinished)[: left.num_rows])
+        prediction = denoise(work.canvas, work.window)
+        last = config.adaptive and step == foreseen.num_steps - 1
+        if branching is not None:
+            result.branches.add_((work.rows_of_each(len(tokens)) - 1).clamp_min(0))
+            work = branching.take_step(prediction, work, step, left.most, last=last)
+            continue
         decide = Decide(
             config,
             special,
             config.at_least_in(step),
-            last=config.adaptive and step == foreseen.num_steps - 1,
+            last=last,
             opens=config.opens_with_one and step == 0,
             explains=config.leaves or config.edits or on_step is not None,
         )
-        prediction = denoise(work.canvas, work.window)
         reasons = take_step(prediction, work, step, left.most, decide)
         if reasons is not None and config.leaves:
             result.left[work.numbers] = has_left(work, reasons.masked, special, config)
         if reasons is not None and on_step is not None:
-            on_step(as_step(step, work, prediction, reasons, special.mask))
-    work.write_back(tokens, result.forwards, foreseen.num_steps)
+            on_step(work.as_step(step, prediction.confidence, reasons, special.mask))
+    if branching is not None:
+        branching.tell()
+    work.write_back(tokens, result.forwards, num_steps)
     return result
 
 
@@ -252,12 +302,7 @@ def take_step(
     num_columns: of the block that are judged, at most. number: of the step.
     """
     config = decide.config
-    before = Before(
-        ActiveBlock(work.block, work.keys, work.offsets, work.number_of(number)),
-        work.standing_after(number),
-        work.fixed if config.revises or config.fills_after_end else None,
-        work.blocks,
-    )
+    before = work.before(number, config)
     decision: Decision
     if decide.waits:
         decision = decide(prediction, before, num_columns)
@@ -270,27 +315,6 @@ def take_step(
         work.post_steps.copy_(left)
     work.block.copy_(decision.tokens)
     return reasons
-
-
-def as_step(
-    number: int, work: RowsInWork, prediction: Prediction, reasons: Reasons, mask: int
-) -> Step:
-    """What an observer sees of the step of this number, after it. mask: the token's id."""
-    masked, is_masked = reasons.masked, work.block == mask
-    return Step(
-        block=0,
-        step=number,
-        rows=work.numbers,
-        start=work.window.start - work.canvas.answer_start,
-        places=work.numbers,
-        proposal=reasons.proposal,
-        score=reasons.score,
-        policy=prediction.confidence,
-        masked=masked,
-        kept=masked & ~is_masked,
-        remasked=~masked & is_masked,
-        replaced=reasons.replaced,
-    )
 
 
 def post_steps_left(before: Tensor, masked: Tensor, replaced: Tensor) -> Tensor:
