@@ -153,10 +153,9 @@ def test_fewer_columns_are_computed_the_sooner_blocks_are_frozen(make_model):
 @pytest.mark.parametrize(
     "more",
     [
-        {},
-        dict(cfg_scale=1.0),
-        dict(revise_below=0.3, confidence_source="ups"),
-        dict(temperature=1.0),
+        dict(cfg_scale=1.0, temperature=1.0),
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param(dict(revise_below=0.3, confidence_source="ups"), marks=pytest.mark.slow),
     ],
     ids=str,
 )

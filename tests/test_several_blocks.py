@@ -205,8 +205,11 @@ def test_answers_and_forwards_equal_a_naive_loop_over_random_settings(seeds):
     assert min(fewer, ended, revised) > 5  # none of them is left to chance
 
 
-def test_with_all_thresholds_1_it_is_decoding_block_by_block():
-    for seed in range(30):
+@pytest.mark.parametrize(
+    "seeds", [range(12), pytest.param(range(12, 80), marks=pytest.mark.slow)], ids=len
+)
+def test_with_all_thresholds_1_it_is_decoding_block_by_block(seeds):
+    for seed in seeds:
         choose = random.Random(seed)
         options = {
             **drawn_options(choose),
@@ -273,17 +276,21 @@ def test_masks_fall_as_specified(options):
     assert num_active > 1  # several blocks in one step
 
 
-@every_option
-@pytest.mark.parametrize("size", [1, 3, 8])
-def test_an_answer_depends_neither_on_the_batch_nor_on_its_order(options, size):
+@pytest.mark.parametrize(
+    "options",
+    [*OPTIONS[2:], *(pytest.param(each, marks=pytest.mark.slow) for each in OPTIONS[:2])],
+    ids=str,
+)
+def test_an_answer_depends_neither_on_the_batch_nor_on_its_order(options):
     choose = random.Random(5)
     prompts = [prompt for _ in range(3) for prompt in random_prompts(choose)]
     denoise = policy_toy(2, False, SURE)
     alone = [run(several(options), [prompt], denoise)[0] for prompt in prompts]
-    for first in range(0, len(prompts), size):
-        batch = slice(first, first + size)
-        assert run(several(options), prompts[batch], denoise) == alone[batch]
-        assert run(several(options), prompts[batch][::-1], denoise)[::-1] == alone[batch]
+    for size in (3, 8):
+        for first in range(0, len(prompts), size):
+            batch = slice(first, first + size)
+            assert run(several(options), prompts[batch], denoise) == alone[batch]
+            assert run(several(options), prompts[batch][::-1], denoise)[::-1] == alone[batch]
 
 
 def test_after_an_end_that_stands_everything_is_eos_and_nothing_more_is_decoded():
