@@ -3,6 +3,7 @@
     python -m benchmarks.frontier
         both tasks, 500 problems each (about 15 minutes of one CPU)
     python -m benchmarks.frontier --num 60 --tasks nim --json frontier.json
+    python -m benchmarks.frontier --num 200 --few_shot outputs/few_shot
 
 A row is a setting of a decoder: accuracy with Wilson's 95 % interval, tokens a forward,
 forwards, the rows that they had of an answer (several where steps branch), and columns computed
@@ -29,7 +30,7 @@ from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import arg
 from llada_plugins.reports.aup import Measured, aup
 from llada_plugins.reports.render import markdown
-from llada_plugins.tasks.registry import TASKS, ExactTask
+from llada_plugins.tasks.registry import FEW_SHOT, TASKS, ExactTask
 
 from .accuracy import BLOCK_LENGTHS
 from .command import check_folder, run_benchmark
@@ -93,6 +94,9 @@ class Options:
     tasks: list[str] = field(
         default_factory=lambda: list(TASKS), metadata={"help": f"any of {', '.join(TASKS)}"}
     )
+    few_shot: str | None = arg(
+        None, "folder of a model made by training.sft --preset few_shot: that task's rows too"
+    )
     json: str | None = arg(None, "file for the numbers")
     threads: int = arg(1, "CPU threads; one is fastest for models this small")
 
@@ -128,7 +132,8 @@ def settings(task: ExactTask, with_head: bool) -> list[Setting]:
             Setting("ups branches", name, "llada_ups", options)
             for name, options in RULES["branches"].items()
         ]
-    block = BLOCK_LENGTHS[task.name] // 2  # four blocks, so that prompts are met again
+    # four blocks, or three, so that prompts are met again
+    block = 2 if task is FEW_SHOT else BLOCK_LENGTHS[task.name] // 2
     for curve, rows in IN_BLOCKS.items():
         for name, options in rows.items():
             found.append(Setting(curve, name, "llada", dict(options, block_length=block)))
@@ -193,8 +198,10 @@ def measure(engine: Engine, setting: Setting, task: ExactTask, num: int) -> dict
 def run(options: Options) -> dict[str, Any]:
     """All rows of the tasks, and the scores of their curves."""
     report: dict[str, Any] = {"num": options.num, "tasks": {}}
-    for name in options.tasks:
-        task = TASKS[name]
+    models = {TASKS[name]: name for name in options.tasks}
+    if options.few_shot is not None:
+        models[FEW_SHOT] = options.few_shot
+    for task, name in models.items():
         plain = Engine("llada", pretrained=name, device="cpu", batch_size=BATCH)
         engines = {"llada": plain}
         if (plain.folder / "ups").is_dir():
@@ -205,7 +212,7 @@ def run(options: Options) -> dict[str, Any]:
             measure(engines[setting.method], setting, task, options.num)
             for setting in settings(task, "llada_ups" in engines)
         ]
-        report["tasks"][name] = {"rows": rows, "aup": scores(rows)}
+        report["tasks"][task.name] = {"rows": rows, "aup": scores(rows)}
     return report
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from . import nim, sudoku
+from . import few_shot, nim, sudoku
 
 
 class ExactTask(NamedTuple):
@@ -24,4 +24,6 @@ class ExactTask(NamedTuple):
 
 SUDOKU4 = ExactTask("sudoku4", sudoku.problems, sudoku.is_valid, sudoku.ANSWER_LENGTH)
 NIM = ExactTask("nim", nim.problems, nim.is_winning, nim.ANSWER_LENGTH)
+# no model ships for it: training.sft --preset few_shot makes one
+FEW_SHOT = ExactTask("few_shot", few_shot.problems, few_shot.is_right, few_shot.ANSWER_LENGTH)
 TASKS = {task.name: task for task in (SUDOKU4, NIM)}
