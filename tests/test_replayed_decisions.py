@@ -70,7 +70,7 @@ def answers_of(model: LLaDA, denoise: Denoiser | None = None, **options: Any) ->
         dict(cfg_scale=0.7, logits_eos_inf=True, confidence_eos_eot_inf=True),
         dict(revise=True, confidence_source="ups", steps=12),
         pytest.param(dict(edit_threshold=0.02, threshold=0.06), marks=SLOW),
-        pytest.param(dict(block_add_threshold=0.5, threshold=0.06), marks=SLOW),
+        pytest.param(dict(block_add_threshold=0.5, threshold=0.06, cache="prefix"), marks=SLOW),
         pytest.param(dict(confidence_source="entropy", cache="none"), marks=SLOW),
         pytest.param(dict(confidence_source="margin", error_budget=0.9), marks=SLOW),
         pytest.param(dict(remask_ratio=0.5), marks=SLOW),
