@@ -11,7 +11,7 @@
 # make options     writes docs/options.md from the dataclasses
 # make doctor      is the installation whole, and do both harnesses find our models
 # make fuzz        50,000 damaged checkpoints: each loads, or ends in one line that names the file (10 CPU minutes)
-# make faults      both harnesses killed at random moments, on full and read-only disks, with spoilt caches: the same answers in the end (20 CPU minutes)
+# make faults      both harnesses killed at random moments, without memory, on full and read-only disks, with spoilt caches, in OpenCompass' traps: the same answers in the end (15 CPU minutes)
 # make matrix      other versions of transformers, lm-eval, peft and Python, each in a throw-away environment; writes the table of docs/install.md
 # make install     .venv with the tested versions of both harnesses and this package, editable; demo and test do it by themselves
 # make clean       remove what the targets above made
