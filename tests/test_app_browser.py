@@ -18,6 +18,7 @@ from llada_plugins.playground.asking import Models
 from llada_plugins.playground.form import controls
 from llada_plugins.playground.serving import AppConfig, served
 from llada_plugins.reports.recorded import read_runs
+from llada_plugins.settings.table import find
 from llada_plugins.tasks import sudoku
 from tests.chromium import playwright, started
 from tests.test_app import direct
@@ -148,13 +149,12 @@ def test_a_method_fills_in_its_options_and_answers(opened):
 
 
 def test_a_preset_fills_in_its_options(opened):
-    opened.locator("#first-preset input").fill("llada-8b-instruct/gsm8k")
-    option = opened.get_by_role("option").first
-    name = option.inner_text().strip()
-    option.click()
-    expect(opened.locator("#status .told")).to_contain_text("was published")
-    assert name in opened.locator("#status .told").inner_text()
-    assert opened.locator("#first-gen_length :is(input, textarea)").input_value() != "16"
+    name = "llada-8b-instruct/gsm8k"
+    opened.locator("#first-preset input").fill(name)
+    opened.get_by_role("option", name=name, exact=True).click()
+    expect(opened.locator("#status .told")).to_have_text(f"as {name} was published")
+    length = opened.locator("#first-gen_length :is(input, textarea)")
+    expect(length).to_have_value(str(find(name).options["gen_length"]))
 
 
 def test_a_conversation_goes_on_until_a_new_one(opened):
