@@ -21,6 +21,7 @@ from .drawing import STYLE
 
 if TYPE_CHECKING:
     import gradio
+    from fastapi import FastAPI
 
 HOST = "127.0.0.1"  # this machine alone
 FONTS = ("system-ui", "sans-serif")  # of the reader's system: Gradio's own are fetched
@@ -41,6 +42,14 @@ COLOURS = {
     "button_primary_background_fill_hover_dark": "*primary_800",
     "body_text_color_subdued": "*neutral_600",
     "body_text_color_subdued_dark": "*neutral_300",
+}
+# what of Gradio's is not there
+PLAIN: dict[str, Any] = {
+    "footer_links": [],
+    "enable_monitoring": False,
+    "ssr_mode": False,
+    "pwa": False,
+    "mcp_server": False,
 }
 OWN = ("record", "record_file")  # options that the playground sets itself
 
@@ -78,23 +87,37 @@ def run(config: AppConfig, options: Mapping[str, Any]) -> None:
 @contextmanager
 def served(config: AppConfig, options: Mapping[str, Any]) -> Iterator[str]:
     """The page at its address, while this lasts. ValueError, OSError, ImportError on mistakes."""
+    port = free_port(config.port)
+    with built(config.model, options) as page, closing(page):
+        yield launched(page, port, config.share)
+
+
+@contextmanager
+def built(method: str, options: Mapping[str, Any]) -> Iterator[gradio.Blocks]:
+    """The page and its model, while this lasts; what it keeps on the disk goes at the end."""
     told = [name for name in OWN if name in options]
     if told:
         raise ValueError(f"{told[0]} has no effect: the playground records every answer itself")
-    port = free_port(config.port)
     check_gradio()
     with tempfile.TemporaryDirectory(prefix="llada-playground-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # what is saved goes when the server does
+        os.environ["GRADIO_TEMP_DIR"] = folder
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         defaults = {"gen_length": SamplerConfig.gen_length, "overlong": "error"}
         record = {"record": "trajectory", "record_file": os.path.join(folder, SUFFIX)}
-        models = Models(config.model, {**defaults, **options, **record})
+        models = Models(method, {**defaults, **options, **record})
         from .page import build
 
-        page = build(models)
-        with closing(page):
-            url = launched(page, port, config.share)
-            yield url
+        yield build(models)
+
+
+def mounted(page: gradio.Blocks, name: str, password: str) -> FastAPI:
+    """The page as an application of another server, for those who know name and password."""
+    import gradio
+    from fastapi import FastAPI
+
+    return gradio.mount_gradio_app(
+        FastAPI(**_protected()), page, path="/", auth=(name, password), **_looks(), **PLAIN
+    )
 
 
 def check_gradio() -> None:
@@ -123,26 +146,31 @@ def free_port(port: int) -> int:
 
 def launched(page: gradio.Blocks, port: int, share: bool) -> str:
     """Serve the page; returns its address."""
-    import gradio
-    from starlette.middleware import Middleware
-
-    theme = gradio.themes.Default(font=FONTS, font_mono=MONOSPACE).set(**COLOURS)
     _, local, public = page.launch(
         server_name=HOST,
         server_port=port,
         share=share,
-        theme=theme,
-        css=STYLE,
         quiet=True,
         prevent_thread_lock=True,
-        footer_links=[],
-        enable_monitoring=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        app_kwargs={"middleware": [Middleware(Policy)]},
+        app_kwargs=_protected(),
+        **_looks(),
+        **PLAIN,
     )
     return public or local
+
+
+def _looks() -> dict[str, Any]:
+    import gradio
+
+    theme = gradio.themes.Default(font=FONTS, font_mono=MONOSPACE).set(**COLOURS)
+    return {"theme": theme, "css": STYLE}
+
+
+def _protected() -> dict[str, Any]:
+    """What FastAPI needs to send the policy."""
+    from starlette.middleware import Middleware
+
+    return {"middleware": [Middleware(Policy)]}
 
 
 class Policy:
