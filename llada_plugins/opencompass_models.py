@@ -246,7 +246,7 @@ class LLaDA(LikelihoodModel):
             ids = dict(reversed([*zip(asked, self._question_ids(len(inputs), number))]))
             answers = self._answers(list(dict.fromkeys(asked)), sampler, until, ids)
             for _ in range(len(asked) - len(answers)):
-                self._progress().add()  # repeats within the call
+                self._progress().known()  # repeats within the call
         return [answers[each] for each in asked]
 
     def _question_ids(self, num_inputs: int, number: int) -> list[QuestionId | None]:
@@ -276,12 +276,12 @@ class LLaDA(LikelihoodModel):
         missing = [each for pair, each in zip(asked, requests) if answers[pair] is None]
         bar = self._progress()
         for _ in range(len(requests) - len(missing)):
-            bar.add()  # answers of an earlier run of the task
+            bar.known()  # answers of an earlier run of the task
         for index, completion in self.engine.generate(missing, len(missing)):
             request = missing[index]
             answers[request.prompt, request.stream] = completion
             self._journal.keep(request, completion)
-            bar.add(completion.num_tokens)
+            bar.add(completion.num_tokens, completion.num_forwards)
         found = [each for each in answers.values() if each is not None]
         if self._manifest is not None:
             self._manifest.add(found)

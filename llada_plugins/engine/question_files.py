@@ -116,13 +116,13 @@ def _answer_missing(
     added = []
     with closing(progress(len(questions), f"{engine.method} evaluate")) as bar:
         for _ in done & set(range(len(questions))):
-            bar.add()
+            bar.known()
         for place, completion in engine.generate(requests):
             if order[place] not in done:
                 row = _row(order[place], questions[order[place]], completion)
                 metrics.append(row)
                 added.append({name: str(value) for name, value in row._asdict().items()})
-                bar.add(completion.num_tokens)
+                bar.add(completion.num_tokens, completion.num_forwards)
     return added
 
 

@@ -59,14 +59,14 @@ def answer(
     answers = from_file(places)
     missing = [number for number in range(len(requests)) if number not in answers]
     for _ in answers:
-        bar.add()
+        bar.known()
     asked = [parsed[number]._replace(stream=stream(places[number].number)) for number in missing]
     for index, completion in engine.generate(asked) if asked else ():
         number, costs = missing[index], statistics(completion)
         answers[number] = Answer(completion.text, {**costs, "from_cache": False})
         if isinstance(hook, RepeatHook):
             hook.keep_answer(requests[number], places[number].number, completion.text, costs)
-        bar.add(completion.num_tokens)
+        bar.add(completion.num_tokens, completion.num_forwards)
     return [answers[number] for number in range(len(requests))]
 
 
