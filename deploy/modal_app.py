@@ -59,7 +59,13 @@ def evaluate(
     from llada_plugins.files.newest import newest
 
     words = ["--model", model, "--tasks", tasks, "--batch_size", batch_size]
-    words += ["--include_path", str(shipped("configs") / "lmeval"), "--output_path", results, "--log_samples"]
+    words += [
+        "--include_path",
+        str(shipped("configs") / "lmeval"),
+        "--output_path",
+        results,
+        "--log_samples",
+    ]
     words += ["--model_args", options] * bool(options) + ["--limit", str(limit)] * bool(limit)
     done = subprocess.run([sys.executable, "-m", "llada_plugins.cli", *words])
     if done.returncode:
