@@ -219,7 +219,7 @@ def test_the_loss_is_that_of_plain_loops(changes):
 
     loss = distilled(MASK_ID, recipe, lambda: 0.5)(model, batch, random_stream("loss"))
     wanted = naive(model)
-    assert float(loss.count) == pytest.approx(24)
+    assert abs(float(loss.count) - 24) <= rounding(30, loss.count)  # each row's weights sum to 1
     # of hundreds of numbers: the sum's terms err as these losses of single tokens do
     error = measured(lambda of: of(batch["input_ids"]).log_softmax(-1), model)
     assert abs(float((loss.sum - wanted).detach())) <= 24 * 2 * (1 + recipe.certainty * 12) * error
