@@ -90,7 +90,9 @@ WITH_METHODS = _methods()
 
 
 def policy_head(checkpoint: Path, out: Path) -> Options:
-    """A random head beside a checkpoint, unless it has a stream of its own."""
+    """The head beside a checkpoint, or a random one; none beside a stream of its own."""
+    if (checkpoint / "ups").is_dir():
+        return {}
     model = load_model(checkpoint, device="cpu", dtype="float32")
     if model.own_stream:
         return {}
@@ -100,7 +102,9 @@ def policy_head(checkpoint: Path, out: Path) -> Options:
 
 
 def router(checkpoint: Path, out: Path) -> Options:
-    """A random router of a checkpoint."""
+    """The router beside a checkpoint, or a random one."""
+    if (checkpoint / "router").is_dir():
+        return {}
     model = load_model(checkpoint, device="cpu", dtype="float32")
     torch.manual_seed(0)
     made = Router(RouterConfig(d_model=model.config.d_model, heads=2))
@@ -344,7 +348,7 @@ class Engines:
         """Why there is no such cell; None where there is."""
         try:
             engine = self.engine(cell.network, cell.method)
-            engine._check_sampler(engine.sampler_for(cell.options))  # as before every decode
+            engine.check([Request("a", engine.sampler_for(cell.options))])
         except ValueError as error:
             return str(error)
         return None

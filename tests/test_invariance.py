@@ -5,7 +5,6 @@ Engines in this process; for those of both harnesses see test_invariance_harness
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -95,13 +94,6 @@ def test_every_row_of_the_packages_tables_is_a_row() -> None:
 
 # ---- answers
 
-# which rows a network may be without
-WITHOUT = {
-    "full": r"sampling_method=block_causal|blocks_from=.*|answer_end=.*|.*shift_cache=.*",
-    "block_causal": r"(prefix|dual).*|sampling_method=(?!block_causal).*"
-    r"|(block_add_threshold|decoded_token_threshold|floor_in)=.*",
-}
-
 
 def check(engines: Engines, cells: Sequence[Cell]) -> None:
     """Hold each cell to every variation, and tell all that fail."""
@@ -129,12 +121,12 @@ def test_no_answer_depends_on_batches_order_processes_or_kills(engines, network)
 
 @pytest.mark.slow
 @every_network
-def test_a_network_is_without_the_rows_that_its_attention_and_sampler_exclude(engines, network):
-    attention, family = NETWORKS[network]["attention"], FAMILIES[NETWORKS[network]["family"]]
+def test_rows_that_a_network_is_without_are_refused_by_themselves_in_a_line(engines, network):
     for name in engines.cells(network)[1]:
-        of_another = name in PUBLISHED_SAMPLERS and name != family.sampler
-        assert of_another or re.fullmatch(WITHOUT[attention], name), name
-        assert not (family.shift and attention == "full" and "shift_cache" in name)
+        cache = name if name in CACHES else "auto"
+        rule = name if name in RULES else "plain"
+        refusal = engines.refusal(Cell(network, "llada", cache, rule))
+        assert refusal and "\n" not in refusal, name
 
 
 @pytest.mark.slow
