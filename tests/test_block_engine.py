@@ -1,36 +1,22 @@
-"""Block-causal checkpoints behind the engine: published names, and answers that depend on
-neither batch, order nor process.
-"""
+"""Block-causal checkpoints behind the engine: published names, and what goes with what."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llada_plugins.engine.engine import Engine
-from llada_plugins.engine.request import Request
 from llada_plugins.sampling.published import native
 from training.data.byte_tokenizer import byte_tokenizer
 
 pytestmark = pytest.mark.floats
 
 FAMILIES = Path(__file__).parent / "golden" / "families"
-# family: id of its mask, which the byte tokenizer does not know, and its publishers' options
-RUNS = {
-    "sdar": (311, dict(denoising_steps=2, threshold=0.6, temperature=1.0, top_k=1)),
-    "llada2": (307, dict(block_length=8, editing_threshold=0.3, threshold=0.5)),
-    "fast_dllm_v2": (
-        301,
-        dict(block_size=8, small_block_size=4, threshold=0.6, use_block_cache=True),
-    ),
-}
-PROMPTS = ["a", "word", "two words", "x" * 8, "of some length", "y" * 16, "z" * 21, "the last one"]
+# of each family's mask, which the byte tokenizer does not know
+MASK_IDS = {"sdar": 311, "llada2": 307, "fast_dllm_v2": 301}
 
 
 @pytest.fixture(scope="module")
@@ -45,56 +31,6 @@ def checkpoint(tmp_path_factory) -> Callable[[str], Path]:
         return folder
 
     return make
-
-
-def answers(folder: Path, family: str, batch_size: int, order: list[int]) -> list[tuple[str, int]]:
-    mask_id, options = RUNS[family]
-    engine = Engine(pretrained=str(folder), mask_id=mask_id, batch_size=batch_size, **options)
-    sampler = engine.sampler_for({}, 19)
-    requests = [Request(PROMPTS[number], sampler) for number in order]
-    found = dict(engine.generate(requests))
-    texts = {number: found[place] for place, number in enumerate(order)}
-    return [(texts[number].text, texts[number].num_forwards) for number in range(len(order))]
-
-
-@pytest.mark.parametrize(
-    "family",
-    ["sdar", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "sdar")],
-)
-def test_no_answer_depends_on_its_batch_or_the_order(checkpoint, family):
-    order = list(range(len(PROMPTS)))
-    alone = answers(checkpoint(family), family, 1, order)
-    assert len({forwards for _, forwards in alone}) > 1
-    assert answers(checkpoint(family), family, 3, order[::-1]) == alone
-    assert answers(checkpoint(family), family, 8, order[3:] + order[:3]) == alone
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", RUNS)
-def test_two_processes_that_share_requests_give_the_same_answers(checkpoint, family):
-    order = list(range(len(PROMPTS)))
-    whole = answers(checkpoint(family), family, 8, order)
-    mask_id, options = RUNS[family]
-    script = (
-        "import json, sys\n"
-        "from llada_plugins.engine.engine import Engine\n"
-        "from llada_plugins.engine.request import Request\n"
-        "folder, given, prompts = sys.argv[1], *map(json.loads, sys.argv[2:])\n"
-        "engine = Engine(pretrained=folder, batch_size=3, **given)\n"
-        "sampler = engine.sampler_for({}, 19)\n"
-        "found = dict(engine.generate([Request(each, sampler) for each in prompts]))\n"
-        "print(json.dumps([[found[n].text, found[n].num_forwards] for n in sorted(found)]))\n"
-    )
-    for rank in (0, 1):
-        given = [json.dumps({"mask_id": mask_id, **options}), json.dumps(PROMPTS[rank::2])]
-        run = subprocess.run(
-            [sys.executable, "-c", script, str(checkpoint(family)), *given],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found = [tuple(each) for each in json.loads(run.stdout.splitlines()[-1])]
-        assert found == whole[rank::2]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +50,7 @@ def test_two_processes_that_share_requests_give_the_same_answers(checkpoint, fam
 )
 def test_what_does_not_go_together_is_refused_in_one_line(checkpoint, family, options, message):
     with pytest.raises(ValueError, match=message) as caught:
-        Engine(pretrained=str(checkpoint(family)), mask_id=RUNS[family][0], **options)
+        Engine(pretrained=str(checkpoint(family)), mask_id=MASK_IDS[family], **options)
     assert "\n" not in str(caught.value)
 
 

@@ -88,31 +88,6 @@ def one(engine: Engine, *, until: tuple[str, ...] = (), prompt: str = "p", **opt
 # ---- batching
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        dict(block_length=4, temperature=1.0),
-        dict(threshold=0.05, cfg_scale=0.5),
-        dict(remask_ratio=0.5, steps=4),
-    ],
-    ids=str,
-)
-def test_a_text_does_not_depend_on_batch_size_or_order(make_engine, options):
-    sampler = SamplerConfig(gen_length=12, early_stop=True, **options)
-    requests = [Request(prompt, sampler, ("q", "zz")) for prompt in PROMPTS]
-    expected = [completion._replace(seconds=0) for completion in answers(make_engine(), requests)]
-    for batch_size in (2, 4, 6):
-        engine = make_engine(batch_size=batch_size)
-        assert [
-            completion._replace(seconds=0) for completion in answers(engine, requests)
-        ] == expected
-        assert [
-            completion._replace(seconds=0) for completion in answers(engine, requests[::-1])
-        ] == expected[::-1]
-    assert len({completion.text for completion in expected}) > 1
-
-
 @pytest.mark.parametrize("batch_tokens", [1, 30, 50, 10_000])
 def test_a_batch_keeps_to_its_tokens_and_takes_as_many_rows_as_fit(make_engine, batch_tokens):
     requests = [

@@ -52,29 +52,6 @@ def test_the_shipped_judge_helps_and_is_counted():
     assert all(0 < each.prm_seconds < each.seconds for each in judged)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        dict(),
-        dict(method="vanilla"),
-        dict(method="window", backmasking_frequency=2, num_refinement_samples=3),
-        dict(cache="dual", steps=8),
-        dict(threshold=0.9, cfg_scale=0.5),
-    ],
-    ids=str,
-)
-def test_answers_do_not_depend_on_their_batch(options):
-    engine = Engine("llada_prm", **{**ROWS, **options})
-    whole = [
-        (each.text, each.num_forwards, each.num_prm_calls)
-        for each in completions(engine, PROBLEMS[:9])
-    ]
-    assert [
-        (each.text, each.num_forwards, each.num_prm_calls)
-        for each in completions(engine, PROBLEMS[:9], batch_size=2)
-    ] == whole
-
-
 def test_budgets_are_options_of_the_engine():
     engine = Engine("llada_prm", max_forwards=7, max_prm_calls=5, **ROWS)
     assert all(

@@ -146,17 +146,6 @@ def test_a_bi_tower_may_rank_proposals_without_revision(make, bi_tower):
     assert make("llada", pretrained=bi_tower, confidence_source="ups").sampler.source == "ups"
 
 
-@pytest.mark.parametrize("method", ["llada", "llada_ups"])
-def test_answers_under_a_policy_do_not_depend_on_the_batch(make, beside, bi_tower, method):
-    for folder, more in (
-        (bi_tower, dict(revise=True, confidence_source="ups")),
-        *([(beside, {})] if method == "llada_ups" else []),
-    ):
-        together = make(method, pretrained=folder, batch_size=4, **more, **SMALL)
-        alone = make(method, pretrained=folder, batch_size=1, **more, **SMALL)
-        assert answers(together) == answers(alone) == answers(together, prompts=PROMPTS[::-1])[::-1]
-
-
 # ---- defaults
 
 
