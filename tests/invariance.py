@@ -135,6 +135,7 @@ VALUES: dict[str, Any] = dict(
     schedule_eps=0.1,
     steps=4,
     minimal_topk=3,
+    branches="0.01:0.3+0.03:0.2",  # below the threshold
 )
 # an option that is refused alone is tried with these, then with the rows before it
 COMPANIONS: tuple[Options, ...] = (
