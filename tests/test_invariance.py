@@ -67,7 +67,8 @@ def test_every_option_of_the_sampler_is_a_row() -> None:
     """A new one is taken up by itself; where it goes with no other, this says so."""
     rows = [*CACHES.values(), *RULES.values()]
     for field in fields(SamplerOptions):
-        assert field.name in NOT_VARIED or any(field.name in row for row in rows)
+        is_row = field.name in NOT_VARIED or any(field.name in row for row in rows)
+        assert is_row, f"{field.name}: give it a value in VALUES"
     assert not ALONE, "give them a value in VALUES, or what they need in COMPANIONS"
     assert set(NOT_VARIED) <= {field.name for field in fields(SamplerOptions)}
     assert set(OF_CACHES) <= {name for row in CACHES.values() for name in row}
