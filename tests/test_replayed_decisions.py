@@ -66,8 +66,10 @@ def answers_of(model: LLaDA, denoise: Denoiser | None = None, **options: Any) ->
     [
         dict(),
         dict(threshold=0.06, temperature=0.8, top_k=9, top_p=0.9),
-        dict(alg_temp=0.5, cache="prefix"),
-        dict(cfg_scale=0.7, logits_eos_inf=True, confidence_eos_eot_inf=True),
+        pytest.param(dict(alg_temp=0.5, cache="prefix"), marks=SLOW),
+        pytest.param(
+            dict(cfg_scale=0.7, logits_eos_inf=True, confidence_eos_eot_inf=True), marks=SLOW
+        ),
         dict(revise=True, confidence_source="ups", steps=12),
         pytest.param(dict(edit_threshold=0.02, threshold=0.06), marks=SLOW),
         pytest.param(dict(block_add_threshold=0.5, threshold=0.06, cache="prefix"), marks=SLOW),
@@ -173,7 +175,7 @@ def test_what_may_hide_a_tensor_or_has_other_rows_has_no_form(value):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=SLOW)])
 def test_another_head_is_computed_with(make_model, tied):
     model, changed = make_model(weight_tying=tied), make_model(weight_tying=tied)
     replaying(model)
@@ -205,6 +207,7 @@ def test_hooks_of_a_head_are_called(make_model, caplog):
 # ---- what cannot be replayed runs as it is
 
 
+@SLOW
 def test_a_rule_that_looks_at_values_is_never_captured(make_model):
     model = make_model()
     options = dict(max_dependence=0.5, threshold=0.06)
