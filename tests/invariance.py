@@ -10,7 +10,7 @@ both harnesses, and benchmarks/invariance.py counts what is left of it in bfloat
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -383,6 +383,7 @@ def killed_and_resumed(engine: Engine, requests: Sequence[Request]) -> dict[int,
     """A call that ends after three answers, and one for the others."""
     found: dict[int, Completion] = {}
     first = engine.generate(requests, batch_size=3)
+    assert isinstance(first, Generator)
     for place, completion in first:
         found[place] = completion
         if len(found) == 3:
