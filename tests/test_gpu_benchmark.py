@@ -252,7 +252,9 @@ def test_a_section_without_time_is_left_out_and_told(monkeypatch) -> None:
     assert told == f"not run, for want of time: {', '.join(gpu.ORDER[2:])}"
 
 
-def test_a_section_that_fails_ends_no_other_and_the_status_tells(monkeypatch, tmp_path, capsys):
+def test_a_section_that_fails_ends_no_other_and_the_status_tells(
+    monkeypatch, tmp_path, capsys, no_compiler: None
+):
     def fails(bench: gpu.Bench) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory\nand more")
 

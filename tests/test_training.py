@@ -481,7 +481,8 @@ def test_noise_differs_between_steps_micro_steps_and_processes():
     [
         (
             ["--preset", "sudoku5"],
-            "--preset must be one of sudoku4, nim_any_move, nim, got 'sudoku5'",
+            "--preset must be one of sudoku4, few_shot_short, few_shot, nim_any_move, nim, got "
+            "'sudoku5'",
         ),
         ([], "give --preset NAME, or --model DIR with --data FILE.jsonl"),
         (
