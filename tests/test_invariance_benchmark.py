@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks.invariance import Answer, agreement, main
+from tests.invariance import ways_of
 
 ALONE = [Answer("ab", [1, 2], [b"1", b"2"]), Answer("c", [3], [b"3"])]
 
@@ -35,12 +36,13 @@ def test_agreement_is_shares_and_the_earliest_forward_that_differs(other, expect
 @pytest.mark.floats
 def test_the_command_finds_full_agreement_in_float32(tmp_path, capsys):
     given = ["--dtypes", "float32", "--num", "3", "--gen_length", "8"]
-    for only in ("cache=none rule=plain", "scoring=count, auto"):
+    method, way = ways_of("llada")[0]
+    for only in ("cache=none rule=plain", f"method={method} scoring={way}"):
         file = tmp_path / "found.json"
         assert main([*given, "--only", only, "--json", str(file)]) == 0
         found = json.loads(file.read_text())
         assert len(found["cells"]) == only.startswith("cache")
-        assert len(found["scoring"]) == only.startswith("scoring")
+        assert len(found["scoring"]) == only.startswith("method")
         assert all(row["texts"] == row["tokens"] == 1 for row in found["cells"])
         assert all(row["largest"] < row["mean"] for row in found["scoring"])
         assert only in capsys.readouterr().out
