@@ -33,7 +33,9 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # run as they stand by .ci/run
 DEMO = ("make demo", "make test", "opencompass configs/eval_llada.py")
 # need a checkpoint, data or another command's output, which are the user's
-PLACEHOLDERS = re.compile(r"GSAI-ML/|LLADA_MODEL=|\bDIR\b|FILE\.(jsonl|csv)|--preset nim ")
+PLACEHOLDERS = re.compile(
+    r"GSAI-ML/|LLADA_MODEL=|\bDIR\b|FILE\.(jsonl|csv)|--preset (?:nim|few_shot) "
+)
 SETTING = re.compile(r"^[A-Z_]+=\S*$")  # of the environment, before a command
 SHORTER = {"lm_eval": ["--limit", "2"], "training": ["--max_steps", "2", "--overwrite"]}
 
