@@ -35,7 +35,7 @@ from training.runs import launch
 from training.runs.command import Run
 from training.runs.jobs import mask_id, preset_job
 from training.runs.options import SFTOptions
-from training.runs.presets import ROUTER_PRESETS, TINY_SHAPE, Preset
+from training.runs.presets import ROUTER_PRESETS, TINY_SHAPE, Preset, plan
 
 from .ala_report import Options, RouterTask, command_line
 
@@ -120,22 +120,13 @@ def train_backbone(folder: Path, updates: int) -> None:
         model=TINY_SHAPE,
         pairs=lambda: (pairs("train", 64 * updates), pairs("test", 1000, seed=1)),
         append_eos=False,
-        arguments=dict(
-            max_steps=updates,
-            per_device_train_batch_size=64,
-            learning_rate=2e-3,
-            warmup_steps=min(100, updates),
-            weight_decay=0.01,
-            adam_beta2=0.98,
+        arguments=plan(
+            steps=updates,
+            rate=2e-3,
+            warmup=min(100, updates),
+            every=500,
             bf16=True,
-            use_cpu=True,
-            num_threads=1,
-            seed=0,
-            per_device_eval_batch_size=500,
             logging_steps=100,
-            eval_strategy="steps",
-            eval_steps=500,
-            save_strategy="no",
         ),
     )
     presets = {"order": preset}

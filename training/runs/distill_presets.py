@@ -22,7 +22,7 @@ from typing import Any
 
 from llada_plugins.tasks import nim, sudoku
 
-from .presets import Preset, nim_pairs, sudoku_pairs
+from .presets import Preset, nim_pairs, plan, sudoku_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,26 +32,9 @@ class DistillPreset(Preset):
     accepts: Callable[[str, str], bool]  # is that answer to that prompt right?
 
 
-def _arguments(**more: Any) -> dict[str, Any]:
-    common = dict(
-        answers="right",
-        teacher_threshold=0.99,
-        teacher_batch=500,
-        per_device_train_batch_size=64,
-        warmup_steps=30,
-        weight_decay=0.01,
-        adam_beta2=0.98,
-        bf16=True,
-        use_cpu=True,
-        num_threads=1,
-        seed=0,
-        per_device_eval_batch_size=500,
-        logging_steps=50,
-        eval_strategy="steps",
-        eval_steps=200,
-        save_strategy="no",
-    )
-    return {**common, **more}
+def _plan(steps: int, rate: float, **more: Any) -> dict[str, Any]:
+    common = dict(answers="right", teacher_threshold=0.99, teacher_batch=500, bf16=True)
+    return plan(steps=steps, rate=rate, warmup=30, every=200, **common, **more)
 
 
 DISTILL_PRESETS = {
@@ -60,13 +43,13 @@ DISTILL_PRESETS = {
         pairs=partial(sudoku_pairs, 12_000, seed=11),
         append_eos=False,
         accepts=sudoku.is_valid,
-        arguments=_arguments(max_steps=500, learning_rate=1e-3),
+        arguments=_plan(500, 1e-3),
     ),
     "nim": DistillPreset(
         model="nim",
         pairs=partial(nim_pairs, 6000, seed=11),
         append_eos=False,
         accepts=nim.is_winning,
-        arguments=_arguments(max_steps=200, learning_rate=2e-4, certainty=0.0),
+        arguments=_plan(200, 2e-4, certainty=0.0),
     ),
 }

@@ -103,114 +103,77 @@ TINY_SHAPE = dict(
     rope_full_precision=True,
 )
 
+
+def plan(*, steps: int, rate: float, warmup: int, every: int, **more: Any) -> dict[str, Any]:
+    """Flags of a short run on a CPU, nothing saved in between.
+
+    steps: updates. rate: learning rate, reached after `warmup` of them. every: updates from
+    one evaluation to the next. more: further flags, and others in the place of these.
+    """
+    common = dict(
+        max_steps=steps,
+        per_device_train_batch_size=64,
+        learning_rate=rate,
+        warmup_steps=warmup,
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        use_cpu=True,
+        num_threads=1,
+        seed=0,
+        per_device_eval_batch_size=500,
+        logging_steps=50,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="no",
+    )
+    return {**common, **more}
+
+
 PRESETS = {
     "sudoku4": Preset(
         model=TINY_SHAPE,
         pairs=partial(sudoku_pairs, 60_000),
         append_eos=False,  # every answer has 16 digits
-        arguments=dict(
-            max_steps=1000,
-            per_device_train_batch_size=64,
-            learning_rate=2e-3,
-            warmup_steps=100,
-            weight_decay=0.01,
-            adam_beta2=0.98,
-            bf16=True,
-            use_cpu=True,
-            num_threads=2,
-            seed=0,
-            per_device_eval_batch_size=500,
-            logging_steps=50,
-            eval_strategy="steps",
-            eval_steps=250,
-            save_strategy="no",
-        ),
+        arguments=plan(steps=1000, rate=2e-3, warmup=100, every=250, bf16=True, num_threads=2),
     ),
     "few_shot_short": Preset(
         model=dict(TINY_SHAPE, d_model=64, n_layers=3, mlp_hidden_size=192),
         pairs=partial(few_shot_pairs, 60_000, num_examples=2),
         append_eos=False,  # every answer has 6 digits
-        arguments=dict(
-            max_steps=1600,
+        arguments=plan(
+            steps=1600,
+            rate=3e-3,
+            warmup=100,
+            every=500,
             per_device_train_batch_size=32,
-            learning_rate=3e-3,
-            warmup_steps=100,
-            weight_decay=0.01,
-            adam_beta2=0.98,
-            use_cpu=True,
-            num_threads=1,
-            seed=0,
             per_device_eval_batch_size=250,
             logging_steps=100,
-            eval_strategy="steps",
-            eval_steps=500,
-            save_strategy="no",
         ),
     ),
     "few_shot": Preset(
         model="./outputs/few_shot_short",
         pairs=partial(few_shot_pairs, 20_000),
         append_eos=False,
-        arguments=dict(
-            max_steps=300,
+        arguments=plan(
+            steps=300,
+            rate=1e-3,
+            warmup=20,
+            every=100,
             per_device_train_batch_size=32,
-            learning_rate=1e-3,
-            warmup_steps=20,
-            weight_decay=0.01,
-            adam_beta2=0.98,
-            use_cpu=True,
-            num_threads=1,
-            seed=0,
             per_device_eval_batch_size=250,
-            logging_steps=50,
-            eval_strategy="steps",
-            eval_steps=100,
-            save_strategy="no",
         ),
     ),
     "nim_any_move": Preset(
         model=TINY_SHAPE,
         pairs=partial(nim_pairs, 60_000, any_move=True),
         append_eos=False,  # every answer has 8 characters
-        arguments=dict(
-            max_steps=6000,
-            per_device_train_batch_size=64,
-            learning_rate=2e-3,
-            warmup_steps=100,
-            weight_decay=0.01,
-            adam_beta2=0.98,
-            bf16=True,
-            use_cpu=True,
-            num_threads=1,
-            seed=0,
-            per_device_eval_batch_size=500,
-            logging_steps=100,
-            eval_strategy="steps",
-            eval_steps=500,
-            save_strategy="no",
-        ),
+        arguments=plan(steps=6000, rate=2e-3, warmup=100, every=500, bf16=True, logging_steps=100),
     ),
     "nim": Preset(
         model="./outputs/nim_any_move",
         pairs=partial(nim_pairs, 60_000),
         append_eos=False,
-        arguments=dict(
-            max_steps=1000,
-            per_device_train_batch_size=64,
-            learning_rate=1e-3,
-            warmup_steps=50,
-            weight_decay=0.01,
-            adam_beta2=0.98,
-            bf16=True,
-            use_cpu=True,
-            num_threads=1,
-            seed=0,
-            per_device_eval_batch_size=500,
-            logging_steps=100,
-            eval_strategy="steps",
-            eval_steps=250,
-            save_strategy="no",
-        ),
+        arguments=plan(steps=1000, rate=1e-3, warmup=50, every=250, bf16=True, logging_steps=100),
     ),
 }
 
@@ -220,22 +183,7 @@ UPS_PRESETS = {
         # one epoch of puzzles, drawn apart from those that the backbone was trained on
         pairs=partial(sudoku_pairs, 32_000, seed=1),
         append_eos=False,
-        arguments=dict(
-            max_steps=500,
-            per_device_train_batch_size=64,
-            learning_rate=5e-3,
-            warmup_steps=20,
-            weight_decay=0.01,
-            adam_beta2=0.98,
-            use_cpu=True,
-            num_threads=1,
-            seed=0,
-            per_device_eval_batch_size=500,
-            logging_steps=50,
-            eval_strategy="steps",
-            eval_steps=125,
-            save_strategy="no",
-        ),
+        arguments=plan(steps=500, rate=5e-3, warmup=20, every=125),
     ),
 }
 
@@ -283,7 +231,11 @@ class PretrainPreset:
 
 PRETRAIN_PRESETS = {
     "wikitext2": PretrainPreset(
-        arguments=dict(
+        arguments=plan(
+            steps=6000,
+            rate=2e-3,
+            warmup=100,
+            every=500,
             dataset="wikitext2",
             d_model=128,
             n_layers=4,
@@ -294,21 +246,10 @@ PRETRAIN_PRESETS = {
             remask_ratio=0.2,
             top_k=50,
             top_p=0.9,
-            max_steps=6000,
             per_device_train_batch_size=16,
             per_device_eval_batch_size=32,
-            learning_rate=2e-3,
-            weight_decay=0.01,
-            adam_beta2=0.98,
-            warmup_steps=100,
             bf16=True,
-            use_cpu=True,
-            num_threads=1,
-            seed=0,
             logging_steps=100,
-            eval_strategy="steps",
-            eval_steps=500,
-            save_strategy="no",
         ),
     ),
 }
@@ -352,21 +293,6 @@ PRM_PRESETS = {
         separator="\n",
         split="block",
         block_length=4,
-        arguments=dict(
-            max_steps=500,
-            per_device_train_batch_size=64,
-            learning_rate=3e-3,
-            warmup_steps=50,
-            weight_decay=0.01,
-            adam_beta2=0.98,
-            use_cpu=True,
-            num_threads=1,
-            seed=0,
-            per_device_eval_batch_size=500,
-            logging_steps=50,
-            eval_strategy="steps",
-            eval_steps=125,
-            save_strategy="no",
-        ),
+        arguments=plan(steps=500, rate=3e-3, warmup=50, every=125),
     ),
 }
