@@ -266,22 +266,8 @@ class SamplerConfig(BlockRules):
 
         reviewed: are there candidates to save on? Those must end where all others do.
         """
-        if reviewed and self.branches is not None:
-            raise ValueError(
-                "branches go without a process reward model, whose candidates are rows too: leave "
-                "them out"
-            )
-        if reviewed and self.block_add_threshold is not None:
-            raise ValueError(
-                "block_add_threshold goes without a process reward model, which judges one block "
-                "after another: leave it out"
-            )
-        if reviewed and (self.leaves or self.answer_end != "gen_length"):
-            option = f"stop_at={self.stops}" if self.leaves else f"answer_end={self.answer_end}"
-            raise ValueError(
-                f"{option} goes without a process reward model, which compares whole blocks: leave "
-                "it out"
-            )
+        if reviewed:
+            self._check_reviewed()
         if self.max_forwards is None or self.adaptive:
             return
         if not reviewed:
@@ -294,6 +280,25 @@ class SamplerConfig(BlockRules):
             raise ValueError(
                 f"max_forwards ({self.max_forwards}) must be at least steps ({least}): "
                 "a single candidate of every block takes as many"
+            )
+
+    def _check_reviewed(self) -> None:
+        """Can a process reward model compare what these options decode?"""
+        if self.branches is not None:
+            raise ValueError(
+                "branches go without a process reward model, whose candidates are rows too: leave "
+                "them out"
+            )
+        if self.block_add_threshold is not None:
+            raise ValueError(
+                "block_add_threshold goes without a process reward model, which judges one block "
+                "after another: leave it out"
+            )
+        if self.leaves or self.answer_end != "gen_length":
+            option = f"stop_at={self.stops}" if self.leaves else f"answer_end={self.answer_end}"
+            raise ValueError(
+                f"{option} goes without a process reward model, which compares whole blocks: leave "
+                "it out"
             )
 
 
