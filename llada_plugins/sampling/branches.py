@@ -120,7 +120,8 @@ def spread(decisions: list[Decision], mask: int) -> Spread:
 class Branching:
     """Steps of which several sets of tokens go on, as rows of the next forward.
 
-    on_step sees a step once the choice among its branches is known.
+    on_step sees a step once the choice among its branches is known. num_branches: (B,) of
+    all rows, to which further rows in a forward are added.
     """
 
     def __init__(
@@ -128,8 +129,9 @@ class Branching:
         config: SamplerConfig,
         special: SpecialTokens,
         on_step: Callable[[Step], None] | None,
+        num_branches: Tensor,
     ) -> None:
-        self.special, self.on_step = special, on_step
+        self.special, self.on_step, self.num_branches = special, on_step, num_branches
         self.rules = configs_of(config)
         self._untold: Step | None = None  # the last step, of all branches
         self._ended: Tensor | None = None  # (N,) bool: which of them have no masks
@@ -143,6 +145,8 @@ class Branching:
         forward is left.
         """
         plain = self.rules[0]
+        further = work.rows_of_each(len(self.num_branches)) - 1
+        self.num_branches.add_(further.clamp_min(0))  # of rows that are done none
         if number > 0:
             assert work.kept is not None
             judged = Judged(prediction, work.before(number, plain).block, work.kept, work.numbers)

@@ -238,23 +238,13 @@ def unmask(
     block. on_step: sees every step; its rows are numbers of canvas rows, its block is 0.
     """
     tokens = canvas.tokens
-    masked = tokens[:, window] == special.mask  # (B, W)
-    offsets = torch.as_tensor(offset, device=tokens.device).expand(len(tokens))[:, None]
-    plan = plan_block(masked, config, steps, draws_of_confidence(keys, offsets, masked.shape[1]))
-    foreseen = foresee(masked, plan, config)
-    # a memory for these steps alone: what a cache keeps must not outlive them
-    canvas = canvas._replace(memory=Memory())
-    numbers = torch.arange(len(tokens), device=tokens.device)
-    post_steps = numbers.new_full((len(tokens),), config.post_steps)
-    blocks = BlocksInWork.of(masked, config) if config.blocks_at_once > 1 else None
-    counts = torch.arange(foreseen.num_steps, device=tokens.device)
-    branching = None if config.branches is None else Branching(config, special, on_step)
-    work = RowsInWork(
-        *(canvas, window, numbers, keys, offsets, post_steps, counts, plan, blocks),
-        kept=None if branching is None else torch.zeros_like(masked),
-    )
-    nothing = torch.zeros_like(numbers)
-    result = Unmasked(nothing, nothing.clone(), torch.zeros_like(numbers, dtype=torch.bool))
+    work, foreseen = begin(canvas, window, keys, offset, steps, config, special)
+    nothing = torch.zeros_like(work.numbers)
+    result = Unmasked(nothing, nothing.clone(), nothing.bool())
+    if config.branches is None:
+        stepper: Deciding | Branching = Deciding(config, special, on_step, result.left)
+    else:
+        stepper = Branching(config, special, on_step, result.branches)
     num_steps = foreseen.num_steps
     for step in range(num_steps):
         work = work.before_step(special.mask)
@@ -271,50 +261,102 @@ def unmask(
             work = work.keep_rows(masked_first(unfinished)[: left.num_rows])
         prediction = denoise(work.canvas, work.window)
         last = config.adaptive and step == foreseen.num_steps - 1
-        if branching is not None:
-            result.branches.add_((work.rows_of_each(len(tokens)) - 1).clamp_min(0))
-            work = branching.take_step(prediction, work, step, left.most, last=last)
-            continue
-        decide = Decide(
-            config,
-            special,
-            config.at_least_in(step),
-            last=last,
-            opens=config.opens_with_one and step == 0,
-            explains=config.leaves or config.edits or on_step is not None,
-        )
-        reasons = take_step(prediction, work, step, left.most, decide)
-        if reasons is not None and config.leaves:
-            result.left[work.numbers] = has_left(work, reasons.masked, special, config)
-        if reasons is not None and on_step is not None:
-            on_step(work.as_step(step, prediction.confidence, reasons, special.mask))
-    if branching is not None:
-        branching.tell()
+        work = stepper.take_step(prediction, work, step, left.most, last=last)
+    stepper.tell()
     work.write_back(tokens, result.forwards, num_steps)
     return result
 
 
-def take_step(
-    prediction: Prediction, work: RowsInWork, number: int, num_columns: int, decide: Decide
-) -> Reasons | None:
-    """What a forward of the rows in work changes in their block, in place.
+def begin(
+    canvas: Canvas,
+    window: slice,
+    keys: Tensor,
+    offset: int | Tensor,
+    steps: int | None,
+    config: SamplerConfig,
+    special: SpecialTokens,
+) -> tuple[RowsInWork, Foreseen]:
+    """All rows of a canvas before the first step of a window, and what is known of its steps."""
+    device, num_rows = canvas.tokens.device, len(canvas.tokens)
+    masked = canvas.tokens[:, window] == special.mask  # (B, W)
+    offsets = torch.as_tensor(offset, device=device).expand(num_rows)[:, None]
+    plan = plan_block(masked, config, steps, draws_of_confidence(keys, offsets, masked.shape[1]))
+    foreseen = foresee(masked, plan, config)
+    numbers = torch.arange(num_rows, device=device)
+    work = RowsInWork(
+        # a memory for these steps alone: what a cache keeps must not outlive them
+        canvas._replace(memory=Memory()),
+        window,
+        numbers,
+        keys,
+        offsets,
+        numbers.new_full((num_rows,), config.post_steps),
+        torch.arange(foreseen.num_steps, device=device),
+        plan,
+        BlocksInWork.of(masked, config) if config.blocks_at_once > 1 else None,
+        None if config.branches is None else torch.zeros_like(masked),
+    )
+    return work, foreseen
 
-    num_columns: of the block that are judged, at most. number: of the step.
+
+class Deciding:
+    """Steps of which one set of tokens goes on; on_step sees each right after it.
+
+    left: (B,) of all rows, see Unmasked; it is kept up to date.
     """
-    config = decide.config
-    before = work.before(number, config)
-    decision: Decision
-    if decide.waits:
-        decision = decide(prediction, before, num_columns)
-    else:
-        decision = prediction.decide(decide, before, num_columns, work.block.shape[1])
-    reasons = decision.reasons
-    if config.edits:
-        assert reasons is not None
-        left = post_steps_left(work.post_steps, reasons.masked, reasons.replaced)
-        work.post_steps.copy_(left)
-    work.block.copy_(decision.tokens)
-    return reasons
+
+    def __init__(
+        self,
+        config: SamplerConfig,
+        special: SpecialTokens,
+        on_step: Callable[[Step], None] | None,
+        left: Tensor,
+    ) -> None:
+        self.config, self.special, self.on_step, self.left = config, special, on_step, left
+
+    def take_step(
+        self, prediction: Prediction, work: RowsInWork, number: int, num_columns: int, *, last: bool
+    ) -> RowsInWork:
+        """What a forward of the rows in work changes in their block, in place.
+
+        number: of the step. num_columns: of the block that are judged, at most. last: no
+        forward is left.
+        """
+        config = self.config
+        decide = Decide(
+            config,
+            self.special,
+            config.at_least_in(number),
+            last=last,
+            opens=config.opens_with_one and number == 0,
+            explains=config.leaves or config.edits or self.on_step is not None,
+        )
+        before = work.before(number, config)
+        decision: Decision
+        if decide.waits:
+            decision = decide(prediction, before, num_columns)
+        else:
+            decision = prediction.decide(decide, before, num_columns, work.block.shape[1])
+        reasons = decision.reasons
+        work.block.copy_(decision.tokens)
+        if reasons is not None:
+            self._follow(work, number, prediction.confidence, reasons)
+        return work
+
+    def _follow(
+        self, work: RowsInWork, number: int, policy: Tensor | None, reasons: Reasons
+    ) -> None:
+        """Note and show what a step has done."""
+        if self.config.edits:
+            left = post_steps_left(work.post_steps, reasons.masked, reasons.replaced)
+            work.post_steps.copy_(left)
+        if self.config.leaves:
+            self.left[work.numbers] = has_left(work, reasons.masked, self.special, self.config)
+        if self.on_step is not None:
+            self.on_step(work.as_step(number, policy, reasons, self.special.mask))
+
+    def tell(self) -> None:
+        """Every step has been shown."""
 
 
 def post_steps_left(before: Tensor, masked: Tensor, replaced: Tensor) -> Tensor:
