@@ -39,8 +39,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -61,6 +60,7 @@ from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.models.quantization import check_quantize
 from llada_plugins.models.scaled_linear import check_device
 from llada_plugins.reports.render import pyplot
+from training.loop.trainer import compile_layers
 
 from . import gpu_training, reference, roofline
 from .clock import clock_of, device_name, timed
@@ -145,14 +145,12 @@ def measured_step(bench: Bench, form: str, rows: int) -> dict[str, float]:
 
 def compiled(bench: Bench) -> dict[str, Any]:
     """`steps` with compiled layers, and the seconds that compiling took."""
-    if lack := lacking(bench.model.device):
-        return {"lack": f"{lack.what}: {lack.remedy}"}
-    with compiled_layers(bench.model):
-        began = time.perf_counter()
+
+    def first(rows: int) -> None:
         for form in FORMS:
-            for rows in {min(bench.options.rows), max(bench.options.rows)}:
-                steps_of(form, bench.model, bench.options, rows)()
-        return {"compile_seconds": time.perf_counter() - began, **steps(bench)}
+            steps_of(form, bench.model, bench.options, rows)()
+
+    return bench.compiled_steps(first, partial(steps, bench))
 
 
 # --- other sections -------------------------------------------------------------------
@@ -188,26 +186,7 @@ def times_published(bench: Bench, temperature: float) -> dict[str, float]:
         our_step(denoise, model, tokens.clone(), window, config)
 
     published = bench.median(theirs)
-    return {how: published / taken for how, taken in both_ways(bench, ours).items()}
-
-
-def both_ways(bench: Bench, work: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of a piece of work with eager layers and, where they can be, compiled ones."""
-    found = {"eager": bench.median(work)}
-    if not lacking(bench.model.device):
-        with compiled_layers(bench.model):
-            found["compiled"] = bench.median(work)
-    return found
-
-
-@contextmanager
-def compiled_layers(model: LLaDA) -> Iterator[None]:
-    """Layers run compiled, and small forwards are replayed, until the end."""
-    model.compile_layers("on")
-    try:
-        yield
-    finally:
-        model.compile_layers("off")
+    return {how: published / taken for how, taken in bench.both_ways(ours).items()}
 
 
 def same_share(model: LLaDA, options: Options) -> float:
@@ -254,7 +233,7 @@ def likelihood(bench: Bench) -> dict[str, float]:
 
     rows = len(pairs) * mc_num
     ours = partial(log_likelihood, model, pairs, mc_num=mc_num, batch_size=64)
-    seconds = {"published": bench.median(theirs), **both_ways(bench, ours)}
+    seconds = {"published": bench.median(theirs), **bench.both_ways(ours)}
     return {name: rows / taken for name, taken in seconds.items()}
 
 
@@ -294,17 +273,14 @@ def trained(bench: Bench, kind: str) -> dict[str, float]:
     work = gpu_training.WORKS[kind](model, columns)
     batch = gpu_training.batch_of(model, columns, options.seed)
     if not lacking(model.device):
-        gpu_training.compile_layers(work.model)
+        compile_layers(work.model)
     seconds = bench.median(gpu_training.updates(work, batch, model.dtype))
     return gpu_training.rates(seconds, columns, work.flops, bench.ceiling.flops)
 
 
 def compiled_answers(bench: Bench) -> dict[str, Any]:
     """`answers` with compiled layers; those that are not measured compile and capture."""
-    if lack := lacking(bench.model.device):
-        return {"lack": f"{lack.what}: {lack.remedy}"}
-    with compiled_layers(bench.model):
-        return answers(bench)
+    return bench.when_compiled(partial(answers, bench))
 
 
 SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from llada_plugins.models.compiling import lacking
 from llada_plugins.models.llada import LLaDA
 
 from . import roofline
@@ -46,6 +48,35 @@ class Bench(NamedTuple):
         found = [timed(work, device) for _ in range(self.options.repetitions)]
         return statistics.median(getattr(each, self.clock) for each in found)
 
+    def when_compiled(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What is measured with compiled layers; where they cannot be, the reason."""
+        if lack := lacking(self.model.device):
+            return {"lack": f"{lack.what}: {lack.remedy}"}
+        with compiled_layers(self.model):
+            return measure()
+
+    def compiled_steps(
+        self, first: Callable[[int], Any], steps: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Steps with compiled layers, and the seconds that compiling took.
+
+        first: runs steps of a number of rows, which compiles them.
+        """
+
+        def measure() -> dict[str, Any]:
+            began = time.perf_counter()
+            for rows in {min(self.options.rows), max(self.options.rows)}:
+                first(rows)
+            return {"compile_seconds": time.perf_counter() - began, **steps()}
+
+        return self.when_compiled(measure)
+
+    def both_ways(self, work: Callable[[], Any]) -> dict[str, float]:
+        """Seconds of a piece of work with eager layers and, where they can be, compiled ones."""
+        found = {"eager": self.median(work)}
+        compiled = self.when_compiled(lambda: {"compiled": self.median(work)})
+        return found if "lack" in compiled else {**found, **compiled}
+
     def measured(
         self, run: Callable[[], Any], works: Sequence[roofline.Work], num_steps: int = 1
     ) -> dict[str, float]:
@@ -63,3 +94,13 @@ class Bench(NamedTuple):
             "idle_share": profile.idle_share(num_steps * seconds),
             "product_share": profile.product_share,
         }
+
+
+@contextmanager
+def compiled_layers(model: LLaDA) -> Iterator[None]:
+    """Layers run compiled, and small forwards are replayed, until the end."""
+    model.compile_layers("on")
+    try:
+        yield
+    finally:
+        model.compile_layers("off")

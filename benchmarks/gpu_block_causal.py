@@ -7,8 +7,8 @@ is the last block of a canvas of prompt_length + gen_length columns, half of it 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,6 @@ from llada_plugins import SamplerConfig
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction, model_denoiser
 from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks
 from llada_plugins.diffusion.memory import Lasting, Memory
-from llada_plugins.models.compiling import lacking
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 
@@ -112,19 +111,13 @@ def block_causal(bench: Bench) -> dict[str, Any]:
     config = model_config(SHAPES[options.shape], longest, WIDTHS[0])
     model = random_model(config, device, options.seed).to(bench.model.dtype)
     of_model = bench._replace(model=model)
-    return {"eager": steps(of_model, places), "compiled": compiled(of_model, places)}
 
+    def first(rows: int) -> None:
+        for place in places:
+            later_steps(model, place, rows, options.seed)()
 
-def compiled(bench: Bench, places: list[Place]) -> dict[str, Any]:
-    """`steps` with compiled layers, and the seconds that compiling took."""
-    if lack := lacking(bench.model.device):
-        return {"lack": f"{lack.what}: {lack.remedy}"}
-    bench.model.compile_layers("on")
-    began = time.perf_counter()
-    for place in places:
-        for rows in {min(bench.options.rows), max(bench.options.rows)}:
-            later_steps(bench.model, place, rows, bench.options.seed)()
-    return {"compile_seconds": time.perf_counter() - began, **steps(bench, places)}
+    measure = partial(steps, of_model, places)
+    return {"eager": measure(), "compiled": of_model.compiled_steps(first, measure)}
 
 
 def steps(bench: Bench, places: list[Place]) -> dict[str, Any]:

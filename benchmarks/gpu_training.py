@@ -79,13 +79,6 @@ WORKS: dict[str, Callable[[LLaDA, int], Work]] = {
 }
 
 
-def compile_layers(model: nn.Module) -> None:
-    """Have the layers of the LLaDA inside run compiled."""
-    for module in model.modules():
-        if isinstance(module, LLaDA):
-            module.compile_layers("on")
-
-
 def updates(work: Work, batch: dict[str, Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
     """One update a call; returns its loss."""
     trained = [weight for weight in work.model.parameters() if weight.requires_grad]

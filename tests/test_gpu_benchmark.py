@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import gpu, gpu_block_causal, gpu_report, gpu_training, roofline
+from benchmarks import gpu, gpu_bench, gpu_block_causal, gpu_report, gpu_training, roofline
 from benchmarks.gpu_block_causal import WIDTHS, Place, after_first_step
 from benchmarks.random_models import model_config, random_model
 from benchmarks.steps import canvas_of
@@ -51,7 +51,7 @@ def words(**options: object) -> list[str]:
 @pytest.fixture
 def no_compiler(monkeypatch) -> None:
     """Layers are left eager, as where nothing can be compiled."""
-    for module in (gpu, gpu_block_causal):
+    for module in (gpu, gpu_bench):
         monkeypatch.setattr(module, "lacking", lambda device: Lack("no compiler", "get one"))
 
 

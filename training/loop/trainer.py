@@ -217,6 +217,13 @@ class DiffusionTrainer(WholeCheckpoints):
             self.load(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
 
+def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
+    """Have the layers of each LLaDA in a model run compiled."""
+    for module in model.modules():
+        if isinstance(module, LLaDA):
+            module.compile_layers("on", backend)
+
+
 @contextmanager
 def _layers_compiled(model: nn.Module, arguments: TrainingArguments) -> Iterator[None]:
     """Where --torch_compile is given, compile the layers, and keep transformers from the whole.
@@ -229,9 +236,7 @@ def _layers_compiled(model: nn.Module, arguments: TrainingArguments) -> Iterator
     if not arguments.torch_compile or sharded or arguments.torch_compile_mode is not None:
         yield
         return
-    for module in model.modules():
-        if isinstance(module, LLaDA):
-            module.compile_layers("on", arguments.torch_compile_backend or "inductor")
+    compile_layers(model, arguments.torch_compile_backend or "inductor")
     given = arguments.torch_compile_backend, os.environ.pop(FOR_ACCELERATE, None)
     arguments.torch_compile, arguments.torch_compile_backend = False, None
     try:
