@@ -119,35 +119,43 @@ class Setting(NamedTuple):
 
 def settings(task: ExactTask, with_head: bool) -> list[Setting]:
     """All rows of a task; with_head: those of learned remasking too."""
-    length = task.answer_length
-    fixed = {str(steps): dict(steps=steps) for steps in (length, length // 2, length // 4)}
-    found = [
-        Setting(curve, name, "llada", options)
-        for curve, rows in {"steps": fixed, **RULES}.items()
-        for name, options in rows.items()
-    ]
-    if with_head:
-        found += [Setting("ups", name, "llada_ups", options) for name, options in UPS.items()]
-        found += [
-            Setting("ups branches", name, "llada_ups", options)
-            for name, options in RULES["branches"].items()
-        ]
     # four blocks, or three, so that prompts are met again
     block = 2 if task is FEW_SHOT else BLOCK_LENGTHS[task.name] // 2
+    return [
+        *_of_one_block(task.answer_length, with_head),
+        *_in_blocks(block, with_head),
+        *_cached(block),
+    ]
+
+
+def _of_one_block(length: int, with_head: bool) -> Iterator[Setting]:
+    fixed = {str(steps): dict(steps=steps) for steps in (length, length // 2, length // 4)}
+    for curve, rows in {"steps": fixed, **RULES}.items():
+        for name, options in rows.items():
+            yield Setting(curve, name, "llada", options)
+    if with_head:
+        for curve, rows in {"ups": UPS, "ups branches": RULES["branches"]}.items():
+            for name, options in rows.items():
+                yield Setting(curve, name, "llada_ups", options)
+
+
+def _in_blocks(block: int, with_head: bool) -> Iterator[Setting]:
     for curve, rows in IN_BLOCKS.items():
         for name, options in rows.items():
-            found.append(Setting(curve, name, "llada", dict(options, block_length=block)))
+            own = dict(options, block_length=block)
+            yield Setting(curve, name, "llada", own)
             if with_head and curve != "blocks":
-                own = dict(options, block_length=block, revise_below=0.5)
-                found.append(Setting(f"ups, {curve}", name, "llada_ups", own))
+                yield Setting(f"ups, {curve}", name, "llada_ups", dict(own, revise_below=0.5))
+
+
+def _cached(block: int) -> Iterator[Setting]:
     for name, options in SEVERAL_CACHED.items():
         cached = dict(threshold=0.99, block_length=block, **SEVERAL, **options)
-        found.append(Setting("several blocks, cache", name, "llada", cached))
+        yield Setting("several blocks, cache", name, "llada", cached)
     for name, options in CACHES.items():
         for value in (0.9, 0.99):
             cached = dict(threshold=value, block_length=block, **options)
-            found.append(Setting(f"cache: {name}", str(value), "llada", cached))
-    return found
+            yield Setting(f"cache: {name}", str(value), "llada", cached)
 
 
 class Columns:
