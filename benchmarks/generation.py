@@ -39,6 +39,7 @@ canvas, in two steps a block or, with a cache, one token a step; ours decodes it
 after. Greedy answers must have the same tokens, or the exit status is 1. In bfloat16
 peers rank positions by bfloat16 probabilities, many of which tie, and ours by float32:
 tokens that differ there are told, and are a failure only if they differ in float32 too.
+With --compile on, layers run compiled beside peers, and small steps are replayed on a GPU.
 `dual_refresh2` is `dual` with a first step every second step. Floors (roofline.py) and
 memory (memory.py) are of the measured step.
 

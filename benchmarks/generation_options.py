@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from llada_plugins import SamplerConfig
+from llada_plugins.models.compiling import COMPILE, Compile, check_compile
 from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
 
@@ -50,6 +51,11 @@ class Options:
         metadata={"help": "checkouts of LLaDA, Fast-dLLM or dllm to run beside ours"},
     )
     peer_repetitions: int = arg(3, "answers decoded by each loop of a peer, and by ours")
+    compile: Compile = arg(
+        "off",
+        f"{', '.join(COMPILE)}: our layers beside peers, and those of a peer's loop that calls our "
+        "model",
+    )
     memory_length: int = arg(
         4096,
         "columns of the longest canvas whose step's memory is measured, the shortest has a 16th; "
@@ -116,6 +122,7 @@ class Options:
                 f"peers decode {peers.NUM_BLOCKS} blocks after a prompt: prompt_length + "
                 f"gen_length must exceed {answer}"
             )
+        check_compile(self.compile, pick_device(self.device))
         for folder in self.peer:
             peers.kind(Path(folder))
 

@@ -51,7 +51,9 @@ def peer_results(
 
     exactly: whose greedy tokens are ours in float32, where steps are measured in less.
     """
+    model.compile_layers(options.compile)
     runs = peer_runs(model, options, clock) if options.peer else {}
+    model.compile_layers("off")
     for name, same in exactly.items():
         runs[name]["same_in_float32"] = same
     return {

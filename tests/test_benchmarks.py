@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import (
     accuracy,
     generation,
+    generation_peers,
     memory,
     peers,
     random_models,
@@ -402,6 +403,21 @@ def test_weights_of_a_peers_own_model_are_ours_and_not_copies(model, checkouts):
         theirs = peers.with_our_weights(LLaDAModelLM, LLaDAConfig, model)
     ours = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     assert {name: parameter.data_ptr() for name, parameter in theirs.named_parameters()} == ours
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_our_layers_are_compiled_beside_peers_and_not_after(model, checkouts, monkeypatch, mode):
+    modes: list[str] = []
+    monkeypatch.setattr(LLaDA, "compile_layers", lambda _, mode: modes.append(mode))
+
+    def runs(*_: object) -> dict:
+        modes.append("peers")
+        return {}
+
+    monkeypatch.setattr(generation_peers, "peer_runs", runs)
+    options = generation.Options(peer=[str(checkouts[0])], compile=mode)
+    generation_peers.peer_results(model, options, "cpu", {})
+    assert modes == [mode, "peers", "off"]
 
 
 @pytest.mark.slow
