@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -311,23 +312,32 @@ def command(output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.slow
-def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = python(*command(whole, "--jobs", "2"), cwd=tmp_path)
+def whole_and_killed(command: Callable[[Path], list[str]], folder: Path) -> tuple[Path, Path, str]:
+    """Outputs of a sweep over thresholds .6 and .95, and of one that was killed and went on.
+
+    And what the first printed. command: writes to a folder.
+    """
+    whole, parts = folder / "whole", folder / "parts"
+    done = python(*command(whole), "--jobs", "2", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    killed = subprocess.Popen(
-        [sys.executable, *command(parts)], cwd=tmp_path, start_new_session=True
-    )
+    killed = subprocess.Popen([sys.executable, *command(parts)], cwd=folder, start_new_session=True)
     while not (parts / "points" / "threshold=0.6").is_dir() and killed.poll() is None:
         time.sleep(0.2)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (parts / "frontier.json").exists()
     first = (parts / "points" / "threshold=0.6").stat().st_mtime_ns
-    again = python(*command(parts), cwd=tmp_path)
+    again = python(*command(parts), cwd=folder)
     assert again.returncode == 0, again.stderr[-3000:]
     assert (parts / "points" / "threshold=0.6").stat().st_mtime_ns == first  # not run again
+    assert (whole / "leaderboard.yaml").read_text() == (parts / "leaderboard.yaml").read_text()
+    assert not list((whole / "caches").iterdir())
+    return whole, parts, done.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
+    whole, parts, said = whole_and_killed(command, tmp_path)
 
     def points(folder: Path) -> list[dict]:
         with (folder / "points.csv").open() as file:
@@ -337,9 +347,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
             ]
 
     assert points(whole) == points(parts) and len(points(whole)) == 2
-    assert (whole / "leaderboard.yaml").read_text() == (parts / "leaderboard.yaml").read_text()
-    assert (whole / "frontier.png").stat().st_size > 1000 and "AUP of llada" in done.stdout
-    assert not list((whole / "caches").iterdir())
+    assert (whole / "frontier.png").stat().st_size > 1000 and "AUP of llada" in said
 
 
 @pytest.mark.slow

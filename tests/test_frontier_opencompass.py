@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,8 +18,7 @@ from llada_plugins.harness.sweeps import harness_of
 from llada_plugins.reports.frontier import FrontierConfig
 from llada_plugins.reports.frontier_runs import Places, Runs
 from llada_plugins.reports.sweep import Point
-from tests.commands import python
-from tests.test_frontier import POINTS
+from tests.test_frontier import POINTS, whole_and_killed
 
 ROOT = Path(frontier.__file__).parents[1]
 ENTRY = "LLaDA-tiny-gen_length=16-steps=16"
@@ -250,23 +245,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path):
         sweep = ["--sweep", "threshold=0.6,0.95", "--device", "cpu", "--output", str(output)]
         return ["-m", "llada_plugins.frontier", *given, *sweep]
 
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = python(*command(whole), "--jobs", "2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    killed = subprocess.Popen(
-        [sys.executable, *command(parts)], cwd=tmp_path, start_new_session=True
-    )
-    while not (parts / "points" / "threshold=0.6").is_dir() and killed.poll() is None:
-        time.sleep(0.2)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert not (parts / "frontier.json").exists()
-    first = (parts / "points" / "threshold=0.6").stat().st_mtime_ns
-    again = python(*command(parts), cwd=tmp_path)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert (parts / "points" / "threshold=0.6").stat().st_mtime_ns == first  # not run again
-    assert (whole / "leaderboard.yaml").read_text() == (parts / "leaderboard.yaml").read_text()
+    whole, _, _ = whole_and_killed(command, tmp_path)
     told = json.loads((whole / "frontier.json").read_text())
     assert [point["answers"] for point in told["points"]] == [12, 12]
     assert all(point["low"] < point["accuracy"] <= point["high"] for point in told["points"])
-    assert not list((whole / "caches").iterdir())
