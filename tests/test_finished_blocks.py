@@ -529,20 +529,26 @@ def test_candidates_take_the_memory_of_their_block_and_not_of_what_is_before_it(
     assert num_bytes(slots) == len(prompts) * row_bytes(model, 40 + 20 + 4 * (candidates - 2))
 
 
+@pytest.mark.parametrize("versions", [1, 4])
 @pytest.mark.parametrize("cfg_scale, branches", [(0.0, 1), (0.5, 2)])
 def test_a_probe_of_memory_takes_what_the_longest_rows_will(
-    model, monkeypatch, cfg_scale, branches
+    model, monkeypatch, cfg_scale, branches, versions
 ):
-    """Anew at every step, so that what one measures is not there before."""
+    """Anew at every step, so that what one measures is not there before.
+
+    Versions of a request share what is before their block. A first forward does not know yet
+    whether logits are shifted, so each has a column to the left of it as well.
+    """
     config = causal(gen_length=18, cfg_scale=cfg_scale)
     longest = config.blocks.row(11)  # 32 tokens in whole blocks
     cpu = torch.device("cpu")
-    step = decoding_step(model_denoiser(model), config, SPECIAL, longest, cpu)
+    step = decoding_step(model_denoiser(model), config, SPECIAL, longest, cpu, versions=versions)
     with all_slots(monkeypatch) as made, torch.inference_mode():
-        for num_rows in (1, 3):
-            step(num_rows)
+        for num_requests in (1, 3):
+            step(num_requests)
+    columns = 32 if versions == 1 else 28 + versions * (4 + 1)
     assert [num_bytes(slots) for slots in made] == [
-        num_rows * branches * row_bytes(model, 32) for num_rows in (1, 3)
+        num_requests * branches * row_bytes(model, columns) for num_requests in (1, 3)
     ]
 
 

@@ -173,10 +173,10 @@ def test_auto_takes_as_many_rows_as_fit_caches_and_guidance_counted(
 def test_auto_counts_the_candidates_of_a_review(monkeypatch, caplog):
     options = dict(method="vanilla", num_candidates_per_block=4)
     expected = answers(made("llada_prm", **options))
-    memory = Memory(int((FIXED + 13 * 33 * COLUMN) / USED_SHARE))
+    memory = Memory(int((FIXED + 14 * 33 * COLUMN) / USED_SHARE))
     monkeypatch.setattr("llada_plugins.engine.engine.meter_of", lambda device: memory)
     assert answers(memory.hold(made("llada_prm", batch_size="auto", **options))) == expected
-    assert max(memory.rows) == 3 * 3  # of three requests, the candidates beside the plain fill
+    assert max(memory.rows) == 4 * 3  # of four requests, the candidates beside the plain fill
     assert not warnings_of(caplog)
 
 

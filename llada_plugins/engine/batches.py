@@ -58,16 +58,15 @@ def meter_of(device: torch.device) -> Meter | None:
 class Probe(NamedTuple):
     """A step whose memory is measured."""
 
-    run: Callable[[int], None]  # does it with so many rows
-    columns: int  # tokens of each row
-    copies: int = 1  # rows that a request can become, as candidates of a review
+    run: Callable[[int], None]  # does it with so many requests, or rows of masked answers
+    columns: int  # tokens of each
 
 
 class Cost(NamedTuple):
     """Bytes that a step takes."""
 
     fixed: float  # whatever its size
-    column: float  # for each column of each row
+    column: float  # for each column of each request, in all its versions
 
     def tokens_within(self, free: int) -> int:
         """How many columns there is room for."""
@@ -75,7 +74,7 @@ class Cost(NamedTuple):
 
 
 def cost_of(probe: Probe, meter: Meter) -> Cost:
-    """What a step costs, from one of one row and one of PROBE_ROWS."""
+    """What a step costs, from one of one request and one of PROBE_ROWS."""
     probe.run(1)  # a process's first step takes workspaces as well, which stay
     one = meter.peak(lambda: probe.run(1))
     several = meter.peak(lambda: probe.run(PROBE_ROWS))
@@ -166,11 +165,11 @@ def measured(probe: Probe, meter: Meter) -> Measured:
     except OutOfMemory:
         return Measured(probe.columns, probe.columns)
     free = meter.free()
-    tokens = max(probe.columns, cost.tokens_within(free) // probe.copies)
+    tokens = max(probe.columns, cost.tokens_within(free))
     logger.info(
         "%.1f GB are free and a column takes %.0f kB: %d tokens are computed at once",
         free / 1e9,
-        cost.column * probe.copies / 1e3,
+        cost.column / 1e3,
         tokens,
     )
     return Measured(tokens, probe.columns)

@@ -25,12 +25,16 @@ TOKEN = 0  # any id but the mask's
 def decoding_probe(
     prepared: Prepared, group: Group, special: SpecialTokens, device: torch.device
 ) -> Probe:
-    """A step of the group's longest requests; under a review, with all its candidates."""
-    step = decoding_step(prepared.denoise, group.sampler, special, group.longest, device)
-    if prepared.judge is None:
-        return Probe(step, group.longest)
-    review = prepared.judge.review
-    return Probe(step, group.longest, max(review.candidates, review.refills))
+    """A step of the group's longest requests; under a review, of all versions at once."""
+    versions = 1
+    if prepared.judge is not None:
+        review = prepared.judge.review
+        # the first candidate is finished when the others are tried
+        versions = max(1, review.candidates - 1, review.refills)
+    step = decoding_step(
+        prepared.denoise, group.sampler, special, group.longest, device, versions=versions
+    )
+    return Probe(step, group.longest)
 
 
 def scoring_probe(runner: RowRunner, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Probe:
@@ -46,12 +50,14 @@ def decoding_step(
     special: SpecialTokens,
     columns: int,
     device: torch.device,
+    versions: int = 1,
 ) -> Callable[[int], None]:
-    """The first step of a block, for so many rows of `columns` tokens.
+    """The first step of a block, for so many requests of `columns` tokens.
 
     It computes every column and proposes a token for every position of the block. denoise:
     gets the sampler's options, so that a cache keeps what it keeps and guidance doubles the
-    rows; anew for each step, so that nothing is kept from one to the next.
+    rows; anew for each step, so that nothing is kept from one to the next. versions: rows
+    of one request, which a review compares; a cache may keep once what they share.
     """
     blocks = sampler.blocks
     if blocks.causal:  # the canvas is whole blocks, and ends with the one in work
@@ -62,19 +68,19 @@ def decoding_step(
     window = slice(start, start + sampler.block)
     denoise = with_options(denoise, sampler, special)
 
-    def step(num_rows: int) -> None:
-        tokens = torch.full((num_rows, columns), special.mask, device=device)  # (B, L)
+    def step(num_requests: int) -> None:
+        ids = torch.arange(num_requests, device=device).repeat_interleave(versions)  # (B,)
+        tokens = torch.full((len(ids), columns), special.mask, device=device)  # (B, L)
         tokens[:, :start] = TOKEN
-        tokens[0, 0] = PADDING  # prompts of a batch seldom have one length
-        answer_start = torch.full((num_rows,), start, device=device)
+        tokens[:versions, 0] = PADDING  # prompts of a batch seldom have one length
+        answer_start = torch.full_like(ids, start)
         causal = blocks.width if blocks.causal else None
-        ids = torch.arange(num_rows, device=device)
         canvas = Canvas(
             tokens, answer_start, memory=Memory(), blocks=causal, ids=ids, lasting=Lasting()
         )
         prediction = denoise(canvas, window)
         block = ActiveBlock(tokens[:, window], torch.zeros_like(answer_start), 0, 0)
-        every = torch.arange(sampler.block, device=device).expand(num_rows, -1)  # (B, W)
+        every = torch.arange(sampler.block, device=device).expand(len(ids), -1)  # (B, W)
         proposals_at(prediction, every, block, sampler, special)
 
     return step
