@@ -6,9 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .joint import Joint
 from .layer import Layer, attend, write
 from .llada_config import LLaDAConfig
 from .mixture import Mixture
+
+QKV = ("q_proj", "k_proj", "v_proj")
+GATE_UP = ("ff_proj", "up_proj")
 
 
 class RMSNorm(nn.Module):
@@ -94,15 +98,18 @@ class Block(Layer):
             self.ff_proj = nn.Linear(width, hidden, bias=config.include_bias)
             self.up_proj = nn.Linear(width, hidden, bias=config.include_bias)
             self.ff_out = nn.Linear(hidden, width, bias=config.include_bias)
+        self.same_input = tuple(names for names in (QKV, GATE_UP) if hasattr(self, names[0]))
 
-    def projections(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def projections(
+        self, h: Tensor, cos: Tensor, sin: Tensor, joint: Joint | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, each (B, H, L, head_dim), of normed h (B, L, D)."""
         config = self.config
         if config.fused_qkv:  # all queries, all keys, all values
             heads = (config.n_heads, config.num_kv_heads, config.num_kv_heads)
             projected = self.qkv_proj(h).split([each * config.head_dim for each in heads], -1)
         else:
-            projected = (self.q_proj(h), self.k_proj(h), self.v_proj(h))
+            projected = self.outputs_of(QKV, h, joint)
         q, k, v = (
             each.view(*h.shape[:2], -1, config.head_dim).transpose(1, 2) for each in projected
         )
@@ -120,9 +127,10 @@ class Block(Layer):
         keys: Tensor | None,
         values: Tensor | None,
         columns: Tensor | None,
+        joint: Joint | None = None,
     ) -> Tensor:
         batch, length, _ = x.shape
-        q, k, v = self.projections(self.attn_norm(x), cos, sin)
+        q, k, v = self.projections(self.attn_norm(x), cos, sin, joint)
         if keys is not None:
             assert values is not None and columns is not None
             write(keys, columns, k)
@@ -135,5 +143,6 @@ class Block(Layer):
         if self.has_experts:
             x = x + self.mixture(h)
         else:
-            x = x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+            gate, up = self.outputs_of(GATE_UP, h, joint)
+            x = x + self.ff_out(F.silu(gate) * up)
         return x

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llada_plugins.files.json_files import first_line
 
+from .joint import Joint
 from .submodules import is_hooked
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ COMPILE: tuple[str, ...] = get_args(Compile)
 # run needs (one row, several rows, a cache's later steps). A slow host took 5 s, and a
 # later step saved 39 ms there.
 WORTHWHILE = 600
+# Where products with one input are joined: on a CPU a kernel's begin costs nothing.
+JOINING = ("cuda",)
 # Graphs of one process. A model has at most twelve: with and without keys and values of
 # other columns, a mask, several rows, several columns.
 MAX_GRAPHS = 64
@@ -113,7 +116,7 @@ class Compiling:
             )
             return layer.compute(x, *given)
         try:
-            output: Tensor = _compiled(self.backend)(layer, x, *given)
+            output: Tensor = _compiled(self.backend)(layer, x, *given, _joint(layer, x))
             return output
         except _failures() as error:
             self.failed = True
@@ -125,6 +128,13 @@ class Compiling:
         if message not in self.notes:
             self.notes.add(message)
             logger.warning(message)
+
+
+def _joint(layer: Layer, x: Tensor) -> Joint | None:
+    """What the layer computes with; None where gradients are asked for, which are its modules'."""
+    if x.device.type not in JOINING or not torch.is_inference_mode_enabled():
+        return None
+    return layer.joint_weights.of(layer, layer.same_input, x)
 
 
 def compute(layer: Layer, *given: Any) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .compiling import Compiling
+from .joint import Joint, JointWeights
 from .past import LayerPast
 
 # torch 2.5 brought it
@@ -126,6 +127,9 @@ def write(memory: Tensor, columns: Tensor, new: Tensor) -> None:
 class Layer(nn.Module):
     """One layer of a transformer, which may run compiled; a subclass says what in `compute`."""
 
+    # names of linear modules that get the same input
+    same_input: tuple[tuple[str, ...], ...] = ()
+
     def __init__(self) -> None:
         super().__init__()
         # keep the input alone for the backward pass, and compute everything else again
@@ -133,6 +137,7 @@ class Layer(nn.Module):
         self.recompute = False
         # of the model, for all its layers; None: nothing is compiled
         self.compiling: Compiling | None = None
+        self.joint_weights = JointWeights()
 
     def forward(
         self,
@@ -166,9 +171,19 @@ class Layer(nn.Module):
         keys: Tensor | None,
         values: Tensor | None,
         columns: Tensor | None,
+        joint: Joint | None = None,
     ) -> Tensor:
-        """What `forward` returns: one graph for a compiler."""
+        """What `forward` returns: one graph for a compiler. joint: in the place of modules."""
         raise NotImplementedError
+
+    def outputs_of(
+        self, names: tuple[str, ...], x: Tensor, joint: Joint | None
+    ) -> Sequence[Tensor]:
+        """What the modules of these names make of x, by one product where that is given."""
+        if joint is None or names not in joint:
+            return [getattr(self, name)(x) for name in names]
+        sizes = [getattr(self, name).out_features for name in names]
+        return F.linear(x, *joint[names]).split(sizes, -1)
 
 
 class ActivationCheckpointing(nn.Module):
