@@ -77,7 +77,7 @@ class _Group:
         return _places(parts) == self.places
 
 
-def _side_by_side(parts: Sequence[nn.Parameter]) -> Tensor:
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
     """All rows in one tensor, which the parts become views of."""
     joint = torch.cat([part.data for part in parts])
     for part, rows in zip(parts, joint.split([len(part) for part in parts])):

@@ -183,7 +183,8 @@ class Layer(nn.Module):
         if joint is None or names not in joint:
             return [getattr(self, name)(x) for name in names]
         sizes = [getattr(self, name).out_features for name in names]
-        return F.linear(x, *joint[names]).split(sizes, -1)
+        together = F.linear(x, *joint[names])
+        return torch.split(together, sizes, -1)
 
 
 class ActivationCheckpointing(nn.Module):
