@@ -326,6 +326,22 @@ def test_unfinished_parts_and_answers_of_other_options_are_told(work_dir):
     assert "made with other options than its newest config has: steps: 8 then, nothing now" in lines
 
 
+def test_answers_to_questions_that_were_asked_otherwise_are_told(work_dir):
+    from mmengine.config import Config
+
+    from llada_plugins.provenance.opencompass_asked import asked_of
+
+    config, path = work_dir / "configs" / "a.py", work_dir / "manifests" / "base.json"
+    [dataset] = Config.fromfile(config)["datasets"]
+    part = {"data": "gsm8k", "rows": "[:4]", "asked": asked_of(dataset, {})}
+    write(path, {**json.loads(path.read_text()), "parts": {"gsm8k": part}})
+    assert "problem" not in told(work_dir)
+    inferencer = "datasets[0]['infer_cfg']['inferencer']['max_out_len']"
+    config.write_text(config.read_text() + f"{inferencer} = 64\n")
+    changed = "infer_cfg.inferencer.max_out_len: 512 then, 64 now"
+    assert f"gsm8k was asked otherwise than the newest config says: {changed}" in told(work_dir)
+
+
 def test_other_shots_and_prompts_are_named(work_dir):
     config = work_dir / "configs" / "a.py"
     text = config.read_text().replace("gsm8k_gen_1d7fe4", "gsm8k_0shot_v2_gen_a58960")

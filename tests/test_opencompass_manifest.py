@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from pathlib import Path
 
 import pytest
@@ -24,10 +26,21 @@ OPTIONS = dict(gen_length=8, steps=2)
 def ask(tiny_checkpoint, tmp_path):
     """Runs stock inference tasks of one model in one folder; returns that folder."""
 
-    def run(num_split: int = 1, *, abbr: str = "tiny", only: int | None = None, **options) -> Path:
+    def run(
+        num_split: int = 1,
+        *,
+        abbr: str = "tiny",
+        only: int | None = None,
+        data: dict | None = None,
+        **options,
+    ) -> Path:
         model = ConfigDict(
             type=LLaDA, abbr=abbr, path=str(tiny_checkpoint), batch_size=2, **OPTIONS | options
         )
+        asked = entry()
+        for name, value in (data or {}).items():
+            *places, last = name.split(".")
+            functools.reduce(operator.getitem, places, asked)[last] = value
         folder = tmp_path / "run"
         cut = NumWorkerPartitioner(
             str(folder / "predictions"),
@@ -35,7 +48,7 @@ def ask(tiny_checkpoint, tmp_path):
             min_task_size=1,
             dataset_size_path=str(tmp_path / "sizes.json"),
         )
-        parts = dict(models=[model], datasets=[entry()])
+        parts = dict(models=[model], datasets=[asked])
         tasks = cut.partition([parts], str(folder), str(folder / "predictions"))
         for task in tasks[:only]:
             OpenICLInferTask(task).run()
@@ -80,9 +93,36 @@ def test_answers_of_other_options_are_never_gone_on_with(ask, change):
     assert set(manifest(folder)["parts"]) == {"rows_0", "rows_1"}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"infer_cfg.prompt_template.template": "Q: {question}"},
+        {"infer_cfg.inferencer.max_out_len": 4},
+        {"infer_cfg.inferencer.stopping_criteria": ["a"]},
+        {"marked": True},  # an option of the data set's own
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_answers_to_questions_asked_otherwise_are_never_gone_on_with(ask, change):
+    (name,) = change
+    ask(2, only=1)
+    with pytest.raises(ValueError, match=rf"rows.*{name}(\.0)?: .*another abbr") as refusal:
+        ask(2, data=change)
+    assert "\n" not in str(refusal.value)
+    ask(2)  # as it began
+
+
+def test_an_entrys_max_out_len_counts_where_the_data_set_has_none(ask):
+    none = {"infer_cfg.inferencer.max_out_len": None}
+    ask(2, only=1, max_out_len=8, data=none)
+    with pytest.raises(ValueError, match="max_out_len: 8 then, 6 now"):
+        ask(2, max_out_len=6, data=none)
+    ask(2, max_out_len=6)  # the data set has its own, which is 8
+
+
 def test_what_changes_no_answer_may_change_when_a_run_is_resumed(ask):
     ask(2, only=1)
-    ask(2, batch_tokens=64)
+    ask(2, batch_tokens=64, data={"infer_cfg.inferencer.batch_size": 3, "eval_cfg.seed": 1})
 
 
 def test_a_run_that_is_cut_otherwise_is_not_resumed(ask):

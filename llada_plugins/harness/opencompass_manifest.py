@@ -1,8 +1,8 @@
 """The manifest of a model in a run of OpenCompass: RUN/manifests/ABBR.json, of all its processes.
 
 OpenCompass resumes by file name alone. So what stands there is held against the model that is
-about to go on: answers of other options, or of a data set that was cut otherwise, are
-refused before the first is given.
+about to go on: answers of other options, or to a data set that was cut or asked otherwise,
+are refused before the first is given.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from llada_plugins.provenance.manifest import (
     stored,
     write_manifest,
 )
+from llada_plugins.provenance.opencompass_asked import asked_of
 from llada_plugins.provenance.origins import option_origins
 from llada_plugins.provenance.state import differences
 
@@ -49,7 +50,7 @@ class TaskManifest:
         self._recorder = Recorder(engine, writes=writes)
         if frame is None or not self._recorder.wanted:
             return
-        model = frame.f_locals["model_cfg"]
+        self._model = model = frame.f_locals["model_cfg"]
         run = Path(frame.f_locals["self"].work_dir)
         name = model_abbr_from_cfg(model)
         self._predictions = run / "predictions" / name
@@ -69,12 +70,13 @@ class TaskManifest:
         for completion in completions:
             totals.add(statistics(completion))
         seconds = round(time.perf_counter() - self._recorder.began, 3)
-        part = {**part_of(dataset), "decoding": totals.info(), "seconds": seconds}
+        decoded = {"decoding": totals.info(), "seconds": seconds}
+        part = {**part_of(dataset, self._model), **decoded}
         self._update(name, part)
 
     def _begin(self, datasets: Iterable[Mapping[str, Any]]) -> None:
         assert self._path is not None
-        parts = {dataset_abbr_from_cfg(each): part_of(each) for each in datasets}
+        parts = {dataset_abbr_from_cfg(each): part_of(each, self._model) for each in datasets}
         with locked(self._path):
             before = stored(self._path)
             kept = self._kept(before, parts) if before else {}
@@ -104,6 +106,7 @@ class TaskManifest:
             )
         assert self._path is not None
         check_parts(before["parts"], parts, self._path)
+        check_asked(before["parts"], parts)
         return dict(before["parts"])
 
     def _update(self, name: str, part: Mapping[str, Any]) -> None:
@@ -133,10 +136,14 @@ def answering(state: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, A
     return {**kept, "options": options, "entry": entry}
 
 
-def part_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Which rows of which data set an entry is."""
+def part_of(dataset: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """Which rows of which data set an entry is, and how the model of an entry is asked them."""
     rows = dataset["reader_cfg"].get("test_range")
-    return {"data": uncut_name(dataset), "rows": None if rows is None else str(rows)}
+    return {
+        "data": uncut_name(dataset),
+        "rows": None if rows is None else str(rows),
+        "asked": asked_of(dataset, model),
+    }
 
 
 def fitting(
@@ -169,6 +176,25 @@ def check_parts(
         other, size = sizes.get(part["data"], (name, _size(part)))
         if _size(part) not in (None, size):
             raise ValueError(_recut(other, before[other]["rows"], part["rows"], path))
+
+
+def check_asked(
+    before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Raise ValueError where a data set is asked otherwise than when the run began.
+
+    OpenCompass would keep the earlier answers, of a file that is not complete as well.
+    """
+    # a manifest of an earlier version does not say how
+    known = {part["data"]: part["asked"] for part in before.values() if "asked" in part}
+    for part in now.values():
+        changed = differences(known.get(part["data"], part["asked"]), part["asked"])
+        if changed:
+            raise ValueError(
+                f"{part['data']} was asked otherwise when this run began ({'; '.join(changed)}), "
+                "and OpenCompass would keep those answers: give the data set another abbr, or "
+                "the run another work dir"
+            )
 
 
 def _size(part: Mapping[str, Any]) -> int | None:

@@ -22,6 +22,7 @@ from llada_plugins.sampling import published
 from llada_plugins.settings.table import OpenCompassTask, Preset, all_presets, find
 
 from .manifest import place_in_run, plain, stored
+from .opencompass_asked import asked_of
 from .rerun import metrics
 from .runs import Run
 from .state import differences
@@ -111,7 +112,10 @@ def _unpublished(folder: Path, model: Mapping[str, Any], dataset: Mapping[str, A
     assert method is not None
     asked = Asked(method, explicit(method, model))
     own = _data_set(folder, abbr, dataset, ())
-    made = _otherwise(abbr, stored(place_in_run(folder, abbr)), asked) if own.answers else []
+    manifest = stored(place_in_run(folder, abbr))
+    made: list[str] = []
+    if own.answers:
+        made = [*_otherwise(abbr, manifest, asked), *_asked_otherwise(manifest, model, [dataset])]
     return Run(
         harness="opencompass",
         task=f"{abbr} {dataset_abbr_from_cfg(dataset)}",
@@ -138,6 +142,7 @@ def _run(
     answered = sum(each.answers for each in own)
     if answered:
         problems += _otherwise(abbr, manifest, asked)
+        problems += _asked_otherwise(manifest, model, datasets)
     scores = [each.score for each in own if each.score is not None]
     run = Run(
         harness="opencompass",
@@ -166,6 +171,21 @@ def _otherwise(abbr: str, manifest: Mapping[str, Any], asked: Asked) -> list[str
         f"the answers of {abbr} were made with other options than its newest config has: {line}"
         for line in differences(manifest["asked"], plain(asked.explicit))
     ]
+
+
+def _asked_otherwise(
+    manifest: Mapping[str, Any], model: Mapping[str, Any], datasets: Sequence[Any]
+) -> Iterator[str]:
+    """Where questions were not asked as the newest config of the run says.
+
+    OpenCompass keeps answers that are complete, whatever the config says when a run goes on.
+    """
+    parts = manifest.get("parts", {}).values()
+    known = {part["data"]: part["asked"] for part in parts if "asked" in part}
+    for dataset in datasets:
+        name, now = dataset_abbr_from_cfg(dataset), asked_of(dataset, model)
+        for line in differences(known.get(name, now), now):
+            yield f"{name} was asked otherwise than the newest config says: {line}"
 
 
 def explicit(method: str, model: Mapping[str, Any]) -> dict[str, Any]:
