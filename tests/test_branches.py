@@ -15,11 +15,23 @@ from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.request import Request
 from llada_plugins.harness.statistics import Totals, statistics
 from llada_plugins.sampling.block_rules import BESIDE_BRANCHES
+from llada_plugins.sampling.branches import Branching, surest
+from llada_plugins.sampling.branches import Judged as Branches
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.draft import Sample
+from llada_plugins.sampling.propose import ActiveBlock
 from llada_plugins.tasks.registry import SUDOKU4
 from tests.test_dependence import NEAR, Judged, kept_in_one_step
-from tests.test_sampler import MASK, PROMPTS, run, steps_of, toy_denoiser
+from tests.test_sampler import (
+    EOS,
+    MASK,
+    PROMPTS,
+    SPECIAL,
+    VOCAB,
+    run,
+    steps_of,
+    toy_denoiser,
+)
 
 pytestmark = pytest.mark.floats
 
@@ -161,6 +173,20 @@ def test_rows_of_all_forwards_are_the_answers_forwards_and_their_further_branche
     assert any(each.num_branches for each in samples)
 
 
+@pytest.mark.parametrize("option", [{}, dict(confidence_eos_eot_inf=True)], ids=str)
+def test_the_surest_branch_goes_on_whether_or_not_end_tokens_are_kept_last(option):
+    # two branches of a row, each with one mask: the first proposes EOS, the second is surer
+    logits = torch.zeros(2, 2, VOCAB)
+    logits[0, 1, EOS], logits[1, 1, 7] = 3.0, 9.0
+    tokens = torch.tensor([[5, MASK], [6, MASK]])
+    block = ActiveBlock(tokens, torch.zeros(2, dtype=torch.long), 0, 0)
+    numbers = torch.zeros(2, dtype=torch.long)
+    judged = Branches(Prediction.from_logits(logits), block, tokens != MASK, numbers)
+    options = {**GIVEN, **option}
+    stepper = Branching(SamplerConfig(**options), SPECIAL, None, torch.zeros(1))
+    assert surest(judged, stepper.judging, SPECIAL).tolist() == [1]
+
+
 def test_an_answer_says_its_branches_beside_its_forwards():
     engine = Engine("llada_ups", pretrained="sudoku4", device="cpu", dtype="float32")
     prompts = SUDOKU4.prompts(4)
@@ -199,6 +225,7 @@ GIVEN = dict(gen_length=8, threshold=0.9, branches="0.6:0.1")
         (dict(edit_threshold=0.1), "branches go without edit_threshold"),
         (dict(cache="dual"), "branches go without cache"),
         (dict(at_least=2), "branches go without at_least"),
+        (dict(edit_threshold=0.0), "branches go without edit_threshold"),
         (dict(paced=True), "branches and paced are alternatives"),
         (dict(stop_at="eos"), "branches go without stop_at=eos"),
         (

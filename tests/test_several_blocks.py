@@ -371,10 +371,14 @@ MISTAKES = [
         ),
         r"cache_delay_iter .* has no effect without block_add_threshold",
     ),
-    (
-        dict(cache="prefix", cache_prompt_refresh=2),
-        r"cache_prompt_refresh fills one block after another",
+    *(
+        (
+            dict(cache="prefix", cache_prompt_refresh=every),
+            r"cache_prompt_refresh fills one block after another",
+        )
+        for every in (0, 2)
     ),
+    (dict(edit_threshold=0.0), r"edit_threshold fills one block after another"),
 ]
 
 

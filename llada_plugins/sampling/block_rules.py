@@ -23,7 +23,6 @@ BESIDE_BRANCHES = (
     "max_dependence",
     "revise_below",
     "edit_threshold",
-    "cache",
     "sub_block_cache",
     "block_add_threshold",
     "block_steps",
@@ -34,6 +33,10 @@ BESIDE_BRANCHES = (
 
 class BlockRules(DecodingFacts):
     """Checks of these options; each raises ValueError in one line."""
+
+    def _changed(self, *options: str) -> list[str]:
+        """Those of the options that are not their defaults; 0 is a value of some."""
+        return [name for name in options if getattr(self, name) != getattr(type(self), name)]
 
     def _check_blocks(self) -> None:
         if self.sampling_method == "fixed_length" and self.num_blocks > 1:
@@ -149,9 +152,9 @@ class BlockRules(DecodingFacts):
         if self.threshold == 1:
             raise ValueError("branches need a threshold below 1, from which tokens are certain")
         self._check_branch_rules(self.threshold)
-        for name in BESIDE_BRANCHES:
-            if getattr(self, name) not in (None, False, 0, "auto", "none"):
-                raise ValueError(f"branches go without {name}: leave one of them out")
+        others = self._changed(*BESIDE_BRANCHES) + (["cache"] if self.frozen else [])
+        if others:
+            raise ValueError(f"branches go without {others[0]}: leave one of them out")
         if self.leaves:
             raise ValueError(f"branches go without stop_at={self.stop_at}: leave one of them out")
         if self.causal and self.cache == "auto":
@@ -213,12 +216,11 @@ class BlockRules(DecodingFacts):
                 "cache=dual freezes what comes after a block, and block_add_threshold works on "
                 "later blocks too: set cache to prefix"
             )
-        for name in OF_ONE_BLOCK:
-            if getattr(self, name) not in (None, False, "exact"):
-                raise ValueError(
-                    f"{name} fills one block after another, and block_add_threshold several at "
-                    "once: leave one out"
-                )
+        if others := self._changed(*OF_ONE_BLOCK):
+            raise ValueError(
+                f"{others[0]} fills one block after another, and block_add_threshold several at "
+                "once: leave one out"
+            )
 
     def _check_edits(self) -> None:
         if self.max_post_steps is not None and self.edit_threshold is None:

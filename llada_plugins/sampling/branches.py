@@ -55,7 +55,8 @@ def surest(branches: Judged, config: SamplerConfig, special: SpecialTokens) -> T
     """The place of each row's best branch among N, (B,), of rows in their order.
 
     A branch's score is the mean log probability of the best token over its masks and, with
-    a policy stream, the mean log sigmoid(h) over the tokens just kept.
+    a policy stream, the mean log sigmoid(h) over the tokens just kept. config: its scores are
+    probabilities, of end tokens as well.
     """
     prediction, block, kept, numbers = branches
     masked = block.tokens == special.mask  # (N, W)
@@ -133,6 +134,8 @@ class Branching:
     ) -> None:
         self.special, self.on_step, self.num_branches = special, on_step, num_branches
         self.rules = configs_of(config)
+        # how probable a token is, and not when it may be kept
+        self.judging = replace(self.rules[0], confidence_eos_eot_inf=False)
         self._untold: Step | None = None  # the last step, of all branches
         self._ended: Tensor | None = None  # (N,) bool: which of them have no masks
 
@@ -150,7 +153,7 @@ class Branching:
         if number > 0:
             assert work.kept is not None
             judged = Judged(prediction, work.before(number, plain).block, work.kept, work.numbers)
-            places = surest(judged, plain, self.special)
+            places = surest(judged, self.judging, self.special)
             self.tell(places)
             work, prediction = work.keep_rows(places), prediction.of_rows(places)
         prediction = remembering(prediction, work.block)

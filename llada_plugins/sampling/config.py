@@ -78,8 +78,7 @@ class SamplerConfig(BlockRules):
         for name in ("cache_vicinity", "cache_prompt_refresh", "cache_delay_iter"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        # 0 is a value of some and the default of others
-        given = [name for name in CACHE_OPTIONS if getattr(self, name) != getattr(type(self), name)]
+        given = self._changed(*CACHE_OPTIONS)
         if given and self.frozen is None:
             raise ValueError(
                 f"{given[0]} has no effect with cache={self.cache!r}: set cache to prefix or "
