@@ -52,11 +52,11 @@ def test_the_question_alone_does_not_say_the_rule():
 
 
 def test_splits_never_meet_and_a_longer_list_begins_with_the_shorter():
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         found = problems(split, 50)
         assert {split_of(prompt.split(";")[-1][:-1]) for prompt, _ in found} == {split}
         assert problems(split, 20) == found[:20] != problems(split, 20, seed=1)
-    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'dev'"):
+    with pytest.raises(ValueError, match="split must be one of train, validation, test, got 'dev'"):
         problems("dev", 1)
 
 

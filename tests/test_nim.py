@@ -19,6 +19,7 @@ from llada_plugins.tasks.nim import NimProblem, is_winning, num_positions, probl
 pytestmark = pytest.mark.floats
 
 EVALUATED = ("test", "ood_heaps", "ood_sizes")
+HELD_OUT = ("validation", *EVALUATED)
 TASKS = Path(__file__).parents[1] / "configs" / "lmeval"
 
 
@@ -77,7 +78,7 @@ def test_the_running_xors_are_not_judged():
 
 def test_every_answer_shows_the_running_xors_and_the_first_winning_move():
     for split in nim.SPLITS:
-        for position, answer in problems(split, 300):
+        for position, answer in problems(split, 250):
             heaps = [int(size, 16) for size in position.rstrip("=").rstrip(".")]
             assert len(position) == 7
             assert len(answer) == nim.ANSWER_LENGTH
@@ -100,26 +101,30 @@ def test_on_request_answers_show_any_of_the_winning_moves():
     "split, num_heaps, largest",
     [
         ("train", {2, 3, 4}, range(1, 8)),
+        ("validation", {2, 3, 4}, range(1, 8)),
         ("test", {2, 3, 4}, range(1, 8)),
         ("ood_heaps", {5, 6}, range(1, 8)),
         ("ood_sizes", {2, 3, 4}, range(8, 16)),
     ],
 )
 def test_each_split_has_its_numbers_and_sizes_of_heaps(split, num_heaps, largest):
-    positions = [position.rstrip("=").rstrip(".") for position, _ in problems(split, 500)]
+    positions = [position.rstrip("=").rstrip(".") for position, _ in problems(split, 250)]
     assert {len(heaps) for heaps in positions} <= num_heaps
     assert {int(max(heaps), 16) for heaps in positions} <= set(largest)
     assert all("0" not in heaps for heaps in positions)
 
 
 def test_positions_that_are_evaluated_do_not_repeat_and_asking_for_too_many_is_an_error():
-    assert num_positions("train") + num_positions("test") == 7**2 + 7**3 + 7**4
+    parts = [num_positions(split) for split in nim.IN_DISTRIBUTION]
+    assert sum(parts) == 7**2 + 7**3 + 7**4 and parts[1:] == [299, 1036]
     assert num_positions("ood_sizes") == sum(15**count - 7**count for count in (2, 3, 4))
-    for split in EVALUATED:
-        assert len({problem.position for problem in problems(split, 1000)}) == 1000
+    for split in HELD_OUT:
+        num = min(1000, num_positions(split))
+        assert len({problem.position for problem in problems(split, num)}) == num
     assert len(problems("test", num_positions("test"))) == num_positions("test")
-    with pytest.raises(ValueError, match="split 'test' has 1036 positions, got num=1037"):
-        problems("test", 1037)
+    for split, number in (("test", 1036), ("validation", 299)):
+        with pytest.raises(ValueError, match=f"split '{split}' has {number} positions, got num="):
+            problems(split, number + 1)
 
 
 def test_the_evaluated_splits_are_the_same_on_every_machine():
@@ -134,6 +139,15 @@ def test_the_evaluated_splits_are_the_same_on_every_machine():
     )
 
 
+def test_the_validation_split_is_the_same_on_every_machine():
+    # golden: sha256 of all of its positions, sorted, one a line
+    text = "\n".join(sorted(position for position, _ in problems("validation", 299)))
+    assert (
+        hashlib.sha256(text.encode()).hexdigest()
+        == "aa7062088fcf2d69014de713168e66e92be0eaf834338a26426a904155721040"
+    )
+
+
 def test_a_longer_list_starts_with_the_shorter_one_and_a_seed_changes_it():
     for split in nim.SPLITS:
         assert problems(split, 50)[:20] == problems(split, 20)
@@ -145,13 +159,18 @@ def test_no_evaluated_position_is_ever_trained_on():
     trained = {position for position, _ in problems("train", 60_000)}
     assert {split_of(position) for position in trained} == {"train"}
     assert len(trained) == num_positions("train")
-    for split in EVALUATED:
-        assert not trained & {position for position, _ in problems(split, 1000)}
+    seen = trained
+    for split in HELD_OUT:
+        num = min(1000, num_positions(split))
+        found = {position for position, _ in problems(split, num, seed=3)}
+        assert not seen & found
+        seen |= found
 
 
 def test_an_unknown_split_is_refused_by_name():
     with pytest.raises(
-        ValueError, match="split must be one of train, test, ood_heaps, ood_sizes, got 'dev'"
+        ValueError,
+        match="split must be one of train, validation, test, ood_heaps, ood_sizes, got 'dev'",
     ):
         problems("dev", 1)
 

@@ -92,18 +92,31 @@ def test_the_test_set_is_the_same_on_every_machine():
     )
 
 
+def test_the_validation_set_is_the_same_on_every_machine():
+    # golden: as above, of 500 puzzles for validation
+    text = "\n".join(f"{puzzle}{solution}" for puzzle, solution in problems("validation", 500))
+    assert (
+        hashlib.sha256(text.encode()).hexdigest()
+        == "83fc0db37eebf0e77cae7a67ed8d1bb16bec5b92a4a1bbbf1260ba2775521e02"
+    )
+
+
 def test_a_longer_list_starts_with_the_shorter_one_and_a_seed_changes_it():
     assert problems("test", 50)[:20] == problems("test", 20)
     assert problems("test", 20, seed=1) != problems("test", 20)
     assert isinstance(problems("train", 1)[0], SudokuProblem)
 
 
-def test_no_test_puzzle_is_ever_trained_on():
-    trained = {problem.puzzle for problem in problems("train", 60_000)}
-    assert not trained & {problem.puzzle for problem in problems("test", 2000)}
-    assert {split_of(puzzle) for puzzle in trained} == {"train"}
+def test_no_puzzle_of_validation_or_test_is_ever_trained_on():
+    found = {
+        split: {problem.puzzle for problem in problems(split, num)}
+        for split, num in (("train", 60_000), ("validation", 2000), ("test", 2000))
+    }
+    for split, puzzles in found.items():
+        assert {split_of(puzzle) for puzzle in puzzles} == {split}
+    assert len(set.union(*found.values())) == sum(map(len, found.values()))
 
 
 def test_an_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'dev'"):
+    with pytest.raises(ValueError, match="split must be one of train, validation, test, got 'dev'"):
         problems("dev", 1)

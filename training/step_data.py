@@ -10,10 +10,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from llada_plugins.files.jsonl import write_rows
 from llada_plugins.options.command_line import FlagParser
-from llada_plugins.tasks.sudoku import DEFAULT_NUM_TEST
+from llada_plugins.tasks.sudoku import DEFAULT_NUM_TEST, Split
 from training.data.sudoku_steps import solutions_in_steps
 
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--split",
-        choices=("train", "test"),
+        choices=get_args(Split),
         default="train",
         help="split of the puzzles (default: %(default)s)",
     )

@@ -10,8 +10,8 @@ examples is a question, "=", its answer and ";":
     prompt  "311024=340021;…;213402="   119 characters
     answer  "231002"                    its running sum
 
-Train and test never meet: a hash of the last question decides to which split a problem
-belongs. The random streams come from `random.Random`, so they are the same on every
+Train, validation and test never meet: a hash of the last question decides to which
+split a problem belongs. The random streams come from `random.Random`, so they are the same on every
 platform.
 """
 
@@ -21,10 +21,11 @@ import hashlib
 import random
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 DEFAULT_NUM_TEST = 500
 TEST_SHARE = 8  # one question in so many belongs to the test split
+VALIDATION_SHARE = 16  # of the others one in so many to the validation split
 ANSWER_LENGTH = 6
 NUM_EXAMPLES = 8
 BASE = 5
@@ -35,6 +36,8 @@ RULES: dict[str, Callable[[int, int], int]] = {
     "smallest": min,
 }
 
+Split = Literal["train", "validation", "test"]
+
 
 class FewShotProblem(NamedTuple):
     """Examples with a question, and its one answer."""
@@ -44,11 +47,11 @@ class FewShotProblem(NamedTuple):
 
 
 def problems(
-    split: Literal["train", "test"], num: int, seed: int = 0, num_examples: int = NUM_EXAMPLES
+    split: Split, num: int, seed: int = 0, num_examples: int = NUM_EXAMPLES
 ) -> list[FewShotProblem]:
     """`num` problems drawn independently. A longer list starts with the shorter one."""
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
     stream = random.Random(f"few_shot {split} {seed}")
     drawn: list[FewShotProblem] = []
     while len(drawn) < num:
@@ -64,9 +67,12 @@ def _question(stream: random.Random) -> str:
     return "".join(str(stream.randrange(BASE)) for _ in range(ANSWER_LENGTH))
 
 
-def split_of(question: str) -> Literal["train", "test"]:
+def split_of(question: str) -> Split:
     """The split to which a question belongs, from its hash."""
-    return "test" if hashlib.sha256(question.encode()).digest()[0] % TEST_SHARE == 0 else "train"
+    first, second = hashlib.sha256(question.encode()).digest()[:2]
+    if first % TEST_SHARE == 0:
+        return "test"
+    return "validation" if second % VALIDATION_SHARE == 0 else "train"
 
 
 def solve(rule: str, question: str) -> str:

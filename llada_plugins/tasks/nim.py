@@ -2,11 +2,12 @@
 
 Players take from one heap in turn; who takes the last object wins. A position is lost
 exactly if the xor of its heaps is 0, and a move wins exactly if it leaves such a
-position (Bouton, 1901): any winning move counts. Four splits: "train" and "test" have
-2-4 heaps of 1-7, and a hash of the position decides to which of the two it belongs;
-"ood_heaps" has 5-6 heaps of 1-7, "ood_sizes" 2-4 heaps of 1-15 with one above 7 at
-least. All positions of a split are equally likely; only "train" repeats them. The
-random streams come from `random.Random`, so they are the same on every platform.
+position (Bouton, 1901): any winning move counts. Five splits: "train", "validation" and
+"test" have 2-4 heaps of 1-7, and a hash of the position decides to which of the three
+it belongs; settings are chosen on "validation". "ood_heaps" has 5-6 heaps of 1-7,
+"ood_sizes" 2-4 heaps of 1-15 with one above 7 at least. All positions of a split are
+equally likely; only "train" repeats them. The random streams come from `random.Random`,
+so they are the same on every platform.
 
 In text a heap is a hexadecimal digit. Six places for heaps, '.' where there is none,
 then '=':
@@ -38,6 +39,7 @@ HEAP_NAMES = "ABCDEF"  # capitals, apart from the hexadecimal digits
 LOST = "##"
 # of 256: 1,000 distinct test positions are needed, of 2,793 positions in distribution
 TEST_SHARE = 96
+VALIDATION_SHARE = 48  # of 256 of the positions that are not for tests
 
 
 class NimProblem(NamedTuple):
@@ -56,10 +58,12 @@ class Split(NamedTuple):
 
 SPLITS = {
     "train": Split(range(2, 5), range(1, 8)),
+    "validation": Split(range(2, 5), range(1, 8)),
     "test": Split(range(2, 5), range(1, 8)),
     "ood_heaps": Split(range(5, 7), range(1, 8)),
     "ood_sizes": Split(range(2, 5), range(8, 16)),
 }
+IN_DISTRIBUTION = ("train", "validation", "test")
 
 
 def problems(split: str, num: int, seed: int = 0, *, any_move: bool = False) -> list[NimProblem]:
@@ -78,7 +82,7 @@ def problems(split: str, num: int, seed: int = 0, *, any_move: bool = False) -> 
     while len(drawn) < num:
         heaps = _draw(SPLITS[split], stream)
         position = _text(heaps)
-        if split in ("train", "test") and split_of(position) != split:
+        if split in IN_DISTRIBUTION and split_of(position) != split:
             continue
         key = len(drawn) if split == "train" else position  # only "train" repeats positions
         problem = NimProblem(position, _answer(heaps, stream if any_move else None))
@@ -90,7 +94,7 @@ def problems(split: str, num: int, seed: int = 0, *, any_move: bool = False) -> 
 def num_positions(split: str) -> int:
     """How many positions a split has."""
     num_heaps, largest = SPLITS[split]
-    if split in ("train", "test"):
+    if split in IN_DISTRIBUTION:
         every = itertools.chain.from_iterable(
             itertools.product(largest, repeat=count) for count in num_heaps
         )
@@ -99,8 +103,11 @@ def num_positions(split: str) -> int:
 
 
 def split_of(position: str) -> str:
-    """The split, "train" or "test", of a position of 2-4 heaps of 1-7, from its hash."""
-    return "test" if hashlib.sha256(position.encode()).digest()[0] < TEST_SHARE else "train"
+    """The split in IN_DISTRIBUTION of a position of 2-4 heaps of 1-7, from its hash."""
+    first, second = hashlib.sha256(position.encode()).digest()[:2]
+    if first < TEST_SHARE:
+        return "test"
+    return "validation" if second < VALIDATION_SHARE else "train"
 
 
 def is_winning(position: str, answer: str) -> bool:

@@ -2,9 +2,10 @@
 
 A puzzle shows 2 to 8 clues of a solved grid and often has several completions: every
 one that keeps the clues counts. Train and test puzzles never meet, whatever their
-number or seed: a hash of the puzzle decides to which split it belongs. (Puzzles, not
-grids: all 288 solved grids occur in both.) The random streams come from
-`random.Random`, so they are the same on every platform.
+number or seed: a hash of the puzzle decides to which split it belongs. So do the
+puzzles of "validation", on which settings are chosen. (Puzzles, not grids: all 288
+solved grids occur in each.) The random streams come from `random.Random`, so they are
+the same on every platform.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import functools
 import hashlib
 import itertools
 import random
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 DEFAULT_NUM_TEST = 500
 TEST_SHARE = 8  # one puzzle in so many belongs to the test split
+VALIDATION_SHARE = 16  # of the others one in so many to the validation split
 ANSWER_LENGTH = 16
 MIN_CLUES, MAX_CLUES = 2, 8
+
+Split = Literal["train", "validation", "test"]
 
 
 class SudokuProblem(NamedTuple):
@@ -36,13 +40,13 @@ def solutions() -> tuple[str, ...]:
     return tuple(grid for grid in grids if _solved(grid))
 
 
-def problems(split: Literal["train", "test"], num: int, seed: int = 0) -> list[SudokuProblem]:
+def problems(split: Split, num: int, seed: int = 0) -> list[SudokuProblem]:
     """`num` problems drawn independently: a random solved grid, 2-8 clues at random places.
 
     A longer list starts with the shorter one.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
     stream = random.Random(f"sudoku4 {split} {seed}")
     drawn: list[SudokuProblem] = []
     while len(drawn) < num:
@@ -54,9 +58,12 @@ def problems(split: Literal["train", "test"], num: int, seed: int = 0) -> list[S
     return drawn
 
 
-def split_of(puzzle: str) -> Literal["train", "test"]:
+def split_of(puzzle: str) -> Split:
     """The split to which a puzzle belongs, from its hash."""
-    return "test" if hashlib.sha256(puzzle.encode()).digest()[0] % TEST_SHARE == 0 else "train"
+    first, second = hashlib.sha256(puzzle.encode()).digest()[:2]
+    if first % TEST_SHARE == 0:
+        return "test"
+    return "validation" if second % VALIDATION_SHARE == 0 else "train"
 
 
 def is_valid(puzzle: str, completion: str) -> bool:

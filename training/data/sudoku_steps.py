@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -56,7 +56,7 @@ def labels(puzzle: str, rows: Sequence[str]) -> list[bool]:
     return found
 
 
-def solutions_in_steps(split: Literal["train", "test"], num: int, seed: int = 0) -> list[StepRow]:
+def solutions_in_steps(split: sudoku.Split, num: int, seed: int = 0) -> list[StepRow]:
     """`num` labelled solutions of puzzles drawn from the split, most with mistakes.
 
     A longer list starts with the shorter one.

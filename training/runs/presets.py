@@ -55,6 +55,7 @@ from training.data.steps import StepRow
 from training.data.sudoku_steps import solutions_in_steps
 
 Pairs = list[tuple[str, str]]
+NUM_VALIDATION = 500  # problems that a run is evaluated on, none of the test split's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +76,19 @@ class Preset:
 
 def sudoku_pairs(num: int, seed: int = 0) -> tuple[Pairs, Pairs]:
     train = sudoku.problems("train", num, seed=seed)
-    return list(train), list(sudoku.problems("test", sudoku.DEFAULT_NUM_TEST))
+    return list(train), list(sudoku.problems("validation", NUM_VALIDATION))
 
 
 def nim_pairs(num: int, seed: int = 0, *, any_move: bool = False) -> tuple[Pairs, Pairs]:
     train = nim.problems("train", num, seed=seed, any_move=any_move)
-    return list(train), list(nim.problems("test", nim.DEFAULT_NUM_TEST, any_move=any_move))
+    held_out = nim.num_positions("validation")
+    return list(train), list(nim.problems("validation", held_out, any_move=any_move))
 
 
 def few_shot_pairs(num: int, num_examples: int = few_shot.NUM_EXAMPLES) -> tuple[Pairs, Pairs]:
     train = few_shot.problems("train", num, num_examples=num_examples)
-    test = few_shot.problems("test", few_shot.DEFAULT_NUM_TEST, num_examples=num_examples)
-    return list(train), list(test)
+    held_out = few_shot.problems("validation", NUM_VALIDATION, num_examples=num_examples)
+    return list(train), list(held_out)
 
 
 TINY_SHAPE = dict(
@@ -273,7 +275,7 @@ class PRMPreset:
 
 
 def _sudoku_steps() -> tuple[list[StepRow], list[StepRow]]:
-    return solutions_in_steps("train", 32_000), solutions_in_steps("test", sudoku.DEFAULT_NUM_TEST)
+    return solutions_in_steps("train", 32_000), solutions_in_steps("validation", NUM_VALIDATION)
 
 
 PRM_PRESETS = {
