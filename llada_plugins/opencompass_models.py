@@ -30,6 +30,7 @@ from llada_plugins.harness.opencompass_streams import Streams
 from llada_plugins.harness.opencompass_tasks import dataset_configs, predictions_file
 from llada_plugins.harness.opencompass_templates import TemplateParser
 from llada_plugins.harness.opencompass_trajectories import place_recorder, with_place
+from llada_plugins.harness.stop_strings import stop_strings
 from llada_plugins.options.fields import names, reject_unknown
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class LLaDA(LikelihoodModel):
             self.tokenizer, chat=chat, meta_template=meta_template
         )
         self.record_stats = record_stats
-        self.stop_words = (stop_words,) if isinstance(stop_words, str) else tuple(stop_words)
+        self.stop_words = stop_strings(stop_words, "stop_words")
         self._manifest = None if tokenizer_only else self._begin_manifest(chat, meta_template)
         self._lock = threading.RLock()  # stock inferencers may ask from a pool of threads
         self._warnings = WarnOnce(logger)
@@ -237,7 +238,8 @@ class LLaDA(LikelihoodModel):
         number = num_answers(generation_kwargs, default=self.num_answers)
         options = sampler_options(generation_kwargs, self.engine.given)
         sampler = self.engine.sampler_for(options, max_out_len)
-        until = tuple(dict.fromkeys([*self.stop_words, *stopping_criteria]))
+        of_data = stop_strings(stopping_criteria, "stopping_criteria")
+        until = tuple(dict.fromkeys([*self.stop_words, *of_data]))
         with self._lock:
             streams = self._streams.of(
                 self, inputs, chance=self.engine.draws(sampler), number=number

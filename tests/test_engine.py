@@ -601,6 +601,15 @@ def test_the_fingerprint_follows_what_determines_answers_and_nothing_else(
     assert make_engine(copied).fingerprint() != base
 
 
+def test_the_fingerprint_knows_a_tokenizer_by_its_files(make_engine, copied, tmp_path):
+    elsewhere = Path(shutil.copytree(copied, tmp_path / "elsewhere"))
+    before = make_engine(tokenizer=str(copied)).fingerprint()
+    assert make_engine(tokenizer=str(elsewhere)).fingerprint() == before
+    path = copied / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "Q"}))
+    assert make_engine(tokenizer=str(copied)).fingerprint() != before
+
+
 def test_the_facts_for_result_files_are_json(make_engine):
     engine = make_engine(gen_length=8, remasking="low_confidence")
     info = json.loads(json.dumps(engine.info()))

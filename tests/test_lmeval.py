@@ -137,6 +137,12 @@ def test_until_may_be_a_string_a_list_empty_or_missing_and_the_earliest_stop_win
         ),
         ({"steps": "many"}, "steps must be a whole number, got 'many'"),
         ({"gen_length": 5000}, "exceed the context of 4096 tokens"),
+        ({"max_gen_toks": 0}, "gen_length must be at least 1, got 0"),
+        ({"max_gen_toks": 12.5}, "max_gen_toks must be a whole number, got 12.5"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"do_sample": "maybe"}, "do_sample must be true or false, got 'maybe'"),
+        ({"num_beams": "x"}, "num_beams must be a whole number, got 'x'"),
+        ({"until": ["a", 5]}, "until must be a string or a list of strings, got .'a', 5."),
     ],
 )
 def test_bad_gen_kwargs_are_refused_before_any_request_is_decoded(
@@ -145,7 +151,7 @@ def test_bad_gen_kwargs_are_refused_before_any_request_is_decoded(
     good = generation(PUZZLES[:1], **SMALL)
     with pytest.raises(ValueError, match=message):
         model.generate_until(
-            good + generation(PUZZLES[1:2], until=[], **gen_kwargs), disable_tqdm=True
+            good + generation(PUZZLES[1:2], **{"until": [], **gen_kwargs}), disable_tqdm=True
         )
 
 
@@ -193,8 +199,9 @@ def test_the_answers_length_is_gen_length_then_the_tasks_then_256(model: LLaDA) 
     assert fixed._request("1", {"max_gen_toks": 16}).sampler.gen_length == 32
 
 
-def test_do_sample_false_means_greedy_whatever_else_a_task_lists(model: LLaDA) -> None:
-    sampler = model._request("1", {"do_sample": False, "temperature": 1.0, "top_p": 0.9}).sampler
+@pytest.mark.parametrize("false", [False, 0, "false", "False"], ids=repr)
+def test_do_sample_false_means_greedy_whatever_else_a_task_lists(model: LLaDA, false) -> None:
+    sampler = model._request("1", {"do_sample": false, "temperature": 1.0, "top_p": 0.9}).sampler
     assert (sampler.temperature, sampler.top_p) == (0.0, None)
     assert (
         model._request(

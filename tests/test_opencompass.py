@@ -247,6 +247,14 @@ def test_the_earliest_stop_word_of_model_and_data_set_ends_the_answer(
     assert model.generate(["ab"], 8, stopping_criteria=[early]) == [whole[: whole.index(early)]]
 
 
+def test_stopping_criteria_of_one_string_are_not_its_letters(tiny_checkpoint, engine) -> None:
+    whole = answers(engine, ["ab"])[0]
+    model = LLaDA(str(tiny_checkpoint), **OPTIONS)
+    assert model.generate(["ab"], 8, stopping_criteria=f"{whole[1]}-nowhere") == [whole]
+    with pytest.raises(ValueError, match="stopping_criteria must be a string or a list of strings"):
+        model.generate(["ab"], 8, stopping_criteria=[1])
+
+
 def test_statistics_travel_beside_the_text(tiny_checkpoint, engine) -> None:
     model = LLaDA(str(tiny_checkpoint), record_stats=True, **OPTIONS)
     expected = dict(engine.generate([Request(prompt, engine.sampler) for prompt in PROMPTS[:3]]))

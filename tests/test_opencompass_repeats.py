@@ -306,6 +306,7 @@ def test_num_return_sequences_gives_lists_of_independent_answers(tiny_checkpoint
         (dict(temperature=0.9), 0.9),
         (dict(do_sample=True), 0.5),
         (dict(do_sample=False, temperature=0.9, top_k=3), 0.0),
+        (dict(do_sample="false", temperature=0.9), 0.0),
     ],
     ids=str,
 )

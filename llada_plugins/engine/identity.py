@@ -22,6 +22,8 @@ ENDS = 1 << 22  # bytes at either end of a file that its digest reads
 def fingerprint(engine: Engine) -> str:
     """What determines the engine's answers, as one line of JSON; the checkpoint by its content."""
     options = asdict(engine.config)
+    if engine.config.tokenizer is not None:  # a folder by its content, as the checkpoint
+        options["tokenizer"] = digest(engine.folders.tokenizer)
     identity = {
         "method": engine.method,
         "checkpoint": digest(engine.folder),

@@ -49,7 +49,7 @@ def surprises(
                 f"{name}={value!r} of the task or of --gen_kwargs overrides {name}={before!r} "
                 "of the model"
             )
-    if max_tokens and max_tokens != sampler.gen_length:
+    if max_tokens is not None and max_tokens != sampler.gen_length:
         yield Notice(
             f"gen_length={sampler.gen_length} overrides the task's answer length of "
             f"{max_tokens} tokens"

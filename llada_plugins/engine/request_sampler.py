@@ -37,7 +37,7 @@ def combined(
         "the model's options (model_args)": explicit,
         f"preset {asked.config.preset}": of_preset,
         f"the defaults of {asked.method}": dict(by_method),
-        "the task's answer length": {"gen_length": max_tokens} if max_tokens else {},
+        "the task's answer length": {} if max_tokens is None else {"gen_length": max_tokens},
         "the model's attention": dict(by_model),
         "the defaults": asdict(HARNESS_DEFAULTS),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llada_plugins.options.fields import names, reject_unknown
+from llada_plugins.options.fields import as_flag, names, reject_unknown
 from llada_plugins.settings.table import find
 
 # of generation_kwargs, beside the sampler's options
@@ -91,6 +91,8 @@ def sampler_options(
         name: value for name, value in generation_kwargs.items() if name not in GENERATION_NAMES
     }
     do_sample = generation_kwargs.get("do_sample")
+    if do_sample is not None:
+        do_sample = as_flag("do_sample", do_sample)
     if do_sample is False:
         options["temperature"] = 0.0
         options.pop("top_p", None)
