@@ -23,7 +23,7 @@ from llada_plugins.engine.batches import AUTO
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.engine.progress import Progress, progress
 from llada_plugins.engine.record_options import SUFFIX
-from llada_plugins.harness import lmeval_tokens
+from llada_plugins.harness import lmeval_cached_requests, lmeval_tokens
 from llada_plugins.harness.lmeval_answers import answer, totals_of
 from llada_plugins.harness.lmeval_cache import tied
 from llada_plugins.harness.lmeval_manifest import manifest
@@ -150,7 +150,7 @@ class LLaDA(ParallelLM):
 
     @property
     def tokenizer_name(self) -> str:
-        return self.tokenizer.name_or_path.replace("/", "__")
+        return lmeval_cached_requests.tokenizer_name(self.engine)
 
     def tok_encode(
         self,
@@ -222,6 +222,7 @@ class LLaDA(ParallelLM):
         what their answers cost; their sums, of all processes, go into the results.
         """
         warn_of_chat(self.engine.asked.preset, chats=self._chats)
+        lmeval_cached_requests.check_cached(requests)
         parsed = [
             self._request(*instance.args)._replace(id=id)
             for instance, id in zip(requests, question_ids(requests))

@@ -19,6 +19,7 @@ from lm_eval.loggers import EvaluationTracker  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from llada_plugins.harness.lmeval_record import Samplers  # noqa: E402
 from llada_plugins.likelihood.estimate import log_likelihood  # noqa: E402
 from llada_plugins.lmeval_models import LLaDA  # noqa: E402
 from llada_plugins.models.loading import save_model  # noqa: E402
@@ -318,6 +319,38 @@ def test_the_results_hold_the_sampler_that_a_task_used(tiny_checkpoint, tmp_path
     assert config["samplers"] == {"reported": [config["sampler"]]}
     cached = evaluated(sampled(tiny_checkpoint), tmp_path, GREEDY, DOCS, use_cache=path)["config"]
     assert cached["samplers"] == config["samplers"] and cached["sampler"] == config["sampler"]
+
+
+# ---- requests that lm-eval wrote down
+
+
+def test_requests_from_a_file_must_have_the_options_of_the_command_line(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path / "requests"))
+    lm = sampled(tiny_checkpoint)
+
+    def steps(given: int, **options) -> int:
+        asked = dict(cache_requests=True, gen_kwargs=dict(steps=given), **options)
+        return evaluated(lm, tmp_path, GREEDY, DOCS, **asked)["config"]["sampler"]["steps"]
+
+    assert (steps(2), steps(2)) == (2, 2)
+    message = "reported were written with steps=2, and --gen_kwargs says 8: give .* refresh"
+    with pytest.raises(ValueError, match=message):
+        steps(8)
+    lm._samplers = Samplers()
+    assert steps(8, rewrite_requests_cache=True) == 8
+
+
+def test_requests_are_filed_by_the_template_of_their_chats(tiny_checkpoint):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu")
+    names = []
+    for template in (None, "Q", "A", {"default": "A", "other": "Q"}):
+        lm.tokenizer.chat_template = template
+        names.append(lm.tokenizer_name)
+    assert len(set(names)) == 3 and names[2] == names[3]
+    lm.engine.use_template("other")
+    assert lm.tokenizer_name == names[1]
 
 
 def test_options_in_which_tasks_differ_are_told_by_task(tiny_checkpoint):

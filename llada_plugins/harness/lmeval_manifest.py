@@ -42,7 +42,7 @@ def manifest(recorder: Recorder, info: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not recorder.wanted:
         return {}
-    frame = _simple_evaluate()
+    frame = evaluation()
     run = {name: frame.get(name) for name in ASKED}
     results = frame.get("results") or {}
     run["tasks"] = sorted(results.get("results", {}))
@@ -114,7 +114,7 @@ def _told(recorder: Recorder) -> dict[str, str]:
     return told
 
 
-def _simple_evaluate() -> Mapping[str, Any]:
+def evaluation() -> Mapping[str, Any]:
     """The variables of the running `simple_evaluate`; {} where none runs."""
     running = (frame for frame in callers() if frame.f_code.co_name == "simple_evaluate")
     return next((frame.f_locals for frame in running), {})
