@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .sampling.config import SamplerConfig
     from .sampling.draft import Sample
     from .sampling.generate import generate
+    from .sampling.infilling import Infilled, infill
     from .sampling.sampler import Step
     from .sampling.trace import Trace
 
@@ -33,6 +34,8 @@ __all__ = [
     "Step",
     "Trace",
     "generate",
+    "infill",
+    "Infilled",
     "log_likelihood",
     "LogLikelihood",
     "Canvas",
@@ -51,6 +54,8 @@ _HOMES = {
     "Step": "sampling.sampler",
     "Trace": "sampling.trace",
     "generate": "sampling.generate",
+    "infill": "sampling.infilling",
+    "Infilled": "sampling.infilling",
     "log_likelihood": "likelihood.estimate",
     "LogLikelihood": "likelihood.estimate",
     "Canvas": "diffusion.denoiser",

@@ -18,6 +18,8 @@ PUBLIC = [
     "Step",
     "Trace",
     "generate",
+    "infill",
+    "Infilled",
     "log_likelihood",
     "LogLikelihood",
     "Canvas",

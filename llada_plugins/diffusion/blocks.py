@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Literal, NamedTuple
 
 import torch
@@ -72,6 +73,21 @@ class Blocks(NamedTuple):
         return context - self.decoded(0)
 
 
+class Given(NamedTuple):
+    """What is known of a row after its prompt, where spans of it are to be filled in."""
+
+    # of the answer's tokens, the mask where one is to be found; () = all are
+    answer: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()  # tokens after the answer
+
+    def masks(self, begin: int, end: int, mask_id: int) -> list[int]:
+        """The answer's tokens from `begin` to `end`, before any is decoded."""
+        return list(self.answer[begin:end]) or [mask_id] * (end - begin)
+
+
+NOTHING = Given()
+
+
 class LaidOut(NamedTuple):
     """Rows before one of their blocks is filled, aligned at its first column."""
 
@@ -88,22 +104,25 @@ def lay_out(
     numbers: Sequence[int],
     mask_id: int,
     device: torch.device,
+    given: Sequence[Given] | None = None,
 ) -> LaidOut:
     """The canvas of rows that fill these numbers of blocks next.
 
-    answers: tokens of the blocks before. What is finished has PADDING on its left, to a
+    answers: tokens of the blocks before. given: of each row, what is known after its prompt.
+    What stands after an answer is on the canvas, with PADDING on its right where others have
+    more. What is finished has PADDING on its left, to a
     multiple of the width where blocks are causal: so edges of blocks are multiples of it in
     every row. A causal block is always whole, with PADDING for what its row has not.
     """
     finished, begun, starts = [], [], []
-    for prompt, answer, number in zip(prompts, answers, numbers):
+    for prompt, answer, number, known in zip(prompts, answers, numbers, given or repeat(NOTHING)):
         row, cut = [*prompt, *answer], blocks.before(len(prompt), number)
-        num_masks = blocks.end(len(prompt), number) - len(row)
+        end = blocks.end(len(prompt), number) - len(prompt)
         finished.append(row[:cut])
-        begun.append(row[cut:] + [mask_id] * num_masks)
+        begun.append([*row[cut:], *known.masks(len(answer), end, mask_id), *known.after])
         starts.append(len(prompt) - cut)
     whole, padded = align(finished, device, multiple=blocks.width if blocks.causal else 1)
-    width = blocks.width if blocks.causal else len(begun[0])
+    width = blocks.width if blocks.causal else max(map(len, begun))
     short = any(len(each) < width for each in begun)
     rest = [each + [PADDING] * (width - len(each)) for each in begun]
     first = whole.shape[1]

@@ -63,6 +63,7 @@ class Canvas(NamedTuple):
     layout: where columns stand and what they see, of rows with noisy copies of a text beside
     its clean tokens; answer_start then counts from the text's first token.
     lasting: for what outlives a block, by ids; None = nothing does.
+    given: where spans of a text are filled in, what stands of it beside the prompt.
     own_positions: does a token's position count from its row's first one? Else it is its
     column; for keys that are moved to other columns. Set by cached().
     """
@@ -80,14 +81,18 @@ class Canvas(NamedTuple):
     layout: Layout | None = None
     lasting: Lasting | None = None
     own_positions: bool = False
+    given: Tensor | None = None  # (B, L) bool
 
     @property
     def prompt(self) -> Tensor:
-        """Which tokens are their row's prompt, (B, L)."""
+        """Which tokens are their row's prompt, or were given beside it, (B, L)."""
         place = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         if self.layout is not None:
             place = self.layout.position_ids
-        return (place < self.answer_start[:, None]) & (self.tokens != PADDING)
+        asked = place < self.answer_start[:, None]
+        if self.given is not None:
+            asked = asked | self.given
+        return asked & (self.tokens != PADDING)
 
     def keep_rows(self, numbers: Tensor) -> Canvas:
         """A canvas of some rows, (N,) numbers. The memory forgets all others, in place."""
@@ -101,6 +106,7 @@ class Canvas(NamedTuple):
             tokens=self.tokens[numbers],
             answer_start=self.answer_start[numbers],
             ids=None if self.ids is None else self.ids[numbers],
+            given=None if self.given is None else self.given[numbers],
         )
 
 

@@ -14,7 +14,8 @@ from .denoiser import Canvas, Denoiser, LogitsAt, Prediction
 def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
     """Classifier-free guidance (LLaDA, arXiv 2502.09992, appendix A).
 
-    The prediction is u + (scale + 1)(c - u), where c sees the prompt and u a masked one.
+    The prediction is u + (scale + 1)(c - u), where c sees the prompt and u a masked one. Of a
+    text whose spans are filled in, all that was given is the prompt, as in LLaDA's code.
     """
 
     def denoise_guided(canvas: Canvas, window: slice) -> Prediction:
@@ -28,6 +29,7 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
             answer_start=start.repeat(2),
             ids=None if canvas.ids is None else torch.cat([canvas.ids, ~canvas.ids]),
             layout=None if canvas.layout is None else canvas.layout.repeat(2),
+            given=None if canvas.given is None else canvas.given.repeat(2, 1),
         )
         both = denoise(of_both, window)
 

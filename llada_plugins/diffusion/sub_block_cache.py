@@ -70,6 +70,7 @@ def _row(canvas: Canvas, row: int) -> Canvas:
         answer_start=canvas.answer_start[only],
         ids=None if canvas.ids is None else canvas.ids[only],
         embeds=None if canvas.embeds is None else canvas.embeds[only],
+        given=None if canvas.given is None else canvas.given[only],
         memory=None,
     )
 

@@ -6,13 +6,14 @@ Nothing here makes tokens of masks: sampler.py does, or a Review that calls it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from llada_plugins.diffusion.batch_limit import BatchLimit, OutOfMemory, release_memory
-from llada_plugins.diffusion.blocks import Blocks, LaidOut, lay_out
+from llada_plugins.diffusion.blocks import NOTHING, Blocks, Given, LaidOut, lay_out
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, num_left_of_row
 from llada_plugins.diffusion.memory import Lasting
 from llada_plugins.diffusion.random_streams import request_key
@@ -47,18 +48,18 @@ class FillBlocks(NamedTuple):
     ) -> Tensor:
         """See `Fill`."""
         cut = self.config.blocks
-        window = slice(
-            self.start + blocks.start * cut.width,
-            min(self.start + blocks.stop * cut.width, tokens.shape[1]),  # a last may be short
-        )
+        end = self.answers.end_of(blocks, cut, self.start)
+        window = slice(self.start + blocks.start * cut.width, min(end, tokens.shape[1]))
         left = num_left_of_row(tokens)
+        answer_start = left + self.answers.prompt_lengths[rows]
         canvas = Canvas(
             tokens,
-            left + self.answers.prompt_lengths[rows],
+            answer_start,
             self.padded,
             blocks=cut.width if cut.causal else None,
             ids=rows,
             lasting=self.lasting,
+            given=self.answers.given_on(rows, answer_start, tokens.shape[1]),
         )
         unmasked = unmask(
             self.denoise,
@@ -99,9 +100,16 @@ class Answers:
     """How far the answer to each of P prompts is, and what it has cost."""
 
     def __init__(
-        self, prompts: Sequence[Sequence[int]], keys: Sequence[int], device: torch.device
+        self,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[int],
+        device: torch.device,
+        given: Sequence[Given] | None = None,
+        mask_id: int = 0,
     ) -> None:
         self.prompts = prompts
+        self.given = given
+        self.is_given = None if given is None else _is_given(given, mask_id, device)
         self.keys = torch.tensor(keys, device=device, dtype=torch.long)  # (P,) random streams
         # (P,)
         self.prompt_lengths = torch.tensor([len(each) for each in prompts], device=device)
@@ -122,7 +130,26 @@ class Answers:
             [self.num_filled[row] for row in batch],
             mask_id,
             self.keys.device,
+            None if self.given is None else [self.given[row] for row in batch],
         )
+
+    def given_on(self, rows: Tensor, answer_start: Tensor, length: int) -> Tensor | None:
+        """Which columns of a canvas hold tokens that were given, (B, L) bool; None: of no row any.
+
+        answer_start: (B,) columns of the rows' first answer tokens.
+        """
+        if self.is_given is None:
+            return None
+        known = self.is_given[rows]  # (B, G)
+        place = torch.arange(length, device=rows.device) - answer_start[:, None]  # (B, L)
+        inside = (place >= 0) & (place < known.shape[1])
+        return inside & known.gather(1, place.clamp(0, known.shape[1] - 1))
+
+    def end_of(self, numbers: range, blocks: Blocks, start: int) -> int:
+        """The column after the last of these blocks, in answers that begin in column `start`."""
+        end = start + numbers.stop * blocks.width
+        # an answer's last block may be short, and something given follow it
+        return end if self.given is None else min(end, start + blocks.length)
 
     def draft(
         self,
@@ -211,6 +238,7 @@ def decode_each(
     review: Review = unreviewed,
     in_step: bool | None = None,
     at_once: BatchLimit | None = None,
+    given: Sequence[Given] | None = None,
 ) -> Iterator[tuple[int, Sample]]:
     """Decode block by block; yields the (number, sample) of each prompt as answers end.
 
@@ -222,12 +250,14 @@ def decode_each(
     at_once: how many rows of so many tokens, prompt and answer, make a batch (default: all).
     A row that has ended leaves, and a waiting one takes its place (batching.py). A batch
     that memory is too small for waits again, and from then on batches are smaller: on_step
-    may see some of its steps twice.
+    may see some of its steps twice. given: of each row, what of its answer and after it
+    stands and stays; infilling.py says which options that needs.
     """
-    _check_prompts(prompts)
+    if given is None:  # else a row may begin with a span
+        _check_prompts(prompts)
     device = torch.device(device)
     keys = keys or [request_key(config.seed, prompt) for prompt in prompts]
-    answers = Answers(prompts, keys, device)
+    answers = Answers(prompts, keys, device, given, special.mask)
     blocks, lasting = config.blocks, Lasting()
 
     def ended(answer: list[int]) -> bool:
@@ -238,7 +268,7 @@ def decode_each(
         return filled or is_stopped(answers.tokens[row], config, special, stop)
 
     needs_step = review is not unreviewed if in_step is None else in_step
-    queue, limit = _queue(prompts, blocks, needs_step, at_once)
+    queue, limit = _queue(prompts, blocks, needs_step, at_once, given)
     while queue:
         number, batch = queue.take()
         canvas = answers.lay_out(batch, blocks, special.mask)
@@ -249,7 +279,7 @@ def decode_each(
         cost = _reviewed(review, draft, limit, longest, lasting)
         done = []
         if cost is not None:
-            end = canvas.first + len(draft.blocks) * blocks.width
+            end = answers.end_of(draft.blocks, blocks, start)
             answers.add(draft, cost, batch, canvas.answer_starts, end)
             done = [row for row in batch if is_done(row)]
         _put_back(queue, [row for row in batch if row not in done], answers)
@@ -258,15 +288,33 @@ def decode_each(
 
 
 def _queue(
-    prompts: Sequence[Sequence[int]], blocks: Blocks, in_step: bool, at_once: BatchLimit | None
+    prompts: Sequence[Sequence[int]],
+    blocks: Blocks,
+    in_step: bool,
+    at_once: BatchLimit | None,
+    given: Sequence[Given] | None,
 ) -> tuple[Waiting, BatchLimit]:
     """All rows, before their first blocks, and how many of them make a batch."""
-    lengths = [blocks.row(len(prompt)) for prompt in prompts]
+    lengths = [
+        blocks.row(len(prompt)) + len(known.after)
+        for prompt, known in zip(prompts, given or repeat(NOTHING))
+    ]
     limit = at_once or BatchLimit(lambda longest: len(prompts))
     if blocks.from_row and not in_step:
         return Refill(lengths, limit), limit
     longest = max((blocks.number(len(prompt)) for prompt in prompts), default=1)
     return Queue(lengths, longest, limit), limit
+
+
+def _is_given(given: Sequence[Given], mask_id: int, device: torch.device) -> Tensor:
+    """Which tokens from each row's answer on are given, (P, G) bool; False where it has ended."""
+    flags = [
+        [*(token != mask_id for token in each.answer), *(True for _ in each.after)]
+        for each in given
+    ]
+    longest = max(map(len, flags), default=1)
+    filled = [each + [False] * (longest - len(each)) for each in flags]
+    return torch.tensor(filled, dtype=torch.bool, device=device)
 
 
 def _put_back(queue: Waiting, rows: Sequence[int], answers: Answers) -> None:

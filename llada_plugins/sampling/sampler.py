@@ -127,7 +127,9 @@ class RowsInWork(NamedTuple):
     def fixed(self) -> Tensor:
         """Which of the block's columns hold no token of the answer, (N, W): they stay."""
         column = torch.arange(self.window.start, self.window.stop, device=self.keys.device)
-        return (column < self.canvas.answer_start[:, None]) | (self.block == PADDING)
+        fixed = (column < self.canvas.answer_start[:, None]) | (self.block == PADDING)
+        given = self.canvas.given
+        return fixed if given is None else fixed | given[:, self.window]
 
     def rows_of_each(self, num_rows: int) -> Tensor:
         """How many of these rows have each number below num_rows, (num_rows,)."""
@@ -280,7 +282,9 @@ def begin(
     device, num_rows = canvas.tokens.device, len(canvas.tokens)
     masked = canvas.tokens[:, window] == special.mask  # (B, W)
     offsets = torch.as_tensor(offset, device=device).expand(num_rows)[:, None]
-    plan = plan_block(masked, config, steps, draws_of_confidence(keys, offsets, masked.shape[1]))
+    draws = draws_of_confidence(keys, offsets, masked.shape[1])
+    given = None if canvas.given is None else canvas.given[:, window].sum(-1)
+    plan = plan_block(masked, config, steps, draws, given)
     foreseen = foresee(masked, plan, config)
     numbers = torch.arange(num_rows, device=device)
     work = RowsInWork(

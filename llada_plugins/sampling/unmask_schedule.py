@@ -53,6 +53,8 @@ class Unfilled(NamedTuple):
     steps: int
     first: int = 0  # the step to begin with; earlier ones are not planned
     uniform: Callable[[Tensor], Tensor] | None = None
+    # (B,) tokens of it that were given, where spans of a text are filled in
+    given: Tensor | None = None
 
     @property
     def num_masked(self) -> Tensor:
@@ -75,8 +77,16 @@ def linear(block: Unfilled, config: SamplerConfig) -> Tensor:
 
 
 def linear_revised(block: Unfilled, config: SamplerConfig) -> Tensor:
-    """Equal shares of the masked tokens, larger ones last (RemeDi's dynamic remasking)."""
-    return block.standing(quota(block.num_masked, block.steps, remainder_last=True))
+    """Equal shares of the masked tokens, larger ones last (RemeDi's dynamic remasking).
+
+    Where tokens were given, and fewer than steps are masked, every step unmasks one: those
+    that unmask none have little to exchange.
+    """
+    shares = quota(block.num_masked, block.steps, remainder_last=True)
+    if block.given is not None:
+        few = (block.given > 0) & (block.num_masked < block.steps)
+        shares = torch.where(few[:, None], quota(block.num_masked, block.steps), shares)
+    return block.standing(shares)
 
 
 def block_share(block: Unfilled, config: SamplerConfig) -> Tensor:
@@ -86,11 +96,16 @@ def block_share(block: Unfilled, config: SamplerConfig) -> Tensor:
 
 
 def mask_and_refine(block: Unfilled, config: SamplerConfig) -> Tensor:
-    """All but remask_ratio of the block after every step, and all of it after the last."""
+    """All but remask_ratio of the block after every step, and all of it after the last.
+
+    What was given is no part of that share.
+    """
     assert config.remask_ratio is not None
-    num_refined = int(config.remask_ratio * block.width + 1e-6)
-    size = len(block.masked), block.steps
-    kept = torch.full(size, block.width - num_refined, device=block.masked.device)
+    decoded = torch.full_like(block.num_masked, block.width)
+    if block.given is not None:
+        decoded = decoded - block.given
+    num_refined = (config.remask_ratio * decoded.double() + 1e-6).long()
+    kept = (block.width - num_refined)[:, None].repeat(1, block.steps)
     kept[:, -1] = block.width
     return kept
 
@@ -193,13 +208,14 @@ def plan_block(
     config: SamplerConfig,
     steps: int | None = None,
     uniform: Callable[[Tensor], Tensor] | None = None,
+    given: Tensor | None = None,
 ) -> Plan | None:
     """The steps that a block takes; None under adaptive rules without a limit.
 
-    masked: (B, W) bool. steps, uniform: see `planned`. Steps in which a row would change
+    masked: (B, W) bool. steps, uniform, given: see `planned`. Steps in which a row would change
     nothing are left out of its plan, for they cost a forward each.
     """
-    standing = planned(masked, config, steps, uniform)
+    standing = planned(masked, config, steps, uniform, given)
     if standing is None:
         return None
     if config.may_idle:
@@ -222,12 +238,13 @@ def planned(
     config: SamplerConfig,
     steps: int | None = None,
     uniform: Callable[[Tensor], Tensor] | None = None,
+    given: Tensor | None = None,
 ) -> Tensor | None:
     """Tokens of the block that stand after each step, (B, steps); None under adaptive rules.
 
     Of a rule that is paced, or begins with the first token, at most so many. masked:
     (B, W) bool. steps: default a block's share of config.steps. uniform: see `Unfilled`;
-    schedule=independent needs it.
+    schedule=independent needs it. given: (B,) see `Unfilled`.
     """
     steps = steps or config.steps_per_block
     if config.opens_with_one:
@@ -240,7 +257,7 @@ def planned(
         return torch.cat([(~rest).sum(-1, keepdim=True), after], 1)
     if config.adaptive and not config.paced:
         return None
-    return SCHEDULES[config.fixed_schedule](Unfilled(masked, steps, 0, uniform), config)
+    return SCHEDULES[config.fixed_schedule](Unfilled(masked, steps, 0, uniform, given), config)
 
 
 def keep(
