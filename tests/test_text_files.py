@@ -65,7 +65,7 @@ def test_what_is_not_utf_8_is_told_with_its_place_and_what_stands_before(text, p
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_whole(path, "before", durable=True)
+    write_whole(path, "before")
     with pytest.raises(UnicodeEncodeError):
         write_whole(path, "\ud800")
     with pytest.raises(KeyError), whole_file(path) as partial:

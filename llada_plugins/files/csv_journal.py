@@ -69,7 +69,7 @@ class MetricsFile:
         """
         if self._stored is None:
             text = json.dumps({"run": self._run, **notes}, indent=1)
-            write_whole(self.run_path, text, durable=True)
+            write_whole(self.run_path, text)
         self._file.seek(0)
         content = self._file.read()
         whole = _whole_records(content)
