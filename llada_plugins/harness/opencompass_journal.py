@@ -4,6 +4,9 @@ Stock inferencers write predictions when a whole batch is answered, some only at
 start again where a kill has torn the file. So each answer has a line in a file beside theirs,
 and a task that is started again takes what it finds there. When the predictions are
 complete, the file goes.
+
+A line is handed to the system at once, so that no kill takes it, and forced onto the disk in
+the background, so that a power failure takes at most those of the last moments.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from pathlib import Path
 from typing import TextIO
 
 from llada_plugins.engine.request import Completion, Request
+from llada_plugins.files.atomic import force
+from llada_plugins.files.background import Background
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +37,7 @@ class Journal:
         self.identity = identity
         self._predictions: Path | None = None  # the stock file of all answers, at its end
         self._file: TextIO | None = None
+        self._disk = Background(self._force)
         self._answers: dict[str, Completion] = {}
         atexit.register(self.close)
 
@@ -52,18 +58,20 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             _end_last_line(path)
             self._file = path.open("a", encoding="utf-8")
+            force(path.parent)  # the file's name
 
     def find(self, request: Request) -> Completion | None:
         """The answer to a request, if an earlier run of the task decoded it."""
         return self._answers.get(self._key(request))
 
     def keep(self, request: Request, completion: Completion) -> None:
-        """Write an answer down; a kill of the process does not lose it."""
+        """Write an answer down; a kill of the process does not lose it. OSError where it cannot."""
         key = self._key(request)
         self._answers[key] = completion
         if self._file is not None:
             self._file.write(json.dumps([key, completion]) + "\n")
             self._file.flush()
+            self._disk.ask()
 
     def close(self) -> None:
         """Forget the answers; their file goes if the predictions are complete.
@@ -71,16 +79,16 @@ class Journal:
         Predictions that a full disk has torn go instead: OpenCompass would take them for whole.
         """
         if self._file is not None:
+            self._disk.wait()
             self._file.close()
             assert self._predictions is not None
             if self._predictions.exists():
-                torn = not _is_whole(self._predictions)
-                (self._predictions if torn else journal_of(self._predictions)).unlink(
-                    missing_ok=True
-                )
-                if torn:
-                    logger.error("%s was torn and is removed: -r goes on", self._predictions)
+                _settle(self._predictions)
         self._predictions, self._file, self._answers = None, None, {}
+
+    def _force(self) -> None:
+        assert self._file is not None
+        os.fsync(self._file.fileno())
 
     def _key(self, request: Request) -> str:
         return hashlib.sha256(repr((self.identity, request._replace(id=None))).encode()).hexdigest()
@@ -101,6 +109,17 @@ def _read(path: Path) -> Iterator[tuple[str, Completion]]:
             yield key, Completion(*values)
         except (ValueError, TypeError):
             continue
+
+
+def _settle(predictions: Path) -> None:
+    """Leave the predictions or their journal, whichever is whole."""
+    if _is_whole(predictions):
+        force(predictions)  # stock code does not
+        force(predictions.parent)
+        journal_of(predictions).unlink(missing_ok=True)
+    else:
+        predictions.unlink(missing_ok=True)
+        logger.error("%s was torn and is removed: -r goes on", predictions)
 
 
 def _is_whole(predictions: Path) -> bool:
