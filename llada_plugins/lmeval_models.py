@@ -25,7 +25,7 @@ from llada_plugins.engine.progress import Progress, progress
 from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.harness import lmeval_cached_requests, lmeval_tokens
 from llada_plugins.harness.lmeval_answers import answer, totals_of
-from llada_plugins.harness.lmeval_cache import tied
+from llada_plugins.harness.lmeval_cache import check_cache, tied
 from llada_plugins.harness.lmeval_manifest import manifest
 from llada_plugins.harness.lmeval_notes import LikelihoodNotes, attach_each
 from llada_plugins.harness.lmeval_options import (
@@ -81,6 +81,7 @@ class LLaDA(ParallelLM):
         if self.rank == 0:
             check_output(samples_folder())
             fail_where_unsaved()
+        check_cache(self.rank)
         if str(batch_size).startswith(AUTO):  # also auto:N, lm-eval's wish for N measurements
             batch_size = AUTO
         placed = with_place(options)

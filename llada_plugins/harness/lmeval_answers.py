@@ -61,12 +61,16 @@ def answer(
     for _ in answers:
         bar.known()
     asked = [parsed[number]._replace(stream=stream(places[number].number)) for number in missing]
-    for index, completion in engine.generate(asked) if asked else ():
-        number, costs = missing[index], statistics(completion)
-        answers[number] = Answer(completion.text, {**costs, "from_cache": False})
+    try:
+        for index, completion in engine.generate(asked) if asked else ():
+            number, costs = missing[index], statistics(completion)
+            answers[number] = Answer(completion.text, {**costs, "from_cache": False})
+            if isinstance(hook, RepeatHook):
+                hook.keep_answer(requests[number], places[number].number, completion.text, costs)
+            bar.add(completion.num_tokens, completion.num_forwards)
+    finally:  # one that cannot be answered ends the call after the others
         if isinstance(hook, RepeatHook):
-            hook.keep_answer(requests[number], places[number].number, completion.text, costs)
-        bar.add(completion.num_tokens, completion.num_forwards)
+            hook.entries.settle()
     return [answers[number] for number in range(len(requests))]
 
 

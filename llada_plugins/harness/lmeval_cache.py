@@ -10,7 +10,8 @@ no answer is there, hands over every request. Likelihoods are looked up by lm-ev
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_eval.api.instance import Instance
@@ -20,6 +21,8 @@ from sqlitedict import SqliteDict
 from llada_plugins.engine.request import occurrences
 from llada_plugins.files.changes import changes
 
+from .frames import callers
+from .lmeval_entries import REMEDY, Entries, check_file
 from .statistics import Statistics
 
 FINGERPRINT_KEY = "llada_plugins:fingerprint:2"  # 2: an entry for each repeat
@@ -31,30 +34,49 @@ def entry(key: str, number: int) -> str:
     return f"{key}:{number}" if number else key
 
 
+def check_cache(rank: int) -> None:
+    """Raise ValueError or OSError where the --use_cache file of this process cannot be used.
+
+    To be called before weights are loaded, under lm-eval, which names the file in a variable.
+    """
+    for frame in callers():
+        if frame.f_code.co_name == "simple_evaluate" and frame.f_locals.get("use_cache"):
+            check_file(Path(f"{frame.f_locals['use_cache']}_rank{rank}.db"))
+
+
 def tied(cache: SqliteDict, fingerprint: str) -> RepeatHook:
     """The hook of a --use_cache file that holds answers of the model with this fingerprint.
 
     ValueError where another model wrote the file: lm-eval's keys hold the request only, so
     its answers would be taken for this model's.
     """
+    hook = RepeatHook(cache)
     if len(cache) == 0:
-        cache[FINGERPRINT_KEY] = fingerprint
-    before = _value(cache, FINGERPRINT_KEY)
-    if before != fingerprint:
-        differ = ["it does not say by which"]
-        if before is not None:
-            differ = list(changes(json.loads(before), json.loads(fingerprint)).values())
+        hook.entries.keep({FINGERPRINT_KEY: fingerprint})
+    before = _value(hook.entries, FINGERPRINT_KEY)
+    if differ := list(_differences(before, fingerprint)):
         raise ValueError(
             "the --use_cache file was written by another model or other options: "
-            f"{'; '.join(differ[:4])}: give another file"
+            f"{'; '.join(differ[:4])}: {REMEDY}"
         )
-    return RepeatHook(cache)
+    return hook
 
 
-def _value(cache: SqliteDict, key: str) -> Any:
+def _differences(before: Any, now: str) -> Iterator[str]:
+    """How the model that wrote a file differs, by its fingerprint there.
+
+    An option that it did not know, and that is None now, makes no difference.
+    """
+    try:
+        yield from changes(json.loads(before), json.loads(now)).values()
+    except (TypeError, ValueError, AttributeError):
+        yield "it does not say by which"
+
+
+def _value(entries: Entries, key: str) -> Any:
     """What the file holds under a key; None where it holds nothing."""
     try:
-        return cache[key]
+        return entries[key]
     except KeyError:
         return None
 
@@ -77,7 +99,9 @@ class RepeatHook(CacheHook):
     """What a model reads and writes finished answers through."""
 
     def __init__(self, cache: SqliteDict) -> None:
-        cache.__class__ = _Answers  # lm-eval holds this very object
+        cache.__class__ = Entries  # lm-eval holds this very object
+        self.entries: Entries = cache
+        self.entries.enter()
         self.dbdict = cache
 
     def places(self, requests: Sequence[Instance]) -> list[Place]:
@@ -91,38 +115,22 @@ class RepeatHook(CacheHook):
     def _finished(self, request: Instance, key: str, number: int) -> Finished | None:
         if request.args[1].get("do_sample"):
             return None  # by lm-eval's rule such answers are decoded in every run
-        text = _value(self.dbdict, entry(key, number))
+        text = _value(self.entries, entry(key, number))
         if text is None:
             return None
-        return Finished(text, _value(self.dbdict, _costs(key, number)))
+        return Finished(text, _value(self.entries, _costs(key, number)))
 
     def keep_answer(
         self, request: Instance, number: int, text: str, statistics: Statistics
     ) -> None:
         """Keep the answer to the n-th repeat of a request as soon as it is known."""
         key = hash_args(ANSWERS, request.args)
-        self.dbdict.keep(_costs(key, number), statistics)  # first: no answer is without
-        self.dbdict.keep(entry(key, number), text)
+        self.entries.keep({_costs(key, number): statistics, entry(key, number): text})
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
         """Keep a likelihood as soon as it is known."""
-        self.dbdict.keep(hash_args(attr, req), res)
+        self.entries.keep({hash_args(attr, req): res})
 
 
 def _costs(key: str, number: int) -> str:
     return f"{key}:{number}:statistics"
-
-
-class _Answers(SqliteDict):
-    """lm-eval's cache, as lm-eval sees it: without answers, which are texts."""
-
-    def keep(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-
-    def __contains__(self, key: str) -> bool:
-        return super().__contains__(key) and not isinstance(self[key], str)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        # lm-eval writes an answer once more, after the model did, without its number
-        if not isinstance(value, str):
-            super().__setitem__(key, value)
