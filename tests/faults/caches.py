@@ -7,22 +7,36 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .runs import Fault, Run, Setting, compare, ended, finish, kill, last_line, start, undisturbed
+from .runs import (
+    Fault,
+    Run,
+    Setting,
+    compare,
+    ended,
+    finish,
+    kill,
+    last_line,
+    refused,
+    start,
+    undisturbed,
+)
 
 
 def spoilt_cache(spoil: Callable[[Path], None]) -> Callable[[Setting], str]:
-    """A file of answers that is not what it was: refused, or decoded again."""
+    """A file of answers that is not what it was: refused in a line that says what to do."""
 
     def fault(setting: Setting) -> str:
         run = Run("lm_eval", "llada", setting.folder / "run")
         expected = undisturbed(run).answers
         spoil(run.cache)
         shutil.rmtree(run.folder / "out")
-        status = finish(run)
-        if not status:
-            compare(run, expected)
-            return "ends with 0, all answers equal"
-        return f"refused: {last_line(run)[:120]}"
+        said = refused(run, "is damaged or of another kind")
+        run.cache.unlink()
+        if status := finish(run):
+            raise Fault(f"without the file it ends with {status}: {last_line(run)}")
+        compare(run, expected)
+        reason = said.partition(" (")[2].partition(")")[0]
+        return f"refused ({reason}); without the file all answers are equal"
 
     return fault
 

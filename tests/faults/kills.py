@@ -36,10 +36,12 @@ def kills(harness: str, method: str) -> Callable[[Setting], str]:
             runs += 1
             while True:
                 child = start(run)
-                # half of the kills at any moment, half amid the answers
-                earliest = whole.first if done % 2 else 0
-                within = setting.choose.uniform(earliest, whole.seconds)
-                status = ended(child, within if done < setting.kills else 300)
+                if done == setting.kills:
+                    status = ended(child, 900)
+                elif done % 2 and before < QUESTIONS - 1:  # half of the kills amid the answers
+                    status = answered(run, child, setting.choose.randrange(before + 1, QUESTIONS))
+                else:  # half at any moment
+                    status = ended(child, setting.choose.uniform(0, whole.seconds))
                 if status is not None:
                     break
                 kill(child)
@@ -55,6 +57,14 @@ def kills(harness: str, method: str) -> Callable[[Setting], str]:
         return f"{done} kills in {runs} runs, {some} of them amid the answers: all answers equal"
 
     return fault
+
+
+def answered(run: Run, child: int, number: int) -> int | None:
+    """Wait until so many answers are on the disk; the exit status of a run that ended before."""
+    while run.on_disk() < number:
+        if (status := ended(child, 0.01)) is not None:
+            return status
+    return None
 
 
 def one_of_two(launcher: Sequence[str]) -> Callable[[Setting], str]:

@@ -242,7 +242,7 @@ def kill(child: int) -> None:
     os.waitpid(child, 0)
 
 
-def finish(run: Run, within: float = 300) -> int:
+def finish(run: Run, within: float = 900) -> int:
     """The exit status of the whole command."""
     child = start(run)
     status = ended(child, within)
@@ -283,19 +283,15 @@ class Whole(NamedTuple):
     """A run that nothing disturbed."""
 
     answers: list[str]
-    first: float  # seconds until an answer was on the disk
     seconds: float
 
 
 def undisturbed(run: Run) -> Whole:
     """Make the run; Fault where it does not end with 0."""
-    begun, first, child = time.monotonic(), 0.0, start(run)
-    while (status := ended(child, 0.1)) is None:
-        if not first and run.on_disk():
-            first = time.monotonic() - begun
-    if status:
+    begun = time.monotonic()
+    if status := finish(run):
         raise Fault(f"an undisturbed run ends with {status}: {last_line(run)}")
-    return Whole(run.answers(), first, time.monotonic() - begun)
+    return Whole(run.answers(), time.monotonic() - begun)
 
 
 def compare(run: Run, expected: Sequence[str]) -> None:
