@@ -100,6 +100,15 @@ def test_who_asks_while_work_goes_on_gets_one_call_more():
     assert len(calls) == 2
 
 
+def test_who_asks_waits_for_a_call_that_is_late(monkeypatch):
+    calls: list[None] = []
+    monkeypatch.setattr("llada_plugins.files.background.PATIENCE", -1)
+    background = Background(lambda: calls.append(None))
+    for number in range(1, 4):
+        background.ask()
+        assert len(calls) == number
+
+
 @pytest.mark.parametrize("way", ["ask", "wait"])
 def test_an_error_in_the_background_is_raised_once_by_who_comes_next(way):
     background = Background(lambda: (_ for _ in ()).throw(OSError("the disk is full")))
