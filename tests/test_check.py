@@ -349,3 +349,39 @@ def test_other_shots_and_prompts_are_named(work_dir):
     lines = told(work_dir)
     assert "shots: 0, published 4" in lines
     assert "prompts: version " in lines
+
+
+def settings(run: Path) -> set[str]:
+    """The lines that name settings of a run which differ."""
+    lines = told(run).splitlines()
+    return {line for line in lines if line.startswith("  setting")}
+
+
+OPTIONS = [name for name in WRONG if name not in ("shots", "questions", "template")]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_one_wrong_option_of_opencompass_is_named_and_nothing_else(
+    work_dir, named_checkpoint, name
+):
+    right = settings(work_dir)  # the four questions, and the shots of that data set config
+    change, line = WRONG[name]
+    options = change.get("request", change)
+    added = "".join(f"{key}={value!r}, " for key, value in options.items())
+    config = work_dir / "configs" / "a.py"
+    config.write_text(config.read_text().replace("batch_size=8, ", f"batch_size=8, {added}"))
+    engine = Engine(pretrained=str(named_checkpoint), preset=GSM8K, **options)
+    found = Recorder(engine).manifest("OpenCompass", option_origins(engine, {}), {"entry": {}})
+    write(work_dir / "manifests" / "base.json", found)
+    new = settings(work_dir) - right
+    assert any(line in each for each in new) and right < settings(work_dir)
+    assert len(new) == (3 if name == "length" else 1)  # block and steps go with the length
+    assert door.main([str(work_dir)]) == 3
+
+
+def test_a_chat_of_opencompass_where_none_is_published_is_named(work_dir):
+    right = settings(work_dir)
+    config = work_dir / "configs" / "a.py"
+    config.write_text(config.read_text().replace("batch_size=8, ", "batch_size=8, chat=True, "))
+    [new] = settings(work_dir) - right
+    assert "chat template: True, published False" in new
