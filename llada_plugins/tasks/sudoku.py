@@ -36,7 +36,12 @@ class SudokuProblem(NamedTuple):
 def solutions() -> tuple[str, ...]:
     """All 288 solved grids, each 16 digits row by row, sorted."""
     rows = ["".join(row) for row in itertools.permutations("1234")]
-    grids = ("".join(grid) for grid in itertools.product(rows, repeat=4))
+    halves = [
+        upper + lower
+        for upper, lower in itertools.product(rows, repeat=2)
+        if set(upper[:2]) == set(lower[2:])  # else a digit is in one of their two boxes twice
+    ]
+    grids = (top + bottom for top, bottom in itertools.product(halves, repeat=2))
     return tuple(grid for grid in grids if _solved(grid))
 
 
