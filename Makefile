@@ -31,6 +31,12 @@ WORKERS ?= 2
 KERNELS_scalar = ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
 KERNELS_avx2 = ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+# what each worker imports before its first test is what these files import: those of browsers import Gradio and playwright
+TESTS = --ignore-glob='*_browser.py' tests
+FLOATS = $(shell grep -l 'mark\.floats' tests/test_*.py)
+
+# Python's and pytest's compiled files are kept: else each process of the tests compiles all of them again, 8 seconds a worker
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo ablation ablation-prm test test-slow test-machines test-floats test-browser fuzz faults matrix check docs options doctor install clean
 
@@ -60,10 +66,10 @@ ablation-prm: $(INSTALLED)
 	$(BIN)/python -m benchmarks.ablation_prm --output outputs/ablation_prm
 
 test: $(INSTALLED)
-	$(PYTEST) -m "not slow and not browser" tests
+	$(PYTEST) -m "not slow and not browser" $(TESTS)
 
 test-slow: $(INSTALLED)
-	$(PYTEST) -m "slow and not browser" tests
+	$(PYTEST) -m "slow and not browser" $(TESTS)
 
 # without Chromium the tests are skipped, and say so
 CHROMIA = chromium chromium-browser google-chrome google-chrome-stable
@@ -74,14 +80,14 @@ test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -q -rs -m browser tests/test_view_browser.py tests/test_app_browser.py || test $$? -eq 5
 
 test-floats: $(INSTALLED)
-	$(KERNELS_scalar) $(PYTEST) -m "floats and not slow" tests
-	$(KERNELS_avx2) $(PYTEST) -m "floats and not slow" tests
+	$(KERNELS_scalar) $(PYTEST) -m "floats and not slow" $(FLOATS)
+	$(KERNELS_avx2) $(PYTEST) -m "floats and not slow" $(FLOATS)
 
 # two threads in one worker: more threads than cores wait for each other
 test-machines: test
-	$(KERNELS_scalar) $(PYTEST) -m "not slow and not browser" tests
-	$(KERNELS_avx2) $(PYTEST) -m "not slow and not browser" tests
-	LLADA_TEST_THREADS=2 $(PYTEST) -n 1 -m "not slow and not browser" tests
+	$(KERNELS_scalar) $(PYTEST) -m "not slow and not browser" $(TESTS)
+	$(KERNELS_avx2) $(PYTEST) -m "not slow and not browser" $(TESTS)
+	LLADA_TEST_THREADS=2 $(PYTEST) -n 1 -m "not slow and not browser" $(TESTS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
