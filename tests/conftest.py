@@ -4,6 +4,7 @@ checkpoint folder of it, a full disk.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -33,12 +34,27 @@ TESTS = Path(__file__).parent
 PUBLIC = (TESTS.parents[1] / "shared" / "data", TESTS / "data")
 
 
+def pytest_collection() -> None:
+    """What test files import is no garbage: see pytest_collection_finish."""
+    gc.disable()
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what siblings.py lists as slow."""
     for item in items:
         if is_sibling(item.path.name, item.name):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays to the end, so garbage is looked for among later objects alone.
+
+    Else each full collection walks through millions of objects of torch, transformers and
+    both harnesses: an eighth of the fast tests' time.
+    """
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup() -> None:
