@@ -1,11 +1,14 @@
-"""Commands in processes of their own, as a user starts them."""
+"""Commands as a user starts them: in processes of their own, or within the test's."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,3 +44,18 @@ def stock(cwd: Path, *words: str) -> str:
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed[-3000:]
     return printed
+
+
+def in_process(module: str, *words: str) -> int | str | None:
+    """Run `python -m module words` within this process; returns what it exits with.
+
+    A process of its own imports torch and both harnesses first, which takes seconds.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *words])
+        patch.delitem(sys.modules, module, raising=False)
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as exit:
+            return exit.code
+    return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import runpy
-import sys
 from importlib.metadata import distribution
 
 import pytest
+
+from tests.commands import in_process
 
 COMMANDS = {
     "llada_plugins.analyze": "--compare",
@@ -69,33 +69,21 @@ def places(table: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
     return [(module, name) for module, names in table.items() for name in names]
 
 
-def run(command: str, *words: str) -> int | str | None:
-    """Run `python -m command words` within this process; returns what it exits with."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [command, *words])
-        patch.delitem(sys.modules, command, raising=False)
-        try:
-            runpy.run_module(command, run_name="__main__", alter_sys=True)
-        except SystemExit as exit:
-            return exit.code
-    return None
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_runs_under_its_name(command, capsys):
-    assert run(command, "--help") in (None, 0)
+    assert in_process(command, "--help") in (None, 0)
     told = " ".join(capsys.readouterr().out.split())
     assert COMMANDS[command] in told
 
 
 def test_the_page_of_options_is_printed_by_a_command(capsys):
-    assert run("llada_plugins.reference") in (None, 0)
+    assert in_process("llada_plugins.reference") in (None, 0)
     assert capsys.readouterr().out.startswith("# Options\n")
 
 
 def test_lm_eval_with_our_models_is_a_command(capsys):
     pytest.importorskip("lm_eval")
-    assert run("llada_plugins.cli", "--help") in (None, 0)
+    assert in_process("llada_plugins.cli", "--help") in (None, 0)
     assert "usage" in capsys.readouterr().out.lower()
 
 
