@@ -200,8 +200,8 @@ def engine() -> Engine:
 
 
 def test_the_model_in_the_package_wins_from_held_out_positions(engine):
-    # measured .835 at n = 1000, one character a forward
-    assert sum(is_winning(*each) for each in answers(engine, "test", 200)) / 200 >= 0.75
+    # measured .997 at n = 1000, one character a forward; by chance five errors have .0004
+    assert sum(is_winning(*each) for each in answers(engine, "test", 200)) / 200 >= 0.98
 
 
 def test_the_model_in_the_package_is_small():

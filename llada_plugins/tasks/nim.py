@@ -17,9 +17,9 @@ then '=':
                              with 2; "##" where no move wins
 
 The model in the package was first trained on answers with any of the winning moves,
-then on the first winning heap's: with the former alone most errors (177 of 268)
-combined the heap of one winning move with the size of another, with the latter alone it
-learned the 1,757 positions by heart (docs/tiny-models.md has the numbers).
+then on the first winning heap's. With the former alone it combines the heap of one
+winning move with the size of another; what the latter alone and a lower weight decay
+cost is in docs/tiny-models.md.
 """
 
 from __future__ import annotations

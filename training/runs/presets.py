@@ -25,12 +25,12 @@ nim_any_move, then nim: the second starts from ./outputs/nim_any_move; shipped i
   command  python -m training.sft --preset nim_any_move --output_dir outputs/nim_any_move
            python -m training.sft --preset nim --output_dir outputs/nim
   cost     6000 updates of 64, then 1000: 460 + 64 CPU-seconds
-  score    .835 at 8 steps (n = 1000)
+  score    .997 at 8 steps, .997 at threshold 0.99 and 1.13 forwards (n = 1000)
 
 nim_router, sudoku4_router: routers of 100 k parameters, shipped in their folders router.
   command  python -m training.router_sft --preset sudoku4_router --output_dir outputs/sudoku4_router
   cost     150 updates of 128: 74 CPU-seconds on sudoku4, 29 on Nim
-  score    masked cross-entropy -.0029 +-.0008 of .1402 on sudoku4, +.0013 +-.0008 of .1106 on Nim
+  score    masked cross-entropy -.0029 +-.0008 of .1402 on sudoku4, +.0011 +-.0007 of .0046 on Nim
 
 wikitext2: a byte-level language model for mask-and-refine; shipped nowhere.
   command  python -m training.pretrain --preset wikitext2 --output_dir outputs/wikitext2
@@ -131,6 +131,9 @@ def plan(*, steps: int, rate: float, warmup: int, every: int, **more: Any) -> di
     return {**common, **more}
 
 
+# at .01 the model learns its positions by heart: .835 of the held-out ones in the place of .997
+NIM_WEIGHT_DECAY = 0.3
+
 PRESETS = {
     "sudoku4": Preset(
         model=TINY_SHAPE,
@@ -169,13 +172,29 @@ PRESETS = {
         model=TINY_SHAPE,
         pairs=partial(nim_pairs, 60_000, any_move=True),
         append_eos=False,  # every answer has 8 characters
-        arguments=plan(steps=6000, rate=2e-3, warmup=100, every=500, bf16=True, logging_steps=100),
+        arguments=plan(
+            steps=6000,
+            rate=2e-3,
+            warmup=100,
+            every=500,
+            bf16=True,
+            weight_decay=NIM_WEIGHT_DECAY,
+            logging_steps=100,
+        ),
     ),
     "nim": Preset(
         model="./outputs/nim_any_move",
         pairs=partial(nim_pairs, 60_000),
         append_eos=False,
-        arguments=plan(steps=1000, rate=1e-3, warmup=50, every=250, bf16=True, logging_steps=100),
+        arguments=plan(
+            steps=1000,
+            rate=1e-3,
+            warmup=50,
+            every=250,
+            bf16=True,
+            weight_decay=NIM_WEIGHT_DECAY,
+            logging_steps=100,
+        ),
     ),
 }
 
