@@ -4,6 +4,7 @@ checkpoint folder of it, a full disk.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -21,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", THREADS)
 
 import pytest
 import torch
+from torch.utils import collect_env
 
 from llada_plugins.models.bitower import BiTowerLLaDA
 from llada_plugins.models.llada import LLaDA, initialise
@@ -32,6 +34,9 @@ from tests.siblings import is_sibling
 TESTS = Path(__file__).parent
 # whole files beside the repository, first rows in it
 PUBLIC = (TESTS.parents[1] / "shared" / "data", TESTS / "data")
+
+# lm-eval writes it beside all results: torch starts pip and others for it, for a second
+collect_env.get_pretty_env_info = functools.cache(collect_env.get_pretty_env_info)
 
 
 def pytest_collection() -> None:
