@@ -53,13 +53,12 @@ def test_another_name_is_an_attribute_error():
     "statement, absent",
     [
         ("import llada_plugins", ("torch", "transformers", "lm_eval", "opencompass")),
-        ("from llada_plugins import *", ("transformers", "lm_eval", "opencompass")),
         (
-            "from llada_plugins import SamplerConfig; SamplerConfig()",
+            "from llada_plugins import *; SamplerConfig()",
             ("transformers", "lm_eval", "opencompass"),
         ),
     ],
-    ids=["import", "every name", "SamplerConfig"],
+    ids=["import", "every name"],
 )
 def test_importing_pulls_in_no_more_than_it_needs(statement, absent):
     code = f"import sys; {statement}; print([name for name in {absent!r} if name in sys.modules])"

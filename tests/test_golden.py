@@ -220,6 +220,9 @@ CHANGES = {
 def test_what_is_not_as_recorded_ends_in_1_with_a_line_that_names_it(excerpt, capsys, change):
     damage, expected = CHANGES[change]
     damage(excerpt)
+    for path in recordings(excerpt):  # what has to be told is of one, or of all together
+        if path.stem not in (expected.partition(":")[0], "logits"):
+            path.unlink()
     status, lines, errors = printed(capsys, excerpt)
     assert (status, errors) == (1, "")
     assert any(re.match(f"{re.escape(str(excerpt))}: {expected}", line) for line in lines), lines
