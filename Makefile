@@ -8,6 +8,7 @@
 # make test-browser   the viewer and the playground in headless Chromium, which apt-get installs if it may
 # make check       lint and format (ruff), types (mypy), the direction of imports (import-linter)
 # make docs        the documentation as a web site in outputs/docs; fails on a broken link. No network
+# make picture     draws README's picture, docs/unmasking.svg, from a run of the tiny model
 # make options     writes docs/options.md from the dataclasses
 # make doctor      is the installation whole, and do both harnesses find our models
 # make fuzz        50,000 damaged checkpoints: each loads, or ends in one line that names the file (10 CPU minutes)
@@ -38,7 +39,7 @@ FLOATS = $(shell grep -l 'mark\.floats' tests/test_*.py)
 # Python's and pytest's compiled files are kept: else each process of the tests compiles all of them again, 8 seconds a worker
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats test-browser fuzz faults matrix check docs options doctor install clean
+.PHONY: demo ablation ablation-prm test test-slow test-machines test-floats test-browser fuzz faults matrix check docs picture options doctor install clean
 
 demo ablation ablation-prm test test-slow test-machines test-floats test-browser fuzz faults: export HF_HUB_OFFLINE = 1
 demo ablation ablation-prm test test-slow test-machines test-floats test-browser fuzz faults: export HF_DATASETS_OFFLINE = 1
@@ -97,6 +98,12 @@ check: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+picture: $(INSTALLED)
+	rm -rf outputs/picture
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/lm_eval --model llada_ups --tasks sudoku4 --include_path configs/lmeval --batch_size 50 \
+		--limit 67 --gen_kwargs steps=8 --output_path outputs/picture --log_samples --model_args record=trajectory
+	$(BIN)/python -m llada_plugins.view outputs/picture --question sudoku4:66 --picture docs/unmasking.svg
 
 options: $(INSTALLED)
 	$(BIN)/python -m llada_plugins.reference > docs/options.md

@@ -58,15 +58,6 @@ def test_watching_shows_masks_that_only_become_fewer(monkeypatch, capsys):
     assert [line.count("░") for line in lines] == [16, 12, 8, 4, 0]
 
 
-@pytest.mark.floats
-def test_the_picture_in_the_docs_is_what_the_command_draws(monkeypatch, capsys, tmp_path):
-    drawn = tmp_path / "unmasking.svg"
-    printed("watch_steps.py", monkeypatch, capsys, "--svg", str(drawn))
-    assert drawn.read_text(encoding="utf-8") == (ROOT / "docs" / "unmasking.svg").read_text(
-        encoding="utf-8"
-    ), "run python examples/watch_steps.py --svg docs/unmasking.svg"
-
-
 def test_likelihood_ranks_the_solution_first(monkeypatch, capsys):
     assert printed("likelihood.py", monkeypatch, capsys).splitlines()[-1] == "best: a solution"
 

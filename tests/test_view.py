@@ -13,12 +13,15 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.engine.recording import FORMAT, VERSION, packed
+from llada_plugins.engine.request import QuestionId, Request
 from llada_plugins.files import gzip_lines
 from llada_plugins.reports.page import figure, page, table
 from llada_plugins.reports.recorded import read_runs
@@ -27,8 +30,10 @@ from llada_plugins.reports.steps_in_terminal import show
 from llada_plugins.reports.viewer import viewer
 from llada_plugins.reports.visible import visible
 from llada_plugins.sampling.trace import KEPT, MASKED, REMASKED, Pass
+from llada_plugins.tasks import sudoku
 from llada_plugins.view import main
 
+SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = [
     "<script>window.owned = 1</script>",
     "</script><img src=x onerror='window.owned = 1'>",
@@ -206,13 +211,14 @@ def test_other_text_is_shown_as_it_is():
 @pytest.mark.parametrize(
     "kind",
     [
-        ".png",
-        pytest.param(".svg", marks=pytest.mark.slow),
+        ".svg",
+        pytest.param(".png", marks=pytest.mark.slow),
         pytest.param(".gif", marks=pytest.mark.slow),
     ],
 )
 def test_a_picture_is_drawn_of_one_question_and_equal_answers_make_equal_files(runs, kind):
-    pytest.importorskip("matplotlib")
+    if kind != ".svg":
+        pytest.importorskip("matplotlib")
     made = []
     for name in ("one", "two"):
         path = runs / f"{name}{kind}"
@@ -223,6 +229,73 @@ def test_a_picture_is_drawn_of_one_question_and_equal_answers_make_equal_files(r
 
             assert Image.open(path).n_frames == 4  # the masks, and three steps
     assert made[0] == made[1]
+
+
+def svg_of(folder: Path, *words: str) -> ElementTree.Element:
+    path = folder / "drawn.svg"
+    assert main([str(folder), *words, "--picture", str(path)]) == 0
+    return ElementTree.parse(path).getroot()
+
+
+def words_in(drawn: ElementTree.Element) -> list[str]:
+    return [each.text or "" for each in drawn.iter(f"{SVG}text")]
+
+
+def test_hostile_text_in_a_picture_is_text(tmp_path):
+    lines = [line(words=dict.fromkeys(WORDS, hostile), run=hostile) for hostile in HOSTILE]
+    for number, each in enumerate(lines):
+        drawn = svg_of(written(tmp_path / str(number), each))
+        kinds = {element.tag.removeprefix(SVG) for element in drawn.iter()}
+        assert kinds == {"svg", "title", "rect", "text"}
+        assert all(words.isprintable() for words in words_in(drawn))
+
+
+def test_a_picture_strikes_out_what_was_masked_again(tmp_path):
+    drawn = svg_of(written(tmp_path, line()))
+    struck = [each for each in drawn.iter(f"{SVG}text") if "text-decoration" in each.attrib]
+    assert [each.text for each in struck] == ["·cats"]
+    dashed = [each for each in drawn.iter(f"{SVG}rect") if "stroke-dasharray" in each.attrib]
+    assert len(dashed) == 1 + 2  # two in the legend
+    assert words_in(drawn)[:2] == [
+        "llada_ups, tiny: question zoo 0, not graded",
+        "3 tokens, 3 forwards, 1.00 tokens a forward",
+    ]
+
+
+def test_a_long_answer_is_drawn_without_its_words_and_fits(tmp_path):
+    length, steps = 700, 3
+    flags = np.full((steps, length), MASKED, np.uint8)
+    flags[-1] |= KEPT
+    score = np.full((steps, length), 0.5, np.float16)
+    tokens = np.full((steps, length), 1, np.int32)
+    made = Pass(0, 0, tokens, score, None, flags, np.zeros(steps, np.float32))
+    drawn = svg_of(written(tmp_path, line(events=[packed([made], 0)], answer=[1] * length)))
+    assert "four" not in words_in(drawn)
+    assert int(drawn.get("width")) < 2200
+    places = [float(each.get("x")) for each in drawn.iter(f"{SVG}rect") if each.get("x")]
+    assert max(places) < int(drawn.get("width"))
+
+
+@pytest.mark.floats
+def test_the_picture_of_the_readme_is_what_its_command_in_the_docs_draws(tmp_path):
+    problem = sudoku.problems("test", 67)[66]
+    record = dict(record="trajectory", record_file=str(tmp_path / SUFFIX))
+    engine = Engine("llada_ups", gen_length=16, steps=8, device="cpu", **record)
+    request = Request(problem.puzzle, engine.sampler, id=QuestionId("sudoku4", 66, 0))
+    [(_, completion)] = engine.generate([request])
+    row = {
+        "doc_id": 66,
+        "arguments": {"gen_args_0": {"arg_0": problem.puzzle}},
+        "resps": [[completion.text]],
+        "metrics": ["acc"],
+        "acc": int(sudoku.is_valid(problem.puzzle, completion.text)),
+    }
+    (tmp_path / "samples_sudoku4_0.jsonl").write_text(json.dumps(row))
+    svg_of(tmp_path, "--question", "sudoku4:66")
+    docs = Path(__file__).parents[1] / "docs"
+    drawn = (tmp_path / "drawn.svg").read_text(encoding="utf-8")
+    assert drawn == (docs / "unmasking.svg").read_text(encoding="utf-8"), "run make picture"
+    assert "--picture docs/unmasking.svg" in (docs / "view.md").read_text(encoding="utf-8")
 
 
 # ---- reports' pages

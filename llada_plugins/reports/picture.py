@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from textwrap import wrap
-from typing import Any
+from textwrap import shorten
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,93 +14,225 @@ from llada_plugins.sampling.frames import UNKNOWN, Frame, frames
 from llada_plugins.sampling.trace import Array, Pass
 
 from .recorded import Recorded, changes, events_of
-from .render import pyplot
+from .shapes import Box, Drawing, Words, as_image, as_svg
+from .steps_in_terminal import VERDICTS
+from .trajectory import Change
 from .visible import visible
 
 KINDS = (".png", ".svg", ".gif")
 MOST_STATES = 64  # of more, these are spread over all
-WORDS = 40  # columns of which tokens are written out
+MOST_WORDS = 40  # columns of which tokens are written out
+LETTERS = 6  # of a token that are written out
 FRAME = 350  # milliseconds of a moving picture's step
+# pixels
+ROW, LETTER, NARROWEST, WIDE, GAP = 22, 8, 24, 900, 24
+LEFT, TOP, LEGEND = 34, 64, 62  # beside, above and below an answer's cells
+# from the least confidence to the most, as in pages/view.css
+LEVELS = [
+    "#f1f6fd",
+    "#e4eefb",
+    "#d7e5f9",
+    "#cadcf7",
+    "#bdd3f4",
+    "#aecaf1",
+    "#9fc0ed",
+    "#90b7eb",
+    "#80aee9",
+    "#6fa5e6",
+]
+INK, DIM, MASK, NEW, BAD = "#1b1f24", "#57606a", "#dfe3e8", "#0757c1", "#b3161b"
+
+
+class _Panel(NamedTuple):
+    """What is drawn of one run's answer."""
+
+    name: str
+    answer: Recorded
+    numbers: Array  # (R,) of the states that are drawn
+    found: list[Frame]  # all states
+    gone: list[Change]
+    cell: float  # pixels across
+
+    @property
+    def width(self) -> float:
+        """Pixels across, or those of the words above it."""
+        return max(330.0, self.cell * len(self.found[0].tokens))
+
+    @property
+    def spelt(self) -> bool:
+        """Is there room for tokens?"""
+        return len(self.found[0].tokens) <= MOST_WORDS
 
 
 def draw(answers: Sequence[tuple[str, Recorded]], path: Path) -> None:
     """Write the picture of each run's answer; of a moving one the steps follow each other."""
-    plot = pyplot()
+    panels = [_panel(name, answer) for name, answer in answers]
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         named = partial.with_suffix(path.suffix)
-        if path.suffix == ".gif":
-            _draw_moving(plot, answers, named)
+        if path.suffix == ".svg":
+            named.write_text(as_svg(drawing(panels)), encoding="utf-8")
+        elif path.suffix == ".png":
+            as_image(drawing(panels), 2).save(named)
         else:
-            figure = _figure(plot, answers, MOST_STATES)
-            figure.savefig(named, dpi=130, bbox_inches="tight", metadata=_undated(path))
-            plot.close(figure)
+            _draw_moving(panels, named)
 
 
-def _undated(path: Path) -> dict[str, Any]:
-    """So that equal answers make equal files."""
-    return {"Date": None} if path.suffix == ".svg" else {}
-
-
-def _figure(plot: Any, answers: Sequence[tuple[str, Recorded]], upto: int) -> Any:
-    """The first states of each answer, side by side."""
-    histories = [frames(events_of(answer.line)) for _, answer in answers]
-    rows = min(MOST_STATES, max(map(len, histories)))
-    widths = [max(4.0, min(14.0, 0.32 * len(found[0].tokens))) for found in histories]
-    plot.rcParams["svg.hashsalt"] = "llada-plugins"
-    figure, panels = plot.subplots(
-        1,
-        len(answers),
-        figsize=(sum(widths) + 1, 1 + 0.26 * rows),
-        squeeze=False,
-        width_ratios=widths,
-    )
-    for axes, (name, answer), found in zip(panels[0], answers, histories):
-        _paint(axes, answer, found, upto)
-        title = "\n".join(wrap(visible(name), int(10 * widths[0]))).replace("$", r"\$")
-        axes.set(xlabel="position", ylabel="after step")
-        axes.set_title(title, fontsize=9)
-    return figure
-
-
-def _paint(axes: Any, answer: Recorded, found: Sequence[Frame], upto: int) -> None:
-    """One answer: confidence as colour, masks empty, tokens that were taken back outlined."""
+def _panel(name: str, answer: Recorded) -> _Panel:
+    found = frames(events_of(answer.line))
     numbers = np.unique(np.linspace(0, len(found) - 1, min(len(found), MOST_STATES)).astype(int))
-    values = confidences(answer, found)[numbers]
-    values[numbers > upto] = np.nan
-    most = max(1.0, float(np.nanmax(values, initial=0)))
-    # the darkest blues stay unused: black letters would not be seen on them
-    axes.imshow(values, cmap="Blues", vmin=-0.1 * most, vmax=2 * most, aspect="auto")
-    axes.set_yticks(range(len(numbers)), numbers)
-    axes.tick_params(labelsize=6)
-    for change in changes(found):
-        row = int(np.searchsorted(numbers, change.step))
-        if row < len(numbers) and numbers[row] <= upto:
-            corner = (change.position - 0.45, row - 0.45)
-            axes.add_patch(
-                _plot_rectangle(
-                    corner, edgecolor="#b3161b" if change.first != change.final else "#888888"
-                )
-            )
-    if len(found[0].tokens) <= WORDS:
-        _write_tokens(axes, answer, [found[number] for number in numbers if number <= upto])
+    columns = max(1, len(found[0].tokens))
+    cell = max(3.0, min(NARROWEST, WIDE / columns))
+    if columns <= MOST_WORDS:
+        tokens = {int(token) for frame in found for token in frame.tokens}
+        longest = max(len(_word(answer, token)) for token in tokens)
+        cell = max(NARROWEST, LETTER * longest + 8)
+    return _Panel(name, answer, numbers, found, changes(found), cell)
 
 
-def _plot_rectangle(corner: tuple[float, float], edgecolor: str) -> Any:
-    from matplotlib.patches import Rectangle
+def _word(answer: Recorded, token: int) -> str:
+    """A token as far as it fits; of a mask nothing."""
+    if token == UNKNOWN:
+        return ""
+    word = visible(answer.line["pieces"].get(str(token), "?")).replace(" ", "·")
+    return word if len(word) <= LETTERS else word[: LETTERS - 1] + "…"
 
-    return Rectangle(corner, 0.9, 0.9, fill=False, edgecolor=edgecolor, linewidth=1.4)
+
+def drawing(panels: Sequence[_Panel], upto: int | None = None) -> Drawing:
+    """The answers side by side; upto: the last state that is shown (default: all are)."""
+    rows = max(len(panel.numbers) for panel in panels)
+    lefts = [LEFT + sum(each.width + LEFT + GAP for each in panels[:k]) for k in range(len(panels))]
+    bottom = TOP + ROW * rows
+    shapes = [
+        shape
+        for panel, left in zip(panels, lefts)
+        for shape in (*_heading(panel, left), *_grid(panel, left, upto))
+    ]
+    width = max(560.0, lefts[-1] + panels[-1].width + GAP)
+    title = "; ".join(_told(panel) for panel in panels)
+    return Drawing(
+        round(width), bottom + LEGEND, visible(title), [*shapes, *_legend(panels, bottom + 16)]
+    )
 
 
-def _write_tokens(axes: Any, answer: Recorded, found: Sequence[Frame]) -> None:
-    for row, frame in enumerate(found):
-        for place, token in enumerate(frame.tokens.tolist()):
-            if token != UNKNOWN:
-                word = visible(answer.line["pieces"].get(str(token), "?"))[:6]
-                # $ would begin a formula
-                axes.text(
-                    place, row, word.replace("$", r"\$"), ha="center", va="center", fontsize=6
-                )
+def _told(panel: _Panel) -> str:
+    line = panel.answer.line
+    question = " ".join(str(each) for each in (line["task"], line["doc_id"]) if each is not None)
+    verdict = VERDICTS[panel.answer.verdict]
+    return (
+        f"{panel.name}: question {question}, {verdict}" if question else f"{panel.name}, {verdict}"
+    )
+
+
+def _heading(panel: _Panel, left: float) -> Iterator[Words]:
+    """Which run and question it is, what it cost, and what the columns are."""
+    line = panel.answer.line
+    forwards = max(1, line["num_forwards"])
+    costs = f"{line['num_tokens']} tokens, {line['num_forwards']} forwards, "
+    costs += f"{line['num_tokens'] / forwards:.2f} tokens a forward"
+    room = int(panel.width / 6.5)
+    title = shorten(visible(_told(panel)), max(20, room), placeholder=" …")
+    yield Words(left, 16, title, INK, 12, "start", bold=True)
+    yield Words(left, 34, costs, DIM, 11, "start")
+    yield Words(left - 8, TOP - 10, "step", DIM, 10, "end")
+    every = _every(len(panel.found[0].tokens))
+    for place in range(0, len(panel.found[0].tokens), every):
+        yield Words(left + (place + 0.5) * panel.cell, TOP - 10, str(place), DIM, 10)
+
+
+def _every(columns: int) -> int:
+    """Of how many columns one is numbered."""
+    return next(step for step in (2, 5, 10, 20, 50, 100, 10**6) if columns / step <= 20)
+
+
+def _grid(panel: _Panel, left: float, upto: int | None) -> Iterator[Box | Words]:
+    values = confidences(panel.answer, panel.found)
+    least, most = bounds(values)
+    levels = np.clip(np.nan_to_num(10 * (values - least) / max(1e-9, most - least)), 0, 9)
+    taken = {(_row(panel, change.step), change.position): change for change in panel.gone}
+    for row, number in enumerate(panel.numbers.tolist()):
+        if upto is not None and number > upto:
+            return
+        top = TOP + ROW * row
+        yield Words(left - 8, top + ROW / 2, str(number), DIM, 10, "end")
+        before = panel.found[panel.numbers[max(0, row - 1)]].tokens
+        for place, token in enumerate(panel.found[number].tokens.tolist()):
+            fill = MASK if token == UNKNOWN else LEVELS[int(levels[number, place])]
+            cell = Box(left + place * panel.cell, top, panel.cell - 1, ROW - 1, fill)
+            change = taken.get((row, place))
+            yield from _cell(panel, cell, int(before[place]), token, change)
+
+
+def _row(panel: _Panel, step: int) -> int:
+    """The row in which a change is seen."""
+    return int(np.searchsorted(panel.numbers, step))
+
+
+def _cell(
+    panel: _Panel, cell: Box, before: int, token: int, change: Change | None
+) -> Iterator[Box | Words]:
+    """A token, or the one that was taken back, struck out."""
+    word, colour, new = _word(panel.answer, token), INK, before == UNKNOWN != token
+    if change is not None:
+        colour = BAD if change.first != change.final else DIM
+        dashed = token == UNKNOWN
+        yield _bordered(cell, colour, dashed)
+        word = _word(panel.answer, change.first) if dashed else word
+    elif new:
+        yield _bordered(cell, NEW)
+    else:
+        yield cell
+    if panel.spelt and word:
+        x, y = cell.left + cell.width / 2, cell.top + cell.height / 2
+        struck = change is not None and token == UNKNOWN
+        yield Words(x, y, word, colour, 12, bold=new, monospace=True, struck=struck)
+
+
+def _bordered(cell: Box, colour: str, dashed: bool = False) -> Box:
+    """With a border within the cell."""
+    return cell._replace(
+        left=cell.left + 0.75,
+        top=cell.top + 0.75,
+        width=cell.width - 1.5,
+        height=cell.height - 1.5,
+        border=colour,
+        thickness=1.5,
+        dashed=dashed,
+    )
+
+
+def _legend(panels: Sequence[_Panel], top: float) -> Iterator[Box | Words]:
+    """What borders and colours mean."""
+    samples = [
+        (Box(0, 0, 14, 14, MASK), "masked"),
+        (_bordered(Box(0, 0, 14, 14, LEVELS[6]), NEW), "new"),
+        (_bordered(Box(0, 0, 14, 14, MASK), DIM, True), "masked again"),
+        (_bordered(Box(0, 0, 14, 14, MASK), BAD, True), "masked again, in the end another"),
+    ]
+    left = float(LEFT)
+    for box, told in samples:
+        yield box._replace(left=left + box.left, top=top + box.top)
+        yield Words(left + 20, top + 7, told, DIM, 11, "start")
+        left += 38 + 6.2 * len(told)
+    ends = [bounds(confidences(panel.answer, panel.found)) for panel in panels]
+    # each panel has its own scale; where they differ the ends have no number
+    least, most = ends[0] if len(set(ends)) == 1 else (None, None)
+    sources = dict.fromkeys(panel.answer.line["source"] for panel in panels)
+    told = f"confidence ({visible(', '.join(sources))}):"
+    low, high = ("least", "most") if least is None else (f"{least:.3g}", f"{most:.3g}")
+    yield Words(LEFT, top + 29, f"{told} {low}", DIM, 11, "start")
+    left = LEFT + 6.2 * (len(told) + len(low) + 3)
+    for number, fill in enumerate(LEVELS):
+        yield Box(left + 14 * number, top + 22, 14, 14, fill)
+    yield Words(left + 14 * len(LEVELS) + 6, top + 29, high, DIM, 11, "start")
+
+
+def bounds(values: Array) -> tuple[float, float]:
+    """The ends of the scale of colours; of probabilities 0 and 1, so that runs compare."""
+    known = values[np.isfinite(values)]
+    if not known.size or (known.min() >= 0 and known.max() <= 1):
+        return 0.0, 1.0
+    return float(known.min()), float(known.max())
 
 
 def confidences(answer: Recorded, found: Sequence[Frame]) -> Array:
@@ -119,20 +251,15 @@ def confidences(answer: Recorded, found: Sequence[Frame]) -> Array:
     return values
 
 
-def _draw_moving(plot: Any, answers: Sequence[tuple[str, Recorded]], path: Path) -> None:
+def _draw_moving(panels: Sequence[_Panel], path: Path) -> None:
     """A GIF that shows a state more every time, and the last one longer."""
-    from io import BytesIO
-
     from PIL import Image
 
-    length = max(len(frames(events_of(answer.line))) for _, answer in answers)
-    numbers = np.unique(np.linspace(0, length - 1, min(length, MOST_STATES)).astype(int)).tolist()
-    pictures = []
-    for number in numbers:
-        figure = _figure(plot, answers, number)
-        memory = BytesIO()
-        figure.savefig(memory, format="png", dpi=90)
-        plot.close(figure)
-        pictures.append(Image.open(memory).convert("P", palette=Image.Palette.ADAPTIVE))
+    numbers = sorted({int(number) for panel in panels for number in panel.numbers})
+    chosen = np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), MOST_STATES)).astype(int))
+    pictures = [
+        as_image(drawing(panels, numbers[each]), 1).convert("P", palette=Image.Palette.ADAPTIVE)
+        for each in chosen.tolist()
+    ]
     times = [FRAME] * (len(pictures) - 1) + [8 * FRAME]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=times, loop=0)
