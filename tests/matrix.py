@@ -1,6 +1,6 @@
 """Run the package beside other versions of what it needs, and write the table of docs/install.md.
 
-    python -m tests.matrix [--only TEXT] [--folder DIR]        (make matrix)
+    python -m tests.matrix [--only TEXT,TEXT] [--folder DIR]        (make matrix)
 
 Each row is a throw-away environment. One of other packages is a folder of them in front of
 this environment's own; one of another Python is made by venv, with the torch of TORCH. torch
@@ -296,11 +296,12 @@ def named(row: Row, folder: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the rows, and write each into the page as soon as it has ended."""
     parser = argparse.ArgumentParser(prog="python -m tests.matrix")
-    parser.add_argument("--only", default="", help="rows whose names have this text")
+    parser.add_argument("--only", default="", help="rows whose names have one of TEXT,TEXT…")
     parser.add_argument("--folder", type=Path, help="where the environments go, and stay")
     given = parser.parse_args(arguments)
     first, *others = rows()
-    chosen = [first, *(row for row in others if given.only in row.name)]
+    wanted = given.only.split(",")
+    chosen = [first, *(row for row in others if any(text in row.name for text in wanted))]
     expected: dict[str, object] = {}
     outcomes = {}
     with tempfile.TemporaryDirectory() as name:
