@@ -104,19 +104,29 @@ class Block(Layer):
         self, h: Tensor, cos: Tensor, sin: Tensor, joint: Joint | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, each (B, H, L, head_dim), of normed h (B, L, D)."""
-        config = self.config
-        if config.fused_qkv:  # all queries, all keys, all values
-            heads = (config.n_heads, config.num_kv_heads, config.num_kv_heads)
-            projected = self.qkv_proj(h).split([each * config.head_dim for each in heads], -1)
+        if self.config.fused_qkv:
+            q, k, v = self.qkv_proj(h).split(self._fused_widths, -1)
         else:
-            projected = self.outputs_of(QKV, h, joint)
-        q, k, v = (
-            each.view(*h.shape[:2], -1, config.head_dim).transpose(1, 2) for each in projected
-        )
-        if config.qk_norm:
+            q, k, v = self.outputs_of(QKV, h, joint)
+        return *self._rotated(q, k, cos, sin), self._heads(v)
+
+    @property
+    def _fused_widths(self) -> list[int]:
+        """Of all queries, all keys, all values."""
+        config = self.config
+        heads = (config.n_heads, config.num_kv_heads, config.num_kv_heads)
+        return [each * config.head_dim for each in heads]
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """(B, L, H * head_dim) as (B, H, L, head_dim)."""
+        return projected.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+
+    def _rotated(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = self._heads(q), self._heads(k)
+        if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        precise = config.rope_full_precision
-        return rotate(q, cos, sin, precise), rotate(k, cos, sin, precise), v
+        precise = self.config.rope_full_precision
+        return rotate(q, cos, sin, precise), rotate(k, cos, sin, precise)
 
     def compute(
         self,
@@ -129,20 +139,41 @@ class Block(Layer):
         columns: Tensor | None,
         joint: Joint | None = None,
     ) -> Tensor:
-        batch, length, _ = x.shape
-        q, k, v = self.projections(self.attn_norm(x), cos, sin, joint)
+        h = self.attn_norm(x)
+        x = x + self.from_attention(h, cos, sin, visible, keys, values, columns, joint)
+        return x + self.from_mlp(x, joint)
+
+    def from_attention(
+        self,
+        h: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        visible: Tensor | None,
+        keys: Tensor | None,
+        values: Tensor | None,
+        columns: Tensor | None,
+        joint: Joint | None = None,
+    ) -> Tensor:
+        """What attention adds to the columns in work, (B, W, D), of their normed h (B, W, D)."""
+        q, k, v = self.projections(h, cos, sin, joint)
         if keys is not None:
             assert values is not None and columns is not None
             write(keys, columns, k)
             write(values, columns, v)
             k, v = keys, values
-        # (B, L, D)
-        attended = attend(q, k, v, visible).transpose(1, 2).reshape(batch, length, -1)
-        x = x + self.attn_out(attended)
+        return self.gathered(attend(q, k, v, visible))
+
+    def gathered(self, heads: Tensor) -> Tensor:
+        """What heads (B, H, W, head_dim) have attended to, as (B, W, D) to be added."""
+        output: Tensor = self.attn_out(heads.transpose(1, 2).flatten(2))
+        return output
+
+    def from_mlp(self, x: Tensor, joint: Joint | None = None) -> Tensor:
+        """What the MLP or the experts add to x (B, W, D)."""
         h = self.ff_norm(x)
         if self.has_experts:
-            x = x + self.mixture(h)
-        else:
-            gate, up = self.outputs_of(GATE_UP, h, joint)
-            x = x + self.ff_out(F.silu(gate) * up)
-        return x
+            output: Tensor = self.mixture(h)
+            return output
+        gate, up = self.outputs_of(GATE_UP, h, joint)
+        output = self.ff_out(F.silu(gate) * up)
+        return output
