@@ -8,7 +8,7 @@ makes anew for each; but for prompts, if so asked (kept_prompt.py).
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -48,6 +48,61 @@ class KeysAndValues:
         return slice(self.prompts.first_column, None)
 
 
+class StepRule(Protocol):
+    """What a step of a block computes, and what it keeps."""
+
+    @property
+    def reads_known(self) -> bool:
+        """Do rows compute different columns, so that states of the others must be known?"""
+        ...
+
+    def empty_past(self, canvas: Canvas) -> Past:
+        """What a block's first step fills."""
+        ...
+
+    def columns(
+        self, frozen: KeysAndValues, step: int, memory: Memory, canvas: Canvas, window: slice
+    ) -> slice | Tensor:
+        """The columns of a block's step of this number, from 0."""
+        ...
+
+
+def cached_by(
+    denoise: Denoiser,
+    rule: StepRule,
+    *,
+    left_neighbour: bool = True,
+    prompts: PromptRefresh | None = None,
+) -> Denoiser:
+    """The denoiser, whose steps compute what the rule says; left_neighbour, prompts: see `cached`.
+
+    Rows, guided branches and a bi-tower's streams each have keys and values of their own;
+    routed embeddings are read as they are at every step.
+    """
+
+    def denoise_cached(canvas: Canvas, window: slice) -> Prediction:
+        memory = canvas.memory
+        if memory is None:
+            return denoise(canvas, window)
+        frozen = memory.of(KeysAndValues)
+        step = frozen.num_steps
+        frozen.num_steps += 1
+        if step == 0:
+            frozen.past = rule.empty_past(canvas)
+        if prompts is not None and canvas.lasting is not None:
+            canvas = canvas._replace(own_positions=True)
+            if step == 0:
+                _begin(frozen, canvas, window, prompts)
+        if rule.reads_known:
+            canvas = canvas._replace(known=memory.of(KnownStates))
+        columns = rule.columns(frozen, step, memory, canvas, window)
+        prediction = denoise(canvas._replace(columns=columns, past=frozen.past), window)
+        frozen.take_over(prediction, canvas, left_neighbour)
+        return prediction
+
+    return denoise_cached
+
+
 def cached(
     denoise: Denoiser,
     mode: Literal["prefix", "dual"],
@@ -63,49 +118,36 @@ def cached(
 
     mode: prefix freezes those before the window, dual those before and after it. refresh:
     every so many steps of a block, a forward of the whole canvas (default: at its first
-    step alone; 1 is the plain denoiser). Rows, guided branches and a bi-tower's streams
-    each have their own; routed embeddings are read as they are at every step.
-    left_neighbour: where logits are shifted, compute the column left of the window at
-    every step too; without it the window's first token must be known after the first one
-    (Fast-dLLM's Dream). vicinity: so many columns on either side of the window are computed
-    at every step too (dInfer). prompts: when a first step computes prompts; refreshes leave
-    them out (default: all compute them). delayed: a mask id: of the columns that a step
-    would compute, those are left out whose token is no mask and stood before the last step
-    (dKV). finished: where the window spans several blocks, when those that are full are
-    frozen (d3LLM).
+    step alone; 1 is the plain denoiser). left_neighbour: where logits are shifted, compute
+    the column left of the window at every step too; without it the window's first token
+    must be known after the first one (Fast-dLLM's Dream). vicinity: so many columns on
+    either side of the window are computed at every step too (dInfer). prompts: when a first
+    step computes prompts; refreshes leave them out (default: all compute them). delayed: a
+    mask id: of the columns that a step would compute, those are left out whose token is no
+    mask and stood before the last step (dKV). finished: where the window spans several
+    blocks, when those that are full are frozen (d3LLM).
     """
-    rule = Rule(mode, refresh, vicinity, prompts, delayed, finished)
-
-    def denoise_cached(canvas: Canvas, window: slice) -> Prediction:
-        memory = canvas.memory
-        if memory is None:
-            return denoise(canvas, window)
-        frozen = memory.of(KeysAndValues)
-        step = frozen.num_steps
-        frozen.num_steps += 1
-        if prompts is not None and canvas.lasting is not None:
-            canvas = canvas._replace(own_positions=True)
-            if step == 0:
-                _begin(frozen, canvas, window, prompts)
-        if delayed is not None or finished is not None:
-            canvas = canvas._replace(known=memory.of(KnownStates))
-        columns = rule.columns(frozen, step, memory, canvas, window)
-        prediction = denoise(canvas._replace(columns=columns, past=frozen.past), window)
-        frozen.take_over(prediction, canvas, left_neighbour)
-        return prediction
-
-    return denoise_cached
+    rule = FrozenColumns(mode, refresh, vicinity, delayed, finished)
+    return cached_by(denoise, rule, left_neighbour=left_neighbour, prompts=prompts)
 
 
-class Rule(NamedTuple):
-    """Which columns a step computes; see `cached`."""
+class FrozenColumns(NamedTuple):
+    """A StepRule: which columns a step computes, the same in every layer; see `cached`."""
 
     mode: Literal["prefix", "dual"]
     refresh: int | None
     vicinity: int
-    prompts: PromptRefresh | None
     delayed: int | None  # mask id
     finished: DelayedPrefix | None
+
+    @property
+    def reads_known(self) -> bool:
+        """See StepRule."""
+        return self.delayed is not None or self.finished is not None
+
+    def empty_past(self, canvas: Canvas) -> Past:
+        """See StepRule."""
+        return Past()
 
     def columns(
         self, frozen: KeysAndValues, step: int, memory: Memory, canvas: Canvas, window: slice
@@ -133,4 +175,5 @@ def _begin(frozen: KeysAndValues, canvas: Canvas, window: slice, rule: PromptRef
     assert canvas.lasting is not None
     frozen.prompts = BlockPrompts(canvas.lasting.of(KeptPrompts), canvas, window, rule)
     if not frozen.prompts.due:
-        frozen.past = frozen.prompts.load(canvas.tokens.shape[1])
+        frozen.prompts.load(frozen.past, canvas.tokens.shape[1])
+        frozen.num_left = frozen.prompts.kept.num_left

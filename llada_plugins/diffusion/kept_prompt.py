@@ -55,12 +55,12 @@ class KeptPrompts:
             return True
         return every > 0 and number % every == 0 and kept.number < number
 
-    def past_of(self, ids: Sequence[int], start: int, length: int) -> Past:
-        """A past of these rows whose prompts end before column `start` of `length`.
+    def fill(self, past: Past, ids: Sequence[int], start: int, length: int) -> None:
+        """Fill an empty past of these rows, whose prompts end before column `start` of `length`.
 
         What is not of a prompt is zero, and written before it is attended to, or padding.
         """
-        past, layers = Past(), []
+        layers = []
         first = self.by_id[ids[0]].layers
         for layer, (keys, _) in enumerate(first):
             num_heads, _, head_dim = keys.shape
@@ -71,7 +71,6 @@ class KeptPrompts:
                     own[row, :, start - kept.shape[1] : start] = kept
             layers.append(memory)
         past.fill(layers, len(ids), length)
-        return past
 
     def store(self, row: int, each: int, number: int, columns: slice, past: Past) -> None:
         """Keep a row's prompt, which stands in these columns of the past."""
@@ -94,9 +93,9 @@ class BlockPrompts:
         self.ids: list[int] = canvas.ids.tolist()
         self.due = [each for each in self.ids if kept.is_due(each, self.number, rule.every)]
 
-    def load(self, length: int) -> Past:
-        """A past that holds the rows' prompts, of which none is due."""
-        return self.kept.past_of(self.ids, self.start, length)
+    def load(self, past: Past, length: int) -> None:
+        """Fill an empty past with the rows' prompts, of which none is due."""
+        self.kept.fill(past, self.ids, self.start, length)
 
     def keep(self, tokens: Tensor, past: Past) -> None:
         """Keep what the block's first step has computed of the prompts that are due."""
