@@ -215,7 +215,7 @@ def _caches() -> Rows:
     rules = [row for name, row in RULES.items() if name not in PUBLISHED_SAMPLERS]
     for mode in values_of("cache"):
         found[mode] = dict(cache=mode)
-        if SamplerConfig(**BASE, cache=mode).frozen:
+        if SamplerConfig(**BASE, cache=mode).approximates:
             for name in OF_CACHES[1:]:
                 [value] = values_of(name)
                 row = {"cache": mode, name: value}

@@ -434,7 +434,10 @@ def test_only_the_columns_in_work_are_computed(make_model, mode, refresh, column
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(cache="both"), "cache must be one of 'auto', 'none', 'prefix', 'dual', got 'both'"),
+        (
+            dict(cache="both"),
+            "cache must be one of 'auto', 'none', 'prefix', 'dual', 'partial', got 'both'",
+        ),
         (dict(cache="dual", cache_refresh=0), "cache_refresh must be at least 1, got 0"),
         (
             dict(cache_refresh=4),

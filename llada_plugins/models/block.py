@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .features import compute_all, compute_moved
 from .joint import Joint
-from .layer import Layer, attend, write
+from .layer import Layer, LayerFeatures, attend, write
 from .llada_config import LLaDAConfig
 from .mixture import Mixture
 
@@ -110,6 +113,20 @@ class Block(Layer):
             q, k, v = self.outputs_of(QKV, h, joint)
         return *self._rotated(q, k, cos, sin), self._heads(v)
 
+    def queries_and_keys(self, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `projections` the first two."""
+        if self.config.fused_qkv:
+            q, k, _ = self.qkv_proj(h).split(self._fused_widths, -1)
+        else:
+            q, k = self.q_proj(h), self.k_proj(h)
+        return self._rotated(q, k, cos, sin)
+
+    def values_of(self, h: Tensor) -> Tensor:
+        """Of `projections` the last one."""
+        if self.config.fused_qkv:
+            return self._heads(self.qkv_proj(h).split(self._fused_widths, -1)[-1])
+        return self._heads(self.v_proj(h))
+
     @property
     def _fused_widths(self) -> list[int]:
         """Of all queries, all keys, all values."""
@@ -142,6 +159,13 @@ class Block(Layer):
         h = self.attn_norm(x)
         x = x + self.from_attention(h, cos, sin, visible, keys, values, columns, joint)
         return x + self.from_mlp(x, joint)
+
+    def compute_in_part(
+        self, features: LayerFeatures, order: Tensor | None, number: int | None, *given: Any
+    ) -> Tensor:
+        if order is None or number is None:
+            return compute_all(self, features, *given)
+        return compute_moved(self, features, order, number, *given)
 
     def from_attention(
         self,

@@ -34,6 +34,11 @@ class View(NamedTuple):
     # (W,) their places among the L columns of past; in slots by row: (B, W)
     columns: Tensor | None = None
     past: Sequence[LayerPast] | None = None
+    # of each block, where it keeps features of the last columns in work
+    features: Sequence[LayerFeatures] | None = None
+    # (B, N) of those columns, in the order in which ties are chosen: see features.py
+    order: Tensor | None = None
+    number: int | None = None  # of those columns that a block computes; None: all
 
     def run(self, block: nn.Module, x: Tensor, layer: int) -> Tensor:
         """The block's output for x (B, W, D). layer: which of past is the block's.
@@ -41,8 +46,18 @@ class View(NamedTuple):
         A block gets tensors alone, so that a compiler sees all that it reads and writes.
         """
         past = () if self.past is None else (*self.past[layer], self.columns)
-        output: Tensor = block(x, self.cos, self.sin, self.visible, *past)
+        kept: tuple[Tensor | int | None, ...] = ()
+        if self.features is not None:
+            kept = *self.features[layer], self.order, self.number
+        output: Tensor = block(x, self.cos, self.sin, self.visible, *past, *kept)
         return output
+
+
+class LayerFeatures(NamedTuple):
+    """What one block has added to the last M columns, which it writes in place."""
+
+    attended: Tensor  # (B, M, D) by attention
+    fed: Tensor  # (B, M, D) by its MLP or experts
 
 
 class Streams(NamedTuple):
@@ -148,13 +163,21 @@ class Layer(nn.Module):
         keys: Tensor | None = None,
         values: Tensor | None = None,
         columns: Tensor | None = None,
+        attended: Tensor | None = None,
+        fed: Tensor | None = None,
+        order: Tensor | None = None,
+        number: int | None = None,
     ) -> Tensor:
-        """x: (B, W, D); the others as in View and LayerPast.
+        """x: (B, W, D); the others as in View, LayerPast and LayerFeatures.
 
         Given keys and values, those of x are written into them at `columns`, and x
-        attends to all L of them.
+        attends to all L of them. Given features, the layer runs eager.
         """
         given = x, cos, sin, visible, keys, values, columns
+        if attended is not None and fed is not None:
+            if self.compiling is not None and self.compiling.wanted(x.device):
+                self.compiling.note("layers run eager: with cache=partial each chooses its columns")
+            return self.compute_in_part(LayerFeatures(attended, fed), order, number, *given)
         run = self.compute if self.compiling is None else partial(self.compiling.run, self)
         # inside the layer: hooks that change its input, such as a router's, run once
         if self.recompute and torch.is_grad_enabled():
@@ -174,6 +197,12 @@ class Layer(nn.Module):
         joint: Joint | None = None,
     ) -> Tensor:
         """What `forward` returns: one graph for a compiler. joint: in the place of modules."""
+        raise NotImplementedError
+
+    def compute_in_part(
+        self, features: LayerFeatures, order: Tensor | None, number: int | None, *given: Any
+    ) -> Tensor:
+        """What `forward` returns where it is given features. given: what comes before those."""
         raise NotImplementedError
 
     def outputs_of(

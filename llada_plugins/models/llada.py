@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .block import Block, rms_norm, rotary_table
 from .compiling import Backend, Compiling
 from .cuda_graph import Graph
+from .features import FeaturePast
 from .layer import ActivationCheckpointing, Layer, Streams, View
 from .llada_config import LLaDAConfig
 from .past import LayerPast, Past
@@ -239,6 +240,8 @@ class LLaDA(ActivationCheckpointing):
             raise ValueError("give token ids (input_ids) or embeddings (inputs_embeds)")
         if past is not None and not past:
             self._fill(past, given)
+        if isinstance(past, FeaturePast):
+            past.make_room(self.caching_blocks, len(given), self.config.d_model, self.dtype)
         view = self._view(given, attention_mask, columns, past, position_ids)
         in_work, length = at_columns(given, columns), past.length if past else given.shape[1]
         if isinstance(past, Slots):  # of each slot, the columns of its rows side by side
@@ -288,7 +291,10 @@ class LLaDA(ActivationCheckpointing):
         if isinstance(columns, Tensor):
             return View(cos, sin, visible, columns, past.present())
         places = torch.arange(*columns.indices(length), device=device)  # (W,)
-        return View(cos, sin, visible, places, past.present())
+        view = View(cos, sin, visible, places, past.present())
+        if isinstance(past, FeaturePast):
+            return view._replace(features=past.in_work(), order=past.order, number=past.number)
+        return view
 
     def _rotations(
         self,

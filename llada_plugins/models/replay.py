@@ -22,6 +22,7 @@ from llada_plugins.files.json_files import first_line
 from .captured import obstacle
 from .compiling import Compiling
 from .cuda_graph import CudaGraph, Graph, Results
+from .features import FeaturePast
 from .layer import Streams, View
 from .past import Memory, Past, row_bucket
 from .records import NoForm, form, leaves
@@ -156,6 +157,12 @@ class Replays:
         shape: rows, columns, heads, head_dim.
         """
         num_rows, length, num_heads, head_dim = shape
+        if isinstance(past, FeaturePast):
+            self.compiling.note(
+                "forwards run without CUDA graphs: with cache=partial each layer chooses its "
+                "columns"
+            )
+            return False
         if not self.memory.is_free:
             return False
         if isinstance(past, Slots):  # which have room for all that comes, and no more

@@ -48,6 +48,8 @@ PUBLISHED: dict[str, str] = {
     # Fast-dLLM
     "use_cache": "cache=prefix",
     "dual_cache": "cache=dual",
+    # dLLM-Cache
+    "is_feature_cache": "cache=partial",
     # dllm, Dream, SDAR, dInfer
     "max_new_tokens": "gen_length",
     "block_size": "block_length",

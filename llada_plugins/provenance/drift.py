@@ -31,7 +31,6 @@ WORDS = {
     "confidence_eos_eot_inf": "gating (confidence_eos_eot_inf)",
     "logits_eos_inf": "gating (logits_eos_inf)",
 }
-APPROXIMATE = ("prefix", "dual")  # caches that change answers
 # options that are compared as they stand
 PLAIN = ("quantize", "peft", "add_bos_token")
 # and of a likelihood, beside its guidance
@@ -143,7 +142,7 @@ def _effective(sampler: SamplerConfig) -> dict[str, Any]:
     values["block_length"] = sampler.block
     values["steps"] = None if sampler.adaptive else sampler.steps or sampler.decoded_length
     values["alg_temp"] = sampler.alg_temp or None
-    values["cache"] = sampler.cache if sampler.cache in APPROXIMATE else "exact or none"
+    values["cache"] = sampler.cache if sampler.approximates else "exact or none"
     values["confidence"] = sampler.source
     tempers = sampler.confidence_of == "tempered" and sampler.temperature not in (0, 1)
     if sampler.confidence_of != "filtered" and not tempers:

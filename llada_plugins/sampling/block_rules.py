@@ -116,10 +116,10 @@ class BlockRules(DecodingFacts):
                 f"sub_block_length ({self.sub_block_length}) must divide block_length "
                 f"({self.block})"
             )
-        if self.sub_block_cache and (self.sub_block_length is None or self.frozen is not None):
+        if self.sub_block_cache and (self.sub_block_length is None or self.approximates):
             raise ValueError(
-                "sub_block_cache needs sub_block_length and goes without cache=prefix or dual: set "
-                "it, or leave one out"
+                "sub_block_cache needs sub_block_length and goes without cache=prefix, dual or "
+                "partial: set it, or leave one out"
             )
         if self.sub_block_cache and self.source in POLICY_SOURCES:
             raise ValueError(
@@ -152,7 +152,7 @@ class BlockRules(DecodingFacts):
         if self.threshold == 1:
             raise ValueError("branches need a threshold below 1, from which tokens are certain")
         self._check_branch_rules(self.threshold)
-        others = self._changed(*BESIDE_BRANCHES) + (["cache"] if self.frozen else [])
+        others = self._changed(*BESIDE_BRANCHES) + (["cache"] if self.approximates else [])
         if others:
             raise ValueError(f"branches go without {others[0]}: leave one of them out")
         if self.leaves:

@@ -11,7 +11,7 @@ from llada_plugins.options.fields import build, coerce
 
 from .block_rules import BlockRules
 from .confidence import CONFIDENCE, OF_VISIBLE, PROBABILITIES, PUBLISHED_NAMES
-from .facts import ADAPTIVE_RULES, BY_TIMESTEPS
+from .facts import ADAPTIVE_RULES, APPROXIMATE_CACHES, BY_TIMESTEPS
 
 COUNTS = (
     "gen_length",
@@ -24,6 +24,8 @@ COUNTS = (
     "top_k",
     "max_forwards",
     "cache_refresh",
+    "gen_interval_steps",
+    "prompt_interval_steps",
 )
 # what has no effect under a fixed schedule
 OF_ADAPTIVE_RULES = (
@@ -38,14 +40,17 @@ OF_ADAPTIVE_RULES = (
 )
 
 
-# have no effect where nothing is frozen
-CACHE_OPTIONS = (
-    "cache_refresh",
-    "cache_vicinity",
-    "cache_delayed",
-    "cache_prompt_refresh",
-    "cache_delay_iter",
-)
+# by the caches that they have an effect with
+CACHE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "cache_refresh": ("prefix", "dual"),
+    "cache_vicinity": ("prefix", "dual"),
+    "cache_delayed": ("prefix", "dual"),
+    "cache_prompt_refresh": APPROXIMATE_CACHES,
+    "cache_delay_iter": ("prefix", "dual"),
+    "transfer_ratio": ("partial",),
+    "gen_interval_steps": ("partial",),
+    "prompt_interval_steps": ("partial",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +83,37 @@ class SamplerConfig(BlockRules):
         for name in ("cache_vicinity", "cache_prompt_refresh", "cache_delay_iter"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        given = self._changed(*CACHE_OPTIONS)
-        if given and self.frozen is None:
-            raise ValueError(
-                f"{given[0]} has no effect with cache={self.cache!r}: set cache to prefix or "
-                "dual, or leave it out"
-            )
+        for name in self._changed(*CACHE_OPTIONS):
+            caches = CACHE_OPTIONS[name]
+            if self.cache not in caches:
+                *others, last = caches
+                allowed = f"{', '.join(others)} or {last}" if others else last
+                raise ValueError(
+                    f"{name} has no effect with cache={self.cache!r}: set cache to {allowed}, or "
+                    "leave it out"
+                )
+        self._check_partial_refresh()
         if self.cache_delay_iter is not None:
             self._check_finished_prefix()
         if self.cache_delayed and self.edits:
             raise ValueError(
                 "edit_threshold judges tokens that stand, of which cache_delayed computes none: "
                 "leave one of them out"
+            )
+
+    def _check_partial_refresh(self) -> None:
+        share = self.transfer_ratio
+        if share is not None and not 0 <= share <= 1:  # so written, NaN is refused too
+            raise ValueError(f"transfer_ratio must be from 0 to 1, got {share}")
+        if share is not None and self.gen_interval_steps == 1:
+            raise ValueError(
+                "transfer_ratio has no effect with gen_interval_steps=1, which computes all of the "
+                "answer's columns at every step: leave one of them out"
+            )
+        if self.prompt_interval_steps is not None and self.cache_prompt_refresh is not None:
+            raise ValueError(
+                "prompt_interval_steps and cache_prompt_refresh are alternatives, in steps of a "
+                "block and in blocks: give one"
             )
 
     def _check_finished_prefix(self) -> None:

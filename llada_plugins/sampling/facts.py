@@ -8,6 +8,7 @@ from typing import Literal
 
 from llada_plugins.diffusion.blocks import Blocks
 from llada_plugins.diffusion.kept_prompt import PromptRefresh
+from llada_plugins.diffusion.partial_refresh import PartialRefresh
 
 from .confidence import PUBLISHED_NAMES
 from .options import SamplerOptions
@@ -31,6 +32,7 @@ Schedule = Literal[
     "independent",
     "mdlm",
 ]
+APPROXIMATE_CACHES = ("prefix", "dual", "partial")  # values of cache that change answers
 StopAt = Literal["never", "block", "eos", "new_eos"]
 FloorIn = Literal["active", "first", "first_and_best"]
 BY_TIMESTEPS = ("dream", "independent")  # schedules that end at schedule_eps
@@ -66,6 +68,18 @@ class DecodingFacts(SamplerOptions):
     def frozen(self) -> Literal["prefix", "dual"] | None:
         """Which keys and values stay as a block's first step made them, if any do."""
         return self.cache if self.cache in ("prefix", "dual") else None
+
+    @property
+    def approximates(self) -> bool:
+        """Does a cache change answers?"""
+        return self.cache in APPROXIMATE_CACHES
+
+    def partial_refresh(self, mask_id: int) -> PartialRefresh | None:
+        """At which steps a cache computes what, where each layer chooses columns itself."""
+        if self.cache != "partial":
+            return None
+        share = 0.25 if self.transfer_ratio is None else self.transfer_ratio
+        return PartialRefresh(mask_id, share, self.gen_interval_steps, self.prompt_interval_steps)
 
     @property
     def prompt_refresh(self) -> PromptRefresh | None:

@@ -58,7 +58,7 @@ def check_attention(config: SamplerConfig, model: LLaDAConfig) -> None:
             "block and earlier ones alone, so its sampler must be block_causal: leave the option "
             "out"
         )
-    if model.attention == "block_causal" and config.frozen is not None:
+    if model.attention == "block_causal" and config.approximates:
         raise ValueError(
             f"cache={config.cache} freezes what later blocks change, and here a token sees its own "
             "block and earlier ones alone: leave it out, and finished blocks are kept as they are, "

@@ -9,6 +9,7 @@ from llada_plugins.diffusion.denoiser import Denoiser, check_unmasked, model_den
 from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks
 from llada_plugins.diffusion.finished_prefix import DelayedPrefix
 from llada_plugins.diffusion.guidance import guided, suppressed
+from llada_plugins.diffusion.partial_refresh import partly_refreshed
 from llada_plugins.diffusion.sub_block_cache import cached_by_parts
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
@@ -82,6 +83,9 @@ def with_options(
             delayed=special.mask if config.cache_delayed else None,
             finished=finished_prefix(config, special.mask),
         )
+    partial = config.partial_refresh(special.mask)
+    if partial is not None:
+        denoise = partly_refreshed(denoise, partial, config.prompt_refresh)
     if config.sub_block_length is not None and config.sub_block_cache:
         denoise = cached_by_parts(denoise, config.sub_block_length, special.mask)
     elif config.cache == "auto":

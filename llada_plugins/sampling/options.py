@@ -232,12 +232,13 @@ class SamplerOptions:
         "after the block (new_eos, which may exceed gen_length: LLaDA2.0) (default: block with "
         "early_stop (eos with block_add_threshold) or where the canvas grows, else never)",
     )
-    cache: Literal["auto", "none", "prefix", "dual"] = arg(
+    cache: Literal["auto", "none", "prefix", "dual", "partial"] = arg(
         "auto",
         "keys and values that steps share. auto: those of finished blocks, of a model whose tokens "
-        "see earlier blocks alone, which changes no answer; none: none. prefix and dual, of other "
-        "models, are an approximation: those before the block, or before and after it, stay as "
-        "its first step made them",
+        "see earlier blocks alone, which changes no answer; none: none. The others, of other "
+        "models, are approximations. prefix, dual: those before the block, or before and after it, "
+        "stay as its first step made them; partial: each layer computes those columns of the "
+        "answer whose values moved most (dLLM-Cache)",
     )
     cache_refresh: int | None = arg(
         None,
@@ -256,14 +257,30 @@ class SamplerOptions:
     )
     cache_prompt_refresh: int | None = arg(
         None,
-        "with prefix or dual, the prompt's keys and values are computed again at the first step of "
-        "every so many blocks, 0: never after the first (default: by every forward of everything)",
+        "with prefix, dual or partial, the prompt's keys and values are computed again at the "
+        "first step of every so many blocks, 0: never after the first (default: by every forward "
+        "of everything)",
     )
     cache_delay_iter: int | None = arg(
         None,
         "with prefix and block_add_threshold, a finished block is frozen with all before it so "
         "many forwards after the first that found it full; until then forwards compute everything "
         "(d3LLM: 1 or 2) (default: the prompt alone is frozen)",
+    )
+    transfer_ratio: float | None = arg(
+        None,
+        "with partial, the share of the answer's columns, rounded down, that each layer computes "
+        "at a step between refreshes, 0 to 1 (default: 0.25)",
+    )
+    gen_interval_steps: int | None = arg(
+        None,
+        "with partial, every so many steps of a block all columns of the answer are computed "
+        "(dLLM-Cache: 2 to 8, over the whole answer) (default: at its first step alone)",
+    )
+    prompt_interval_steps: int | None = arg(
+        None,
+        "with partial, every so many steps of a block the prompt is computed "
+        "(dLLM-Cache: 25 to 100, over the whole answer) (default: at its first step alone)",
     )
     shift_cache: Literal["exact", "published"] = arg(
         "exact",
