@@ -204,6 +204,13 @@ def test_the_model_in_the_package_wins_from_held_out_positions(engine):
     assert sum(is_winning(*each) for each in answers(engine, "test", 200)) / 200 >= 0.98
 
 
+@pytest.mark.slow
+def test_the_model_in_the_package_has_the_score_that_its_preset_states(engine):
+    stated, num = 0.997, num_positions("test")
+    right = sum(is_winning(*each) for each in answers(engine, "test", num)) / num
+    assert abs(right - stated) < 3 * (stated * (1 - stated) / num) ** 0.5
+
+
 def test_the_model_in_the_package_is_small():
     assert sum(path.stat().st_size for path in resolve("nim").rglob("*")) < 5e6
 

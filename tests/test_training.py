@@ -908,6 +908,17 @@ def test_the_model_in_the_package_solves_held_out_puzzles():
 
 
 @pytest.mark.slow
+def test_the_model_in_the_package_has_the_score_that_its_preset_states():
+    stated, num = 0.986, 1000
+    assert abs(solved(load_model(device="cpu"), num) - stated) < 3 * binomial_error(stated, num)
+
+
+def binomial_error(share: float, num: int) -> float:
+    """The standard error of a share of `num` problems."""
+    return (share * (1 - share) / num) ** 0.5
+
+
+@pytest.mark.slow
 def test_a_short_run_by_command_learns_sudoku(tmp_path):
     sft.main(
         [
@@ -924,6 +935,9 @@ def test_a_short_run_by_command_learns_sudoku(tmp_path):
         ]
     )
     first, *_, last = logged(tmp_path / "out", "eval_loss")
-    assert first > 1.2 and last < 0.55  # measured 1.407 and .382
+    # of two seeds and other kernels (docs/tiny-models.md); one run more may lie as far outside
+    # as these lie apart
+    lowest, highest = 0.324, 0.386
+    assert first > 1.2 and abs(last - (lowest + highest) / 2) < 1.5 * (highest - lowest)
     # measured .255, standard error .03; guessing gives 0
     assert solved(load_model(tmp_path / "out", device="cpu"), 200) > 0.12
