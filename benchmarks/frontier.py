@@ -5,9 +5,9 @@
     python -m benchmarks.frontier --num 60 --tasks nim --json frontier.json
     python -m benchmarks.frontier --num 200 --few_shot outputs/few_shot
 
-A row is a setting of a decoder: accuracy with Wilson's 95 % interval, tokens a forward,
-forwards, the rows that they had of an answer (several where steps branch), and columns computed
-of it, which is what a cache saves. A column is a token's pass through the layers, counted by the
+A row is a setting of a decoder: accuracy with Wilson's 95 % interval, tokens a forward, forwards,
+the rows that they had of an answer (several where steps branch or draft), and columns computed of
+it, which is what a cache saves. A column is a token's pass through the layers, counted by the
 products with their weights: of a column of which a layer computes the values alone, as partial
 does to choose among them, it is the share of the weights that values have (1/12 here, 1/13 of
 few_shot and of LLaDA-8B). Not counted are attention's own products, norms, the choice and the
@@ -53,6 +53,14 @@ RULES: dict[str, dict[str, dict[str, Any]]] = {
     "branches": {
         "0.998, 0.6 and 0.8": dict(threshold=0.998, branches="0.6:0.1+0.6:0.02+0.8:0.02"),
         "0.99, 0.8 to 0.95": dict(threshold=0.99, branches="0.8:0.02+0.9:0.02+0.95:0.02"),
+    },
+    "drafts": {
+        f"{value}, {rows} rows": dict(threshold=value, draft_rows=rows)
+        for value, rows in ((0.9, 4), (0.97, 4), (0.99, 4), (0.99, 8))
+    },
+    "drafts from 0.9": {
+        f"{value}, {rows} rows": dict(threshold=value, draft_rows=rows, draft_threshold=0.9)
+        for value, rows in ((0.97, 4), (0.99, 4), (0.99, 8))
     },
     "error_budget": {f"{value}": dict(error_budget=value) for value in (0.5, 0.2, 0.1, 0.05, 0.01)},
 }

@@ -136,6 +136,8 @@ VALUES: dict[str, Any] = dict(
     steps=4,
     minimal_topk=3,
     branches="0.01:0.3+0.03:0.2",  # below the threshold
+    draft_rows=4,
+    draft_threshold=0.03,  # below it too
 )
 # an option that is refused alone is tried with these, then with the rows before it
 COMPANIONS: tuple[Options, ...] = (

@@ -219,18 +219,18 @@ GIVEN = dict(gen_length=8, threshold=0.9, branches="0.6:0.1")
         (dict(branches="0.6:0.1+0.7:1.0"), "each dependence between 0 and 1"),
         (dict(branches=""), "branches must be THRESHOLD:MAX_DEPENDENCE"),
         (dict(threshold=1.0), "branches need a threshold below 1"),
-        (dict(temperature=0.5), "branches go without temperature"),
-        (dict(max_dependence=0.1), "branches go without max_dependence"),
-        (dict(revise_below=0.1), "branches go without revise_below"),
-        (dict(edit_threshold=0.1), "branches go without edit_threshold"),
-        (dict(cache="dual"), "branches go without cache"),
-        (dict(at_least=2), "branches go without at_least"),
-        (dict(edit_threshold=0.0), "branches go without edit_threshold"),
+        (dict(temperature=0.5), "branches and temperature do not go together"),
+        (dict(max_dependence=0.1), "branches and max_dependence do not go together"),
+        (dict(revise_below=0.1), "branches and revise_below do not go together"),
+        (dict(edit_threshold=0.1), "branches and edit_threshold do not go together"),
+        (dict(cache="dual"), "branches and cache do not go together"),
+        (dict(at_least=2), "branches and at_least do not go together"),
+        (dict(edit_threshold=0.0), "branches and edit_threshold do not go together"),
         (dict(paced=True), "branches and paced are alternatives"),
-        (dict(stop_at="eos"), "branches go without stop_at=eos"),
+        (dict(stop_at="eos"), "branches and stop_at=eos do not go together"),
         (
             dict(sampling_method="block_causal", block_length=4),
-            "branches of block-causal models share no cache: set cache=none",
+            "branches makes rows of block-causal models, which share no cache: set cache=none",
         ),
     ],
     ids=str,
@@ -243,7 +243,7 @@ def test_a_wrong_option_is_told_with_what_was_given_and_what_is_allowed(more, me
 
 
 def test_branches_beside_a_process_reward_model_are_refused():
-    with pytest.raises(ValueError, match="branches go without a process reward model"):
+    with pytest.raises(ValueError, match="branches and a process reward model"):
         SamplerConfig(**GIVEN).check_budget(reviewed=True)
 
 

@@ -62,8 +62,8 @@ def _revising(source: str) -> Defaults:
     """
 
     def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-        if given.get("branches"):
-            return {}  # the stream judges them, and no token is taken back
+        if given.get("branches") or given.get("draft_rows"):
+            return {}  # no token is taken back
         rules = [rule for rule in COUNT_RULES if given.get(rule)]
         if given.get("revise") is False and not rules:
             return {}  # plain decoding, asked for by name

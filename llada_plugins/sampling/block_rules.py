@@ -31,6 +31,21 @@ BESIDE_BRANCHES = (
 )
 
 
+# the same beside rows of drafts; their tokens may stand anywhere in the block
+BESIDE_DRAFTS = (
+    "branches",
+    "temperature",
+    "revise_below",
+    "edit_threshold",
+    "sub_block_length",
+    "first_token_alone",
+    "block_add_threshold",
+    "block_steps",
+    "at_least",
+    "paced",
+)
+
+
 class BlockRules(DecodingFacts):
     """Checks of these options; each raises ValueError in one line."""
 
@@ -152,14 +167,45 @@ class BlockRules(DecodingFacts):
         if self.threshold == 1:
             raise ValueError("branches need a threshold below 1, from which tokens are certain")
         self._check_branch_rules(self.threshold)
-        others = self._changed(*BESIDE_BRANCHES) + (["cache"] if self.approximates else [])
+        self._check_beside_rows("branches", BESIDE_BRANCHES)
+
+    def _check_beside_rows(self, name: str, without: tuple[str, ...]) -> None:
+        """What goes with several rows of one answer. name: of the option that makes them."""
+        others = self._changed(*without) + (["cache"] if self.approximates else [])
         if others:
-            raise ValueError(f"branches go without {others[0]}: leave one of them out")
+            raise ValueError(f"{name} and {others[0]} do not go together: leave one of them out")
         if self.leaves:
-            raise ValueError(f"branches go without stop_at={self.stop_at}: leave one of them out")
+            raise ValueError(
+                f"{name} and stop_at={self.stop_at} do not go together: leave one of them out"
+            )
         if self.causal and self.cache == "auto":
             raise ValueError(
-                "branches of block-causal models share no cache: set cache=none, or leave them out"
+                f"{name} makes rows of block-causal models, which share no cache: set cache=none, "
+                f"or leave {name} out"
+            )
+
+    def _check_drafts(self) -> None:
+        if self.draft_threshold is not None:
+            self._check_draft_threshold(self.draft_threshold)
+        if self.draft_rows is None:
+            return
+        if self.draft_rows < 2:
+            raise ValueError(
+                f"draft_rows must be at least 2, one of them without drafts, got {self.draft_rows}"
+            )
+        self._check_beside_rows("draft_rows", BESIDE_DRAFTS)
+
+    def _check_draft_threshold(self, threshold: float) -> None:
+        if self.draft_rows is None:
+            raise ValueError(
+                "draft_threshold has no effect without draft_rows: set it, or leave it out"
+            )
+        if not 0 < threshold <= 1:
+            raise ValueError(f"draft_threshold must be above 0 and at most 1, got {threshold}")
+        if self.threshold_entropy is not None:
+            raise ValueError(
+                "draft_threshold is a probability, which threshold_entropy does not compute: give "
+                "another rule, or leave it out"
             )
 
     def _check_branch_rules(self, threshold: float) -> None:

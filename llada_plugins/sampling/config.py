@@ -36,6 +36,7 @@ OF_ADAPTIVE_RULES = (
     "first_token_alone",
     "max_dependence",
     "branches",
+    "draft_rows",
     "block_add_threshold",
 )
 
@@ -195,6 +196,7 @@ class SamplerConfig(BlockRules):
         self._check_sub_blocks()
         self._check_dependence()
         self._check_branches()
+        self._check_drafts()
 
     def _check_schedule(self) -> None:
         if self.schedule != "llada":
@@ -307,10 +309,10 @@ class SamplerConfig(BlockRules):
 
     def _check_reviewed(self) -> None:
         """Can a process reward model compare what these options decode?"""
-        if self.branches is not None:
+        for name in self._given("branches", "draft_rows"):
             raise ValueError(
-                "branches go without a process reward model, whose candidates are rows too: leave "
-                "them out"
+                f"{name} and a process reward model, whose candidates are rows too, do not go "
+                "together: leave one of them out"
             )
         if self.block_add_threshold is not None:
             raise ValueError(

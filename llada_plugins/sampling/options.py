@@ -188,6 +188,17 @@ class SamplerOptions:
         "with threshold: sets of tokens to try beside it, THRESHOLD:MAX_DEPENDENCE joined by '+', "
         "such as 0.6:0.02+0.8:0.02; each is a row of the next forward, which chooses among them",
     )
+    draft_rows: int | None = arg(
+        None,
+        "under adaptive rules, rows of an answer in a forward, at most: beside what a step keeps, "
+        "likely drafts of further tokens, of which the next forward keeps what the rule would have "
+        "kept one token after another (self-speculative decoding)",
+    )
+    draft_threshold: float | None = arg(
+        None,
+        "with draft_rows: a drafted token stands if at least this probable (0-1) after those "
+        "drafted before it (default: if the rule would keep it there)",
+    )
     remask_ratio: float | None = arg(
         None,
         "mask-and-refine: mask the least trusted fraction (0-1) of the block again after every "

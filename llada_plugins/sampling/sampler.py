@@ -23,6 +23,7 @@ from .config import SamplerConfig
 from .decision import Before, Decide, Decision, Reasons, ends_in
 from .propose import ActiveBlock, draws_of_confidence
 from .several_blocks import BlocksInWork
+from .speculation import Speculating
 from .unmask_schedule import Plan, plan_block
 
 
@@ -243,10 +244,13 @@ def unmask(
     work, foreseen = begin(canvas, window, keys, offset, steps, config, special)
     nothing = torch.zeros_like(work.numbers)
     result = Unmasked(nothing, nothing.clone(), nothing.bool())
-    if config.branches is None:
-        stepper: Deciding | Branching = Deciding(config, special, on_step, result.left)
-    else:
+    stepper: Deciding | Branching | Speculating
+    if config.branches is not None:
         stepper = Branching(config, special, on_step, result.branches)
+    elif config.draft_rows is not None:
+        stepper = Speculating(config, special, on_step, result.branches)
+    else:
+        stepper = Deciding(config, special, on_step, result.left)
     num_steps = foreseen.num_steps
     for step in range(num_steps):
         work = work.before_step(special.mask)
