@@ -4,9 +4,10 @@
     python -m llada_plugins.chat --pretrained DIR --gen_length 256 --block_length 32
 
 The first is the tiny model in the package. A line is a turn; /reset begins a new
-conversation, /exit, Ctrl-D or Ctrl-C at the prompt leave, Ctrl-C during an answer drops
-that turn. Every option of the model is a flag of the same name: --model NAME --help lists
-them. Standard output has the answers and nothing else.
+conversation, /infill TEXT<|infill:8|>TEXT fills in a span of 8 tokens, /exit, Ctrl-D or
+Ctrl-C at the prompt leave, Ctrl-C during an answer drops that turn. Every option of the
+model is a flag of the same name: --model NAME --help lists them. Standard output has the
+answers and nothing else.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ COMMANDS = {
     "llada_plugins.evaluate": "--data",
     "llada_plugins.families": "special tokens",
     "llada_plugins.frontier": "--sweep",
+    "llada_plugins.infilling": "<|infill:8|>",
     "llada_plugins.presets": "--task",
     "llada_plugins.rerun": "--anyway",
     "llada_plugins.ups_report": "--noise_draws",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .engine import Engine
+from .infilling import FilledIn
 from .request import Completion, Request
 
 
@@ -18,6 +19,10 @@ class Conversation:
     def reset(self) -> None:
         """Forget all turns."""
         self.messages = list(self.beginning)
+
+    def fill_in(self, line: str) -> FilledIn:
+        """A text with marked spans, filled in; it is no turn of the conversation."""
+        return self.engine.infill(line)
 
     def ask(self, line: str) -> Completion:
         """The answer; a turn that does not fit the context (ValueError) is forgotten.

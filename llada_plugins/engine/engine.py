@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from llada_plugins.diffusion.batch_limit import BatchLimit
+from llada_plugins.diffusion.blocks import Given
 from llada_plugins.diffusion.denoiser import check_unmasked
 from llada_plugins.likelihood.estimate import LogLikelihood, iterate, row_runner
 from llada_plugins.methods.table import METHODS, check_policy
@@ -31,8 +32,9 @@ from llada_plugins.sampling.decode import decode_each
 from llada_plugins.sampling.draft import Review, unreviewed
 from llada_plugins.sampling.for_model import check_attention, defaults_of
 from llada_plugins.sampling.generate import with_options
+from llada_plugins.sampling.infilling import check_beginning, check_infilling
 
-from . import identity, likelihood_log
+from . import identity, infilling, likelihood_log
 from .asked import Asked
 from .batches import Batches, meter_of
 from .checks import check_answers, check_bos_token, check_seeds, context_length, mask_known
@@ -167,7 +169,28 @@ class Engine:
         ends, at a block's end, a waiting request takes its place. batch_size: in place of
         the configured one; where batch_tokens is configured, that counts. Raises ScoreError,
         once all others are answered, where a process reward model gives no number for some.
+        Of a text with spans of several lengths the best is taken, see infilling.py.
         """
+        yield from infilling.chosen(
+            requests, functools.partial(self._generate, batch_size=batch_size)
+        )
+
+    def infill(
+        self, text: str | Sequence[str | int | Sequence[int]], /, **options: Any
+    ) -> infilling.FilledIn:
+        """The text with its spans filled in; what is given stays as it is.
+
+        text: with marked spans, <|infill:8|>, or pieces: strings, and for each span its number
+        of tokens, or several to choose from. options: of this text's sampler.
+        """
+        sampler = self.sampler_for(options)
+        pieces = infilling.marked(text, sampler.gen_length) if isinstance(text, str) else text
+        return infilling.fill_in(self, infilling.request_of(pieces, sampler))
+
+    def _generate(
+        self, requests: Sequence[Request], batch_size: int | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """`generate`, of texts whose spans have one length each."""
         encoded, unscored = self._encoded(requests), Unscored()
         if self.recorder:
             self.recorder.begin()
@@ -185,7 +208,7 @@ class Engine:
 
     def check(self, requests: Sequence[Request]) -> None:
         """Raise ValueError on whatever of these `generate` refuses before its first forward."""
-        self._encoded(requests)
+        self._encoded([each.request for each in infilling.tries(requests)])
 
     def _recorder(self) -> Recorder | None:
         """What writes down how answers come about, where record asks for it."""
@@ -203,17 +226,30 @@ class Engine:
         for sampler in dict.fromkeys(request.sampler for request in requests):
             self._check_sampler(sampler)
         whole = [self.encode(request.prompt) for request in requests]
-        prompts, marks = self.overlong.prompts(requests, whole)
-        check_unmasked(prompts, self.special.mask)
+        check_unmasked(whole, self.special.mask)
+        given = [self._given(request, each) for request, each in zip(requests, whole)]
+        requests = [infilling.fitted(*each) for each in zip(requests, given)]
+        after = [len(each.after) if each else 0 for each in given]
+        prompts, marks = self.overlong.prompts(requests, whole, after)
         judge = self.prepared.judge
         questions = [question_of(request, judge, self.tokenizer) for request in requests]
         if judge is not None:
             questions, marks = self.overlong.questions(requests, questions, marks, judge.scorer)
-        keys = random_keys(requests, prompts)
+        keys = random_keys(requests, [infilling.row(*each) for each in zip(prompts, given)])
         return [
             Encoded(number, *each)
-            for number, each in enumerate(zip(prompts, questions, marks, keys, requests))
+            for number, each in enumerate(zip(prompts, questions, marks, keys, requests, given))
         ]
+
+    def _given(self, request: Request, prompt: Sequence[int]) -> Given | None:
+        """What stands after a request's prompt, where spans of a text are filled in."""
+        if not request.rest:
+            return None
+        check_infilling(request.sampler, reviewed=self.prepared.judge is not None)
+        check_beginning(prompt, shifted=self.family.shift)
+        given = infilling.given_of(request, self.tokenizer, prompt, self.special.mask)
+        self._known([*given.answer, *given.after])
+        return given
 
     def _decode(self, group: Group, at_once: BatchLimit) -> Iterator[tuple[int, Completion]]:
         """The completions of requests that share batches."""
@@ -221,6 +257,7 @@ class Engine:
         recording = Recording.of(self.recorder, group)
         review = self._review(group, cut, recording)
         meter = Meter(review, self.prepared.judge, len(group.members), self.model.device)
+        likelihoods = infilling.Likelihoods(group, self.model.device)
         ends = self.special.ends
         num_batches = math.ceil(len(group.members) / at_once(group.longest))
         self.model.compiling.foresee(num_batches * group.sampler.most_forwards)
@@ -232,15 +269,23 @@ class Engine:
             device=self.model.device,
             keys=[each.key for each in group.members],
             stop=stop_rule(group, self.tokenizer, ends),
-            on_step=both(meter.observer(group.sampler), recording.on_step),
+            on_step=both(
+                likelihoods.on_step, both(meter.observer(group.sampler), recording.on_step)
+            ),
             review=meter,
             in_step=self.prepared.judge is not None,
             at_once=at_once,
+            given=group.given,
         )
         for row, sample in samples:
             member = group.members[row]
-            completion = completed(sample, group.until, self.tokenizer, ends)._replace(
+            if member.given is None:
+                completion = completed(sample, group.until, self.tokenizer, ends)
+            else:
+                completion = infilling.completed(sample, member, self.tokenizer, ends)
+            completion = completion._replace(
                 **meter.of(row)._asdict(),
+                log_probability=likelihoods.mean(row, member),
                 overlong=self.overlong.counted("truncated" if row in cut else member.mark),
             )
             recording.write(row, group, sample, completion)

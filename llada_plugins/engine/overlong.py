@@ -76,22 +76,27 @@ class Overlong:
         return [None if fit else mark for fit in fits]
 
     def prompts(
-        self, requests: Sequence[Request], prompts: Sequence[list[int]]
+        self, requests: Sequence[Request], prompts: Sequence[list[int]], after: Sequence[int]
     ) -> tuple[list[list[int]], list[Mark | None]]:
-        """The tokens of every prompt that are read, the last ones, and what is done with it."""
-        if not all(prompts):
+        """The tokens of every prompt that are read, the last ones, and what is done with it.
+
+        after: tokens that stand after each answer, where spans of a text are filled in.
+        """
+        if not all(prompt or request.rest for prompt, request in zip(prompts, requests)):
             raise ValueError("a prompt is empty: give at least one token of text")
-        rooms = [request.sampler.blocks.room(self.max_length) for request in requests]
+        rooms = [
+            request.sampler.blocks.room(self.max_length) - number
+            for request, number in zip(requests, after)
+        ]
         limit = f"the context of {self.max_length} tokens"
-        for request, room in zip(requests, rooms):
-            if room < 1:
-                raise ValueError(
-                    f"a prompt and {request.sampler.answer_in_words} exceed {limit}, "
-                    "however short the prompt: give a smaller gen_length"
-                )
+        for request, prompt, room in zip(requests, prompts, rooms):
+            if room < min(1, len(prompt)):
+                raise ValueError(_no_room(request, limit))
 
         def describe(number: int) -> str:
             answer = requests[number].sampler.answer_in_words
+            if after[number]:
+                answer = f"{answer} and {after[number]} tokens after it"
             return (
                 f"a prompt of {len(prompts[number])} tokens and {answer} exceed {limit} "
                 f"(prompt {ends_of(requests[number].prompt)})"
@@ -99,7 +104,7 @@ class Overlong:
 
         fits = [len(prompt) <= room for prompt, room in zip(prompts, rooms)]
         marks = self.marks(fits, describe, "use fewer shots or a smaller gen_length")
-        return [prompt[-room:] for prompt, room in zip(prompts, rooms)], marks
+        return [prompt[-room:] if room else [] for prompt, room in zip(prompts, rooms)], marks
 
     def questions(
         self,
@@ -165,6 +170,19 @@ class Overlong:
     def num_scored(self, num_tokens: int) -> int:
         """Of how many tokens of an answer a likelihood is: of all, unless it does not fit."""
         return min(num_tokens, self.longest_answer)
+
+
+def _no_room(request: Request, limit: str) -> str:
+    """What is told of a request that fits no context, whatever its prompt."""
+    if request.rest:
+        return (
+            f"a text from its first span on exceeds {limit}, however short what is before it: "
+            "shorten the spans, or what comes after"
+        )
+    return (
+        f"a prompt and {request.sampler.answer_in_words} exceed {limit}, "
+        "however short the prompt: give a smaller gen_length"
+    )
 
 
 def ends_of(string: str) -> str:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from llada_plugins.diffusion.blocks import Given
 from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.likelihood.estimate import Mark
 from llada_plugins.models import text
@@ -37,6 +38,9 @@ class Request(NamedTuple):
     # tells repeats of a prompt apart, whatever the call: part of the random key
     stream: tuple[tuple[int, ...], ...] = ()
     id: QuestionId | None = None  # for what is written down; changes no answer
+    # what follows the prompt where spans of a text are filled in, see infilling.py: strings, and
+    # for each span the lengths in tokens of which one is chosen
+    rest: tuple[str | tuple[int, ...], ...] = ()
 
 
 class Completion(NamedTuple):
@@ -53,6 +57,9 @@ class Completion(NamedTuple):
     num_revised: int = 0
     # rows that it had in these passes beside one each, where steps branch
     num_branches: int = 0
+    spans: tuple[str, ...] = ()  # of a text: what was filled in, one by one
+    # the mean over the spans' tokens of the log probability (nats) at the step that kept each
+    log_probability: float | None = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -69,6 +76,13 @@ class Encoded(NamedTuple):
     mark: Mark | None  # what was done because it did not fit
     key: int  # of its random numbers
     request: Request
+    given: Given | None = None  # of a text whose spans are filled in
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of its row."""
+        after = self.given.after if self.given is not None else ()
+        return self.request.sampler.blocks.row(len(self.prompt)) + len(after)
 
 
 class Group(NamedTuple):
@@ -81,7 +95,13 @@ class Group(NamedTuple):
     @property
     def longest(self) -> int:
         """Tokens of the longest row, prompt and answer."""
-        return self.sampler.blocks.row(len(self.members[0].prompt))
+        return max(each.num_tokens for each in self.members)
+
+    @property
+    def given(self) -> list[Given] | None:
+        """What is known after each prompt, where spans of texts are filled in."""
+        given = [each.given for each in self.members if each.given is not None]
+        return given or None
 
 
 def random_keys(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> list[int]:
@@ -110,10 +130,10 @@ def occurrences(values: Iterable[Hashable]) -> list[int]:
 
 def groups(encoded: Iterable[Encoded]) -> list[Group]:
     """The encoded requests by sampler and stop strings, in the order of their longest prompts."""
-    found: dict[tuple[SamplerConfig, tuple[str, ...]], list[Encoded]] = defaultdict(list)
+    found: dict[tuple[SamplerConfig, tuple[str, ...], bool], list[Encoded]] = defaultdict(list)
     for each in sorted(encoded, key=lambda each: -len(each.prompt)):
-        found[each.request.sampler, each.request.until].append(each)
-    return [Group(sampler, until, members) for (sampler, until), members in found.items()]
+        found[each.request.sampler, each.request.until, each.given is None].append(each)
+    return [Group(sampler, until, members) for (sampler, until, _), members in found.items()]
 
 
 def stop_rule(

@@ -15,10 +15,12 @@ from llada_plugins.sampling.config import SamplerConfig
 
 from .conversation import Conversation
 from .engine import Engine
+from .request import Completion
 from .terminal import Screen
 from .watching import MASK, picture
 
 RESET, EXIT = "/reset", "/exit"
+INFILL = "/infill "  # what follows it is a text with marked spans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,11 @@ def talk(conversation: Conversation, screen: Screen) -> None:
     if interactive:
         with suppress(ImportError):  # absent on Windows; gives input() history and editing
             import readline  # noqa: F401
-        print(f"{RESET} begins a new conversation, {EXIT} leaves", file=sys.stderr)
+        print(
+            f"{RESET} begins a new conversation, {INFILL}TEXT<|infill:8|>TEXT fills in a span, "
+            f"{EXIT} leaves",
+            file=sys.stderr,
+        )
     while (line := _read_line(interactive)) is not None:
         if line.strip() == EXIT:
             return
@@ -132,10 +138,19 @@ def _answer_or_tell(conversation: Conversation, line: str, screen: Screen) -> No
 
 
 def answer(conversation: Conversation, line: str, screen: Screen) -> None:
-    """Ask and print; what it cost goes to a terminal's standard error."""
-    completion = conversation.ask(line)
+    """Ask, or fill in, and print; what it cost goes to a terminal's standard error."""
+    if line.startswith(INFILL):
+        whole, _, completion = conversation.fill_in(line.removeprefix(INFILL))
+    else:
+        completion = conversation.ask(line)
+        whole = completion.text
     screen.clear()
-    print(completion.text, flush=True)
+    print(whole, flush=True)
+    tell_cost(completion)
+
+
+def tell_cost(completion: Completion) -> None:
+    """What an answer cost, to standard error where that is a terminal."""
     if sys.stderr.isatty():
         judged = f", {completion.num_prm_calls} PRM calls" if completion.num_prm_calls else ""
         print(

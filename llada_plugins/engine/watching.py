@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction
 from llada_plugins.models import text
 
 if TYPE_CHECKING:
@@ -18,13 +18,16 @@ MASK = "░"
 def watched(denoise: Denoiser, show: Callable[[Sequence[int]], None]) -> Denoiser:
     """The same denoiser; before every forward `show` sees the first row's answer.
 
+    Of a text whose spans are filled in that is all from the first span on.
+
     Under a process reward model that is the first candidate's. Not an on_step observer:
     those learn what a step changes, and a review's refills begin from states that no step
     made.
     """
 
     def denoise_watched(canvas: Canvas, window: slice) -> Prediction:
-        show(canvas.tokens[0, int(canvas.answer_start[0]) :].tolist())
+        answer = canvas.tokens[0, int(canvas.answer_start[0]) :].tolist()
+        show([token for token in answer if token != PADDING])
         return denoise(canvas, window)
 
     return denoise_watched

@@ -79,6 +79,7 @@ class Method(NamedTuple):
     prepare: Callable[[Callable[[], LLaDA], Path, Any], Prepared]
     # whose likelihoods it gives, in words for results
     likelihood: str = "the checkpoint's own: this method changes decoding only"
+    judges: bool = False  # does it load a process reward model, which reviews every block?
 
 
 @dataclass(frozen=True, kw_only=True)

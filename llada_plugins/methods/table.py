@@ -19,7 +19,7 @@ METHODS: dict[str, Method] = {
     "llada": Method(NoOptions, baseline, "the checkpoint's own"),
     "llada_ups": Method(UPSOptions, learned_remasking),
     "llada_ala": Method(ALAOptions, routed_seeds, "the routed model's, not the checkpoint's own"),
-    "llada_prm": Method(PRMOptions, judged_blocks),
+    "llada_prm": Method(PRMOptions, judged_blocks, judges=True),
 }
 
 

@@ -81,6 +81,14 @@ def _following(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], string
     return _ids(tokenizer, string, add_special_tokens=False)
 
 
+def encode_part(
+    tokenizer: PreTrainedTokenizerBase, before: Sequence[int], string: str
+) -> list[int]:
+    """Ids of a string within a text, after these tokens: no special tokens are added."""
+    check_text(string)
+    return _following(tokenizer, before, string)
+
+
 def encode_with_spans(
     tokenizer: PreTrainedTokenizerBase, string: str
 ) -> tuple[list[int], list[tuple[int, int]]]:
