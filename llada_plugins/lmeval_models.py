@@ -32,6 +32,7 @@ from llada_plugins.harness.lmeval_options import (
     NAMING,
     SeedWarnings,
     check_given_once,
+    refuse_chats,
     warn_of_chat,
 )
 from llada_plugins.harness.lmeval_processes import ParallelLM
@@ -228,6 +229,8 @@ class LLaDA(ParallelLM):
             self._request(*instance.args)._replace(id=id)
             for instance, id in zip(requests, question_ids(requests))
         ]
+        if self._chats:
+            refuse_chats(parsed)
         self._record(requests, parsed)
         self._place_recorder()
         with closing(self._progress("generate_until", len(requests), disable_tqdm)) as bar:

@@ -1,6 +1,9 @@
-"""OpenCompass' own PPL and LL inferencers, which file the standard error of likelihoods as well.
+"""OpenCompass' own inferencers for what stock ones cannot ask of a model.
 
-They ask for all labels together. In a config, for a model of opencompass_models.py: `from
+Its PPL and LL inferencers here file the standard error of likelihoods as well, and
+InfillInferencer is its GenInferencer for texts with marked spans.
+
+The first two ask for all labels together. In a config, for a model of opencompass_models.py: `from
 llada_plugins.opencompass_inferencers import PPLInferencer`, then
 `dataset['infer_cfg']['inferencer']['type'] = PPLInferencer`. Values, predictions and
 scores are those of the stock inferencers, after which the classes are named because the
@@ -87,6 +90,23 @@ def _add_errors(path: Path, errors: Sequence[dict[str, float | str | None]]) -> 
     for value, error in zip(values, errors, strict=True):
         value.update(error)
     dump_results_dict(rows, path)
+
+
+class InfillInferencer(stock.GenInferencer):
+    """The stock GenInferencer for prompts that are texts with marked spans to be filled in.
+
+    A prediction is what was filled in. See llada_plugins.tasks.spans for the marks.
+    """
+
+    def inference(self, *arguments: Any, **named: Any) -> list:
+        """As the stock class."""
+        if not isinstance(self.model, LLaDA):
+            raise ValueError(
+                f"InfillInferencer serves llada_plugins' models, got {type(self.model).__name__}: "
+                "others have no infilling"
+            )
+        with self.model.infilling():
+            return super().inference(*arguments, **named)
 
 
 class PPLInferencer(_WithErrors, stock.PPLInferencer):

@@ -12,7 +12,8 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,8 @@ class LLaDA(LikelihoodModel):
         )
         self.record_stats = record_stats
         self.stop_words = stop_strings(stop_words, "stop_words")
+        self._infills = False
+        self._wraps = bool(chat or meta_template)
         self._manifest = None if tokenizer_only else self._begin_manifest(chat, meta_template)
         self._lock = threading.RLock()  # stock inferencers may ask from a pool of threads
         self._warnings = WarnOnce(logger)
@@ -236,6 +239,11 @@ class LLaDA(LikelihoodModel):
                 "logits_eos_inf=True forbids EOS"
             )
         number = num_answers(generation_kwargs, default=self.num_answers)
+        if self._infills and self._wraps:
+            raise ValueError(
+                "InfillInferencer fills in spans of a text as it stands, and a chat's turn is no "
+                "such text: leave out chat and meta_template"
+            )
         options = sampler_options(generation_kwargs, self.engine.given)
         sampler = self.engine.sampler_for(options, max_out_len)
         of_data = stop_strings(stopping_criteria, "stopping_criteria")
@@ -250,6 +258,15 @@ class LLaDA(LikelihoodModel):
             for _ in range(len(asked) - len(answers)):
                 self._progress().known()  # repeats within the call
         return [answers[each] for each in asked]
+
+    @contextmanager
+    def infilling(self) -> Iterator[None]:
+        """Within it, prompts are texts with marked spans that are filled in."""
+        self._infills = True
+        try:
+            yield
+        finally:
+            self._infills = False
 
     def _question_ids(self, num_inputs: int, number: int) -> list[QuestionId | None]:
         """Which row of which data set each answer is to, for trajectories, which go beside it."""
@@ -268,21 +285,23 @@ class LLaDA(LikelihoodModel):
     ) -> dict[tuple[str, Stream], str | dict[str, Any]]:
         """The answer to each different pair of prompt and stream; ids: of their questions."""
         from llada_plugins.engine.engine import Request
+        from llada_plugins.engine.infilling import marked_request
 
+        make = marked_request if self._infills else Request
         requests = [
-            Request(prompt, sampler, until, stream=stream, id=ids[prompt, stream])
+            make(prompt, sampler, until)._replace(stream=stream, id=ids[prompt, stream])
             for prompt, stream in asked
         ]
         self._journal.open(predictions_file(self))
         answers = {pair: self._journal.find(each) for pair, each in zip(asked, requests)}
-        missing = [each for pair, each in zip(asked, requests) if answers[pair] is None]
+        missing = [number for number, pair in enumerate(asked) if answers[pair] is None]
         bar = self._progress()
         for _ in range(len(requests) - len(missing)):
             bar.known()  # answers of an earlier run of the task
-        for index, completion in self.engine.generate(missing, len(missing)):
-            request = missing[index]
-            answers[request.prompt, request.stream] = completion
-            self._journal.keep(request, completion)
+        asked_now = [requests[number] for number in missing]
+        for index, completion in self.engine.generate(asked_now, len(asked_now)):
+            answers[asked[missing[index]]] = completion
+            self._journal.keep(asked_now[index], completion)
             bar.add(completion.num_tokens, completion.num_forwards)
         found = [each for each in answers.values() if each is not None]
         if self._manifest is not None:

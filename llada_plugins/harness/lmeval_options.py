@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from llada_plugins.engine.request import Request
 from llada_plugins.settings.table import Preset
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,15 @@ def warn_of_chat(preset: Preset | None, *, chats: bool) -> None:
     if preset is not None and preset.chat != chats:
         do = "give" if preset.chat else "leave out"
         logger.warning("preset %s is not this: %s --apply_chat_template", preset.name, do)
+
+
+def refuse_chats(requests: Sequence[Request]) -> None:
+    """Raise ValueError where a text is to be filled in that was rendered as a chat."""
+    if any(request.rest for request in requests):
+        raise ValueError(
+            "infill fills in spans of a text as it stands, and a chat's turn is no such text: "
+            "leave out --apply_chat_template"
+        )
 
 
 class SeedWarnings:

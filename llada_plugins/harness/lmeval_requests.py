@@ -9,6 +9,7 @@ from typing import Any
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from llada_plugins.engine.engine import Engine
+from llada_plugins.engine.infilling import marked_request
 from llada_plugins.engine.request import Request
 from llada_plugins.options.fields import coerce, names, reject_unknown
 from llada_plugins.sampling import published
@@ -22,7 +23,10 @@ DEFAULT_MAX_GEN_TOKS = 256  # lm-eval's own default, for tasks that state none
 
 @dataclass(frozen=True, kw_only=True)
 class GenKwargs:
-    """What lm-eval has beside the sampler's options; a task or a command line may write strings."""
+    """What lm-eval has beside the sampler's options; a task or a command line may write strings.
+
+    infill: the prompt is a text with marked spans that are filled in.
+    """
 
     do_sample: bool | None = None
     num_beams: int | None = None
@@ -30,6 +34,7 @@ class GenKwargs:
     max_new_tokens: int | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    infill: bool | None = None
 
 
 HARNESS_NAMES = ("until", *names(GenKwargs))
@@ -58,4 +63,7 @@ def read_request(engine: Engine, prompt: str, gen_kwargs: Mapping[str, Any]) -> 
     length_known = "gen_length" in options or "gen_length" in engine.given
     max_tokens = normal["max_gen_toks"] if asked or not length_known else None
     until = stop_strings(gen_kwargs.get("until"), "until")
-    return Request(prompt, engine.sampler_for(options, max_tokens), until)
+    sampler = engine.sampler_for(options, max_tokens)
+    if own.get("infill"):
+        return marked_request(prompt, sampler, until)
+    return Request(prompt, sampler, until)

@@ -5,6 +5,7 @@ A config names the classes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from opencompass.datasets.base import BaseDataset
 from opencompass.openicl.icl_evaluator import BaseEvaluator
 
-from . import nim, sudoku
+from . import local_files, nim, spans, sudoku
 
 NUM_TRAIN = 64  # rows from which a retriever may draw in-context examples
 
@@ -90,6 +91,87 @@ class NimEvaluator(RuleEvaluator):
     def accepts(question: str, answer: str) -> bool:
         """Does the answer end in a winning move?"""
         return nim.is_winning(question, answer)
+
+
+class Sudoku4InfillingDataset(BaseDataset):
+    """Columns: text (a solved puzzle with its second row marked), puzzle, solution."""
+
+    @staticmethod
+    def load(num: int = sudoku.DEFAULT_NUM_TEST) -> DatasetDict:
+        """num: problems of the test split."""
+        return _test_alone(spans.sudoku_rows(num))
+
+
+class HumanEvalInfillingDataset(BaseDataset):
+    """Columns: those of a released file of HumanEval-infilling, and text, with a marked span."""
+
+    @staticmethod
+    def load(data_file: str, data_dir: str | None = None, lengths: Any = None) -> DatasetDict:
+        """data_file: within data_dir, else $LLADA_PLUGINS_DATA. lengths: of the span, to try."""
+        (path,) = local_files.find(data_dir, data_file)
+        return _test_alone(spans.read_humaneval(path, spans.lengths_of(lengths)))
+
+
+class InfillingEvaluator(BaseEvaluator):
+    """The share of predictions that are right, in percent, with each judgement."""
+
+    name = "accuracy"
+
+    @staticmethod
+    def accepts(row: dict[str, Any], prediction: str) -> bool:
+        """Is the prediction right for the row of the data set?"""
+        raise NotImplementedError
+
+    def score(
+        self, predictions: Sequence[str], references: Sequence[str], test_set: Dataset
+    ) -> dict[str, Any]:
+        """As OpenCompass asks for it."""
+        details = [
+            {"pred": prediction, "answer": reference, "correct": self.accepts(row, prediction)}
+            for row, prediction, reference in zip(test_set, predictions, references, strict=True)
+        ]
+        right = sum(detail["correct"] for detail in details)
+        return {self.name: 100 * right / len(details), "details": details}
+
+
+class Sudoku4InfillingEvaluator(InfillingEvaluator):
+    """Any row that completes the puzzle counts."""
+
+    @staticmethod
+    def accepts(row: dict[str, Any], prediction: str) -> bool:
+        """See InfillingEvaluator."""
+        return spans.completes(row["puzzle"], row["solution"], prediction)
+
+
+class HumanEvalInfillingEvaluator(InfillingEvaluator):
+    """pass@1: prompt, prediction and suffix pass the problem's tests. EXECUTES the model's code.
+
+    It does so where the environment says HF_ALLOW_CODE_EVAL=1, as Hugging Face's metric.
+    """
+
+    name = "pass@1"
+
+    def score(
+        self, predictions: Sequence[str], references: Sequence[str], test_set: Dataset
+    ) -> dict[str, Any]:
+        """As OpenCompass asks for it."""
+        if os.environ.get("HF_ALLOW_CODE_EVAL") != "1":
+            raise ValueError(
+                "grading HumanEval-infilling executes code that the model wrote: set "
+                "HF_ALLOW_CODE_EVAL=1 to permit it, in a sandbox"
+            )
+        return super().score(predictions, references, test_set)
+
+    @staticmethod
+    def accepts(row: dict[str, Any], prediction: str) -> bool:
+        """See InfillingEvaluator."""
+        return spans.passes(row, prediction)
+
+
+def _test_alone(rows: Sequence[dict[str, str]]) -> DatasetDict:
+    """The rows as both splits, of which OpenCompass asks for train too."""
+    data = Dataset.from_list(list(rows))
+    return DatasetDict({"train": data, "test": data})
 
 
 def _rows(train: Sequence[Any], test: Sequence[Any]) -> DatasetDict:
