@@ -126,12 +126,12 @@ class InfillingEvaluator(BaseEvaluator):
         self, predictions: Sequence[str], references: Sequence[str], test_set: Dataset
     ) -> dict[str, Any]:
         """As OpenCompass asks for it."""
+        right = [self.accepts(*each) for each in zip(test_set, predictions, strict=True)]
         details = [
-            {"pred": prediction, "answer": reference, "correct": self.accepts(row, prediction)}
-            for row, prediction, reference in zip(test_set, predictions, references, strict=True)
+            {"pred": prediction, "answer": reference, "correct": is_right}
+            for prediction, reference, is_right in zip(predictions, references, right, strict=True)
         ]
-        right = sum(detail["correct"] for detail in details)
-        return {self.name: 100 * right / len(details), "details": details}
+        return {self.name: 100 * sum(right) / len(right), "details": details}
 
 
 class Sudoku4InfillingEvaluator(InfillingEvaluator):

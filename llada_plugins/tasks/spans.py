@@ -100,7 +100,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def lengths_of(given: object) -> tuple[int, ...]:
+def lengths_of(given: Any) -> tuple[int, ...]:
     """Lengths as a config has them: nothing, a number, a list, or '8,16'. ValueError else."""
     if given is None or given == "":
         return ()
