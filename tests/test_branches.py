@@ -12,7 +12,8 @@ import torch
 
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
 from llada_plugins.engine.engine import Engine
-from llada_plugins.engine.request import Request
+from llada_plugins.engine.probes import decoding_probe
+from llada_plugins.engine.request import Encoded, Group, Request
 from llada_plugins.harness.statistics import Totals, statistics
 from llada_plugins.sampling.block_rules import BESIDE_BRANCHES
 from llada_plugins.sampling.branches import Branching, surest
@@ -185,6 +186,21 @@ def test_the_surest_branch_goes_on_whether_or_not_end_tokens_are_kept_last(optio
     options = {**GIVEN, **option}
     stepper = Branching(SamplerConfig(**options), SPECIAL, None, torch.zeros(1))
     assert surest(judged, stepper.judging, SPECIAL).tolist() == [1]
+
+
+def test_a_probe_of_memory_has_the_rows_of_all_branches():
+    engine, seen = Engine(), list[int]()
+
+    def counted(canvas: Canvas, window: slice) -> Prediction:
+        seen.append(len(canvas.tokens))
+        return engine.prepared.denoise(canvas, window)
+
+    prepared = engine.prepared._replace(denoise=counted)
+    for option, rows in (({}, 2), (dict(branches="0.6:0.1+0.7:0.1"), 6)):
+        request = Request("1", engine.sampler_for(dict(gen_length=8, threshold=0.9, **option)))
+        group = Group(request.sampler, (), [Encoded(0, [5, 6], "", None, 0, request)])
+        decoding_probe(prepared, group, engine.special, engine.model.device).run(2)
+        assert seen.pop() == rows
 
 
 def test_an_answer_says_its_branches_beside_its_forwards():

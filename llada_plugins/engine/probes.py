@@ -25,8 +25,8 @@ TOKEN = 0  # any id but the mask's
 def decoding_probe(
     prepared: Prepared, group: Group, special: SpecialTokens, device: torch.device
 ) -> Probe:
-    """A step of the group's longest requests; under a review, of all versions at once."""
-    versions = 1
+    """A step of the group's longest requests; of branches or a review, of all versions at once."""
+    versions = 1 + len(group.sampler.branch_rules)
     if prepared.judge is not None:
         review = prepared.judge.review
         # the first candidate is finished when the others are tried
@@ -57,7 +57,7 @@ def decoding_step(
     It computes every column and proposes a token for every position of the block. denoise:
     gets the sampler's options, so that a cache keeps what it keeps and guidance doubles the
     rows; anew for each step, so that nothing is kept from one to the next. versions: rows
-    of one request, which a review compares; a cache may keep once what they share.
+    of one request, which are compared; a cache may keep once what they share.
     """
     blocks = sampler.blocks
     if blocks.causal:  # the canvas is whole blocks, and ends with the one in work
