@@ -23,7 +23,7 @@ from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.engine.recording import FORMAT, VERSION, packed
 from llada_plugins.engine.request import QuestionId, Request
 from llada_plugins.files import gzip_lines
-from llada_plugins.reports.page import figure, page, table
+from llada_plugins.reports.page import figure, page, source, table
 from llada_plugins.reports.recorded import read_runs
 from llada_plugins.reports.report_page import from_markdown
 from llada_plugins.reports.steps_in_terminal import show
@@ -164,6 +164,14 @@ def test_answers_to_one_question_stand_side_by_side_and_unpack_to_what_was_writt
     assert first["corrected"] == 1 and first["verdict"] is None
     unpacked = json.loads(gzip.decompress(base64.b64decode(lines[first["line"]])))
     assert unpacked["events"] == line(2)["events"]
+
+
+def test_every_colour_of_the_pages_stands_in_one_place_for_light_and_dark():
+    styles = source("page.css") + source("view.css")
+    declared = re.findall(r"^ *(--\w+): (.*);", styles, re.M)
+    names = [name for name, _ in declared]
+    assert len(names) == len(set(names)) > 10
+    assert all(re.fullmatch(r"light-dark\(#\w{6}, #\w{6}\)", value) for _, value in declared)
 
 
 # ---- the terminal
