@@ -136,7 +136,8 @@ class Block(Layer):
 
     def _heads(self, projected: Tensor) -> Tensor:
         """(B, L, H * head_dim) as (B, H, L, head_dim)."""
-        return projected.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+        heads: Tensor = projected.unflatten(-1, (-1, self.config.head_dim))
+        return heads.transpose(1, 2)
 
     def _rotated(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         q, k = self._heads(q), self._heads(k)

@@ -8,7 +8,7 @@ block chooses its own. The others get what attention and the MLP added to them b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ def moved_most(new: Tensor, old: Tensor, order: Tensor, number: int) -> Tensor:
     return order.gather(1, farthest).sort(-1).values
 
 
-def compute_all(block: Block, features: LayerFeatures, x: Tensor, *given: Tensor | None) -> Tensor:
+def compute_all(block: Block, features: LayerFeatures, x: Tensor, *given: Any) -> Tensor:
     """The block's output for x (B, W, D), and in features what it adds to the last columns.
 
     given: what `Block.compute` is given after x.

@@ -238,10 +238,8 @@ class LLaDA(ActivationCheckpointing):
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None:
             raise ValueError("give token ids (input_ids) or embeddings (inputs_embeds)")
-        if past is not None and not past:
-            self._fill(past, given)
-        if isinstance(past, FeaturePast):
-            past.make_room(self.caching_blocks, len(given), self.config.d_model, self.dtype)
+        if past is not None:
+            self._make_room(past, given)
         view = self._view(given, attention_mask, columns, past, position_ids)
         in_work, length = at_columns(given, columns), past.length if past else given.shape[1]
         if isinstance(past, Slots):  # of each slot, the columns of its rows side by side
@@ -329,6 +327,13 @@ class LLaDA(ActivationCheckpointing):
     def caching_blocks(self) -> Sequence[nn.Module]:
         """All that keep keys and values, in the order of a past."""
         return self.blocks
+
+    def _make_room(self, past: Past, given: Tensor) -> None:
+        """Give a past memory for given (B, L, ...) of what it has none for yet."""
+        if not past:
+            self._fill(past, given)
+        if isinstance(past, FeaturePast):
+            past.make_room(self.caching_blocks, len(given), self.config.d_model, self.dtype)
 
     def _fill(self, past: Past, given: Tensor) -> None:
         """Give an empty past memory for given (B, L, ...), each block's where it computes.

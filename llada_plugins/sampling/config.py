@@ -85,9 +85,8 @@ class SamplerConfig(BlockRules):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in self._changed(*CACHE_OPTIONS):
-            caches = CACHE_OPTIONS[name]
-            if self.cache not in caches:
-                *others, last = caches
+            *others, last = CACHE_OPTIONS[name]
+            if self.cache not in (*others, last):
                 allowed = f"{', '.join(others)} or {last}" if others else last
                 raise ValueError(
                     f"{name} has no effect with cache={self.cache!r}: set cache to {allowed}, or "
