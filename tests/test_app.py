@@ -339,3 +339,20 @@ def test_the_page_has_a_component_for_every_option_of_both_settings(models):
             props = found[f"{which}-{control.name}"]
             assert props["info"] == control.help
     assert asdict(models.first.sampler)["gen_length"] == 16
+
+
+# --- infilling ------------------------------------------------------------------------
+
+
+def test_a_text_with_marked_spans_is_shown_whole_with_its_spans_filled_in(models, tmp_path):
+    (problem,) = sudoku.problems("test", 1)
+    text = f"{PUZZLE}{problem.solution[:4]}<|infill:4|>{problem.solution[8:]}"
+    filled = Engine(gen_length=16, device="cpu").infill(text)
+    end = last(models, tmp_path, Question(prompt=text, infill=True), setting(models))
+    assert end.answers[0] == drawing.done(Completion(filled.text, 0, 0, 0.0))
+    assert "4 tokens, 4 forwards" in end.status
+
+
+def test_a_prompt_without_a_span_is_refused_where_spans_are_to_be_filled_in(models, tmp_path):
+    with pytest.raises(ValueError, match="nothing is to be filled in"):
+        last(models, tmp_path, Question(prompt=PUZZLE, infill=True), setting(models))

@@ -300,3 +300,24 @@ def test_nothing_that_was_asked_stays_on_the_disk(server):
     """What Gradio keeps for saving is in the folder that goes with the server."""
     left = Path(tempfile.gettempdir()).glob("llada-playground-*")
     assert [str(folder) for folder in left if folder.is_dir()] == [os.environ["GRADIO_TEMP_DIR"]]
+
+
+def test_what_is_selected_is_marked_and_filled_in(opened):
+    (problem,) = sudoku.problems("test", 1)
+    opened.locator("#mode label", has_text="infill").click()
+    expect(opened.locator("#mark")).to_be_visible()
+    enter(opened, "prompt", f"{problem.puzzle}?")
+    box = opened.locator("#prompt textarea")
+    box.evaluate("box => box.setSelectionRange(box.value.length - 1, box.value.length)")
+    opened.locator("#mark").click()
+    expect(box).to_have_value(f"{problem.puzzle}<|infill|>")
+    ask(opened, f"{problem.puzzle}{problem.solution[:4]}<|infill:4|>{problem.solution[8:]}")
+    assert "4 tokens, 4 forwards" in finished(opened)
+    shown = opened.locator("#first .playground").inner_text()
+    assert sudoku.is_valid(problem.puzzle, shown.removeprefix(problem.puzzle))
+
+
+def test_a_text_without_a_span_is_told_in_one_line(opened):
+    opened.locator("#mode label", has_text="infill").click()
+    ask(opened, PUZZLES[0])
+    expect(opened.locator("#status .told")).to_contain_text("nothing is to be filled in")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llada_plugins.engine.engine import Engine
+from llada_plugins.engine.infilling import marked_request, whole_text
 from llada_plugins.engine.request import Completion, Request
 from llada_plugins.methods.table import METHODS
 
@@ -31,10 +32,11 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A prompt as it is, or a turn of a conversation."""
+    """A prompt as it is, a turn of a conversation, or a text with marked spans."""
 
     prompt: str
     chat: bool = False
+    infill: bool = False  # are the prompt's spans filled in?
     system: str = ""
     earlier: Sequence[Mapping[str, str]] = field(default=())  # turns of the conversation
 
@@ -115,7 +117,7 @@ class Models:
             try:
                 for number, (engine, request) in enumerate(asked):
                     self._see = functools.partial(_show_tokens, show, number)
-                    completion = _decode(engine, request, record)
+                    completion = whole(request, _decode(engine, request, record))
                     show(Done(number, completion, request.sampler))
             finally:
                 self._see = None
@@ -136,10 +138,18 @@ class Models:
     def _checked(self, question: Question, setting: Setting) -> tuple[Engine, Request]:
         engine = self.of(setting.method)
         sampler = engine.sampler_for(given(engine, setting.entered))
-        prompt = engine.render_chat(question.turns) if question.chat else question.prompt
-        request = Request(prompt, sampler)
+        if question.infill:
+            request = marked_request(question.prompt, sampler)
+        else:
+            prompt = engine.render_chat(question.turns) if question.chat else question.prompt
+            request = Request(prompt, sampler)
         engine.check([request])
         return engine, request
+
+
+def whole(request: Request, completion: Completion) -> Completion:
+    """The same with all of the text, where spans of it were filled in."""
+    return completion._replace(text=whole_text(request, completion)) if request.rest else completion
 
 
 def _decode(engine: Engine, request: Request, record: Path) -> Completion:

@@ -19,6 +19,11 @@ from .form import ABSENT, MAIN, Control, controls, paired, preset_names, shown, 
 from .showing import MISTAKES, PAGE, Shown, answered
 
 WAITING = 16  # questions in the queue, at most
+# of the prompt, with a mark in the place of what is selected in its box
+MARK = """(text) => {
+  const box = document.querySelector("#prompt textarea");
+  return text.slice(0, box.selectionStart) + "<|infill|>" + text.slice(box.selectionEnd);
+}"""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -90,19 +95,25 @@ def build(models: Models) -> gr.Blocks:
 def _question(models: Models) -> tuple[list[Any], gr.Button]:
     """Whether it is a conversation, the prompt, the system message; what begins anew."""
     mode = gr.Radio(
-        ["prompt", "chat"] if models.chats else ["prompt"],
+        ["prompt", "infill", *["chat"] * models.chats],
         value="prompt",
         label="mode",
-        info="prompt: the text as it is; chat: a turn, in the tokenizer's chat template",
+        info="prompt: the text as it is; infill: its marked spans are filled in; chat: a turn, in "
+        "the tokenizer's chat template",
         elem_id="mode",
     )
     prompt = gr.Textbox(label="prompt", lines=4, max_lines=12, elem_id="prompt")
+    mark = gr.Button("Mark the selection as a span", visible=False, elem_id="mark")
+    mark.click(None, prompt, prompt, js=MARK, **QUIET)
     system = gr.Textbox(
         label="system", info="message before a conversation", visible=False, elem_id="system"
     )
     forget = gr.Button("New conversation", visible=False, elem_id="forget")
     mode.change(
-        lambda chosen: [gr.update(visible=chosen == "chat")] * 2, mode, [system, forget], **QUIET
+        lambda chosen: [gr.update(visible=chosen == each) for each in ("chat", "chat", "infill")],
+        mode,
+        [system, forget, mark],
+        **QUIET,
     )
     return [mode, prompt, system], forget
 
@@ -211,7 +222,13 @@ def answer(models: Models, *values: Any) -> Iterator[list[Any]]:
     try:
         settings = [Setting(method, paired(options)) for method, *options in columns]
         chat = mode == "chat"
-        question = Question(prompt=prompt, chat=chat, system=system if chat else "", earlier=turns)
+        question = Question(
+            prompt=prompt,
+            chat=chat,
+            infill=mode == "infill",
+            system=system if chat else "",
+            earlier=turns,
+        )
         with tempfile.TemporaryDirectory(prefix="llada-playground-") as folder:
             for each in answered(models, question, settings, Path(folder), pause or 0.0):
                 yield list(_outputs_of(each))
