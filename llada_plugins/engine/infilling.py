@@ -281,12 +281,12 @@ def tries(requests: Sequence[Request]) -> list[Try]:
     found = []
     for number, request in enumerate(requests):
         check_choice(request)
-        choices = [
+        choices: list[list[str | tuple[int, ...]]] = [
             [each] if isinstance(each, str) else [(length,) for length in each]
             for each in request.rest
         ]
         for rest in itertools.product(*choices):
-            found.append(Try(number, request._replace(rest=tuple(rest))))
+            found.append(Try(number, request._replace(rest=rest)))
     return found
 
 
