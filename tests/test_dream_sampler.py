@@ -31,6 +31,7 @@ from tests.test_sampler import (
     SPECIAL,
     VOCAB,
     many_draws,
+    predicted,
     random_prompts,
     run,
     scored,
@@ -163,7 +164,8 @@ def naive_paced(
         places = [
             place for place, token in enumerate(row) if token == MASK and place >= len(prompt)
         ]
-        found = [(scored(denoise, row, len(prompt), place, "tps_prob"), place) for place in places]
+        prediction = predicted(denoise, row, len(prompt))
+        found = [(scored(prediction, row, place, "tps_prob"), place) for place in places]
         best = sorted(found, key=lambda each: -each[0][1])[:budget]
         accepted = [each for each in best if each is best[0] or each[0][1] >= threshold]
         for (token, _), place in accepted:

@@ -546,7 +546,7 @@ def test_its_layers_run_eager_and_without_graphs_and_the_log_says_so_once(make_m
         (dict(cache="partial", shift_cache="published"), "shift_cache has no effect with"),
         (
             dict(cache="partial", threshold=0.9, branches="0.6:0.02"),
-            "branches go without cache: leave one of them out",
+            "branches and cache do not go together: leave one of them out",
         ),
     ],
     ids=str,

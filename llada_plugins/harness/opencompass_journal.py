@@ -106,7 +106,8 @@ def _read(path: Path) -> Iterator[tuple[str, Completion]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             key, values = json.loads(line)
-            yield key, Completion(*values)
+            completion = Completion(*values)
+            yield key, completion._replace(spans=tuple(completion.spans))  # JSON has lists
         except (ValueError, TypeError):
             continue
 
