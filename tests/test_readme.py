@@ -35,7 +35,12 @@ PLACEHOLDERS = re.compile(
     r"GSAI-ML/|LLADA_MODEL=|\bDIR\b|FILE\.(jsonl|csv)|--preset (?:nim|few_shot) "
 )
 SETTING = re.compile(r"^[A-Z_]+=\S*$")  # of the environment, before a command
-SHORTER = {"lm_eval": ["--limit", "2"], "training": ["--max_steps", "2", "--overwrite"]}
+SHORTER = {
+    "lm_eval": ["--limit", "2"],
+    "frontier": ["--limit", "2"],
+    "training": ["--max_steps", "2", "--overwrite"],
+}
+RANGE = re.compile(r"=[\d.]+\.\.[\d.]+$")  # of a sweep: six values
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -183,14 +188,9 @@ def test_a_command_runs(command, tmp_path, monkeypatch):
         str(tmp_path / "out") if word.startswith("outputs/") else word for word in words(command)
     ]
     line = [each for word in line for each in (sorted(glob.glob(word, root_dir=ROOT)) or [word])]
-    kind = (
-        "lm_eval"
-        if "lm_eval" in line
-        else "training"
-        if re.search(r"training\.\w*(sft|train)", command)
-        else None
-    )
-    line += SHORTER.get(kind, [])
+    line = [f"{word}/2" if RANGE.search(word) else word for word in line]
+    kinds = re.findall(r"lm_eval|frontier|training(?=\.\w*(?:sft|train))", command)
+    line += SHORTER[kinds[0]] if kinds else []
     monkeypatch.chdir(ROOT)
     if line[0] == "torchrun":
         done = python(
