@@ -53,7 +53,9 @@ def in_process(module: str, *words: str) -> int | str | None:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, *words])
-        patch.delitem(sys.modules, module, raising=False)
+        # a package stays: made anew, it would lack the modules that others have imported
+        if not hasattr(sys.modules.get(module), "__path__"):
+            patch.delitem(sys.modules, module, raising=False)
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as exit:
