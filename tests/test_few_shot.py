@@ -13,9 +13,9 @@ from llada_plugins.tasks.few_shot import (
     problems,
     rules_of,
     solve,
-    split_of,
 )
 from llada_plugins.tasks.registry import FEW_SHOT
+from llada_plugins.tasks.splits import split_of
 from training.runs.presets import PRESETS
 
 

@@ -25,6 +25,7 @@ from llada_plugins.models.folder import TINY
 from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm
 from llada_plugins.tasks import sudoku
+from llada_plugins.tasks.splits import split_of
 from tests.small_training import short_run
 from tests.tolerance import measured
 from training import prm_sft, step_data
@@ -125,8 +126,8 @@ def test_generated_solutions_are_of_their_split_reproducible_and_labelled_both_w
     rows, test = solutions_in_steps("train", 300), solutions_in_steps("test", 300)
     assert rows[:50] == solutions_in_steps("train", 50)
     assert rows[:50] != solutions_in_steps("train", 50, seed=1)
-    assert {sudoku.split_of(row.prompt) for row in rows} == {"train"}
-    assert {sudoku.split_of(row.prompt) for row in test} == {"test"}
+    assert {split_of(row.prompt) for row in rows} == {"train"}
+    assert {split_of(row.prompt) for row in test} == {"test"}
     assert not {row.prompt for row in rows} & {
         problem.puzzle for problem in sudoku.problems("test", sudoku.DEFAULT_NUM_TEST)
     }

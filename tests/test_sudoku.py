@@ -8,13 +8,13 @@ import random
 
 import pytest
 
+from llada_plugins.tasks.splits import split_of
 from llada_plugins.tasks.sudoku import (
     DEFAULT_NUM_TEST,
     SudokuProblem,
     is_valid,
     problems,
     solutions,
-    split_of,
 )
 
 

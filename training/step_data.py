@@ -14,7 +14,8 @@ from typing import get_args
 
 from llada_plugins.files.jsonl import write_rows
 from llada_plugins.options.command_line import FlagParser
-from llada_plugins.tasks.sudoku import DEFAULT_NUM_TEST, Split
+from llada_plugins.tasks.splits import Split
+from llada_plugins.tasks.sudoku import DEFAULT_NUM_TEST
 from training.data.sudoku_steps import solutions_in_steps
 
 

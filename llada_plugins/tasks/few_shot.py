@@ -17,15 +17,14 @@ platform.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
+
+from .splits import Split, check_split, split_of
 
 DEFAULT_NUM_TEST = 500
-TEST_SHARE = 8  # one question in so many belongs to the test split
-VALIDATION_SHARE = 16  # of the others one in so many to the validation split
 ANSWER_LENGTH = 6
 NUM_EXAMPLES = 8
 BASE = 5
@@ -35,8 +34,6 @@ RULES: dict[str, Callable[[int, int], int]] = {
     "largest": max,
     "smallest": min,
 }
-
-Split = Literal["train", "validation", "test"]
 
 
 class FewShotProblem(NamedTuple):
@@ -50,8 +47,7 @@ def problems(
     split: Split, num: int, seed: int = 0, num_examples: int = NUM_EXAMPLES
 ) -> list[FewShotProblem]:
     """`num` problems drawn independently. A longer list starts with the shorter one."""
-    if split not in get_args(Split):
-        raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+    check_split(split)
     stream = random.Random(f"few_shot {split} {seed}")
     drawn: list[FewShotProblem] = []
     while len(drawn) < num:
@@ -65,14 +61,6 @@ def problems(
 
 def _question(stream: random.Random) -> str:
     return "".join(str(stream.randrange(BASE)) for _ in range(ANSWER_LENGTH))
-
-
-def split_of(question: str) -> Split:
-    """The split to which a question belongs, from its hash."""
-    first, second = hashlib.sha256(question.encode()).digest()[:2]
-    if first % TEST_SHARE == 0:
-        return "test"
-    return "validation" if second % VALIDATION_SHARE == 0 else "train"
 
 
 def solve(rule: str, question: str) -> str:

@@ -11,18 +11,15 @@ the same on every platform.
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import random
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
+
+from .splits import Split, check_split, split_of
 
 DEFAULT_NUM_TEST = 500
-TEST_SHARE = 8  # one puzzle in so many belongs to the test split
-VALIDATION_SHARE = 16  # of the others one in so many to the validation split
 ANSWER_LENGTH = 16
 MIN_CLUES, MAX_CLUES = 2, 8
-
-Split = Literal["train", "validation", "test"]
 
 
 class SudokuProblem(NamedTuple):
@@ -50,8 +47,7 @@ def problems(split: Split, num: int, seed: int = 0) -> list[SudokuProblem]:
 
     A longer list starts with the shorter one.
     """
-    if split not in get_args(Split):
-        raise ValueError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
+    check_split(split)
     stream = random.Random(f"sudoku4 {split} {seed}")
     drawn: list[SudokuProblem] = []
     while len(drawn) < num:
@@ -61,14 +57,6 @@ def problems(split: Split, num: int, seed: int = 0) -> list[SudokuProblem]:
         if split_of(puzzle) == split:
             drawn.append(SudokuProblem(puzzle, grid))
     return drawn
-
-
-def split_of(puzzle: str) -> Split:
-    """The split to which a puzzle belongs, from its hash."""
-    first, second = hashlib.sha256(puzzle.encode()).digest()[:2]
-    if first % TEST_SHARE == 0:
-        return "test"
-    return "validation" if second % VALIDATION_SHARE == 0 else "train"
 
 
 def is_valid(puzzle: str, completion: str) -> bool:

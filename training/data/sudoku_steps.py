@@ -21,6 +21,7 @@ from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
 from llada_plugins.sampling.sampler import Step
 from llada_plugins.tasks import sudoku
+from llada_plugins.tasks.splits import Split
 
 from .steps import StepRow
 
@@ -56,7 +57,7 @@ def labels(puzzle: str, rows: Sequence[str]) -> list[bool]:
     return found
 
 
-def solutions_in_steps(split: sudoku.Split, num: int, seed: int = 0) -> list[StepRow]:
+def solutions_in_steps(split: Split, num: int, seed: int = 0) -> list[StepRow]:
     """`num` labelled solutions of puzzles drawn from the split, most with mistakes.
 
     A longer list starts with the shorter one.
