@@ -37,36 +37,34 @@ class NimDataset(BaseDataset):
 
 
 class RuleEvaluator(BaseEvaluator):
-    """The share of answers, in percent, that a task's rule accepts."""
+    """The share of predictions, in percent, that a task's rule accepts."""
 
-    question: str  # the column that the rule judges answers by
+    name = "accuracy"
+    question: str | None = None  # the column that is shown beside a prediction
 
     @staticmethod
-    def accepts(question: str, answer: str) -> bool:
-        """The task's rule."""
+    def accepts(row: dict[str, Any], prediction: str) -> bool:
+        """The task's rule, for a row of the test set."""
         raise NotImplementedError
 
     def score(
         self, predictions: Sequence[str], references: Sequence[str], test_set: Dataset
     ) -> dict[str, Any]:
-        """The accuracy, and every answer with its judgement.
+        """The score, and every prediction with its judgement.
 
-        references: one right answer each, to look at; the questions come from the test
-        set's own column.
+        references: one right answer each, to look at.
         """
         details = [
             {
-                self.question: question,
+                **({} if self.question is None else {self.question: row[self.question]}),
                 "pred": prediction,
                 "answer": reference,
-                "correct": self.accepts(question, prediction),
+                "correct": self.accepts(row, prediction),
             }
-            for question, prediction, reference in zip(
-                test_set[self.question], predictions, references, strict=True
-            )
+            for row, prediction, reference in zip(test_set, predictions, references, strict=True)
         ]
         return {
-            "accuracy": 100 * sum(detail["correct"] for detail in details) / len(details),
+            self.name: 100 * sum(detail["correct"] for detail in details) / len(details),
             "details": details,
         }
 
@@ -77,9 +75,9 @@ class Sudoku4Evaluator(RuleEvaluator):
     question = "puzzle"
 
     @staticmethod
-    def accepts(question: str, answer: str) -> bool:
-        """Is the answer a completion of the puzzle?"""
-        return sudoku.is_valid(question, answer)
+    def accepts(row: dict[str, Any], prediction: str) -> bool:
+        """Is the prediction a completion of the puzzle?"""
+        return sudoku.is_valid(row["puzzle"], prediction)
 
 
 class NimEvaluator(RuleEvaluator):
@@ -88,9 +86,9 @@ class NimEvaluator(RuleEvaluator):
     question = "position"
 
     @staticmethod
-    def accepts(question: str, answer: str) -> bool:
-        """Does the answer end in a winning move?"""
-        return nim.is_winning(question, answer)
+    def accepts(row: dict[str, Any], prediction: str) -> bool:
+        """Does the prediction end in a winning move?"""
+        return nim.is_winning(row["position"], prediction)
 
 
 class Sudoku4InfillingDataset(BaseDataset):
@@ -112,38 +110,16 @@ class HumanEvalInfillingDataset(BaseDataset):
         return _test_alone(spans.read_humaneval(path, spans.lengths_of(lengths)))
 
 
-class InfillingEvaluator(BaseEvaluator):
-    """The share of predictions that are right, in percent, with each judgement."""
-
-    name = "accuracy"
-
-    @staticmethod
-    def accepts(row: dict[str, Any], prediction: str) -> bool:
-        """Is the prediction right for the row of the data set?"""
-        raise NotImplementedError
-
-    def score(
-        self, predictions: Sequence[str], references: Sequence[str], test_set: Dataset
-    ) -> dict[str, Any]:
-        """As OpenCompass asks for it."""
-        right = [self.accepts(*each) for each in zip(test_set, predictions, strict=True)]
-        details = [
-            {"pred": prediction, "answer": reference, "correct": is_right}
-            for prediction, reference, is_right in zip(predictions, references, right, strict=True)
-        ]
-        return {self.name: 100 * sum(right) / len(right), "details": details}
-
-
-class Sudoku4InfillingEvaluator(InfillingEvaluator):
+class Sudoku4InfillingEvaluator(RuleEvaluator):
     """Any row that completes the puzzle counts."""
 
     @staticmethod
     def accepts(row: dict[str, Any], prediction: str) -> bool:
-        """See InfillingEvaluator."""
+        """See RuleEvaluator."""
         return spans.completes(row["puzzle"], row["solution"], prediction)
 
 
-class HumanEvalInfillingEvaluator(InfillingEvaluator):
+class HumanEvalInfillingEvaluator(RuleEvaluator):
     """pass@1: prompt, prediction and suffix pass the problem's tests. EXECUTES the model's code.
 
     It does so where the environment says HF_ALLOW_CODE_EVAL=1, as Hugging Face's metric.
@@ -164,7 +140,7 @@ class HumanEvalInfillingEvaluator(InfillingEvaluator):
 
     @staticmethod
     def accepts(row: dict[str, Any], prediction: str) -> bool:
-        """See InfillingEvaluator."""
+        """See RuleEvaluator."""
         return spans.passes(row, prediction)
 
 
