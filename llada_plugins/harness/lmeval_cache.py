@@ -21,8 +21,8 @@ from sqlitedict import SqliteDict
 from llada_plugins.engine.request import occurrences
 from llada_plugins.files.changes import changes
 
-from .frames import callers
 from .lmeval_entries import REMEDY, Entries, check_file
+from .lmeval_manifest import evaluation
 from .statistics import Statistics
 
 FINGERPRINT_KEY = "llada_plugins:fingerprint:2"  # 2: an entry for each repeat
@@ -39,9 +39,8 @@ def check_cache(rank: int) -> None:
 
     To be called before weights are loaded, under lm-eval, which names the file in a variable.
     """
-    for frame in callers():
-        if frame.f_code.co_name == "simple_evaluate" and frame.f_locals.get("use_cache"):
-            check_file(Path(f"{frame.f_locals['use_cache']}_rank{rank}.db"))
+    if name := evaluation().get("use_cache"):
+        check_file(Path(f"{name}_rank{rank}.db"))
 
 
 def tied(cache: SqliteDict, fingerprint: str) -> RepeatHook:

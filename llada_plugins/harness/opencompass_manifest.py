@@ -26,7 +26,7 @@ from llada_plugins.provenance.manifest import (
     stored,
     write_manifest,
 )
-from llada_plugins.provenance.opencompass_asked import asked_of
+from llada_plugins.provenance.opencompass_asked import asked_of, asked_otherwise
 from llada_plugins.provenance.origins import option_origins
 from llada_plugins.provenance.state import differences
 
@@ -185,10 +185,8 @@ def check_asked(
 
     OpenCompass would keep the earlier answers, of a file that is not complete as well.
     """
-    # a manifest of an earlier version does not say how
-    known = {part["data"]: part["asked"] for part in before.values() if "asked" in part}
     for part in now.values():
-        changed = differences(known.get(part["data"], part["asked"]), part["asked"])
+        changed = asked_otherwise(before.values(), part["data"], part["asked"])
         if changed:
             raise ValueError(
                 f"{part['data']} was asked otherwise when this run began ({'; '.join(changed)}), "

@@ -7,8 +7,10 @@ rows' own options. A run that goes on holds it against what it began with.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from .state import differences
 
 # of an entry: its name, what judges answers, and rows that are told apart elsewhere
 NOT_OF_ANSWERS = ("abbr", "eval_cfg", "k")
@@ -35,6 +37,17 @@ def asked_of(dataset: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, 
     found = _plain({**kept, "infer_cfg": infer})
     assert isinstance(found, dict)
     return found
+
+
+def asked_otherwise(
+    parts: Iterable[Mapping[str, Any]], name: str, now: Mapping[str, Any]
+) -> list[str]:
+    """How a data set's settings differ from those in a manifest's parts, a line each.
+
+    name: of the whole data set. A manifest of an earlier version does not say them.
+    """
+    known = {part["data"]: part["asked"] for part in parts if "asked" in part}
+    return differences(known.get(name, now), now)
 
 
 def _without(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

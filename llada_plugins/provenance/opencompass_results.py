@@ -22,7 +22,7 @@ from llada_plugins.sampling import published
 from llada_plugins.settings.table import OpenCompassTask, Preset, all_presets, find
 
 from .manifest import place_in_run, plain, stored
-from .opencompass_asked import asked_of
+from .opencompass_asked import asked_of, asked_otherwise
 from .rerun import metrics
 from .runs import Run
 from .state import differences
@@ -181,10 +181,9 @@ def _asked_otherwise(
     OpenCompass keeps answers that are complete, whatever the config says when a run goes on.
     """
     parts = manifest.get("parts", {}).values()
-    known = {part["data"]: part["asked"] for part in parts if "asked" in part}
     for dataset in datasets:
-        name, now = dataset_abbr_from_cfg(dataset), asked_of(dataset, model)
-        for line in differences(known.get(name, now), now):
+        name = dataset_abbr_from_cfg(dataset)
+        for line in asked_otherwise(parts, name, asked_of(dataset, model)):
             yield f"{name} was asked otherwise than the newest config says: {line}"
 
 
