@@ -87,10 +87,7 @@ def checked(pieces: Sequence[str | int | Sequence[int]]) -> list[Piece]:
     if not lengths:
         raise ValueError(f"nothing is to be filled in: the text has no span ({WRITTEN})")
     for each in lengths:
-        if not each or min(each) < 1:
-            raise ValueError(f"a span has at least 1 token, got {_told(each)}: give its length")
-        if len(set(each)) < len(each):
-            raise ValueError(f"a span's lengths differ, got {_told(each)}: name each once")
+        _check_lengths(each)
     for one, other in itertools.pairwise(found):
         if not isinstance(one, str) and not isinstance(other, str):
             raise ValueError(
@@ -104,6 +101,13 @@ def checked(pieces: Sequence[str | int | Sequence[int]]) -> list[Piece]:
             "tried: name fewer lengths"
         )
     return found
+
+
+def _check_lengths(lengths: Sequence[int]) -> None:
+    if not lengths or min(lengths) < 1:
+        raise ValueError(f"a span has at least 1 token, got {_told(lengths)}: give its length")
+    if len(set(lengths)) < len(lengths):
+        raise ValueError(f"a span's lengths differ, got {_told(lengths)}: name each once")
 
 
 def _piece(each: str | int | Sequence[int]) -> Piece:
