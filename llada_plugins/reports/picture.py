@@ -52,6 +52,7 @@ class _Panel(NamedTuple):
     found: list[Frame]  # all states
     gone: list[Change]
     cell: float  # pixels across
+    values: Array  # (F, G) see `confidences`
 
     @property
     def width(self) -> float:
@@ -87,7 +88,8 @@ def _panel(name: str, answer: Recorded) -> _Panel:
         tokens = {int(token) for frame in found for token in frame.tokens}
         longest = max(len(_word(answer, token)) for token in tokens)
         cell = max(NARROWEST, LETTER * longest + 8)
-    return _Panel(name, answer, numbers, found, changes(found), cell)
+    values = confidences(answer, found)
+    return _Panel(name, answer, numbers, found, changes(found), cell, values)
 
 
 def _word(answer: Recorded, token: int) -> str:
@@ -146,9 +148,8 @@ def _every(columns: int) -> int:
 
 
 def _grid(panel: _Panel, left: float, upto: int | None) -> Iterator[Box | Words]:
-    values = confidences(panel.answer, panel.found)
-    least, most = bounds(values)
-    levels = np.clip(np.nan_to_num(10 * (values - least) / max(1e-9, most - least)), 0, 9)
+    least, most = bounds(panel.values)
+    levels = np.clip(np.nan_to_num(10 * (panel.values - least) / max(1e-9, most - least)), 0, 9)
     taken = {(_row(panel, change.step), change.position): change for change in panel.gone}
     for row, number in enumerate(panel.numbers.tolist()):
         if upto is not None and number > upto:
@@ -214,7 +215,7 @@ def _legend(panels: Sequence[_Panel], top: float) -> Iterator[Box | Words]:
         yield box._replace(left=left + box.left, top=top + box.top)
         yield Words(left + 20, top + 7, told, DIM, 11, "start")
         left += 38 + 6.2 * len(told)
-    ends = [bounds(confidences(panel.answer, panel.found)) for panel in panels]
+    ends = [bounds(panel.values) for panel in panels]
     # each panel has its own scale; where they differ the ends have no number
     least, most = ends[0] if len(set(ends)) == 1 else (None, None)
     sources = dict.fromkeys(panel.answer.line["source"] for panel in panels)
