@@ -188,7 +188,7 @@ def test_the_surest_branch_goes_on_whether_or_not_end_tokens_are_kept_last(optio
     assert surest(judged, stepper.judging, SPECIAL).tolist() == [1]
 
 
-def test_a_probe_of_memory_has_the_rows_of_all_branches():
+def test_a_probe_of_memory_has_the_rows_of_all_branches_and_drafts():
     engine, seen = Engine(), list[int]()
 
     def counted(canvas: Canvas, window: slice) -> Prediction:
@@ -196,7 +196,7 @@ def test_a_probe_of_memory_has_the_rows_of_all_branches():
         return engine.prepared.denoise(canvas, window)
 
     prepared = engine.prepared._replace(denoise=counted)
-    for option, rows in (({}, 2), (dict(branches="0.6:0.1+0.7:0.1"), 6)):
+    for option, rows in (({}, 2), (dict(branches="0.6:0.1+0.7:0.1"), 6), (dict(draft_rows=4), 8)):
         request = Request("1", engine.sampler_for(dict(gen_length=8, threshold=0.9, **option)))
         group = Group(request.sampler, (), [Encoded(0, [5, 6], "", None, 0, request)])
         decoding_probe(prepared, group, engine.special, engine.model.device).run(2)

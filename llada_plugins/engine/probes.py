@@ -25,8 +25,8 @@ TOKEN = 0  # any id but the mask's
 def decoding_probe(
     prepared: Prepared, group: Group, special: SpecialTokens, device: torch.device
 ) -> Probe:
-    """A step of the group's longest requests; of branches or a review, of all versions at once."""
-    versions = 1 + len(group.sampler.branch_rules)
+    """A step of the group's longest requests, of all versions at once that it or a review tries."""
+    versions = group.sampler.rows_of_each
     if prepared.judge is not None:
         review = prepared.judge.review
         # the first candidate is finished when the others are tried

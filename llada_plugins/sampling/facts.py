@@ -174,6 +174,11 @@ class DecodingFacts(SamplerOptions):
         return [(float(threshold), float(dependence)) for threshold, dependence in pairs]
 
     @property
+    def rows_of_each(self) -> int:
+        """Rows that an answer has in a forward, at most, where a step tries several."""
+        return self.draft_rows or 1 + len(self.branch_rules)
+
+    @property
     def certainty(self) -> float:
         """With max_dependence, the probability from which a token depends on none."""
         if self.certain_above is not None:
