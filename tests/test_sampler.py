@@ -1562,13 +1562,18 @@ ALLOWED = [
 ]
 
 
+def check_refused(options: dict[str, object], message: str) -> None:
+    """A sampler of these options is refused in one line."""
+    with pytest.raises(ValueError, match=message) as caught:
+        SamplerConfig(**options)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "options, message", MISTAKES, ids=lambda value: str(value) if isinstance(value, dict) else ""
 )
 def test_a_wrong_option_is_told_with_what_was_given_and_what_is_allowed(options, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        SamplerConfig(**options)
-    assert "\n" not in str(caught.value)
+    check_refused(options, message)
 
 
 @pytest.mark.parametrize("options", ALLOWED, ids=str)

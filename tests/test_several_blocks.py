@@ -22,6 +22,7 @@ from tests.test_sampler import (
     MASK,
     PROMPTS,
     SURE,
+    check_refused,
     policy_toy,
     random_prompts,
     run,
@@ -384,9 +385,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize("options, message", MISTAKES, ids=str)
 def test_a_wrong_option_is_told_with_what_was_given_and_what_is_allowed(options, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        SamplerConfig(**several({**OPTIONS[0], **options}))
-    assert "\n" not in str(caught.value)
+    check_refused(several({**OPTIONS[0], **options}), message)
 
 
 def test_candidates_of_a_process_reward_model_go_without_it():

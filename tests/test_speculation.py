@@ -19,7 +19,7 @@ from llada_plugins.sampling.draft import Sample
 from llada_plugins.sampling.speculation import LEAST, Choices, grow
 from llada_plugins.tasks.registry import SUDOKU4
 from tests.test_dependence import NEAR, Judged
-from tests.test_sampler import MASK, PROMPTS, run, steps_of, toy_denoiser
+from tests.test_sampler import MASK, PROMPTS, check_refused, run, steps_of, toy_denoiser
 
 pytestmark = pytest.mark.floats
 
@@ -267,9 +267,7 @@ GIVEN = dict(gen_length=8, threshold=0.9, draft_rows=4)
 )
 def test_a_wrong_option_is_told_with_what_was_given_and_what_is_allowed(more, message):
     SamplerConfig(**GIVEN)
-    with pytest.raises(ValueError, match=message) as caught:
-        SamplerConfig(**{**GIVEN, **more})
-    assert "\n" not in str(caught.value)
+    check_refused({**GIVEN, **more}, message)
 
 
 def test_drafts_beside_a_process_reward_model_are_refused():
