@@ -22,8 +22,8 @@ from training.runs.arguments import RunArguments
 
 ROOT = Path(__file__).parents[1]
 UPDATES, SAVE_EVERY = 40, 5
-# Without it processes that start again read where the dead ones were, and wait for them (torch
-# 2.13, gloo).
+# Without it processes of several hosts that start again read where the dead ones were, and wait
+# for them (torch 2.13, gloo). On one host ours find each other (engine/processes.py).
 FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 DEADLINE = 600.0  # seconds that a command may take; only a hang meets it
 
@@ -126,7 +126,6 @@ def torchrun(words: list[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, *agent, "--max_restarts", "2", *words],
             cwd=ROOT,
-            env={**os.environ, **FRESH_STORE},
             stdout=file,
             stderr=file,
         )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from lm_eval.api.model import TemplateLM
 
+from llada_plugins.engine.processes import rejoin
+
 
 class ParallelLM(TemplateLM):
     """lm-eval's base class for a model of which every process has a copy."""
@@ -26,7 +28,9 @@ class ParallelLM(TemplateLM):
             return str(device)
         from accelerate import Accelerator
 
-        self.accelerator = Accelerator(cpu=str(device) == "cpu" or not torch.cuda.is_available())
+        on_cpu = str(device) == "cpu" or not torch.cuda.is_available()
+        rejoin("gloo" if on_cpu else "nccl")
+        self.accelerator = Accelerator(cpu=on_cpu)
         self._rank = self.accelerator.process_index
         self._world_size = self.accelerator.num_processes
         return str(self.accelerator.device)

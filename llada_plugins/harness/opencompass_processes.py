@@ -11,6 +11,9 @@ def join_process_group() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         import torch.distributed
 
+        from llada_plugins.engine.processes import rejoin
+
+        rejoin("gloo")
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
 

@@ -78,7 +78,7 @@ def one_of_two(launcher: Sequence[str]) -> Callable[[Setting], str]:
         process = subprocess.Popen(
             command,
             cwd=setting.folder,
-            env={**os.environ, "ACCELERATE_USE_CPU": "1", **FRESH_STORE},
+            env={**os.environ, "ACCELERATE_USE_CPU": "1"},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -90,7 +90,12 @@ def one_of_two(launcher: Sequence[str]) -> Callable[[Setting], str]:
         if process.poll() is not None or len(workers) < 2:
             raise Fault(f"ended before it was killed: {last_line(run)}")
         os.kill(setting.choose.choice(workers), signal.SIGKILL)
-        if status := process.wait(300):
+        try:
+            status = process.wait(300)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise Fault(f"started again, it hangs: {last_line(run)}") from None
+        if status:
             raise Fault(f"started again, it ends with {status}: {last_line(run)}")
         compare(run, expected)
         return "started again by its launcher: all answers are those of one process"
@@ -105,9 +110,6 @@ def children(process: int) -> list[int]:
     return [each for each in found if b"lm_eval" in Path(f"/proc/{each}/cmdline").read_bytes()]
 
 
-# without it processes that start again read where the dead ones were, and wait for them (torch
-# 2.13, gloo)
-FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 RESTARTS = ("--max_restarts", "3")
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", *RESTARTS)
 ACCELERATE = (

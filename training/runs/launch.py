@@ -22,6 +22,7 @@ from packaging.version import Version
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.trainer_utils import get_last_checkpoint
 
+from llada_plugins.engine.processes import rejoin
 from llada_plugins.options.command_line import dataclass_parser
 from training.loop import resuming
 from training.loop.length_batches import RowsByLength, lengths_of
@@ -81,9 +82,10 @@ def parse(
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         argv = [*config_file.flags(parser, argv), *argv]
-        name = parser.parse_args(argv).preset
-        if name in presets:
-            parser.set_defaults(**presets[name].arguments)
+        given = parser.parse_args(argv)
+        if given.preset in presets:
+            parser.set_defaults(**presets[given.preset].arguments)
+        rejoin("gloo" if given.use_cpu else given.ddp_backend)
         parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
         chosen, arguments = parsed[:2]  # after them comes what is of neither, as --config
         arguments.check_optimizer()
