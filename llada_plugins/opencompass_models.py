@@ -285,7 +285,7 @@ class LLaDA(LikelihoodModel):
     ) -> dict[tuple[str, Stream], str | dict[str, Any]]:
         """The answer to each different pair of prompt and stream; ids: of their questions."""
         from llada_plugins.engine.engine import Request
-        from llada_plugins.engine.infilling import marked_request
+        from llada_plugins.engine.marked_text import marked_request
 
         make = marked_request if self._infills else Request
         requests = [

@@ -10,7 +10,8 @@ import pytest
 from llada_plugins import chat
 from llada_plugins import infilling as door
 from llada_plugins.engine.engine import Engine, Request
-from llada_plugins.engine.infilling import checked, marked, request_of, tries
+from llada_plugins.engine.infilling import tries
+from llada_plugins.engine.marked_text import checked, marked, request_of
 from llada_plugins.tasks import sudoku
 
 PROBLEMS = sudoku.problems("test", 4)

@@ -1,23 +1,19 @@
 """Text in, text and log-likelihoods out: what both harnesses call.
 
-An Engine owns a checkpoint, its tokenizer and a method (a row of METHODS). It is the only
-place where text meets tokens: the harness classes above it hold no logic, and nothing
-below it knows of text.
+An Engine owns a checkpoint, its tokenizer and a method (a row of METHODS). This room is the
+only place where text meets tokens: the harness classes above it hold no logic, and nothing
+below it knows of text. How requests are decoded is in answering.py, how likelihoods are
+estimated in scoring.py, what a marked text asks for in marked_text.py and infilling.py.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from llada_plugins.diffusion.batch_limit import BatchLimit
-from llada_plugins.diffusion.blocks import Given
-from llada_plugins.diffusion.denoiser import check_unmasked
-from llada_plugins.likelihood.estimate import LogLikelihood, iterate, row_runner
+from llada_plugins.likelihood.estimate import LogLikelihood
 from llada_plugins.methods.table import METHODS, check_policy
 from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
@@ -28,35 +24,19 @@ from llada_plugins.models.tokenizer import choose_template, load_tokenizer
 from llada_plugins.options.fields import coerce, names, reject_unknown
 from llada_plugins.sampling import published
 from llada_plugins.sampling.config import SamplerConfig, build_sampler
-from llada_plugins.sampling.decode import decode_each
-from llada_plugins.sampling.draft import Review, unreviewed
 from llada_plugins.sampling.for_model import check_attention, defaults_of
 from llada_plugins.sampling.generate import with_options
-from llada_plugins.sampling.infilling import check_beginning, check_infilling
 
-from . import identity, infilling, likelihood_log
+from . import answering, identity, infilling, marked_text, scoring
 from .asked import Asked
 from .batches import Batches, meter_of
-from .checks import check_answers, check_bos_token, check_seeds, context_length, mask_known
+from .checks import check_bos_token, context_length, mask_known
 from .config import HARNESS_DEFAULTS, LOADING, EngineConfig
-from .judging import block_review, question_of
-from .metering import Meter
 from .notices import WarnOnce, surprises
-from .overlong import PRM_REMEDY, Overlong
-from .probes import decoding_probe, scoring_probe
-from .recording import Recorder, Recording, both, changed
-from .request import (
-    Completion,
-    Encoded,
-    Group,
-    Request,
-    completed,
-    groups,
-    random_keys,
-    stop_rule,
-)
+from .overlong import Overlong
+from .recording import Recorder, changed
+from .request import Completion, Request
 from .request_sampler import combined
-from .unscored import Unscored
 from .watching import watched
 
 logger = logging.getLogger(__name__)
@@ -102,7 +82,7 @@ class Engine:
         )
         self.max_answer = self.prepared.max_answer or self.max_length  # tokens
         self.denoise = self.prepared.denoise
-        self._warnings = WarnOnce(logger)
+        self.warnings = WarnOnce(logger)
         self.overlong = Overlong(
             self.config.overlong,
             self.max_length,
@@ -114,7 +94,7 @@ class Engine:
         self.common = build_sampler(
             {**self.by_model, **self.prepared.defaults(self.given), **self.given}, HARNESS_DEFAULTS
         )
-        self._check_sampler(self.common)
+        self.check_sampler(self.common)
         self.recorder = self._recorder()
         # of the last question, tokenised once for all its choices
         self._context: tuple[str | None, list[int]] = (None, [])
@@ -156,7 +136,7 @@ class Engine:
             options, self.given, by_method, self.asked, max_tokens, by_model=by_model
         )
         for notice in surprises(sampler, options, self.given, max_tokens):
-            self._warnings.warn(notice.message, notice.about)
+            self.warnings.warn(notice.message, notice.about)
         return sampler
 
     def generate(
@@ -172,7 +152,7 @@ class Engine:
         Of a text with spans of several lengths the best is taken, see infilling.py.
         """
         yield from infilling.chosen(
-            requests, functools.partial(self._generate, batch_size=batch_size)
+            requests, functools.partial(answering.completions, self, batch_size=batch_size)
         )
 
     def infill(
@@ -184,31 +164,12 @@ class Engine:
         of tokens, or several to choose from. options: of this text's sampler.
         """
         sampler = self.sampler_for(options)
-        pieces = infilling.marked(text, sampler.gen_length) if isinstance(text, str) else text
-        return infilling.fill_in(self, infilling.request_of(pieces, sampler))
-
-    def _generate(
-        self, requests: Sequence[Request], batch_size: int | None = None
-    ) -> Iterator[tuple[int, Completion]]:
-        """`generate`, of texts whose spans have one length each."""
-        encoded, unscored = self._encoded(requests), Unscored()
-        if self.recorder:
-            self.recorder.begin()
-        for each in encoded:
-            if each.mark == "skipped":
-                overlong = self.overlong.counted(each.mark)
-                yield each.number, Completion("", 0, 0, 0.0, overlong=overlong)
-        for group in groups(each for each in encoded if each.mark != "skipped"):
-            probe = functools.partial(
-                decoding_probe, self.prepared, group, self.special, self.model.device
-            )
-            limit = self.batches.limit(group.sampler, probe, batch_size)
-            yield from unscored.decode(functools.partial(self._decode, at_once=limit), group)
-        unscored.report(len(requests))
+        pieces = marked_text.marked(text, sampler.gen_length) if isinstance(text, str) else text
+        return infilling.fill_in(self, marked_text.request_of(pieces, sampler))
 
     def check(self, requests: Sequence[Request]) -> None:
         """Raise ValueError on whatever of these `generate` refuses before its first forward."""
-        self._encoded([each.request for each in infilling.tries(requests)])
+        answering.encoded(self, [each.request for each in infilling.tries(requests)])
 
     def _recorder(self) -> Recorder | None:
         """What writes down how answers come about, where record asks for it."""
@@ -221,102 +182,6 @@ class Engine:
         }
         return Recorder(self.config, self.tokenizer, about, self.fingerprint())
 
-    def _encoded(self, requests: Sequence[Request]) -> list[Encoded]:
-        """The requests as they are decoded, after every check of them."""
-        for sampler in dict.fromkeys(request.sampler for request in requests):
-            self._check_sampler(sampler)
-        whole = [self.encode(request.prompt) for request in requests]
-        check_unmasked(whole, self.special.mask)
-        given = [self._given(request, each) for request, each in zip(requests, whole)]
-        requests = [infilling.fitted(*each) for each in zip(requests, given)]
-        after = [len(each.after) if each else 0 for each in given]
-        prompts, marks = self.overlong.prompts(requests, whole, after)
-        judge = self.prepared.judge
-        questions = [question_of(request, judge, self.tokenizer) for request in requests]
-        if judge is not None:
-            questions, marks = self.overlong.questions(requests, questions, marks, judge.scorer)
-        keys = random_keys(requests, [infilling.row(*each) for each in zip(prompts, given)])
-        return [
-            Encoded(number, *each)
-            for number, each in enumerate(zip(prompts, questions, marks, keys, requests, given))
-        ]
-
-    def _given(self, request: Request, prompt: Sequence[int]) -> Given | None:
-        """What stands after a request's prompt, where spans of a text are filled in."""
-        if not request.rest:
-            return None
-        check_infilling(request.sampler, reviewed=self.prepared.judge is not None)
-        check_beginning(prompt, shifted=self.family.shift)
-        given = infilling.given_of(request, self.tokenizer, prompt, self.special.mask)
-        self._known([*given.answer, *given.after])
-        return given
-
-    def _decode(self, group: Group, at_once: BatchLimit) -> Iterator[tuple[int, Completion]]:
-        """The completions of requests that share batches."""
-        cut: set[int] = set()  # rows whose question lost its beginning
-        recording = Recording.of(self.recorder, group)
-        review = self._review(group, cut, recording)
-        meter = Meter(review, self.prepared.judge, len(group.members), self.model.device)
-        likelihoods = infilling.Likelihoods(group, self.model.device)
-        ends = self.special.ends
-        num_batches = math.ceil(len(group.members) / at_once(group.longest))
-        self.model.compiling.foresee(num_batches * group.sampler.most_forwards)
-        samples = decode_each(
-            meter.marking(with_options(self.denoise, group.sampler, self.special)),
-            [each.prompt for each in group.members],
-            group.sampler,
-            self.special,
-            device=self.model.device,
-            keys=[each.key for each in group.members],
-            stop=stop_rule(group, self.tokenizer, ends),
-            on_step=both(
-                likelihoods.on_step, both(meter.observer(group.sampler), recording.on_step)
-            ),
-            review=meter,
-            in_step=self.prepared.judge is not None,
-            at_once=at_once,
-            given=group.given,
-        )
-        for row, sample in samples:
-            member = group.members[row]
-            if member.given is None:
-                completion = completed(sample, group.until, self.tokenizer, ends)
-            else:
-                completion = infilling.completed(sample, member, self.tokenizer, ends)
-            completion = completion._replace(
-                **meter.of(row)._asdict(),
-                log_probability=likelihoods.mean(row, member),
-                overlong=self.overlong.counted("truncated" if row in cut else member.mark),
-            )
-            recording.write(row, group, sample, completion)
-            yield member.number, completion
-
-    def _review(self, group: Group, cut: set[int], recording: Recording) -> Review:
-        """The method's review of these answers; cut: gets the rows whose questions were cut."""
-        judge = self.prepared.judge
-        if judge is None:
-            return recording.review(unreviewed, judged=False)
-        limit = judge.scorer.max_length
-
-        def shorten(row: int) -> None:
-            cut.add(row)
-            self._warnings.warn(
-                f"solutions exceed the PRM's context of {limit} tokens with their questions, of "
-                f"which it is told the end alone: {PRM_REMEDY}"
-            )
-
-        review = block_review(
-            judge,
-            group.sampler,
-            [each.question for each in group.members],
-            tokenizer=self.tokenizer,
-            special=self.special,
-            shorten=None if self.config.overlong == "error" else shorten,
-            tails=[group.sampler.blocks.tail(len(each.prompt)) for each in group.members],
-            observe=recording.scorer,
-        )
-        return recording.review(review, judged=True)
-
     def log_likelihood(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int | None = None
     ) -> Iterator[tuple[int, LogLikelihood]]:
@@ -326,46 +191,11 @@ class Engine:
         last tokens are scored. batch_size: masked rows of a forward, in place of the
         configured number; pairs with the same context are the choices of a question.
         """
-        check_answers(pairs, self.max_answer, self.max_length, self.method)
-        fitted, marks = self.overlong.pairs(pairs, lambda ids: text.decode(self.tokenizer, ids, ()))
-        if self.method != "llada":
-            self._warnings.warn(f"{self.method}: likelihoods are {METHODS[self.method].likelihood}")
-        scored = []
-        for number, mark in enumerate(marks):
-            if mark == "skipped":
-                greedy = False if self.config.greedy_check else None
-                estimate = LogLikelihood(-math.inf, 0.0, 0, greedy, self.overlong.counted(mark))
-                yield number, self._logged(fitted[number], estimate)
-            else:
-                scored.append(number)
-        block_length = None
-        if self.model.config.attention == "block_causal":
-            block_length = self.common.block_length
-            check_seeds(self.prepared.max_answer, self.method)
-        settings = self.config.likelihood_settings(self.common.cfg_scale, block_length)
-        kept = [fitted[number] for number in scored]
-        if kept:
-            runner = row_runner(self.model, self.prepared.denoise, settings, self.special)
-            probe = functools.partial(scoring_probe, runner, kept)
-            limit = self.batches.limit("likelihood", probe, batch_size)
-            settings = replace(settings, at_once=limit)
-        estimates = iterate(self.model, kept, settings, special=self.special, denoise=self.denoise)
-        for place, estimate in estimates:
-            number = scored[place]
-            estimate = estimate._replace(overlong=self.overlong.counted(marks[number]))
-            yield number, self._logged(fitted[number], estimate)
-
-    def _logged(
-        self, pair: tuple[Sequence[int], Sequence[int]], estimate: LogLikelihood
-    ) -> LogLikelihood:
-        """The estimate, also appended to likelihood_log."""
-        if self.config.likelihood_log:
-            likelihood_log.append(self.config.likelihood_log, self.tokenizer, pair, estimate)
-        return estimate
+        yield from scoring.likelihoods(self, pairs, batch_size)
 
     def encode(self, string: str) -> list[int]:
         """Token ids, with special tokens unless the string begins with BOS, as a chat does."""
-        return self._with_bos(self._known(text.encode(self.tokenizer, string)))
+        return self._with_bos(self.known(text.encode(self.tokenizer, string)))
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of context and continuation as in lm-eval.
@@ -375,12 +205,12 @@ class Engine:
         """
         stripped = context.rstrip()
         if self._context[0] != stripped:
-            self._context = stripped, self._known(text.encode(self.tokenizer, stripped))
+            self._context = stripped, self.known(text.encode(self.tokenizer, stripped))
         ids = list(self._context[1])
         answer = text.encode_pair(
             self.tokenizer, stripped, ids, context[len(stripped) :] + continuation
         )
-        return self._with_bos(ids), self._known(answer)
+        return self._with_bos(ids), self.known(answer)
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         """The ids after BOS, where add_bos_token asks for that and they have none."""
@@ -389,7 +219,8 @@ class Engine:
             return ids
         return [bos, *ids]
 
-    def _known(self, ids: list[int]) -> list[int]:
+    def known(self, ids: list[int]) -> list[int]:
+        """The ids; ValueError where one is none of the model's."""
         text.check_vocabulary(ids, self.model.config.num_embeddings, str(self.folder))
         return ids
 
@@ -431,7 +262,7 @@ class Engine:
         """Do answers depend on random numbers?"""
         return sampler.draws or self.prepared.judge is not None
 
-    def _check_sampler(self, sampler: SamplerConfig) -> None:
+    def check_sampler(self, sampler: SamplerConfig) -> None:
         """Raise ValueError on options that need what this checkpoint or method lacks."""
         with_options(self.denoise, sampler, self.special)
         check_policy(sampler, self.prepared)

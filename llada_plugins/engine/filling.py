@@ -13,7 +13,8 @@ from llada_plugins.options.fields import arg
 from llada_plugins.sampling.config import SamplerConfig
 
 from .engine import Engine
-from .infilling import check_ahead, marked
+from .infilling import check_ahead
+from .marked_text import marked
 from .talking import tell_cost
 
 

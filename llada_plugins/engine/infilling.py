@@ -1,10 +1,9 @@
-"""A text with spans that are to be filled in: how it is written, tokenised and answered.
+"""The spans of a text are filled in: its tokens, its answer, the best of several lengths.
 
-Spans are marked <|infill|>, <|infill:8|> (tokens) or <|infill:4,8,16|> (tokens to choose
-from). Of these the length is taken whose decoded tokens have the highest mean log
-probability, each at the step that kept it: with one token a step that is the chain rule in
-the order of decoding, by length, as translations of different lengths are compared (Wu et
-al., arXiv 1609.08144). An end token in a span cuts the span's text there.
+Of the lengths of a span, marked_text.py, that one is taken whose decoded tokens have the
+highest mean log probability, each at the step that kept it: with one token a step that is
+the chain rule in the order of decoding, by length, as translations of different lengths are
+compared (Wu et al., arXiv 1609.08144). An end token in a span cuts the span's text there.
 
 The strings between spans are tokenised one by one, so that no token lies on a border.
 """
@@ -12,8 +11,6 @@ The strings between spans are tokenised one by one, so that no token lies on a b
 from __future__ import annotations
 
 import itertools
-import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,20 +27,16 @@ from llada_plugins.sampling.draft import Sample
 from llada_plugins.sampling.for_model import defaults_of
 from llada_plugins.sampling.infilling import check_infilling, for_infilling, spans
 from llada_plugins.sampling.sampler import Step
-from llada_plugins.tasks.spans import BEGINS, WRITTEN
+from llada_plugins.tasks.spans import WRITTEN
 
 from .asked import Asked
+from .marked_text import Piece, whole_text
 from .request import Completion, Encoded, Group, Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .engine import Engine
-
-MARKER = re.compile(r"<\|infill(?::([0-9, ]*))?\|>")
-MOST_CHOICES = 64  # combinations of lengths that are tried for a text
-
-Piece = str | tuple[int, ...]  # text, or the lengths of a span to choose from
 
 
 class FilledIn(NamedTuple):
@@ -52,93 +45,6 @@ class FilledIn(NamedTuple):
     text: str  # all of it
     spans: tuple[str, ...]
     completion: Completion  # what it cost
-
-
-def marked(string: str, length: int) -> list[Piece]:
-    """The pieces of a text with marked spans; length: tokens of one that states none.
-
-    ValueError where nothing is marked, or something looks like a mark and is none.
-    """
-    pieces: list[Piece] = []
-    parts = MARKER.split(string)
-    for number, part in enumerate(parts):
-        if number % 2:
-            pieces.append((length,) if part is None else _lengths(part))
-        elif BEGINS in part:
-            place = part.index(BEGINS)
-            raise ValueError(f"{WRITTEN}, got {part[place : place + 30]!r}: mend the mark")
-        elif part:
-            pieces.append(part)
-    return checked(pieces)
-
-
-def _lengths(part: str) -> tuple[int, ...]:
-    numbers = [each.strip() for each in part.split(",")]
-    if not all(numbers):
-        raise ValueError(f"{WRITTEN}, got '<|infill:{part}|>': give each length")
-    return tuple(map(int, numbers))
-
-
-def checked(pieces: Sequence[str | int | Sequence[int]]) -> list[Piece]:
-    """The same, a length as a choice of one. ValueError on what cannot be filled in."""
-    found: list[Piece] = [_piece(each) for each in pieces]
-    found = [each for each in found if each != ""]
-    lengths = [each for each in found if not isinstance(each, str)]
-    if not lengths:
-        raise ValueError(f"nothing is to be filled in: the text has no span ({WRITTEN})")
-    for each in lengths:
-        _check_lengths(each)
-    for one, other in itertools.pairwise(found):
-        if not isinstance(one, str) and not isinstance(other, str):
-            raise ValueError(
-                f"two spans, of {_told(one)} and {_told(other)} tokens, have no text between them: "
-                "make one of them"
-            )
-    number = math.prod(map(len, lengths))
-    if number > MOST_CHOICES:
-        raise ValueError(
-            f"the lengths of the spans have {number} combinations, and at most {MOST_CHOICES} are "
-            "tried: name fewer lengths"
-        )
-    return found
-
-
-def _check_lengths(lengths: Sequence[int]) -> None:
-    if not lengths or min(lengths) < 1:
-        raise ValueError(f"a span has at least 1 token, got {_told(lengths)}: give its length")
-    if len(set(lengths)) < len(lengths):
-        raise ValueError(f"a span's lengths differ, got {_told(lengths)}: name each once")
-
-
-def _piece(each: str | int | Sequence[int]) -> Piece:
-    if isinstance(each, str):
-        return each
-    return (each,) if isinstance(each, int) else tuple(each)
-
-
-def _told(lengths: Sequence[int]) -> str:
-    return ",".join(map(str, lengths)) or "none"
-
-
-def request_of(pieces: Sequence[str | int | Sequence[int]], sampler: SamplerConfig) -> Request:
-    """The request to fill in the spans among these pieces, text and lengths."""
-    found = checked(pieces)
-    prompt = found.pop(0) if isinstance(found[0], str) else ""
-    assert isinstance(prompt, str)
-    return Request(prompt, sampler, rest=tuple(found))
-
-
-def marked_request(string: str, sampler: SamplerConfig, until: Sequence[str] = ()) -> Request:
-    """The request to fill in a text's marked spans; gen_length: of one that states no length.
-
-    ValueError where stop strings are given: a text that goes on after a span has no end.
-    """
-    if until:
-        raise ValueError(
-            f"stop strings ({', '.join(map(repr, until))}) have no effect in a span, after which "
-            "the text goes on: leave them out (until: [])"
-        )
-    return request_of(marked(string, sampler.gen_length), sampler)
 
 
 def check_ahead(method: str, options: Mapping[str, Any]) -> None:
@@ -330,9 +236,3 @@ def fill_in(engine: Engine, request: Request) -> FilledIn:
     """The whole text of a request with its spans filled in."""
     ((_, completion),) = engine.generate([request])
     return FilledIn(whole_text(request, completion), completion.spans, completion)
-
-
-def whole_text(request: Request, completion: Completion) -> str:
-    """The text of a request with what was filled in, from its beginning to its end."""
-    after = request.rest[-1]
-    return request.prompt + completion.text + (after if isinstance(after, str) else "")

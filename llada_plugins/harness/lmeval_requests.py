@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from llada_plugins.engine.engine import Engine
-from llada_plugins.engine.infilling import marked_request
+from llada_plugins.engine.marked_text import marked_request
 from llada_plugins.engine.request import Request
 from llada_plugins.options.fields import coerce, names, reject_unknown
 from llada_plugins.sampling import published

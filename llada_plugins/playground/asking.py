@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llada_plugins.engine.engine import Engine
-from llada_plugins.engine.infilling import marked_request, whole_text
+from llada_plugins.engine.marked_text import marked_request, whole_text
 from llada_plugins.engine.request import Completion, Request
 from llada_plugins.methods.table import METHODS
 
