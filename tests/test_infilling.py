@@ -7,10 +7,12 @@ import random
 import pytest
 import torch
 
-from llada_plugins.diffusion.denoiser import PADDING, Canvas
+from llada_plugins.diffusion.denoiser import PADDING, Canvas, model_denoiser
 from llada_plugins.diffusion.random_streams import request_key
 from llada_plugins.models.folder import known_special_tokens
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
+from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.decode import decode
 from llada_plugins.sampling.generate import generate, with_options
@@ -191,7 +193,10 @@ def test_steps_of_another_length_keep_their_pace():
             {"sampling_method": "semi_ar_origin", "block_length": 4},
             "sampling_method=semi_ar_origin",
         ),
-        ({"sampling_method": "block_causal", "block_length": 4}, "needs a model whose tokens see"),
+        (
+            {"sampling_method": "block_causal", "block_length": 4},
+            "does not follow from the text after its block: set unseen_suffix=true",
+        ),
         ({"stop_at": "eos"}, "stop_at=eos ends an answer at an end token"),
         ({"stop_at": "block"}, "stop_at=block ends an answer at an end token"),
     ],
@@ -281,3 +286,120 @@ def test_a_text_longer_than_the_context_is_refused(model):
     row = [1, *[known_special_tokens(model).mask] * model.config.max_sequence_length]
     with pytest.raises(ValueError, match="exceeds the model's context"):
         infill(model, [row])
+
+
+# ---- of a network whose tokens see their own block and earlier ones alone
+
+CAUSAL_MASK = 39  # of make_model's
+WIDTH = 4
+CAUSAL: list[dict] = [
+    {},
+    {"threshold": 0.3, "strict": False},
+    {"block_steps": 2},
+    {"threshold": 0.3, "blocks_from": "answer"},
+    {"shift": True},
+]
+
+
+@pytest.fixture(scope="module")
+def causal(make_model) -> LLaDA:
+    model = make_model(attention="block_causal", block_length=WIDTH)
+    model.transformer["ff_out"].weight.data *= 5  # it is often rather sure
+    return model
+
+
+def causal_rows(seed: int, num: int = 6) -> list[list[int]]:
+    """Rows of tokens that are no special ones, with masks anywhere."""
+    chance = random.Random(seed)
+    rows = []
+    for _ in range(num):
+        row = [chance.randrange(38) for _ in range(chance.randint(3, 22))]
+        for place in chance.sample(range(len(row)), chance.randint(1, min(9, len(row)))):
+            row[place] = CAUSAL_MASK
+        rows.append(row)
+    return rows
+
+
+def fill_causal(model: LLaDA, rows: list[list[int]], shift: bool = False, **options):
+    config = SamplerConfig(unseen_suffix=True, **options)
+    return infill(model, rows, config, denoise=model_denoiser(model, shift=shift))
+
+
+def naive_causal(model: LLaDA, row: list[int], options: dict) -> tuple[list[int], int]:
+    """Block after block by forwards that end with it, and how many there were."""
+    row, forwards = list(row), 0
+    first = row.index(CAUSAL_MASK) % WIDTH if options.get("blocks_from") == "answer" else 0
+    block = (torch.arange(len(row)) - first).div(WIDTH, rounding_mode="floor")
+    for number in block.unique().tolist():
+        columns = [column for column in range(len(row)) if block[column] == number]
+        seen = row[: columns[-1] + 1]
+        visible = (block[None, : len(seen)] <= block[: len(seen), None])[None]
+        masks = [column for column in columns if row[column] == CAUSAL_MASK]
+        # half of the block's tokens a step, of those that are masked: the larger share first
+        shares = [-(-len(masks) // 2), len(masks) // 2] if "block_steps" in options else None
+        step = 0
+        while masks:
+            with torch.no_grad():
+                probability = model(torch.tensor([seen]), visible)[0].softmax(-1)
+            forwards += 1
+            probability[:, CAUSAL_MASK] = 0
+            if options.get("shift"):
+                probability = probability.roll(1, 0)
+            best, token = probability.max(-1)
+            chosen = sorted(masks, key=lambda column: -best[column].item())
+            least = shares[step] if shares else 1
+            above = [c for c in chosen if best[c] >= options.get("threshold", 2.0)]
+            for column in above if len(above) >= least else chosen[:least]:
+                row[column] = seen[column] = int(token[column])
+            masks = [column for column in columns if row[column] == CAUSAL_MASK]
+            step += 1
+    return row, forwards
+
+
+@pytest.mark.parametrize("options", CAUSAL, ids=named)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_spans_of_causal_blocks_are_what_a_loop_by_hand_fills_in(causal, options, seed):
+    rows = [[1, *row] for row in causal_rows(seed)]
+    found = fill_causal(causal, rows, **options)
+    expected = [naive_causal(causal, row, options) for row in rows]
+    assert [(each.tokens, each.num_forwards) for each in found] == expected
+    assert fill_causal(causal, rows, cache="none", **options) == found
+    assert [fill_causal(causal, [row], **options)[0] for row in rows] == found
+
+
+def test_text_after_its_block_changes_nothing_of_a_span_and_text_within_does(causal):
+    mask = CAUSAL_MASK
+    row = [1, 2, 3, 4, 5, mask, mask, 6, 7, 8, 9, 10, 11]
+    (found,) = fill_causal(causal, [row])
+    others = [row[:8] + [each] * 5 for each in range(12, 36)]
+    assert {str(each.spans) for each in fill_causal(causal, others)} == {str(found.spans)}
+    others = [row[:7] + [each] + row[8:] for each in range(12, 36)]
+    assert len({str(each.spans) for each in fill_causal(causal, others)}) > 1
+
+
+def test_a_text_of_causal_blocks_fits_its_context_in_whole_blocks(make_model):
+    model = make_model(attention="block_causal", block_length=WIDTH, max_sequence_length=22)
+    mask = CAUSAL_MASK
+    for options in ({}, {"blocks_from": "answer"}):
+        (found,) = fill_causal(model, [[*range(15), mask, mask, *range(9)]], **options)
+        assert found.tokens[:15] == list(range(15)) and mask not in found.tokens
+    with pytest.raises(ValueError, match="a text of 22 tokens.* as far as the last one's block"):
+        fill_causal(model, [[*range(19), mask, mask, 1]])
+
+
+def test_without_text_after_it_a_span_of_causal_blocks_is_an_answer(causal):
+    prompts, keys = [[1, 2, 3], [4, 5, 6, 7, 8]], [3, 4]
+    special = SpecialTokens(CAUSAL_MASK, None)  # nothing ends an answer
+    config = SamplerConfig(gen_length=7, last_block="rest", temperature=0.7)
+    answers = generate(causal, prompts, config, keys=keys, special=special)
+    rows = [[*each, *[CAUSAL_MASK] * 7] for each in prompts]
+    asked = SamplerConfig(unseen_suffix=True, temperature=0.7)
+    found = infill(causal, rows, asked, keys=keys, special=special)
+    assert [each.spans for each in found] == [[each.answer] for each in answers]
+
+
+def test_a_model_whose_tokens_see_all_has_no_unseen_suffix(model):
+    with pytest.raises(ValueError, match="unseen_suffix=true is for models whose tokens see"):
+        infill(model, [[1, known_special_tokens(model).mask]], SamplerConfig(unseen_suffix=True))
+    with pytest.raises(ValueError, match="unseen_suffix has no effect without"):
+        SamplerConfig(unseen_suffix=True, sampling_method="semi_ar_padding")

@@ -27,6 +27,7 @@ from llada_plugins.tasks.opencompass import (
     Sudoku4InfillingDataset,
     Sudoku4InfillingEvaluator,
 )
+from tests.family_checkpoints import with_tokenizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SINGLE = "humaneval_infilling/HumanEval-SingleLineInfilling.jsonl.gz"
@@ -97,6 +98,25 @@ def test_both_harnesses_fill_in_what_the_engine_does(manager, tmp_path):
         for row, each in zip(spans.sudoku_rows(num), direct)
     ]
     assert scores["accuracy"] == 100 * sum(right) / num > 0
+
+
+@pytest.mark.parametrize("family", ["sdar", pytest.param("llada2", marks=pytest.mark.slow)])
+def test_both_harnesses_fill_in_what_a_block_causal_checkpoint_sees(family, tmp_path):
+    options = dict(pretrained=str(with_tokenizer(family, tmp_path / family)), threshold=0.1)
+    text = "some words<|infill|>, others<|infill:3|>, and many more of them after the spans"
+    engine = Engine(unseen_suffix=True, gen_length=6, **options)
+    direct = engine.infill(text).completion.text
+    given = {"infill": True, "until": [], "max_gen_toks": 6}
+    instance = Instance("generate_until", {}, (text, given), 0)
+    assert of_lm_eval([instance], unseen_suffix=True, **options) == [direct]
+    path = options.pop("pretrained")
+    model = LLaDA(path, unseen_suffix=True, **options)
+    with model.infilling():
+        assert model.generate([text], 6) == [direct]
+    with pytest.raises(ValueError, match="set unseen_suffix=true to fill it in all the same"):
+        of_lm_eval([instance], pretrained=path, **options)
+    with pytest.raises(ValueError, match="do not see the text after their block: name one length"):
+        engine.infill("a<|infill:2,3|>b")
 
 
 def test_both_harnesses_ask_the_same_of_humaneval_infilling(manager, data):

@@ -64,8 +64,20 @@ class Blocks(NamedTuple):
             return self.row(prompt)
         return min(self.before(prompt, number + 1), self.row(prompt))
 
+    def shown_after(self, prompt: int, number: int) -> int | None:
+        """Tokens after the answer on the canvas while this block is filled; None: all there are."""
+        if not self.grows:
+            return None
+        return max(0, self.before(prompt, number + 1) - self.row(prompt))
+
+    def columns_after(self, given: int) -> int:
+        """Columns that so many tokens after an answer take, beside those of its blocks."""
+        return 0 if self.grows else given
+
     def room(self, context: int) -> int:
         """Tokens of the longest prompt whose row fits a context of so many."""
+        if self.causal and not self.whole:
+            context = context // self.width * self.width  # blocks of the canvas are whole
         if self.from_row and self.whole and self.ends != "next_token":
             return context // self.width * self.width - self.length
         if self.causal and not self.from_row:  # the prompt's first block may be padded
@@ -109,17 +121,18 @@ def lay_out(
     """The canvas of rows that fill these numbers of blocks next.
 
     answers: tokens of the blocks before. given: of each row, what is known after its prompt.
-    What stands after an answer is on the canvas, with PADDING on its right where others have
-    more. What is finished has PADDING on its left, to a
-    multiple of the width where blocks are causal: so edges of blocks are multiples of it in
-    every row. A causal block is always whole, with PADDING for what its row has not.
+    What stands after an answer is on the canvas, as far as that does not end with the block in
+    work, with PADDING on its right where others have more. What is finished has PADDING on its
+    left, to a multiple of the width where blocks are causal: so edges of blocks are multiples
+    of it in every row. A causal block is always whole, with PADDING for what its row has not.
     """
     finished, begun, starts = [], [], []
     for prompt, answer, number, known in zip(prompts, answers, numbers, given or repeat(NOTHING)):
         row, cut = [*prompt, *answer], blocks.before(len(prompt), number)
         end = blocks.end(len(prompt), number) - len(prompt)
         finished.append(row[:cut])
-        begun.append([*row[cut:], *known.masks(len(answer), end, mask_id), *known.after])
+        after = known.after[: blocks.shown_after(len(prompt), number)]
+        begun.append([*row[cut:], *known.masks(len(answer), end, mask_id), *after])
         starts.append(len(prompt) - cut)
     whole, padded = align(finished, device, multiple=blocks.width if blocks.causal else 1)
     width = blocks.width if blocks.causal else max(map(len, begun))

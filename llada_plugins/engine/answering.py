@@ -56,7 +56,7 @@ def encoded(engine: Engine, requests: Sequence[Request]) -> list[Encoded]:
     check_unmasked(whole, engine.special.mask)
     given = [_given(engine, request, each) for request, each in zip(requests, whole)]
     requests = [infilling.fitted(*each) for each in zip(requests, given)]
-    after = [len(each.after) if each else 0 for each in given]
+    after = [infilling.columns_after(*each) for each in zip(requests, given)]
     prompts, marks = engine.overlong.prompts(requests, whole, after)
     judge = engine.prepared.judge
     questions = [question_of(request, judge, engine.tokenizer) for request in requests]

@@ -73,6 +73,11 @@ def ranks_otherwise(sampler: SamplerConfig) -> str | None:
 def check_choice(request: Request) -> None:
     """Raise ValueError where a span's length is open and no probabilities tell it."""
     is_open = any(len(each) > 1 for each in request.rest if not isinstance(each, str))
+    if is_open and request.sampler.causal:
+        raise ValueError(
+            "a span's length is chosen by how well its tokens go with the text around them, and "
+            "here they do not see the text after their block: name one length"
+        )
     other = ranks_otherwise(request.sampler)
     if is_open and other:
         raise ValueError(
@@ -109,6 +114,11 @@ def fitted(request: Request, given: Given | None) -> Request:
     if given is None:
         return request
     return request._replace(sampler=for_infilling(request.sampler, len(given.answer)))
+
+
+def columns_after(request: Request, given: Given | None) -> int:
+    """Columns of the canvas that what is known after the answer takes, beside its blocks."""
+    return 0 if given is None else request.sampler.blocks.columns_after(len(given.after))
 
 
 def row(prompt: Sequence[int], given: Given | None) -> Sequence[int]:

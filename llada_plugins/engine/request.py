@@ -81,8 +81,9 @@ class Encoded(NamedTuple):
     @property
     def num_tokens(self) -> int:
         """Tokens of its row."""
-        after = self.given.after if self.given is not None else ()
-        return self.request.sampler.blocks.row(len(self.prompt)) + len(after)
+        blocks = self.request.sampler.blocks
+        after = 0 if self.given is None else blocks.columns_after(len(self.given.after))
+        return blocks.row(len(self.prompt)) + after
 
 
 class Group(NamedTuple):

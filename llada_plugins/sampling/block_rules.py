@@ -69,6 +69,11 @@ class BlockRules(DecodingFacts):
                 f"blocks_from={self.blocks_from} has no effect without "
                 "sampling_method=block_causal: leave it out"
             )
+        if self.unseen_suffix and self.sampling_method not in (None, "block_causal"):
+            raise ValueError(
+                "unseen_suffix has no effect without sampling_method=block_causal, under which "
+                "alone text goes unseen: leave it out"
+            )
         self._check_steps()
         self._check_answer_end()
 

@@ -148,8 +148,10 @@ class Answers:
     def end_of(self, numbers: range, blocks: Blocks, start: int) -> int:
         """The column after the last of these blocks, in answers that begin in column `start`."""
         end = start + numbers.stop * blocks.width
+        if self.given is None or blocks.grows:  # the canvas ends with the block
+            return end
         # an answer's last block may be short, and something given follow it
-        return end if self.given is None else min(end, start + blocks.length)
+        return min(end, start + blocks.length)
 
     def draft(
         self,
@@ -296,7 +298,7 @@ def _queue(
 ) -> tuple[Waiting, BatchLimit]:
     """All rows, before their first blocks, and how many of them make a batch."""
     lengths = [
-        blocks.row(len(prompt)) + len(known.after)
+        blocks.row(len(prompt)) + blocks.columns_after(len(known.after))
         for prompt, known in zip(prompts, given or repeat(NOTHING))
     ]
     limit = at_once or BatchLimit(lambda longest: len(prompts))

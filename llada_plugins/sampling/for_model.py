@@ -79,4 +79,6 @@ def _of_causal_blocks(config: SamplerConfig) -> str | None:
         return "sampling_method=block_causal"
     if config.blocks_from is not None:
         return f"blocks_from={config.blocks_from}"
+    if config.unseen_suffix:
+        return "unseen_suffix=true"
     return None if config.answer_end == "gen_length" else f"answer_end={config.answer_end}"

@@ -3,6 +3,9 @@
 Any pattern of masks in token rows: the answer reaches from the first mask to the last, and
 what is given in it and after it stands on the canvas and stays. How text becomes such rows
 is the engine's.
+
+Where attention is block-causal a block is drawn from p(block | earlier blocks, what is given
+in it). So a span follows from no text after its block: that is what unseen_suffix accepts.
 """
 
 from __future__ import annotations
@@ -87,6 +90,8 @@ def for_infilling(config: SamplerConfig, length: int) -> SamplerConfig:
     """
     check_infilling(config)
     changes: dict[str, Any] = {"gen_length": length, "last_block": "rest", "early_stop": False}
+    if config.causal:  # else neither is set
+        changes.update(answer_end="gen_length", stop_at="never")
     if config.sampling_method == "fixed_length":
         changes["block_length"] = None
     if config.block_steps is not None or (config.steps is not None and paces(config)):
@@ -113,12 +118,13 @@ def check_infilling(config: SamplerConfig, *, reviewed: bool = False) -> None:
             "a process reward model judges a solution's steps from its beginning, and infilling "
             "gives its end: use another method, such as llada"
         )
-    if config.causal:
+    if config.causal and not config.unseen_suffix:
         raise ValueError(
-            "a token of this checkpoint sees its own block and earlier ones alone, so that no span "
-            "would follow from the text after it: infilling needs a model whose tokens see all"
+            "a token of this checkpoint sees its own block and earlier ones alone, so that a span "
+            "does not follow from the text after its block: set unseen_suffix=true to fill it in "
+            "all the same, or use a model whose tokens see all"
         )
-    if config.grows:
+    if config.grows and not config.causal:
         raise ValueError(
             f"sampling_method={config.sampling_method} shows a block nothing that comes after it, "
             "and infilling the text after a span: leave it out"
@@ -159,9 +165,9 @@ def infill(
     special = special or known_special_tokens(model)
     check_infilling(config)
     for row in rows:
-        prompt = cut(row, special.mask).prompt
-        check_beginning(prompt, shifted=FAMILIES[model.config.family].shift)
-        check_fits(len(row), model.config.max_sequence_length)
+        known = cut(row, special.mask)
+        check_beginning(known.prompt, shifted=FAMILIES[model.config.family].shift)
+        check_fits(known, config, model.config.max_sequence_length)
     return infill_rows(
         denoise or model_denoiser(model),
         rows,
@@ -223,12 +229,16 @@ def filled(row: Cut, sample: Sample, mask_id: int) -> Infilled:
     )
 
 
-def check_fits(length: int, limit: int) -> None:
+def check_fits(row: Cut, config: SamplerConfig, limit: int) -> None:
     """Raise ValueError on a text of more tokens than the model's context has."""
-    if length > limit:
+    prompt, (answer, after) = row
+    blocks = for_infilling(config, len(answer)).blocks
+    if len(prompt) > blocks.room(limit) - blocks.columns_after(len(after)):
+        number = len(prompt) + len(answer) + len(after)
+        counted = ", as far as the last one's block" if config.causal else ""
         raise ValueError(
-            f"a text of {length} tokens, spans included, exceeds the model's context of {limit}: "
-            "shorten it, or its spans"
+            f"a text of {number} tokens, spans included, exceeds the model's context of {limit}"
+            f"{counted}: shorten it, or its spans"
         )
 
 

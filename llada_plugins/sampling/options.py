@@ -75,6 +75,12 @@ class SamplerOptions:
         "with block_causal, what blocks are counted from: the row's first token, so that the first "
         "holds the prompt's end too, or the answer's (default: as the family's publishers do)",
     )
+    unseen_suffix: bool = arg(
+        False,
+        "infilling with a block-causal model: a span sees the text before it and the rest of its "
+        "own block, and is filled in though it sees nothing of what comes after that (default: "
+        "refused)",
+    )
     temperature: float = arg(
         0.0,
         "0 = greedy; above it tokens are sampled, by the inverse distribution function in float64",
