@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,20 @@ def test_a_bad_row_is_refused_by_file_and_line(tmp_path: Path, read, line, reaso
     with pytest.raises(ValueError) as caught:
         read(path)
     assert str(caught.value).startswith(f"{path}:3: ") and reason in str(caught.value)
+
+
+def test_rows_are_read_from_gzip_and_a_torn_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("\ufeff1\n\n2\nbroken\n".encode()))
+    rows = each_row(path, int)
+    assert [next(rows), next(rows)] == [1, 2]
+    with pytest.raises(ValueError, match="rows.jsonl.gz:4: not JSON"):
+        next(rows)
+    whole = gzip.compress(b"".join(b"%d\n" % (number * 7919) for number in range(9999)))
+    for damaged in (whole[:99], b"{}\n", whole[:20] + b"\xff" * 20 + whole[40:], whole[:-3]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="rows.jsonl.gz: no whole gzip file"):
+            list(each_row(path, int))
 
 
 def test_rows_are_read_one_at_a_time(tmp_path: Path) -> None:

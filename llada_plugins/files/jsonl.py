@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,9 +19,15 @@ Row = TypeVar("Row")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file and their numbers, from 1, without blank ones."""
-    with open_text(path) as lines:
-        yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    """The lines of a file, .gz or plain, and their numbers from 1, without blank ones.
+
+    ValueError that names the file where it is a damaged .gz.
+    """
+    try:
+        with open_text(path) as lines:
+            yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: no whole gzip file ({error}): copy it again") from None
 
 
 def parse(line: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import TextIO
 
@@ -10,7 +11,12 @@ ERRORS = "surrogateescape"  # a byte that is not UTF-8 becomes a lone surrogate
 
 
 def open_text(path: Path, newline: str | None = None) -> TextIO:
-    """A file to read from, in which bytes that are not UTF-8 stay for `check_text`."""
+    """A file to read from, .gz or plain, in which bytes that are not UTF-8 stay for `check_text`.
+
+    Reading a damaged .gz raises EOFError, zlib.error or gzip.BadGzipFile.
+    """
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding=ENCODING, errors=ERRORS, newline=newline)
     return path.open(encoding=ENCODING, errors=ERRORS, newline=newline)
 
 
