@@ -174,8 +174,9 @@ def test_every_reference_of_gsm8k_is_its_number() -> None:
         ("a.csv", "question,answer\n", "holds no questions"),
         ("a.csv", "", "holds no questions"),
         ("a.jsonl", "\n", "holds no questions"),
-        ("a.jsonl", '{"question": "q"', "a.jsonl: Expecting"),
-        ("a.jsonl", '["q", "1"]', "row 1: not an object"),
+        ("a.jsonl", '{"question": "q", "answer": "1"}\n\n{"question": "q"', "a.jsonl:3: not JSON"),
+        ("a.jsonl", '\n["q", "1"]', "a.jsonl:2: not an object"),
+        ("a.json", '[["q", "1"]]', "row 1: not an object"),
         (
             "a.json",
             '{"question": "q", "answer": "1"}',

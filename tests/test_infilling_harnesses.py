@@ -197,11 +197,12 @@ def test_opencompass_executes_code_where_it_is_permitted_alone(data, monkeypatch
 @pytest.mark.parametrize(
     "rows, told",
     [
-        ([{**PROBLEM, "suffix": "# <|infill:3|>"}], "line 1: a text to be filled in holds"),
-        ([{"task_id": "a"}], "line 1: no text 'prompt'; needed are"),
-        ([PROBLEM, {**PROBLEM, "test": 3}], "line 2: no text 'test'"),
+        ([{**PROBLEM, "suffix": "# <|infill:3|>"}], "gz:1: a text to be filled in holds"),
+        ([{"task_id": "a"}], "gz:1: no text 'prompt'; needed are"),
+        ([PROBLEM, {**PROBLEM, "test": 3}], "gz:2: no text 'test'"),
         ([], "holds no problems"),
-        ([[1]], "line 1 is no object"),
+        ([PROBLEM, [1]], "gz:2: no text 'task_id'; needed are"),
+        ([PROBLEM, {**PROBLEM, "prompt": "\ud800"}], "gz:2: not UTF-8 text: lone surrogate"),
     ],
 )
 def test_a_file_of_another_form_is_refused(tmp_path, rows, told):
@@ -210,12 +211,16 @@ def test_a_file_of_another_form_is_refused(tmp_path, rows, told):
         spans.read_humaneval(tmp_path / SINGLE)
 
 
-def test_a_torn_file_is_refused(tmp_path):
+def test_a_torn_file_and_a_line_that_is_no_json_are_refused(tmp_path):
     write(tmp_path / SINGLE, [PROBLEM] * 9)
     torn = tmp_path / "torn.jsonl.gz"
     torn.write_bytes((tmp_path / SINGLE).read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"torn\.jsonl\.gz"):
+    with pytest.raises(ValueError, match=r"torn\.jsonl\.gz: no whole gzip file"):
         spans.read_humaneval(torn)
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text(f"{json.dumps(PROBLEM)}\n\n{{'task_id': 1}}\n")
+    with pytest.raises(ValueError, match=r"plain\.jsonl:3: not JSON"):
+        spans.read_humaneval(plain)
 
 
 @pytest.mark.parametrize(

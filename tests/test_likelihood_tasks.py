@@ -443,6 +443,27 @@ def test_missing_data_is_named(manager, monkeypatch, tmp_path) -> None:
         tasks_of(manager, "mmlu_local")
 
 
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ('{"query": "q", "choices": ["a"], "gold": 0}\n\n{"query"', "easy.jsonl:3: not JSON"),
+        ('{"question": "q"}', "easy.jsonl:1: no such row.*expected: ARC as {query, choices, gold}"),
+        ('{"query": "q", "choices": ["a"], "gold": 11}', "easy.jsonl:1: no such row"),
+        ("[1]", "easy.jsonl:1: no such row"),
+    ],
+)
+def test_a_row_of_another_form_is_named_by_its_line(
+    manager, monkeypatch, tmp_path, lines, told
+) -> None:
+    monkeypatch.setenv("LLADA_PLUGINS_DATA", str(tmp_path))
+    (tmp_path / "arc").mkdir()
+    for name in ("easy", "challenge"):
+        (tmp_path / "arc" / f"arc_{name}.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match=told) as caught:
+        tasks_of(manager, "arc_local")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the public data sets as whole files")
 @pytest.mark.parametrize(
     ("group", "sizes"),

@@ -19,6 +19,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from llada_plugins.files.jsonl import each_row
 from llada_plugins.tasks import local_files
 
 Row = dict[str, Any]
@@ -32,9 +33,18 @@ def loader(convert: Callable[[Row], Row]) -> Callable[..., dict[str, Dataset]]:
     @functools.wraps(convert)
     def load(data_file: str, data_dir: str | None = None, **_: Any) -> dict[str, Dataset]:
         (path,) = local_files.find(data_dir, data_file)
-        return _test(map(convert, _rows(path)))
+        return _test(each_row(path, functools.partial(_converted, convert)))
 
     return load
+
+
+def _converted(convert: Callable[[Row], Row], value: Any) -> Row:
+    """The row in lm-eval's columns; ValueError that says what was expected of another."""
+    try:
+        return convert(value)
+    except (KeyError, TypeError, IndexError, AttributeError):
+        expected = " ".join((convert.__doc__ or "").split())
+        raise ValueError(f"no such row, got {value!r:.60}; expected: {expected}") from None
 
 
 @loader
@@ -208,8 +218,13 @@ def wikitext(data_file: str, data_dir: str | None = None, **_: Any) -> dict[str,
 @functools.cache
 def _rows(path: Path) -> list[Row]:
     """The rows of a JSONL file; MMLU's 57 tasks read the same one."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    return list(each_row(path, _row))
+
+
+def _row(value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, got {value!r:.40}")
+    return value
 
 
 def _test(rows: Iterable[Row]) -> dict[str, Dataset]:

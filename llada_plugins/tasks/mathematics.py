@@ -8,8 +8,11 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from llada_plugins.files.jsonl import each_row
 
 # the wording of Qwen and OpenCompass
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -36,12 +39,12 @@ def read(path: Path) -> list[Question]:
     It has the columns question (or problem) and answer; others are ignored.
     """
     try:
-        rows = _rows(path)
+        questions = list(_questions(path))
     except (csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: {error}") from None
-    if not rows:
+    if not questions:
         raise ValueError(f"{path} holds no questions")
-    return [_question(path, number, row) for number, row in enumerate(rows, 1)]
+    return questions
 
 
 def asked(question: str, instruction: str = INSTRUCTION) -> str:
@@ -87,32 +90,39 @@ def _reference(answer: str) -> list[Any]:
     return parse(f"${answer}$")
 
 
+def _questions(path: Path) -> Iterator[Question]:
+    if path.suffix == ".jsonl":
+        yield from each_row(path, _question)
+        return
+    for number, row in enumerate(_rows(path), 1):
+        try:
+            yield _question(row)
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number}: {error}") from None
+
+
 def _rows(path: Path) -> list[Any]:
     # spreadsheets write a byte order mark
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".csv":
             return list(csv.DictReader(file))
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in file if line.strip()]
         if path.suffix == ".json" and isinstance(rows := json.load(file), list):
             return rows
     raise ValueError(f"{path} must be a .csv, a .jsonl or a .json file that holds a list")
 
 
-def _question(path: Path, number: int, row: Any) -> Question:
+def _question(row: Any) -> Question:
     if not isinstance(row, dict):
-        raise ValueError(
-            f"{path}, row {number}: not an object with the columns question (or problem) and answer"
-        )
+        raise ValueError("not an object with the columns question (or problem) and answer")
     column = next((name for name in QUESTION_COLUMNS if name in row), "question")
     for name in (column, "answer"):
         if name not in row:
             raise ValueError(
-                f"{path}, row {number}: no column {name!r}; there are {', '.join(map(str, row))}; "
-                "needed are question (or problem) and answer"
+                f"no column {name!r}; there are {', '.join(map(str, row))}; needed are question "
+                "(or problem) and answer"
             )
         if row[name] is None or not str(row[name]).strip():
-            raise ValueError(f"{path}, row {number}: {name} is empty")
+            raise ValueError(f"{name} is empty")
     return Question(str(row[column]), _final(str(row["answer"])))
 
 

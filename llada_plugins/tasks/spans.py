@@ -6,11 +6,13 @@ filled in may hold no other.
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from llada_plugins.files.jsonl import each_row
+from llada_plugins.files.utf8 import check_text
 
 from . import sudoku
 
@@ -65,39 +67,23 @@ def read_humaneval(path: Path, lengths: Sequence[int] = ()) -> list[dict[str, st
     Columns as there, and text: prompt and suffix with a marked span between them. lengths: of
     that span, one or several to choose from. ValueError on what is no such file.
     """
-    rows = []
-    for number, row in enumerate(_lines(path), 1):
-        absent = [name for name in COLUMNS if not isinstance(row.get(name), str)]
-        if absent:
-            raise ValueError(
-                f"{path}, line {number}: no text {absent[0]!r}; needed are {', '.join(COLUMNS)}, "
-                "as github.com/openai/human-eval-infilling releases them"
-            )
-        try:
-            text = framed(row["prompt"], row["suffix"], lengths)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
-        rows.append({**{name: row[name] for name in COLUMNS}, "text": text})
+    rows = list(each_row(path, functools.partial(_problem, lengths=lengths)))
     if not rows:
         raise ValueError(f"{path} holds no problems")
     return rows
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError(f"line {number} is no object")
-                yield row
-    except (OSError, EOFError, ValueError) as error:
-        if isinstance(error, FileNotFoundError) or str(error).startswith(str(path)):
-            raise
-        raise ValueError(f"{path}: {error}") from None
+def _problem(row: Any, lengths: Sequence[int]) -> dict[str, str]:
+    known = row if isinstance(row, dict) else {}
+    absent = [name for name in COLUMNS if not isinstance(known.get(name), str)]
+    if absent:
+        raise ValueError(
+            f"no text {absent[0]!r}; needed are {', '.join(COLUMNS)}, as "
+            "github.com/openai/human-eval-infilling releases them"
+        )
+    text = framed(row["prompt"], row["suffix"], lengths)
+    check_text(text)
+    return {**{name: row[name] for name in COLUMNS}, "text": text}
 
 
 def lengths_of(given: Any) -> tuple[int, ...]:
