@@ -13,6 +13,7 @@ pytest.importorskip("opencompass")
 
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
+from mmengine.config import Config
 from opencompass.openicl.icl_prompt_template import PromptTemplate
 from opencompass.openicl.icl_retriever import ZeroRetriever
 
@@ -137,6 +138,31 @@ def test_both_harnesses_ask_the_same_of_humaneval_infilling(manager, data):
     assert instances[0].args[1]["infill"] is True and instances[0].args[1]["max_gen_toks"] == 16
 
 
+# as the repository has them; the names in its own data.py are of no file
+RELEASED = {
+    "single_line": "SingleLineInfilling",
+    "multi_line": "MultiLineInfilling",
+    "random_span": "RandomSpanInfilling",
+    "random_span_light": "RandomSpanInfillingLight",
+}
+
+
+def test_both_harnesses_have_every_released_benchmark_with_one_length(manager, data):
+    config = Config.fromfile(str(CONFIGS / "opencompass/datasets/humaneval_infilling.py"))
+    sets = {each["abbr"]: each for each in config["humaneval_infilling_datasets"]}
+    assert list(sets) == [f"humaneval_infilling_{name}" for name in RELEASED]
+    for name, file in RELEASED.items():
+        write(
+            data / f"humaneval_infilling/HumanEval-{file}.jsonl.gz", [{**PROBLEM, "task_id": file}]
+        )
+        [instance] = lm_eval_instances(manager, f"humaneval_infilling_{name}", 2)
+        assert instance.doc["task_id"] == file
+        found = sets[f"humaneval_infilling_{name}"]
+        assert found["data_file"] == f"humaneval_infilling/HumanEval-{file}.jsonl.gz"
+        length = found["infer_cfg"]["inferencer"]["max_out_len"]
+        assert instance.args[1]["max_gen_toks"] == length
+
+
 def test_a_mark_is_ordinary_text_unless_infilling_is_asked_for():
     text = spans.sudoku_rows(1)[0]["text"]
     arguments = {"until": [], "max_gen_toks": 4}
@@ -178,6 +204,8 @@ def test_programs_are_graded_with_their_suffix():
     assert not spans.passes(PROBLEM, "    y = 3 * x\n")
     assert not spans.passes(PROBLEM, "    y = 2 * x\n    return 7\n")
     assert not spans.passes(PROBLEM, "    y = (\n")
+    # as published, a line ends between suffix and tests
+    assert spans.passes({**PROBLEM, "suffix": "return 2 * x"}, "    ")
 
 
 def test_opencompass_executes_code_where_it_is_permitted_alone(data, monkeypatch):
