@@ -37,7 +37,7 @@ from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.decode import decode_each
 from llada_plugins.sampling.draft import unreviewed
 from llada_plugins.sampling.generate import with_options
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 from llada_plugins.tasks import sudoku
 from tests.invariance import (
     CACHES,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .sampling.draft import Sample
     from .sampling.generate import generate
     from .sampling.infilling import Infilled, infill
-    from .sampling.sampler import Step
+    from .sampling.step import Step
     from .sampling.trace import Trace
 
 # written out, since type checkers do not run code
@@ -51,7 +51,7 @@ _HOMES = {
     "SpecialTokens": "models.special_tokens",
     "SamplerConfig": "sampling.config",
     "Sample": "sampling.decode",
-    "Step": "sampling.sampler",
+    "Step": "sampling.step",
     "Trace": "sampling.trace",
     "generate": "sampling.generate",
     "infill": "sampling.infilling",

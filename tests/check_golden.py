@@ -44,7 +44,7 @@ from llada_plugins.sampling import propose, published, unmask_schedule
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.facts import BY_TIMESTEPS
 from llada_plugins.sampling.generate import generate
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 from llada_plugins.sampling.unmask_schedule import planned
 from tests.golden_blocks import REPLAYS, SHIFTED, Case, Decoded, bd3lm, llada2, prompts_of, sdar
 from tests.tolerance import likelihood_error

@@ -19,7 +19,7 @@ from llada_plugins.sampling import published
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.for_model import fitted
 from llada_plugins.sampling.generate import generate
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 
 Case = Mapping[str, Any]
 SHIFTED = "right_shift_logits"  # dllm's option of a sampler; with us a model's logits are shifted

@@ -23,7 +23,7 @@ from llada_plugins.sampling.propose import (
     proposals_at,
     propose_filtered,
 )
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 from llada_plugins.sampling.unmask_schedule import keep_top, planned, without_idle
 from tests.test_sampler import (
     MASK,

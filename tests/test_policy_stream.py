@@ -32,7 +32,7 @@ from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.draft import Sample
 from llada_plugins.sampling.generate import generate
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 from tests.tolerance import forward_error, measured, rounding
 
 pytestmark = pytest.mark.floats

@@ -23,7 +23,7 @@ from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.decode import decode
 from llada_plugins.sampling.draft import Draft, Filled, Sample
 from llada_plugins.sampling.generate import generate, with_options
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 from tests.test_sampler import EOS, MASK, PROMPTS, SPECIAL, VOCAB, record, toy_denoiser
 
 pytestmark = pytest.mark.floats

@@ -34,7 +34,7 @@ from llada_plugins.sampling.facts import ADAPTIVE_RULES
 from llada_plugins.sampling.generate import generate, with_options
 from llada_plugins.sampling.propose import propose
 from llada_plugins.sampling.propose import sample as sampled_tokens
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 from llada_plugins.sampling.unmask_schedule import PASSING, keep_top, num_passing, quota
 from tests.tolerance import rounding
 

@@ -20,7 +20,7 @@ from llada_plugins.sampling.decode import decode
 from llada_plugins.sampling.draft import Sample, unreviewed
 from llada_plugins.sampling.frames import UNKNOWN, frames
 from llada_plugins.sampling.generate import with_options
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 from llada_plugins.sampling.trace import (
     EDITED,
     KEPT,

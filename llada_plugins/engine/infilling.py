@@ -26,7 +26,7 @@ from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.draft import Sample
 from llada_plugins.sampling.for_model import defaults_of
 from llada_plugins.sampling.infilling import check_infilling, for_infilling, spans
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 from llada_plugins.tasks.spans import WRITTEN
 
 from .asked import Asked

@@ -19,7 +19,7 @@ from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
 from llada_plugins.methods.prepared import Judge
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.draft import Draft, Fill, Filled, Review
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 
 
 def shared(steps: Sequence[float], forwards: Sequence[int]) -> list[float]:

@@ -18,7 +18,7 @@ import numpy as np
 from llada_plugins.files import gzip_lines
 from llada_plugins.models import text
 from llada_plugins.sampling.draft import Review, Sample
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 from llada_plugins.sampling.trace import Array, Event, Judged, Pass, Scorer, Trace
 
 from .record_options import RecordOptions

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,8 @@ from llada_plugins.models.special_tokens import SpecialTokens
 from .config import SamplerConfig
 from .decision import Decide, Decision, Reasons
 from .propose import ActiveBlock, proposals_at
-
-if TYPE_CHECKING:
-    from .sampler import RowsInWork, Step
+from .step import Step
+from .work import RowsInWork
 
 # a branch that fills its block is taken at once if all that it kept are so probable
 SURE = 0.9

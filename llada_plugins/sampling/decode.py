@@ -22,7 +22,8 @@ from llada_plugins.models.special_tokens import SpecialTokens
 from .batching import Queue, Refill, Waiting
 from .config import SamplerConfig
 from .draft import Draft, Filled, Review, Sample, unreviewed
-from .sampler import Step, unmask
+from .sampler import unmask
+from .step import Step
 
 
 class FillBlocks(NamedTuple):

@@ -19,7 +19,7 @@ from .config import SamplerConfig
 from .decode import decode
 from .draft import Review, Sample, unreviewed
 from .for_model import fitted
-from .sampler import Step
+from .step import Step
 
 
 def generate(

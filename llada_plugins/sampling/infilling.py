@@ -30,7 +30,7 @@ from .decode import decode
 from .draft import Sample
 from .for_model import fitted
 from .generate import with_options
-from .sampler import Step
+from .step import Step
 
 # go without effect where there is one block
 OF_SEVERAL_BLOCKS = (

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +25,8 @@ from llada_plugins.models.special_tokens import SpecialTokens
 
 from .config import SamplerConfig
 from .decision import Decide, Reasons
-
-if TYPE_CHECKING:
-    from .sampler import RowsInWork, Step
+from .step import Step
+from .work import RowsInWork
 
 INF = float("inf")
 # a draft is worth a row if its tokens together are so probable, each judged without the others

@@ -16,7 +16,7 @@ from llada_plugins.diffusion.denoiser import PADDING
 
 from .config import SamplerConfig
 from .draft import Draft, Filled, Review, unreviewed
-from .sampler import Step
+from .step import Step
 
 # bits of Pass.flags
 MASKED, KEPT, REMASKED, EDITED = 1, 2, 4, 8

@@ -19,7 +19,7 @@ from llada_plugins.models.loading import load_model
 from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 from llada_plugins.tasks import sudoku
 from llada_plugins.tasks.splits import Split
 

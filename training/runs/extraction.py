@@ -22,7 +22,7 @@ from llada_plugins.models.loading import load_model
 from llada_plugins.models.tokenizer import load_tokenizer
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import check_fits, generate
-from llada_plugins.sampling.sampler import Step
+from llada_plugins.sampling.step import Step
 from training.data.examples import Example
 from training.data.token_cache import kept, place
 from training.data.trajectories import Trajectories, Trajectory
