@@ -40,7 +40,7 @@ from llada_plugins.models.mixture import SigmoidRouter
 from llada_plugins.models.past import Past
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.options.fields import split
-from llada_plugins.sampling import propose, published, unmask_schedule
+from llada_plugins.sampling import keep_rules, propose, published
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.facts import BY_TIMESTEPS
 from llada_plugins.sampling.generate import generate
@@ -223,11 +223,11 @@ def ties_as_torch_breaks_them(start: int) -> Iterator[None]:
         chosen.scatter_(1, row.topk(number).indices, True)
         return standing | chosen[:, start:]
 
-    own, unmask_schedule.keep_top = unmask_schedule.keep_top, keep_top
+    own, keep_rules.keep_top = keep_rules.keep_top, keep_top
     try:
         yield
     finally:
-        unmask_schedule.keep_top = own
+        keep_rules.keep_top = own
 
 
 def first_difference(answers: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> str:

@@ -16,6 +16,7 @@ from scipy import stats
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, Prediction
 from llada_plugins.diffusion.random_streams import request_key, uniform
 from llada_plugins.sampling.config import SamplerConfig
+from llada_plugins.sampling.keep_rules import keep_top
 from llada_plugins.sampling.propose import (
     ActiveBlock,
     draws_of_confidence,
@@ -24,7 +25,7 @@ from llada_plugins.sampling.propose import (
     propose_filtered,
 )
 from llada_plugins.sampling.step import Step
-from llada_plugins.sampling.unmask_schedule import keep_top, planned, without_idle
+from llada_plugins.sampling.unmask_schedule import planned, without_idle
 from tests.test_sampler import (
     MASK,
     PROMPTS,

@@ -32,10 +32,11 @@ from llada_plugins.sampling.decode import decode
 from llada_plugins.sampling.draft import Draft, Filled, Sample, unreviewed
 from llada_plugins.sampling.facts import ADAPTIVE_RULES
 from llada_plugins.sampling.generate import generate, with_options
+from llada_plugins.sampling.keep_rules import PASSING, keep_top, num_passing
 from llada_plugins.sampling.propose import propose
 from llada_plugins.sampling.propose import sample as sampled_tokens
 from llada_plugins.sampling.step import Step
-from llada_plugins.sampling.unmask_schedule import PASSING, keep_top, num_passing, quota
+from llada_plugins.sampling.unmask_schedule import quota
 from tests.tolerance import rounding
 
 pytestmark = pytest.mark.floats

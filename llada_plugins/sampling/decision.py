@@ -16,9 +16,9 @@ from llada_plugins.models.special_tokens import SpecialTokens
 
 from .active import next_to_unmask, to_judge
 from .config import SamplerConfig
+from .keep_rules import keep
 from .propose import INF, ActiveBlock, proposals_at
 from .several_blocks import BlocksInWork
-from .unmask_schedule import keep
 
 
 class Before(NamedTuple):
