@@ -21,6 +21,7 @@ from lm_eval.utils import simple_parse_args_string
 
 from llada_plugins.engine.batches import AUTO
 from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.engine.notices import WarnOnce
 from llada_plugins.engine.progress import Progress, progress
 from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.harness import lmeval_cached_requests, lmeval_tokens
@@ -34,6 +35,7 @@ from llada_plugins.harness.lmeval_options import (
     check_given_once,
     refuse_chats,
     warn_of_chat,
+    warn_of_drawn_examples,
 )
 from llada_plugins.harness.lmeval_processes import ParallelLM
 from llada_plugins.harness.lmeval_record import Samplers
@@ -96,6 +98,7 @@ class LLaDA(ParallelLM):
         self._device = self.engine.model.device
         self._samplers = Samplers()
         self._totals = TotalsByTask()
+        self._warnings = WarnOnce(logger)
         self._seed_warnings = SeedWarnings()
         self._notes = LikelihoodNotes()
         self._recorder = Recorder(self.engine, writes=self.rank == 0)
@@ -224,6 +227,7 @@ class LLaDA(ParallelLM):
         what their answers cost; their sums, of all processes, go into the results.
         """
         warn_of_chat(self.engine.asked.preset, chats=self._chats)
+        self._warn_of_processes()
         lmeval_cached_requests.check_cached(requests)
         parsed = [
             self._request(*instance.args)._replace(id=id)
@@ -238,6 +242,10 @@ class LLaDA(ParallelLM):
         self._totals.merge(self.gather_object(totals_of(requests, answers)) or [])
         attach_each(requests, [each.note for each in answers])
         return [each.text for each in answers]
+
+    def _warn_of_processes(self) -> None:
+        if self.rank == 0 and self.world_size > 1:
+            warn_of_drawn_examples(self._warnings)
 
     def _request(self, prompt: str, gen_kwargs: Mapping[str, Any]) -> Request:
         return read_request(self.engine, prompt, gen_kwargs)
@@ -305,6 +313,7 @@ class LLaDA(ParallelLM):
         self, what: str, pairs: Sequence[Pair], disable_tqdm: bool
     ) -> Iterator[tuple[int, LogLikelihood]]:
         """The Engine's estimates as they come, each a step of the progress line."""
+        self._warn_of_processes()
         with closing(self._progress(what, len(pairs), disable_tqdm)) as bar:
             for number, estimate in self.engine.log_likelihood(pairs):
                 yield number, estimate

@@ -43,8 +43,9 @@ Rows = dict[str, Options]  # name -> options
 # ---- what is decoded: two blocks, the last of which is cut
 
 BASE: Options = dict(gen_length=6, block_length=4)
-# one comes twice; others end within a block that holds the prompt's end, or at its border
-PROMPTS = ("a", "word", "two words", "x" * 8, "of some length", "word", "z" * 21, "the last one")
+# one comes twice, in the shares of two processes; others end within a block that holds the
+# prompt's end, or at its border
+PROMPTS = ("a", "word", "two words", "x" * 8, "word", "of some length", "z" * 21, "the last one")
 STOPS = ("e",)
 PAIRS = (("a", "b c"), ("a", "bcd"), ("word", " or"), ("z" * 21, "y"), ("", "word"), ("e", "fgh"))
 

@@ -35,8 +35,9 @@ class Request(NamedTuple):
     # what a process reward model is told was asked, unless question_pattern says (None:
     # the prompt)
     question: str | None = None
-    # tells repeats of a prompt apart, whatever the call: part of the random key
-    stream: tuple[tuple[int, ...], ...] = ()
+    # tells repeats of a prompt apart, whatever the call: part of the random key (None: the
+    # number of equal requests before it in the call)
+    stream: tuple[tuple[int, ...], ...] | None = None
     id: QuestionId | None = None  # for what is written down; changes no answer
     # what follows the prompt where spans of a text are filled in, see infilling.py: strings, and
     # for each span the lengths in tokens of which one is chosen
@@ -114,8 +115,10 @@ def random_keys(requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -
     keys = []
     repeats = occurrences(request._replace(id=None) for request in requests)
     for request, prompt, repeat in zip(requests, prompts, repeats):
-        told_apart = [[repeat]] if repeat else []
-        keys.append(request_key(request.sampler.seed, prompt, *told_apart, *request.stream))
+        told_apart = request.stream
+        if told_apart is None:
+            told_apart = ((repeat,),) if repeat else ()
+        keys.append(request_key(request.sampler.seed, prompt, *told_apart))
     return keys
 
 

@@ -13,8 +13,9 @@ from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.progress import Progress
 from llada_plugins.engine.request import Request
 
-from .lmeval_cache import Place, RepeatHook
+from .lmeval_cache import RepeatHook
 from .lmeval_notes import Note, counts, repeats
+from .lmeval_tasks import numbers
 from .statistics import TotalsByTask, statistics, unknown
 from .streams import stream
 
@@ -28,22 +29,22 @@ class Answer(NamedTuple):
     note: Note
 
 
-def places_of(requests: Sequence[Instance], hook: CacheHook) -> list[Place]:
-    """Which repeat each request is; without a cache the Engine counts them itself."""
-    if isinstance(hook, RepeatHook):
-        return hook.places(requests)
-    return [Place(0, None)] * len(requests)
-
-
-def from_file(places: Sequence[Place]) -> dict[int, Answer]:
-    """The answers that the cache holds, by the number of their request."""
+def from_file(
+    requests: Sequence[Instance], places: Sequence[int], hook: CacheHook
+) -> dict[int, Answer]:
+    """The answers that a --use_cache file holds, by the number of their request in the call."""
+    if not isinstance(hook, RepeatHook):
+        return {}
+    held = [hook.finished(*each) for each in zip(requests, places)]
     found = {
         number: Answer(each.text, {**(each.statistics or unknown()), "from_cache": True})
-        for number, (_, each) in enumerate(places)
+        for number, each in enumerate(held)
         if each is not None
     }
     if found:
-        logger.info("%d of %d answers are taken from the --use_cache file", len(found), len(places))
+        logger.info(
+            "%d of %d answers are taken from the --use_cache file", len(found), len(requests)
+        )
     return found
 
 
@@ -55,18 +56,18 @@ def answer(
     bar: Progress,
 ) -> list[Answer]:
     """The answers in the order of the requests; each is kept in the cache once it is known."""
-    places = places_of(requests, hook)
-    answers = from_file(places)
+    places = numbers(requests, [engine.draws(each.sampler) for each in parsed])
+    answers = from_file(requests, places, hook)
     missing = [number for number in range(len(requests)) if number not in answers]
     for _ in answers:
         bar.known()
-    asked = [parsed[number]._replace(stream=stream(places[number].number)) for number in missing]
+    asked = [parsed[number]._replace(stream=stream(places[number])) for number in missing]
     try:
         for index, completion in engine.generate(asked) if asked else ():
             number, costs = missing[index], statistics(completion)
             answers[number] = Answer(completion.text, {**costs, "from_cache": False})
             if isinstance(hook, RepeatHook):
-                hook.keep_answer(requests[number], places[number].number, completion.text, costs)
+                hook.keep_answer(requests[number], places[number], completion.text, costs)
             bar.add(completion.num_tokens, completion.num_forwards)
     finally:  # one that cannot be answered ends the call after the others
         if isinstance(hook, RepeatHook):

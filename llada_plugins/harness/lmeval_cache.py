@@ -1,8 +1,8 @@
 """lm-eval's response cache (`--use_cache`) with an entry for each repeat of a request.
 
 lm-eval's keys hold a request's arguments alone: of a task with `repeats: 4` the last
-answer stays, and a second run gets it four times. Here the n-th equal request of a
-call, from 0, has an entry of its own from n = 1 on, and beside it what decoding the
+answer stays, and a second run gets it four times. Here the n-th asking of a question,
+from 0, has an entry of its own from n = 1 on, and beside it what decoding the
 answer cost. So the model itself takes finished answers from the file: lm-eval, told that
 no answer is there, hands over every request. Likelihoods are looked up by lm-eval.
 """
@@ -10,7 +10,7 @@ no answer is there, hands over every request. Likelihoods are looked up by lm-ev
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +18,14 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, hash_args
 from sqlitedict import SqliteDict
 
-from llada_plugins.engine.request import occurrences
 from llada_plugins.files.changes import changes
 
 from .lmeval_entries import REMEDY, Entries, check_file
 from .lmeval_manifest import evaluation
+from .lmeval_tasks import answer_key
 from .statistics import Statistics
 
 FINGERPRINT_KEY = "llada_plugins:fingerprint:2"  # 2: an entry for each repeat
-ANSWERS = "generate_until"  # lm-eval's name for requests of answers
 
 
 def entry(key: str, number: int) -> str:
@@ -87,13 +86,6 @@ class Finished(NamedTuple):
     statistics: Statistics | None  # None in a file of a version that kept none
 
 
-class Place(NamedTuple):
-    """A request's place among equal ones, and its answer where the file holds it."""
-
-    number: int
-    finished: Finished | None
-
-
 class RepeatHook(CacheHook):
     """What a model reads and writes finished answers through."""
 
@@ -103,17 +95,11 @@ class RepeatHook(CacheHook):
         self.entries.enter()
         self.dbdict = cache
 
-    def places(self, requests: Sequence[Instance]) -> list[Place]:
-        """Of each request of a call of generate_until."""
-        keys = [hash_args(ANSWERS, request.args) for request in requests]
-        return [
-            Place(number, self._finished(request, key, number))
-            for request, key, number in zip(requests, keys, occurrences(keys))
-        ]
-
-    def _finished(self, request: Instance, key: str, number: int) -> Finished | None:
+    def finished(self, request: Instance, number: int) -> Finished | None:
+        """The answer to the n-th repeat of a request, where the file holds it."""
         if request.args[1].get("do_sample"):
             return None  # by lm-eval's rule such answers are decoded in every run
+        key = answer_key(request)
         text = _value(self.entries, entry(key, number))
         if text is None:
             return None
@@ -123,7 +109,7 @@ class RepeatHook(CacheHook):
         self, request: Instance, number: int, text: str, statistics: Statistics
     ) -> None:
         """Keep the answer to the n-th repeat of a request as soon as it is known."""
-        key = hash_args(ANSWERS, request.args)
+        key = answer_key(request)
         self.entries.keep({_costs(key, number): statistics, entry(key, number): text})
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 
+from llada_plugins.engine.notices import WarnOnce
 from llada_plugins.engine.request import Request
 from llada_plugins.settings.table import Preset
+
+from .lmeval_tasks import drawing_examples
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,16 @@ def warn_of_chat(preset: Preset | None, *, chats: bool) -> None:
     if preset is not None and preset.chat != chats:
         do = "give" if preset.chat else "leave out"
         logger.warning("preset %s is not this: %s --apply_chat_template", preset.name, do)
+
+
+def warn_of_drawn_examples(warnings: WarnOnce) -> None:
+    """Say which tasks of a run in several processes have other prompts than in one."""
+    for name in drawing_examples():
+        warnings.warn(
+            f"{name}: lm-eval draws few-shot examples for one document after another, and each "
+            "process begins anew: prompts are not those of a run in another number of "
+            "processes, unless the task sets fewshot_config: {sampler: first_n}"
+        )
 
 
 def refuse_chats(requests: Sequence[Request]) -> None:
