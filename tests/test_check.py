@@ -288,11 +288,25 @@ def test_an_evaluation_that_failed_is_told(work_dir):
 @pytest.mark.parametrize(
     "torn", ["predictions/base/gsm8k.json", "results/base/gsm8k.json", "manifests/base.json"]
 )
-def test_a_torn_file_is_named(work_dir, capsys, torn):
+def test_a_torn_file_is_named_and_all_else_is_told(work_dir, capsys, torn):
+    config, abbr = work_dir / "configs" / "a.py", "chess"
+    config.write_text(
+        config.read_text() + f"datasets = [*datasets, {{**datasets[0], 'abbr': {abbr!r}}}]\n"
+    )
     path = work_dir / torn
     path.write_text(path.read_text()[:-1])
-    assert door.main([str(work_dir)]) == 2
-    assert f"{path} cannot be read: not JSON" in capsys.readouterr().err
+    assert door.main([str(work_dir)]) == 3
+    told = capsys.readouterr().out
+    lines = [each for each in told.splitlines() if f"{path} cannot be read: not JSON" in each]
+    assert lines and all(each.startswith("  problem") for each in lines)
+    assert "published    71.9" in told and "chess: no predictions, its task failed: see" in told
+
+
+@pytest.mark.parametrize("content", ["[]", '{"0": 1}'])
+def test_predictions_that_are_none_are_named(work_dir, content):
+    path = work_dir / "predictions" / "base" / "gsm8k.json"
+    path.write_text(content)
+    assert f"{path} cannot be read: it holds no predictions by number" in told(work_dir)
 
 
 def test_a_preset_that_is_unknown_is_told_in_one_line(work_dir, capsys):

@@ -7,9 +7,9 @@ import fnmatch
 import importlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import opencompass
 from mmengine.config import Config
@@ -30,6 +30,7 @@ from .state import differences
 CUT = re.compile(r"-first\d+$")  # of a data set that LLADA_LIMIT cuts
 FIRST = re.compile(r"^\[:(\d+)\]$")
 MODULE = "llada_plugins.opencompass_models"
+T = TypeVar("T")
 
 
 def read(folder: Path) -> list[tuple[Run, list[Preset]]]:
@@ -112,9 +113,9 @@ def _unpublished(folder: Path, model: Mapping[str, Any], dataset: Mapping[str, A
     assert method is not None
     asked = Asked(method, explicit(method, model))
     own = _data_set(folder, abbr, dataset, ())
-    manifest = stored(place_in_run(folder, abbr))
     made: list[str] = []
-    if own.answers:
+    manifest = _manifest(made, folder, abbr)
+    if own.answers and not made:
         made = [*_otherwise(abbr, manifest, asked), *_asked_otherwise(manifest, model, [dataset])]
     return Run(
         harness="opencompass",
@@ -136,11 +137,12 @@ def _run(
     assert method is not None
     asked = Asked(method, explicit(method, model))
     nearest = _nearest(datasets, presets, asked.preset)
-    manifest = stored(place_in_run(folder, abbr))
+    torn: list[str] = []
+    manifest = _manifest(torn, folder, abbr)
     own = [_data_set(folder, abbr, each, nearest.task.metrics) for each in datasets]
-    problems = [problem for each in own for problem in each.problems]
+    problems = [*torn, *(problem for each in own for problem in each.problems)]
     answered = sum(each.answers for each in own)
-    if answered:
+    if answered and not torn:
         problems += _otherwise(abbr, manifest, asked)
         problems += _asked_otherwise(manifest, model, datasets)
     scores = [each.score for each in own if each.score is not None]
@@ -242,16 +244,41 @@ def _data_set(
     begun = re.compile(rf"tmp_{re.escape(name)}(_\d+)?\.jsonl?")
     present = sorted(place.iterdir()) if place.is_dir() else []
     files = [path for path in present if whole.fullmatch(path.name)]
-    rows = [row for path in files for row in load(path).values()]
-    problems = list(_row_problems(folder, abbr, name, dataset, rows))
+    problems: list[str] = []
+    rows = [row for path in files for row in _or_told(problems, _rows, path) or []]
+    if not problems:
+        problems += _row_problems(folder, abbr, name, dataset, rows)
     if any(begun.fullmatch(path.name) for path in present):
         problems.append(f"{name}: answers are unfinished (tmp_*): go on with -r")
-    values = metrics(folder, abbr, name)
-    wanted = metrics_of_task or list(values)
-    score = next((values[metric] for metric in wanted if metric in values), None)
-    if rows and score is None:
+    values = _or_told(problems, metrics, folder, abbr, name)
+    known = values or {}
+    wanted = metrics_of_task or list(known)
+    score = next((known[metric] for metric in wanted if metric in known), None)
+    if rows and score is None and values is not None:
         problems.append(f"{name}: no score: see {_log(folder, 'eval', abbr, name)}")
     return DataSet(score, len(rows), problems)
+
+
+def _or_told(problems: list[str], read: Callable[..., T], *of: Any) -> T | None:
+    """What is read; of a file that cannot be read None, and a line among the problems."""
+    try:
+        return read(*of)
+    except (ValueError, OSError) as error:
+        problems.append(str(error))
+        return None
+
+
+def _manifest(problems: list[str], folder: Path, abbr: str) -> dict[str, Any]:
+    """A model's, or {} where none can be read."""
+    return _or_told(problems, stored, place_in_run(folder, abbr)) or {}
+
+
+def _rows(path: Path) -> list[Any]:
+    """The rows of a file of predictions; ValueError where it is none."""
+    found = load(path)
+    if not isinstance(found, dict) or not all(isinstance(row, dict) for row in found.values()):
+        raise ValueError(f"{path} cannot be read: it holds no predictions by number")
+    return list(found.values())
 
 
 def _row_problems(
