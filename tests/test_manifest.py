@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from llada_plugins import rerun as door
+from llada_plugins.engine.asked import Asked
 from llada_plugins.engine.engine import Engine
 from llada_plugins.files import digests
 from llada_plugins.files.digests import file_digest, text_digest, weights_digest
 from llada_plugins.files.tensors import save_tensors
+from llada_plugins.models.folder import TINY
 from llada_plugins.provenance.manifest import Recorder, read_manifest, write_manifest
 from llada_plugins.provenance.origins import names_after, option_origins
 from llada_plugins.provenance.rerun import changed, lm_eval_command
-from llada_plugins.provenance.state import differences
+from llada_plugins.provenance.state import differences, state
 from tests.commands import python
 
 ROOT = Path(__file__).parents[1]
@@ -183,6 +185,57 @@ def test_a_hub_id_is_asked_for_once(tiny_checkpoint, monkeypatch):
     assert asked == ["owner/name"] and recorder.state["weights"]
 
 
+PRM_FOLDER = TINY / "prm"
+
+
+def test_a_reward_model_by_its_hub_id_is_known_by_its_files_and_asked_for_once(
+    tmp_path, monkeypatch
+):
+    folder, asked = Path(shutil.copytree(PRM_FOLDER, tmp_path / "snapshot")), []
+
+    def deliver(name, **options):
+        asked.append(name)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", deliver)
+
+    def made() -> Engine:
+        return Engine("llada_prm", prm="owner/prm", gen_length=8, device="cpu")
+
+    engine = made()
+    before, then = engine.fingerprint(), Recorder(engine).state
+    assert asked == ["owner/prm"] and "owner/prm" not in before
+    assert then["add_ons"]["prm"]["headers"] and "prm" not in then["options"]
+    local = Engine("llada_prm", prm=str(PRM_FOLDER), gen_length=8, device="cpu")
+    assert (local.fingerprint(), Recorder(local).state) == (before, then)
+    change_a_byte(folder / "model.safetensors")
+    assert made().fingerprint() != before
+    lines = differences(then, Recorder(made()).state)
+    assert [line.partition(":")[0] for line in lines] == [
+        "add_ons.prm.sampled",
+        "add_ons.prm.files",
+    ]
+
+
+def change_a_byte(weights: Path) -> None:
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+def test_an_add_on_in_the_checkpoints_folder_is_in_the_manifest(tmp_path):
+    folder = Path(shutil.copytree(TINY, tmp_path / "model"))
+    asked = Asked("llada_ups", {"pretrained": str(folder)})
+    before = state(asked, asked.folders())
+    [weights] = (folder / "ups").glob("*.safetensors")
+    change_a_byte(weights)
+    lines = differences(before, state(asked, asked.folders()))
+    assert [line.partition(":")[0] for line in lines] == [
+        "add_ons.ups.sampled",
+        "add_ons.ups.files",
+    ]
+
+
 # --- again
 
 
@@ -191,9 +244,7 @@ def test_what_has_changed_since_is_named(checkpoint, tmp_path):
     found = manifest_of(checkpoint, path, steps=8)
     assert changed(found) == []
     (weights,) = checkpoint.glob("*.safetensors")
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    change_a_byte(weights)
     (checkpoint / "tokenizer_config.json").write_text('{"model_max_length": 9}')
     found["state"]["versions"]["torch"] = "1.0"
     lines = changed(found)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ class Folders(NamedTuple):
     checkpoint: Path
     adapter: Path | None
     tokenizer: Path
+    add_ons: Mapping[str, Path]  # by the method's options that name them
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,25 @@ class Asked:
         checkpoint = resolve(config.pretrained, config.revision)
         adapter = resolve(config.peft, option="peft") if config.peft else None
         tokenizer = resolve(config.tokenizer) if config.tokenizer else checkpoint
-        return Folders(checkpoint, adapter, tokenizer)
+        return Folders(checkpoint, adapter, tokenizer, dict(self._add_ons(checkpoint)))
+
+    def _add_ons(self, checkpoint: Path) -> Iterator[tuple[str, Path]]:
+        """What the method loads beside the checkpoint: named by an option, or in its folder."""
+        for name, find_folder in METHODS[self.method].folders.items():
+            value, beside = getattr(self.method_options, name), checkpoint / name
+            if value is not None:
+                yield name, find_folder(value)
+            elif beside.is_dir():
+                yield name, beside
+
+    def located(self, folders: Folders) -> Any:
+        """The method's options, with what was found in the place of names that are given."""
+        found = {
+            name: str(place)
+            for name, place in folders.add_ons.items()
+            if getattr(self.method_options, name) is not None
+        }
+        return replace(self.method_options, **found)
 
     def sampler(self, family: str) -> dict[str, Any]:
         """The sampler's options, under our names.

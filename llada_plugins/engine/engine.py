@@ -58,7 +58,7 @@ class Engine:
         self.method_options: Any = self.asked.method_options
         self.config = self.asked.config
         self.folders = self.asked.folders()
-        self.folder, self.adapter, tokenizer_folder = self.folders
+        self.folder, self.adapter, tokenizer_folder = self.folders[:3]
         config = with_attention(read_config(self.folder), self.config.attention, str(self.folder))
         self.family = FAMILIES[config.family]
         self.given = self.asked.sampler(self.family.sampler)
@@ -73,7 +73,8 @@ class Engine:
         self.special = mask_known(self.folder, tokenizer_folder, config, self.config.mask_id)
         self.max_length = context_length(config, self.config.max_length)
         load = functools.partial(self._loaded, model)
-        self.prepared = METHODS[method].prepare(load, self.folder, self.method_options)
+        located = self.asked.located(self.folders)
+        self.prepared = METHODS[method].prepare(load, self.folder, located)
         self.model = self.prepared.model
         # an adapter may have blocks of its own
         self.by_model = defaults_of(self.model.config, self.given)

@@ -31,7 +31,8 @@ def fingerprint(engine: Engine) -> str:
         "device": engine.model.device.type,
         **{name: value for name, value in options.items() if name not in NOT_IDENTITY},
         "method_options": {
-            name: _by_content(value) for name, value in asdict(engine.method_options).items()
+            **asdict(engine.method_options),
+            **{name: digest(folder) for name, folder in engine.folders.add_ons.items()},
         },
         "sampler": _sampler(engine),
     }
@@ -89,13 +90,6 @@ def digest(folder: Path) -> str:
 def _adapter(engine: Engine) -> dict[str, str]:
     """The LoRA adapter by its content, where there is one."""
     return {"peft_digest": digest(engine.adapter)} if engine.adapter else {}
-
-
-def _by_content(value: Any) -> Any:
-    """An option as it is, the name of a folder as what the folder holds."""
-    if isinstance(value, str) and Path(value).is_dir():
-        return digest(Path(value))
-    return value
 
 
 def _sampler(engine: Engine) -> dict[str, Any]:

@@ -71,6 +71,11 @@ class Prepared(NamedTuple):
     max_answer: int | None = None  # tokens of the longest answer that it knows, if not the context
 
 
+def local_folder(value: str) -> Path:
+    """The folder that an option names."""
+    return Path(value).expanduser()
+
+
 class Method(NamedTuple):
     """A row of METHODS."""
 
@@ -80,6 +85,8 @@ class Method(NamedTuple):
     # whose likelihoods it gives, in words for results
     likelihood: str = "the checkpoint's own: this method changes decoding only"
     judges: bool = False  # does it load a process reward model, which reviews every block?
+    # its options that name what it loads beside the checkpoint -> how that is found
+    folders: Mapping[str, Callable[[str], Path]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)

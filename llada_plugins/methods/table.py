@@ -7,19 +7,25 @@ expect unless they choose others.
 
 from __future__ import annotations
 
+from llada_plugins.rewards.process_reward_model import prm_folder
 from llada_plugins.sampling.confidence import POLICY_SOURCES
 from llada_plugins.sampling.config import SamplerConfig
 
 from .ala import ALAOptions, routed_seeds
-from .prepared import Method, NoOptions, Policy, Prepared, baseline
+from .prepared import Method, NoOptions, Policy, Prepared, baseline, local_folder
 from .prm import PRMOptions, judged_blocks
 from .ups import UPSOptions, learned_remasking
 
 METHODS: dict[str, Method] = {
     "llada": Method(NoOptions, baseline, "the checkpoint's own"),
-    "llada_ups": Method(UPSOptions, learned_remasking),
-    "llada_ala": Method(ALAOptions, routed_seeds, "the routed model's, not the checkpoint's own"),
-    "llada_prm": Method(PRMOptions, judged_blocks, judges=True),
+    "llada_ups": Method(UPSOptions, learned_remasking, folders={"ups": local_folder}),
+    "llada_ala": Method(
+        ALAOptions,
+        routed_seeds,
+        "the routed model's, not the checkpoint's own",
+        folders={"router": local_folder},
+    ),
+    "llada_prm": Method(PRMOptions, judged_blocks, judges=True, folders={"prm": prm_folder}),
 }
 
 

@@ -23,6 +23,7 @@ from llada_plugins.engine.record_options import RecordOptions
 from llada_plugins.files.changes import differing
 from llada_plugins.files.digests import SHORT, text_digest, weights_digest
 from llada_plugins.files.installation import PACKAGE, installed
+from llada_plugins.methods.table import METHODS
 from llada_plugins.models.placement import pick_device
 from llada_plugins.options.fields import names
 
@@ -64,16 +65,12 @@ NOT_STATE = (
 def state(asked: Asked, folders: Folders) -> dict[str, Any]:
     """Everything that must be equal for a result to be the same, by sections of plain values."""
     config = asked.config
-    folder, adapter, tokenizer = folders
+    folder, adapter, tokenizer, add_ons = folders
     full = config.manifest == "full"
     return {
         "weights": weights_digest(folder, full=full)._asdict(),
         "adapter": weights_digest(adapter, full=full)._asdict() if adapter else None,
-        "add_ons": {
-            name: digest(Path(value))
-            for name, value in asdict(asked.method_options).items()
-            if isinstance(value, str) and Path(value).is_dir()
-        },
+        "add_ons": {name: _add_on(place, full=full) for name, place in add_ons.items()},
         "config": text_digest(folder / name for name in CONFIGS),
         "tokenizer": text_digest(tokenizer / name for name in TOKENIZER),
         "options": _options(asked),
@@ -83,6 +80,11 @@ def state(asked: Asked, folders: Folders) -> dict[str, Any]:
     }
 
 
+def _add_on(folder: Path, *, full: bool) -> dict[str, Any]:
+    """Its weights, as the checkpoint's, and its other files."""
+    return {**weights_digest(folder, full=full)._asdict(), "files": digest(folder)}
+
+
 def _options(asked: Asked) -> dict[str, Any]:
     """The options in effect, those of requests aside."""
     values = {**asdict(asked.config), **asdict(asked.method_options)}
@@ -90,12 +92,8 @@ def _options(asked: Asked) -> dict[str, Any]:
     given = {
         name: value for name, value in {**of_preset, **asked.explicit}.items() if name not in values
     }
-    kept = {name: value for name, value in {**values, **given}.items() if name not in NOT_STATE}
-    return {name: value for name, value in kept.items() if not _is_folder(value)}
-
-
-def _is_folder(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).is_dir()
+    left_out = {*NOT_STATE, *METHODS[asked.method].folders}
+    return {name: value for name, value in {**values, **given}.items() if name not in left_out}
 
 
 def device_name(name: str) -> str:

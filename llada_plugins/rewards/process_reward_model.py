@@ -109,7 +109,7 @@ def open_prm(config: PRMConfig) -> OpenPRM:
             "llada_prm needs a process reward model: pass prm=FOLDER or prm=HUB_ID, such as "
             "prm=Qwen/Qwen2.5-Math-PRM-7B"
         )
-    folder = _resolve(config.prm)
+    folder = prm_folder(config.prm)
     raw = read_json(folder / "config.json", CONFIG)
     files = tensor_files(folder)
     name = find_family(folder, config.prm_family, raw.get("architectures") or [], list(files))
@@ -207,7 +207,11 @@ def _load_model(
     return model.eval().requires_grad_(False)
 
 
-def _resolve(prm: str) -> Path:
+def prm_folder(prm: str) -> Path:
+    """Where the PRM of a folder's name or a hub id is; a hub id is asked for at the hub.
+
+    Raises FileNotFoundError where it is not there.
+    """
     folder = Path(prm).expanduser()
     if not folder.is_dir() and (prm.startswith((".", "/", "~")) or prm.count("/") != 1):
         raise FileNotFoundError(
