@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,22 @@ def test_another_model_or_sampler_finds_nothing(tmp_path):
         other = Journal(identity)
         other.open(predictions)
         assert other.find(request) == found
+
+
+def test_answers_of_another_version_are_told_and_decoded_again(tmp_path, caplog):
+    predictions = tmp_path / "rows.json"
+    older, newer = (json.dumps({"made_by": {"torch": each}}) for each in ("2.12.0", "2.13.0"))
+    for identity, request in ((older, REQUESTS[0]), (older, REQUESTS[1]), (newer, REQUESTS[2])):
+        journal = Journal(identity)
+        journal.open(predictions)
+        journal.keep(request, ANSWER)
+        journal.close()
+    caplog.clear()
+    journal = Journal(newer)
+    journal.open(predictions)
+    assert [journal.find(each) for each in REQUESTS] == [None, None, ANSWER]
+    [told] = caplog.messages
+    assert told.startswith("2 answers in ") and "made_by.torch was '2.12.0', is '2.13.0'" in told
 
 
 def test_a_journal_stays_until_the_predictions_are_there(tmp_path):

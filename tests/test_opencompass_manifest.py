@@ -112,6 +112,24 @@ def test_answers_to_questions_asked_otherwise_are_never_gone_on_with(ask, change
     ask(2)  # as it began
 
 
+@pytest.mark.parametrize("name", ["versions.torch", "code"])
+def test_answers_of_another_version_are_never_gone_on_with(ask, name):
+    folder = ask(2, only=1)
+    path = folder / "manifests" / "tiny.json"
+    whole = path.read_text()
+    found = json.loads(whole)
+    *places, last = name.split(".")
+    functools.reduce(operator.getitem, places, found["state"])[last] = "1.0"
+    path.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=f"version.*{name}: 1.0 then.*another abbr") as refusal:
+        ask(2)
+    assert "\n" not in str(refusal.value)
+    found = json.loads(whole)
+    found["state"]["versions"]["datasets"] = "1.0"  # decides no answer
+    path.write_text(json.dumps(found))
+    ask(2)
+
+
 def test_an_entrys_max_out_len_counts_where_the_data_set_has_none(ask):
     none = {"infer_cfg.inferencer.max_out_len": None}
     ask(2, only=1, max_out_len=8, data=none)

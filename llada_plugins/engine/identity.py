@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llada_plugins.files.installation import made_by
 from llada_plugins.methods.table import METHODS
 from llada_plugins.models.quantization import num_parameters, quantization_of
 
@@ -20,7 +21,11 @@ ENDS = 1 << 22  # bytes at either end of a file that its digest reads
 
 
 def fingerprint(engine: Engine) -> str:
-    """What determines the engine's answers, as one line of JSON; the checkpoint by its content."""
+    """What determines the engine's answers, as one line of JSON; the checkpoint by its content.
+
+    The code that makes them is part of it: what one version has answered is not what another
+    would.
+    """
     options = asdict(engine.config)
     if engine.config.tokenizer is not None:  # a folder by its content, as the checkpoint
         options["tokenizer"] = digest(engine.folders.tokenizer)
@@ -29,6 +34,8 @@ def fingerprint(engine: Engine) -> str:
         "checkpoint": digest(engine.folder),
         **_adapter(engine),
         "device": engine.model.device.type,
+        "made_by": made_by(),
+        "quantization": _quantization(engine),
         **{name: value for name, value in options.items() if name not in NOT_IDENTITY},
         "method_options": {
             **asdict(engine.method_options),
@@ -59,11 +66,10 @@ def info(engine: Engine) -> dict[str, Any]:
 
 def of_model(engine: Engine) -> dict[str, Any]:
     """Which model was evaluated, as far as no file has to be read for it."""
-    record = quantization_of(engine.model)
     return {
         "checkpoint": engine.folder.name,
         "model_num_parameters": num_parameters(engine.model),
-        "quantization": record.method if record else None,
+        "quantization": _quantization(engine),
         "model_dtype": str(engine.model.dtype),
         "chat_template": engine.chat_template,
     }
@@ -90,6 +96,12 @@ def digest(folder: Path) -> str:
 def _adapter(engine: Engine) -> dict[str, str]:
     """The LoRA adapter by its content, where there is one."""
     return {"peft_digest": digest(engine.adapter)} if engine.adapter else {}
+
+
+def _quantization(engine: Engine) -> str | None:
+    """How the weights are kept, with the version of the package that does it."""
+    record = quantization_of(engine.model)
+    return record.method if record else None
 
 
 def _sampler(engine: Engine) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,17 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
         name: f"{name} was {change.then!r}, is {change.now!r}"
         for name, change in differing(then, now).items()
     }
+
+
+def changes_of_text(then: Any, now: str) -> Iterator[str]:
+    """The changes between two mappings as JSON; in words where the first is none.
+
+    A name that one has not, and that is None in the other, makes no difference.
+    """
+    try:
+        yield from changes(json.loads(then), json.loads(now)).values()
+    except (TypeError, ValueError, AttributeError):
+        yield "it does not say by which"
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,8 @@ Standard library, and `packaging`, which transformers brings, where requirements
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections.abc import Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -16,6 +18,21 @@ from llada_plugins._lm_eval_hook import DISTRIBUTION
 PACKAGE = Path(__file__).parents[1]
 
 COLLECTING = ("all", "dev")  # extras that are made of others
+# rooms whose code decides what an answer is, with the doors of the harnesses
+ANSWERING = (
+    "*_models.py",
+    "diffusion/**/*.py",
+    "engine/**/*.py",
+    "harness/**/*.py",
+    "likelihood/**/*.py",
+    "methods/**/*.py",
+    "models/**/*.py",
+    "rewards/**/*.py",
+    "sampling/**/*.py",
+    "tasks/**/*.py",
+)
+# whose versions decide it as well, to the last bit of a probability
+DECIDING = ("torch", "transformers", "tokenizers")
 
 
 def installed(name: str) -> str | None:
@@ -24,6 +41,19 @@ def installed(name: str) -> str | None:
         return distribution(name).version
     except PackageNotFoundError:
         return None
+
+
+@functools.cache
+def made_by() -> dict[str, str | None]:
+    """By which code answers are made here: ours, and the packages that they rest on.
+
+    A clone's version stays while its code changes, so ours is told by its files too.
+    """
+    found = hashlib.sha256()
+    for path in sorted({path for names in ANSWERING for path in PACKAGE.glob(names)}):
+        found.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    own = f"{installed(DISTRIBUTION)}, code {found.hexdigest()[:8]}"
+    return {DISTRIBUTION: own, **{name: installed(name) for name in DECIDING}}
 
 
 def major(name: str) -> int | None:

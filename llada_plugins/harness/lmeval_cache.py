@@ -9,8 +9,7 @@ no answer is there, hands over every request. Likelihoods are looked up by lm-ev
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, hash_args
 from sqlitedict import SqliteDict
 
-from llada_plugins.files.changes import changes
+from llada_plugins.files.changes import changes_of_text
 
 from .lmeval_entries import REMEDY, Entries, check_file
 from .lmeval_manifest import evaluation
@@ -52,23 +51,12 @@ def tied(cache: SqliteDict, fingerprint: str) -> RepeatHook:
     if len(cache) == 0:
         hook.entries.keep({FINGERPRINT_KEY: fingerprint})
     before = _value(hook.entries, FINGERPRINT_KEY)
-    if differ := list(_differences(before, fingerprint)):
+    if differ := list(changes_of_text(before, fingerprint)):
         raise ValueError(
-            "the --use_cache file was written by another model or other options: "
+            "the --use_cache file was written by another model or version, or with other options: "
             f"{'; '.join(differ[:4])}: {REMEDY}"
         )
     return hook
-
-
-def _differences(before: Any, now: str) -> Iterator[str]:
-    """How the model that wrote a file differs, by its fingerprint there.
-
-    An option that it did not know, and that is None now, makes no difference.
-    """
-    try:
-        yield from changes(json.loads(before), json.loads(now)).values()
-    except (TypeError, ValueError, AttributeError):
-        yield "it does not say by which"
 
 
 def _value(entries: Entries, key: str) -> Any:

@@ -16,13 +16,16 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
 from llada_plugins.engine.request import Completion, Request
 from llada_plugins.files.atomic import force
 from llada_plugins.files.background import Background
+from llada_plugins.files.changes import changes_of_text
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ class Journal:
         self.identity = identity
         self._predictions: Path | None = None  # the stock file of all answers, at its end
         self._file: TextIO | None = None
+        self._heading = ""  # whose answers come; it is written before the first
         self._disk = Background(self._force)
         self._answers: dict[str, Completion] = {}
         atexit.register(self.close)
@@ -53,12 +57,32 @@ class Journal:
         if predictions is None:
             return
         path = journal_of(predictions)
-        self._answers = dict(_read(path))
+        self._answers = self._known(path)
         if os.environ.get("RANK", "0") == "0":
             path.parent.mkdir(parents=True, exist_ok=True)
             _end_last_line(path)
             self._file = path.open("a", encoding="utf-8")
+            self._heading = json.dumps({"answers of": self.identity}) + "\n"
             force(path.parent)  # the file's name
+
+    def _known(self, path: Path) -> dict[str, Completion]:
+        """Earlier answers of this model; says in a line of which others there are."""
+        found: dict[str, Completion] = {}
+        others: Counter[str] = Counter()
+        for identity, key, completion in _read(path):
+            if identity in (None, self.identity):
+                found[key] = completion
+            else:
+                others[identity] += 1
+        for identity, number in others.items():
+            logger.warning(
+                "%d answers in %s are of another model or version, or of other options (%s): they "
+                "are not taken, and decoded again",
+                number,
+                path,
+                "; ".join(islice(changes_of_text(identity, self.identity), 4)),
+            )
+        return found
 
     def find(self, request: Request) -> Completion | None:
         """The answer to a request, if an earlier run of the task decoded it."""
@@ -69,7 +93,8 @@ class Journal:
         key = self._key(request)
         self._answers[key] = completion
         if self._file is not None:
-            self._file.write(json.dumps([key, completion]) + "\n")
+            self._file.write(self._heading + json.dumps([key, completion]) + "\n")
+            self._heading = ""
             self._file.flush()
             self._disk.ask()
 
@@ -99,16 +124,24 @@ def journal_of(predictions: Path) -> Path:
     return predictions.with_name(f"tmp_{predictions.stem}.answers.jsonl")
 
 
-def _read(path: Path) -> Iterator[tuple[str, Completion]]:
-    """The answers in a file; lines that a kill or a full disk has torn are left out."""
+def _read(path: Path) -> Iterator[tuple[str | None, str, Completion]]:
+    """The answers in a file with whose they are, as the line before says.
+
+    Lines that a kill or a full disk has torn are left out.
+    """
     if not path.exists():
         return
+    identity: str | None = None
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            key, values = json.loads(line)
+            found = json.loads(line)
+            if isinstance(found, dict):
+                identity = found["answers of"]
+                continue
+            key, values = found
             completion = Completion(*values)
-            yield key, completion._replace(spans=tuple(completion.spans))  # JSON has lists
-        except (ValueError, TypeError):
+            yield identity, key, completion._replace(spans=tuple(completion.spans))  # not lists
+        except (ValueError, TypeError, KeyError):
             continue
 
 

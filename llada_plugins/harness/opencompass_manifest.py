@@ -18,6 +18,7 @@ from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 from llada_plugins.engine.config import NOT_IDENTITY
 from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.request import Completion
+from llada_plugins.files.installation import DECIDING
 from llada_plugins.provenance.manifest import (
     Recorder,
     locked,
@@ -33,7 +34,7 @@ from llada_plugins.provenance.state import differences
 from .opencompass_tasks import infer_task, last_cut, uncut_name
 from .statistics import Totals, statistics
 
-# sections of a state that may differ between processes of one run
+# sections of a state that may differ between processes of one run, but for versions of DECIDING
 MAY_DIFFER = ("versions", "git_commit", "device")
 
 
@@ -100,8 +101,8 @@ class TaskManifest:
             return {} if changed else fitting(before["parts"], parts)
         if changed:
             raise ValueError(
-                f"{self._predictions} holds answers of another model or of other options "
-                f"({'; '.join(changed)}), and OpenCompass would keep them: give this model "
+                f"{self._predictions} holds answers of another model or version, or of other "
+                f"options ({'; '.join(changed)}), and OpenCompass would keep them: give this model "
                 "another abbr, or the run another work dir"
             )
         assert self._path is not None
@@ -133,7 +134,8 @@ def answering(state: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, A
     """The part of a state that answers depend on."""
     kept = {name: value for name, value in state.items() if name not in MAY_DIFFER}
     options = {name: value for name, value in state["options"].items() if name not in NOT_IDENTITY}
-    return {**kept, "options": options, "entry": entry}
+    versions = {name: state["versions"].get(name) for name in DECIDING}
+    return {**kept, "options": options, "versions": versions, "entry": entry}
 
 
 def part_of(dataset: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
+from llada_plugins._lm_eval_hook import DISTRIBUTION
 from llada_plugins.engine.asked import Asked, Folders
 from llada_plugins.engine.identity import digest
 from llada_plugins.engine.record_options import RecordOptions
 from llada_plugins.files.changes import differing
 from llada_plugins.files.digests import SHORT, text_digest, weights_digest
-from llada_plugins.files.installation import PACKAGE, installed
+from llada_plugins.files.installation import PACKAGE, installed, made_by
 from llada_plugins.methods.table import METHODS
 from llada_plugins.models.placement import pick_device
 from llada_plugins.options.fields import names
@@ -75,6 +76,7 @@ def state(asked: Asked, folders: Folders) -> dict[str, Any]:
         "tokenizer": text_digest(tokenizer / name for name in TOKENIZER),
         "options": _options(asked),
         "device": device_name(config.device),
+        "code": made_by()[DISTRIBUTION],
         "versions": versions(),
         "git_commit": git_commit(),
     }

@@ -55,7 +55,7 @@ def other_model(setting: Setting) -> str:
     undisturbed(run)
     status = finish(run._replace(options=dict(steps=8)))
     said = last_line(run)
-    if not status or "written by another model or other options" not in said:
+    if not status or "written by another model or version, or with other options" not in said:
         raise Fault(f"ends with {status}: {said}")
     return "refused in one line"
 

@@ -47,7 +47,7 @@ def other_options(setting: Setting) -> str:
     """Answers of other options under the same abbr, some or all of which are there."""
     run = Run("opencompass", "llada", setting.folder / "amid")
     amid_answers(run)
-    refused(run._replace(options=dict(steps=8)), "of another model or of other options")
+    refused(run._replace(options=dict(steps=8)), "of another model or version, or of other options")
     whole = Run("opencompass", "llada", setting.folder / "whole")
     undisturbed(whole)
     if finish(whole._replace(options=dict(steps=8))):
