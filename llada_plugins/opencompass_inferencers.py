@@ -1,7 +1,7 @@
 """OpenCompass' own inferencers for what stock ones cannot ask of a model.
 
 Its PPL and LL inferencers here file the standard error of likelihoods as well, and
-InfillInferencer is its GenInferencer for texts with marked spans.
+InfillGenInferencer is its GenInferencer for texts with marked spans.
 
 The first two ask for all labels together. In a config, for a model of opencompass_models.py: `from
 llada_plugins.opencompass_inferencers import PPLInferencer`, then
@@ -92,7 +92,7 @@ def _add_errors(path: Path, errors: Sequence[dict[str, float | str | None]]) -> 
     dump_results_dict(rows, path)
 
 
-class InfillInferencer(stock.GenInferencer):
+class InfillGenInferencer(stock.GenInferencer):
     """The stock GenInferencer for prompts that are texts with marked spans to be filled in.
 
     A prediction is what was filled in. See llada_plugins.tasks.spans for the marks.
@@ -102,8 +102,8 @@ class InfillInferencer(stock.GenInferencer):
         """As the stock class."""
         if not isinstance(self.model, LLaDA):
             raise ValueError(
-                f"InfillInferencer serves llada_plugins' models, got {type(self.model).__name__}: "
-                "others have no infilling"
+                "InfillGenInferencer serves llada_plugins' models, got "
+                f"{type(self.model).__name__}: others have no infilling"
             )
         with self.model.infilling():
             return super().inference(*arguments, **named)

@@ -241,8 +241,8 @@ class LLaDA(LikelihoodModel):
         number = num_answers(generation_kwargs, default=self.num_answers)
         if self._infills and self._wraps:
             raise ValueError(
-                "InfillInferencer fills in spans of a text as it stands, and a chat's turn is no "
-                "such text: leave out chat and meta_template"
+                "InfillGenInferencer fills in spans of a text as it stands, and a chat's turn is "
+                "no such text: leave out chat and meta_template"
             )
         options = sampler_options(generation_kwargs, self.engine.given)
         sampler = self.engine.sampler_for(options, max_out_len)

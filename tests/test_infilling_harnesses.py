@@ -19,7 +19,11 @@ from opencompass.openicl.icl_retriever import ZeroRetriever
 
 from llada_plugins import lmeval_models
 from llada_plugins.engine.engine import Engine
-from llada_plugins.opencompass_inferencers import InfillInferencer
+from llada_plugins.opencompass_inferencers import (
+    InfillGenInferencer,
+    LLInferencer,
+    PPLInferencer,
+)
 from llada_plugins.opencompass_models import LLaDA
 from llada_plugins.tasks import spans, sudoku
 from llada_plugins.tasks.opencompass import (
@@ -79,7 +83,7 @@ def test_both_harnesses_fill_in_what_the_engine_does(manager, tmp_path):
     data = Sudoku4InfillingDataset(
         num=num, reader_cfg=dict(input_columns=["text"], output_column="solution")
     )
-    made = InfillInferencer(
+    made = InfillGenInferencer(
         model=LLaDA(device="cpu"), max_out_len=4, batch_size=3, output_json_filepath=str(tmp_path)
     )
     predictions = made.inference(
@@ -161,6 +165,20 @@ def test_both_harnesses_have_every_released_benchmark_with_one_length(manager, d
         assert found["data_file"] == f"humaneval_infilling/HumanEval-{file}.jsonl.gz"
         length = found["infer_cfg"]["inferencer"]["max_out_len"]
         assert instance.args[1]["max_gen_toks"] == length
+
+
+def test_opencompass_tables_name_the_mode_of_every_inferencer_of_ours(tmp_path):
+    """The stock table takes the mode from the name of the class, and warns where it knows none."""
+    from mmengine import ConfigDict
+    from opencompass.summarizers import DefaultSummarizer
+
+    modes = {InfillGenInferencer: "gen", PPLInferencer: "ppl", LLInferencer: "ll"}
+    datasets = [
+        dict(abbr=each.__name__, infer_cfg=dict(inferencer=dict(type=each))) for each in modes
+    ]
+    asked = ConfigDict(models=[dict(abbr="tiny")], datasets=datasets, work_dir=str(tmp_path))
+    *_, found = DefaultSummarizer(asked)._pick_up_results()
+    assert found == {each.__name__: mode for each, mode in modes.items()}
 
 
 def test_a_mark_is_ordinary_text_unless_infilling_is_asked_for():

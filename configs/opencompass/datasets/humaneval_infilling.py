@@ -16,7 +16,7 @@ ours        not run
 from opencompass.openicl.icl_prompt_template import PromptTemplate
 from opencompass.openicl.icl_retriever import ZeroRetriever
 
-from llada_plugins.opencompass_inferencers import InfillInferencer
+from llada_plugins.opencompass_inferencers import InfillGenInferencer
 from llada_plugins.tasks.opencompass import HumanEvalInfillingDataset, HumanEvalInfillingEvaluator
 
 humaneval_infilling_datasets = [
@@ -28,7 +28,7 @@ humaneval_infilling_datasets = [
         infer_cfg=dict(
             prompt_template=dict(type=PromptTemplate, template="{text}"),
             retriever=dict(type=ZeroRetriever),
-            inferencer=dict(type=InfillInferencer, max_out_len=length),
+            inferencer=dict(type=InfillGenInferencer, max_out_len=length),
         ),
         eval_cfg=dict(evaluator=dict(type=HumanEvalInfillingEvaluator)),
     )

@@ -12,7 +12,7 @@ ours        100.0 at one token a step
 from opencompass.openicl.icl_prompt_template import PromptTemplate
 from opencompass.openicl.icl_retriever import ZeroRetriever
 
-from llada_plugins.opencompass_inferencers import InfillInferencer
+from llada_plugins.opencompass_inferencers import InfillGenInferencer
 from llada_plugins.tasks.opencompass import Sudoku4InfillingDataset, Sudoku4InfillingEvaluator
 
 sudoku4_infilling_datasets = [
@@ -24,7 +24,7 @@ sudoku4_infilling_datasets = [
         infer_cfg=dict(
             prompt_template=dict(type=PromptTemplate, template="{text}"),
             retriever=dict(type=ZeroRetriever),
-            inferencer=dict(type=InfillInferencer, max_out_len=4),
+            inferencer=dict(type=InfillGenInferencer, max_out_len=4),
         ),
         eval_cfg=dict(evaluator=dict(type=Sudoku4InfillingEvaluator)),
     )
