@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import recording as benchmark
 from llada_plugins.engine import recording
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.engine.record_options import SUFFIX
@@ -128,21 +129,33 @@ def test_a_resumed_run_appends_and_the_last_answer_to_a_question_counts(tmp_path
     made = engine(path)
     dict(made.generate(requests(made, 1)))
     [run] = read(path)
-    assert gzip_lines.count(path) == 6 and run.damaged == 1
+    assert gzip_lines.count(path).lines == 6 and run.damaged == 1
     assert [answer.line["doc_id"] for answer in run.answers] == [1, 0]  # the third was cut
 
 
-def test_the_first_questions_are_written_down_until_the_file_is_full(tmp_path):
+def test_record_samples_bounds_a_file_whoever_appends_to_it(tmp_path):
     path = tmp_path / SUFFIX
-    for _ in range(2):
-        made = engine(path, record_samples=4, record_tokens=5, block_length=4)
-        dict(made.generate(requests(made)))
+    for num in (3, 6):  # the second engine goes on in the file of the first
+        made = engine(path, record_samples=4)
+        dict(made.generate(requests(made, num)))
     [run] = read(path)
-    assert sorted(answer.line["doc_id"] for answer in run.answers) == [0, 1, 2, 3]
-    assert gzip_lines.count(path) == 4
-    for answer in run.answers:
-        assert answer.line["cut"] and len(answer.line["events"]) == 2
-        assert len(answer.line["answer"]) == 16
+    assert gzip_lines.count(path).lines == 4
+    assert sorted(answer.line["doc_id"] for answer in run.answers) == [0, 1, 2]  # 0 came twice
+
+
+def test_record_tokens_leaves_out_the_blocks_that_begin_after_it(tmp_path):
+    path = tmp_path / SUFFIX
+    for tokens, expected in ((4, 1), (5, 2), (16, 4)):
+        path.unlink(missing_ok=True)
+        made = engine(path, record_tokens=tokens, block_length=4)
+        texts = {number: each.text for number, each in made.generate(requests(made))}
+        [run] = read(path)
+        for answer in run.answers:
+            line = answer.line
+            passes = [event for event in events_of(line) if isinstance(event, Pass)]
+            assert [each.start for each in passes] == [0, 4, 8, 12][:expected]
+            assert line["cut"] == (expected < 4)
+            assert len(line["answer"]) == 16 and line["text"] == texts[line["doc_id"]]
 
 
 def test_a_long_prompt_is_written_down_by_its_end(tmp_path, monkeypatch):
@@ -181,6 +194,18 @@ def test_a_space_before_a_token_is_part_of_its_text():
     for decode in (stripping, keeping):
         tokenizer = SimpleNamespace(decode=decode)
         assert [text.piece(tokenizer, token) for token in range(3)] == [" a", " b", "c"]
+
+
+def test_its_benchmark_decodes_the_same_answers_both_ways(tmp_path, capsys):
+    """Times are not asserted."""
+    path = tmp_path / "found.json"
+    few = ["--models", "tiny", "--batch_sizes", "2", "--repetitions", "1", "--json", str(path)]
+    assert benchmark.main(few) == 0
+    [row] = json.loads(path.read_text())["rows"]
+    assert (row["model"], row["batch_size"], row["same_answers"]) == ("tiny", 2, True)
+    assert "| tiny | 2 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="error: models must be among tiny, 512x8, got 8b"):
+        benchmark.main(["--models", "8b"])
 
 
 # ---- both harnesses

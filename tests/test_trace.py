@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.operators import Launches
 from llada_plugins.diffusion.batch_limit import BatchLimit, OutOfMemory
 from llada_plugins.files import gzip_lines
 from llada_plugins.rewards.block_review import BlockReview
@@ -145,6 +146,27 @@ def test_steps_that_left_the_device_in_between_make_the_same_passes(monkeypatch)
                 assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
+def test_a_trace_launches_nothing_in_a_step():
+    """All of it is launched once a block, however many steps that has."""
+
+    def launched(steps: int, observed: bool) -> int:
+        config = SamplerConfig(gen_length=16, steps=steps)
+        trace = Trace(config)
+        with Launches() as counted:
+            decode(
+                toy_denoiser(),
+                PROMPTS[:1],
+                config,
+                SPECIAL,
+                on_step=trace.on_step if observed else None,
+                review=trace.review(unreviewed) if observed else unreviewed,
+            )
+        return counted.found.total()
+
+    of_block = [launched(steps, True) - launched(steps, False) for steps in (4, 8, 16)]
+    assert of_block[0] == of_block[1] == of_block[2] > 0
+
+
 def test_a_batch_that_was_too_large_leaves_nothing_in_the_trace():
     config = SamplerConfig(gen_length=12, block_length=4)
     trace = Trace(config)
@@ -223,7 +245,7 @@ def test_lines_come_back_in_order_and_gzip_itself_reads_them(tmp_path):
     path = tmp_path / "new folder" / "lines.gz"
     lines = ["one", "", "żółw 🐢" * 500, "a\\nb"]
     for number, line in enumerate(lines):
-        assert gzip_lines.count(path) == number
+        assert gzip_lines.count(path).lines == number
         gzip_lines.append(path, line)
     assert list(gzip_lines.read(path)) == lines
     assert gzip.decompress(path.read_bytes()).decode() == "".join(f"{line}\n" for line in lines)
@@ -243,6 +265,21 @@ def test_a_file_cut_at_any_byte_keeps_every_whole_line_and_those_appended_later(
         kept = ["first", "second"][: sum(end <= size for end in ends[1:])]
         assert [line for line in found if line is not None] == [*kept, "third"]
         assert (None in found) == (size not in ends)
+
+
+def test_lines_are_counted_without_reading_again_what_was_counted(tmp_path):
+    path = tmp_path / "lines.gz"
+    counted = gzip_lines.count(path)
+    assert counted.lines == 0
+    for line in ("first", "second", "third"):
+        gzip_lines.append(path, line)
+    content = path.read_bytes()
+    for size in range(len(content) + 1):  # whatever had come to the disk when it was counted
+        path.write_bytes(content[:size])
+        counted = gzip_lines.count(path, counted)
+        assert counted.lines == gzip_lines.count(path).lines
+    path.write_bytes(content[:60])  # by others: it is another file then
+    assert gzip_lines.count(path, counted).lines == gzip_lines.count(path).lines < counted.lines
 
 
 def test_bytes_of_another_kind_are_no_lines(tmp_path):

@@ -13,10 +13,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from llada_plugins.files import gzip_lines
 from llada_plugins.models import text
+from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.draft import Review, Sample
 from llada_plugins.sampling.step import Step
 from llada_plugins.sampling.trace import Array, Event, Judged, Pass, Scorer, Trace
@@ -51,11 +50,14 @@ class Recorder:
         assert options.record_file is not None
         self.path = Path(options.record_file)
         self._pieces: dict[int, str] = {}  # texts of single tokens
+        self._runs: dict[SamplerConfig, dict[str, Any]] = {}  # see `_of_run`
+        self._counted: gzip_lines.Counted | None = None
         self._room = options.record_samples  # in the file, for the call in work
 
     def begin(self) -> None:
         """Prepare for a call of the engine: how many answers are there still to write down?"""
-        self._room = max(0, self.options.record_samples - gzip_lines.count(self.path))
+        self._counted = gzip_lines.count(self.path, self._counted)
+        self._room = max(0, self.options.record_samples - self._counted.lines)
 
     def trace(self, group: Group) -> Trace | None:
         """What observes the answers of these requests; None where there is room for none."""
@@ -69,16 +71,9 @@ class Recorder:
         events = trace.events.pop(row, [])
         if not events:
             return
-        sampler, request = group.sampler, group.members[row].request
-        options = json.dumps(asdict(sampler), sort_keys=True)
+        request = group.members[row].request
         line = {
-            "format": FORMAT,
-            "version": VERSION,
-            "run": hashlib.sha256((self.identity + options).encode()).hexdigest()[:12],
-            **self.about,
-            "sampler": {"gen_length": sampler.gen_length, **changed(sampler)},
-            "source": sampler.source,
-            "block_length": sampler.block,
+            **self._of_run(group.sampler),
             **(request.id or QuestionId(None, None, 0))._asdict(),
             "prompt": request.prompt[-SHOWN:],
             "prompt_tokens": len(group.members[row].prompt),
@@ -94,14 +89,27 @@ class Recorder:
         }
         gzip_lines.append(self.path, json.dumps(line, ensure_ascii=False, separators=(",", ":")))
 
+    def _of_run(self, sampler: SamplerConfig) -> dict[str, Any]:
+        """What is written down of every answer of this sampler."""
+        if sampler not in self._runs:
+            options = json.dumps(asdict(sampler), sort_keys=True)
+            self._runs[sampler] = {
+                "format": FORMAT,
+                "version": VERSION,
+                "run": hashlib.sha256((self.identity + options).encode()).hexdigest()[:12],
+                **self.about,
+                "sampler": {"gen_length": sampler.gen_length, **changed(sampler)},
+                "source": sampler.source,
+                "block_length": sampler.block,
+            }
+        return self._runs[sampler]
+
     def _pieces_of(self, events: Sequence[Event]) -> dict[int, str]:
         """The texts of all tokens that the events name."""
-        named = [_tokens(event) for event in events]
-        ids: list[int] = np.unique(np.concatenate(named)).tolist()
-        for token in ids:
-            if token not in self._pieces:
-                self._pieces[token] = text.piece(self.tokenizer, token)
-        return {token: self._pieces[token] for token in ids}
+        ids = set().union(*map(_tokens, events))
+        for token in ids - self._pieces.keys():
+            self._pieces[token] = text.piece(self.tokenizer, token)
+        return {token: self._pieces[token] for token in sorted(ids)}
 
 
 class Recording(NamedTuple):
@@ -205,7 +213,8 @@ def _rounded(score: float | None) -> float | None:
     return None if score is None else round(score, 6)
 
 
-def _tokens(event: Event) -> Array:
+def _tokens(event: Event) -> list[int]:
     if isinstance(event, Pass):
-        return event.proposed.ravel()
-    return np.array(event.answer, np.int32)
+        found: list[int] = event.proposed.ravel().tolist()
+        return found
+    return event.answer

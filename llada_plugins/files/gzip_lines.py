@@ -11,7 +11,9 @@ import fcntl
 import os
 import zlib
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 # gzip's header, with an extra field: these 20 bytes do not come about by chance within
 # compressed data, and so tell where a line begins.
@@ -35,8 +37,7 @@ def member(line: str) -> bytes:
 def append(path: Path, line: str) -> None:
     """Add a line; OSError that names the file where that fails, which then ends as before."""
     found = member(line)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
+    with _opened(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         before = os.fstat(file.fileno()).st_size
         try:
@@ -48,9 +49,40 @@ def append(path: Path, line: str) -> None:
             raise OSError(f"{path} could not be written ({error})") from error
 
 
-def count(path: Path) -> int:
-    """How many lines a file has, unfinished ones included; 0 where there is none."""
-    return path.read_bytes().count(HEAD) if path.is_file() else 0
+def _opened(path: Path) -> FileIO:
+    try:
+        return path.open("ab", buffering=0)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab", buffering=0)
+
+
+class Counted(NamedTuple):
+    """How many lines a file had when it was looked at last."""
+
+    path: Path
+    inode: int
+    size: int  # bytes
+    lines: int  # unfinished ones included
+
+
+def count(path: Path, before: Counted | None = None) -> Counted:
+    """How many lines a file has, 0 where there is none.
+
+    before: what was found last; of the same file only what was appended since is read.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return Counted(path, 0, 0, 0)
+    begin = lines = 0
+    if before and before[:2] == (path, found.st_ino) and before.size <= found.st_size:
+        # a beginning of a line that was cut in two is met again, a whole one is not
+        begin, lines = max(0, before.size - len(HEAD) + 1), before.lines
+    with path.open("rb") as file:
+        file.seek(begin)
+        content = file.read()
+    return Counted(path, found.st_ino, begin + len(content), lines + content.count(HEAD))
 
 
 def read(path: Path) -> Iterator[str | None]:

@@ -179,7 +179,8 @@ class Branching:
         assert reasons is not None
         of_branches = Reasons(*(each[found.places] for each in reasons))
         own_policy = None if policy is None else policy[found.places]
-        self._untold = work.as_step(number, own_policy, of_branches, self.special.mask)
+        mask = self.special.mask
+        self._untold = work.as_step(number, own_policy, of_branches, found.tokens, mask)
         self._ended = found.ended
 
     def tell(self, places: Tensor | None = None) -> None:

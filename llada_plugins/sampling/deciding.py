@@ -57,20 +57,25 @@ class Deciding:
         reasons = decision.reasons
         work.block.copy_(decision.tokens)
         if reasons is not None:
-            self._follow(work, number, prediction.confidence, reasons)
+            self._follow(work, number, prediction.confidence, decision.tokens, reasons)
         return work
 
     def _follow(
-        self, work: RowsInWork, number: int, policy: Tensor | None, reasons: Reasons
+        self,
+        work: RowsInWork,
+        number: int,
+        policy: Tensor | None,
+        tokens: Tensor,
+        reasons: Reasons,
     ) -> None:
-        """Note and show what a step has done."""
+        """Note and show what a step has done; tokens: (N, W) that it left."""
         if self.config.edits:
             left = post_steps_left(work.post_steps, reasons.masked, reasons.replaced)
             work.post_steps.copy_(left)
         if self.config.leaves:
             self.left[work.numbers] = has_left(work, reasons.masked, self.special, self.config)
         if self.on_step is not None:
-            self.on_step(work.as_step(number, policy, reasons, self.special.mask))
+            self.on_step(work.as_step(number, policy, reasons, tokens, self.special.mask))
 
     def tell(self) -> None:
         """Every step has been shown."""

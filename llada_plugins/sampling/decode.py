@@ -71,22 +71,27 @@ class FillBlocks(NamedTuple):
             self.special,
             offset=window.start - (left if cut.from_row else canvas.answer_start),
             steps=steps,
-            on_step=self._observer(canvas, window),
+            on_step=self._observer(canvas, window, blocks.start),
         )
         self.answers.left[rows] = unmasked.left
         self.answers.branches.index_add_(0, rows, unmasked.branches)
         return unmasked.forwards
 
-    def _observer(self, canvas: Canvas, window: slice) -> Callable[[Step], None] | None:
-        """on_step with prompts in place of rows of the canvas, one block's rows at a time."""
+    def _observer(self, canvas: Canvas, window: slice, first: int) -> Callable[[Step], None] | None:
+        """on_step with prompts in place of rows of the canvas, one block's rows at a time.
+
+        first: number of the window's first block, if all rows have their blocks in one place.
+        """
         on_step, rows = self.on_step, canvas.ids
         if on_step is None or rows is None:
             return None
+        if not self.config.blocks.from_row:
+            return _OfBlock(on_step, rows, first)
         # a block that holds the prompt's end begins before the answer
         numbers = -((canvas.answer_start - window.start) // self.config.block)
         found = numbers.unique().tolist()  # waits for the device, once for all steps
         if len(found) == 1:
-            return lambda step: on_step(step._replace(block=found[0], rows=rows[step.rows]))
+            return _OfBlock(on_step, rows, found[0])
 
         def observe(step: Step) -> None:
             for number in numbers[step.rows].unique().tolist():
@@ -95,6 +100,21 @@ class FillBlocks(NamedTuple):
                 on_step(of_block._replace(block=number, rows=rows[of_block.rows]))
 
         return observe
+
+
+class _OfBlock:
+    """An observer of steps of one block, which is told prompts in place of rows of a canvas."""
+
+    def __init__(self, on_step: Callable[[Step], None], rows: Tensor, number: int) -> None:
+        """rows: (B,) prompts. number: of the block."""
+        self.on_step, self.rows, self.number = on_step, rows, number
+        # of the last step, which the next one has in common with it unless rows have left
+        self._seen = self._prompts = rows[:0]
+
+    def __call__(self, step: Step) -> None:
+        if step.rows is not self._seen:
+            self._seen, self._prompts = step.rows, self.rows[step.rows]
+        self.on_step(step._replace(block=self.number, rows=self._prompts))
 
 
 class Answers:

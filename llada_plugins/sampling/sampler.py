@@ -112,6 +112,7 @@ def begin(
         numbers,
         keys,
         offsets,
+        window.start - canvas.answer_start,
         numbers.new_full((num_rows,), config.post_steps),
         torch.arange(foreseen.num_steps, device=device),
         plan,

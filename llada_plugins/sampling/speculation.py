@@ -216,8 +216,8 @@ class Speculating:
             prediction = prediction.of_rows(rows)
         work.block.copy_(tokens)
         if self.on_step is not None:
-            step = work.as_step(number, prediction.confidence, reasons, self.special.mask)
-            self.on_step(step)
+            policy, mask = prediction.confidence, self.special.mask
+            self.on_step(work.as_step(number, policy, reasons, tokens, mask))
         return work if last else self._drafted(prediction, work, reasons)
 
     def _verified(

@@ -20,7 +20,7 @@ from .step import Step
 
 # bits of Pass.flags
 MASKED, KEPT, REMASKED, EDITED = 1, 2, 4, 8
-ROOM = 1 << 26  # bytes of steps that stay on the device before a block ends
+ROOM = 1 << 21  # positions of steps that stay on the device before a block ends: 64 MB at most
 
 Array: TypeAlias = NDArray[Any]
 
@@ -102,15 +102,16 @@ class _Fill(NamedTuple):
 
     def begins_another(self, step: Step) -> bool:
         """Is this step the first of the fill after this one?"""
-        blocks = {each.block for each in self.steps}
-        return step.step == 0 and (max(self.stamps) > 0 or step.block in blocks)
+        if step.step > 0:
+            return False
+        return max(self.stamps) > 0 or step.block in {each.block for each in self.steps}
 
 
 class Trace:
     """Observes one decode call, and keeps what happened to each prompt's answer in order.
 
     Give `on_step` and `review(...)` to the call. Between the ends of blocks nothing waits
-    for the device, unless the steps take more than ROOM of its memory.
+    for the device, unless the steps take more than ROOM in its memory.
 
     rows: the prompts that are observed (default: all). max_tokens: blocks that begin at
     this position of an answer or later are not observed.
@@ -130,7 +131,7 @@ class Trace:
         self._parts: defaultdict[tuple[int, int, int], list[Pass]] = defaultdict(list)
         self._fills: list[_Fill] = []
         self._num_fills = 0
-        self._num_bytes = 0
+        self._num_positions = 0
         self._observing = True
         self._stamp: _Stamp | None = None
 
@@ -149,8 +150,8 @@ class Trace:
         self._stamp = _Stamp(step.rows.device)
         self._fills[-1].steps.append(step)
         self._fills[-1].stamps[step.step] = self._stamp
-        self._num_bytes += _num_bytes(step)
-        if self._num_bytes > ROOM:
+        self._num_positions += step.proposal.numel()
+        if self._num_positions > ROOM:
             last = self._fills[-1]
             self._move()
             self._fills = [last._replace(steps=[])]
@@ -220,7 +221,7 @@ class Trace:
 
     def _forget(self) -> None:
         """Nothing of the block in work: it is done, or memory was too small for it."""
-        self._judged, self._fills, self._num_bytes = [], [], 0
+        self._judged, self._fills, self._num_positions = [], [], 0
         self._parts.clear()
 
     def _move(self) -> None:
@@ -230,32 +231,34 @@ class Trace:
                 for place, row, found in moved(fill):
                     if self._wants(row):
                         self._parts[row, fill.number, place].append(found)
-        self._fills, self._num_bytes = [], 0
+        self._fills, self._num_positions = [], 0
 
 
 def moved(fill: _Fill) -> Iterator[tuple[int, int, Pass]]:
     """(row of the canvas, prompt, its pass) of everything in a fill; waits for the device."""
     steps = fill.steps
+    every = Step.joined(steps)
     rows, places, starts = (
-        torch.cat([getattr(step, name) for step in steps]).cpu().numpy()
-        for name in ("rows", "places", "start")
+        each.cpu().numpy() for each in (every.rows, every.places, every.start)
     )  # (N,) of all steps
     order = np.argsort(places, kind="stable")
 
-    def in_order(values: Sequence[Tensor], kind: torch.dtype) -> Array:
+    def in_order(values: Tensor, kind: torch.dtype) -> Array:
         """On the host, the steps of a row together."""
-        array: Array = torch.cat(list(values)).to(kind).cpu().numpy()[order]
+        array: Array = values.to(kind).cpu().numpy()[order]
         return array
 
-    proposed = in_order([step.proposal for step in steps], torch.int32)  # (N, W)
-    score = in_order([step.score for step in steps], torch.float16)
-    flags = in_order([_flags(step) for step in steps], torch.uint8)
-    policies = [step.policy.float().sigmoid() for step in steps if step.policy is not None]
-    policy = in_order(policies, torch.float16) if policies else None
-    numbers = np.repeat([step.step for step in steps], [len(step.rows) for step in steps])
+    proposed = in_order(every.proposal, torch.int32)  # (N, W)
+    score = in_order(every.score, torch.float16)
+    flags = in_order(_flags(every), torch.uint8)
+    policy = None
+    if every.policy is not None:
+        policy = in_order(every.policy.float().sigmoid(), torch.float16)
+    numbers = np.repeat([step.step for step in steps], [step.rows.numel() for step in steps])
     seconds = _seconds(fill)[numbers[order]]
-    edges = np.flatnonzero(np.diff(places[order], prepend=-1, append=-1))
-    for first, last in zip(edges, edges[1:]):
+    ordered = places[order]
+    begins = (np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist()
+    for first, last in zip([0, *begins], [*begins, len(ordered)]):
         number, start = order[first], int(starts[order[first]])
         columns = _of_answer(proposed[first], start)
         here = slice(first, last), columns
@@ -299,7 +302,3 @@ def _flags(step: Step) -> Tensor:
     """(B, W) uint8."""
     flags = step.masked * MASKED + step.kept * KEPT
     return (flags + step.remasked * REMASKED + step.replaced * EDITED).to(torch.uint8)
-
-
-def _num_bytes(step: Step) -> int:
-    return sum(each.nbytes for each in step if torch.is_tensor(each))

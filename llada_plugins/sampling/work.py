@@ -27,6 +27,7 @@ class RowsInWork(NamedTuple):
     numbers: Tensor  # (N,) of these rows among those at the start
     keys: Tensor  # (N,) random streams
     offsets: Tensor  # (N, 1) of the window's first column in the row's random streams
+    starts: Tensor  # (N,) position in the answer of the window's first column
     post_steps: Tensor  # (N,) forwards that are left to a row without masks
     steps: Tensor  # (S,) numbers from 0: values of the device, for there they are put to use
     plan: Plan | None  # what is known of its steps
@@ -47,6 +48,7 @@ class RowsInWork(NamedTuple):
             self.numbers[places],
             self.keys[places],
             self.offsets[places],
+            self.starts[places],
             self.post_steps[places],
             self.steps,
             None if self.plan is None else self.plan.keep_rows(places),
@@ -99,22 +101,26 @@ class RowsInWork(NamedTuple):
             self.blocks,
         )
 
-    def as_step(self, number: int, policy: Tensor | None, reasons: Reasons, mask: int) -> Step:
-        """What an observer sees of the step of this number, after it. mask: the token's id."""
-        masked, is_masked = reasons.masked, self.block == mask
+    def as_step(
+        self, number: int, policy: Tensor | None, reasons: Reasons, tokens: Tensor, mask: int
+    ) -> Step:
+        """What an observer sees of the step of this number.
+
+        tokens: (N, W) that it left, in memory of their own. mask: the token's id.
+        """
         return Step(
             block=0,
             step=number,
             rows=self.numbers,
-            start=self.window.start - self.canvas.answer_start,
+            start=self.starts,
             places=self.numbers,
             proposal=reasons.proposal,
             score=reasons.score,
             policy=policy,
-            masked=masked,
-            kept=masked & ~is_masked,
-            remasked=~masked & is_masked,
+            masked=reasons.masked,
             replaced=reasons.replaced,
+            tokens=tokens,
+            mask=mask,
         )
 
     def unfinished(self, left: Tensor, mask: int) -> Tensor:
