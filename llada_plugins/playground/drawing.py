@@ -12,6 +12,7 @@ from llada_plugins.engine.recording import changed
 from llada_plugins.engine.request import Completion
 from llada_plugins.engine.watching import MASK
 from llada_plugins.models import text
+from llada_plugins.reports.colours import colours
 from llada_plugins.reports.visible import BREAK, visible
 from llada_plugins.sampling.config import SamplerConfig
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 # Gradio's HTML goes through two template languages: no letter of ours is one of theirs
 TEMPLATES = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;", "@": "&#64;"})
 
-STYLE = """
+BAD = colours()["bad"]
+STYLE = (
+    """
 .playground { font: 16px/1.6 ui-monospace, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; margin: 0; min-height: 1.6em; }
 .playground .masked { color: var(--body-text-color-subdued); }
@@ -29,10 +32,11 @@ STYLE = """
 .playground .back { outline: 2px dashed currentColor; }
 .playground .role { font-weight: bold; }
 .told { min-height: 1.6em; white-space: pre-line; margin: 0; color: var(--body-text-color); }
-.told.wrong { color: #b3161b; font-weight: bold; }
-.dark .told.wrong { color: #ff9492; }
+.told.wrong { font-weight: bold; }
 .steps { width: 100%; height: 46rem; border: 1px solid var(--border-color-primary); }
 """
+    f".told.wrong {{ color: {BAD.light}; }} .dark .told.wrong {{ color: {BAD.dark}; }}\n"
+)
 
 
 def harmless(string: str) -> str:

@@ -13,6 +13,7 @@ from llada_plugins.files.atomic import whole_file
 from llada_plugins.sampling.frames import UNKNOWN, Frame, frames
 from llada_plugins.sampling.trace import Array, Pass
 
+from .colours import light
 from .recorded import Recorded, changes, events_of
 from .shapes import Box, Drawing, Words, as_image, as_svg
 from .steps_in_terminal import VERDICTS
@@ -27,20 +28,8 @@ FRAME = 350  # milliseconds of a moving picture's step
 # pixels
 ROW, LETTER, NARROWEST, WIDE, GAP = 22, 8, 24, 900, 24
 LEFT, TOP, LEGEND = 34, 64, 62  # beside, above and below an answer's cells
-# from the least confidence to the most, as in pages/view.css
-LEVELS = [
-    "#f1f6fd",
-    "#e4eefb",
-    "#d7e5f9",
-    "#cadcf7",
-    "#bdd3f4",
-    "#aecaf1",
-    "#9fc0ed",
-    "#90b7eb",
-    "#80aee9",
-    "#6fa5e6",
-]
-INK, DIM, MASK, NEW, BAD = "#1b1f24", "#57606a", "#dfe3e8", "#0757c1", "#b3161b"
+LEVELS = [light(f"c{level}") for level in range(10)]  # from the least confidence to the most
+INK, DIM, MASK, NEW, BAD = (light(name) for name in ("ink", "dim", "mask", "link", "bad"))
 
 
 class _Panel(NamedTuple):
@@ -175,10 +164,11 @@ def _cell(
     """A token, or the one that was taken back, struck out."""
     word, colour, new = _word(panel.answer, token), INK, before == UNKNOWN != token
     if change is not None:
-        colour = BAD if change.first != change.final else DIM
+        border = BAD if change.first != change.final else DIM
         dashed = token == UNKNOWN
-        yield _bordered(cell, colour, dashed)
-        word = _word(panel.answer, change.first) if dashed else word
+        yield _bordered(cell, border, dashed)
+        if dashed:  # else it was replaced, and red on blue is hard to read
+            word, colour = _word(panel.answer, change.first), border
     elif new:
         yield _bordered(cell, NEW)
     else:

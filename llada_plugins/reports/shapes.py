@@ -7,7 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from .colours import light
+
 DASH = 3  # pixels of a dash, and of the gap after it
+PAPER = light("paper")
 MONOSPACE, PLAIN = "ui-monospace, 'DejaVu Sans Mono', monospace", "system-ui, sans-serif"
 
 
@@ -54,7 +57,7 @@ def as_svg(drawing: Drawing) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" role="img" font-size="12">',
         f"<title>{escape(drawing.title)}</title>",
-        f'<rect width="{width}" height="{height}" rx="6" fill="#ffffff"/>',
+        f'<rect width="{width}" height="{height}" rx="6" fill="{PAPER}"/>',
         *map(_element, drawing.shapes),
         "</svg>",
     ]
@@ -96,7 +99,7 @@ def as_image(drawing: Drawing, scale: int) -> Any:
     pyplot()
     from PIL import Image, ImageDraw
 
-    image = Image.new("RGB", (drawing.width * scale, drawing.height * scale), "#ffffff")
+    image = Image.new("RGB", (drawing.width * scale, drawing.height * scale), PAPER)
     draw = ImageDraw.Draw(image)
     for shape in drawing.shapes:
         if isinstance(shape, Box):
