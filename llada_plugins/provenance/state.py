@@ -5,11 +5,9 @@ It is read without loading weights, so that it can be held against an earlier on
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +21,8 @@ from llada_plugins.engine.identity import digest
 from llada_plugins.engine.record_options import RecordOptions
 from llada_plugins.files.changes import differing
 from llada_plugins.files.digests import SHORT, text_digest, weights_digest
-from llada_plugins.files.installation import PACKAGE, installed, made_by
+from llada_plugins.files.installation import made_by
+from llada_plugins.files.software import git_commit, versions
 from llada_plugins.methods.table import METHODS
 from llada_plugins.models.placement import pick_device
 from llada_plugins.options.fields import names
@@ -38,19 +37,6 @@ TOKENIZER = (
     "chat_template.jinja",
 )
 CONFIGS = ("config.json", "generation_config.json")
-PACKAGES = (
-    "llada-plugins",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "datasets",
-    "lm-eval",
-    "opencompass",
-    "peft",
-    "accelerate",
-)
 # options that are of this run, not of what is evaluated; a path is told by what it holds
 NOT_STATE = (
     "pretrained",
@@ -104,37 +90,6 @@ def device_name(name: str) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on, where they are installed."""
-    found = {name: installed(name) for name in PACKAGES}
-    return {
-        "python": platform.python_version(),
-        **{name: version for name, version in found.items() if version},
-    }
-
-
-@functools.cache
-def git_commit() -> str | None:
-    """The commit of this package's clone, with + where files differ; None in an installation."""
-    root = PACKAGE.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "llada_plugins")
-    except (OSError, subprocess.SubprocessError):  # no git here
-        return None
-    return commit + ("+" if changed else "")
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
-    )
-    return done.stdout.strip()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
