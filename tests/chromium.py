@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from benchmarks.viewer import chromium
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-if CHROMIUM is None:
-    pytest.skip(f"none of {', '.join(NAMES)} is installed", allow_module_level=True)
+try:
+    CHROMIUM = chromium()
+except FileNotFoundError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from llada_plugins.models.folder import TINY
 from llada_plugins.models.loading import load_model
 from llada_plugins.reports.ups_problems import SOURCES
 from llada_plugins.tasks import sudoku
+from tests.report_pages import check_report_page
 
 pytestmark = pytest.mark.floats
 
@@ -163,7 +164,7 @@ def test_a_cell_is_the_engines_accuracy_and_forwards(head, options):
 
 
 def test_the_command_writes_tables_json_and_a_plot(head, tmp_path, capsys):
-    few = ["--num", "3", "--steps", "2", "8", "--num_draws", "50"]
+    few = ["--num", "3", "--steps", "2", "8", "--num_draws", "50", "--html"]
     assert ablation.main(["--ups", str(head), "--output", str(tmp_path / "out"), *few]) == 0
     result = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert set(result) == {
@@ -193,6 +194,9 @@ def test_the_command_writes_tables_json_and_a_plot(head, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "out" / "tables.md").read_text().strip()
     assert "| threshold 0.95 revised |" in printed and "| at the cap of 16 |" in printed
+    words = ["threshold 0.95 revised", "at the cap of 16", "3 problems, greedy"]
+    rows = 3 + len(SOURCES) + len(result["frontier"]) + len(result["targets"])
+    check_report_page(tmp_path / "out" / "report.html", plots=1, rows=rows, words=words)
 
 
 @pytest.mark.parametrize(

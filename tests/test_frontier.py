@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,14 @@ import yaml
 
 from llada_plugins import frontier
 from llada_plugins.harness.sweeps import harness_of
-from llada_plugins.reports.frontier import FrontierConfig, check_output
+from llada_plugins.reports.frontier import FrontierConfig, check_output, run
 from llada_plugins.reports.frontier_curves import curves, leaderboard, rows, table
 from llada_plugins.reports.frontier_lmeval import LMEval, read_result
 from llada_plugins.reports.frontier_points import Result
 from llada_plugins.reports.frontier_runs import Places, Runs, last_line
 from llada_plugins.reports.sweep import Point, Sweep, grid, read_sweep
 from tests.commands import python
+from tests.report_pages import check_report_page
 
 ROOT = Path(frontier.__file__).parents[1]
 
@@ -299,6 +300,24 @@ def test_curves_of_a_grid_share_the_best_accuracy_seen():
     alone = curves([result(1, 0.8, "a", x="1"), result(2, 0.8, "a", x="2")], "llada", None)
     assert [each.label for each in both] == ["llada a", "llada b"]
     assert both[0].aup < alone[0].aup and both[1].aup == pytest.approx(2 * 90)
+
+
+class Known(Scripted):
+    """Runs whose results are known."""
+
+    def check(self, points: Sequence[Point]) -> None:
+        """No task has this name."""
+
+    def result(self, point: Point, places: Places) -> Result:
+        return next(each for each in RESULTS if each.options == point.options)
+
+
+def test_the_page_has_the_plot_the_rows_and_the_scores(tmp_path):
+    sweep = ("threshold=0.1,0.5,0.99",)
+    config = FrontierConfig(task="t", output=str(tmp_path), sweep=sweep, y_max=74.98, html=True)
+    run(config, {}, Known(task="t", label="llada", options={}, lm_eval=WRITES))
+    words = ["Accuracy against tokens a forward: t", "AUP of llada: 637.65", "30.0 (not counted)"]
+    check_report_page(tmp_path / "report.html", plots=1, rows=1 + len(RESULTS), words=words)
 
 
 # ---- all of it

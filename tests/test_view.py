@@ -11,28 +11,32 @@ import io
 import json
 import re
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from benchmarks import viewer as benchmark
 from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.engine.recording import FORMAT, VERSION, packed
 from llada_plugins.engine.request import QuestionId, Request
 from llada_plugins.files import gzip_lines
+from llada_plugins.reports.colours import colours
 from llada_plugins.reports.page import figure, page, source, table
 from llada_plugins.reports.recorded import read_runs
 from llada_plugins.reports.report_page import from_markdown
 from llada_plugins.reports.steps_in_terminal import show
 from llada_plugins.reports.viewer import viewer
 from llada_plugins.reports.visible import visible
-from llada_plugins.sampling.trace import KEPT, MASKED, REMASKED, Pass
+from llada_plugins.sampling.trace import EDITED, KEPT, MASKED, REMASKED, Pass
 from llada_plugins.tasks import sudoku
 from llada_plugins.view import main
+from tests.commands import python
+from tests.report_pages import Elements, check_report_page
 
+ROOT = Path(__file__).parents[1]
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = [
     "<script>window.owned = 1</script>",
@@ -46,8 +50,11 @@ HOSTILE = [
 WORDS = {1: "four", 2: " cats", 3: " dogs", **dict(enumerate(HOSTILE, 4))}
 
 
-def line(doc_id: int = 0, words: dict[int, str] = WORDS, **fields) -> dict:
-    """An answer of three tokens: the second is masked again and ends as another."""
+def line(doc_id: int = 0, words: dict[int, str] = WORDS, policy=None, **fields) -> dict:
+    """An answer of three tokens: the second is masked again and ends as another.
+
+    policy: (3, 3) of a policy stream.
+    """
     flags = np.array(
         [
             [MASKED | KEPT, MASKED | KEPT, MASKED],
@@ -60,7 +67,7 @@ def line(doc_id: int = 0, words: dict[int, str] = WORDS, **fields) -> dict:
     score = np.array(
         [[0.875, 0.5, 0.125], [np.inf, 0.25, 0.625], [np.inf, 0.75, np.inf]], np.float16
     )
-    made = Pass(0, 0, proposed, score, None, flags, np.full(3, 0.01, np.float32))
+    made = Pass(0, 0, proposed, score, policy, flags, np.full(3, 0.01, np.float32))
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -102,24 +109,6 @@ def runs(tmp_path) -> Path:
     return written(tmp_path, line(0), line(1), line(2), line(0, **other), line(1, **other))
 
 
-class Elements(HTMLParser):
-    """The elements of a page, with their attributes and what is in scripts."""
-
-    def __init__(self, content: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, str] = {}
-        self.feed(content)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        tag, attributes = self.found[-1] if self.found else ("", {})
-        name = attributes.get("id") or tag
-        self.texts[name] = self.texts.get(name, "") + data
-
-
 def test_a_page_names_no_other_file_and_forbids_every_request(runs):
     content = viewer(read_runs([runs]))
     elements = Elements(content)
@@ -157,7 +146,7 @@ def test_hostile_text_is_data_in_the_page_and_no_element(runs):
 def test_answers_to_one_question_stand_side_by_side_and_unpack_to_what_was_written(runs):
     elements = Elements(viewer(read_runs([runs])))
     index, lines = json.loads(elements.texts["index"]), elements.texts["lines"].split()
-    assert [run["name"] for run in index["runs"]][1].startswith("steps=2")
+    assert [run["name"] for run in index["runs"]] == ["steps=default", "steps=2"]
     answers = [[bool(each) for each in question["answers"]] for question in index["questions"]]
     assert answers == [[True, True], [True, True], [True, False]] and len(lines) == 5
     first = index["questions"][2]["answers"][0]
@@ -172,6 +161,37 @@ def test_every_colour_of_the_pages_stands_in_one_place_for_light_and_dark():
     names = [name for name, _ in declared]
     assert len(names) == len(set(names)) > 10
     assert all(re.fullmatch(r"light-dark\(#\w{6}, #\w{6}\)", value) for _, value in declared)
+    assert dict(declared) == {
+        f"--{name}": f"light-dark({each.light}, {each.dark})" for name, each in colours().items()
+    }
+    # what is drawn without a style sheet has them from there
+    for file in (ROOT / "llada_plugins").glob("[rp]*/*.py"):
+        assert not re.search(r"#[0-9a-f]{6}\b", file.read_text(encoding="utf-8")), file
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours #rrggbb: WCAG 2.1's (L + 0.05) / (l + 0.05) of relative luminances."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [
+            part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted([luminance(one), luminance(other)], reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_can_be_read_on_every_colour_that_a_token_may_have(scheme):
+    found = {name: getattr(each, scheme) for name, each in colours().items()}
+    behind = {f"c{level}": ["ink"] for level in range(10)}
+    behind |= {"mask": ["dim", "bad"], "paper": ["ink", "dim", "link", "good", "bad"]}
+    behind |= {"panel": ["ink", "dim", "link"], "c2": ["ink", "dim", "good", "bad"]}  # chosen row
+    for paper, words in behind.items():
+        for name in words:
+            assert contrast(found[name], found[paper]) >= 4.5, (name, paper)
 
 
 # ---- the terminal
@@ -184,6 +204,19 @@ def test_the_terminal_tells_what_was_masked_again_and_no_code_reaches_it(runs, c
     assert "masked again: ' cats' at 1, finally ' dogs'" in out
     assert all(symbol == "\n" or symbol.isprintable() for symbol in out)
     assert out.count("zoo 1, not graded") == 2
+
+
+def test_what_was_replaced_is_told_apart_from_what_was_masked_again(tmp_path, capsys):
+    """The second token is replaced by one, and then by another."""
+    flags = np.array([[MASKED | KEPT] * 2, [0, EDITED], [0, EDITED]], np.uint8)
+    proposed = np.array([[1, 1], [1, 2], [1, 3]], np.int32)
+    made = Pass(0, 0, proposed, np.ones((3, 2), np.float16), None, flags, np.zeros(3, np.float32))
+    folder = written(tmp_path, line(events=[packed([made], 0)], answer=[1, 3]))
+    assert main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "after step   2  four cats    replaced: 'four' at 1 by ' cats', finally ' dogs'" in out
+    assert "after step   3  four dogs    replaced: ' cats' at 1 by ' dogs'\n" in out
+    assert "masked again" not in out
 
 
 def test_a_terminal_with_rich_shows_colours_and_no_code_of_the_models(runs):
@@ -351,14 +384,9 @@ def test_a_report_is_one_page_with_its_plots_tables_and_command(
     program += [] if "--html" in words else ["--html"]
     monkeypatch.setattr(sys, "orig_argv", ["python3", *program])
     importlib.import_module(f"llada_plugins.{door}").main(program[2:])
-    content = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    elements = Elements(content)
-    images = [attributes for tag, attributes in elements.found if tag == "img"]
-    assert len(images) == plots and all(each["alt"] for each in images)
-    assert all(each["src"].startswith("data:image/png;base64,") for each in images)
-    assert [tag for tag, _ in elements.found].count("tr") >= rows
-    assert f"python -m llada_plugins.{door} --output" in content
-    assert "https:" not in content and "http:" not in content
+    command = f"python -m llada_plugins.{door} --output {tmp_path / 'out'}"
+    page = tmp_path / "out" / "report.html"
+    check_report_page(page, plots=plots, rows=rows, words=[command])
 
 
 # ---- mistakes
@@ -389,3 +417,22 @@ def test_a_damaged_file_is_shown_with_a_word_of_what_is_missing(runs, capsys):
     said = capsys.readouterr()
     assert "1 places held no whole line" in said.err and "4 answers" in said.out
     assert (runs / "new" / "view.html").is_file()
+
+
+# ---- no browser
+
+
+def test_without_chromium_its_benchmark_says_what_to_install(tmp_path, monkeypatch):
+    pytest.importorskip("playwright")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    with pytest.raises(SystemExit, match="error: none of chromium, .*: apt-get install chromium$"):
+        benchmark.main([])
+
+
+@pytest.mark.slow
+def test_without_chromium_the_tests_of_pages_are_skipped_with_the_reason(tmp_path):
+    words = ["-m", "pytest", "-q", "-rs", "-m", "browser", "tests/test_view_browser.py"]
+    done = python(*words, cwd=ROOT, PATH=str(tmp_path), CHROMIUM="")
+    assert "SKIPPED" in done.stdout and "none of chromium," in done.stdout, done.stdout
+    assert "failed" not in done.stdout

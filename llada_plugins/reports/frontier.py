@@ -119,8 +119,8 @@ def run(config: FrontierConfig, options: Mapping[str, str], harness: Harness) ->
     Runs(harness, places).finish(points, config.jobs, read)
     found = curves([read(point) for point in points], harness.label, config.y_max)
     told = {**asdict(config), "model_options": dict(options)}
-    write(found, harness.task, told, places.output)
+    report = write(found, harness.task, told, places.output)
     if config.html:
         title = f"Accuracy against tokens a forward: {harness.task}"
-        write_page(places.output, title, table(found, harness.task), told)
+        write_page(places.output, title, table(found, harness.task), report)
     return table(found, harness.task)

@@ -133,8 +133,10 @@ def draw(found: Sequence[Curve], task: str, path: Path) -> None:
     plot.close(figure)
 
 
-def write(found: Sequence[Curve], task: str, told: Mapping[str, Any], output: Path) -> None:
-    """frontier.json, points.csv, leaderboard.yaml, table.md and frontier.png.
+def write(
+    found: Sequence[Curve], task: str, told: Mapping[str, Any], output: Path
+) -> dict[str, Any]:
+    """frontier.json, which is returned, points.csv, leaderboard.yaml, table.md and frontier.png.
 
     told: how the sweep was asked for.
     """
@@ -150,3 +152,4 @@ def write(found: Sequence[Curve], task: str, told: Mapping[str, Any], output: Pa
     write_whole(output / "leaderboard.yaml", leaderboard(found, task))
     write_whole(output / "table.md", table(found, task) + "\n")
     draw(found, task, output / "frontier.png")
+    return report

@@ -200,7 +200,7 @@ def names(runs: Sequence[Run]) -> list[str]:
     every = dict.fromkeys(name for each in options for name in each)
     differ = [name for name in every if len({str(each.get(name)) for each in options}) > 1]
     found = [
-        ", ".join(f"{name}={each[name]}" for name in differ if name in each) for each in options
+        ", ".join(f"{name}={each.get(name, 'default')}" for name in differ) for each in options
     ]
     if len(runs) == 1:
         return [f"{options[0]['model']}, {options[0]['checkpoint']}"]

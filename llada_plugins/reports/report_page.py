@@ -1,4 +1,4 @@
-"""A report as one page of HTML: its plots, its tables, the command, and all that was measured."""
+"""A report as one page of HTML: plots, tables, the command, the software and all numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llada_plugins.files.atomic import write_whole
+from llada_plugins.files.software import git_commit, versions
 
 from .page import figure, page, table
 
@@ -29,14 +30,16 @@ def write_page(folder: Path, title: str, told: str, report: Mapping[str, Any]) -
         figure(path.read_bytes(), path.stem.replace("_", " "))
         for path in sorted(folder.glob("*.png"))
     ]
-    everything = json.dumps(report, indent=1, ensure_ascii=False, default=str)
+    manifest = {"command": command(), "software": software(), **report}
+    everything = json.dumps(manifest, indent=1, ensure_ascii=False, default=str)
     body = "\n".join(
         [
             f"<h1>{escape(title)}</h1>",
             f"<pre>{escape(command())}</pre>",
             *from_markdown(told),
             *plots,
-            "<details><summary>Options, model and all numbers</summary>",
+            f'<p class="dim">Made by {escape(made_by())}</p>',
+            "<details><summary>Options, model, software and all numbers</summary>",
             f"<pre>{escape(everything)}</pre></details>",
         ]
     )
@@ -46,6 +49,18 @@ def write_page(folder: Path, title: str, told: str, report: Mapping[str, Any]) -
 def command() -> str:
     """The command line of this process, without the place of Python."""
     return shlex.join(["python", *sys.orig_argv[1:]])
+
+
+def software() -> dict[str, Any]:
+    """What the numbers may depend on beside the command."""
+    return {"versions": versions(), "git_commit": git_commit()}
+
+
+def made_by() -> str:
+    """The same in a line."""
+    commit = git_commit()
+    told = [f"{name} {version}" for name, version in versions().items()]
+    return ", ".join(told + ([f"commit {commit}"] if commit else []))
 
 
 def from_markdown(told: str) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from llada_plugins.engine.watching import MASK
@@ -51,16 +51,23 @@ def states(answer: Recorded) -> Iterator[State]:
             new = before is not None and token != UNKNOWN and token != before.tokens[place]
             style = TAKEN if place in taken else KEPT if new else ""
             shown.append(Piece(word(token), style))
-        yield State(number, shown, _note(gone, word))
+        yield State(number, shown, _note(gone, frame, word))
         before = frame
 
 
-def _note(gone: Sequence[Change], word: Any) -> str:
-    told = [
-        f"{word(change.first)!r} at {change.position}, finally {word(change.final)!r}"
-        for change in gone
-    ]
-    return f"masked again: {'; '.join(told)}" if told else ""
+def _note(gone: Sequence[Change], frame: Frame, word: Callable[[int], str]) -> str:
+    """What became of the tokens that are gone in a frame."""
+    back, replaced = [], []
+    for change in gone:
+        then = int(frame.tokens[change.position])
+        later = "" if then == change.final else f", finally {word(change.final)!r}"
+        told = f"{word(change.first)!r} at {change.position}"
+        if then == UNKNOWN:
+            back.append(told + later)
+        else:
+            replaced.append(f"{told} by {word(then)!r}{later}")
+    notes = {"masked again": back, "replaced": replaced}
+    return "; ".join(f"{what}: {'; '.join(each)}" for what, each in notes.items() if each)
 
 
 def heading(answer: Recorded, name: str) -> str:

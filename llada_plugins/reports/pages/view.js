@@ -17,6 +17,8 @@ const state = {
   panels: [], // one for each run that has an answer
   frame: 0,
   timer: null,
+  drawn: null, // the places [first, last) of the list whose rows exist
+  texts: null, // what is searched in, once something is
 };
 
 // ---- data
@@ -147,8 +149,11 @@ const percent = (number) => (Number.isFinite(number) ? number.toFixed(3) : "pinn
 
 // ---- the list of questions
 
-const texts = index.questions.map((question) =>
-  [question.id, question.prompt, ...question.answers.filter(Boolean).map((answer) => answer.text)].join("\n").toLowerCase());
+function textOf(number) {
+  state.texts ??= index.questions.map((question) =>
+    [question.id, question.prompt, ...question.answers.filter(Boolean).map((answer) => answer.text)].join("\n").toLowerCase());
+  return state.texts[number];
+}
 
 const FILTERS = {
   all: () => true,
@@ -162,7 +167,7 @@ function applyFilters() {
   const words = byId("search").value.toLowerCase(), keep = FILTERS[byId("filter").value];
   state.shown = [];
   index.questions.forEach((question, number) => {
-    if (texts[number].includes(words) && keep(question.answers.filter(Boolean))) state.shown.push(number);
+    if ((!words || textOf(number).includes(words)) && keep(question.answers.filter(Boolean))) state.shown.push(number);
   });
   byId("found").textContent = `${state.shown.length} of ${index.questions.length} questions`;
   byId("rows").style.height = `${state.shown.length * ROW}px`;
@@ -170,10 +175,21 @@ function applyFilters() {
   drawList();
 }
 
+// Only rows near those that are seen exist; scrolling makes new ones when it comes to their end.
+function scrollList() {
+  const [first, last] = seen(0);
+  if (!state.drawn || first < state.drawn[0] || last > state.drawn[1]) drawList();
+}
+
+function seen(margin) { // places in the list, [first, last)
+  const { scrollTop, clientHeight } = byId("list");
+  const last = Math.ceil((scrollTop + clientHeight) / ROW) + margin;
+  return [Math.max(0, Math.floor(scrollTop / ROW) - margin), Math.min(state.shown.length, last)];
+}
+
 function drawList() {
-  const list = byId("list"), rows = byId("rows");
-  const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 10);
-  const last = Math.min(state.shown.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW) + 10);
+  const list = byId("list"), rows = byId("rows"), [first, last] = seen(10);
+  state.drawn = [first, last];
   rows.replaceChildren(...state.shown.slice(first, last).map((number, place) => rowOf(number, first + place)));
   const open = rows.querySelector('[aria-selected="true"]');
   if (open) list.setAttribute("aria-activedescendant", open.id);
@@ -209,7 +225,8 @@ function moveInList(place) {
 
 // ---- one question
 
-async function open(number) {
+// step: that is shown first; of null the last
+async function open(number, step = null) {
   pause();
   state.question = number;
   drawList();
@@ -231,8 +248,8 @@ async function open(number) {
   prompt.open = question.prompt.length < 2000;
   byId("panels").replaceChildren(...panels.map((panel) => panel.root));
   byId("slider").max = String(Math.max(0, ...panels.map((panel) => panel.frames.length - 1)));
-  const asked = location.hash.match(/step=(\d+)/);
-  show(asked ? Number(asked[1]) : Number(byId("slider").max));
+  scaleTogether(panels);
+  show(step ?? Number(byId("slider").max));
   return undefined;
 }
 
@@ -240,7 +257,7 @@ function panelOf(run, answer, line) {
   const events = line.events.map((event) => (event.kind === "pass" ? unpackPass(event) : event));
   const frames = framesOf(events), length = frames[0].tokens.length;
   const panel = { run, answer, line, events, frames, changes: changesOf(frames), steps: standSteps(frames) };
-  panel.scales = scalesOf(panel);
+  panel.bounds = boundsOf(panel);
   panel.root = element("section", undefined, "panel");
   panel.root.setAttribute("aria-label", index.runs[run].name);
   const head = element("h2", `${index.runs[run].name} `);
@@ -252,6 +269,7 @@ function panelOf(run, answer, line) {
   if (answer.cut) costs.push("later blocks were not written down");
   panel.now = element("p", "", "now");
   panel.now.setAttribute("role", "status");
+  panel.now.setAttribute("aria-live", "polite");
   panel.box = element("div", undefined, "answer");
   panel.box.setAttribute("role", "group");
   panel.box.setAttribute("aria-label", "answer");
@@ -307,8 +325,8 @@ function valueAt(panel, number, place, name) {
   return NaN;
 }
 
-function scalesOf(panel) {
-  const scales = {};
+function boundsOf(panel) {
+  const bounds = {};
   for (const name of ["score", "policy"]) {
     let least = Infinity, most = -Infinity;
     for (const event of panel.events) {
@@ -317,10 +335,23 @@ function scalesOf(panel) {
         if (Number.isFinite(value)) { least = Math.min(least, value); most = Math.max(most, value); }
       }
     }
-    // probabilities are shown from 0 to 1, so that runs compare
-    scales[name] = least >= 0 && most <= 1 ? [0, 1] : [least, most];
+    bounds[name] = [least, most];
   }
-  return scales;
+  return bounds;
+}
+
+// Runs of one confidence source have one scale of colours, so that they compare; probabilities
+// have 0 and 1 as its ends.
+function scaleTogether(panels) {
+  for (const panel of panels) {
+    panel.scales = {};
+    const alike = panels.filter((other) => other.line.source === panel.line.source);
+    for (const [name, from] of [["score", alike], ["policy", panels]]) {
+      const least = Math.min(...from.map((other) => other.bounds[name][0]));
+      const most = Math.max(...from.map((other) => other.bounds[name][1]));
+      panel.scales[name] = least <= most && least >= 0 && most <= 1 ? [0, 1] : [least, most];
+    }
+  }
 }
 
 function colourOf(panel, number, place, by) {
@@ -351,14 +382,22 @@ function listOfChanges(panel) {
   const order = [...corrected, ...panel.changes.filter((change) => change.first === change.last)];
   for (const change of order.slice(0, 1000)) {
     const item = element("li"), button = element("button");
-    const last = change.last === NONE ? "masked" : `"${piece(panel, change.last)}"`;
-    button.textContent = `"${piece(panel, change.first)}" → masked again → ${last} (position ${change.place}, step ${change.frame})`;
+    button.textContent = toldOf(panel, change);
     button.type = "button";
     button.addEventListener("click", () => { pause(); show(change.frame); });
     item.append(button);
     list.append(item);
   }
   return box;
+}
+
+// "wrong → masked again → right", or by which token it was replaced.
+function toldOf(panel, change) {
+  const quoted = (token) => (token === NONE ? "masked" : `"${piece(panel, token)}"`);
+  const then = panel.frames[change.frame].tokens[change.place];
+  const words = [quoted(change.first), then === NONE ? "masked again" : `replaced by ${quoted(then)}`];
+  if (then !== change.last) words.push(quoted(change.last));
+  return `${words.join(" → ")} (position ${change.place}, step ${change.frame})`;
 }
 
 // ---- the curve of masks
@@ -373,15 +412,17 @@ function curveOf(panel) {
   const counts = panel.frames.map((frame) => frame.tokens.reduce((sum, token) => sum + (token === NONE), 0));
   const most = Math.max(1, ...counts), across = Math.max(1, counts.length - 1);
   const x = (number) => 1 + 298 * number / across, y = (count) => 88 - 82 * count / most;
-  const root = svg("svg", { viewBox: "0 0 300 90", preserveAspectRatio: "none", class: "curve", role: "img" });
-  root.setAttribute("aria-label", `masked tokens after each step: ${counts[0]} at first, ${counts[counts.length - 1]} in the end`);
+  const root = svg("svg", { viewBox: "0 0 300 90", preserveAspectRatio: "none", class: "curve", "aria-hidden": "true" });
+  const told = `Masked tokens: ${counts[0]} at first, ${counts[counts.length - 1]} after step ${counts.length - 1}`;
   const points = counts.map((count, number) => `${x(number).toFixed(1)},${y(count).toFixed(1)}`).join(" ");
   const cursor = svg("line", { y1: 0, y2: 90, class: "cursor", "vector-effect": "non-scaling-stroke" });
   root.append(
     svg("line", { x1: 0, y1: 88, x2: 300, y2: 88, class: "axis", "vector-effect": "non-scaling-stroke" }),
     svg("polyline", { points, fill: "none", stroke: "currentColor", "stroke-width": 2, "vector-effect": "non-scaling-stroke" }),
     cursor);
-  return { root, counts, cursor, x };
+  const box = element("div");
+  box.append(root, element("p", told, "dim told"));
+  return { root: box, counts, cursor, x };
 }
 
 // ---- a step
@@ -439,11 +480,18 @@ function summary(panel, number, kept, back, edited) {
 }
 
 function drawScale() {
-  const by = byId("colour").value, first = state.panels[0];
-  const ends = { step: ["first step", "last step"], none: ["", ""] }[by]
-    ?? (first ? first.scales[by].map((end) => (Number.isFinite(end) ? String(Math.round(1000 * end) / 1000) : "not written down")) : ["", ""]);
-  byId("least").textContent = ends[0];
-  byId("most").textContent = ends[1];
+  const [least, most] = endsOf(byId("colour").value);
+  byId("least").textContent = least;
+  byId("most").textContent = most;
+}
+
+function endsOf(by) {
+  if (by === "none" || !state.panels.length) return ["", ""];
+  if (by === "step") return ["first step", "last step"];
+  const scales = state.panels.map((panel) => panel.scales[by]).filter((ends) => ends.every(Number.isFinite));
+  if (!scales.length) return ["not written down", ""];
+  if (new Set(scales.map(String)).size > 1) return ["least", "most of its run"];
+  return scales[0].map((end) => String(Math.round(1000 * end) / 1000));
 }
 
 function pause() {
@@ -501,10 +549,16 @@ const STEP_KEYS = {
   "/": () => byId("search").focus(),
 };
 
+// Does what has the focus do something of its own with this key?
+function takesKey(target, key) {
+  if (target.matches('input[type="checkbox"], button, summary, a')) return key === " ";
+  return target.matches("input, select, textarea");
+}
+
 function listen() {
   byId("search").addEventListener("input", applyFilters);
   byId("filter").addEventListener("change", applyFilters);
-  byId("list").addEventListener("scroll", () => requestAnimationFrame(drawList));
+  byId("list").addEventListener("scroll", scrollList);
   byId("list").addEventListener("keydown", (event) => {
     const go = LIST_KEYS[event.key];
     if (!go) return;
@@ -522,17 +576,24 @@ function listen() {
     root.dataset.theme = dark ? "light" : "dark";
   });
   document.addEventListener("keydown", (event) => {
-    const typing = event.target.matches("input, select, textarea, button, summary, a");
-    const go = typing || event.ctrlKey || event.metaKey || event.altKey ? null : STEP_KEYS[event.key];
+    if (event.ctrlKey || event.metaKey || event.altKey || takesKey(event.target, event.key)) return;
+    const go = STEP_KEYS[event.key];
     if (!go) return;
     event.preventDefault();
     go();
   });
   window.addEventListener("resize", drawList);
+  window.addEventListener("hashchange", follow);
+}
+
+// The question and the step that the address names: #question=3&step=5.
+function follow() {
+  const [question, step] = ["question", "step"].map((name) => location.hash.match(new RegExp(`\\b${name}=(\\d+)`)));
+  const number = Math.min(index.questions.length - 1, question ? Number(question[1]) : 0);
+  open(number, step ? Number(step[1]) : null);
 }
 
 describeRuns();
 listen();
 applyFilters();
-const wanted = location.hash.match(/question=(\d+)/);
-open(Math.min(index.questions.length - 1, wanted ? Number(wanted[1]) : 0));
+follow();
