@@ -196,7 +196,8 @@ def test_screen_readers_are_told_each_step_but_not_while_it_plays(opened):
     assert now.inner_text().startswith("After step 3 of 3: 0 masked")
     names = opened.evaluate(
         "[...document.querySelectorAll('input, select, button, [role], section')]"
-        ".filter(e => e.checkVisibility()).map(e => e.ariaLabel || e.labels?.[0]?.innerText || e.innerText)"
+        ".filter(e => e.checkVisibility())"
+        ".map(e => e.ariaLabel || e.labels?.[0]?.innerText || e.innerText)"
     )
     assert all(name.strip() for name in names)
 
