@@ -1,12 +1,12 @@
 """Run the package beside other versions of what it needs, and write the table of docs/install.md.
 
-    python -m tests.matrix [--only TEXT,TEXT] [--folder DIR]        (make matrix)
+    python -m tests.matrix [--only TEXT,TEXT] [--checks NAME,NAME] [--folder DIR]   (make matrix)
 
 Each row is a throw-away environment. One of other packages is a folder of them in front of
 this environment's own; one of another Python is made by venv, with the torch of TORCH. torch
-is never replaced. In each: all golden data, five questions in stock lm-eval, and two
-updates of all weights and two of a LoRA adapter, whose losses are compared with this
-environment's.
+is never replaced. In each: all golden data, five questions in stock lm-eval and in stock
+OpenCompass, and two updates of all weights and two of a LoRA adapter, whose losses are
+compared with this environment's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -36,7 +36,7 @@ TRANSFORMERS = ("4.46.3", "4.51.3", "4.57.6", "5.0.0", "5.10.2", "newest")
 LM_EVAL = ("0.4.10", "0.4.11", "0.4.12", "0.4.13")
 PEFT = ("0.17.0", "0.19.0")
 PYTHONS = ("3.10", "3.11", "3.12")
-CHECKS = ("golden", "lm-eval", "training", "LoRA")
+CHECKS = ("golden", "lm-eval", "OpenCompass", "training", "LoRA")
 COLUMNS = (*CHECKS, "when")
 NEVER = {"torch", "numpy"}  # never installed beside the environment's own
 RIGHT = "right"
@@ -129,7 +129,7 @@ def environment(folder: Path, python: str) -> str:
     own = str(folder / "bin" / "python")
     pins = ("-c", str(ROOT / "constraints.txt"))
     pip(own, *pins, *os.environ.get("TORCH", "torch==2.13.0").split())
-    pip(own, *pins, "-e", f"{ROOT}[lmeval,train]")
+    pip(own, *pins, "-e", f"{ROOT}[lmeval,opencompass,train]")
     return own
 
 
@@ -182,6 +182,22 @@ def lm_eval(python: str, path: str, folder: Path) -> object:
     return [line["resps"] for line in sorted(lines, key=lambda line: line["doc_id"])]
 
 
+def opencompass(python: str, path: str, folder: Path) -> object:
+    """The answers to five sudokus and their score."""
+    from tests.faults.runs import CONFIG
+
+    config, run_folder = folder / "opencompass.py", folder / "opencompass"
+    options = dict(kind="LLaDA", number=5, batch=5, options=dict(steps=8), rows="''")
+    text = CONFIG.format(**options, partitioner="dict(type=NaivePartitioner)")
+    config.write_text(text, encoding="utf-8")
+    words = ("opencompass.cli.main", str(config), "-w", str(run_folder), "--debug")
+    run(python, path, folder, *words)
+    [answers] = run_folder.glob("*/predictions/tiny/sudoku4.json")
+    [score] = run_folder.glob("*/results/tiny/sudoku4.json")
+    rows = json.loads(answers.read_text()).values()
+    return [row["prediction"] for row in rows], json.loads(score.read_text())
+
+
 def two_updates(python: str, path: str, folder: Path, *flags: str) -> object:
     """The losses of two updates of the tiny model: the second shows what the first did.
 
@@ -197,17 +213,24 @@ def two_updates(python: str, path: str, folder: Path, *flags: str) -> object:
     return [round(line["loss"], 4) for line in map(json.loads, lines) if "loss" in line]
 
 
-def checks(python: str, path: str, folder: Path) -> Iterator[tuple[str, object]]:
-    """What each of CHECKS gives in an environment: a value, or Failed."""
+def lora(python: str, path: str, folder: Path) -> object:
+    """The losses of two updates of an adapter."""
+    return two_updates(python, path, folder, "--lora", "--lora_r", "2")
+
+
+DO: dict[str, Callable[[str, str, Path], object]] = dict(
+    zip(CHECKS, (golden, lm_eval, opencompass, two_updates, lora), strict=True)
+)
+
+
+def checks(
+    python: str, path: str, folder: Path, names: Sequence[str]
+) -> Iterator[tuple[str, object]]:
+    """What each of these CHECKS gives in an environment: a value, or Failed."""
     folder.mkdir(exist_ok=True)
-    for name, check in (
-        ("golden", lambda: golden(python, path, folder)),
-        ("lm-eval", lambda: lm_eval(python, path, folder)),
-        ("training", lambda: two_updates(python, path, folder)),
-        ("LoRA", lambda: two_updates(python, path, folder, "--lora", "--lora_r", "2")),
-    ):
+    for name in names:
         try:
-            yield name, check()
+            yield name, DO[name](python, path, folder)
         except Failed as error:
             yield name, error
         except subprocess.TimeoutExpired:
@@ -238,9 +261,12 @@ def table(outcomes: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def parse(text: str) -> dict[str, Cells]:
-    """The outcomes in a table of `table`."""
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    return {name: dict(zip(COLUMNS, cells)) for name, *cells in rows if name != "with"}
+    """The outcomes in a table of `table`, whatever columns it has."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    if not lines:
+        return {}
+    (_, *columns), *rows = lines
+    return {name: dict(zip(columns, cells)) for name, *cells in rows}
 
 
 def merged(old: Mapping[str, Cells], new: Mapping[str, Cells]) -> dict[str, Cells]:
@@ -251,10 +277,19 @@ def merged(old: Mapping[str, Cells], new: Mapping[str, Cells]) -> dict[str, Cell
         """The name in `rows`: without what "newest" was."""
         return name.partition(",")[0] if "newest" in name else name
 
+    both = {name: _both(old.get(name, {}), cells) for name, cells in new.items()}
     fresh = {known(name) for name in new}
-    found = {name: cells for name, cells in old.items() if known(name) not in fresh} | dict(new)
+    found = {name: cells for name, cells in old.items() if known(name) not in fresh} | both
     kept = [name for name in found if known(name) in order]
     return {name: found[name] for name in sorted(kept, key=lambda name: order.index(known(name)))}
+
+
+def _both(old: Mapping[str, str], new: Mapping[str, str]) -> Cells:
+    """A row's cells: of checks that were not repeated the old ones, and the date of the oldest."""
+    kept = {name: old[name] for name in CHECKS if name in old and name not in new}
+    if "not run" in new or not kept:
+        return dict(new)
+    return {**kept, **new, "when": min(old["when"], new["when"])}
 
 
 def write(outcomes: Mapping[str, Cells]) -> None:
@@ -266,8 +301,10 @@ def write(outcomes: Mapping[str, Cells]) -> None:
     PAGE.write_text(f"{before}{BEGIN}\n{whole}\n\n{END}{after}", encoding="utf-8")
 
 
-def try_row(row: Row, folder: Path, expected: dict[str, object]) -> Cells:
-    """The cells of a row. expected: of the first row, which fills it."""
+def try_row(
+    row: Row, folder: Path, expected: dict[str, object], names: Sequence[str] = CHECKS
+) -> Cells:
+    """The cells of a row for these checks. expected: of the first row, which fills it."""
     python, path = sys.executable, str(ROOT)
     cells = {"when": str(date.today())}
     try:
@@ -278,7 +315,7 @@ def try_row(row: Row, folder: Path, expected: dict[str, object]) -> Cells:
             python = environment(folder / "venv", row.python)
     except NotMade as error:
         return {**cells, "not run": f"not run: {str(error)[:160]}"}
-    for name, found in checks(python, path, folder / "out"):
+    for name, found in checks(python, path, folder / "out", names):
         cells[name] = outcome(found, expected.setdefault(name, found))
         print(f"{row.name}: {name}: {cells[name]}", flush=True)
     return cells
@@ -297,6 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the rows, and write each into the page as soon as it has ended."""
     parser = argparse.ArgumentParser(prog="python -m tests.matrix")
     parser.add_argument("--only", default="", help="rows whose names have one of TEXT,TEXT…")
+    parser.add_argument("--checks", default=",".join(CHECKS), help="NAME,NAME of the columns")
     parser.add_argument("--folder", type=Path, help="where the environments go, and stay")
     given = parser.parse_args(arguments)
     first, *others = rows()
@@ -309,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, row in enumerate(chosen):
             own = folder / str(number)
             own.mkdir(parents=True)
-            cells = try_row(row, own, expected)
+            cells = try_row(row, own, expected, given.checks.split(","))
             outcomes[named(row, own) if "not run" not in cells else row.name] = cells
             write(outcomes)
             if given.folder is None:

@@ -70,6 +70,23 @@ def test_rows_of_a_later_run_take_the_place_of_earlier_ones():
     assert order == sorted(order) and len(order) == len(FOUND) + 1
 
 
+def test_a_check_that_is_run_alone_leaves_a_rows_other_cells():
+    old = {"peft 0.19.0": {"golden": "right", "LoRA": "fails: a", "when": "2026-01-01"}}
+    before = matrix.parse(matrix.table(old))
+    new = {"peft 0.19.0": {"LoRA": "right", "when": "2026-01-02"}}
+    found = matrix.merged(before, new)["peft 0.19.0"]
+    assert (found["golden"], found["LoRA"], found["when"]) == ("right", "right", "2026-01-01")
+    whole = {"peft 0.19.0": dict.fromkeys(matrix.COLUMNS, "right") | {"when": "2026-01-02"}}
+    assert matrix.merged(before, whole) == whole
+    not_run = {"peft 0.19.0": {"not run": "not run: no pip", "when": "2026-01-02"}}
+    assert matrix.merged(before, not_run) == not_run
+
+
+def test_a_table_of_other_columns_is_read_by_its_head():
+    head = "| with | golden | LoRA | when |\n|---|---|---|---|\n| peft 0.19.0 | right | a | b |"
+    assert matrix.parse(head) == {"peft 0.19.0": {"golden": "right", "LoRA": "a", "when": "b"}}
+
+
 def floors() -> dict[str, Version]:
     """Of setup.cfg, the lowest versions that the matrix has a row for: package -> floor."""
     parser = configparser.ConfigParser()
