@@ -8,19 +8,33 @@ from __future__ import annotations
 
 SIBLINGS: dict[str, tuple[str, ...]] = {
     # the bi-tower has 31 layers, and is decoded, cached and trained in make test elsewhere
-    "test_cache.py": ("[bi_tower-prefix", "guidance_has_its_own_cache[bi_tower-2", "[bi_tower-{"),
+    "test_cache.py": (
+        "[bi_tower-prefix",
+        "guidance_has_its_own_cache[bi_tower-2",
+        "[bi_tower-{",
+        "[bi_tower-dual",
+        "has_its_own_cache[bi_tower-None-prefix",
+    ),
     "test_kept_prompt.py": ("[bi_tower",),
     "test_every_family.py": (
         "[remedi-train",
         "[a2d_qwen3-train",
         "[dream-train",
         "[llada_moe-train",
+        "[remedi-keep_keys",
+        "[remedi-score",
     ),
-    "test_saved_class.py": ("[sft, LoRA, BiTower", "[distill"),
+    "test_saved_class.py": (
+        "[sft, LoRA, BiTower",
+        "[distill",
+        "[joint, BiTower",
+        "[pretrain, BiTower",
+    ),
     "test_frozen_dtype.py": (
         "[sft --lora-autocast",
         "[remask_sft-autocast",
         "[router_sft-autocast",
+        "checkpoint[remask_sft --lora-]",
     ),
     "test_resume.py": (
         "in_an_update[all weights-4",
@@ -34,6 +48,8 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "kept back-entropy-",
         "kept back-leftmost-",
         "kept back-margin-",
+        "kept back-ups_all-",
+        "kept back-tps_logit-",
     ),
     "test_review.py": (
         "batch[backmasking_rule=legacy,backmasking_lookback=3",
@@ -41,9 +57,16 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "batch[method=window,backmasking_frequency=3",
     ),
     "test_lmeval.py": ("simple_evaluate_finds",),  # reads all of lm-eval's tasks, as slow ones do
-    "test_remask_sft.py": ("uninterrupted_one[['--joint']]",),
+    "test_remask_sft.py": (
+        "uninterrupted_one[['--joint']]",
+        "uninterrupted_one[['--incorrect",
+    ),
     "test_distributed.py": ("class_that_they_loaded[joint, DDP",),
-    "test_estimators.py": ("any_number_of_rows[neighbourly", "at_equal_rows[neighbourly"),
+    "test_estimators.py": (
+        "any_number_of_rows[neighbourly",
+        "at_equal_rows[neighbourly",
+        "any_number_of_rows[table-9-32",
+    ),
     "test_sampler.py": (
         "naive_loop[threshold-margin",
         "naive_loop[factor-ups",
@@ -56,6 +79,8 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "whose_place[gen_length=12,threshold=1.0",
         "whose_place[gen_length=12,threshold=0.2",
         "whose_place[gen_length=12,error_budget=1.2",
+        "naive_loop[threshold_entropy-ups",
+        "naive_loop[threshold-tps_prob",
     ),
     "test_gpu_benchmark.py": ("step_is_replayed",),
     "test_security.py": ("network[chat]",),
@@ -68,7 +93,29 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "read_whole[truthfulqa_local",
     ),
     "test_compiling.py": ("an_adapter_takes_part",),
-    "test_golden.py": ("passes_over_a_readme",),
+    "test_golden.py": (
+        "passes_over_a_readme",
+        "reproduced[llada2-generate_edit",
+        "reproduced[llada_moe-generate",
+        "reproduced[illada-generate",
+        "reproduced[dream-parallel",
+    ),
+    "test_memory_batches.py": (
+        "60-batch_tokens",
+        "80-batch_tokens",
+    ),
+    "test_scaled_linear.py": ("change_nothing[fp8",),
+    "test_quantization.py": (
+        "keeps_its_accuracy[int8-",
+        "keeps_its_accuracy[fp8-",
+    ),
+    "test_training.py": ("all_layers[hidden_states",),
+    "test_benchmarks.py": ("beside_exact_decoding[nim",),
+    "test_trace.py": (
+        "padding_out[1-{'gen_length': 12, 'block_length': 6, 'threshold'",
+        "padding_out[5-{'gen_length': 12, 'block_length': 6, 'threshold'",
+    ),
+    "test_hf.py": ("load_model[bi_tower",),
 }
 
 
