@@ -232,8 +232,11 @@ def compared(fast: Denoiser, naive: Naive, monkeypatch, error: float) -> Denoise
     return denoise_both
 
 
-def drawn(seed: int) -> tuple[dict[str, Any], dict[str, Any], bool, list[list[int]]]:
-    """Options of a cache and of decoding, whether logits are shifted, and prompts."""
+# options of a cache and of decoding, whether logits are shifted, and prompts
+Drawn = tuple[dict[str, Any], dict[str, Any], bool, list[list[int]]]
+
+
+def drawn(seed: int) -> Drawn:
     choose = random.Random(seed)
     block = choose.choice([3, 4, 8])
     cache = dict(
@@ -271,6 +274,28 @@ def drawn(seed: int) -> tuple[dict[str, Any], dict[str, Any], bool, list[list[in
     return cache, decoding, choose.random() < 0.4, prompts
 
 
+def drawn_of_several_blocks(seed: int) -> Drawn:
+    """The same, with a rule that works on several blocks at once."""
+    choose = random.Random(seed)
+    cache, decoding, shift, prompts = drawn(seed)
+    cache.pop("cache_prompt_refresh", None)  # of one block after another
+    several = choose.choice(
+        [
+            dict(threshold=0.15),
+            dict(threshold=0.4, decoded_token_threshold=0.5),
+            dict(threshold_entropy=2.5, floor_in="first_and_best"),
+            dict(threshold=0.1, revise_below=0.05, floor_in="first"),
+            dict(factor=1.7, temperature=1.0),
+        ]
+    )
+    block = decoding["block_length"]
+    several |= dict(gen_length=block * choose.choice([2, 3]), block_length=block, seed=seed)
+    if "cfg_scale" in decoding:
+        several["cfg_scale"] = decoding["cfg_scale"]
+    several["block_add_threshold"] = choose.choice([0.0, 0.25, 0.5, 1.0])
+    return cache, several, shift, prompts
+
+
 # make test takes the first, make test-slow all others
 SEEDS = [
     pytest.param(range(3)),
@@ -279,22 +304,38 @@ SEEDS = [
         for first in range(3, 147, 12)
     ),
 ]
+SEVERAL_SEEDS = [
+    pytest.param(range(2)),
+    *(pytest.param(range(first, first + 12), marks=pytest.mark.slow) for first in range(2, 62, 12)),
+]
 
 
 @pytest.mark.parametrize("seeds", SEEDS, ids=str)
 def test_choices_and_logits_equal_a_naive_loop_over_random_settings(make_model, monkeypatch, seeds):
     for seed in seeds:
-        cache, decoding, shift, prompts = drawn(seed)
-        model = make_model(seed=seed, d_model=16, n_heads=4, n_kv_heads=[2, 4][seed % 2])
-        error = forward_error(model) * EPS64 / EPS
-        config = SamplerConfig(**cache, **decoding)
-        exact, rules = in_float64(model), (config.partial_refresh(MASK), config.prompt_refresh)
-        fast = partly_refreshed(model_denoiser(exact, shift=shift), *rules)
-        denoise = compared(fast, Naive(exact, *rules, shift), monkeypatch, error)
-        if config.cfg_scale:
-            denoise = guided(denoise, config.cfg_scale, MASK)
-        decode(denoise, prompts, config, SPECIAL)
-        monkeypatch.undo()
+        check_against_naive(seed, drawn(seed), make_model, monkeypatch)
+
+
+@pytest.mark.parametrize("seeds", SEVERAL_SEEDS, ids=str)
+def test_several_blocks_at_once_equal_a_naive_loop_over_random_settings(
+    make_model, monkeypatch, seeds
+):
+    for seed in seeds:
+        check_against_naive(seed, drawn_of_several_blocks(seed), make_model, monkeypatch)
+
+
+def check_against_naive(seed: int, setting: Drawn, make_model, monkeypatch) -> None:
+    cache, decoding, shift, prompts = setting
+    model = make_model(seed=seed, d_model=16, n_heads=4, n_kv_heads=[2, 4][seed % 2])
+    error = forward_error(model) * EPS64 / EPS
+    config = SamplerConfig(**cache, **decoding)
+    exact, rules = in_float64(model), (config.partial_refresh(MASK), config.prompt_refresh)
+    fast = partly_refreshed(model_denoiser(exact, shift=shift), *rules)
+    denoise = compared(fast, Naive(exact, *rules, shift), monkeypatch, error)
+    if config.cfg_scale:
+        denoise = guided(denoise, config.cfg_scale, MASK)
+    decode(denoise, prompts, config, SPECIAL)
+    monkeypatch.undo()
 
 
 def test_rows_choose_different_columns(make_model, monkeypatch):
