@@ -139,6 +139,7 @@ VALUES: dict[str, Any] = dict(
     branches="0.01:0.3+0.03:0.2",  # below the threshold
     draft_rows=4,
     draft_threshold=0.03,  # below it too
+    draft_odds=0.5,
 )
 # an option that is refused alone is tried with these, then with the rows before it
 COMPANIONS: tuple[Options, ...] = (

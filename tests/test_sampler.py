@@ -73,7 +73,7 @@ METHOD_OPTIONS = [
         dict(error_budget=2.5, confidence_source="margin", temperature=0.7),
         dict(threshold=0.3, max_dependence=0.3, block_length=6),
         dict(threshold=0.6, branches="0.2:0.4+0.3:0.2", block_length=6),
-        dict(threshold=0.6, draft_rows=4, draft_threshold=0.3, block_length=6),
+        dict(threshold=0.6, draft_rows=4, draft_threshold=0.3, draft_odds=0.5, block_length=6),
         dict(error_budget=2.5, max_dependence=0.2, cfg_scale=0.5, revise_below=0.2),
         dict(
             factor=2.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -90,6 +91,43 @@ def drafts(read: Read, row: list[int], size: int) -> list[Node]:
     return [node for p, node in found[:size] if p >= LEAST]
 
 
+def passes(read: Read, surely: list[int], last: tuple[int, int], options: dict[str, Any]) -> bool:
+    """May this token stand, by what is read in the row without it? surely: what the rule keeps."""
+    place, token = last
+    if read.tokens[place] == token:
+        bound = options.get("draft_threshold", 2.0)
+        if place in surely or read.at_least(read.probability[place], bound):
+            return True
+    if "draft_odds" not in options:
+        return False
+    [own] = [p for p, each in read.likeliest(place) if each == token]
+    best = read.probability[read.order[0]]
+    return read.at_least(own * (1 - best), options["draft_odds"] * best * (1 - own))
+
+
+def standing(
+    node: Node,
+    nodes: list[Node],
+    reads: dict[tuple, Read],
+    kept: Callable[[Read], list[int]],
+    options: dict[str, Any],
+) -> list[Node]:
+    """The node and all that go on from it, as far as their tokens may stand."""
+    found = [node]
+    if node.drafted in reads:
+        read = reads[node.drafted]
+        children = [each for each in nodes if each.drafted and each.drafted[:-1] == node.drafted]
+        for each in children:
+            if passes(read, kept(read), each.drafted[-1], options):
+                found += standing(each, nodes, reads, kept, options)
+    return found
+
+
+def longest(found: list[Node], nodes: list[Node]) -> Node:
+    """Of those with most tokens the likeliest, in whose order nodes come."""
+    return max(found, key=lambda each: (len(each.drafted), -nodes.index(each)))
+
+
 def naive(denoise: Denoiser, prompt: list[int], options: dict[str, Any]) -> Sample | None:
     """An answer draft by draft; None where a comparison was close."""
     length, width = options["gen_length"], options["block_length"]
@@ -106,27 +144,10 @@ def naive(denoise: Denoiser, prompt: list[int], options: dict[str, Any]) -> Samp
             def kept(read: Read, left: int = left) -> list[int]:
                 return read.order if left == 0 else read.kept(options)
 
-            node = nodes[0]
-            while node.drafted in reads:
-                read = reads[node.drafted]
-                surely = kept(read)
-                bound = options.get("draft_threshold", 2.0)
-                children = [each for each in nodes if each.drafted[:-1] == node.drafted]
-                passing = [
-                    each
-                    for each in children
-                    if each.drafted
-                    and read.tokens[each.drafted[-1][0]] == each.drafted[-1][1]
-                    and (
-                        each.drafted[-1][0] in surely
-                        or read.at_least(read.probability[each.drafted[-1][0]], bound)
-                    )
-                ]
-                if not passing:
-                    break
-                [node] = passing
+            node = longest(standing(nodes[0], nodes, reads, kept, options), nodes)
             row = node.row
             if node.drafted in reads:
+                read = reads[node.drafted]
                 surely = kept(read)
                 row = [read.tokens[at] if at in surely else old for at, old in enumerate(row)]
             done = all(row[place] != MASK for place in block)
@@ -149,6 +170,8 @@ def random_options(choose: random.Random) -> dict[str, Any]:
     )
     if choose.random() < 0.5:
         options["draft_threshold"] = choose.choice([0.2, 0.4, 0.6])
+    if choose.random() < 0.5:
+        options["draft_odds"] = choose.choice([0.05, 0.3, 0.8, 1.0])
     if choose.random() < 0.3:
         options["max_forwards"] = num_blocks * choose.choice([1, 2, 3])
     return options
@@ -249,9 +272,14 @@ GIVEN = dict(gen_length=8, threshold=0.9, draft_rows=4)
         (dict(draft_rows=None, draft_threshold=0.5), "draft_threshold has no effect without"),
         (dict(draft_threshold=0.0), "draft_threshold must be above 0 and at most 1, got 0.0"),
         (dict(draft_threshold=1.5), "draft_threshold must be above 0 and at most 1, got 1.5"),
+        (dict(draft_odds=float("nan")), "draft_odds must be above 0 and at most 1, got nan"),
+        (
+            dict(draft_odds=0.3, confidence_source="margin"),
+            "draft_odds compares the model's own probabilities",
+        ),
         (
             dict(threshold=None, threshold_entropy=0.5, draft_threshold=0.5),
-            "draft_threshold is a probability",
+            "draft_threshold compares probabilities",
         ),
         (dict(branches="0.6:0.1"), "draft_rows and branches do not go together"),
         (dict(temperature=0.5), "draft_rows and temperature do not go together"),

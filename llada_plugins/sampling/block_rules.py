@@ -190,8 +190,10 @@ class BlockRules(DecodingFacts):
             )
 
     def _check_drafts(self) -> None:
-        if self.draft_threshold is not None:
-            self._check_draft_threshold(self.draft_threshold)
+        for name in ("draft_threshold", "draft_odds"):
+            value = getattr(self, name)
+            if value is not None:
+                self._check_verified_from(name, value)
         if self.draft_rows is None:
             return
         if self.draft_rows < 2:
@@ -200,17 +202,21 @@ class BlockRules(DecodingFacts):
             )
         self._check_beside_rows("draft_rows", BESIDE_DRAFTS)
 
-    def _check_draft_threshold(self, threshold: float) -> None:
+    def _check_verified_from(self, name: str, value: float) -> None:
+        """The option of this name, by which drafts stand that the rule would not keep."""
         if self.draft_rows is None:
-            raise ValueError(
-                "draft_threshold has no effect without draft_rows: set it, or leave it out"
-            )
-        if not 0 < threshold <= 1:
-            raise ValueError(f"draft_threshold must be above 0 and at most 1, got {threshold}")
+            raise ValueError(f"{name} has no effect without draft_rows: set it, or leave it out")
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
         if self.threshold_entropy is not None:
             raise ValueError(
-                "draft_threshold is a probability, which threshold_entropy does not compute: give "
+                f"{name} compares probabilities, which threshold_entropy does not compute: give "
                 "another rule, or leave it out"
+            )
+        if name == "draft_odds" and (self.source != "tps_prob" or self.confidence_of == "filtered"):
+            raise ValueError(
+                "draft_odds compares the model's own probabilities: it goes with "
+                "confidence_source=tps_prob alone, and without confidence_of=filtered"
             )
 
     def _check_branch_rules(self, threshold: float) -> None:

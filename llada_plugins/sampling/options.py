@@ -205,6 +205,11 @@ class SamplerOptions:
         "with draft_rows: a drafted token stands if at least this probable (0-1) after those "
         "drafted before it (default: if the rule would keep it there)",
     )
+    draft_odds: float | None = arg(
+        None,
+        "with draft_rows: a drafted token stands as well if its odds, p / (1 - p), after those "
+        "drafted before it are at least this share (0-1) of those of the best token there",
+    )
     remask_ratio: float | None = arg(
         None,
         "mask-and-refine: mask the least trusted fraction (0-1) of the block again after every "

@@ -6,6 +6,9 @@ is left. In that row the forward, which the next step needs anyway, says whether
 would have kept the token. So one forward keeps what the rule would have kept in several, one
 token after another, and tokens that contradict each other never meet.
 
+Where a rule keeps one token because it must, others are often as likely: other positions, or
+other tokens of an answer that may have several. draft_odds lets a draft of these stand too.
+
 The model drafts for itself, and a tree of drafts is verified at once, as in self speculative
 decoding (SSD, arXiv 2510.04147) and FreeDave (arXiv 2510.00294).
 """
@@ -19,12 +22,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llada_plugins.diffusion.denoiser import Prediction
+from llada_plugins.diffusion.denoiser import Prediction, embeddable
 from llada_plugins.diffusion.guidance import without
 from llada_plugins.models.special_tokens import SpecialTokens
 
 from .config import SamplerConfig
-from .decision import Decide, Reasons
+from .decision import Decide, Reasons, ends_in
 from .step import Step
 from .work import RowsInWork
 
@@ -163,15 +166,51 @@ def judge(
     return Verdict(passes, own)
 
 
-def standing(tree: Tree, passes: Tensor, size: int) -> Tensor:
-    """Which nodes stand, (N,) bool: roots, and those that pass with a parent that stands.
+def as_likely(tree: Tree, prediction: Prediction, reasons: Reasons, share: float) -> Verdict:
+    """Judge each node's last token by its odds in its parent's row.
 
-    Siblings have different tokens at one column, so of them one stands at most.
+    It passes if p / (1 - p) is at least that share of the odds of the row's best proposal.
+    prediction, reasons: of the R rows, whose scores are probabilities.
     """
-    stands = tree.depth == 0
+    row = tree.row[tree.parent]
+    logits = prediction.logits_at(tree.column, rows=row).float()  # (N, V)
+    of_token = logits.gather(1, embeddable(tree.token)[:, None])[:, 0]
+    own = (of_token - logits.logsumexp(-1)).exp()
+    best = reasons.score.masked_fill(~reasons.masked, -INF).amax(-1)[row]
+    # the odds, multiplied out: a probability may be 1
+    return Verdict(own * (1 - best) >= share * best * (1 - own), own)
+
+
+class Longest(NamedTuple):
+    """The drafts that stand of B answers, and the M nodes with the tokens that they add."""
+
+    ends: Tensor  # (B,) nodes
+    drafted: Tensor  # (M,) nodes on the way from a root to its end, without roots
+    answer: Tensor  # (M,) place of each among the B
+
+
+def longest(tree: Tree, passes: Tensor, size: int) -> Longest:
+    """Of each answer the longest draft of which every token passes, of such the likeliest.
+
+    passes: (N,) bool.
+    """
+    is_root = tree.depth == 0
+    stands = is_root
     for depth in range(1, size):
-        stands |= (tree.depth == depth) & passes & stands[tree.parent]
-    return stands
+        stands = stands | ((tree.depth == depth) & passes & stands[tree.parent])
+    roots = is_root.nonzero()[:, 0]  # waits for the device
+    answer = is_root.cumsum(0) - 1
+    # in an answer, nodes of one depth come by descending probability
+    from_end = torch.arange(len(stands), device=stands.device).flip(0)
+    order = torch.where(stands, tree.depth * len(stands) + from_end, -1)
+    best = torch.full_like(roots, -1).scatter_reduce(0, answer, order, "amax")
+    ends = len(stands) - 1 - best % len(stands)
+    on_way, node = torch.zeros_like(stands), ends
+    for _ in range(size):
+        on_way[node] = True
+        node = tree.parent[node]
+    drafted = (on_way & ~is_root).nonzero()[:, 0]  # waits for the device
+    return Longest(ends, drafted, answer[drafted])
 
 
 class Speculating:
@@ -191,9 +230,9 @@ class Speculating:
         assert config.draft_rows is not None
         self.special, self.on_step, self.num_branches = special, on_step, num_branches
         self.size = config.draft_rows
-        self.draft_threshold = config.draft_threshold
+        self.draft_threshold, self.draft_odds = config.draft_threshold, config.draft_odds
         # the rule by itself
-        self.config = replace(config, draft_rows=None, draft_threshold=None)
+        self.config = replace(config, draft_rows=None, draft_threshold=None, draft_odds=None)
         self._tree: Tree | None = None  # whose rows are in work
 
     def take_step(
@@ -212,7 +251,8 @@ class Speculating:
         )
         assert reasons is not None
         if self._tree is not None:
-            work, tokens, reasons, rows = self._verified(self._tree, work, tokens, reasons)
+            verified = self._verified(self._tree, prediction, work, tokens, reasons)
+            work, tokens, reasons, rows = verified
             prediction = prediction.of_rows(rows)
         work.block.copy_(tokens)
         if self.on_step is not None:
@@ -220,26 +260,41 @@ class Speculating:
             self.on_step(work.as_step(number, policy, reasons, tokens, mask))
         return work if last else self._drafted(prediction, work, reasons)
 
+    def _judged(
+        self, tree: Tree, prediction: Prediction, tokens: Tensor, reasons: Reasons
+    ) -> Verdict:
+        """Which nodes' last tokens pass; prediction, tokens, reasons: of all rows in work."""
+        verdict = judge(tree, tokens, reasons.proposal, reasons.score, self.draft_threshold)
+        if self.draft_odds is None:
+            return verdict
+        likely = as_likely(tree, prediction, reasons, self.draft_odds)
+        if self.config.confidence_eos_eot_inf:  # such a token comes last, however likely
+            is_end = ends_in(tree.token, self.special)
+            likely = likely._replace(passes=likely.passes & ~is_end)
+        score = torch.where(verdict.passes, verdict.score, likely.score)
+        return Verdict(verdict.passes | likely.passes, score)
+
     def _verified(
-        self, tree: Tree, work: RowsInWork, tokens: Tensor, reasons: Reasons
+        self,
+        tree: Tree,
+        prediction: Prediction,
+        work: RowsInWork,
+        tokens: Tensor,
+        reasons: Reasons,
     ) -> tuple[RowsInWork, Tensor, Reasons, Tensor]:
         """One row of each answer, from its longest verified draft; and which rows these are.
 
-        tokens, reasons: of all rows in work.
+        prediction, tokens, reasons: of all rows in work.
         """
-        verdict = judge(tree, tokens, reasons.proposal, reasons.score, self.draft_threshold)
-        stands = standing(tree, verdict.passes, self.size)
-        places = stands.nonzero()[:, 0]  # waits for the device
-        answer = tree.answer[places]
-        chosen = places[answer.diff(append=answer[-1:] + 1) != 0]  # the last is the longest
+        verdict = self._judged(tree, prediction, tokens, reasons)
+        found = longest(tree, verdict.passes, self.size)
+        chosen = found.ends
         full = tree.row[chosen] < 0
         rows = torch.where(full, tree.row[tree.parent[chosen]], tree.row[chosen])
         after = torch.where(full[:, None], tree.tokens[chosen], tokens[rows])
         roots = tree.tokens[tree.depth == 0]
         score = reasons.score[rows]
-        drafted = places[tree.depth[places] > 0]
-        of_chosen = torch.searchsorted(tree.answer[chosen], tree.answer[drafted])
-        score[of_chosen, tree.column[drafted]] = verdict.score[drafted]
+        score[found.answer, tree.column[found.drafted]] = verdict.score[found.drafted]
         mask = self.special.mask
         proposal = torch.where(after == mask, reasons.proposal[rows], after)
         told = Reasons(roots == mask, proposal, score, torch.zeros_like(roots, dtype=torch.bool))
