@@ -102,8 +102,8 @@ docs: $(INSTALLED)
 picture: $(INSTALLED)
 	rm -rf outputs/picture
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/lm_eval --model llada_ups --tasks sudoku4 --include_path configs/lmeval --batch_size 50 \
-		--limit 67 --gen_kwargs steps=8 --output_path outputs/picture --log_samples --model_args record=trajectory
-	$(BIN)/python -m llada_plugins.view outputs/picture --question sudoku4:66 --picture docs/unmasking.svg
+		--limit 119 --gen_kwargs steps=8 --output_path outputs/picture --log_samples --model_args record=trajectory
+	$(BIN)/python -m llada_plugins.view outputs/picture --question sudoku4:118 --picture docs/unmasking.svg
 
 options: $(INSTALLED)
 	$(BIN)/python -m llada_plugins.reference > docs/options.md

@@ -350,8 +350,7 @@ def test_the_shipped_router_belongs_to_its_model_and_says_how_it_was_made(name):
         training["command"] == f"python -m training.router_sft --preset {name}_router --output_dir "
         f"outputs/{name}_router"
     )
-    # on Nim it does not fall, with or without the prompt: python -m benchmarks.ala_report
-    assert (training["metrics"]["eval_loss"] < training["metrics"]["eval_loss_before"]) == (
-        name == "sudoku4"
-    )
+    # it does not fall, with or without the prompt: python -m benchmarks.ala_report
+    metrics = training["metrics"]
+    assert 0 <= metrics["eval_loss"] - metrics["eval_loss_before"] < 0.01
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1e6

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llada_plugins.diffusion.forward_process import EPS, mask_tokens
+from llada_plugins.models.folder import TINY
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
 from llada_plugins.tasks import sudoku
@@ -903,14 +904,17 @@ def solved(model: LLaDA, num: int) -> float:
 
 
 def test_the_model_in_the_package_solves_held_out_puzzles():
-    # measured .992 at n = 500, one digit a forward
-    assert solved(load_model(device="cpu"), 100) >= 0.95
+    # measured .9992 at n = 4000: more than two errors in 100 come once in 10,000 times
+    assert solved(load_model(device="cpu"), 100) >= 0.98
 
 
 @pytest.mark.slow
-def test_the_model_in_the_package_has_the_score_that_its_preset_states():
-    stated, num = 0.986, 1000
-    assert abs(solved(load_model(device="cpu"), num) - stated) < 3 * binomial_error(stated, num)
+def test_the_model_in_the_package_has_the_score_that_its_config_states():
+    metrics = json.loads((TINY / "config.json").read_text())["training"]["metrics"]
+    stated, num = metrics["accuracy_low_confidence"]["16"], metrics["num_problems"]
+    # one error is a near tie that other kernels may break otherwise
+    allowed = 3 * binomial_error(stated, num) + 1 / num
+    assert abs(solved(load_model(device="cpu"), num) - stated) < allowed
 
 
 def binomial_error(share: float, num: int) -> float:

@@ -319,20 +319,20 @@ def test_a_long_answer_is_drawn_without_its_words_and_fits(tmp_path):
 
 @pytest.mark.floats
 def test_the_picture_of_the_readme_is_what_its_command_in_the_docs_draws(tmp_path):
-    problem = sudoku.problems("test", 67)[66]
+    problem = sudoku.problems("test", 119)[118]
     record = dict(record="trajectory", record_file=str(tmp_path / SUFFIX))
     engine = Engine("llada_ups", gen_length=16, steps=8, device="cpu", **record)
-    request = Request(problem.puzzle, engine.sampler, id=QuestionId("sudoku4", 66, 0))
+    request = Request(problem.puzzle, engine.sampler, id=QuestionId("sudoku4", 118, 0))
     [(_, completion)] = engine.generate([request])
     row = {
-        "doc_id": 66,
+        "doc_id": 118,
         "arguments": {"gen_args_0": {"arg_0": problem.puzzle}},
         "resps": [[completion.text]],
         "metrics": ["acc"],
         "acc": int(sudoku.is_valid(problem.puzzle, completion.text)),
     }
     (tmp_path / "samples_sudoku4_0.jsonl").write_text(json.dumps(row))
-    svg_of(tmp_path, "--question", "sudoku4:66")
+    svg_of(tmp_path, "--question", "sudoku4:118")
     docs = Path(__file__).parents[1] / "docs"
     drawn = (tmp_path / "drawn.svg").read_text(encoding="utf-8")
     assert drawn == (docs / "unmasking.svg").read_text(encoding="utf-8"), "run make picture"

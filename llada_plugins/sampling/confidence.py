@@ -85,8 +85,8 @@ def policy_of_visible(candidates: Candidates) -> Tensor:
 
     A stream that was trained to rank proposals as well scores both. A light head never
     saw the proposal, so at masked positions it can only guess p(x0 | xt), which the
-    softmax knows: with h everywhere nearly all of its gain is lost (sudoku4, 8 steps:
-    .778 against .874).
+    softmax knows: on a backbone that is not converged nearly all of the gain is lost with
+    h everywhere (sudoku4 after 1000 updates, 8 steps: .774 against .834).
     """
     score = policy(candidates)
     if candidates.policy_ranks_masked:

@@ -3,7 +3,7 @@
 command     opencompass --config-dir configs/opencompass --models llada_tiny --datasets sudoku4
 cost        a second to load; runs on a CPU
 published   -
-ours        sudoku4 99.2
+ours        sudoku4 100.0
 """
 
 from llada_plugins.opencompass_models import LLaDA
