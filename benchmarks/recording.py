@@ -30,6 +30,7 @@ import torch
 from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.engine.request import QuestionId, Request
+from llada_plugins.methods.loading import Loading
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import arg
 from llada_plugins.reports.render import markdown
@@ -91,9 +92,10 @@ def compare(model: LLaDA, batch_size: int, file: Path, options: Options) -> dict
     """One cell: ratios of recorded to plain, and what a step takes."""
     common: dict[str, Any] = dict(device="cpu", gen_length=16, batch_size=batch_size)
     recording = dict(record="trajectory", record_file=str(file))
+    loading = Loading(lambda: model)
     ways = {
-        "plain": Engine(options.method, model, **common),
-        "recorded": Engine(options.method, model, **common, **recording),
+        "plain": Engine(options.method, loading, **common),
+        "recorded": Engine(options.method, loading, **common, **recording),
     }
     puzzles = itertools.cycle(problem.puzzle for problem in sudoku.problems("test", 200))
     seconds: dict[str, list[float]] = {way: [] for way in ways}

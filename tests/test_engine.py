@@ -635,6 +635,15 @@ def test_an_engine_beside_another_answers_as_one_of_its_own_and_reads_no_model(m
     assert (found[1].text, found[1].num_forwards) == (expected[1].text, expected[1].num_forwards)
 
 
+def test_engines_on_one_model_read_a_process_reward_model_once():
+    first = Engine("llada_prm", gen_length=8, device="cpu")
+    scorer = first.prepared.judge.scorer
+    other = first.beside("llada_prm", num_demasking_candidates=2, method="window")
+    assert other.prepared.judge.scorer is scorer
+    assert other.prepared.judge.review.style == "window"
+    assert first.beside("llada_prm", prm_batch_size=3).prepared.judge.scorer is not scorer
+
+
 def test_an_engine_beside_another_has_its_options_but_for_those_of_the_method():
     first = Engine("llada_ups", ups=None, gen_length=8, steps=4, overlong="error", device="cpu")
     beside = first.beside("llada_prm", num_demasking_candidates=2)

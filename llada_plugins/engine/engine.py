@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llada_plugins.likelihood.estimate import LogLikelihood
+from llada_plugins.methods.loading import Loading
 from llada_plugins.methods.table import METHODS, check_policy
 from llada_plugins.models import loading as checkpoint
 from llada_plugins.models import text
@@ -47,11 +48,11 @@ class Engine:
 
     options: any field of EngineConfig, SamplerConfig and the method's own options by
     name, as harnesses pass them; unknown names and bad values raise ValueError before
-    weights are read. model: see `beside`.
+    weights are read. loading: see `beside`.
     """
 
     def __init__(
-        self, method: str = "llada", model: LLaDA | None = None, /, **options: Any
+        self, method: str = "llada", loading: Loading | None = None, /, **options: Any
     ) -> None:
         self.method = method
         self.asked = Asked(method, options)  # bad values fail before files are looked at
@@ -72,9 +73,9 @@ class Engine:
         self.chat_template = self.config.chat_template  # a name; None: the only one or the default
         self.special = mask_known(self.folder, tokenizer_folder, config, self.config.mask_id)
         self.max_length = context_length(config, self.config.max_length)
-        load = functools.partial(self._loaded, model)
+        self.loading = loading or Loading(self._read)
         located = self.asked.located(self.folders)
-        self.prepared = METHODS[method].prepare(load, self.folder, located)
+        self.prepared = METHODS[method].prepare(self.loading, self.folder, located)
         self.model = self.prepared.model
         # an adapter may have blocks of its own
         self.by_model = defaults_of(self.model.config, self.given)
@@ -100,21 +101,20 @@ class Engine:
         # of the last question, tokenised once for all its choices
         self._context: tuple[str | None, list[int]] = (None, [])
 
-    def _loaded(self, model: LLaDA | None) -> LLaDA:
-        """That model, else the checkpoint's, read as the options say."""
-        if model is not None:
-            return model
+    def _read(self) -> LLaDA:
+        """The checkpoint's model, read as the options say."""
         options = {name: getattr(self.config, name) for name in LOADING}
         return checkpoint.load_model(self.folder, peft=self.adapter, **options)
 
     def beside(self, method: str, /, **own: Any) -> Engine:
-        """An engine of another method on the same loaded model, which is not read again.
+        """An engine of a method on the same loaded model, which is not read again.
 
-        It has the options of this one but for those of its method; own: of the other's.
+        It has the options of this one but for those of its method; own: of the other's. A
+        process reward model that one of these engines holds already is not read again either.
         """
         shared = {*names(EngineConfig, SamplerConfig), *published.NAMES}
         options = {name: each for name, each in self.asked.explicit.items() if name in shared}
-        return Engine(method, self.model, **options, **own)
+        return Engine(method, self.loading, **options, **own)
 
     @property
     def sampler(self) -> SamplerConfig:

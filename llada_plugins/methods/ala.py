@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from llada_plugins.diffusion.denoiser import model_denoiser
-from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import arg
 
+from .loading import Loading
 from .prepared import Prepared, own_policy
 from .router import load_router
 from .routing import routed
@@ -26,7 +25,7 @@ class ALAOptions:
     )
 
 
-def routed_seeds(load: Callable[[], LLaDA], folder: Path, options: ALAOptions) -> Prepared:
+def routed_seeds(load: Loading, folder: Path, options: ALAOptions) -> Prepared:
     """ALA: prompt-conditioned seeds instead of one static mask embedding.
 
     All sampler options are as for the baseline.

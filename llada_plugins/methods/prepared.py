@@ -16,6 +16,8 @@ from llada_plugins.rewards.step_scorer import StepScorer
 from llada_plugins.rewards.steps import StepSplit
 from llada_plugins.sampling.facts import ADAPTIVE_RULES
 
+from .loading import Loading
+
 # alternatives: who names one gets no other by default
 COUNT_RULES = (*ADAPTIVE_RULES, "remask_ratio", "revise")
 
@@ -80,8 +82,8 @@ class Method(NamedTuple):
     """A row of METHODS."""
 
     options: type  # dataclass of the method's own options
-    # loads the model, its folder, the options
-    prepare: Callable[[Callable[[], LLaDA], Path, Any], Prepared]
+    # loads the model and what is beside it; the model's folder, the options
+    prepare: Callable[[Loading, Path, Any], Prepared]
     # whose likelihoods it gives, in words for results
     likelihood: str = "the checkpoint's own: this method changes decoding only"
     judges: bool = False  # does it load a process reward model, which reviews every block?
@@ -94,7 +96,7 @@ class NoOptions:
     """The baseline has none of its own."""
 
 
-def baseline(load: Callable[[], LLaDA], folder: Path, options: NoOptions) -> Prepared:
+def baseline(load: Loading, folder: Path, options: NoOptions) -> Prepared:
     """The published sampler on the plain model.
 
     The policy stream of a RemeDi checkpoint remains available.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from llada_plugins.diffusion.denoiser import model_denoiser
-from llada_plugins.models.llada import LLaDA
-from llada_plugins.options.fields import arg
+from llada_plugins.options.fields import arg, build
 from llada_plugins.rewards.prm_config import PRMConfig
 from llada_plugins.rewards.process_reward_model import open_prm
 from llada_plugins.rewards.review_config import ReviewConfig
 from llada_plugins.rewards.steps import StepSplit
 
+from .loading import Loading
 from .prepared import Judge, Prepared, own_policy
 
 R3_BLOCK_LENGTH = 32
@@ -57,7 +57,7 @@ class PRMOptions(ReviewConfig, PRMConfig):
                 )
 
 
-def judged_blocks(load: Callable[[], LLaDA], folder: Path, options: PRMOptions) -> Prepared:
+def judged_blocks(load: Loading, folder: Path, options: PRMOptions) -> Prepared:
     """LLaDA-R3: a process reward model chooses among candidates and has low blocks masked again."""
     beside = folder / "prm"
     if options.prm is None and beside.is_dir():
@@ -76,5 +76,7 @@ def judged_blocks(load: Callable[[], LLaDA], folder: Path, options: PRMOptions) 
             f"{options.prm}: step_split in config.json is {step_split!r}, must be one of "
             f"{', '.join(get_args(StepSplit))}: pass step_split="
         )
-    judge = Judge(prm.load(model.device), options, step_split, options.question_pattern)
+    which = build(PRMConfig, asdict(options))
+    scorer = load.part(which, lambda: prm.load(model.device))
+    judge = Judge(scorer, options, step_split, options.question_pattern)
     return Prepared(model, model_denoiser(model), own_policy(model), defaults, judge)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llada_plugins.diffusion.denoiser import model_denoiser
-from llada_plugins.models.llada import LLaDA
 from llada_plugins.options.fields import arg
 from llada_plugins.sampling.facts import ADAPTIVE_RULES
 
+from .loading import Loading
 from .policy_head import load_policy, policy_denoiser
 from .prepared import COUNT_RULES, Defaults, Policy, Prepared, own_policy
 
@@ -30,7 +30,7 @@ class UPSOptions:
     )
 
 
-def learned_remasking(load: Callable[[], LLaDA], folder: Path, options: UPSOptions) -> Prepared:
+def learned_remasking(load: Loading, folder: Path, options: UPSOptions) -> Prepared:
     """RemeDi's dynamic remasking: the checkpoint's own policy stream, or a light head.
 
     The head is the named one, else the one in the checkpoint's folder.
