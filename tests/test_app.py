@@ -16,17 +16,21 @@ from llada_plugins import app
 from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.engine.request import Completion, Request
+from llada_plugins.methods.table import METHODS
 from llada_plugins.playground import drawing
 from llada_plugins.playground.asking import MOST, Models, Question, Setting
 from llada_plugins.playground.form import (
     ABSENT,
     MAIN,
     controls,
+    controls_of_methods,
     given,
+    num_controls,
     paired,
     preset_names,
     shown,
     with_preset,
+    with_preset_of,
 )
 from llada_plugins.playground.job import Job, State
 from llada_plugins.playground.showing import Shown, answered
@@ -46,8 +50,15 @@ def models(tmp_path_factory) -> Models:
     return Models("llada", dict(gen_length=16, device="cpu", **options))
 
 
-def setting(models: Models, method: str = "llada", **entered: str | bool) -> Setting:
-    return Setting(method, {**shown(models.of(method).sampler), **entered})
+def setting(models: Models, method: str = "llada", /, **entered: str | bool) -> Setting:
+    """What the form says; entered: of decoding, or of the method's own options."""
+    sampler, own = shown(models.of(method).sampler), shown(models.begins(method))
+    assert not entered.keys() - sampler.keys() - own.keys()
+    return Setting(
+        method,
+        {**sampler, **{name: entered[name] for name in entered if name in sampler}},
+        {**own, **{name: entered[name] for name in entered if name in own}},
+    )
 
 
 def direct(prompt: str, method: str = "llada") -> str:
@@ -68,20 +79,30 @@ def last(models: Models, folder: Path, question: Question, *settings: Setting) -
 def test_the_form_has_every_option_of_decoding_with_the_help_of_its_field():
     declared = {field.name: field.metadata["help"] for field in fields(SamplerConfig)}
     assert {control.name: control.help for control in controls()} == declared
-    assert tuple(control.name for control in controls()[: len(MAIN)]) == MAIN
+    main = [name for name in MAIN if name in declared]
+    assert [control.name for control in controls()[: len(main)]] == main
+
+
+def test_the_form_has_every_option_of_every_method_with_the_help_of_its_field():
+    for name, method in METHODS.items():
+        found = {each.name: each.help for each in controls_of_methods().get(name, ())}
+        assert found == {each.name: each.metadata["help"] for each in fields(method.options)}
+    known = {each.name for every in controls_of_methods().values() for each in every}
+    assert set(MAIN) <= known | {each.name for each in controls()}
 
 
 def test_what_is_shown_and_not_touched_leaves_the_sampler_as_it_is(models):
     for method in ("llada", "llada_ups", "llada_prm"):
         engine = models.of(method)
-        assert given(engine, shown(engine.sampler)) == {}
+        assert given(engine.sampler, shown(engine.sampler)) == {}
+        assert given(engine.method_options, shown(engine.method_options)) == {}
 
 
 def test_what_is_entered_is_read_as_the_option_is_declared(models):
     engine = models.of("llada")
     entered = dict(steps="8", threshold="0.5", temperature="0.0", cache="none", early_stop=False)
     entered |= dict(strict="true", gen_length="32")
-    found = given(engine, {**shown(engine.sampler), **entered})
+    found = given(engine.sampler, {**shown(engine.sampler), **entered})
     assert found == dict(
         steps=8, threshold=0.5, cache="none", early_stop=False, strict=True, gen_length=32
     )
@@ -92,7 +113,7 @@ def test_an_option_of_the_command_line_is_taken_back_by_an_empty_field(tmp_path)
     engine = Models("llada", options).of("llada")
     untouched = shown(engine.sampler)
     assert untouched["threshold"] == "0.9"
-    found = given(engine, {**untouched, "threshold": ABSENT})
+    found = given(engine.sampler, {**untouched, "threshold": ABSENT})
     assert engine.sampler_for(found).threshold is None
 
 
@@ -108,7 +129,7 @@ def test_an_option_of_the_command_line_is_taken_back_by_an_empty_field(tmp_path)
 def test_a_value_that_its_option_does_not_take_is_told(models, name, value, told):
     engine = models.of("llada")
     with pytest.raises(ValueError) as error:
-        given(engine, {**shown(engine.sampler), name: value})
+        given(engine.sampler, {**shown(engine.sampler), name: value})
     assert str(error.value) == told
 
 
@@ -137,7 +158,19 @@ def test_settings_of_the_checkpoint_come_first():
 
 
 def test_the_values_of_a_row_of_controls_go_to_their_options():
-    assert paired(list("x" * len(controls()))) == {each.name: "x" for each in controls()}
+    values = [str(number) for number in range(num_controls())]
+    sampler, of_methods = paired(values)
+    assert list(sampler) == [each.name for each in controls()]
+    assert {name: list(each) for name, each in of_methods.items()} == {
+        name: [each.name for each in every] for name, every in controls_of_methods().items()
+    }
+    assert [
+        *sampler.values(),
+        *(v for each in of_methods.values() for v in each.values()),
+    ] == values
+    for wrong in (values[1:], [*values, "x"]):
+        with pytest.raises(ValueError, match="controls"):
+            paired(wrong)
 
 
 # --- answers --------------------------------------------------------------------------
@@ -163,6 +196,57 @@ def test_two_settings_are_decoded_one_after_the_other_and_shown_side_by_side(mod
     runs = read_runs([end.files.trajectory])
     assert [run.options.get("steps") for run in runs] == [None, 8]
     assert runs[0].answers[0].key == runs[1].answers[0].key
+
+
+def test_two_settings_of_a_method_differ_in_its_own_options_which_are_written_down(
+    models, tmp_path
+):
+    window = dict(method="window", num_refinement_samples="2", max_prm_calls="4")
+    settings = setting(models, "llada_prm"), setting(models, "llada_prm", **window)
+    end = last(models, tmp_path, Question(prompt=PUZZLE), *settings)
+    engine = Engine(
+        "llada_prm",
+        gen_length=16,
+        device="cpu",
+        method="window",
+        num_refinement_samples=2,
+        max_prm_calls=4,
+    )
+    ((_, completion),) = engine.generate([Request(PUZZLE, engine.sampler)])
+    assert end.answers[1] == drawing.done(completion)
+    told = "llada_prm method=window num_refinement_samples=2 max_prm_calls=4 gen_length=16"
+    assert told in end.status and f"{completion.num_prm_calls} PRM calls" in end.status
+    runs = read_runs([end.files.trajectory])
+    written = dict(method="window", num_refinement_samples=2, max_prm_calls=4)
+    assert [run.answers[0].line["method_options"] for run in runs] == [{}, written]
+    one, other = (models.of(each.method, each.own) for each in settings)
+    assert one.prepared.judge.scorer is other.prepared.judge.scorer
+
+
+def test_engines_of_changed_options_are_forgotten_for_newer_ones(models):
+    def of(threshold):
+        return models.of("llada_prm", dict(backmasking_threshold=threshold))
+
+    first = of("0.1")
+    assert of("0.1") is first and of("0.2") is not first and of("0.1") is first
+    of("0.3")
+    assert of("0.1") is first
+    of("0.4"), of("0.5")
+    assert of("0.1") is not first
+
+
+def test_options_of_the_first_method_begin_as_the_command_line_says():
+    options = dict(gen_length=16, device="cpu", num_candidates_per_block=3, max_prm_calls=9)
+    models = Models("llada_prm", options)
+    begins = shown(models.begins("llada_prm"))
+    assert (
+        begins["num_candidates_per_block"] == "3" and begins["num_demasking_candidates"] == ABSENT
+    )
+    changed = models.of("llada_prm", {**begins, "max_prm_calls": ABSENT}).method_options
+    assert (changed.num_candidates_per_block, changed.max_prm_calls) == (3, None)
+    assert models.of("llada_prm", begins) is models.first
+    with_it = with_preset_of(models.begins("llada_prm"), next(iter(all_presets())))
+    assert with_it == begins  # no published setting says anything of them
 
 
 def test_a_conversation_goes_on_with_the_first_settings_answer(models, tmp_path):
@@ -274,6 +358,40 @@ def test_a_mistake_of_the_second_setting_is_told_before_the_first_decodes(
         last(models, tmp_path, Question(prompt=PUZZLE), setting(models), setting(models, **entered))
 
 
+@pytest.mark.parametrize(
+    "method, entered, told",
+    [
+        ("llada_prm", dict(backmasking_threshold="2"), "backmasking_threshold must be between 0"),
+        ("llada_prm", dict(num_candidates_per_block="x"), "must be a whole number, got 'x'"),
+        (
+            "llada_prm",
+            dict(question_pattern="("),
+            "question_pattern='\\('.* is no regular expression",
+        ),
+        ("llada_prm", dict(prm="/nowhere"), "/nowhere"),
+        ("llada_ups", dict(ups="/nowhere"), "/nowhere"),
+        (
+            "llada_ala",
+            dict(router="/nowhere"),
+            "llada_ala needs a router: /nowhere is not a folder",
+        ),
+    ],
+)
+def test_a_mistake_in_a_methods_own_options_is_one_line(models, tmp_path, method, entered, told):
+    settings = setting(models), setting(models, method, **entered)
+    with pytest.raises((ValueError, OSError), match=f"second setting: .*{told}") as error:
+        last(models, tmp_path, Question(prompt=PUZZLE), *settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["prm", "prm_dtype", "question_pattern"])
+def test_who_gets_a_public_link_names_no_files_and_chooses_no_memory(option):
+    models = Models("llada", dict(gen_length=16, device="cpu"), public=True)
+    with pytest.raises(ValueError, match=f"{option} is for who runs the playground alone"):
+        models.of("llada_prm", {option: "float16"})
+    assert models.of("llada_prm", dict(max_prm_calls="3")).method_options.max_prm_calls == 3
+
+
 def test_a_method_that_there_is_not_is_told(models):
     with pytest.raises(ValueError, match="method must be one of llada, llada_ups"):
         models.of("gpt")
@@ -334,10 +452,12 @@ def test_the_page_has_a_component_for_every_option_of_both_settings(models):
 
     parts = build(models).get_config_file()["components"]
     found = {part["props"].get("elem_id"): part["props"] for part in parts}
-    for control in controls():
+    expected = {control.name: control.help for control in controls()}
+    for name, every in controls_of_methods().items():
+        expected |= {f"{name}-{control.name}": control.help for control in every}
+    for name, told in expected.items():
         for which in ("first", "second"):
-            props = found[f"{which}-{control.name}"]
-            assert props["info"] == control.help
+            assert found[f"{which}-{name}"]["info"] == told
     assert asdict(models.first.sampler)["gen_length"] == 16
 
 

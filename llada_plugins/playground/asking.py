@@ -14,20 +14,27 @@ from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.marked_text import marked_request, whole_text
 from llada_plugins.engine.request import Completion, Request
 from llada_plugins.methods.table import METHODS
+from llada_plugins.options.fields import names
+from llada_plugins.rewards.prm_config import PRMConfig
 
+from .drawing import decoded_with
 from .form import Value, given
 from .job import Done, Show, State
 
 MOST = 1_000_000  # characters of a prompt; more than any context holds
 ENCODED_FILE = re.compile(r"\s*data:(?P<kind>[\w.+-]+/[\w.+-]+)[;,]")
 NAMES = ("first", "second")  # of the settings that are compared
+# options of methods that name files or hub ids, decide how much memory they take, or may take
+# any time to match
+PRIVATE = ("ups", "router", *names(PRMConfig), "question_pattern")
 
 
 class Setting(NamedTuple):
-    """How an answer is decoded: a method, and what its controls say."""
+    """How an answer is decoded: a method, and what controls say."""
 
     method: str
-    entered: Mapping[str, Value]
+    entered: Mapping[str, Value]  # of decoding
+    own: Mapping[str, Value] = {}  # of the method's own options; empty: as they begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,33 +78,70 @@ def check_text(prompt: object) -> None:
         )
 
 
-class Models:
-    """Engines of all methods on one model; one job at a time decodes with them."""
+# what a method's own options are, where somebody has changed them
+Changed = tuple[tuple[str, Any], ...]
 
-    def __init__(self, method: str, options: Mapping[str, Any]) -> None:
-        self.first = Engine(method, **options)
-        self._engines: dict[str, Engine] = {}
+
+class Models:
+    """Engines of all methods on one model; one job at a time decodes with them.
+
+    public: may anybody ask? Then nobody names files, or what reads them.
+    """
+
+    def __init__(self, method: str, options: Mapping[str, Any], *, public: bool = False) -> None:
+        self.first, self.public = Engine(method, **options), public
+        self._engines: dict[tuple[str, Changed], Engine] = {}  # the newest last
         self._making, self._decoding = threading.Lock(), threading.Lock()
         self._see: Callable[[Sequence[int]], None] | None = None
-        self._keep(self.first)
+        self.first.watch(self._watch)
+        self._keep((method, ()), self.first)
 
     @property
     def chats(self) -> bool:
         """Has the tokenizer a chat template?"""
         return bool(self.first.tokenizer.chat_template)
 
-    def of(self, method: str) -> Engine:
-        """The engine of a method; ValueError, FileNotFoundError where its add-on is missing."""
+    def begins(self, method: str) -> Any:
+        """A method's own options before somebody changes them; ValueError where there is none."""
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-        with self._making:
-            if method not in self._engines:
-                self._keep(self.first.beside(method))
-            return self._engines[method]
+        if method == self.first.method:
+            return self.first.method_options
+        return METHODS[method].options()
 
-    def _keep(self, engine: Engine) -> None:
-        engine.watch(self._watch)
-        self._engines[engine.method] = engine
+    def of(self, method: str, own: Mapping[str, Value] | None = None) -> Engine:
+        """The engine of a method; own: what the controls of its options say.
+
+        ValueError, FileNotFoundError where an option is wrong, or its add-on is missing.
+        """
+        options = given(self.begins(method), own or {})
+        if self.public and (private := [name for name in PRIVATE if name in options]):
+            raise ValueError(
+                f"{private[0]} is for who runs the playground alone, since the page is public: "
+                "leave it as it is"
+            )
+        key = method, tuple(options.items())
+        with self._making:
+            engine = self._engines.pop(key, None)
+            if engine is None:
+                engine = self.first.beside(method, **{**self._told(method), **options})
+                engine.watch(self._watch)
+            self._keep(key, engine)
+            return engine
+
+    def _told(self, method: str) -> dict[str, Any]:
+        """What the command line says of a method's own options."""
+        if method != self.first.method:
+            return {}
+        explicit = self.first.asked.explicit
+        return {name: explicit[name] for name in names(METHODS[method].options) if name in explicit}
+
+    def _keep(self, key: tuple[str, Changed], engine: Engine) -> None:
+        """Have it, and of those whose options were changed as many as are compared."""
+        self._engines[key] = engine
+        changed = [each for each in self._engines if each[1]]
+        for each in changed[: -len(NAMES)]:
+            del self._engines[each]
 
     def _watch(self, answer: Sequence[int]) -> None:
         if self._see is not None:
@@ -111,14 +155,14 @@ class Models:
         Raises ValueError before the first forward on whatever one of them lacks.
         """
         asked = [self._request(question, settings, number) for number in range(len(settings))]
-        if len(settings) > 1 and len({(engine.method, each) for engine, each in asked}) == 1:
+        if len(settings) > 1 and asked[0] == asked[1]:
             raise ValueError("both settings decode alike: change an option of one of them")
         with self._decoding:
             try:
                 for number, (engine, request) in enumerate(asked):
                     self._see = functools.partial(_show_tokens, show, number)
                     completion = whole(request, _decode(engine, request, record))
-                    show(Done(number, completion, request.sampler))
+                    show(Done(number, completion, decoded_with(engine, request.sampler)))
             finally:
                 self._see = None
 
@@ -136,8 +180,8 @@ class Models:
             raise ValueError(f"{NAMES[number]} setting: {error}") from error
 
     def _checked(self, question: Question, setting: Setting) -> tuple[Engine, Request]:
-        engine = self.of(setting.method)
-        sampler = engine.sampler_for(given(engine, setting.entered))
+        engine = self.of(setting.method, setting.own)
+        sampler = engine.sampler_for(given(engine.sampler, setting.entered))
         if question.infill:
             request = marked_request(question.prompt, sampler)
         else:

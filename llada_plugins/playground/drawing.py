@@ -100,10 +100,11 @@ def costs(completion: Completion) -> str:
     return ", ".join(told)
 
 
-def decoded_with(method: str, sampler: SamplerConfig) -> str:
-    """A method and the options that are not the defaults."""
+def decoded_with(engine: Engine, sampler: SamplerConfig) -> str:
+    """An engine's method and the options that are not the defaults, its own first."""
     options = {"gen_length": sampler.gen_length, **changed(sampler)}
-    return " ".join([method, *(f"{name}={value}" for name, value in options.items())])
+    told = [*changed(engine.method_options).items(), *options.items()]
+    return " ".join([engine.method, *(f"{name}={value}" for name, value in told)])
 
 
 def conversation(turns: Sequence[Mapping[str, str]]) -> str:

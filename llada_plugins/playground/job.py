@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from llada_plugins.engine.request import Completion
-from llada_plugins.sampling.config import SamplerConfig
 
 
 class Stopped(Exception):
@@ -28,7 +27,7 @@ class Done(NamedTuple):
 
     setting: int
     completion: Completion
-    sampler: SamplerConfig
+    decoded_with: str  # its method and options, in words
 
 
 class Failed(NamedTuple):

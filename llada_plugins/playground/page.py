@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,20 @@ from llada_plugins.methods.table import METHODS
 
 from . import drawing
 from .asking import NAMES, Models, Question, Setting
-from .form import ABSENT, MAIN, Control, controls, paired, preset_names, shown, with_preset
+from .form import (
+    ABSENT,
+    MAIN,
+    Control,
+    Value,
+    controls,
+    controls_of_methods,
+    num_controls,
+    paired,
+    preset_names,
+    shown,
+    with_preset,
+    with_preset_of,
+)
 from .showing import MISTAKES, PAGE, Shown, answered
 
 WAITING = 16  # questions in the queue, at most
@@ -32,7 +45,7 @@ class Column(NamedTuple):
 
     method: gr.Dropdown
     preset: gr.Dropdown
-    options: list[Any]  # in the order of `controls`
+    options: list[Any]  # in the order of `paired`
 
     @property
     def inputs(self) -> list[Any]:
@@ -165,29 +178,55 @@ def _column(models: Models, number: int, status: Any) -> _Placed:
             info="a published setting: its options of decoding; the model stays",
             elem_id=f"{NAMES[number]}-preset",
         )
-        untouched = shown(models.first.sampler)
-        every = controls()
-        options = [_component(each, number, untouched) for each in every[: len(MAIN)]]
-        with gr.Accordion("all other options", open=False, elem_id=f"{NAMES[number]}-others"):
-            options += [_component(each, number, untouched) for each in every[len(MAIN) :]]
+        own, boxes = _of_methods(models, number)
+        options = [*_components(controls(), number, shown(models.first.sampler)), *own]
     column = Column(method, preset, options)
-    filled = [status, *options]
+    filled = [status, *boxes, *options]
     method.change(lambda chosen: _filled(models, chosen, ABSENT), method, filled, **QUIET)
     preset.change(lambda *chosen: _filled(models, *chosen), [method, preset], filled, **QUIET)
     return _Placed(column, box)
+
+
+def _of_methods(models: Models, number: int) -> tuple[list[Any], list[Any]]:
+    """The controls of all methods' own options, and a box for each method, one of them shown."""
+    components, boxes = [], []
+    for name, every in controls_of_methods().items():
+        with gr.Column(visible=name == models.first.method) as box:
+            gr.HTML(f"<h3>Options of {name}</h3>")
+            values = shown(models.begins(name))
+            components += _components(every, number, values, of=name)
+        boxes.append(box)
+    return components, boxes
+
+
+def _components(
+    every: Sequence[Control], number: int, values: Mapping[str, Value], of: str = ""
+) -> list[Any]:
+    """The components of controls, those that are not in MAIN folded away.
+
+    number: of the setting. of: the method whose options they are.
+    """
+    main = [each for each in every if each.name in MAIN]
+    found = [_component(each, number, values, of) for each in main]
+    if others := every[len(main) :]:
+        elem_id = "-".join(filter(None, [NAMES[number], of, "others"]))
+        title = f"all other options of {of or 'decoding'}"
+        with gr.Accordion(title, open=False, elem_id=elem_id):
+            found += [_component(each, number, values, of) for each in others]
+    return found
 
 
 def _label(name: str, number: int) -> str:
     return name if number == 0 else f"{name} ({NAMES[number]})"
 
 
-def _component(control: Control, number: int, values: Mapping[str, Any]) -> Any:
+def _component(control: Control, number: int, values: Mapping[str, Value], of: str) -> Any:
     """Gradio's component for an option."""
-    told = {
+    told: dict[str, Any] = {
         "value": values[control.name],
         "label": _label(control.name, number),
         "info": control.help,
-        "elem_id": f"{NAMES[number]}-{control.name}",
+        "elem_id": "-".join(filter(None, [NAMES[number], of, control.name])),
     }
     if control.kind == "check":
         return gr.Checkbox(**told)
@@ -201,14 +240,22 @@ def _visible(wanted: bool) -> list[Any]:
 
 
 def _filled(models: Models, method: str, preset: str) -> list[Any]:
-    """The status, and all controls as this method, or this preset with it, has them."""
+    """The status, boxes, and all controls as this method, or this preset with it, has them."""
+    boxes = [gr.update(visible=name == method) for name in controls_of_methods()]
     try:
-        engine = models.of(method)
-        values = with_preset(engine, preset) if preset else shown(engine.sampler)
+        values = with_preset(models.of(method), preset)
     except MISTAKES as error:
-        return [drawing.status(f"error: {error}", wrong=True), *[gr.skip()] * len(controls())]
+        told = drawing.status(f"error: {error}", wrong=True)
+        return [told, *boxes, *[gr.skip()] * num_controls()]
+    own = with_preset_of(models.begins(method), preset)
     told = f"as {preset} was published" if preset else f"the options that {method} begins with"
-    return [drawing.status(told), *(values[control.name] for control in controls())]
+    of_methods = [
+        own[control.name] if name == method else gr.skip()
+        for name, every in controls_of_methods().items()
+        for control in every
+    ]
+    filled = [values[control.name] for control in controls()]
+    return [drawing.status(told), *boxes, *filled, *of_methods]
 
 
 def answer(models: Models, *values: Any) -> Iterator[list[Any]]:
@@ -217,10 +264,10 @@ def answer(models: Models, *values: Any) -> Iterator[list[Any]]:
     values: of the inputs, the method and the controls of each setting at their end.
     """
     mode, prompt, system, turns, compare, pause, *entered = values
-    width = 1 + len(controls())
+    width = 1 + num_controls()
     columns = [entered[:width], entered[width:]][: 1 + bool(compare)]
     try:
-        settings = [Setting(method, paired(options)) for method, *options in columns]
+        settings = [_setting(*each) for each in columns]
         chat = mode == "chat"
         question = Question(
             prompt=prompt,
@@ -234,6 +281,11 @@ def answer(models: Models, *values: Any) -> Iterator[list[Any]]:
                 yield list(_outputs_of(each))
     except MISTAKES as error:
         yield list(_outputs_of(Shown(drawing.status(f"error: {error}", wrong=True))))
+
+
+def _setting(method: str, *options: Value) -> Setting:
+    entered = paired(options)
+    return Setting(method, entered.sampler, entered.of_methods.get(method, {}))
 
 
 def _outputs_of(shown: Shown) -> Outputs:

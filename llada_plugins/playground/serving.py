@@ -88,13 +88,18 @@ def run(config: AppConfig, options: Mapping[str, Any]) -> None:
 def served(config: AppConfig, options: Mapping[str, Any]) -> Iterator[str]:
     """The page at its address, while this lasts. ValueError, OSError, ImportError on mistakes."""
     port = free_port(config.port)
-    with built(config.model, options) as page, closing(page):
+    with built(config.model, options, public=config.share) as page, closing(page):
         yield launched(page, port, config.share)
 
 
 @contextmanager
-def built(method: str, options: Mapping[str, Any]) -> Iterator[gradio.Blocks]:
-    """The page and its model, while this lasts; what it keeps on the disk goes at the end."""
+def built(
+    method: str, options: Mapping[str, Any], *, public: bool = False
+) -> Iterator[gradio.Blocks]:
+    """The page and its model, while this lasts; what it keeps on the disk goes at the end.
+
+    public: may anybody ask?
+    """
     told = [name for name in OWN if name in options]
     if told:
         raise ValueError(f"{told[0]} has no effect: the playground records every answer itself")
@@ -104,7 +109,7 @@ def built(method: str, options: Mapping[str, Any]) -> Iterator[gradio.Blocks]:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         defaults = {"gen_length": SamplerConfig.gen_length, "overlong": "error"}
         record = {"record": "trajectory", "record_file": os.path.join(folder, SUFFIX)}
-        models = Models(method, {**defaults, **options, **record})
+        models = Models(method, {**defaults, **options, **record}, public=public)
         from .page import build
 
         yield build(models)

@@ -66,8 +66,7 @@ def answered(
             done.append(state)
             drawn = drawing.done(state.completion)
         else:
-            engine = models.of(settings[state.setting].method)
-            drawn = drawing.in_work(engine, before, state.tokens)
+            drawn = drawing.in_work(models.first, before, state.tokens)
             before = state.tokens
         answers = [*shown.answers]
         answers[state.setting] = drawn
@@ -77,18 +76,17 @@ def answered(
             yield shown
     write_whole(files.page, viewer(read_runs([files.trajectory])))
     yield shown._replace(
-        status=drawing.status("\n".join(_told(each, settings) for each in done)),
+        status=drawing.status("\n".join(_told(each, len(settings)) for each in done)),
         steps=drawing.framed(files.page.read_text(encoding="utf-8")),
         files=files,
         turns=_continued(question, done) if question.chat else None,
     )
 
 
-def _told(done: Done, settings: Sequence[Setting]) -> str:
+def _told(done: Done, num_settings: int) -> str:
     """What an answer cost, and what decoded it."""
-    which = f"{NAMES[done.setting]} setting: " if len(settings) > 1 else ""
-    method = settings[done.setting].method
-    return f"{which}{drawing.costs(done.completion)}\n{drawing.decoded_with(method, done.sampler)}"
+    which = f"{NAMES[done.setting]} setting: " if num_settings > 1 else ""
+    return f"{which}{drawing.costs(done.completion)}\n{done.decoded_with}"
 
 
 def _continued(question: Question, done: Sequence[Done]) -> Turns:
