@@ -15,7 +15,7 @@ import pytest
 
 from llada_plugins.playground import serving
 from llada_plugins.playground.asking import Models
-from llada_plugins.playground.form import controls
+from llada_plugins.playground.form import controls, controls_of_methods
 from llada_plugins.playground.serving import AppConfig, served
 from llada_plugins.reports.recorded import read_runs
 from llada_plugins.settings.table import find
@@ -39,11 +39,17 @@ def browser() -> Iterator[object]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple[str, Models]]:
+def server(tmp_path_factory) -> Iterator[tuple[str, Models]]:
     """The address of a playground on the tiny model, and its models."""
     made: list[Models] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving, "Models", lambda *asked: made.append(Models(*asked)) or made[0])
+
+        def keep(*asked, **more) -> Models:
+            made.append(Models(*asked, **more))
+            return made[0]
+
+        patch.setattr(serving, "Models", keep)
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
         with served(AppConfig(port=0), {"gen_length": 16, "device": "cpu"}) as url:
             yield url, made[0]
 
@@ -148,6 +154,67 @@ def test_a_method_fills_in_its_options_and_answers(opened):
     assert "llada_ups gen_length=16" in finished(opened)
 
 
+def choose(tab, which: str, method: str) -> None:
+    """Let a setting be of this method; what it begins with is filled in."""
+    tab.locator(f"#{which}-method input").click()
+    tab.get_by_role("option", name=method, exact=True).click()
+    told = f"the options that {method} begins with"
+    expect(tab.locator("#status .told")).to_have_text(told)
+    expect(tab.locator("#answer")).to_be_enabled()
+
+
+def test_the_options_of_a_method_are_shown_where_it_is_chosen_and_nowhere_else(opened):
+    expect(opened.locator("#first-llada_prm-method")).to_have_count(0)
+    choose(opened, "first", "llada_prm")
+    expect(opened.locator("#first-llada_prm-method")).to_be_visible()
+    expect(opened.locator("#first-llada_ups-ups")).to_have_count(0)
+    opened.locator("#first-llada_prm-others button").first.click()
+    expect(opened.locator("#first-llada_prm-prm")).to_be_visible()
+    for control in controls_of_methods()["llada_prm"]:
+        told = opened.locator(f"#first-llada_prm-{control.name}").inner_text()
+        assert control.help in " ".join(told.split())
+    choose(opened, "first", "llada_ups")
+    expect(opened.locator("#first-llada_ups-ups")).to_be_visible()
+    expect(opened.locator("#first-llada_prm-method")).to_have_count(0)
+
+
+def test_two_settings_of_one_method_are_compared_by_its_own_options(opened, tmp_path):
+    choose(opened, "first", "llada_prm")
+    opened.locator("#compare input").check()
+    choose(opened, "second", "llada_prm")
+    enter(opened, "second-llada_prm-num_candidates_per_block", "3")
+    ask(opened, PUZZLES[0])
+    told = finished(opened)
+    assert "llada_prm gen_length=16" in told
+    assert "llada_prm num_candidates_per_block=3 gen_length=16" in told
+    with opened.expect_download() as download:
+        opened.locator("#save-trajectory").click()
+    download.value.save_as(tmp_path / "trajectories.jsonl.gz")
+    runs = read_runs([tmp_path / "trajectories.jsonl.gz"])
+    assert [run.answers[0].line["method_options"] for run in runs] == [
+        {},
+        {"num_candidates_per_block": 3},
+    ]
+    enter(opened, "second-llada_prm-num_candidates_per_block", "0")
+    opened.locator("#answer").click()
+    expect(opened.get_by_role("alert")).to_have_text(
+        "error: second setting: num_candidates_per_block must be at least 1, got 0"
+    )
+
+
+@pytest.mark.parametrize("mode", ["prompt", "infill", "chat"])
+def test_the_example_of_a_shipped_model_is_answered_in_every_mode(opened, mode):
+    opened.locator("#mode").get_by_label(mode, exact=True).check()
+    opened.locator("#example").click()
+    expect(opened.locator("#prompt textarea")).not_to_have_value("")
+    opened.locator("#answer").click()
+    shown = opened.locator("#first .playground").inner_text() if finished(opened) else ""
+    (problem,) = sudoku.problems("test", 1)
+    answer = shown.removeprefix(problem.puzzle) if mode == "infill" else shown
+    if mode != "chat":  # of which the tiny model knows nothing
+        assert sudoku.is_valid(problem.puzzle, answer)
+
+
 def test_a_preset_fills_in_its_options(opened):
     name = "llada-8b-instruct/gsm8k"
     opened.locator("#first-preset input").fill(name)
@@ -241,12 +308,27 @@ def idle_within(seconds: float) -> bool:
     return not busy()
 
 
-@pytest.mark.parametrize("way", ["closed", "stopped"])
-def test_a_closed_tab_or_a_press_of_stop_ends_its_job(browser, server, way):
+@pytest.mark.parametrize(
+    "mode, way",
+    [
+        ("prompt", "closed"),
+        ("prompt", "stopped"),
+        ("infill", "closed"),
+        ("chat", "closed"),
+        ("compare", "closed"),
+        ("compare", "stopped"),
+    ],
+)
+def test_a_closed_tab_or_a_press_of_stop_ends_its_job(browser, server, mode, way):
     tab = page(browser, server[0])
     tab.locator("#pause input[type=number]").fill("2")
     enter(tab, "first-gen_length", "512")  # 17 minutes of pauses
-    ask(tab, PUZZLES[0])
+    if mode == "compare":
+        tab.locator("#compare input").check()
+        enter(tab, "second-steps", "4")
+    else:
+        tab.locator("#mode").get_by_label(mode, exact=True).check()
+    ask(tab, f"{PUZZLES[0]}<|infill:512|>" if mode == "infill" else PUZZLES[0])
     expect(tab.locator("#first .masked").first).to_be_visible()
     assert busy()
     if way == "closed":
@@ -276,6 +358,9 @@ def test_axe_finds_nothing_that_wcag_forbids(browser, server, scheme):
     tab.locator("#first-others button").first.click()
     expect(tab.locator("#first-seed")).to_be_visible()
     tab.locator("#compare input").check()
+    choose(tab, "second", "llada_prm")
+    tab.locator("#second-llada_prm-others button").first.click()
+    expect(tab.locator("#second-llada_prm-prm")).to_be_visible()
     enter(tab, "second-steps", "8")
     ask(tab, PUZZLES[0])
     finished(tab)
@@ -290,9 +375,17 @@ def test_axe_finds_nothing_that_wcag_forbids(browser, server, scheme):
 def test_nothing_is_wider_than_a_telephone(browser, server):
     tab = page(browser, server[0])
     tab.set_viewport_size({"width": 400, "height": 800})
+    choose(tab, "first", "llada_prm")
+    tab.locator("#first-llada_prm-others button").first.click()
+    tab.locator("#compare input").check()
+    enter(tab, "second-steps", "8")
     ask(tab, PUZZLES[0])
     finished(tab)
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    too_wide = """() => [...document.querySelectorAll("button, input, textarea, p, h2, iframe")]
+        .filter(each => each.checkVisibility() && each.getBoundingClientRect().right > 400)
+        .map(each => each.outerHTML.slice(0, 200))"""
+    assert tab.evaluate(too_wide) == []
     tab.close()
 
 

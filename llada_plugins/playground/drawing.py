@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from llada_plugins.engine.engine import Engine
+from llada_plugins.engine.identity import of_model
 from llada_plugins.engine.recording import changed
 from llada_plugins.engine.request import Completion
 from llada_plugins.engine.watching import MASK
@@ -27,16 +28,37 @@ STYLE = (
     """
 .playground { font: 16px/1.6 ui-monospace, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; margin: 0; min-height: 1.6em; }
-.playground .masked { color: var(--body-text-color-subdued); }
+.playground :is(.masked, .hint) { color: var(--body-text-color-subdued); }
 .playground .new { text-decoration: underline 2px; }
 .playground .back { outline: 2px dashed currentColor; }
 .playground .role { font-weight: bold; }
 .told { min-height: 1.6em; white-space: pre-line; margin: 0; color: var(--body-text-color); }
 .told.wrong { font-weight: bold; }
+.options .form { display: grid; align-items: start; width: 100%;
+  background: var(--block-background-fill);
+  grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)); }
+#conversation:not(:has(.role)) { display: none; }
 .steps { width: 100%; height: 46rem; border: 1px solid var(--border-color-primary); }
 """
     f".told.wrong {{ color: {BAD.light}; }} .dark .told.wrong {{ color: {BAD.dark}; }}\n"
 )
+
+
+WAITING = (
+    '<p class="playground"><span class="hint">The answer comes here step by step: ░ is masked, '
+    "what is new is underlined, what was masked again is framed.</span></p>"
+)
+
+
+def title(engine: Engine) -> str:
+    """The head of the page: which model answers."""
+    model = of_model(engine)
+    told = [
+        f"model {model['checkpoint']}",
+        f"{model['model_num_parameters']:,} parameters",
+        f"{model['model_dtype'].removeprefix('torch.')} on {engine.model.device}",
+    ]
+    return f"<h1>llada-plugins playground</h1><p>{lines(', '.join(told))}</p>"
 
 
 def harmless(string: str) -> str:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.methods.table import METHODS
 
 from . import drawing
 from .asking import NAMES, Models, Question, Setting
+from .examples import EXAMPLES, INFILL
 from .form import (
     ABSENT,
     MAIN,
@@ -29,7 +29,7 @@ from .form import (
     with_preset,
     with_preset_of,
 )
-from .showing import MISTAKES, PAGE, Shown, answered
+from .showing import MISTAKES, Shown, answered
 
 WAITING = 16  # questions in the queue, at most
 # of the prompt, with a mark in the place of what is selected in its box
@@ -37,6 +37,10 @@ MARK = """(text) => {
   const box = document.querySelector("#prompt textarea");
   return text.slice(0, box.selectionStart) + "<|infill|>" + text.slice(box.selectionEnd);
 }"""
+MARKS = (
+    "a span is marked <|infill:8|> (8 tokens), <|infill|> (gen_length) or <|infill:4,8,16|> (the "
+    "best of these lengths)"
+)
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -68,8 +72,10 @@ class Outputs(NamedTuple):
 
 def build(models: Models) -> gr.Blocks:
     """The page."""
-    with gr.Blocks(title="llada-plugins playground", analytics_enabled=False) as page:
-        gr.HTML("<h1>llada-plugins playground</h1>")
+    with gr.Blocks(
+        title="llada-plugins playground", analytics_enabled=False, fill_width=True
+    ) as page:
+        gr.HTML(drawing.title(models.first))
         turns = gr.State([])
         with gr.Row():
             with gr.Column(min_width=300):
@@ -81,12 +87,12 @@ def build(models: Models) -> gr.Blocks:
                 with gr.Row():
                     start = gr.Button("Answer", variant="primary", elem_id="answer")
                     stop = gr.Button("Stop", elem_id="stop")
-            with gr.Column(min_width=300):
-                outputs = _outputs(turns)
+                status = gr.HTML(drawing.status("ready"), elem_id="status")
+            outputs, beside = _outputs(status, turns)
         _saved(outputs)
         with gr.Row():
-            columns = [_column(models, number, outputs.status) for number in range(len(NAMES))]
-        compare.change(_visible, compare, [columns[1].box, outputs.second], **QUIET)
+            columns = [_column(models, number, status, start) for number in range(len(NAMES))]
+        compare.change(_visible, compare, [columns[1].box, beside], **QUIET)
         settings = [each for column in columns for each in column.controls.inputs]
         job = gr.on(
             [start.click, question[1].submit],
@@ -96,10 +102,10 @@ def build(models: Models) -> gr.Blocks:
             concurrency_id="model",
             concurrency_limit=1,
             show_progress="minimal",
-            show_progress_on=outputs.status,
+            show_progress_on=status,
             api_visibility="private",
         )
-        stop.click(lambda: drawing.status("stopped"), None, outputs.status, cancels=job, **QUIET)
+        stop.click(lambda: drawing.status("stopped"), None, status, cancels=job, **QUIET)
         forget.click(lambda: ([], ""), None, [turns, outputs.conversation], **QUIET)
     page.queue(max_size=WAITING)
     return page
@@ -108,7 +114,7 @@ def build(models: Models) -> gr.Blocks:
 def _question(models: Models) -> tuple[list[Any], gr.Button]:
     """Whether it is a conversation, the prompt, the system message; what begins anew."""
     mode = gr.Radio(
-        ["prompt", "infill", *["chat"] * models.chats],
+        ["prompt", INFILL, *["chat"] * models.chats],
         value="prompt",
         label="mode",
         info="prompt: the text as it is; infill: its marked spans are filled in; chat: a turn, in "
@@ -118,31 +124,44 @@ def _question(models: Models) -> tuple[list[Any], gr.Button]:
     prompt = gr.Textbox(label="prompt", lines=4, max_lines=12, elem_id="prompt")
     mark = gr.Button("Mark the selection as a span", visible=False, elem_id="mark")
     mark.click(None, prompt, prompt, js=MARK, **QUIET)
+    if models.first.folder in EXAMPLES:
+        name, text = EXAMPLES[models.first.folder]
+        gr.Button(name, size="sm", elem_id="example").click(text, mode, prompt, **QUIET)
     system = gr.Textbox(
         label="system", info="message before a conversation", visible=False, elem_id="system"
     )
     forget = gr.Button("New conversation", visible=False, elem_id="forget")
     mode.change(
-        lambda chosen: [gr.update(visible=chosen == each) for each in ("chat", "chat", "infill")],
+        lambda chosen: [
+            *(gr.update(visible=chosen == each) for each in ("chat", "chat", INFILL)),
+            gr.update(info=MARKS if chosen == INFILL else None),
+        ],
         mode,
-        [system, forget, mark],
+        [system, forget, mark, prompt],
         **QUIET,
     )
     return [mode, prompt, system], forget
 
 
-def _outputs(turns: gr.State) -> Outputs:
-    """What an answer changes; what stands below the row is placed by `_saved`."""
-    conversation = gr.HTML("", elem_id="conversation")
-    status = gr.HTML(drawing.status("ready"), elem_id="status")
-    first = gr.HTML("", elem_id="first")
-    second = gr.HTML("", visible=False, elem_id="second")
+def _outputs(status: Any, turns: gr.State) -> tuple[Outputs, Any]:
+    """What an answer changes, and the column of the second one.
+
+    What stands below all columns is placed by `_saved`.
+    """
+    with gr.Column(min_width=300):
+        gr.HTML("<h2>Answer</h2>")
+        conversation = gr.HTML("", elem_id="conversation")
+        first = gr.HTML(drawing.WAITING, elem_id="first")
+    with gr.Column(min_width=300, visible=False) as beside:
+        gr.HTML("<h2>Answer of the second setting</h2>")
+        second = gr.HTML("", elem_id="second")
     steps = gr.HTML("", elem_id="steps", render=False)
     trajectory, page = (
-        gr.DownloadButton(f"Save {name}", visible=False, elem_id=elem_id, render=False)
-        for name, elem_id in ((SUFFIX, "save-trajectory"), (PAGE, "save-page"))
+        gr.DownloadButton(f"Save the {name}", visible=False, elem_id=f"save-{name}", render=False)
+        for name in ("trajectory", "page")
     )
-    return Outputs(status, first, second, steps, trajectory, page, conversation, turns)
+    found = Outputs(status, first, second, steps, trajectory, page, conversation, turns)
+    return found, beside
 
 
 def _saved(outputs: Outputs) -> None:
@@ -160,30 +179,36 @@ class _Placed(NamedTuple):
     box: Any
 
 
-def _column(models: Models, number: int, status: Any) -> _Placed:
-    """One setting; choosing a method or a preset fills in what it says."""
+def _column(models: Models, number: int, status: Any, start: gr.Button) -> _Placed:
+    """One setting; choosing a method or a preset fills in what it says.
+
+    start: the button that waits for that.
+    """
     with gr.Column(min_width=300, visible=number == 0) as box:
         gr.HTML(f"<h2>{NAMES[number].capitalize()} setting</h2>")
-        method = gr.Dropdown(
-            list(METHODS),
-            value=models.first.method,
-            label=_label("method", number),
-            info="how masks become an answer; see docs/methods",
-            elem_id=f"{NAMES[number]}-method",
-        )
-        preset = gr.Dropdown(
-            [("–", ABSENT), *preset_names(models.first.config.pretrained)],
-            value=ABSENT,
-            label=_label("preset", number),
-            info="a published setting: its options of decoding; the model stays",
-            elem_id=f"{NAMES[number]}-preset",
-        )
+        with gr.Row(elem_classes="options"):
+            method = gr.Dropdown(
+                list(METHODS),
+                value=models.first.method,
+                label=_label("method", number),
+                info="how masks become an answer; see docs/methods",
+                elem_id=f"{NAMES[number]}-method",
+            )
+            preset = gr.Dropdown(
+                [("–", ABSENT), *preset_names(models.first.config.pretrained)],
+                value=ABSENT,
+                label=_label("preset", number),
+                info="a published setting: its options of decoding; the model stays",
+                elem_id=f"{NAMES[number]}-preset",
+            )
         own, boxes = _of_methods(models, number)
         options = [*_components(controls(), number, shown(models.first.sampler)), *own]
     column = Column(method, preset, options)
-    filled = [status, *boxes, *options]
-    method.change(lambda chosen: _filled(models, chosen, ABSENT), method, filled, **QUIET)
-    preset.change(lambda *chosen: _filled(models, *chosen), [method, preset], filled, **QUIET)
+    for chosen in (method, preset):
+        # what stands in the form is decoded, so nothing is before it is filled in
+        chosen.change(_prepared, method, [status, start, *boxes], **QUIET).then(
+            functools.partial(_filled, models), [method, preset], [status, *options], **QUIET
+        ).then(lambda: gr.update(interactive=True), None, start, **QUIET)
     return _Placed(column, box)
 
 
@@ -207,11 +232,12 @@ def _components(
     number: of the setting. of: the method whose options they are.
     """
     main = [each for each in every if each.name in MAIN]
-    found = [_component(each, number, values, of) for each in main]
+    with gr.Row(elem_classes="options"):
+        found = [_component(each, number, values, of) for each in main]
     if others := every[len(main) :]:
         elem_id = "-".join(filter(None, [NAMES[number], of, "others"]))
         title = f"all other options of {of or 'decoding'}"
-        with gr.Accordion(title, open=False, elem_id=elem_id):
+        with gr.Accordion(title, open=False, elem_id=elem_id), gr.Row(elem_classes="options"):
             found += [_component(each, number, values, of) for each in others]
     return found
 
@@ -239,14 +265,19 @@ def _visible(wanted: bool) -> list[Any]:
     return [gr.update(visible=wanted), gr.update(visible=wanted)]
 
 
-def _filled(models: Models, method: str, preset: str) -> list[Any]:
-    """The status, boxes, and all controls as this method, or this preset with it, has them."""
+def _prepared(method: str) -> list[Any]:
+    """The status, the button that waits, and the boxes of all methods, before one is loaded."""
     boxes = [gr.update(visible=name == method) for name in controls_of_methods()]
+    return [drawing.status(f"preparing {method}"), gr.update(interactive=False), *boxes]
+
+
+def _filled(models: Models, method: str, preset: str) -> list[Any]:
+    """The status, and all controls as this method, or this preset with it, has them."""
     try:
         values = with_preset(models.of(method), preset)
     except MISTAKES as error:
         told = drawing.status(f"error: {error}", wrong=True)
-        return [told, *boxes, *[gr.skip()] * num_controls()]
+        return [told, *[gr.skip()] * num_controls()]
     own = with_preset_of(models.begins(method), preset)
     told = f"as {preset} was published" if preset else f"the options that {method} begins with"
     of_methods = [
@@ -255,7 +286,7 @@ def _filled(models: Models, method: str, preset: str) -> list[Any]:
         for control in every
     ]
     filled = [values[control.name] for control in controls()]
-    return [drawing.status(told), *boxes, *filled, *of_methods]
+    return [drawing.status(told), *filled, *of_methods]
 
 
 def answer(models: Models, *values: Any) -> Iterator[list[Any]]:
@@ -272,7 +303,7 @@ def answer(models: Models, *values: Any) -> Iterator[list[Any]]:
         question = Question(
             prompt=prompt,
             chat=chat,
-            infill=mode == "infill",
+            infill=mode == INFILL,
             system=system if chat else "",
             earlier=turns,
         )
