@@ -17,6 +17,7 @@ from llada_plugins.engine.flags import read_flags
 from llada_plugins.playground.serving import AppConfig, run
 
 USAGE = "python -m llada_plugins.app [--port N] [--model NAME] [--OPTION VALUE ...]"
+INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(*read_flags(AppConfig, argv, usage=USAGE, description=__doc__))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

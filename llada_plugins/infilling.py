@@ -18,6 +18,7 @@ from llada_plugins.engine.filling import InfillConfig, run
 from llada_plugins.engine.flags import read_flags
 
 USAGE = "python -m llada_plugins.infilling --text TEXT [--model NAME] [--OPTION VALUE ...]"
+INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(*read_flags(InfillConfig, argv, usage=USAGE, description=__doc__))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

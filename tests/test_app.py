@@ -4,7 +4,10 @@ What the page does in a browser: test_app_browser.py.
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 from dataclasses import asdict, fields
@@ -12,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_plugins import app
+from llada_plugins import app, infilling
 from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.engine.request import Completion, Request
@@ -443,6 +446,30 @@ def test_gradio_missing_is_told_with_the_line_that_installs_it(monkeypatch):
 )
 def test_a_wrong_command_line_is_one_line(words, told):
     assert told in exit_line(*words)
+
+
+@pytest.mark.slow  # imports Gradio
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 0)])
+def test_what_was_asked_is_deleted_when_the_process_is_asked_to_end(tmp_path, number, status):
+    pytest.importorskip("gradio")
+    command = [sys.executable, "-m", "llada_plugins.app", "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+        assert list(tmp_path.glob("llada-playground-*"))
+        process.send_signal(number)
+        assert process.wait(60) == status
+    assert list(tmp_path.glob("llada-playground-*")) == []
+
+
+@pytest.mark.parametrize("door", [app, infilling], ids=["app", "infilling"])
+def test_ctrl_c_while_a_model_is_loaded_is_no_traceback(door, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(door, "run", interrupted)
+    assert door.main(["--text", "<|infill|>"] if door is infilling else []) == 130
+    assert capsys.readouterr().err == "\n"
 
 
 @pytest.mark.slow  # imports Gradio

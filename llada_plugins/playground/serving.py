@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -74,14 +76,24 @@ class AppConfig:
 
 
 def run(config: AppConfig, options: Mapping[str, Any]) -> None:
-    """Serve the page until Ctrl-C."""
-    with served(config, options) as url:
-        print(f"{url}  (Ctrl-C ends it)", flush=True)
+    """Serve the page until Ctrl-C, or until the process is asked to end (SIGTERM)."""
+    with ended_in_order(), served(config, options) as url:
         try:
+            print(f"{url}  (Ctrl-C ends it)", flush=True)
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:
             print()
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """While this lasts, SIGTERM ends the process as an error does: what was asked is deleted."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
