@@ -62,6 +62,10 @@ RULES: dict[str, dict[str, dict[str, Any]]] = {
         f"{value}, {rows} rows": dict(threshold=value, draft_rows=rows, draft_threshold=0.9)
         for value, rows in ((0.97, 4), (0.99, 4), (0.99, 8))
     },
+    "drafts, odds 0.1": {
+        f"{value}, {rows} rows": dict(threshold=value, draft_rows=rows, draft_odds=0.1)
+        for value, rows in ((0.95, 2), (0.99, 2), (0.99, 4), (0.99, 8))
+    },
     "error_budget": {f"{value}": dict(error_budget=value) for value in (0.5, 0.2, 0.1, 0.05, 0.01)},
 }
 UPS = {f"{value}": dict(threshold=value, revise_below=0.5) for value in THRESHOLDS}
