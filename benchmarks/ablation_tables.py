@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llada_plugins.reports.render import markdown, pyplot
+from llada_plugins.reports.render import SIZE, legend_below, markdown, pyplot, save
 from llada_plugins.reports.ups_problems import SOURCES
 
 from .paired import Interval
@@ -83,7 +83,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     without revision.
     """
     plot = pyplot()
-    figure, axes = plot.subplots(figsize=(7, 5))
+    figure, axes = plot.subplots(figsize=SIZE)
     for source in SOURCES:
         rows = [row for row in result["sources"] if row["source"] == source]
         axes.plot(
@@ -110,6 +110,5 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         title=f"4x4 sudoku, {result['options']['num']} problems",
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plot.close(figure)
+    legend_below(axes)
+    save(figure, path, "Accuracy against mean forward passes of every source and rule")

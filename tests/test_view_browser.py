@@ -14,6 +14,8 @@ import pytest
 from benchmarks.viewer import write_answers
 from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.reports.recorded import read_runs
+from llada_plugins.reports.render import SIZE, legend_below, markdown, pyplot, save
+from llada_plugins.reports.report_page import NAME, write_page
 from llada_plugins.reports.viewer import viewer
 from tests.chromium import playwright, started
 from tests.test_view import HOSTILE, line, written
@@ -202,19 +204,56 @@ def test_screen_readers_are_told_each_step_but_not_while_it_plays(opened):
     assert all(name.strip() for name in names)
 
 
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """The page of a report with a wide table and a plot."""
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("report")
+    figure, axes = pyplot().subplots(figsize=SIZE)
+    axes.plot([1, 2, 4], label="squares")
+    legend_below(axes)
+    save(figure, folder / "squares.png", "How squares grow")
+    header = [f"a column with a long name {number}" for number in range(7)]
+    told = markdown(header, [[f"{number / 3:.3f}" for number in range(7)] for _ in range(40)])
+    write_page(folder, "A report", f"A sentence about it.\n\n{told}", {"numbers": [1, 2]})
+    return folder / NAME
+
+
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]  # of axe
+
+
 @pytest.mark.parametrize("width", [400, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_that_wcag_forbids(browser, file, width, scheme):
+@pytest.mark.parametrize("page", ["viewer", "report"])
+def test_axe_finds_nothing_that_wcag_forbids(browser, file, report, page, width, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    tab.goto(file.as_uri() + "#question=0&step=2")
-    tab.wait_for_selector(".panel .token.back")
-    tab.locator("#colour").select_option("score")
-    rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
-    found = axe.Axe().run(tab, options={"runOnly": rules}).response
+    if page == "report":
+        tab.goto(report.as_uri())
+        tab.locator("summary").click()
+    else:
+        tab.goto(file.as_uri() + "#question=0&step=2")
+        tab.wait_for_selector(".panel .token.back")
+        tab.locator("#colour").select_option("score")
+    found = axe.Axe().run(tab, options={"runOnly": RULES}).response
     told = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found["violations"]]
     assert told == []
     assert len(found["passes"]) > 10
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    tab.close()
+
+
+def test_a_report_on_paper_is_light_and_cuts_no_table_off(browser, report):
+    tab = browser.new_page(viewport={"width": 700, "height": 1000}, color_scheme="dark")
+    tab.goto(report.as_uri())
+    tab.emulate_media(media="print")
+    colours = "b => [getComputedStyle(b).color, getComputedStyle(b).backgroundColor]"
+    assert tab.locator("body").evaluate(colours) == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
+    assert tab.evaluate("document.documentElement.scrollWidth") == 700
+    assert tab.locator("table").evaluate("t => t.getBoundingClientRect().right") <= 700
+    image = tab.locator("img")
+    assert image.get_attribute("alt") == "How squares grow"
+    assert image.evaluate("i => i.naturalWidth > 600 && i.getBoundingClientRect().width <= 700")
     tab.close()
 
 

@@ -21,7 +21,7 @@ from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks.registry import TASKS
 
 from .attention import AttentionStatistics, summarise
-from .render import markdown, pyplot
+from .render import SIZE, markdown, pyplot, save
 from .report_page import HELP, write_page
 
 
@@ -247,35 +247,40 @@ def _draw_agreement(shares: Mapping[str, Mapping[str, float]], path: Path) -> No
     """A square of colours with its numbers; the methods are the rows and the columns."""
     plot = pyplot()
     names, rows = list(shares), [list(row.values()) for row in shares.values()]
-    side = 1.5 + 0.8 * len(names)
+    side = max(4.0, 0.8 * len(names))
     figure, axes = plot.subplots(figsize=(side, side))
     axes.imshow(rows, cmap="Blues", vmin=0, vmax=1)
     box = dict(facecolor="white", edgecolor="none")
     for row, values in enumerate(rows):
         for column, value in enumerate(values):
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", bbox=box)
-    labels = [f"{name}  {number}" for number, name in enumerate(names, 1)]
-    axes.set_xticks(range(len(names)), range(1, len(names) + 1))
-    axes.set_yticks(range(len(names)), labels)
+    numbers = range(1, len(names) + 1)
+    axes.set_xticks(range(len(names)), numbers)
+    axes.set_yticks(range(len(names)), numbers)
+    # below: beside the rows, long names would leave no room for the square
+    listed = "\n".join(f"{number}  {name}" for number, name in zip(numbers, names))
+    axes.set_xlabel(listed, loc="left", linespacing=1.4)
     axes.set(title="Share of equal tokens")
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plot.close(figure)
+    save(figure, path, "Share of tokens that the answers of each two methods have in common")
 
 
 def _draw_attention(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A panel for each statistic: its mean over the blocks' heads, block by block."""
     plot = pyplot()
     fields = AttentionStatistics._fields
-    figure, panels = plot.subplots(1, len(fields), figsize=(12, 4))
+    # one below the other: side by side they cannot be read on a telephone
+    size = SIZE[0], 2.4 * len(fields)
+    figure, panels = plot.subplots(len(fields), figsize=size, sharex=True, layout="constrained")
     for axes, field, unit in zip(panels, fields, ("nats", "tokens", "share")):
         for group in ("prompt", "masked"):
             values = [row[field] for row in rows if row["queries"] == group]
             axes.plot(range(1, len(values) + 1), values, marker="o", label=f"queries: {group}")
-        axes.set(title=field.replace("_", " "), xlabel="block", ylabel=unit)
+        axes.set(title=field.replace("_", " "), ylabel=unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    panels[0].legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plot.close(figure)
+    panels[-1].set_xlabel("block")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    save(figure, path, "Where prompts and masks look before decoding, block by block")
 
 
 def run(config: AnalyzeConfig, options: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from llada_plugins.models.tokenizer import has_tokenizer, load_tokenizer
 from llada_plugins.options.fields import arg
 from llada_plugins.tasks.registry import TASKS
 
-from .render import pyplot
+from .render import SIZE, legend_below, pyplot, save
 from .report_page import HELP, write_page
 
 COLUMNS = {
@@ -260,7 +260,7 @@ def table(report: Mapping[str, Any]) -> str:
 def draw(report: Mapping[str, Any], path: Path) -> None:
     """The ranks over layers as a PNG."""
     plot = pyplot()
-    figure, axes = plot.subplots(figsize=(6, 4))
+    figure, axes = plot.subplots(figsize=SIZE)
     for name, label in COLUMNS.items():
         if name in report:
             axes.plot(report[name], marker="o", label=label)
@@ -271,9 +271,8 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     )
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(0, report["num_masks"] + 0.5)
-    axes.legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plot.close(figure)
+    legend_below(axes)
+    save(figure, path, "How many directions the states of masked positions span after each layer")
 
 
 def _prompt_ids(row: Any, encode: Callable[[str], list[int]]) -> list[Any]:

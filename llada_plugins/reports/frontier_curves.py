@@ -13,7 +13,7 @@ from llada_plugins.files.atomic import whole_file, write_whole
 
 from .aup import Measured, aup, counted
 from .frontier_points import Result
-from .render import markdown, pyplot
+from .render import SIZE, legend_below, markdown, pyplot, save
 
 
 class Curve(NamedTuple):
@@ -112,7 +112,7 @@ def leaderboard(found: Sequence[Curve], task: str) -> str:
 def draw(found: Sequence[Curve], task: str, path: Path) -> None:
     """Accuracy against tokens a forward with its intervals; hollow points are not counted."""
     plot = pyplot()
-    figure, axes = plot.subplots(figsize=(7, 4.5))
+    figure, axes = plot.subplots(figsize=SIZE)
     for curve in found:
         across, up = zip(*(point for point, _ in curve.ordered))
         (line,) = axes.plot(across, up, label=f"{curve.label}, AUP {curve.aup:.1f}")
@@ -127,10 +127,10 @@ def draw(found: Sequence[Curve], task: str, path: Path) -> None:
                 rho, accuracy, yerr=reach, fmt="o", color=line.get_color(), mfc=face, capsize=3
             )
     axes.set(title=task, xlabel="tokens a forward", ylabel="accuracy, %")
-    axes.legend()
+    legend_below(axes, columns=1)
+    told = f"Accuracy against tokens a forward on {task}, a curve for each series"
     with whole_file(path) as partial:
-        figure.savefig(partial, dpi=120, bbox_inches="tight", format="png")
-    plot.close(figure)
+        save(figure, partial, told)
 
 
 def write(

@@ -62,7 +62,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = ["".join(_cell(str(each)) for each in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     whole = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="wide">{whole}</div>'
+    # it may scroll, so the keyboard must reach it
+    return f'<div class="wide" tabindex="0" role="group" aria-label="table">{whole}</div>'
 
 
 def _cell(value: str) -> str:

@@ -12,35 +12,34 @@ from pathlib import Path
 from typing import Any
 
 from llada_plugins.files.atomic import write_whole
+from llada_plugins.files.digests import SHORT
 from llada_plugins.files.software import git_commit, versions
 
 from .page import figure, page, table
+from .render import told_in
 
 NAME = "report.html"
 HELP = f"also write {NAME}: plots and tables on one page, which needs no other file"
 
 
 def write_page(folder: Path, title: str, told: str, report: Mapping[str, Any]) -> None:
-    """Write the page of the plots in a folder.
+    """Write the page of the plots in a folder, which `render.save` wrote.
 
     told: the report's tables and sentences, as it prints them in Markdown. report: all of
     it, for those who want to know more.
     """
-    plots = [
-        figure(path.read_bytes(), path.stem.replace("_", " "))
-        for path in sorted(folder.glob("*.png"))
-    ]
+    plots = [figure(path.read_bytes(), told_in(path)) for path in sorted(folder.glob("*.png"))]
     manifest = {"command": command(), "software": software(), **report}
     everything = json.dumps(manifest, indent=1, ensure_ascii=False, default=str)
     body = "\n".join(
         [
-            f"<h1>{escape(title)}</h1>",
+            f"<main><h1>{escape(title)}</h1>",
             f"<pre>{escape(command())}</pre>",
             *from_markdown(told),
-            *plots,
+            f'<div class="figures">{"".join(plots)}</div>',
             f'<p class="dim">Made by {escape(made_by())}</p>',
             "<details><summary>Options, model, software and all numbers</summary>",
-            f"<pre>{escape(everything)}</pre></details>",
+            f"<pre>{escape(everything)}</pre></details></main>",
         ]
     )
     write_whole(folder / NAME, page(title, body))
@@ -60,7 +59,9 @@ def made_by() -> str:
     """The same in a line."""
     commit = git_commit()
     told = [f"{name} {version}" for name, version in versions().items()]
-    return ", ".join(told + ([f"commit {commit}"] if commit else []))
+    if commit:
+        told.append(f"commit {commit[:SHORT]}{'+' * commit.endswith('+')}")
+    return ", ".join(told)
 
 
 def from_markdown(told: str) -> Iterator[str]:

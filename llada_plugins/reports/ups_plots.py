@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .render import pyplot
+from .render import SIZE, legend_below, pyplot, save
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> None:
     """auc.png, calibration.png, confusion.png and mask_count.png."""
     plot = pyplot()
-    for name, (title, across, up, paint) in PLOTS.items():
-        figure, axes = plot.subplots(figsize=(6, 4))
+    for name, (title, across, up, paint, told) in PLOTS.items():
+        figure, axes = plot.subplots(figsize=SIZE)
         paint(report, axes)
         axes.set(title=title, xlabel=across, ylabel=up)
-        figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
-        plot.close(figure)
+        save(figure, folder / f"{name}.png", told)
 
 
 def _paint_auc(report: Mapping[str, Any], axes: Any) -> None:
@@ -30,7 +29,7 @@ def _paint_auc(report: Mapping[str, Any], axes: Any) -> None:
         axes.bar_label(bars, fmt="%.3f")
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set_ylim(0, 1.1)
-    axes.legend(loc="lower right")
+    legend_below(axes)
 
 
 def _paint_calibration(report: Mapping[str, Any], axes: Any) -> None:
@@ -42,7 +41,7 @@ def _paint_calibration(report: Mapping[str, Any], axes: Any) -> None:
             marker="o",
             label=f"{kind}, error {found['calibration_error']['policy']:.3f}",
         )
-    axes.legend()
+    legend_below(axes)
 
 
 def _paint_confusion(report: Mapping[str, Any], axes: Any) -> None:
@@ -74,27 +73,36 @@ def _paint_mask_count(report: Mapping[str, Any], axes: Any) -> None:
             alpha=0.6,
             label=source,
         )
-    axes.legend()
+    legend_below(axes)
 
 
-PLOTS: dict[str, tuple[str, str, str, Callable[[Mapping[str, Any], Any], None]]] = {
-    "auc": ("Incorrect-token detection", "incorrect tokens are", "AUC", _paint_auc),
+PLOTS: dict[str, tuple[str, str, str, Callable[[Mapping[str, Any], Any], None], str]] = {
+    "auc": (
+        "Incorrect-token detection",
+        "incorrect tokens are",
+        "AUC",
+        _paint_auc,
+        "How well the policy and the token's own probability tell incorrect tokens from clean ones",
+    ),
     "calibration": (
         "Reliability of sigmoid(h) at visible tokens",
         "mean sigmoid(h)",
         "share of clean tokens",
         _paint_calibration,
+        "How many tokens are clean of those to which the policy gives about the same probability",
     ),
     "confusion": (
         "Visible tokens, incorrect ones from the answer's alphabet",
         "policy",
         "token",
         _paint_confusion,
+        "How many incorrect and clean tokens the policy would mask again, and how many keep",
     ),
     "mask_count": (
         "Masked tokens of the answer (mean over problems)",
         "step",
         "masked tokens",
         _paint_mask_count,
+        "How many tokens are masked after each step under every source; the curves may coincide",
     ),
 }
