@@ -52,6 +52,8 @@ def test_marks_are_read(text, pieces):
         ("a<|infill:<|infill:4|>|>b", "a span is written .*got '<.infill:'"),
         ("a<|infill:4|><|infill:5|>b", "two spans, of 4 and 5 tokens, have no text between"),
         ("a<|infill b", "a span is written"),
+        ("a<|infill:2000000|>", "a span has at most 1,000,000 tokens, got 2000000"),
+        (f"a<|infill:4,{'9' * 5000}|>", "a span has at most 1,000,000 tokens, got 4,9999"),
         ("<|infill:1,2,3,4,5,6,7,8,9|>a<|infill:1,2,3,4,5,6,7,8|>", "72 combinations"),
     ],
 )
@@ -61,7 +63,7 @@ def test_what_is_no_mark_is_refused(text, told):
 
 
 def test_pieces_without_a_span_or_with_one_of_no_length_are_refused():
-    for pieces in (["a"], [""], [], ["a", ()], ["a", 0]):
+    for pieces in (["a"], [""], [], ["a", ()], ["a", 0], ["a", 2_000_000]):
         with pytest.raises(ValueError, match="span"):
             checked(pieces)
 
@@ -205,9 +207,12 @@ def test_the_command_prints_the_text_filled_in(capsys, tmp_path):
             "sampling_method=semi_ar_origin shows a block nothing",
         ),
         (["--file", "absent"], "absent"),
+        (["--file", "latin"], "latin: not UTF-8 text: byte 0xe9"),
     ],
 )
-def test_mistakes_end_with_one_line_before_weights_are_read(flags, told, monkeypatch):
+def test_mistakes_end_with_one_line_before_weights_are_read(flags, told, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin").write_bytes(b"\xe9<|infill|>")
     monkeypatch.setattr("llada_plugins.models.loading.load_model", None)
     with pytest.raises(SystemExit) as ended:
         door.main(flags)

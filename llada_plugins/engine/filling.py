@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llada_plugins.files.utf8 import read_text
+from llada_plugins.files.utf8 import check_text, read_text
 from llada_plugins.methods.table import METHODS
 from llada_plugins.options.fields import arg
 from llada_plugins.sampling.config import SamplerConfig
@@ -35,7 +35,14 @@ class InfillConfig:
     @property
     def content(self) -> str:
         """The text."""
-        return self.text if self.text is not None else read_text(Path(self.file or ""))
+        if self.text is not None:
+            return self.text
+        found = read_text(Path(self.file or ""))
+        try:
+            check_text(found)
+        except ValueError as error:
+            raise ValueError(f"{self.file}: {error}") from None
+        return found
 
 
 def run(config: InfillConfig, options: dict[str, str]) -> None:

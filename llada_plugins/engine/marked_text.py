@@ -17,6 +17,7 @@ from llada_plugins.tasks.spans import BEGINS, WRITTEN
 from .request import Completion, Request
 
 MARKER = re.compile(r"<\|infill(?::([0-9, ]*))?\|>")
+MOST_TOKENS = 1_000_000  # of a span; more than any context holds
 MOST_CHOICES = 64  # combinations of lengths that are tried for a text
 
 Piece = str | tuple[int, ...]  # text, or the lengths of a span to choose from
@@ -44,6 +45,8 @@ def _lengths(part: str) -> tuple[int, ...]:
     numbers = [each.strip() for each in part.split(",")]
     if not all(numbers):
         raise ValueError(f"{WRITTEN}, got '<|infill:{part}|>': give each length")
+    if max(map(len, numbers)) > len(str(MOST_TOKENS)):
+        raise ValueError(f"a span has at most {MOST_TOKENS:,} tokens, got {part[:40]}: give fewer")
     return tuple(map(int, numbers))
 
 
@@ -74,6 +77,10 @@ def checked(pieces: Sequence[str | int | Sequence[int]]) -> list[Piece]:
 def _check_lengths(lengths: Sequence[int]) -> None:
     if not lengths or min(lengths) < 1:
         raise ValueError(f"a span has at least 1 token, got {_told(lengths)}: give its length")
+    if max(lengths) > MOST_TOKENS:
+        raise ValueError(
+            f"a span has at most {MOST_TOKENS:,} tokens, got {_told(lengths)}: give fewer"
+        )
     if len(set(lengths)) < len(lengths):
         raise ValueError(f"a span's lengths differ, got {_told(lengths)}: name each once")
 
