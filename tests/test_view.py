@@ -22,6 +22,7 @@ from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.engine.recording import FORMAT, VERSION, packed
 from llada_plugins.engine.request import QuestionId, Request
+from llada_plugins.engine.visible import visible
 from llada_plugins.files import gzip_lines
 from llada_plugins.reports.colours import colours
 from llada_plugins.reports.page import figure, page, source, table
@@ -29,7 +30,6 @@ from llada_plugins.reports.recorded import read_runs
 from llada_plugins.reports.report_page import from_markdown
 from llada_plugins.reports.steps_in_terminal import show
 from llada_plugins.reports.viewer import viewer
-from llada_plugins.reports.visible import visible
 from llada_plugins.sampling.trace import EDITED, KEPT, MASKED, REMASKED, Pass
 from llada_plugins.tasks import sudoku
 from llada_plugins.view import main

@@ -11,10 +11,10 @@ from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.identity import of_model
 from llada_plugins.engine.recording import changed
 from llada_plugins.engine.request import Completion
+from llada_plugins.engine.visible import BREAK, visible
 from llada_plugins.engine.watching import MASK
 from llada_plugins.models import text
 from llada_plugins.reports.colours import colours
-from llada_plugins.reports.visible import BREAK, visible
 from llada_plugins.sampling.config import SamplerConfig
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llada_plugins.engine.visible import visible
 from llada_plugins.files.atomic import whole_file
 from llada_plugins.sampling.frames import UNKNOWN, Frame, frames
 from llada_plugins.sampling.trace import Array, Pass
@@ -18,7 +19,6 @@ from .recorded import Recorded, changes, events_of
 from .shapes import Box, Drawing, Words, as_image, as_svg
 from .steps_in_terminal import VERDICTS
 from .trajectory import Change
-from .visible import visible
 
 KINDS = (".png", ".svg", ".gif")
 MOST_STATES = 64  # of more, these are spread over all

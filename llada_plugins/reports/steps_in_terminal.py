@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from llada_plugins.engine.visible import visible
 from llada_plugins.engine.watching import MASK
 from llada_plugins.sampling.frames import UNKNOWN, Frame
 
 from .recorded import Recorded, walk
 from .trajectory import Change
-from .visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
