@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from llada_plugins import chat
+from llada_plugins import chat, infilling
 from llada_plugins.engine.conversation import Conversation
 from llada_plugins.engine.engine import Engine, Request
+from llada_plugins.engine.request import Completion
 from llada_plugins.engine.terminal import Screen, wrap
 from llada_plugins.tasks import sudoku
 
@@ -99,6 +100,26 @@ def direct(prompt: str, method: str = "llada", **options) -> str:
 def test_a_prompt_is_answered_as_the_engine_answers_it(capsys, flags, method, options):
     assert chat.main(["--prompt", PUZZLES[0], *PLAIN, *flags]) == 0
     assert capsys.readouterr().out == direct(PUZZLES[0], method, **options) + "\n"
+
+
+@pytest.mark.parametrize("command", ["chat", "infilling"])
+def test_nothing_in_a_text_acts_on_a_terminal_and_a_pipe_gets_it_as_it_is(
+    command, monkeypatch, capsys
+):
+    hostile = "\x1b[31m\x07\u202ea\tb\r\nc\u200b<|infill:2|>"
+    shown = "␛[31m␇[U+202E]a\tb␍\nc[U+200B]"
+
+    def run() -> str:
+        if command == "infilling":
+            assert infilling.main(["--text", hostile, "--device", "cpu"]) == 0
+        else:
+            monkeypatch.setattr(Conversation, "ask", lambda *_: Completion(hostile, 1, 1, 0.0))
+            assert chat.main(["--prompt", "1", *PLAIN]) == 0
+        return str(getattr(sys.stdout, "getvalue", lambda: capsys.readouterr().out)())
+
+    assert run().startswith(hostile.split("<")[0])
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert run().split("\x1b[J")[-1].startswith(shown)
 
 
 def test_piped_lines_are_turns_and_the_output_is_the_answers(capsys, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ from llada_plugins.sampling.config import SamplerConfig
 from .engine import Engine
 from .infilling import check_ahead
 from .marked_text import marked
-from .talking import tell_cost
+from .talking import tell, tell_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,5 +50,5 @@ def run(config: InfillConfig, options: dict[str, str]) -> None:
     marked(config.content, SamplerConfig.gen_length)
     check_ahead(config.model, options)
     filled = Engine(config.model, **options).infill(config.content)
-    sys.stdout.write(filled.text if filled.text.endswith("\n") else f"{filled.text}\n")
+    tell(filled.text.removesuffix("\n"))
     tell_cost(filled.completion)

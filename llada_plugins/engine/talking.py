@@ -17,6 +17,7 @@ from .conversation import Conversation
 from .engine import Engine
 from .request import Completion
 from .terminal import Screen
+from .visible import on_terminal
 from .watching import MASK, picture
 
 RESET, EXIT = "/reset", "/exit"
@@ -145,8 +146,13 @@ def answer(conversation: Conversation, line: str, screen: Screen) -> None:
         completion = conversation.ask(line)
         whole = completion.text
     screen.clear()
-    print(whole, flush=True)
+    tell(whole)
     tell_cost(completion)
+
+
+def tell(whole: str) -> None:
+    """Print a text of a model's: as it is, unless to a terminal, on which none of it may act."""
+    print(on_terminal(whole) if sys.stdout.isatty() else whole, flush=True)
 
 
 def tell_cost(completion: Completion) -> None:

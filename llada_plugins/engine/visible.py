@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 BREAK = "↵"
 PICTURES = 0x2400  # Unicode's pictures of the control characters 0 to 31 begin here
 
@@ -12,6 +14,11 @@ def visible(string: str) -> str:
     So neither ANSI codes nor marks that turn the direction of writing have an effect.
     """
     return "".join(map(_visible, string))
+
+
+def on_terminal(string: str) -> str:
+    """The same text with its lines and tabs, without what else would act on a terminal."""
+    return re.sub(r"[^\n\t]+", lambda found: visible(found[0]), string)
 
 
 def _visible(symbol: str) -> str:
