@@ -303,6 +303,14 @@ def test_a_picture_strikes_out_what_was_masked_again(tmp_path):
     ]
 
 
+def test_a_run_with_a_long_name_still_tells_question_and_verdict(tmp_path):
+    other = dict(run="two", sampler={"gen_length": 3, "steps": 2, "temperature": 0.123456})
+    drawn = svg_of(written(tmp_path, line(), line(checkpoint="a_long_name" * 3, **other)))
+    titles = [each.text for each in drawn.iter(f"{SVG}text") if each.get("y") == "16"]
+    assert len(titles) == 2 and all(each.endswith("…") for each in titles)
+    assert all(each.startswith("question zoo 0, not graded: ") for each in titles)
+
+
 def test_a_long_answer_is_drawn_without_its_words_and_fits(tmp_path):
     length, steps = 700, 3
     flags = np.full((steps, length), MASKED, np.uint8)

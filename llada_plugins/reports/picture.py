@@ -107,12 +107,24 @@ def drawing(panels: Sequence[_Panel], upto: int | None = None) -> Drawing:
 
 
 def _told(panel: _Panel) -> str:
+    """Which run, question and verdict it is."""
+    return ": ".join([panel.name, *_question(panel)]) + f", {VERDICTS[panel.answer.verdict]}"
+
+
+def _fitting(panel: _Panel, room: int) -> str:
+    """The same in so many letters: what is cut is the end of the run's name."""
+    told = visible(_told(panel))
+    if len(told) > room:
+        verdict = VERDICTS[panel.answer.verdict]
+        told = visible(f"{', '.join([*_question(panel), verdict])}: {panel.name}")
+    return shorten(told, room, placeholder=" …")
+
+
+def _question(panel: _Panel) -> list[str]:
+    """The question, where a harness asked it."""
     line = panel.answer.line
-    question = " ".join(str(each) for each in (line["task"], line["doc_id"]) if each is not None)
-    verdict = VERDICTS[panel.answer.verdict]
-    return (
-        f"{panel.name}: question {question}, {verdict}" if question else f"{panel.name}, {verdict}"
-    )
+    names = [str(each) for each in (line["task"], line["doc_id"]) if each is not None]
+    return [f"question {' '.join(names)}"] if names else []
 
 
 def _heading(panel: _Panel, left: float) -> Iterator[Words]:
@@ -121,8 +133,7 @@ def _heading(panel: _Panel, left: float) -> Iterator[Words]:
     forwards = max(1, line["num_forwards"])
     costs = f"{line['num_tokens']} tokens, {line['num_forwards']} forwards, "
     costs += f"{line['num_tokens'] / forwards:.2f} tokens a forward"
-    room = int(panel.width / 6.5)
-    title = shorten(visible(_told(panel)), max(20, room), placeholder=" …")
+    title = _fitting(panel, max(20, int(panel.width / 6.5)))
     yield Words(left, 16, title, INK, 12, "start", bold=True)
     yield Words(left, 34, costs, DIM, 11, "start")
     yield Words(left - 8, TOP - 10, "step", DIM, 10, "end")
