@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
+os.environ["TERM"] = "xterm"  # the same drawings, whatever the tests run in
 THREADS = os.environ.get("LLADA_TEST_THREADS", "1")
 # for the harness processes that tests start; see set_num_threads below
 os.environ.setdefault("OMP_NUM_THREADS", THREADS)

@@ -453,7 +453,9 @@ def test_a_wrong_command_line_is_one_line(words, told):
 def test_what_was_asked_is_deleted_when_the_process_is_asked_to_end(tmp_path, number, status):
     pytest.importorskip("gradio")
     command = [sys.executable, "-m", "llada_plugins.app", "--port", "0", "--device", "cpu"]
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    # a proxy that answers nothing is not asked for the page
+    proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    environment = {**os.environ, "TMPDIR": str(tmp_path), **proxy}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
         assert process.stdout.readline().startswith("http://127.0.0.1:")
         assert list(tmp_path.glob("llada-playground-*"))

@@ -122,6 +122,13 @@ def test_nothing_in_a_text_acts_on_a_terminal_and_a_pipe_gets_it_as_it_is(
     assert run().split("\x1b[J")[-1].startswith(shown)
 
 
+def test_a_terminal_that_draws_nothing_again_gets_the_answer_alone(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    assert chat.main(["--prompt", PUZZLES[0], *PLAIN]) == 0
+    assert sys.stdout.getvalue() == direct(PUZZLES[0]) + "\n"
+
+
 def test_piped_lines_are_turns_and_the_output_is_the_answers(capsys, monkeypatch):
     monkeypatch.setattr(
         sys, "stdin", io.StringIO(f"{PUZZLES[0]}\n\n/reset\n{PUZZLES[1]}\n/exit\nnever asked\n")

@@ -16,7 +16,7 @@ from llada_plugins.sampling.config import SamplerConfig
 from .conversation import Conversation
 from .engine import Engine
 from .request import Completion
-from .terminal import Screen
+from .terminal import Screen, redraws
 from .visible import on_terminal
 from .watching import MASK, picture
 
@@ -60,7 +60,7 @@ def run(config: ChatConfig, options: dict[str, str]) -> None:
     engine = Engine(config.model, **{**defaults, **options})
     screen = Screen(sys.stdout)
     conversation = Conversation(engine, _as_chat(config, engine), config.system)
-    if config.stream and sys.stdout.isatty():
+    if config.stream and redraws(sys.stdout):
 
         def draw(answer: Sequence[int]) -> None:
             screen.draw(picture(engine, answer))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import unicodedata
 from typing import TextIO
+
+
+def redraws(out: TextIO) -> bool:
+    """Does the stream go to a terminal on which lines can be drawn again?"""
+    return out.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class Screen:

@@ -163,12 +163,17 @@ def free_port(port: int) -> int:
 
 def launched(page: gradio.Blocks, port: int, share: bool) -> str:
     """Serve the page; returns its address."""
+    for name in ("NO_PROXY", "no_proxy"):  # Gradio asks its own server, with a proxy if one is set
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
     _, local, public = page.launch(
         server_name=HOST,
         server_port=port,
         share=share,
         quiet=True,
         prevent_thread_lock=True,
+        # it would give up where the page takes 3 seconds, as on a busy machine, and advise a
+        # public link; that the server answers is known by then
+        _frontend=False,
         app_kwargs=_protected(),
         **_looks(),
         **PLAIN,
