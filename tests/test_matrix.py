@@ -49,6 +49,7 @@ def test_an_outcome_is_right_refused_or_what_went_wrong():
     assert matrix.outcome([0.25], [0.5]) == "other numbers: [0.25]"
     assert matrix.outcome(matrix.Failed("error: needs 4.57"), [0.5]) == "refused: needs 4.57"
     assert matrix.outcome(matrix.Failed("KeyError: 'a'"), [0.5]) == "fails: KeyError: 'a'"
+    assert matrix.outcome(matrix.NotMade("no such package"), [0.5]) == "not run: no such package"
 
 
 def test_an_outcome_names_files_without_the_folders_of_this_machine():
