@@ -19,7 +19,7 @@ from llada_plugins.lmeval_models import LLaDA
 
 QUESTIONS = ("12..", "..34", "3..1", "12..", "12..")  # the first asked thrice
 TASK = """dataset_path: json
-dataset_kwargs: {data_files: {test: DOCS}}
+dataset_kwargs: {data_files: {test: DOCS, train: EXAMPLES}}
 test_split: test
 output_type: generate_until
 doc_to_text: "{{question}}"
@@ -50,10 +50,13 @@ class Share(LLaDA):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two tasks of the same questions, one of which writes them down otherwise."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    docs = tmp_path / "docs.jsonl"
-    docs.write_text("".join(json.dumps({"question": each}) + "\n" for each in QUESTIONS))
+    task = TASK
+    for name, rows in (("DOCS", QUESTIONS), ("EXAMPLES", "abcdefgh")):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"question": each}) + "\n" for each in rows))
+        task = task.replace(name, str(path), 1)
     for name in ("one", "other"):
-        (tmp_path / f"{name}.yaml").write_text(f"task: {name}\n{TASK.replace('DOCS', str(docs))}")
+        (tmp_path / f"{name}.yaml").write_text(f"task: {name}\n{task}")
     return tmp_path
 
 
@@ -124,7 +127,7 @@ def test_few_shot_examples_that_each_process_draws_anew_are_told(
     tiny_checkpoint, folder, caplog, sampler
 ):
     path = folder / "one.yaml"
-    shots = f"num_fewshot: 1\nfewshot_split: test\nfewshot_config: {{sampler: {sampler}}}\n"
+    shots = f"num_fewshot: 1\nfewshot_split: train\nfewshot_config: {{sampler: {sampler}}}\n"
     path.write_text(path.read_text() + shots)
     whole, half = (
         {request.doc_id: prompt for request, prompt, _ in asked(lm, folder, "one")}
