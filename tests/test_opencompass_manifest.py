@@ -17,6 +17,8 @@ from opencompass.tasks.openicl_infer import OpenICLInferTask
 
 from llada_plugins.opencompass_models import LLaDA
 from llada_plugins.provenance.rerun import predictions
+from tests.commands import python
+from tests.faults.runs import CONFIG
 from tests.test_opencompass_repeats import elsewhere, entry  # noqa: F401  # a fixture
 
 OPTIONS = dict(gen_length=8, steps=2)
@@ -153,3 +155,26 @@ def test_a_model_outside_of_a_task_leaves_nothing(tiny_checkpoint, tmp_path):
     model = LLaDA(str(tiny_checkpoint), **OPTIONS)
     assert len(model.generate(["ab"], 8)) == 1
     assert not list(tmp_path.rglob("manifests"))
+
+
+@pytest.mark.slow
+def test_a_run_of_opencompass_is_repeated_to_equality_and_a_change_is_seen(tmp_path):
+    config = tmp_path / "run.py"
+    options = dict(kind="LLaDA", number=4, batch=4, options=dict(steps=8), rows="''")
+    config.write_text(CONFIG.format(**options, partitioner="dict(type=NaivePartitioner)"))
+    words = (str(config), "-w", str(tmp_path / "first"), "--debug")
+    done = python("-m", "opencompass.cli.main", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = (tmp_path / "first").glob("*/manifests/tiny.json")
+    rerun = ("-m", "llada_plugins.rerun", str(path), "--output")
+    again = python(*rerun, str(tmp_path / "second"), cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr[-3000:]
+    assert "sudoku4: 4 answers equal" in again.stdout
+    assert "sudoku4: accuracy" in again.stdout and "NOT equal" not in again.stdout
+    answers = path.parents[1] / "predictions" / "tiny" / "sudoku4.json"
+    rows = json.loads(answers.read_text())
+    rows["2"]["prediction"] = "1" * 16  # as if another model had made it
+    answers.write_text(json.dumps(rows))
+    again = python(*rerun, str(tmp_path / "third"), cwd=tmp_path)
+    assert again.returncode == 3, again.stderr[-3000:]
+    assert "sudoku4: 1 of 4 answers differ" in again.stdout and "NOT equal" in again.stdout
