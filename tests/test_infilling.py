@@ -367,6 +367,37 @@ def test_spans_of_causal_blocks_are_what_a_loop_by_hand_fills_in(causal, options
     assert [fill_causal(causal, [row], **options)[0] for row in rows] == found
 
 
+CAUSAL_RULES: list[dict] = [
+    {"cfg_scale": 0.7},
+    {"temperature": 0.9},
+    {"revise": True, "block_steps": 2},
+    {"threshold": 0.3, "edit_threshold": 0.5},
+    {"threshold": 0.3, "revise_below": 0.2},
+    {"threshold": 0.3, "sub_block_length": 2},
+    {"threshold": 0.3, "max_dependence": 0.5},
+    {"schedule": "dream"},
+    {"blocks_from": "answer", "cfg_scale": 0.5, "shift": True},
+    {"threshold": 0.3, "draft_rows": 3, "cache": "none"},
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(each, id=named(each), marks=[] if number == 3 else [pytest.mark.slow])
+        for number, each in enumerate(CAUSAL_RULES)
+    ],
+)
+def test_rows_of_causal_blocks_depend_on_no_other_and_keep_what_is_given(causal, options):
+    rows = [[1, *row] for seed in (2, 3) for row in causal_rows(seed)]
+    together = fill_causal(causal, rows, **options)
+    assert [fill_causal(causal, [row], **options)[0] for row in rows] == together
+    assert fill_causal(causal, rows, **{**options, "cache": "none"}) == together
+    for row, found in zip(rows, together):
+        assert len(found.tokens) == len(row) and CAUSAL_MASK not in found.tokens
+        assert all(old in (CAUSAL_MASK, new) for old, new in zip(row, found.tokens))
+
+
 def test_text_after_its_block_changes_nothing_of_a_span_and_text_within_does(causal):
     mask = CAUSAL_MASK
     row = [1, 2, 3, 4, 5, mask, mask, 6, 7, 8, 9, 10, 11]
