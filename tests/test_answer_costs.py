@@ -268,7 +268,7 @@ def test_a_cache_file_without_costs_gives_answers_whose_costs_are_unknown(tmp_pa
 
 
 def test_each_repeat_of_a_request_has_its_costs_in_the_sample_file(tmp_path):
-    found = evaluated(lm(temperature=1.5), tmp_path, REPEATS, DOCS[2:])  # of two clues
+    found = evaluated(lm(temperature=1.5), tmp_path, REPEATS, DOCS[1:2])
     (note,) = notes(found)
     assert len(note["repeats"]) == 4 and len({each["forwards"] for each in note["repeats"]}) > 1
     totals = found["config"]["decoding"]["reported"]
