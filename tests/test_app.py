@@ -256,6 +256,7 @@ def test_a_conversation_goes_on_with_the_first_settings_answer(models, tmp_path)
     question = Question(prompt="one", chat=True, system="be brief")
     end = last(models, tmp_path, question, setting(models))
     assert [turn["role"] for turn in end.turns] == ["user", "assistant"]
+    assert end.answers == ("", "") and end.turns[-1]["content"]  # shown once, as a turn
     following = Question(prompt="two", chat=True, system="be brief", earlier=end.turns)
     (tmp_path / "two").mkdir()
     end = last(models, tmp_path / "two", following, setting(models))

@@ -75,6 +75,8 @@ def answered(
             last = time.perf_counter()
             yield shown
     write_whole(files.page, viewer(read_runs([files.trajectory])))
+    if question.chat:  # the conversation ends with the first answer
+        shown = shown._replace(answers=("", *shown.answers[1:]))
     yield shown._replace(
         status=drawing.status("\n".join(_told(each, len(settings)) for each in done)),
         steps=drawing.framed(files.page.read_text(encoding="utf-8")),
