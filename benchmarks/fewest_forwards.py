@@ -116,7 +116,7 @@ class Options:
     ups: bool = arg(False, "decode with the head that lies beside each model: it judges branches")
     num_validation: int = arg(2000, "validation problems of each model, as far as there are any")
     num: int = arg(4000, "test problems of each model, as far as there are any")
-    slack: float = arg(0.004, "accuracy that a chosen setting may lose on validation")
+    slack: float = arg(0.0, "accuracy that a chosen setting may lose on validation")
     num_draws: int = arg(2000, "bootstrap draws")
     threads: int = arg(1, "CPU threads; one is fastest for models this small")
     seed: int = arg(0, "of the bootstrap")
