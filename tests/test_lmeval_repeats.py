@@ -17,6 +17,8 @@ from lm_eval.tasks import TaskManager
 
 from llada_plugins.lmeval_models import LLaDA
 
+pytestmark = pytest.mark.floats  # answers of batches of three are those of one
+
 QUESTIONS = ("12..", "..34", "3..1", "12..", "12..")  # the first asked thrice
 TASK = """dataset_path: json
 dataset_kwargs: {data_files: {test: DOCS, train: EXAMPLES}}
