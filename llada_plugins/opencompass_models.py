@@ -28,7 +28,11 @@ from llada_plugins.harness.opencompass_options import (
 from llada_plugins.harness.opencompass_processes import join_process_group, of_first_rank
 from llada_plugins.harness.opencompass_refusals import check_dataset
 from llada_plugins.harness.opencompass_streams import Streams
-from llada_plugins.harness.opencompass_tasks import dataset_configs, predictions_file
+from llada_plugins.harness.opencompass_tasks import (
+    dataset_configs,
+    predictions_file,
+    write_predictions_whole,
+)
 from llada_plugins.harness.opencompass_templates import TemplateParser
 from llada_plugins.harness.opencompass_trajectories import place_recorder, with_place
 from llada_plugins.harness.stop_strings import stop_strings
@@ -292,6 +296,7 @@ class LLaDA(LikelihoodModel):
             make(prompt, sampler, until)._replace(stream=stream, id=ids[prompt, stream])
             for prompt, stream in asked
         ]
+        write_predictions_whole(self)
         self._journal.open(predictions_file(self))
         answers = {pair: self._journal.find(each) for pair, each in zip(asked, requests)}
         missing = [number for number, pair in enumerate(asked) if answers[pair] is None]

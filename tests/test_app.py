@@ -457,11 +457,21 @@ def test_what_was_asked_is_deleted_when_the_process_is_asked_to_end(tmp_path, nu
     # a proxy that answers nothing is not asked for the page
     proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
     environment = {**os.environ, "TMPDIR": str(tmp_path), **proxy}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
-        assert process.stdout.readline().startswith("http://127.0.0.1:")
-        assert list(tmp_path.glob("llada-playground-*"))
-        process.send_signal(number)
-        assert process.wait(60) == status
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+        # a job in the background ignores SIGINT, and so would what it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            assert process.stdout.readline().startswith("http://127.0.0.1:")
+            assert list(tmp_path.glob("llada-playground-*"))
+            process.send_signal(number)
+            assert process.wait(60) == status
+        finally:
+            process.kill()  # else the block would wait for it
     assert list(tmp_path.glob("llada-playground-*")) == []
 
 

@@ -69,6 +69,29 @@ def test_a_killed_batch_goes_on_with_the_answers_that_it_had(
     assert not journal.exists()
 
 
+@pytest.mark.parametrize("kind", ("GenInferencer", "SCInferencer", "PPLInferencer"))
+def test_predictions_that_a_kill_left_half_written_are_not_taken_for_whole(
+    tiny_checkpoint, tmp_path, monkeypatch, kind
+):
+    """Stock code opens the file under its name and then fills it."""
+    from opencompass.openicl.icl_inferencer import icl_base_inferencer
+
+    model = LLaDA(str(tiny_checkpoint), gen_length=8, steps=2)
+    rows = entry(inferencer=dict(type=getattr(stock, kind)))
+
+    def killed(found: object, file: object, **_: object) -> None:
+        file.write("{")
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(icl_base_inferencer.json, "dump", killed)
+        with pytest.raises(Killed):
+            run(model, tmp_path / "killed", rows, batch_size=5)
+    assert not [*(tmp_path / "killed").rglob("rows*.json")]
+    expected = run(model, tmp_path / "whole", rows, batch_size=5)
+    assert run(model, tmp_path / "killed", rows, batch_size=5) == expected
+
+
 def test_another_model_or_sampler_finds_nothing(tmp_path):
     predictions = tmp_path / "rows.json"
     journal = Journal("one")

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import opencompass_pairs
 from .opencompass_refusals import MaskedModel
+from .opencompass_tasks import write_predictions_whole
 from .opencompass_templates import TemplateParser
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class LikelihoodModel(MaskedModel):
         units: Sequence[int] | None = None,
     ) -> np.ndarray:
         """Nats per unit (1 by default) of each pair."""
+        write_predictions_whole(self)
         units = units or [1] * len(pairs)
         score = self._scorer or self._estimated
         found = score([(tuple(context), tuple(answer)) for context, answer in pairs], units)
