@@ -150,8 +150,7 @@ class Run(NamedTuple):
             predictions = self.folder.rglob("predictions/tiny/sudoku4.json")
             if any(map(_is_whole, predictions)):  # the journal goes then
                 return QUESTIONS
-            files = self.folder.rglob("tmp_*.answers.jsonl")
-            return sum(path.read_bytes().count(b"\n") for path in files)
+            return sum(map(len, map(_answers, self.folder.rglob("tmp_*.answers.jsonl"))))
         if not self.cache.exists():
             return 0
         try:
@@ -165,13 +164,19 @@ class Run(NamedTuple):
         """The finished answers on the disk of a run that did not end well."""
         if self.harness == "opencompass":
             [journal] = self.folder.rglob("tmp_*.answers.jsonl")
-            return [json.loads(line)[1][0] for line in journal.read_text().splitlines()]
+            return [json.loads(line)[1][0] for line in _answers(journal)]
         with SqliteDict(str(self.cache), flag="r") as cache:
             return [
                 value
                 for key, value in cache.items()
                 if key != FINGERPRINT_KEY and isinstance(value, str)
             ]
+
+
+def _answers(journal: Path) -> list[str]:
+    """The whole lines of answers; the others say whose come next."""
+    lines = journal.read_text(encoding="utf-8").split("\n")[:-1]
+    return [line for line in lines if line.startswith("[")]
 
 
 def _is_whole(path: Path) -> bool:
