@@ -8,7 +8,7 @@ without it. Not for how a prompt reads, nor for what is answered.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from opencompass.openicl.icl_inferencer.icl_base_inferencer import BaseInference
 from opencompass.openicl.icl_retriever import BaseRetriever
 from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg
 
-from llada_plugins.files.atomic import force
+from llada_plugins.files.atomic import whole_file
 
 from .frames import callers
 
@@ -64,16 +64,22 @@ def dataset_configs() -> list[Mapping[str, Any]]:
     return list(frame.f_locals.get("dataset_cfgs", ())) if frame else []
 
 
+def _inferring(model: Any) -> Iterator[FrameType]:
+    """The callers that are methods of a stock inferencer of this model, innermost first."""
+    for frame in callers():
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, BaseInferencer) and owner.model is model:
+            yield frame
+
+
 def asking(model: Any) -> Asking | None:
     """What a stock inferencer of this model is asking for, if one is and says so."""
     row: int | None = None
     offset = sample = 0
     in_chat = False
-    for frame in callers():
+    for frame in _inferring(model):
         found, name = frame.f_locals, frame.f_code.co_name
-        owner = found.get("self")
-        if not isinstance(owner, BaseInferencer) or owner.model is not model:
-            continue
+        owner = found["self"]
         if name == "_gen_turn" and not in_chat:  # a chat of the batch, in a thread of its own
             in_chat, offset = True, found["chat_idx"]
         if row is None and name in ROW_NAMES:
@@ -89,11 +95,8 @@ def asking(model: Any) -> Asking | None:
 
 def predictions_file(model: Any) -> Path | None:
     """The file in which the stock inferencer that asks this model leaves all predictions."""
-    for frame in callers():
+    for frame in _inferring(model):
         found = frame.f_locals
-        owner = found.get("self")
-        if not isinstance(owner, BaseInferencer) or owner.model is not model:
-            continue
         folder, name = found.get("output_json_filepath"), found.get("output_json_filename")
         if folder and name:
             return Path(folder, name)
@@ -106,10 +109,9 @@ def write_predictions_whole(model: Any) -> None:
     Stock code opens the file first and fills it then, and a resumed run takes a file of that
     name for finished. So a kill between the two would leave answers that nobody has.
     """
-    for frame in callers():
-        found = frame.f_locals
-        owner, handler = found.get("self"), found.get("output_handler")
-        if isinstance(owner, BaseInferencer) and owner.model is model and handler is not None:
+    for frame in _inferring(model):
+        handler = frame.f_locals.get("output_handler")
+        if handler is not None:
             if "write_to_json" not in vars(handler):
                 handler.write_to_json = _written_whole(handler.write_to_json)
             return
@@ -119,14 +121,8 @@ def _written_whole(write: Callable[[str, str], None]) -> Callable[[str, str], No
     """A handler's write_to_json whose file gets its name when it is on the disk."""
 
     def write_whole(save_dir: str, filename: str) -> None:
-        partial, path = Path(save_dir, f"{filename}.part"), Path(save_dir, filename)
-        try:
+        with whole_file(Path(save_dir, filename)) as partial:
             write(save_dir, partial.name)
-            force(partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        force(path.parent)
 
     return write_whole
 
