@@ -13,23 +13,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from llada_plugins.engine.flags import read_flags
+from llada_plugins.engine.flags import read_flags, run_program
 from llada_plugins.playground.serving import AppConfig, run
 
 USAGE = "python -m llada_plugins.app [--port N] [--model NAME] [--OPTION VALUE ...]"
-INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The user's mistakes end it with one line and status 1."""
-    try:
-        run(*read_flags(AppConfig, argv, usage=USAGE, description=__doc__))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return run_program(lambda: run(*read_flags(AppConfig, argv, usage=USAGE, description=__doc__)))
 
 
 if __name__ == "__main__":

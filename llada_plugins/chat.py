@@ -15,26 +15,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from llada_plugins.engine.flags import read_flags
+from llada_plugins.engine.flags import read_flags, run_program
 from llada_plugins.engine.talking import ChatConfig, run
 from llada_plugins.engine.watching import MASK, picture
 
 __all__ = ["MASK", "ChatConfig", "main", "picture"]
 
 USAGE = "python -m llada_plugins.chat [--prompt TEXT] [--model NAME] [--OPTION VALUE ...]"
-INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The user's mistakes end it with one line and status 1."""
-    try:
-        run(*read_flags(ChatConfig, argv, usage=USAGE, description=__doc__))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return run_program(lambda: run(*read_flags(ChatConfig, argv, usage=USAGE, description=__doc__)))
 
 
 if __name__ == "__main__":

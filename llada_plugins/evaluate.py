@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from llada_plugins.engine.flags import read_flags
+from llada_plugins.engine.flags import MISTAKES, read_flags, run_program
 from llada_plugins.engine.question_files import ANSWER_LENGTH, EvaluateConfig, evaluate
 from llada_plugins.rewards.step_scorer import ScoreError
 
@@ -41,16 +41,11 @@ def read_command_line(argv: Sequence[str] | None = None) -> tuple[EvaluateConfig
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The user's mistakes end it with one line and status 1; finished rows are kept always."""
-    try:
-        print(evaluate(*read_command_line(argv)))
-    except (ValueError, OSError, ImportError, ScoreError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print(
-            "stopped; finished questions are kept: run the same command to go on", file=sys.stderr
-        )
-        return 130
-    return 0
+    return run_program(
+        lambda: print(evaluate(*read_command_line(argv))),
+        interrupted="stopped; finished questions are kept: run the same command to go on",
+        mistakes=(*MISTAKES, ScoreError),
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from llada_plugins.engine.flags import read_flags
+from llada_plugins.engine.flags import read_flags, run_program
 from llada_plugins.harness.sweeps import harness_of
 from llada_plugins.reports.frontier import FrontierConfig, run
 
@@ -32,15 +32,14 @@ USAGE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The user's mistakes and failed runs end it with one line and status 1; done runs stay."""
-    try:
+
+    def work() -> None:
         config, options = read_flags(FrontierConfig, argv, usage=USAGE, description=__doc__)
         print(run(config, options, harness_of(config, options)))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("stopped; finished runs stay: run the same command to go on", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_program(
+        work, interrupted="stopped; finished runs stay: run the same command to go on"
+    )
 
 
 if __name__ == "__main__":

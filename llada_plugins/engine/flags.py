@@ -7,7 +7,8 @@ the same name.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
@@ -16,6 +17,29 @@ from llada_plugins.options.command_line import FlagParser, OneLineParser
 from llada_plugins.options.fields import build, names
 
 from .asked import option_classes
+
+MISTAKES = (ValueError, OSError, ImportError)  # the user's, told in one line
+INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
+
+
+def run_program(
+    work: Callable[[], object],
+    *,
+    interrupted: str = "",
+    mistakes: tuple[type[Exception], ...] = MISTAKES,
+) -> int:
+    """The exit status of a program: mistakes end it with one line and status 1.
+
+    interrupted: the line with which Ctrl-C ends it.
+    """
+    try:
+        work()
+    except mistakes as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
+    return 0
 
 
 def read_flags(
