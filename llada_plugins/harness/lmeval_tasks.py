@@ -74,13 +74,13 @@ def numbers(requests: Sequence[Instance], drawn: Sequence[bool]) -> list[int]:
 def _earlier(chosen: set[Task]) -> dict[Task, dict[int | None, int]]:
     """Of each document of these tasks, how many of the whole task before it ask the same."""
     found: dict[Task, dict[int | None, int]] = {}
+    samples = _evaluated().get("samples") or {}
     for name, task in tasks().items():
         if task not in chosen:
             continue
         before = occurrences(repr(task.doc_to_text(document)) for document in task.eval_docs)
-        samples = (_evaluated().get("samples") or {}).get(name)
-        if samples:  # lm-eval numbers these anew, in the order of the task
-            before = [before[row] for row in sorted(set(samples))]
+        if samples.get(name):  # lm-eval numbers these anew, in the order of the task
+            before = [before[row] for row in sorted(set(samples[name]))]
         found[task] = dict(enumerate(before))
     return found
 

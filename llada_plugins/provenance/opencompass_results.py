@@ -251,12 +251,15 @@ def _data_set(
     if any(begun.fullmatch(path.name) for path in present):
         problems.append(f"{name}: answers are unfinished (tmp_*): go on with -r")
     values = _or_told(problems, metrics, folder, abbr, name)
-    known = values or {}
-    wanted = metrics_of_task or list(known)
-    score = next((known[metric] for metric in wanted if metric in known), None)
+    score = _first_of(values or {}, metrics_of_task)
     if rows and score is None and values is not None:
         problems.append(f"{name}: no score: see {_log(folder, 'eval', abbr, name)}")
     return DataSet(score, len(rows), problems)
+
+
+def _first_of(values: Mapping[str, float], wanted: Sequence[str]) -> float | None:
+    """The value of the first wanted metric that there is; any, where none is wanted."""
+    return next((values[metric] for metric in wanted or values if metric in values), None)
 
 
 def _or_told(problems: list[str], read: Callable[..., T], *of: Any) -> T | None:
