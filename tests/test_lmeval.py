@@ -211,6 +211,27 @@ def test_do_sample_false_means_greedy_whatever_else_a_task_lists(model: LLaDA, f
     )
 
 
+@pytest.mark.parametrize(
+    ("gen_kwargs", "model_args", "temperature"),
+    [
+        ({}, {}, 1.0),
+        ({}, {"temperature": 0.5}, 0.5),
+        ({"temperature": "0.2"}, {"temperature": 0.5}, 0.2),
+        ({"temperature": 0}, {}, 0.0),
+    ],
+    ids=str,
+)
+def test_do_sample_true_without_a_temperature_samples(
+    gen_kwargs: dict, model_args: dict, temperature: float, caplog
+) -> None:
+    """At the model's temperature, else at 1, as in OpenCompass and in transformers."""
+    model = LLaDA(device="cpu", **model_args)
+    sampler = model._request("1", {"do_sample": "true", **gen_kwargs}).sampler
+    assert sampler.temperature == temperature
+    if temperature:  # lm-eval's line is for those who ask for both do_sample and 0
+        assert "For non-greedy sampling" not in caplog.text
+
+
 def test_log_likelihoods_do_not_depend_on_batch_size_or_order_and_are_the_engines() -> None:
     pairs = [
         (puzzle, problem.solution) for puzzle, problem in zip(PUZZLES, sudoku.problems("test", 6))

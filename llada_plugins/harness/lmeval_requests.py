@@ -15,6 +15,7 @@ from llada_plugins.options.fields import coerce, names, reject_unknown
 from llada_plugins.sampling import published
 from llada_plugins.sampling.config import SamplerConfig
 
+from .do_sample import with_do_sample
 from .stop_strings import stop_strings
 
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -51,14 +52,11 @@ def read_request(engine: Engine, prompt: str, gen_kwargs: Mapping[str, Any]) -> 
             "leave it out or set 1"
         )
     options = {name: value for name, value in gen_kwargs.items() if name not in HARNESS_NAMES}
-    typed = {**coerce(SamplerConfig, options), **own}  # lm-eval's own reading tells no names
-    normal = normalize_gen_kwargs(typed, DEFAULT_MAX_GEN_TOKS)
-    greedy = own.get("do_sample") is False
-    if greedy or "temperature" in gen_kwargs:
-        options["temperature"] = normal["temperature"]
-    if greedy:  # such a task may still list the sampling options of its authors
-        options.pop("top_p", None)
-        options.pop("top_k", None)
+    stated = {**engine.given, **coerce(SamplerConfig, options)}.get("temperature", 0.0)
+    options = with_do_sample(options, own.get("do_sample"), engine.given)
+    temperature = stated or coerce(SamplerConfig, options).get("temperature", 0.0)
+    # lm-eval's own reading; it warns where do_sample and the temperature disagree
+    normal = normalize_gen_kwargs({**own, "temperature": temperature}, DEFAULT_MAX_GEN_TOKS)
     asked = any(own.get(name) is not None for name in LENGTH_NAMES)
     length_known = "gen_length" in options or "gen_length" in engine.given
     max_tokens = normal["max_gen_toks"] if asked or not length_known else None

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from llada_plugins.options.fields import as_flag, names, reject_unknown
 from llada_plugins.settings.table import find
 
+from .do_sample import with_do_sample
+
 # of generation_kwargs, beside the sampler's options
 GENERATION_NAMES = ("do_sample", "num_beams", "num_return_sequences")
 
@@ -75,8 +77,7 @@ def sampler_options(
 ) -> dict[str, Any]:
     """The sampler's options of an inferencer's generation_kwargs; given: the model's own.
 
-    do_sample=False is greedy, whatever else is listed; do_sample=True without a
-    temperature samples at the model's, else at 1.
+    What do_sample means: harness/do_sample.py.
     """
     from llada_plugins.sampling import published
     from llada_plugins.sampling.config import SamplerConfig
@@ -93,10 +94,4 @@ def sampler_options(
     do_sample = generation_kwargs.get("do_sample")
     if do_sample is not None:
         do_sample = as_flag("do_sample", do_sample)
-    if do_sample is False:
-        options["temperature"] = 0.0
-        options.pop("top_p", None)
-        options.pop("top_k", None)
-    elif do_sample and "temperature" not in options and not given.get("temperature"):
-        options["temperature"] = 1.0
-    return options
+    return with_do_sample(options, do_sample, given)
