@@ -469,6 +469,76 @@ def test_the_greedy_flag_is_false_until_asked(tiny_checkpoint):
     ]
 
 
+WORD = """task: toy_word
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "a"
+metric_list:
+  - metric: acc
+"""
+
+
+def run_of(lm: LLaDA, task_folder: Path, *names: str, **options: object) -> dict:
+    texts = {"toy_word.yaml": WORD, "toy_word_perplexity.yaml": WORD + "  - metric: perplexity\n"}
+    for name, text in texts.items():
+        text = text.format(file=task_folder / "docs.jsonl")
+        text = text.replace("task: toy_word", f"task: {name[:-5]}")
+        (task_folder / "tasks" / name).write_text(text)
+    manager = TaskManager(include_path=str(task_folder / "tasks"), include_defaults=False)
+    return simple_evaluate(
+        model=lm, tasks=list(names), task_manager=manager, bootstrap_iters=0, **options
+    )
+
+
+def test_an_accuracy_that_needs_greedy_check_is_no_zero_without_a_word(
+    tiny_checkpoint, task_folder, caplog
+):
+    plain, told_not, asking = (
+        LLaDA(str(tiny_checkpoint), device="cpu", mc_num=8, **options)
+        for options in ({}, dict(greedy_check=False), dict(greedy_check=True))
+    )
+    with pytest.raises(ValueError, match=r"toy_word: its acc .* greedy_check=true .* 0 for every"):
+        run_of(plain, task_folder, "toy_word")
+    caplog.clear()
+    run_of(plain, task_folder, "toy_word_perplexity")
+    assert "toy_word_perplexity: its acc counts answers that greedy decoding" in caplog.text
+    caplog.clear()
+    run_of(plain, task_folder, "toy_word", predict_only=True)  # no metric is computed
+    run_of(told_not, task_folder, "toy_word")  # as in LLaDA's published runs
+    run_of(asking, task_folder, "toy_word")
+    run_of(plain, task_folder, "toy_choice")  # its acc compares likelihoods
+    assert "greedy" not in caplog.text
+
+
+def test_gen_kwargs_that_reach_no_likelihood_are_refused_or_told(
+    tiny_checkpoint, task_folder, caplog
+):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=8, cfg_scale=0.5)
+    with pytest.raises(
+        ValueError, match=r"--gen_kwargs \(cfg_scale\) reach answers alone, and toy"
+    ):
+        run_of(lm, task_folder, "toy_choice", gen_kwargs="cfg_scale=2")
+    answers = TASK.replace("toy_choice", "toy_answer").replace("multiple_choice", "generate_until")
+    answers = answers.partition("metric_list")[0].replace(
+        'doc_to_choice: "{{{{choices}}}}"\ndoc_to_target: gold', 'doc_to_target: "a"'
+    )
+    answers += "metric_list:\n  - metric: exact_match\n"
+    (task_folder / "tasks" / "answer.yaml").write_text(
+        answers.format(file=task_folder / "docs.jsonl")
+    )
+    run_of(
+        lm, task_folder, "toy_choice", "toy_answer", gen_kwargs="cfg_scale=2,gen_length=8", limit=1
+    )
+    assert "cfg_scale of --gen_kwargs reaches answers alone" in caplog.text
+    assert "have cfg_scale=0.5, that of --model_args" in caplog.text
+    assert "gen_length of --gen_kwargs" not in caplog.text
+
+
 def test_a_context_that_is_too_long_is_cut_from_the_left_with_one_warning(tiny_checkpoint, caplog):
     lm = LLaDA(str(tiny_checkpoint), device="cpu", max_length=20, mc_num=8)
     with caplog.at_level(logging.WARNING):

@@ -13,6 +13,7 @@ from llada_plugins.engine.notices import WarnOnce
 from llada_plugins.engine.progress import Progress, progress
 from llada_plugins.likelihood.estimate import LogLikelihood
 
+from .lmeval_likelihood_checks import check_gen_kwargs, check_greedy
 from .lmeval_notes import LikelihoodNotes
 from .lmeval_options import SeedWarnings, warn_of_drawn_examples
 from .lmeval_processes import ParallelLM
@@ -34,6 +35,8 @@ class LikelihoodLM(ParallelLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """As lm-eval's own; the requests get notes, see harness/lmeval_notes.py."""
+        check_gen_kwargs(self.engine, self._warnings)
+        check_greedy(self.engine, self._warnings)
         answers = super().loglikelihood(requests, disable_tqdm)
         self._notes.attach(requests)
         return answers
@@ -42,6 +45,7 @@ class LikelihoodLM(ParallelLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Log-likelihood bounds of whole texts, which bound perplexity from above."""
+        check_gen_kwargs(self.engine, self._warnings)
         texts = [request.args[0] for request in requests]
         longest = min(self.max_length - 1, self.engine.max_answer)
         pairs, owners = rolling_windows(self.engine, texts, self.prefix_token_id, longest)

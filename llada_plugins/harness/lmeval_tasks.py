@@ -20,6 +20,8 @@ from .frames import callers
 from .lmeval_notes import counts, repeats
 
 ANSWERS = "generate_until"  # lm-eval's name for requests of answers
+# by output_type, the metric that lm-eval computes of the flag is_greedy
+READS_GREEDY = {"loglikelihood": "acc", "multiple_choice": "exact_match"}
 
 
 class Asked(NamedTuple):
@@ -96,6 +98,25 @@ def drawing_examples() -> list[str]:
         if task.config.num_fewshot
         and getattr(type(getattr(task, "sampler", None)), "sample", None) is ContextSampler.sample
     ]
+
+
+def asking_for_answers() -> list[str]:
+    """The tasks whose answers are decoded; others ask for likelihoods."""
+    return [name for name, task in tasks().items() if task.OUTPUT_TYPE == ANSWERS]
+
+
+def reading_greedy() -> dict[str, tuple[str, bool]]:
+    """Of each task that asks whether greedy decoding gives an answer: the metric, is it the only?
+
+    What a task's own process_results reads is not known.
+    """
+    found = {}
+    for name, task in tasks().items():
+        metric = READS_GREEDY.get(str(task.OUTPUT_TYPE), "")
+        metrics = getattr(task, "_metric_fn_list", {})
+        if metric in metrics and not callable(getattr(task.config, "process_results", None)):
+            found[name] = (metric, len(metrics) == 1)
+    return found
 
 
 def _evaluated() -> Mapping[str, Any]:
