@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llada_plugins.harness.opencompass_likelihood import LikelihoodModel
+from llada_plugins.harness.opencompass_names import check_names
 from llada_plugins.harness.opencompass_options import (
     check_exclusive,
     check_generation_kwargs,
@@ -102,6 +103,7 @@ class LLaDA(LikelihoodModel):
         generation_kwargs = dict(generation_kwargs or {})
         check_generation_kwargs(generation_kwargs)
         self.num_answers = num_answers(generation_kwargs)
+        check_names()
         for dataset in dataset_configs():
             check_dataset(dataset, self.num_answers)
         join_process_group()

@@ -178,3 +178,33 @@ def test_a_run_of_opencompass_is_repeated_to_equality_and_a_change_is_seen(tmp_p
     again = python(*rerun, str(tmp_path / "third"), cwd=tmp_path)
     assert again.returncode == 3, again.stderr[-3000:]
     assert "sudoku4: 1 of 4 answers differ" in again.stdout and "NOT equal" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("models", "datasets", "told"),
+    [
+        (
+            [dict(abbr="tiny", steps=2), dict(abbr="tiny", steps=4)],
+            [],
+            "two entries of models are called tiny and differ in steps: .* an abbr of its own",
+        ),
+        (
+            [dict(abbr="tiny")],
+            [dict(abbr="ab", path="1"), dict(abbr="ab", path="2", n=3)],
+            "two entries of datasets are called ab and differ in path, n: ",
+        ),
+        ([dict(abbr="tiny", steps=2)] * 2, [dict(abbr="ab")] * 2, None),  # by two read_base
+    ],
+    ids=["models", "datasets", "equal"],
+)
+def test_entries_of_one_name_are_refused(ask, tmp_path, models, datasets, told):
+    """OpenCompass keeps their answers in one file, and says nothing."""
+    (tmp_path / "run" / "configs").mkdir(parents=True)
+    dumped = tmp_path / "run" / "configs" / "20260101_000000_1.py"
+    dumped.write_text(f"{models=}\n{datasets=}\n")
+    if told is None:
+        ask()
+        return
+    with pytest.raises(ValueError, match=told):
+        ask()
+    assert not (tmp_path / "run" / "predictions").exists()
