@@ -16,12 +16,12 @@ from llada_plugins.diffusion.denoiser import (
     Canvas,
     Denoiser,
     Prediction,
-    align,
     model_denoiser,
 )
 from llada_plugins.diffusion.guidance import guided
 from llada_plugins.diffusion.known_states import KnownStates
 from llada_plugins.diffusion.memory import Memory
+from llada_plugins.diffusion.token_rows import align
 from llada_plugins.likelihood.estimate import log_likelihood
 from llada_plugins.methods.policy_head import PolicyHead, policy_denoiser
 from llada_plugins.methods.router import Router, RouterConfig

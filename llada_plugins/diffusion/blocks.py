@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .denoiser import PADDING, align
+from .denoiser import PADDING
+from .token_rows import align
 
 
 class Blocks(NamedTuple):

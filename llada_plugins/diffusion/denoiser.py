@@ -7,7 +7,7 @@ the positions that it has to decide on, and no others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -313,25 +313,6 @@ def left_of(states: Tensor, window: slice) -> Tensor:
     return torch.cat([states[:, :1], states[:, : window.stop - 1]], 1)
 
 
-class Aligned(NamedTuple):
-    """Token rows that end together."""
-
-    tokens: Tensor  # (B, L) with PADDING on the left of shorter rows
-    padded: bool  # was any needed?
-
-
-def align(rows: Sequence[Sequence[int]], device: torch.device, *, multiple: int = 1) -> Aligned:
-    """Token rows as one tensor, with PADDING on the left of shorter ones.
-
-    multiple: what their common length is rounded up to.
-    """
-    longest = max(len(row) for row in rows)
-    longest = -(-longest // multiple) * multiple
-    aligned = [[PADDING] * (longest - len(row)) + list(row) for row in rows]
-    padded = any(len(row) < longest for row in rows)
-    return Aligned(torch.tensor(aligned, dtype=torch.long, device=device), padded)
-
-
 def log_total(logits: Tensor) -> Tensor:
     """Log of the summed exponentials of logits (..., V).
 
@@ -358,14 +339,3 @@ def capacity(batch_size: int, batch_tokens: int | None = None) -> Callable[[int]
         return max(1, batch_tokens // longest)
 
     return rows_at_once
-
-
-def check_unmasked(prompts: Sequence[Sequence[int]], mask_id: int) -> None:
-    """Raise ValueError on a prompt with the mask token: only the answer after it is filled in."""
-    for number, prompt in enumerate(prompts):
-        if mask_id in prompt:
-            place = list(prompt).index(mask_id)
-            raise ValueError(
-                f"prompt {number} holds the mask token (id {mask_id}) at position {place}: "
-                "it would never be filled in, take it out"
-            )

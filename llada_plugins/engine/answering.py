@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llada_plugins.diffusion.batch_limit import BatchLimit
 from llada_plugins.diffusion.blocks import Given
-from llada_plugins.diffusion.denoiser import check_unmasked
+from llada_plugins.diffusion.token_rows import check_unmasked
 from llada_plugins.sampling.decode import decode_each
 from llada_plugins.sampling.draft import Review, unreviewed
 from llada_plugins.sampling.generate import with_options

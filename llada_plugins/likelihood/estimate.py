@@ -19,8 +19,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from llada_plugins.diffusion.batch_limit import BatchLimit
-from llada_plugins.diffusion.denoiser import Denoiser, capacity, check_unmasked, model_denoiser
+from llada_plugins.diffusion.denoiser import Denoiser, capacity, model_denoiser
 from llada_plugins.diffusion.guidance import guided
+from llada_plugins.diffusion.token_rows import check_unmasked
 from llada_plugins.models.families import FAMILIES, Family
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from llada_plugins.diffusion.denoiser import PADDING, Canvas, align
+from llada_plugins.diffusion.denoiser import PADDING, Canvas
 from llada_plugins.diffusion.noisy_clean import ABSENT, CLEAN, layout
+from llada_plugins.diffusion.token_rows import align
 
 
 class Row(NamedTuple):

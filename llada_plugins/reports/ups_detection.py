@@ -12,11 +12,11 @@ from llada_plugins.diffusion.denoiser import (
     PADDING,
     Canvas,
     Denoiser,
-    align,
     embeddable,
     masked_first,
 )
 from llada_plugins.diffusion.forward_process import Replace, another_of, remask_noise
+from llada_plugins.diffusion.token_rows import align
 from llada_plugins.engine.engine import Engine
 from llada_plugins.sampling.confidence import Candidates, token_probability
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from llada_plugins.diffusion.cache import cached
-from llada_plugins.diffusion.denoiser import Denoiser, check_unmasked, model_denoiser
+from llada_plugins.diffusion.denoiser import Denoiser, model_denoiser
 from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks
 from llada_plugins.diffusion.finished_prefix import DelayedPrefix
 from llada_plugins.diffusion.guidance import guided, suppressed
 from llada_plugins.diffusion.partial_refresh import partly_refreshed
 from llada_plugins.diffusion.sub_block_cache import cached_by_parts
+from llada_plugins.diffusion.token_rows import check_unmasked
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.special_tokens import SpecialTokens

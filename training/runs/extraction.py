@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from llada_plugins.diffusion.denoiser import check_unmasked
+from llada_plugins.diffusion.token_rows import check_unmasked
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
