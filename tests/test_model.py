@@ -410,6 +410,25 @@ def test_queries_of_heads_that_share_a_key_may_stand_one_after_another(monkeypat
     torch.testing.assert_close(found, expected, atol=bound, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "rows, columns, masked, grouped",
+    [
+        (1, 32, False, True),
+        (2, 32, False, False),  # of four heads 128 queries
+        (2, 33, False, True),
+        (8, 4, False, False),
+        (1, 32, True, False),
+        (1, 1280, True, False),
+    ],
+)
+def test_a_gpu_gets_few_queries_of_several_rows_as_one_head(rows, columns, masked, grouped):
+    """The rule alone: there is no GPU here, and what it computes is the same."""
+    q = torch.empty(rows, 8, columns, 64, device="meta")
+    visible = torch.empty(rows, 1, 1, 64, dtype=torch.bool, device="meta") if masked else None
+    assert layer._serves_groups(q, visible, 4) is grouped
+    assert layer._serves_groups(torch.empty(rows, 8, columns, 64), visible, 4)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("trains", [False, True])
 def test_grouped_keys_are_those_of_as_many_heads_repeated(masked, trains):
