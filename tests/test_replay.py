@@ -220,6 +220,39 @@ def test_answers_of_rows_in_slots_are_those_of_plain_forwards_and_few_graphs_do(
     assert any(call.captured.graph for call in model.replays.calls.kept.values())
 
 
+@pytest.mark.parametrize("num_rows", [1, 3, 5])
+def test_rows_in_slots_that_fill_their_bucket_have_no_mask(make_model, num_rows):
+    """Where the canvas is as long as a bucket and no row is too many: in the last block here."""
+    model = make_model(
+        attention="block_causal", block_length=8, n_kv_heads=2, max_sequence_length=128
+    )
+    prompts = [row.tolist() for row in random_ids(num_rows, LENGTH_STEP - 16)]
+    config = SamplerConfig(
+        gen_length=16,
+        block_length=8,
+        sampling_method="block_causal",
+        block_steps=8,
+        logits_eos_inf=True,  # no row leaves
+    )
+
+    def answers() -> list:
+        return generate(model, prompts, config, special=SPECIAL)
+
+    expected = answers()
+    replaying(model)
+    assert [answers(), answers()] == [expected, expected]
+    seen = {
+        (shape.sees_all, shape.length, shape.num_rows)
+        for shape in model.replays.forwards.kept
+        if shape.width == 8
+    }
+    assert (True, LENGTH_STEP, num_rows) in seen
+    assert all(rows == num_rows for sees_all, _, rows in seen if sees_all)
+    kept = model.replays.forwards.kept
+    assert all((kept[shape].view.visible is None) is shape.sees_all for shape in kept)
+    assert num_replays() > 0 and not model.compiling.notes
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -99,7 +99,10 @@ class ReplayedForward:
         Their slots may hold keys and values of rows that are not in work.
         """
         columns, visible = self.view.columns, self.view.visible
-        assert columns is not None and visible is not None
+        assert columns is not None
+        if slots.num_rows == len(columns):
+            return
+        assert visible is not None  # see shape_of
         rows = slice(slots.num_rows, len(columns))
         first = min(slots.length, visible.shape[-1] - columns.shape[1])
         columns[rows] = torch.arange(columns.shape[1], device=columns.device) + first
@@ -143,7 +146,10 @@ def shape_of(
             return None
         rows = min(row_bucket(num_rows), past.num_slots)
         room = min(slot_bucket(length), past.capacity)
-        return Shape(rows, width, room, True, given.dtype, past.capacity, of_pairs, by_row=by_row)
+        # rows too many may see no columns but their own, which are written meanwhile
+        sees_all = view.visible is None and (rows, room) == (num_rows, length)
+        capacity = past.capacity
+        return Shape(rows, width, room, True, given.dtype, capacity, of_pairs, sees_all, by_row)
     rows, room = row_bucket(num_rows), length_bucket(length)
     if to_the_end:
         width += room - length
