@@ -22,7 +22,7 @@ want of memory, ends no other. The table says so:
              told, and fails only in float32.
 `answers`    tokens and forwards a second of whole answers with the dual cache.
 `compiled_answers`  the same with compiled layers, and small forwards as CUDA graphs.
-`block_causal` a later step of a block-causal model with grouped queries and exact keys and
+`block_causal` a later step of block-causal models with grouped queries and exact keys and
              values of finished blocks (gpu_block_causal.py), eager and compiled.
 `likelihood` masked rows a second, over those of the published loop, which takes 8 at once.
 `quantised`  steps with 8-bit products (int8_dynamic, fp8), layers compiled where that works;

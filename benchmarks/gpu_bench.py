@@ -17,6 +17,7 @@ from .clock import Clock, timed
 from .gpu_options import Options
 
 WARM_UP = 4  # repetitions that are not measured; a graph is captured at the third
+LONG, FEW = 0.3, 3  # work of so many seconds is measured a few times, after fewer
 
 
 class Bench(NamedTuple):
@@ -42,11 +43,17 @@ class Bench(NamedTuple):
 
     def median(self, work: Callable[[], Any]) -> float:
         """Seconds of a piece of work, the median of some repetitions."""
-        for _ in range(WARM_UP):
-            work()
-        device = self.model.device
-        found = [timed(work, device) for _ in range(self.options.repetitions)]
-        return statistics.median(getattr(each, self.clock) for each in found)
+
+        def seconds() -> float:
+            return float(getattr(timed(work, self.model.device), self.clock))
+
+        repetitions = self.options.repetitions
+        seconds()  # which may compile
+        for _ in range(WARM_UP - 1):
+            if seconds() > LONG:
+                repetitions = min(FEW, repetitions)
+                break
+        return statistics.median(seconds() for _ in range(repetitions))
 
     def when_compiled(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What is measured with compiled layers; where they cannot be, the reason."""
@@ -78,21 +85,26 @@ class Bench(NamedTuple):
         return found if "lack" in compiled else {**found, **compiled}
 
     def measured(
-        self, run: Callable[[], Any], works: Sequence[roofline.Work], num_steps: int = 1
+        self,
+        run: Callable[[], Any],
+        works: Sequence[roofline.Work],
+        num_steps: int = 1,
+        experts: float | None = None,
     ) -> dict[str, float]:
         """Seconds and floor of a step, its kernels, and the share of it in which none ran.
 
         run: so many steps. works: what a step of each row cannot do without, on average.
+        experts: as of roofline.num_bytes.
         """
         seconds = self.median(run) / num_steps
         profile = roofline.profiled(run, self.model.device)
         config, itemsize = self.model.config, self.model.dtype.itemsize
         return {
             "seconds": seconds,
-            "floor": roofline.floor_seconds(config, works, itemsize, self.ceiling),
+            "floor": roofline.floor_seconds(config, works, itemsize, self.ceiling, experts),
             "num_calls": round(profile.num_calls / num_steps),
             "idle_share": profile.idle_share(num_steps * seconds),
-            "product_share": profile.product_share,
+            "product_seconds": profile.product_share * profile.busy_seconds / num_steps,
         }
 
 

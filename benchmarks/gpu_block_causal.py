@@ -2,12 +2,13 @@
 
 What stands before the block keeps its exact keys and values
 (llada_plugins/diffusion/finished_blocks.py), so a step computes one block of each row. It
-is the last block of a canvas of prompt_length + gen_length columns, half of it masked.
+is the last block of a canvas of prompt_length + gen_length columns, half of it masked. Of
+a mixture's experts the floor has those that the tokens of such a step take, counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,16 +21,22 @@ from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks
 from llada_plugins.diffusion.memory import Lasting, Memory
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.mixture import Router
 
 from . import roofline
 from .gpu_bench import Bench
 from .random_models import model_config, random_model, random_tokens
 from .steps import canvas_of, our_step
 
-# a model with grouped queries for each shape of the other sections; 8b: as SDAR-8B
-SHAPES = {"tiny": "tiny-gqa", "100m": "40m-gqa", "8b": "8b-gqa"}
 LATER_STEPS = 8  # of a block at most, measured together
 WIDTHS = (4, 32)  # of SDAR's blocks, and of those of LLaDA2 and Fast-dLLM v2
+# Models with grouped queries for each shape of the other sections, and their blocks; 8b: as
+# SDAR-8B, and LLaDA2.0-mini, a mixture.
+SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
+    "tiny": {"tiny-gqa": WIDTHS},
+    "100m": {"40m-gqa": WIDTHS},
+    "8b": {"8b-gqa": WIDTHS, "16b-moe": (32,)},
+}
 
 
 class Place(NamedTuple):
@@ -102,32 +109,66 @@ def later_steps(model: LLaDA, place: Place, rows: int, seed: int) -> Callable[[]
 
 
 def block_causal(bench: Bench) -> dict[str, Any]:
+    """Every model that there is time for."""
+    shapes = SHAPES[bench.options.shape]
+    return bench.each_in_time(shapes, lambda shape: of_shape(bench, shape, shapes[shape]))
+
+
+def of_shape(bench: Bench, shape: str, widths: tuple[int, ...]) -> dict[str, Any]:
     """Every width with every number of rows: eager, and with compiled layers and CUDA graphs."""
     options, device = bench.options, bench.model.device
     columns = options.prompt_length + options.gen_length
-    places = [Place.of(columns, width) for width in WIDTHS]
+    places = [Place.of(columns, width) for width in widths]
     longest = max(place.length for place in places)
     # what a column sees is told by the canvas, so that one model serves all widths
-    config = model_config(SHAPES[options.shape], longest, WIDTHS[0])
-    model = random_model(config, device, options.seed).to(bench.model.dtype)
+    config = model_config(shape, longest, widths[0])
+    model = random_model(config, device, options.seed, bench.model.dtype)
     of_model = bench._replace(model=model)
+    # before layers are compiled, which have no hooks
+    experts = [
+        num_experts(model, place, rows, options.seed) for place in places for rows in options.rows
+    ]
 
     def first(rows: int) -> None:
         for place in places:
             later_steps(model, place, rows, options.seed)()
 
-    measure = partial(steps, of_model, places)
+    measure = partial(steps, of_model, places, experts)
     return {"eager": measure(), "compiled": of_model.compiled_steps(first, measure)}
 
 
-def steps(bench: Bench, places: list[Place]) -> dict[str, Any]:
-    """What a step takes, by its block's width and the number of rows."""
+def steps(bench: Bench, places: list[Place], experts: Sequence[float | None]) -> dict[str, Any]:
+    """What a step takes, by its block's width and the number of rows.
+
+    experts: what `num_experts` says of each of them.
+    """
+    forms = [(place, rows) for place in places for rows in bench.options.rows]
     return {
         f"block {place.width} {rows}": bench.measured(
             later_steps(bench.model, place, rows, bench.options.seed),
             [place.work] * rows,
             place.num_steps,
+            taken,
         )
-        for place in places
-        for rows in bench.options.rows
+        for (place, rows), taken in zip(forms, experts)
     }
+
+
+def num_experts(model: LLaDA, place: Place, rows: int, seed: int) -> float | None:
+    """How many experts of a layer those steps take, on average; None of a model without."""
+    if not model.config.num_experts:
+        return None
+    found: list[int] = []
+
+    def count(router: Router, given: Any, chosen: tuple[Tensor, Tensor]) -> None:
+        found.append(chosen[0].unique().numel())
+
+    run = later_steps(model, place, rows, seed)
+    routers = [part for part in model.modules() if isinstance(part, Router)]
+    hooks = [router.register_forward_hook(count) for router in routers]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(found) / len(found)

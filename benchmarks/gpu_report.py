@@ -18,6 +18,8 @@ def table(result: Mapping[str, Any]) -> str:
         f"{result['total_seconds']:.0f} s in all",
         f"ceiling: {ceiling['flops'] / 1e12:.3g} TFLOP/s, {ceiling['bandwidth'] / 1e12:.3g} TB/s",
     ]
+    if ceiling["lasting_flops"] is not None:
+        lines[-1] += f" ({ceiling['lasting_flops'] / 1e12:.3g} after a second of products)"
     for name, found in sections.items():
         lines += ["", name, *TABLES[name](found)]
     lines += [f"\n{name} failed: {reason}" for name, reason in result["failed"].items()]
@@ -28,13 +30,14 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _steps(found: Mapping[str, Any]) -> list[str]:
     lines = [
-        f"{'form and rows':<28}{'median ms':>12}{'floor ms':>12}{'x floor':>9}{'kernels':>9}"
-        f"{'idle %':>8}"
+        f"{'form and rows':<28}{'median ms':>12}{'floor ms':>12}{'x floor':>9}"
+        f"{'products alone':>16}{'kernels':>9}{'idle %':>8}"
     ]
     for name, each in found.items():
-        ratio = each["seconds"] / each["floor"]
+        floor = each["floor"]
         lines.append(
-            f"{name:<28}{1000 * each['seconds']:>12.2f}{1000 * each['floor']:>12.2f}{ratio:>9.2f}"
+            f"{name:<28}{1000 * each['seconds']:>12.2f}{1000 * floor:>12.2f}"
+            f"{each['seconds'] / floor:>9.2f}{each['product_seconds'] / floor:>16.2f}"
             f"{each['num_calls']:>9}{100 * each['idle_share']:>8.0f}"
         )
     return lines
@@ -48,7 +51,14 @@ def _compiled(found: Mapping[str, Any]) -> list[str]:
 
 
 def _block_causal(found: Mapping[str, Any]) -> list[str]:
-    return [*_steps(found["eager"]), "compiled layers:", *_compiled(found["compiled"])]
+    lines = []
+    for shape, each in found.items():
+        if "lack" in each:
+            lines.append(f"{shape}: not run: {each['lack']}")
+            continue
+        lines += [f"{shape}:", *_steps(each["eager"]), "compiled layers:"]
+        lines += _compiled(each["compiled"])
+    return lines
 
 
 def _published(found: Mapping[str, Any]) -> list[str]:

@@ -49,6 +49,28 @@ SHAPES: dict[str, dict[str, Any]] = {
     "8b": dict(d_model=4096, n_layers=32, n_heads=32, mlp_hidden_size=12_288, vocab_size=126_464),
     # LLaDA-MoE's; NAME-active is dense, with as many weights as a token of it meets
     "7b-moe": dict(d_model=2048, n_layers=16, n_heads=16, mlp_hidden_size=1024, **MOE),
+    # LLaDA2.0-mini's
+    "16b-moe": dict(
+        d_model=2048,
+        n_layers=20,
+        n_heads=16,
+        n_kv_heads=4,
+        mlp_hidden_size=5120,
+        vocab_size=157_184,
+        qk_norm=True,
+        fused_qkv=True,
+        rotary_share=0.5,
+        num_experts=256,
+        experts_per_token=8,
+        expert_hidden_size=512,
+        num_shared_experts=1,
+        num_dense_layers=1,
+        router="sigmoid",
+        normalised_experts=True,
+        expert_groups=8,
+        groups_per_token=4,
+        expert_scale=2.5,
+    ),
     "7b-moe-active": dict(d_model=2048, n_layers=16, n_heads=16, mlp_hidden_size=8192, **DENSE),
     "300m-moe": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=128, **MOE),
     "300m-moe-active": dict(d_model=768, n_layers=12, n_heads=12, mlp_hidden_size=1024, **DENSE),
@@ -75,10 +97,12 @@ def model_config(shape: str, length: int, block_length: int | None = None) -> LL
     )
 
 
-def random_model(config: LLaDAConfig, device: torch.device, seed: int) -> LLaDA:
-    """Random float32 weights, ready for inference."""
+def random_model(
+    config: LLaDAConfig, device: torch.device, seed: int, dtype: torch.dtype = torch.float32
+) -> LLaDA:
+    """Random weights, ready for inference."""
     with torch.device("meta"):
-        model = LLaDA(config)
+        model = LLaDA(config).to(dtype)
     model.to_empty(device=device)
     special = known_special_tokens(model)
     initialise(model, torch.Generator(device).manual_seed(seed))

@@ -8,6 +8,9 @@ attention of those columns to all, every weight read once, keys and values that 
 keeps, and the logits written and read once. It is the larger of FLOPs over the matmul
 ceiling and bytes over the memory bandwidth.
 
+Of a mixture's experts those are read that some token takes: as many as the tokens could
+take, unless it was counted how many they take.
+
 The int8 forms have none: torchao converts a weight to the activations' dtype at every
 product, so what its bytes and its products can do is another kernel's ceiling, which is
 not measured.
@@ -57,6 +60,8 @@ class Ceiling(NamedTuple):
 
     flops: float  # a second, in matrix products
     bandwidth: float  # bytes a second, read
+    # after a second of them: a GPU that draws all its power slows down. Not in any floor
+    lasting_flops: float | None = None
 
 
 def row_work(form: str, length: int, start: int, block_length: int, num_masked: int) -> Work:
@@ -82,37 +87,53 @@ def mean_left(num_masked: int, num_steps: int) -> int:
     return sum(num_masked - sum(taken[:step]) for step in range(num_steps)) // num_steps
 
 
-def layer_weights(config: LLaDAConfig, experts: int) -> int:
-    """Weights of a layer's matrices; of a mixture, its router's and those of so many experts."""
+def stack_weights(config: LLaDAConfig, experts: float) -> float:
+    """Weights of all layers' matrices.
+
+    experts: of each mixture so many are counted, beside those that every token takes.
+    """
+    num_mixtures = config.n_layers - config.num_dense_layers if config.num_experts else 0
     heads = 2 * (config.n_heads + config.num_kv_heads) * config.head_dim
-    mlp = 3 * config.expert_width * (experts if config.num_experts else 1)
-    return config.d_model * (heads + mlp + config.num_experts)
+    mlp = 3 * config.mlp_hidden_size
+    mixture = 3 * config.expert_width * (experts + config.num_shared_experts) + config.num_experts
+    all_layers = config.n_layers * heads + (config.n_layers - num_mixtures) * mlp
+    return config.d_model * (all_layers + num_mixtures * mixture)
 
 
 def flops(config: LLaDAConfig, work: Work) -> float:
     """Floating-point operations of matrix products; a product and a sum are two."""
-    column = 2 * layer_weights(config, config.experts_per_token)
-    layer = work.columns * column + 4 * config.n_heads * config.head_dim * work.attended
-    return config.n_layers * layer + 2.0 * config.d_model * config.vocab_size * work.positions
+    products = 2 * stack_weights(config, config.experts_per_token) * work.columns
+    attention = 4 * config.n_layers * config.n_heads * config.head_dim * work.attended
+    return products + attention + 2.0 * config.d_model * config.vocab_size * work.positions
 
 
-def num_bytes(config: LLaDAConfig, work: Work, itemsize: int) -> float:
-    """Bytes that have to move between memory and processor."""
-    # a router that uses all experts spreads its tokens over as many as they can take
-    experts = min(config.num_experts, config.experts_per_token * work.columns)
-    kv_width = config.num_kv_heads * config.head_dim
-    layer = layer_weights(config, experts) + 2 * kv_width * work.kept
+def num_bytes(
+    config: LLaDAConfig, work: Work, itemsize: int, experts: float | None = None
+) -> float:
+    """Bytes that have to move between memory and processor.
+
+    experts: of each mixture as many are read, on average; by default as many as a router
+    that uses all of them spreads its tokens over.
+    """
+    if experts is None:
+        experts = min(config.num_experts, config.experts_per_token * work.columns)
+    kept = 2 * config.n_layers * config.num_kv_heads * config.head_dim * work.kept
     head = config.d_model * config.vocab_size + 2 * work.positions * config.vocab_size
-    return itemsize * float(config.n_layers * layer + head)
+    return itemsize * float(stack_weights(config, experts) + kept + head)
 
 
 def floor_seconds(
-    config: LLaDAConfig, work: Iterable[Work], itemsize: int, ceiling: Ceiling
+    config: LLaDAConfig,
+    work: Iterable[Work],
+    itemsize: int,
+    ceiling: Ceiling,
+    experts: float | None = None,
 ) -> float:
-    """The least time of this work in one pass."""
+    """The least time of this work in one pass. experts: as of `num_bytes`."""
     total = Work(*map(sum, zip(*work)))
     return max(
-        flops(config, total) / ceiling.flops, num_bytes(config, total, itemsize) / ceiling.bandwidth
+        flops(config, total) / ceiling.flops,
+        num_bytes(config, total, itemsize, experts) / ceiling.bandwidth,
     )
 
 
@@ -179,10 +200,15 @@ def measured_ceiling(
     for rows in (512, 4096 if on_gpu else 1024):
         x = random(rows, width)
         rates.append(2.0 * rows * width * width / best(partial(F.linear, x, weight)))
+    lasting = None
+    if on_gpu:
+        for _ in range(round(rates[-1] / (2.0 * rows * width * width))):  # about a second
+            F.linear(x, weight)
+        lasting = 2.0 * rows * width * width / best(partial(F.linear, x, weight))
     stream = random(megabytes * 2**20 // weight.itemsize // 1024, 1024)
     vector = random(1024)
     seconds = min(best(lambda: stream @ vector), best(lambda: stream.sum()))
-    return Ceiling(max(rates), stream.nbytes / seconds)
+    return Ceiling(max(rates), stream.nbytes / seconds, lasting)
 
 
 class Profile(NamedTuple):

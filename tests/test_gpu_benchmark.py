@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from llada_plugins.diffusion.denoiser import model_denoiser
 from llada_plugins.models.compiling import Lack
 from llada_plugins.models.layer import Streams
 from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.mixture import Router
 from training.loop.throughput import training_flops
 
 from .test_replay import Recorder
@@ -139,7 +141,7 @@ def test_a_block_causal_step_has_its_section_with_both_widths_of_blocks(
     options = {**SMALL, "rows": [2], "gen_length": 32}
     file = tmp_path / "gpu.json"
     assert gpu.main(words(**options, sections=["block_causal"], json=file)) == 0
-    found = json.loads(file.read_text())["sections"]["block_causal"]
+    found = json.loads(file.read_text())["sections"]["block_causal"]["tiny-gqa"]
     assert list(found["eager"]) == [f"block {width} 2" for width in WIDTHS]
     assert all(min(each["seconds"], each["floor"]) > 0 for each in found["eager"].values())
     table = capsys.readouterr().out
@@ -150,7 +152,7 @@ def test_a_block_causal_step_has_its_section_with_both_widths_of_blocks(
 def test_block_causal_steps_are_measured_with_compiled_layers() -> None:
     options = gpu.Options(**{**SMALL, "rows": [1], "gen_length": 32, "sections": ["block_causal"]})
     result = gpu.run(options)
-    found = result["sections"]["block_causal"]["compiled"]
+    found = result["sections"]["block_causal"]["tiny-gqa"]["compiled"]
     if "lack" not in found:
         assert found["compile_seconds"] > 0 and found["block 4 1"]["seconds"] > 0
     assert not result["failed"] and "compiled layers:" in gpu_report.table(result)
@@ -196,7 +198,7 @@ def test_every_block_causal_step_is_replayed_where_forwards_can_be() -> None:
     options = gpu.Options(**{**SMALL, "rows": [2, 1]})
     bench = gpu.Bench(model, options, roofline.Ceiling(1.0, 1.0), "cpu", True)
     places = [Place.of(64, width) for width in WIDTHS]
-    gpu_block_causal.steps(bench, places)
+    gpu_block_causal.steps(bench, places, [None] * 4)
     captured = {
         (shape.num_rows, shape.width)
         for shape, forward in model.replays.forwards.kept.items()
@@ -211,6 +213,40 @@ def test_the_floor_of_a_block_causal_step_is_that_of_one_block_with_the_rest_kep
     # of two masked tokens, then of one
     assert place.num_steps == 2
     assert place.work == roofline.row_work("dual_later", 68, place.window.start, 4, 1)
+
+
+def test_the_floor_of_a_mixture_has_the_experts_that_tokens_take() -> None:
+    """Tokens of one id and position take the same: of a block of masks few, of others many."""
+    config = dataclasses.replace(
+        model_config("tiny-gqa", 64, 4), num_experts=8, experts_per_token=2, router="softmax"
+    )
+    model = random_model(config, torch.device("cpu"), seed=0)
+    taken = gpu_block_causal.num_experts(model, Place.of(64, 4), 2, seed=0)
+    assert taken is not None and 2 <= taken <= 8
+    with torch.no_grad():
+        for part in model.modules():
+            if isinstance(part, Router):
+                part.weight.zero_()  # all experts are equally likely: of ties the first are taken
+    assert gpu_block_causal.num_experts(model, Place.of(64, 4), 2, seed=0) == 2
+    dense = random_model(model_config("tiny-gqa", 64, 4), torch.device("cpu"), seed=0)
+    assert gpu_block_causal.num_experts(dense, Place.of(64, 4), 2, seed=0) is None
+    work = roofline.Work(8, 0, 0)
+    read = [roofline.num_bytes(config, work, 2, experts) for experts in (2, 3, None)]
+    expert = 2 * config.n_layers * 3 * config.d_model * config.mlp_hidden_size
+    assert read[1] - read[0] == expert and read[2] - read[0] == 6 * expert
+
+
+def test_long_work_is_measured_a_few_times(monkeypatch) -> None:
+    """The first time may compile; the others tell how long it is."""
+    options = gpu.Options(**{**SMALL, "repetitions": 9})
+    model = SimpleNamespace(device=torch.device("cpu"))
+    bench = gpu.Bench(model, options, None, "cpu", True)
+    taken: list[float] = []  # what is left of the times that work will have
+    monkeypatch.setattr(gpu_bench, "timed", lambda work, device: SimpleNamespace(cpu=taken.pop()))
+    for seconds, times in ((0.1, 4 + 9), (0.5, 2 + 3)):
+        taken[:] = [*[seconds] * 99, 9]
+        assert bench.median(lambda: None) == seconds
+        assert len(taken) == 100 - times
 
 
 @pytest.mark.parametrize("num_masked", range(1, 20))
