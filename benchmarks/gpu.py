@@ -309,14 +309,16 @@ def run(options: Options) -> dict[str, Any]:
     bench = Bench(model, options, ceiling, clock, same, began + options.seconds)
     found: dict[str, Any] = {}
     failed: dict[str, str] = {}
+    seconds: dict[str, float] = {}
     asked = [name for name in ORDER if name in options.sections]
     for name in asked:
-        if time.monotonic() < bench.deadline:
+        if (at := time.monotonic()) < bench.deadline:
             # what was measured before is not to be lost
             try:
                 found[name] = SECTIONS[name](bench)
             except RuntimeError as error:
                 failed[name] = first_line(error)
+            seconds[name] = time.monotonic() - at
     return {
         "sections": found,
         "failed": failed,
@@ -324,6 +326,7 @@ def run(options: Options) -> dict[str, Any]:
         "same_tokens": same,
         "ceiling": ceiling._asdict(),
         "total_seconds": time.monotonic() - began,
+        "section_seconds": seconds,  # compiling and what is not measured included
         "shape": {"name": options.shape, **SHAPES[options.shape]},
         "machine": {
             "device": device_name(device),

@@ -21,7 +21,7 @@ def table(result: Mapping[str, Any]) -> str:
     if ceiling["lasting_flops"] is not None:
         lines[-1] += f" ({ceiling['lasting_flops'] / 1e12:.3g} after a second of products)"
     for name, found in sections.items():
-        lines += ["", name, *TABLES[name](found)]
+        lines += ["", f"{name} ({result['section_seconds'][name]:.0f} s)", *TABLES[name](found)]
     lines += [f"\n{name} failed: {reason}" for name, reason in result["failed"].items()]
     if result["not_run"]:
         lines += ["", f"not run, for want of time: {', '.join(result['not_run'])}"]

@@ -282,8 +282,9 @@ def test_a_section_without_time_is_left_out_and_told(monkeypatch) -> None:
     monkeypatch.setattr(roofline, "measured_ceiling", lambda *_: roofline.Ceiling(1e12, 1e12))
     monkeypatch.setattr(gpu, "SECTIONS", dict.fromkeys(gpu.ORDER, lambda bench: {}))
     monkeypatch.setattr(gpu_report, "TABLES", dict.fromkeys(gpu.ORDER, lambda found: ["done"]))
-    result = gpu.run(gpu.Options(**SMALL, seconds=250))
+    result = gpu.run(gpu.Options(**SMALL, seconds=350))
     assert list(result["sections"]) == ["steps", "published"]
+    assert result["section_seconds"] == {"steps": 100, "published": 100}
     told = gpu_report.table(result).splitlines()[-1]
     assert told == f"not run, for want of time: {', '.join(gpu.ORDER[2:])}"
 
