@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from llada_plugins import SpecialTokens
 from llada_plugins.models.folder import known_special_tokens
-from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.initial import initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import LLaDAConfig
 
 DENSE: dict[str, Any] = dict(vocab_size=157_184, qk_norm=True)

@@ -26,7 +26,8 @@ import torch
 from torch.utils import collect_env
 
 from llada_plugins.models.bitower import BiTowerLLaDA
-from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.initial import initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import save_model
 from tests.llada_shape import LLADA

@@ -32,7 +32,8 @@ from llada_plugins.methods.router import Router, RouterConfig, load_router, save
 from llada_plugins.models import text
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.folder import read_config, special_tokens
-from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.initial import initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.loading import load_model, save_model
 from llada_plugins.models.tokenizer import load_tokenizer

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.initial import initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.tasks import sudoku
 from tests.llada_shape import LLADA

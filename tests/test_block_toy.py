@@ -16,7 +16,8 @@ import torch
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.files.json_files import read_json
 from llada_plugins.models.folder import read_config
-from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.initial import initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import save_model
 from tests.family_checkpoints import rewrite, write_checkpoint
 from tests.small_training import flags

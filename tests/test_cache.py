@@ -22,7 +22,8 @@ from llada_plugins.methods.router import Router, RouterConfig
 from llada_plugins.methods.routing import routed
 from llada_plugins.models.bitower import BiTowerLLaDA
 from llada_plugins.models.block import Block
-from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.initial import initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.options.fields import build
 from llada_plugins.sampling.config import SamplerConfig

@@ -26,7 +26,8 @@ from llada_plugins.methods.routing import routed
 from llada_plugins.models import compiling
 from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
 from llada_plugins.models.compiling import WORTHWHILE, Compiling, check_compile
-from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.initial import initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model
 from llada_plugins.models.past import Past
 from llada_plugins.models.special_tokens import SpecialTokens

@@ -19,7 +19,8 @@ from llada_plugins.methods.routing import RoutedLLaDA, routed
 from llada_plugins.models.bitower import BiTowerLLaDA
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.folder import TINY
-from llada_plugins.models.llada import LLaDA, empty_like, initialise
+from llada_plugins.models.initial import empty_like, initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import save_model
 from llada_plugins.models.submodules import is_plain_linear
 from llada_plugins.rewards.process_reward_model import PRMConfig, load_prm

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llada_plugins.models import layer
+from llada_plugins.models.initial import initialise
 from llada_plugins.models.layer import attend
-from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.past import Past
 from tests.tolerance import forward_error, measured, rounding, twice_naive
 

@@ -17,7 +17,7 @@ from llada_plugins.methods.router import Router, RouterConfig
 from llada_plugins.methods.routing import RoutedLLaDA
 from llada_plugins.models import layer as layer_module
 from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
-from llada_plugins.models.llada import initialise
+from llada_plugins.models.initial import initialise
 from training import remask_sft, router_sft, sft
 from training.runs.policy_model import PolicyModel
 

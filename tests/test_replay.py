@@ -32,8 +32,9 @@ from llada_plugins.methods.routing import routed
 from llada_plugins.models import compiling
 from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
 from llada_plugins.models.captured import WARM_UP, obstacle
+from llada_plugins.models.initial import initialise
 from llada_plugins.models.layer import Streams
-from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.past import Past, row_bucket
 from llada_plugins.models.replay import MAX_GRAPHS, MOST_ROWS
 from llada_plugins.models.replayed_forward import LARGEST, LENGTH_STEP, ReplayedForward, Shape

@@ -14,7 +14,8 @@ import torch
 
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.models.bitower import BiTowerLLaDA
-from llada_plugins.models.llada import LLaDA, empty_like
+from llada_plugins.models.initial import empty_like
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import load_model, save_model
 from tests.small_training import short_run
 from training import distill, merge, pretrain, prm_sft, remask_sft, router_sft, sft

@@ -19,8 +19,9 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from llada_plugins.models.families import FAMILIES
+from llada_plugins.models.initial import initialise
 from llada_plugins.models.layer import Layer
-from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.sampling.config import SamplerConfig
 
 from .configs import CONFIGS, OF_A_RUN, CheckpointConfig

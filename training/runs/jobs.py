@@ -18,7 +18,8 @@ from llada_plugins.files.atomic import write_whole
 from llada_plugins.files.json_files import read_json
 from llada_plugins.models.families import FAMILIES, with_attention
 from llada_plugins.models.folder import read_config, resolve, special_tokens
-from llada_plugins.models.llada import LLaDA, empty_like, initialise
+from llada_plugins.models.initial import empty_like, initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import Attention, LLaDAConfig
 from llada_plugins.models.loading import load_model, save_model
 from training.data import hub

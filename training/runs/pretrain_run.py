@@ -25,7 +25,8 @@ from transformers import (
 from llada_plugins.models import text
 from llada_plugins.models.families import FAMILIES, of_family, with_attention
 from llada_plugins.models.folder import resolve
-from llada_plugins.models.llada import LLaDA, initialise
+from llada_plugins.models.initial import initialise
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.special_tokens import SpecialTokens
 from llada_plugins.models.tokenizer import load_tokenizer

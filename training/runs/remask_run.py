@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from llada_plugins.files.tensors import save_tensors
 from llada_plugins.methods.policy_head import CONFIG, WEIGHTS, PolicyHead, save_policy
 from llada_plugins.models.fingerprint import backbone_fingerprint
-from llada_plugins.models.llada import LLaDA, empty_like
+from llada_plugins.models.initial import empty_like
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.loading import save_model
 from llada_plugins.models.lora import merged_weight
 from llada_plugins.reports.metrics import auc, expected_calibration_error
