@@ -13,9 +13,10 @@ import torch
 from llada_plugins import analyze
 from llada_plugins.engine.engine import Engine
 from llada_plugins.models.bitower import AFTER_LAYERS, BiTowerLLaDA
-from llada_plugins.models.block import RMSNorm, rotary_table
+from llada_plugins.models.block import RMSNorm
 from llada_plugins.models.initial import initialise
 from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.rotary import rotary_table
 from llada_plugins.reports.attention import attention_statistics, each_attention, summarise
 from llada_plugins.reports.compare_samplers import agreement, default_settings, settings
 from tests.tolerance import measured

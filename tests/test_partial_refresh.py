@@ -20,8 +20,8 @@ from llada_plugins.diffusion.memory import Memory, Rows
 from llada_plugins.diffusion.partial_refresh import PartialRefresh, num_columns, partly_refreshed
 from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.models import compiling, features
-from llada_plugins.models.block import rotary_table, rotate
 from llada_plugins.models.llada import LLaDA
+from llada_plugins.models.rotary import rotary_table, rotate
 from llada_plugins.options.fields import build
 from llada_plugins.rewards.block_review import BlockReview
 from llada_plugins.rewards.review_config import ReviewConfig

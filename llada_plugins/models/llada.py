@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import Block, rms_norm, rotary_table
+from .block import Block, rms_norm
 from .compiling import Backend, Compiling
 from .cuda_graph import Graph
 from .features import FeaturePast
@@ -23,6 +23,7 @@ from .layer import ActivationCheckpointing, Layer, Streams, View
 from .llada_config import LLaDAConfig
 from .past import LayerPast, Past
 from .replay import Replays
+from .rotary import rotary_table
 from .slots import Slots, view_of
 from .special_tokens import SpecialTokens
 from .submodules import home, is_plain_linear, table
