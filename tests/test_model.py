@@ -283,7 +283,12 @@ def test_rotary_tables_stay_fp32_when_the_model_becomes_bf16(make_model):
     used(ids(1, 40))  # makes the tables before the cast
     used, fresh = used.to(torch.bfloat16), fresh.to(torch.bfloat16)
     assert torch.equal(used(ids(1, 40)), fresh(ids(1, 40)))
-    tables = [table for model in (used, fresh) for both in model._rotary.values() for table in both]
+    tables = [
+        table
+        for model in (used, fresh)
+        for both in model.rotations.tables.values()
+        for table in both
+    ]
     assert tables and all(table.dtype == torch.float32 for table in tables)
 
 

@@ -725,7 +725,7 @@ def test_a_compiler_finds_replayed_and_other_forwards_alike(make_model, columns:
     model = make_model()
     with torch.inference_mode():
         for _ in range(2):  # the first makes the tables
-            tables = model._rotations(8, model.device, columns, None)
+            tables = model.rotations.at(columns, 8, model.device, None)
             assert all(table.is_inference() for table in tables)
     # whose tables are no inference tensors
     model.requires_grad_(True)(random_ids(1, 8)).sum().backward()

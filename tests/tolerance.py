@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llada_plugins.models.rotary import Rotations
+
 EPS, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
 
@@ -59,8 +61,8 @@ def in_float64(module: nn.Module) -> nn.Module:
     """A copy with float64 weights, which computes its rotary tables again."""
     module = copy.deepcopy(module).double()
     for part in module.modules():
-        if getattr(part, "_rotary", None):
-            part._rotary = {}
+        if isinstance(rotations := getattr(part, "rotations", None), Rotations):
+            rotations.tables.clear()
     return module
 
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from llada_plugins.models.columns import at_columns
 from llada_plugins.models.families import FAMILIES
-from llada_plugins.models.llada import LLaDA, at_columns
+from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.past import Past
 from llada_plugins.models.records import leaves
 from llada_plugins.models.replayed_call import Size

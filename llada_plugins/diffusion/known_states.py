@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llada_plugins.models.llada import at_columns
+from llada_plugins.models.columns import at_columns
 
 from .denoiser import Canvas, masked_first
 from .memory import Rows

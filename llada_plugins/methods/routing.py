@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction, embeddable
 from llada_plugins.diffusion.memory import Rows
+from llada_plugins.models.columns import at_columns
 from llada_plugins.models.layer import ActivationCheckpointing
-from llada_plugins.models.llada import LLaDA, at_columns
+from llada_plugins.models.llada import LLaDA
 
 from .router import Router, check_blocks
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .block import Block, rms_norm
+from .columns import at_columns
 from .compiling import Backend, Compiling
 from .cuda_graph import Graph
 from .features import FeaturePast
@@ -23,7 +24,7 @@ from .layer import ActivationCheckpointing, Layer, Streams, View
 from .llada_config import LLaDAConfig
 from .past import LayerPast, Past
 from .replay import Replays
-from .rotary import rotary_table
+from .rotary import Rotations
 from .slots import Slots, view_of
 from .special_tokens import SpecialTokens
 from .submodules import home, is_plain_linear, table
@@ -65,8 +66,7 @@ class LLaDA(ActivationCheckpointing):
         self.special_tokens: SpecialTokens | None = None
         # of a loaded model, what its checkpoint says beside the weights
         self.origin: Origin | None = None
-        # cos and sin, for inference and otherwise; no buffers: .to(bfloat16) must never reach them
-        self._rotary: dict[bool, tuple[Tensor, Tensor]] = {}
+        self.rotations = Rotations(config)
         self.compiling = Compiling("off")
         self.replays = Replays(self.compiling)
 
@@ -253,14 +253,6 @@ class LLaDA(ActivationCheckpointing):
         found = found or self._compute(in_work, view, states)
         return found if len(in_work) == len(given) else found.cut(len(given))
 
-    def _check_fits(self, length: int) -> None:
-        limit = self.config.max_sequence_length
-        if length > limit:
-            raise ValueError(
-                f"{length} tokens exceed the model's context of {limit} (max_sequence_length of "
-                "its config): give fewer"
-            )
-
     def _compute(self, given: Tensor, view: View, states: list[Tensor] | None = None) -> Streams:
         """What `_run` returns, from ids (B, W) or embeddings (B, W, D) of the columns in work."""
         x = given if given.is_floating_point() else self.embedding(given)  # (B, W, D)
@@ -278,12 +270,12 @@ class LLaDA(ActivationCheckpointing):
         """What all blocks share in a forward of some columns of given (B, L, ...)."""
         length, device = given.shape[1], given.device
         if isinstance(past, Slots):  # which know all of that
-            return view_of(past, *self._rotary_table(past.length, device))
+            return view_of(past, *self.rotations.first(past.length, device))
         visible = visible_columns(self.config, given, attention_mask, position_ids)
         if visible is not None:  # (B, 1, W, L), or of padding alone (B, 1, 1, L)
             rows = at_columns(visible, columns) if visible.dim() == 3 else visible[:, None]
             visible = rows[:, None]
-        cos, sin = self._rotations(length, device, columns, position_ids)
+        cos, sin = self.rotations.at(columns, length, device, position_ids)
         if past is None:
             assert columns == slice(None)
             return View(cos, sin, visible)
@@ -294,25 +286,6 @@ class LLaDA(ActivationCheckpointing):
         if isinstance(past, FeaturePast):
             return view._replace(features=past.in_work(), order=past.order, number=past.number)
         return view
-
-    def _rotations(
-        self,
-        length: int,
-        device: torch.device,
-        columns: slice | Tensor,
-        position_ids: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """cos and sin (W, head_dim) of columns, or (B, 1, W, head_dim) of positions (B, L)."""
-        if position_ids is None:  # those that have may hold a text twice
-            self._check_fits(length)
-            cos, sin = self._rotary_table(length, device)
-            places = columns[:, None] if isinstance(columns, Tensor) else columns
-            return cos[places], sin[places]
-        places = at_columns(position_ids, columns)[:, None].to(device)  # (B, 1, W)
-        length = int(places.max()) + 1
-        self._check_fits(length)
-        cos, sin = self._rotary_table(length, device)
-        return cos[places], sin[places]
 
     def _stack(
         self, x: Tensor, view: View, states: list[Tensor] | None
@@ -353,23 +326,3 @@ class LLaDA(ActivationCheckpointing):
             make((2, *shape), dtype=dtype, device=home(block)).transpose(2, 3) for block in blocks
         )
         past.fill([LayerPast(keys, values) for keys, values in memory], *shape[:2])
-
-    def _rotary_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        inference = torch.is_inference_mode_enabled()
-        table = self._rotary.get(inference)
-        if table is None or table[0].shape[0] < length or table[0].device != device:
-            # Made under inference_mode they could never take part in a backward. Made
-            # without, layers would be compiled once more: a slice of them is no inference
-            # tensor, and columns picked from them are.
-            config = self.config
-            cos, sin = rotary_table(max(length, 256), config.rotary_width, config.rope_theta)
-            table = self._rotary[inference] = cos.to(device), sin.to(device)
-        return table[0][:length], table[1][:length]
-
-
-def at_columns(values: Tensor, columns: slice | Tensor) -> Tensor:
-    """Values (B, L, ...) of a slice of columns, or of columns (B, W) of each row."""
-    if isinstance(columns, slice):
-        return values[:, columns]
-    rows = torch.arange(len(columns), device=columns.device)[:, None]
-    return values[rows, columns]
