@@ -13,7 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import gpu, gpu_bench, gpu_block_causal, gpu_report, gpu_training, roofline
+from benchmarks import (
+    gpu,
+    gpu_bench,
+    gpu_block_causal,
+    gpu_report,
+    gpu_steps,
+    gpu_training,
+    roofline,
+)
 from benchmarks.gpu_block_causal import WIDTHS, Place, after_first_step
 from benchmarks.random_models import model_config, random_model
 from benchmarks.steps import canvas_of
@@ -65,7 +73,7 @@ def test_the_command_measures_every_section_and_writes_table_json_and_plot(
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert list(result["sections"]) == EAGER and result["not_run"] == []
     steps = result["sections"]["steps"]
-    assert list(steps) == [f"{form} 2" for form in gpu.FORMS]
+    assert list(steps) == [f"{form} 2" for form in gpu_steps.FORMS]
     assert all(each["seconds"] > 0 and each["num_calls"] > 0 for each in steps.values())
     assert result["sections"]["published"]["same_share"] == 1 and result["same_tokens"]
     assert set(result["sections"]["answers"]) == {"2"}
@@ -261,19 +269,19 @@ def test_the_masked_tokens_of_a_mean_step_are_those_that_steps_meet(num_masked: 
         assert roofline.mean_left(num_masked, num_steps) == sum(met) // num_steps
 
 
-@pytest.mark.parametrize("form", gpu.FORMS)
+@pytest.mark.parametrize("form", gpu_steps.FORMS)
 def test_a_step_leaves_the_canvas_for_the_next_repetition(form: str) -> None:
     options = gpu.Options(**SMALL)
     model = random_model(model_config("tiny", 64), torch.device("cpu"), seed=0)
-    tokens, window = gpu.canvas_in_work(model, options, 2)
+    tokens, window = gpu_steps.canvas_in_work(model, options, 2)
     mask = model.special_tokens.mask
     masked = tokens == mask
     assert masked[:, window].sum(1).tolist() == [4, 4] and masked[:, window.stop :].all()
     assert not masked[:, : window.start].any()
-    steps = gpu.steps_of(form, model, options, 2)
+    steps = gpu_steps.steps_of(form, model, options, 2)
     steps()
     steps()
-    assert torch.equal(gpu.canvas_in_work(model, options, 2)[0], tokens)
+    assert torch.equal(gpu_steps.canvas_in_work(model, options, 2)[0], tokens)
 
 
 def test_a_section_without_time_is_left_out_and_told(monkeypatch) -> None:
