@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,10 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
 
     The prediction is u + (scale + 1)(c - u), where c sees the prompt and u a masked one. Of a
     text whose spans are filled in, all that was given is the prompt, as in LLaDA's code.
+    ValueError on a scale below 0, or that is no number.
     """
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"guidance's scale must be a number from 0 up, got {scale}")
 
     def denoise_guided(canvas: Canvas, window: slice) -> Prediction:
         tokens, start = canvas.tokens, canvas.answer_start

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,12 +31,70 @@ def align(rows: Sequence[Sequence[int]], device: torch.device, *, multiple: int 
     return Aligned(torch.tensor(aligned, dtype=torch.long, device=device), padded)
 
 
-def check_unmasked(prompts: Sequence[Sequence[int]], mask_id: int) -> None:
-    """Raise ValueError on a prompt with the mask token: only the answer after it is filled in."""
-    for number, prompt in enumerate(prompts):
-        if mask_id in prompt:
-            place = list(prompt).index(mask_id)
+def token_rows(rows: Iterable[Any], vocabulary: int, what: str = "prompt") -> list[list[int]]:
+    """Rows of token ids as lists, from lists, arrays or tensors of whole numbers.
+
+    vocabulary: how many tokens there are. what: a row is called in an error. Raises ValueError
+    on what is no row of ids; a tensor would cut 17.5 to 17, and take -1 for no token.
+    """
+    if isinstance(rows, str) or not isinstance(rows, Iterable):
+        raise _no_rows(rows, what)
+    found = []
+    for number, row in enumerate(rows):
+        row = row.tolist() if hasattr(row, "tolist") else row
+        if isinstance(row, str) or not isinstance(row, Iterable):
+            raise _no_rows(row, what)
+        ids = [_token(token, f"{what} {number}") for token in row]
+        wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
+        if wrong is not None:
             raise ValueError(
-                f"prompt {number} holds the mask token (id {mask_id}) at position {place}: "
-                "it would never be filled in, take it out"
+                f"{what} {number} holds {wrong}, and the model's tokens are 0 to {vocabulary - 1}"
+            )
+        found.append(ids)
+    return found
+
+
+def token_pairs(pairs: Any, vocabulary: int) -> list[tuple[list[int], list[int]]]:
+    """(prompt ids, answer ids) as lists, under the rules of `token_rows`."""
+    if not isinstance(pairs, Sequence) or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(
+            "pairs must be a list of (prompt ids, answer ids), such as [([17, 13], [19, 18])]"
+        )
+    prompts = token_rows([prompt for prompt, _ in pairs], vocabulary)
+    answers = token_rows([answer for _, answer in pairs], vocabulary, "answer")
+    return list(zip(prompts, answers))
+
+
+def _token(token: Any, where: str) -> int:
+    if not isinstance(token, bool):
+        try:
+            return operator.index(token)
+        except TypeError:
+            pass
+    raise ValueError(f"{where} holds {token!r}: token ids are whole numbers")
+
+
+def _no_rows(given: Any, what: str) -> ValueError:
+    return ValueError(
+        f"{what}s must be rows of token ids, such as [[17, 13], [18]], got {given!r}: a tokenizer "
+        "makes ids of text"
+    )
+
+
+def check_unmasked(
+    rows: Sequence[Sequence[int]],
+    mask_id: int,
+    what: str = "prompt",
+    why: str = "it would never be filled in",
+) -> None:
+    """Raise ValueError on a row with the mask token: only the answer after a prompt is filled in.
+
+    what: a row is called in the error; why: the mask is out of place in it.
+    """
+    for number, row in enumerate(rows):
+        if mask_id in row:
+            place = list(row).index(mask_id)
+            raise ValueError(
+                f"{what} {number} holds the mask token (id {mask_id}) at position {place}: "
+                f"{why}, take it out"
             )

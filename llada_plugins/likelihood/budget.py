@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -53,14 +54,21 @@ def budget(
     _check_effect(estimator, mc_num, mc_max, mc_confidence, mc_batch)
     if mc_confidence is not None and not 0.5 <= mc_confidence <= 1:
         raise ValueError(f"mc_confidence must be from 0.5 to 1, got {mc_confidence}")
-    if not isinstance(mc_num, (int, str)):
-        raise _no_number(mc_num)
+    if not isinstance(mc_num, str):
+        mc_num = _whole(mc_num)
     _check_positive("mc_max", mc_max)
     _check_positive("mc_batch", mc_batch)
     if isinstance(mc_num, str):
         return _in_rounds(estimator, mc_num, mc_max or MC_MAX, mc_confidence)
     _check_positive("mc_num", mc_num)
     return _at_once(estimator, mc_num, mc_batch or MC_BATCH)
+
+
+def _whole(mc_num: object) -> int:
+    """A number of rows, NumPy's too; a flag is none."""
+    if isinstance(mc_num, bool) or not hasattr(mc_num, "__index__"):
+        raise _no_number(mc_num)
+    return operator.index(mc_num)
 
 
 def _check_effect(

@@ -21,12 +21,13 @@ import torch
 from llada_plugins.diffusion.batch_limit import BatchLimit
 from llada_plugins.diffusion.denoiser import Denoiser, capacity, model_denoiser
 from llada_plugins.diffusion.guidance import guided
-from llada_plugins.diffusion.token_rows import check_unmasked
+from llada_plugins.diffusion.token_rows import check_unmasked, token_pairs
 from llada_plugins.models.families import FAMILIES, Family
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.llada_config import LLaDAConfig
 from llada_plugins.models.special_tokens import SpecialTokens
+from llada_plugins.options.fields import settle
 
 from .budget import Budget, budget, check_length
 from .estimators import ESTIMATORS
@@ -96,6 +97,9 @@ class LikelihoodSettings:
     fill_block: bool = False
 
     def __post_init__(self) -> None:
+        settle(self)
+        if not self.cfg_scale >= 0:
+            raise ValueError(f"cfg_scale must be a number from 0 up, got {self.cfg_scale}")
         if self.batch_size < 1 or (self.batch_tokens is not None and self.batch_tokens < 1):
             raise ValueError(
                 f"batch_size and batch_tokens must be at least 1, got {self.batch_size} and "
@@ -152,8 +156,9 @@ def log_likelihood(
         block_length=block_length,
         fill_block=fill_block,
     )
-    found = dict(iterate(model, pairs, settings, special=special, denoise=denoise))
-    return [found[number] for number in range(len(pairs))]
+    rows = token_pairs(pairs, model.config.num_embeddings)
+    found = dict(iterate(model, rows, settings, special=special, denoise=denoise))
+    return [found[number] for number in range(len(rows))]
 
 
 @torch.inference_mode()
@@ -192,6 +197,9 @@ def iterate(
 
 def _check_pairs(pairs: Sequence[Pair], limit: int, mask_id: int) -> None:
     check_unmasked([prompt for prompt, _ in pairs], mask_id)
+    check_unmasked(
+        [answer for _, answer in pairs], mask_id, "answer", "it stands for a token and is none"
+    )
     for number, (prompt, answer) in enumerate(pairs):
         if not len(answer):
             raise ValueError(f"answer {number} is empty: there is nothing to score")

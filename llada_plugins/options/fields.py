@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
+import operator
 import re
 import types
 import typing
@@ -31,7 +33,8 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        """No rules."""
+        """Every value is of its declared type; no other rules."""
+        settle(self)
 
 
 # options of other wrappers, and what they are called here or, in OpenCompass, there
@@ -160,8 +163,21 @@ def build(cls: type[Config], given: Mapping[str, Any], base: Config | None = Non
 
 def coerce(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `given` that are fields of `cls`, as values of the declared types."""
-    kinds = typing.get_type_hints(cls)
+    kinds = _kinds(cls)
     return {name: _coerce(name, given[name], kinds[name]) for name in names(cls) if name in given}
+
+
+def settle(config: object) -> None:
+    """Make each value of a frozen instance one of its declared type; for its __post_init__.
+
+    So a class made in Python reads what command lines read: NumPy's numbers are taken, and
+    ValueError is raised on True for a number, a misspelt name, or a flag that is none.
+    """
+    for name, value in coerce(type(config), vars(config)).items():
+        object.__setattr__(config, name, value)
+
+
+_kinds = functools.cache(typing.get_type_hints)
 
 
 def split(given: Mapping[str, Any], *classes: type, what: str = "option") -> list[Any]:
@@ -238,11 +254,13 @@ def _number(value: Any) -> float:
 
 
 def _whole_number(value: Any) -> int:
+    with suppress(TypeError):  # of NumPy and torch too; beyond 2^53 a float is not exact
+        if not isinstance(value, bool):
+            return operator.index(value)
     number = _number(value)
     if int(number) != number:
         raise ValueError
-    # beyond 2^53 a float is not exact
-    exact = isinstance(value, int | str) and str(value).lstrip("+-").isdigit()
+    exact = isinstance(value, str) and value.strip().lstrip("+-").isdigit()
     return int(value) if exact else int(number)
 
 

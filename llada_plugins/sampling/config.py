@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llada_plugins.options.fields import build, coerce
+from llada_plugins.options.fields import build, coerce, settle
 
 from .block_rules import BlockRules
 from .confidence import CONFIDENCE, OF_VISIBLE, PROBABILITIES, PUBLISHED_NAMES
@@ -63,6 +63,7 @@ class SamplerConfig(BlockRules):
     """
 
     def __post_init__(self) -> None:
+        settle(self)
         for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -41,6 +41,8 @@ def defaults_of(model: LLaDAConfig, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def fitted(config: SamplerConfig, model: LLaDAConfig) -> SamplerConfig:
     """The sampler with the model's defaults where it says nothing, checked by `check_attention`."""
+    if not isinstance(config, SamplerConfig):
+        raise ValueError(f"config must be a SamplerConfig(...), got {config!r}")
     given = asdict(config)
     defaults = defaults_of(model, given)
     config = replace(

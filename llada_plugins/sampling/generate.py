@@ -11,7 +11,7 @@ from llada_plugins.diffusion.finished_prefix import DelayedPrefix
 from llada_plugins.diffusion.guidance import guided, suppressed
 from llada_plugins.diffusion.partial_refresh import partly_refreshed
 from llada_plugins.diffusion.sub_block_cache import cached_by_parts
-from llada_plugins.diffusion.token_rows import check_unmasked
+from llada_plugins.diffusion.token_rows import check_unmasked, token_rows
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
 from llada_plugins.models.special_tokens import SpecialTokens
@@ -40,8 +40,10 @@ def generate(
     An answer does not depend on the others. special: mask, EOS and EoT ids, by default
     those of the checkpoint. denoise: a denoiser to use in place of the model's plain one.
     keys, stop, on_step, review: see `decode_each`. Raises ValueError on a prompt that is
-    empty or does not fit the model's context.
+    empty, holds what is no token of the model, or does not fit its context.
     """
+    prompts = token_rows(prompts, model.config.num_embeddings)
+    check_keys(keys, len(prompts))
     config = fitted(config or SamplerConfig(), model.config)
     special = special or known_special_tokens(model)
     check_unmasked(prompts, special.mask)
@@ -122,6 +124,12 @@ def check_special_tokens(config: SamplerConfig, special: SpecialTokens) -> None:
         raise ValueError(
             "confidence_eos_eot_inf needs an EOS or EoT token: this checkpoint names neither"
         )
+
+
+def check_keys(keys: Sequence[int] | None, num_rows: int) -> None:
+    """Raise ValueError where there is not one key for each row."""
+    if keys is not None and len(keys) != num_rows:
+        raise ValueError(f"keys must be one for each row, got {len(keys)} for {num_rows}")
 
 
 def check_fits(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerConfig) -> None:

@@ -20,6 +20,7 @@ import torch
 from llada_plugins.diffusion.blocks import Given
 from llada_plugins.diffusion.denoiser import Denoiser, model_denoiser
 from llada_plugins.diffusion.random_streams import request_key
+from llada_plugins.diffusion.token_rows import token_rows
 from llada_plugins.models.families import FAMILIES
 from llada_plugins.models.folder import known_special_tokens
 from llada_plugins.models.llada import LLaDA
@@ -29,7 +30,7 @@ from .config import SamplerConfig
 from .decode import decode
 from .draft import Sample
 from .for_model import fitted
-from .generate import with_options
+from .generate import check_keys, with_options
 from .step import Step
 
 # go without effect where there is one block
@@ -159,8 +160,11 @@ def infill(
 
     config: of it, gen_length and where an answer ends do not count; see `for_infilling`.
     special, denoise, keys, on_step: as of `generate`. A row's result depends on no other
-    row. Raises ValueError on a row without a mask, or that does not fit the model's context.
+    row. Raises ValueError on a row without a mask, with what is no token of the model, or that
+    does not fit its context.
     """
+    rows = token_rows(rows, model.config.num_embeddings, "row")
+    check_keys(keys, len(rows))
     config = fitted(config or SamplerConfig(), model.config)
     special = special or known_special_tokens(model)
     check_infilling(config)
