@@ -32,6 +32,7 @@ pytestmark = pytest.mark.floats
 
 D3LLM = Recipe(
     least_masked=0.0,
+    last_least_masked=0.8,
     most_masked=0.8,
     first_window=2,
     last_window=4,
@@ -46,7 +47,7 @@ CHANGES = [
     dict(complement=False),
     dict(certainty=0.0),
     dict(certainty_of="all"),
-    dict(order="random", least_masked=0.5, most_masked=0.5),
+    dict(order="random", least_masked=0.5, last_least_masked=0.5, most_masked=0.5),
     dict(first_window=100, last_window=100, most_masked=1.0),
 ]
 
@@ -177,11 +178,13 @@ def test_masks_of_a_random_order_do_not_follow_the_teachers():
     assert torch.equal(*counts)
 
 
-def test_noise_and_window_rise_linearly_and_noise_to_its_upper_end_alone():
+def test_noise_and_window_rise_linearly_and_noise_to_its_upper_end_at_most():
     recipe = replace(D3LLM, least_masked=0.2, most_masked=0.8, first_window=16, last_window=32)
     assert recipe.stage(0.0) == Stage(0.2, 0.8, 16)
     assert recipe.stage(0.5) == Stage(0.5, 0.8, 24)
     assert recipe.stage(1.0) == Stage(0.8, 0.8, 32)
+    held = replace(recipe, least_masked=0.25, last_least_masked=0.75)
+    assert held.stage(0.5) == Stage(0.5, 0.8, 24)
 
 
 # --- the loss -------------------------------------------------------------------------
@@ -372,6 +375,7 @@ def test_right_answers_alone_are_learned(tmp_path, tiny_checkpoint, sudokus, cap
     [
         (dict(least_masked=0.9), "--least_masked and --most_masked must be between 0 and 1"),
         (dict(most_masked=math.nan), "most_masked must be a number, got nan"),
+        (dict(last_least_masked=0.9), "--last_least_masked must be between --least_masked and"),
         (dict(certainty=-1), "--certainty must be a number from 0 up, got -1"),
         (dict(certainty_temperature=0), "--certainty_temperature must be above 0, got 0"),
         (dict(first_window=0), "--first_window must be at least 1, got 0"),

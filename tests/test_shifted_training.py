@@ -85,6 +85,7 @@ def remask(shifted: bool) -> Objective:
 def distil(shifted: bool) -> Objective:
     recipe = Recipe(
         least_masked=0.3,
+        last_least_masked=0.8,
         most_masked=0.8,
         first_window=4,
         last_window=4,

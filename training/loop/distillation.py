@@ -28,12 +28,14 @@ class Recipe:
     """How noise and window grow, and what a student is rewarded for.
 
     least_masked, most_masked: share of a window's tokens that is masked, drawn between the
-    two, of which the lower rises to the upper over a run. first_window, last_window: tokens of
-    a window, which grows from one to the other. complement: learn what the teacher's state
-    shows as well, from its complement. certainty: weight of the entropy at the temperature.
+    two, of which the lower rises to last_least_masked over a run. first_window, last_window:
+    tokens of a window, which grows from one to the other. complement: learn what the
+    teacher's state shows as well, from its complement. certainty: weight of the entropy at
+    the temperature.
     """
 
     least_masked: float
+    last_least_masked: float
     most_masked: float
     first_window: int
     last_window: int
@@ -45,7 +47,7 @@ class Recipe:
 
     def stage(self, progress: float) -> Stage:
         """What holds when this share of a run is done."""
-        lowest = self.least_masked + progress * (self.most_masked - self.least_masked)
+        lowest = self.least_masked + progress * (self.last_least_masked - self.least_masked)
         width = self.first_window + progress * (self.last_window - self.first_window)
         return Stage(lowest, self.most_masked, int(width))
 

@@ -69,7 +69,10 @@ class DistillOptions(AdaptingOptions):
     least_masked: float = arg(
         0.0,
         "share of a window's tokens that is masked, 0-1: drawn between a lower end, which rises "
-        "from this to most_masked over the run, and most_masked",
+        "from this to last_least_masked over the run, and most_masked",
+    )
+    last_least_masked: float | None = arg(
+        None, "see least_masked (default: most_masked, as d3LLM has it)"
     )
     most_masked: float = arg(0.8, "see least_masked")
     first_window: int = arg(
@@ -111,6 +114,12 @@ class DistillOptions(AdaptingOptions):
                 "--least_masked and --most_masked must be between 0 and 1, the first at most the "
                 f"second, got {self.least_masked} and {self.most_masked}"
             )
+        last = self.last_least_masked
+        if last is not None and not self.least_masked <= last <= self.most_masked:
+            raise ValueError(
+                "--last_least_masked must be between --least_masked and --most_masked, "
+                f"{self.least_masked} and {self.most_masked}, got {last}"
+            )
         if not 0 <= self.certainty < math.inf:
             raise ValueError(f"--certainty must be a number from 0 up, got {self.certainty}")
         if not 0 < self.certainty_temperature < math.inf:
@@ -126,8 +135,10 @@ class DistillOptions(AdaptingOptions):
     @property
     def recipe(self) -> Recipe:
         """How noise and window grow, and what is rewarded."""
+        last = self.last_least_masked
         return Recipe(
             least_masked=self.least_masked,
+            last_least_masked=self.most_masked if last is None else last,
             most_masked=self.most_masked,
             first_window=self.first_window,
             last_window=self.last_window,
