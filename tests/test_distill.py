@@ -333,16 +333,17 @@ def test_kept_trajectories_are_found_again_and_another_teacher_has_its_own(
     sft.main(short_run(model=tiny_checkpoint, data=sudokus, output_dir=other, **UPDATE))
     calls = []
 
-    def counting(teacher, rows, sampler):
+    def counting(teacher, rows, sampler, share):
         calls.append(len(rows))
-        return decoded(teacher, rows, sampler)
+        return decoded(teacher, rows, sampler, share)
 
     monkeypatch.setattr(extraction, "decoded", counting)
     given = dict(trajectories=tmp_path / "kept", max_steps=1, teacher_batch=5)
-    for number, more in enumerate([{}, {}, dict(teacher=other)]):
+    own_rule = dict(teacher_threshold=0.9, canonical=0.5)
+    for number, more in enumerate([{}, {}, dict(teacher=other), own_rule]):
         distill.main(flags(tiny_checkpoint, sudokus, tmp_path / f"{number}", **given, **more))
-    assert calls == [5, 5, 2] * 2
-    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert calls == [5, 5, 2] * 3
+    assert len(list((tmp_path / "kept").iterdir())) == 3
     first, second, third = (
         load_file(tmp_path / f"{number}" / "model.safetensors") for number in range(3)
     )
@@ -383,6 +384,8 @@ def test_right_answers_alone_are_learned(tmp_path, tiny_checkpoint, sudokus, cap
         (dict(complement="false", certainty_of="all"), "--certainty_of all is of the complement"),
         (dict(teacher_steps=2, teacher_threshold=0.5), "are alternatives: give one"),
         (dict(teacher_threshold=1.5), "--teacher_threshold must be above 0 and at most 1"),
+        (dict(canonical=0.1), "--canonical needs --teacher_threshold, which says of what"),
+        (dict(canonical=0, teacher_threshold=0.9), "--canonical must be above 0 and at most 1"),
         (dict(teacher="nowhere"), "--teacher='nowhere': no such folder"),
         (dict(teacher_length=500), "do not fit|fits|context"),
         (dict(order="mine"), "order"),

@@ -50,6 +50,13 @@ class DistillOptions(AdaptingOptions):
         "the teacher unmasks all tokens at least so probable, 0-1, in place of teacher_steps: "
         "fewer forwards, and an order of tokens of one forward by their probability",
     )
+    canonical: float | None = arg(
+        None,
+        "where the teacher is sure of no token, by teacher_threshold, it unmasks the leftmost one: "
+        "of those at least this share as probable as the best, 0-1, the one with the smallest id. "
+        "So answers that are as good follow a rule, which a student can learn (default: the most "
+        "probable token)",
+    )
     teacher_batch: int = arg(64, "rows that the teacher decodes at once")
     answers: Literal["teacher", "right"] = arg(
         "teacher",
@@ -106,7 +113,18 @@ class DistillOptions(AdaptingOptions):
             raise ValueError(
                 f"--teacher_threshold must be above 0 and at most 1, got {self.teacher_threshold}"
             )
+        self._check_canonical()
         self._check_recipe()
+
+    def _check_canonical(self) -> None:
+        if self.canonical is None:
+            return
+        if not 0 < self.canonical <= 1:
+            raise ValueError(f"--canonical must be above 0 and at most 1, got {self.canonical}")
+        if self.teacher_threshold is None:
+            raise ValueError(
+                "--canonical needs --teacher_threshold, which says of what the teacher is sure"
+            )
 
     def _check_recipe(self) -> None:
         if not 0 <= self.least_masked <= self.most_masked <= 1:

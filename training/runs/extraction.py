@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from llada_plugins.diffusion.denoiser import model_denoiser
 from llada_plugins.diffusion.token_rows import check_unmasked
 from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.folder import known_special_tokens
@@ -28,6 +29,7 @@ from training.data.token_cache import kept, place
 from training.data.trajectories import Trajectories, Trajectory
 
 from .arguments import RunArguments
+from .canonical import canonical
 from .distill_options import DistillOptions
 from .distill_presets import DISTILL_PRESETS
 from .jobs import AnswerJob, checkpoint
@@ -74,11 +76,24 @@ class Decoded(NamedTuple):
     num_forwards: int
 
 
-def decoded(teacher: LLaDA, rows: Sequence[Example], sampler: SamplerConfig) -> list[Decoded]:
-    """The teacher's answers to the rows' prompts, decoded as one batch."""
+def decoded(
+    teacher: LLaDA,
+    rows: Sequence[Example],
+    sampler: SamplerConfig,
+    share: float | None = None,
+) -> list[Decoded]:
+    """The teacher's answers to the rows' prompts, decoded as one batch.
+
+    share: see `canonical`; the sampler has a threshold then.
+    """
     prompts = [row.input_ids[: row.prompt_length] for row in rows]
     order = UnmaskingOrder(len(rows), sampler.gen_length)
-    samples = generate(teacher, prompts, sampler, on_step=order)
+    denoise = None
+    if share is not None:
+        assert sampler.threshold is not None
+        mask_id = known_special_tokens(teacher).mask
+        denoise = canonical(model_denoiser(teacher), mask_id, sure=sampler.threshold, share=share)
+    samples = generate(teacher, prompts, sampler, denoise=denoise, on_step=order)
     ranks = order.ranks().tolist()
     return [
         Decoded(
@@ -172,6 +187,7 @@ def _trajectories(
         backbone_fingerprint(teacher),
         _digest(rows),
         asdict(sampler),
+        options.canonical,
         options.teacher_batch,
     ]
     cache, every = Path(options.trajectories), list[Trajectory]()
@@ -199,7 +215,8 @@ def _decoded_by_all(
     mine = batches[arguments.process_index :: arguments.world_size]
     found: list[tuple[int, list[Decoded]]] = []
     for done, batch in enumerate(mine):
-        found.append((batch.start, decoded(teacher, [rows[each] for each in batch], sampler)))
+        of_batch = [rows[each] for each in batch]
+        found.append((batch.start, decoded(teacher, of_batch, sampler, options.canonical)))
         if done and done % 100 == 0:
             logger.info("the teacher has decoded %d of %d batches", done, len(mine))
     every = [row for _, batch in sorted(gather_object(found)) for row in batch]
