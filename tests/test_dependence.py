@@ -237,7 +237,7 @@ MISTAKES = [
     (dict(max_dependence=0.1, revise=True), r"max_dependence has no effect without threshold, "),
     (dict(max_dependence=0.0, factor=1.0), r"max_dependence must be between 0 and 1, got 0.0"),
     (dict(max_dependence=1.0, factor=1.0), r"max_dependence must be between 0 and 1, got 1.0"),
-    (dict(max_dependence=math.nan, factor=1.0), r"max_dependence must be a number, got nan"),
+    (dict(max_dependence=math.nan, factor=1.0), r"max_dependence must be between .*, got nan"),
     (dict(certain_above=0.9, threshold=0.5), r"certain_above has no effect without max_dependence"),
     (
         dict(certain_above=1.5, threshold=0.5, max_dependence=0.1),

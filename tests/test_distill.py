@@ -375,7 +375,7 @@ def test_right_answers_alone_are_learned(tmp_path, tiny_checkpoint, sudokus, cap
     "given, line",
     [
         (dict(least_masked=0.9), "--least_masked and --most_masked must be between 0 and 1"),
-        (dict(most_masked=math.nan), "most_masked must be a number, got nan"),
+        (dict(most_masked=math.nan), "--least_masked and --most_masked must be between 0 and 1"),
         (dict(last_least_masked=0.9), "--last_least_masked must be between --least_masked and"),
         (dict(certainty=-1), "--certainty must be a number from 0 up, got -1"),
         (dict(certainty_temperature=0), "--certainty_temperature must be above 0, got 0"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,8 @@ def test_rows_of_ids_may_be_lists_arrays_or_tensors_of_whole_numbers(make_model)
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (dict(cfg_scale=float("nan")), "cfg_scale must be a number, got nan"),
+        (dict(cfg_scale=float("nan")), "cfg_scale must be a number from 0 up, got nan"),
+        (dict(cfg_scale=math.inf), "cfg_scale must be a number from 0 up, got inf"),
         (dict(cfg_scale=-1.0), "cfg_scale must be a number from 0 up, got -1.0"),
         (dict(seed=None), "seed must be a whole number, got None"),
         (dict(seed=1.5), "seed must be a whole number, got 1.5"),

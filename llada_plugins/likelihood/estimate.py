@@ -98,7 +98,7 @@ class LikelihoodSettings:
 
     def __post_init__(self) -> None:
         settle(self)
-        if not self.cfg_scale >= 0:
+        if not 0 <= self.cfg_scale < math.inf:
             raise ValueError(f"cfg_scale must be a number from 0 up, got {self.cfg_scale}")
         if self.batch_size < 1 or (self.batch_tokens is not None and self.batch_tokens < 1):
             raise ValueError(

@@ -171,9 +171,18 @@ def settle(config: object) -> None:
     """Make each value of a frozen instance one of its declared type; for its __post_init__.
 
     So a class made in Python reads what command lines read: NumPy's numbers are taken, and
-    ValueError is raised on True for a number, a misspelt name, or a flag that is none.
+    ValueError is raised on True for a number, a misspelt name, or a flag that is none. A float
+    is left to the class's rules of ranges, which name NaN as well.
     """
-    for name, value in coerce(type(config), vars(config)).items():
+    cls: type = type(config)
+    kinds, given = _kinds(cls), vars(config)
+    ranged = [
+        name
+        for name, value in given.items()
+        if type(value) is float and float in (kinds[name], *typing.get_args(kinds[name]))
+    ]
+    others = {name: value for name, value in given.items() if name not in ranged}
+    for name, value in coerce(cls, others).items():
         object.__setattr__(config, name, value)
 
 
