@@ -32,8 +32,9 @@ from llada_plugins.models.fingerprint import backbone_fingerprint
 from llada_plugins.models.folder import TINY
 from llada_plugins.models.loading import load_model
 from llada_plugins.rewards.review_config import DEFAULTS as REVIEWS
+from llada_plugins.sampling.cache_rules import CACHE_OPTIONS
 from llada_plugins.sampling.confidence import CONFIDENCE
-from llada_plugins.sampling.config import CACHE_OPTIONS, SamplerConfig
+from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.options import SamplerOptions
 from tests.family_checkpoints import with_tokenizer
 
