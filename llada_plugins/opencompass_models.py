@@ -41,7 +41,6 @@ from llada_plugins.options.fields import names, reject_unknown
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from llada_plugins.engine.request import Completion, QuestionId
     from llada_plugins.harness.opencompass_journal import Journal
@@ -188,26 +187,6 @@ class LLaDA(LikelihoodModel):
             asked.get("enable_thinking"),
         )
 
-    def get_token_len(self, prompt: str) -> int:
-        """Tokens of a rendered prompt."""
-        return len(self._ids(prompt))
-
-    def encode(self, prompt: str) -> Tensor:
-        """(1, L) token ids of a rendered prompt."""
-        import torch
-
-        return torch.tensor([self._ids(prompt)], dtype=torch.long)
-
-    def decode(self, tokens: Tensor) -> str:
-        """The text of (L,) or (1, L) token ids; a BOS that `encode` adds again is left out."""
-        ids = tokens.reshape(-1).tolist()
-        string = self.tokenizer.decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(string, str)
-        bare = string.removeprefix(self.tokenizer.bos_token or "")
-        return bare if self._ids(bare) == ids else string
-
     def sync_inputs(self, inputs: Any) -> Any:
         """The prompts of rank 0, on every rank.
 
@@ -314,11 +293,6 @@ class LLaDA(LikelihoodModel):
         if self._manifest is not None:
             self._manifest.add(found)
         return {pair: self._prediction(each) for pair, each in answers.items() if each is not None}
-
-    def _ids(self, string: str) -> list[int]:
-        from llada_plugins.models import text
-
-        return text.encode(self.tokenizer, string)
 
     def _prediction(self, completion: Completion) -> str | dict[str, Any]:
         if not self.record_stats:

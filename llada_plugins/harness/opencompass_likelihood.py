@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import opencompass_pairs
-from .opencompass_refusals import MaskedModel
 from .opencompass_tasks import write_predictions_whole
 from .opencompass_templates import TemplateParser
+from .opencompass_tokens import TokenModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from llada_plugins.engine.engine import Engine
     from llada_plugins.engine.progress import Progress
     from llada_plugins.likelihood.estimate import LogLikelihood
@@ -25,11 +23,10 @@ Pair = tuple[tuple[int, ...], tuple[int, ...]]  # token ids of a context and of 
 Score = Callable[[Sequence[Pair], Sequence[int]], "list[LogLikelihood]"]
 
 
-class LikelihoodModel(MaskedModel):
+class LikelihoodModel(TokenModel):
     """A model that scores what it is given; every number is its engine's."""
 
     engine: Engine
-    tokenizer: PreTrainedTokenizerBase
     template_parser: TemplateParser
     _scorer: Score | None = None  # in place of the engine, see `scored_by`
     _bar: Progress | None = None
