@@ -1,13 +1,12 @@
 """Distilled students by name: teacher, data and hyper-parameters; every flag overrides them.
 
 None reproduces a paper's table, and none is shipped: neither saves 30 % of forwards at equal
-accuracy, as docs/tiny-models.md shows beside plain SFT. One seed each.
+accuracy, as docs/tiny-models.md shows. One seed each.
 
-sudoku4: from the shipped model, on its right answers to 12,000 puzzles; cost and score are of a
-teacher of 1000 updates, which was shipped before.
+sudoku4: from the shipped model, on its right canonical answers to 24,000 puzzles.
   command  python -m training.distill --preset sudoku4 --output_dir outputs/sudoku4_distilled
-  cost     500 updates of 64: 167 CPU-seconds, and 110 for the teacher's answers
-  score    .932 at 4.83 forwards, threshold .99 (n = 500); its teacher .960 at 5.80, .95
+  cost     2000 updates of 64 and the teacher's answers: 516 CPU-seconds
+  score    .9927 at 4.26 forwards, error_budget .005 (n = 1500); its teacher .9973 at 5.55, .07
 nim: from the shipped model, on its right answers to 6000 positions. It needs 1.1 forwards, so
 nothing is left to distil; cost and score are of weights shipped before, trained less well.
   command  python -m training.distill --preset nim --output_dir outputs/nim_distilled
@@ -42,10 +41,18 @@ def _plan(steps: int, rate: float, **more: Any) -> dict[str, Any]:
 DISTILL_PRESETS = {
     "sudoku4": DistillPreset(
         model="sudoku4",
-        pairs=partial(sudoku_pairs, 12_000, seed=11),
+        pairs=partial(sudoku_pairs, 24_000, seed=11),
         append_eos=False,
         accepts=sudoku.is_valid,
-        arguments=_plan(500, 1e-3),
+        arguments=_plan(
+            2000,
+            1e-3,
+            canonical=0.02,
+            last_least_masked=0.5,
+            most_masked=1.0,
+            complement=False,
+            certainty=0.0,
+        ),
     ),
     "nim": DistillPreset(
         model="nim",
