@@ -27,7 +27,6 @@ from llada_plugins.harness import lmeval_cached_requests, lmeval_tokens
 from llada_plugins.harness.lmeval_answers import answer, totals_of
 from llada_plugins.harness.lmeval_cache import check_cache, tied
 from llada_plugins.harness.lmeval_likelihood import LikelihoodLM
-from llada_plugins.harness.lmeval_manifest import manifest
 from llada_plugins.harness.lmeval_notes import LikelihoodNotes, attach_each
 from llada_plugins.harness.lmeval_options import (
     NAMING,
@@ -36,14 +35,11 @@ from llada_plugins.harness.lmeval_options import (
     refuse_chats,
     warn_of_chat,
 )
-from llada_plugins.harness.lmeval_record import Samplers
 from llada_plugins.harness.lmeval_requests import DEFAULT_MAX_GEN_TOKS, read_request
 from llada_plugins.harness.lmeval_saving import check_output, fail_where_unsaved
 from llada_plugins.harness.lmeval_tokenizers import lend
 from llada_plugins.harness.lmeval_trajectories import question_ids, samples_folder, with_place
-from llada_plugins.harness.statistics import TotalsByTask
 from llada_plugins.models.folder import DEFAULT
-from llada_plugins.provenance.manifest import Recorder
 
 from ._lm_eval_hook import register
 
@@ -90,13 +86,10 @@ class LLaDA(LikelihoodLM):
         self.tokenizer = self.engine.tokenizer
         lend(self.engine.config.tokenizer or pretrained, self.tokenizer)
         self._device = self.engine.model.device
-        self._samplers = Samplers()
-        self._totals = TotalsByTask()
         self._warnings = WarnOnce(logger)
         self._seed_warnings = SeedWarnings()
         self._notes = LikelihoodNotes()
-        self._recorder = Recorder(self.engine, writes=self.rank == 0)
-        self._chats = False  # has lm-eval rendered a prompt with the chat template?
+        self._take_down()
 
     @classmethod
     def create_from_arg_obj(
@@ -189,6 +182,7 @@ class LLaDA(LikelihoodLM):
 
         add_generation_prompt=False continues the last message (lm-eval's gen_prefix).
         """
+        self._enter_run()
         self._chats = True
         return self.engine.render_chat(chat_history, prefill=not add_generation_prompt)
 
@@ -204,22 +198,13 @@ class LLaDA(LikelihoodLM):
         templates = self.tokenizer.chat_template
         return templates.get("default") if isinstance(templates, dict) else templates
 
-    def get_model_info(self) -> dict[str, Any]:
-        """Merged into the `config` of the results file."""
-        info = {
-            **self.engine.info(),
-            **self._samplers.info(),
-            **self._totals.info(),
-            "overlong_requests": dict(self.engine.overlong.counts),
-        }
-        return {**info, **manifest(self._recorder, info)}
-
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers in the order of the requests; all are checked before the first is decoded.
 
         Those that a --use_cache file holds are taken from there. The requests get notes of
         what their answers cost; their sums, of all processes, go into the results.
         """
+        self._enter_run()
         warn_of_chat(self.engine.asked.preset, chats=self._chats)
         self._warn_of_processes()
         lmeval_cached_requests.check_cached(requests)

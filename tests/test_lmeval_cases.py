@@ -19,7 +19,6 @@ from lm_eval.loggers import EvaluationTracker  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from llada_plugins.harness.lmeval_record import Samplers  # noqa: E402
 from llada_plugins.likelihood.estimate import log_likelihood  # noqa: E402
 from llada_plugins.lmeval_models import LLaDA  # noqa: E402
 from llada_plugins.models.loading import save_model  # noqa: E402
@@ -321,6 +320,28 @@ def test_the_results_hold_the_sampler_that_a_task_used(tiny_checkpoint, tmp_path
     assert cached["samplers"] == config["samplers"] and cached["sampler"] == config["sampler"]
 
 
+def test_results_of_one_model_in_several_runs_are_those_of_each_run(tiny_checkpoint, tmp_path):
+    lm = sampled(tiny_checkpoint, max_length=40)
+    long = [*DOCS, {"puzzle": "1" * 60, "solution": "1"}]
+    evaluated(lm, tmp_path, GREEDY, long, gen_kwargs=dict(steps=2))
+    later = evaluated(lm, tmp_path, GREEDY, DOCS)["config"]
+    alone = evaluated(sampled(tiny_checkpoint, max_length=40), tmp_path, GREEDY, DOCS)["config"]
+    assert later["decoding"]["reported"]["answers"] == 2
+    for costs in (later["decoding"]["reported"], alone["decoding"]["reported"]):
+        del costs["seconds"]
+    for name in ("decoding", "samplers", "sampler", "overlong_requests"):
+        assert later[name] == alone[name]
+    assert later["manifest"]["options_of_requests"] == alone["manifest"]["options_of_requests"]
+
+
+def test_a_run_without_chats_after_one_with_them_is_none(tiny_checkpoint, tmp_path):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", gen_length=16)
+    evaluated(lm, tmp_path, GREEDY, DOCS, apply_chat_template=True)
+    assert lm._chats
+    evaluated(lm, tmp_path, GREEDY, DOCS)
+    assert not lm._chats
+
+
 # ---- requests that lm-eval wrote down
 
 
@@ -338,7 +359,6 @@ def test_requests_from_a_file_must_have_the_options_of_the_command_line(
     message = "reported were written with steps=2, and --gen_kwargs says 8: give .* refresh"
     with pytest.raises(ValueError, match=message):
         steps(8)
-    lm._samplers = Samplers()
     assert steps(8, rewrite_requests_cache=True) == 8
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from llada_plugins.engine.engine import Engine
 from llada_plugins.engine.notices import WarnOnce
 from llada_plugins.engine.progress import Progress, progress
 from llada_plugins.likelihood.estimate import LogLikelihood
@@ -16,17 +15,16 @@ from llada_plugins.likelihood.estimate import LogLikelihood
 from .lmeval_likelihood_checks import check_gen_kwargs, check_greedy
 from .lmeval_notes import LikelihoodNotes
 from .lmeval_options import SeedWarnings, warn_of_drawn_examples
-from .lmeval_processes import ParallelLM
+from .lmeval_run import RecordedLM
 from .lmeval_windows import rolling_windows, totals
 
 Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a context and of the answer after it
 
 
-class LikelihoodLM(ParallelLM):
+class LikelihoodLM(RecordedLM):
     """A model that scores what it is given; every number is its engine's."""
 
     method: str
-    engine: Engine
     _warnings: WarnOnce
     _seed_warnings: SeedWarnings
     _notes: LikelihoodNotes
@@ -35,6 +33,7 @@ class LikelihoodLM(ParallelLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """As lm-eval's own; the requests get notes, see harness/lmeval_notes.py."""
+        self._enter_run()
         check_gen_kwargs(self.engine, self._warnings)
         check_greedy(self.engine, self._warnings)
         answers = super().loglikelihood(requests, disable_tqdm)
@@ -45,6 +44,7 @@ class LikelihoodLM(ParallelLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Log-likelihood bounds of whole texts, which bound perplexity from above."""
+        self._enter_run()
         check_gen_kwargs(self.engine, self._warnings)
         texts = [request.args[0] for request in requests]
         longest = min(self.max_length - 1, self.engine.max_answer)

@@ -41,10 +41,14 @@ class Recorder:
 
     def __init__(self, engine: Engine, *, writes: bool = True) -> None:
         self.engine = engine
-        self.began = time.perf_counter()
-        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.begin()
         self.wanted = writes and engine.config.manifest != "off"
         self.state = state(engine.asked, engine.folders) if self.wanted else {}
+
+    def begin(self) -> None:
+        """The run begins now, of a model that may have been asked before."""
+        self.began = time.perf_counter()
+        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
     def manifest(
         self, harness: str, options: Mapping[str, Any], run: Mapping[str, Any]

@@ -1,0 +1,56 @@
+"""What is taken down of one run of lm-eval for its results.
+
+A model of a notebook is handed to one `simple_evaluate` after another, and lm-eval says to
+no model where a run begins.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llada_plugins.engine.engine import Engine
+from llada_plugins.provenance.manifest import Recorder
+
+from .lmeval_manifest import evaluation, manifest
+from .lmeval_processes import ParallelLM
+from .lmeval_record import Samplers
+from .statistics import TotalsByTask
+
+
+class RecordedLM(ParallelLM):
+    """A model that tells what each run asked of it, and what that cost."""
+
+    engine: Engine
+    _recorder: Recorder
+    _run: float | None = None  # when the run began of which notes are held
+    _samplers: Samplers
+    _totals: TotalsByTask
+    _chats: bool = False  # has lm-eval rendered a prompt with the chat template?
+
+    def _take_down(self) -> None:
+        """Begin to note what is asked and what it costs; the model is loaded."""
+        self._recorder = Recorder(self.engine, writes=self.rank == 0)
+        self._samplers, self._totals = Samplers(), TotalsByTask()
+
+    def _enter_run(self) -> None:
+        """Forget what is noted of another run than the one that asks."""
+        begun = evaluation().get("start_date")
+        if begun == self._run:
+            return
+        if self._run is not None:
+            self._recorder.begin()
+            self._samplers, self._totals = Samplers(), TotalsByTask()
+            self._chats = False
+            self.engine.overlong.counts.clear()
+        self._run = begun
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Merged into the `config` of the results file."""
+        self._enter_run()
+        info = {
+            **self.engine.info(),
+            **self._samplers.info(),
+            **self._totals.info(),
+            "overlong_requests": dict(self.engine.overlong.counts),
+        }
+        return {**info, **manifest(self._recorder, info)}
