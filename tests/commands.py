@@ -11,6 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# launchers of lm-eval that read no tasks but those of --include_path, in one process and two
+OWN_TASKS = (str(ROOT / "tests" / "own_tasks.py"),)
+OWN_TASKS_TWICE = (
+    *("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"),
+    *OWN_TASKS,
+)
 
 
 def python(

@@ -299,21 +299,13 @@ def test_opencompass_predictions_hold_the_same_numbers():
 
 @pytest.mark.slow
 def test_two_processes_count_what_one_counts(tmp_path: Path) -> None:
+    from tests.commands import OWN_TASKS, OWN_TASKS_TWICE
     from tests.test_lmeval import sudoku_run
 
-    parallel = (
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--standalone",
-        "-m",
-        "lm_eval",
-    )
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
-    one = sudoku_run(tmp_path / "one", limit=9)[0]["config"]["decoding"]["sudoku4"]
-    two = sudoku_run(tmp_path / "two", limit=9, launcher=parallel)[0]["config"]["decoding"][
-        "sudoku4"
-    ]
+    one, two = (
+        sudoku_run(tmp_path / name, limit=9, launcher=launcher)[0]["config"]["decoding"]["sudoku4"]
+        for name, launcher in (("one", OWN_TASKS), ("two", OWN_TASKS_TWICE))
+    )
     assert one.pop("seconds") > 0 and two.pop("seconds") > 0
     assert one == two and one["answers"] == 9

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import OWN_TASKS
 from tests.small_training import write_sudokus
 from training.runs import restarts
 from training.runs.arguments import RunArguments
@@ -194,7 +195,7 @@ def test_lm_eval_on_two_hosts_gives_the_answers_of_one_process(
 ) -> None:
     log = tmp_path / "log"
     words = [
-        *("-m", "lm_eval", "--model", "llada", "--tasks", "sudoku4", "--limit", "6"),
+        *(*OWN_TASKS, "--model", "llada", "--tasks", "sudoku4", "--limit", "6"),
         *("--include_path", "configs/lmeval", "--gen_kwargs", "steps=8", "--device", "cpu"),
         *("--log_samples", "--output_path"),
     ]

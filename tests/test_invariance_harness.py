@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from llada_plugins.engine.request import Request
-from tests.commands import ROOT, python
+from tests.commands import OWN_TASKS, OWN_TASKS_TWICE, ROOT, python
 from tests.invariance import KINDS, PROMPTS, STOPS, WITH_METHODS, Cell, Engines
 
 pytestmark = [pytest.mark.slow, pytest.mark.floats]
@@ -70,9 +70,8 @@ def generate(engine, *arguments):
         if number == 12:
             os.kill(os.getpid(), signal.SIGKILL)
 Engine.generate = generate
-runpy.run_module("lm_eval", run_name="__main__", alter_sys=True)
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "lm_eval")
 
 
 def write_tasks(folder: Path, cells: list[Cell]) -> list[str]:
@@ -100,10 +99,10 @@ def lm_eval(
     engines: Engines,
     cells: list[Cell],
     *more: str,
-    launcher: tuple[str, ...] = ("-m", "lm_eval"),
+    launcher: tuple[str, ...] = OWN_TASKS,
     status: int = 0,
 ) -> dict[str, list[str]]:
-    """The stock command on all cells of a network and a method; its answers by task."""
+    """lm-eval's command on all cells of a network and a method; its answers by task."""
     tasks = write_tasks(folder, cells)
     name, options = engines.arguments(cells[0].network, cells[0].method)
     arguments = ",".join(
@@ -133,9 +132,9 @@ def test_lm_eval_with_two_processes_and_killed_and_resumed(engines, tmp_path, ne
     }
     two, killed = tmp_path / "two", tmp_path / "killed"
     two.mkdir(), killed.mkdir()
-    assert lm_eval(two, engines, cells, "--batch_size", "3", launcher=TORCHRUN) == expected
+    assert lm_eval(two, engines, cells, "--batch_size", "3", launcher=OWN_TASKS_TWICE) == expected
     cached = ("--batch_size", "8", "--use_cache", str(killed / "cache"))
-    dies = ("-c", KILLED)
+    dies = ("-c", KILLED, *OWN_TASKS)
     lm_eval(killed, engines, cells, *cached, launcher=dies, status=-signal.SIGKILL)
     assert lm_eval(killed, engines, cells, *cached) == expected
 

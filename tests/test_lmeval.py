@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager, get_task_dict  # noqa: E402
 from llada_plugins.engine.engine import Engine, Request  # noqa: E402
 from llada_plugins.lmeval_models import LLaDA  # noqa: E402
 from llada_plugins.tasks import sudoku  # noqa: E402
-from tests.commands import python  # noqa: E402
+from tests.commands import OWN_TASKS, OWN_TASKS_TWICE, python  # noqa: E402
 from tests.tolerance import likelihood_error  # noqa: E402
 
 pytestmark = pytest.mark.floats
@@ -329,7 +329,7 @@ def test_simple_evaluate_finds_the_model_by_name_and_reports_its_settings(
         tasks=["sudoku4"],
         limit=4,
         device="cpu",
-        task_manager=TaskManager(include_path=str(TASKS)),
+        task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
         bootstrap_iters=0,
     )
     assert results["results"]["sudoku4"]["acc,none"] >= 0.5
@@ -384,21 +384,8 @@ def test_other_launchers_give_the_same_answers(tmp_path: Path, launcher: tuple[s
 def test_two_processes_give_the_same_answers_as_one(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
     sampling = ("--gen_kwargs", "steps=8,temperature=0.7,do_sample=true")
-    one = sudoku_run(tmp_path / "one", *sampling, limit=9)
-    two = sudoku_run(
-        tmp_path / "two",
-        *sampling,
-        limit=9,
-        launcher=(
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            "2",
-            "--standalone",
-            "-m",
-            "lm_eval",
-        ),
-    )
+    one = sudoku_run(tmp_path / "one", *sampling, limit=9, launcher=OWN_TASKS)
+    two = sudoku_run(tmp_path / "two", *sampling, limit=9, launcher=OWN_TASKS_TWICE)
     assert one[1] == two[1]
     assert one[0]["results"]["sudoku4"]["acc,none"] == two[0]["results"]["sudoku4"]["acc,none"]
 
@@ -476,6 +463,7 @@ def test_real_data_runs_end_to_end_and_the_tiny_model_scores_zero(
         "cpu",
         *extra,
         cwd=tmp_path,
+        launcher=OWN_TASKS,
         LLADA_PLUGINS_DATA=str(data),
         HF_ALLOW_CODE_EVAL="1",
     )

@@ -7,10 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +23,7 @@ from lm_eval.tasks import TaskManager, get_task_dict  # noqa: E402
 from llada_plugins.likelihood.estimate import log_likelihood  # noqa: E402
 from llada_plugins.lmeval_models import LLaDA, LLaDAALA  # noqa: E402
 from llada_plugins.models.loading import load_model  # noqa: E402
+from tests.commands import OWN_TASKS, OWN_TASKS_TWICE, python  # noqa: E402
 from tests.tolerance import likelihood_error  # noqa: E402
 
 pytestmark = pytest.mark.floats
@@ -244,36 +242,13 @@ def test_two_processes_give_the_values_of_one(tiny_checkpoint, task_folder):
     def run(name: str, *launcher: str) -> dict[int, list]:
         folder = task_folder / name
         folder.mkdir()
-        done = subprocess.run(
-            [
-                sys.executable,
-                *launcher,
-                "-m",
-                "lm_eval",
-                "--model",
-                "llada",
-                "--tasks",
-                "toy_choice",
-                "--include_path",
-                str(task_folder / "tasks"),
-                "--model_args",
-                f"pretrained={tiny_checkpoint},mc_num=8,likelihood_log={folder}/log.jsonl",
-                "--device",
-                "cpu",
-                "--output_path",
-                str(folder),
-                "--log_samples",
-            ],
+        done = python(
+            *launcher,
+            *("--model", "llada", "--tasks", "toy_choice", "--device", "cpu", "--log_samples"),
+            *("--include_path", str(task_folder / "tasks"), "--output_path", str(folder)),
+            "--model_args",
+            f"pretrained={tiny_checkpoint},mc_num=8,likelihood_log={folder}/log.jsonl",
             cwd=folder,
-            env={
-                **os.environ,
-                "HF_HUB_OFFLINE": "1",
-                "HF_DATASETS_OFFLINE": "1",
-                "HF_HOME": str(folder / "hf"),
-            },
-            capture_output=True,
-            text=True,
-            timeout=600,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         rows = [
@@ -292,8 +267,7 @@ def test_two_processes_give_the_values_of_one(tiny_checkpoint, task_folder):
         )
         return {row["doc_id"]: [float(answer[0][0]) for answer in row["resps"]] for row in rows}
 
-    one = run("one")
-    two = run("two", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+    one, two = run("one", *OWN_TASKS), run("two", *OWN_TASKS_TWICE)
     assert sorted(one) == sorted(two) == list(range(5))
     bound = likelihood_error(load_model(tiny_checkpoint, device="cpu"), len(" many more"))
     for doc in one:

@@ -149,7 +149,9 @@ def test_a_run_of_lm_eval_leaves_one_manifest_without_secrets(tmp_path, monkeypa
             tasks=["sudoku4"],
             limit=2,
             device="cpu",
-            task_manager=TaskManager(include_path=str(ROOT / "configs/lmeval")),
+            task_manager=TaskManager(
+                include_path=str(ROOT / "configs/lmeval"), include_defaults=False
+            ),
             bootstrap_iters=0,
             evaluation_tracker=tracker,
         )

@@ -227,7 +227,9 @@ def test_lm_eval_scores_both_tasks_by_the_rule(engine):
         LLaDA(pretrained="nim", device="cpu", batch_size=12),
         tasks=["nim", "nim_ood"],
         bootstrap_iters=0,
-        task_manager=TaskManager(include_path=str(TASKS), metadata={"num": 12}),
+        task_manager=TaskManager(
+            include_path=str(TASKS), include_defaults=False, metadata={"num": 12}
+        ),
     )["results"]
     correct = {
         split: [is_winning(*each) for each in answers(engine, split, 12)] for split in EVALUATED
