@@ -4,11 +4,13 @@ LLaDA's. For recorded answers see test_golden.py.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -220,12 +222,32 @@ def steps_of(
     return steps, run(options, prompts, denoise, on_step=steps.append)
 
 
+class Watched(NamedTuple):
+    """What the toy was asked, the steps that were taken and the answers; for reading only."""
+
+    seen: list[tuple[Canvas, slice]]
+    steps: list[Step]
+    samples: list[Sample]
+
+
+def watched(options: dict) -> Watched:
+    """PROMPTS decoded by the toy, once for all tests of these options."""
+    return _watched(tuple(options.items()))
+
+
+@functools.cache
+def _watched(options: tuple[tuple[str, object], ...]) -> Watched:
+    found = Watched([], [], [])
+    found.samples.extend(run(dict(options), seen=found.seen, on_step=found.steps.append))
+    return found
+
+
 # ---- properties of every decoder
 
 
 @every_method
 def test_no_mask_survives_and_the_length_is_right(options):
-    for sample in run(options):
+    for sample in watched(options).samples:
         assert MASK not in sample.answer
         assert all(0 <= token < VOCAB for token in sample.answer)
         stops = options.get("early_stop") or options.get("sampling_method") == "semi_ar_origin"
@@ -246,9 +268,7 @@ def test_the_mask_token_is_never_produced_even_if_the_model_favours_it(options):
 
 @every_method
 def test_the_prompt_is_never_touched(options):
-    seen: list[tuple[Canvas, slice]] = []
-    run(options, seen=seen)
-    for canvas, _ in seen:
+    for canvas, _ in watched(options).seen:
         for row, start in zip(canvas.tokens.tolist(), canvas.answer_start.tolist()):
             assert [token for token in row[:start] if token != PADDING] in PROMPTS
             assert PADDING not in row[start:]
@@ -257,7 +277,7 @@ def test_the_prompt_is_never_touched(options):
 @every_method
 def test_forwards_never_exceed_tokens_and_equal_the_steps_under_a_quota(options):
     config = SamplerConfig(**options)
-    for sample in run(options):
+    for sample in watched(options).samples:
         blocks = -(-len(sample.answer) // config.block)
         if config.adaptive:
             assert (
@@ -300,7 +320,7 @@ def test_only_the_active_block_changes_and_committed_tokens_stay_unless_revised(
 
 @every_method
 def test_steps_replay_to_the_answer(options):
-    steps, samples = steps_of(options)
+    _, steps, samples = watched(options)
     answers: list[list[int]] = [[] for _ in PROMPTS]
     blocks: dict[int, torch.Tensor] = {}
     for number, step in enumerate(steps):
@@ -323,7 +343,7 @@ def test_steps_replay_to_the_answer(options):
 
 @every_method
 def test_an_answer_does_not_depend_on_the_batch_around_it(options):
-    together = run(options)
+    together = watched(options).samples
     assert run(options, PROMPTS[::-1])[::-1] == together
     assert [run(options, [prompt])[0] for prompt in PROMPTS] == together
     assert run(options, PROMPTS[1:4]) == together[1:4]
@@ -342,7 +362,7 @@ def test_an_answer_does_not_depend_on_who_takes_whose_place(options):
 
 @every_method
 def test_an_answer_does_not_depend_on_how_many_positions_are_judged_at_once(options, monkeypatch):
-    steps, whole = steps_of(options)
+    _, steps, whole = watched(options)
     for num in (1, 17):  # one column of all rows, three columns
         monkeypatch.setattr(
             "llada_plugins.sampling.propose.positions_at_once", lambda device, num=num: num
@@ -1626,8 +1646,7 @@ def test_wrong_prompts_and_missing_tokens_are_told_before_a_forward(make_model):
 @every_method
 def test_a_step_says_what_was_masked_before_it_and_so_what_stands_after_it(options):
     before: dict[tuple[int, int], torch.Tensor] = {}
-    steps, _ = steps_of(options)
-    for step in steps:
+    for step in watched(options).steps:
         after = (step.masked & ~step.kept) | step.remasked
         assert not (step.kept & ~step.masked).any() and not (step.remasked & step.masked).any()
         for row, masked, left in zip(step.rows.tolist(), step.masked, after):
