@@ -83,6 +83,7 @@ def test_the_command_measures_every_section_and_writes_table_json_and_plot(
     assert (tmp_path / "gpu.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_training_and_8_bit_steps_are_measured(capsys, tmp_path: Path, no_compiler: None) -> None:
     options = {**SMALL, "rows": [1], "gen_length": 8}
     assert gpu.main(words(**options, sections=PARTS, json=tmp_path / "gpu.json")) == 0
@@ -143,6 +144,7 @@ def test_compiled_layers_are_measured_and_left_eager_afterwards() -> None:
     assert not result["failed"] and "compiled_answers" in gpu_report.table(result)
 
 
+@pytest.mark.slow
 def test_a_block_causal_step_has_its_section_with_both_widths_of_blocks(
     tmp_path: Path, no_compiler: None, capsys
 ) -> None:

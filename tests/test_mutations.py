@@ -29,6 +29,7 @@ def test_a_damaged_checkpoint_loads_or_ends_in_one_line_that_names_a_file(name, 
     assert sum(met.values()) == CASES and met["refused"] > met["works"] / 4
 
 
+@pytest.mark.slow
 def test_every_file_meets_every_kind_of_damage_in_the_long_run():
     for name, kind in KINDS.items():
         assert {file for file, _, _ in trials(name, 40)} == set(kind.files)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
+import functools
 import json
 import re
 import shlex
@@ -25,15 +27,20 @@ DATA = ROOT / "tests" / "data"
 BLOCK8 = "llada-8b-instruct/gsm8k-block8"
 
 
+@functools.cache
+def stored_table() -> dict:
+    return yaml.safe_load(table.TABLE.read_text(encoding="utf-8"))
+
+
 @pytest.fixture
 def edited(tmp_path):
     """The table with one edit, as a file."""
 
     def write(edit) -> Path:
-        raw = yaml.safe_load(table.TABLE.read_text(encoding="utf-8"))
+        raw = copy.deepcopy(stored_table())
         edit(raw)
         path = tmp_path / "table.yaml"
-        path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+        path.write_text(json.dumps(raw), encoding="utf-8")  # which is YAML too
         return path
 
     return write

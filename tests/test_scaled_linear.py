@@ -317,6 +317,7 @@ def test_experts_are_rounded_one_by_one_and_the_router_is_not(method, golden):
         assert ((found - expected).abs() <= product_bound(linear, size, found.dtype)).all()
 
 
+@pytest.mark.slow
 @every_method
 def test_compiled_layers_share_their_graphs_and_change_nothing(method):
     torch._dynamo.reset()

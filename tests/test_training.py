@@ -386,6 +386,7 @@ def hidden_states_trained(
     return Loss(hidden.square().sum(), batch["weight"].sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [everything_masked, hidden_states_trained])
 def test_torch_compile_compiles_one_graph_for_all_layers(tmp_path, dynamo, objective):
     """A backend that runs graphs as they are: the same losses, to the bit."""
