@@ -16,7 +16,6 @@ from typing import Any
 import lm_eval.models  # noqa: F401  (importing it first keeps lm-eval's own models registered)
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import CacheHook
 from lm_eval.utils import simple_parse_args_string
 
 from llada_plugins.engine.batches import AUTO
@@ -25,7 +24,7 @@ from llada_plugins.engine.notices import WarnOnce
 from llada_plugins.engine.record_options import SUFFIX
 from llada_plugins.harness import lmeval_cached_requests, lmeval_tokens
 from llada_plugins.harness.lmeval_answers import answer, totals_of
-from llada_plugins.harness.lmeval_cache import check_cache, tied
+from llada_plugins.harness.lmeval_cache import check_cache
 from llada_plugins.harness.lmeval_likelihood import LikelihoodLM
 from llada_plugins.harness.lmeval_notes import LikelihoodNotes, attach_each
 from llada_plugins.harness.lmeval_options import (
@@ -238,13 +237,6 @@ class LLaDA(LikelihoodLM):
         drawn = any(self.engine.draws(request.sampler) for request in parsed)
         if drawn and "seed" not in self.engine.given:
             self._seed_warnings.warn("answers", "seed")
-
-    def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Tie a --use_cache file to this model."""
-        super().set_cache_hook(cache_hook)
-        cache = getattr(cache_hook, "dbdict", None)
-        if cache is not None:
-            self.cache_hook = tied(cache, self.engine.fingerprint())
 
 
 class LLaDAUPS(LLaDA):

@@ -334,6 +334,15 @@ def test_results_of_one_model_in_several_runs_are_those_of_each_run(tiny_checkpo
     assert later["manifest"]["options_of_requests"] == alone["manifest"]["options_of_requests"]
 
 
+def test_a_run_without_a_cache_after_one_with_it_decodes(tiny_checkpoint, tmp_path):
+    lm, path = sampled(tiny_checkpoint), str(tmp_path / "cache")
+    counted = [
+        evaluated(lm, tmp_path, GREEDY, DOCS, **cache)["config"]["decoding"]["reported"]
+        for cache in (dict(use_cache=path), dict(use_cache=path), {}, dict(use_cache=path))
+    ]
+    assert [each["from_cache"] for each in counted] == [0, 2, 0, 2]
+
+
 def test_a_run_without_chats_after_one_with_them_is_none(tiny_checkpoint, tmp_path):
     lm = LLaDA(str(tiny_checkpoint), device="cpu", gen_length=16)
     evaluated(lm, tmp_path, GREEDY, DOCS, apply_chat_template=True)

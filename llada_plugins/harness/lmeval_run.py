@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from lm_eval.api.model import CacheHook
+
 from llada_plugins.engine.engine import Engine
 from llada_plugins.provenance.manifest import Recorder
 
+from .lmeval_cache import tied
 from .lmeval_manifest import evaluation, manifest
 from .lmeval_processes import ParallelLM
 from .lmeval_record import Samplers
@@ -25,6 +28,7 @@ class RecordedLM(ParallelLM):
     _run: float | None = None  # when the run began of which notes are held
     _samplers: Samplers
     _totals: TotalsByTask
+    _cached: float | None = None  # when the run began that gave a --use_cache file
     _chats: bool = False  # has lm-eval rendered a prompt with the chat template?
 
     def _take_down(self) -> None:
@@ -37,12 +41,25 @@ class RecordedLM(ParallelLM):
         begun = evaluation().get("start_date")
         if begun == self._run:
             return
+        if self._cached not in (None, begun):
+            self.cache_hook = CacheHook(None)
+            self._cached = None
         if self._run is not None:
             self._recorder.begin()
             self._samplers, self._totals = Samplers(), TotalsByTask()
             self._chats = False
             self.engine.overlong.counts.clear()
         self._run = begun
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Tie a --use_cache file to this model, until a run that gives none."""
+        super().set_cache_hook(cache_hook)
+        cache = getattr(cache_hook, "dbdict", None)
+        if cache is None:
+            return
+        self.cache_hook = tied(cache, self.engine.fingerprint())
+        run = evaluation()
+        self._cached = run.get("start_date") if run.get("use_cache") else None
 
     def get_model_info(self) -> dict[str, Any]:
         """Merged into the `config` of the results file."""
