@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from llada_plugins import SamplerConfig, generate, guided, infill, log_likelihood
+from llada_plugins import Engine, SamplerConfig, generate, guided, infill, log_likelihood
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,21 @@ def test_what_is_no_token_is_refused_and_never_cut_to_one(make_model, rows, told
     for pairs in ([(row, [1]) for row in rows], [([1], row) for row in rows]):
         with pytest.raises(ValueError, match=told.replace("prompt", "(prompt|answer)")):
             log_likelihood(model, pairs)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ([1.5], "answer 0 holds 1.5: token ids are whole numbers"),
+        ([-1], "answer 0 holds -1, and the model's tokens are 0 to 261"),
+        ([262], "answer 0 holds 262, and"),
+    ],
+    ids=str,
+)
+def test_an_engine_scores_no_other_token_in_the_place_of_what_is_none(answer, told):
+    engine = Engine()
+    with pytest.raises(ValueError, match=told):
+        list(engine.log_likelihood([([17], answer)]))
 
 
 def test_rows_of_ids_may_be_lists_arrays_or_tensors_of_whole_numbers(make_model):

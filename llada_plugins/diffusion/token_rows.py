@@ -44,9 +44,11 @@ def token_rows(rows: Iterable[Any], vocabulary: int, what: str = "prompt") -> li
         row = row.tolist() if hasattr(row, "tolist") else row
         if isinstance(row, str) or not isinstance(row, Iterable):
             raise _no_rows(row, what)
-        ids = [_token(token, f"{what} {number}") for token in row]
-        wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
-        if wrong is not None:
+        ids = list(row)
+        if set(map(type, ids)) - {int}:  # a fast look, for millions of tokens
+            ids = [_token(token, f"{what} {number}") for token in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+            wrong = next(token for token in ids if not 0 <= token < vocabulary)
             raise ValueError(
                 f"{what} {number} holds {wrong}, and the model's tokens are 0 to {vocabulary - 1}"
             )

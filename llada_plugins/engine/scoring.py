@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llada_plugins.diffusion.token_rows import token_pairs
 from llada_plugins.likelihood.estimate import LogLikelihood, iterate, row_runner
 from llada_plugins.methods.table import METHODS
 from llada_plugins.models import text
@@ -24,6 +25,7 @@ def likelihoods(
     engine: Engine, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int | None
 ) -> Iterator[tuple[int, LogLikelihood]]:
     """See `Engine.log_likelihood`."""
+    pairs = token_pairs(pairs, engine.model.config.num_embeddings)
     check_answers(pairs, engine.max_answer, engine.max_length, engine.method)
     fitted, marks = engine.overlong.pairs(pairs, lambda ids: text.decode(engine.tokenizer, ids, ()))
     if engine.method != "llada":
