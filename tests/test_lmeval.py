@@ -137,6 +137,7 @@ def test_until_may_be_a_string_a_list_empty_or_missing_and_the_earliest_stop_win
         ),
         ({"steps": "many"}, "steps must be a whole number, got 'many'"),
         ({"gen_length": 5000}, "exceed the context of 4096 tokens"),
+        ({"stop": ["a"]}, "unknown gen_kwarg 'stop' .did you mean 'until'"),
         ({"max_gen_toks": 0}, "gen_length must be at least 1, got 0"),
         ({"max_gen_toks": 12.5}, "max_gen_toks must be a whole number, got 12.5"),
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),

@@ -86,6 +86,10 @@ PUBLISHED: dict[str, str] = {
     "lora_path": "peft",
     "adapter": "peft",
     "do_sample": "temperature",
+    # vLLM's and OpenAI's, OpenCompass'
+    "stop": "until stop_words",
+    "stop_sequences": "until stop_words",
+    "stopping_criteria": "until stop_words",
 }
 
 
