@@ -489,14 +489,8 @@ def test_an_accuracy_that_needs_greedy_check_is_no_zero_without_a_word(
     assert "greedy" not in caplog.text
 
 
-def test_gen_kwargs_that_reach_no_likelihood_are_refused_or_told(
-    tiny_checkpoint, task_folder, caplog
-):
-    lm = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=8, cfg_scale=0.5)
-    with pytest.raises(
-        ValueError, match=r"--gen_kwargs \(cfg_scale\) reach answers alone, and toy"
-    ):
-        run_of(lm, task_folder, "toy_choice", gen_kwargs="cfg_scale=2")
+def write_answer_task(task_folder: Path) -> None:
+    """toy_answer, whose answers are decoded."""
     answers = TASK.replace("toy_choice", "toy_answer").replace("multiple_choice", "generate_until")
     answers = answers.partition("metric_list")[0].replace(
         'doc_to_choice: "{{{{choices}}}}"\ndoc_to_target: gold', 'doc_to_target: "a"'
@@ -505,6 +499,29 @@ def test_gen_kwargs_that_reach_no_likelihood_are_refused_or_told(
     (task_folder / "tasks" / "answer.yaml").write_text(
         answers.format(file=task_folder / "docs.jsonl")
     )
+
+
+def test_a_zero_accuracy_is_refused_before_other_tasks_are_decoded(
+    tiny_checkpoint, task_folder, monkeypatch
+):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=8)
+    decoded: list[object] = []
+    monkeypatch.setattr(lm.engine, "generate", decoded.append)
+    write_answer_task(task_folder)
+    with pytest.raises(ValueError, match="toy_word: its acc"):
+        run_of(lm, task_folder, "toy_answer", "toy_word", limit=1)
+    assert not decoded
+
+
+def test_gen_kwargs_that_reach_no_likelihood_are_refused_or_told(
+    tiny_checkpoint, task_folder, caplog
+):
+    lm = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=8, cfg_scale=0.5)
+    with pytest.raises(
+        ValueError, match=r"--gen_kwargs \(cfg_scale\) reach answers alone, and toy"
+    ):
+        run_of(lm, task_folder, "toy_choice", gen_kwargs="cfg_scale=2")
+    write_answer_task(task_folder)
     run_of(
         lm, task_folder, "toy_choice", "toy_answer", gen_kwargs="cfg_scale=2,gen_length=8", limit=1
     )
