@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llada_plugins.diffusion.denoiser import Canvas, Denoiser, LogitsAt, Prediction, log_total
+from llada_plugins.diffusion.guidance import without
 
 AT_ONCE = 64  # positions whose logits exist together
 
@@ -45,7 +46,7 @@ def _any_sure(logits_at: LogitsAt, masked: Tensor, mask_id: int, sure: float) ->
         rows, columns = part.unbind(-1)
         logits = logits_at(columns, rows).float()  # (P, V)
         total = log_total(logits)
-        probability = (_without(logits, mask_id).amax(-1) - total).exp()
+        probability = (without(logits, (mask_id,)).amax(-1) - total).exp()
         found[rows[probability >= sure]] = True
     return found
 
@@ -63,7 +64,7 @@ class CanonicalLogits(NamedTuple):
         column = self.column[:, None] if rows is None else self.column[rows]
         here = at == column
         decided = logits[here].float()  # (N, V)
-        choices = _without(decided, self.mask_id)
+        choices = without(decided, (self.mask_id,))
         likely = choices.softmax(-1)
         likely = likely >= self.share * likely.amax(-1, keepdim=True)
         first = likely.byte().argmax(-1, keepdim=True)  # (N, 1)
@@ -71,10 +72,3 @@ class CanonicalLogits(NamedTuple):
         logits = logits.clone()
         logits[here] = alone.to(logits.dtype)
         return logits
-
-
-def _without(logits: Tensor, mask_id: int) -> Tensor:
-    """A copy of logits (N, V) in which the mask token is not to be chosen."""
-    logits = logits.clone()
-    logits[:, mask_id] = -torch.inf
-    return logits
