@@ -239,22 +239,30 @@ def _data_set(
     folder: Path, abbr: str, dataset: Mapping[str, Any], metrics_of_task: Sequence[str]
 ) -> DataSet:
     """metrics_of_task: the first one found is the score; any, where there are none."""
-    name, place = dataset_abbr_from_cfg(dataset), folder / "predictions" / abbr
-    whole = re.compile(rf"{re.escape(name)}(_\d+)?\.json")
-    begun = re.compile(rf"tmp_{re.escape(name)}(_\d+)?\.jsonl?")
-    present = sorted(place.iterdir()) if place.is_dir() else []
-    files = [path for path in present if whole.fullmatch(path.name)]
+    name = dataset_abbr_from_cfg(dataset)
+    whole, begun = _files(folder / "predictions" / abbr, name)
     problems: list[str] = []
-    rows = [row for path in files for row in _or_told(problems, _rows, path) or []]
+    rows = [row for path in whole for row in _or_told(problems, _rows, path) or []]
     if not problems:
         problems += _row_problems(folder, abbr, name, dataset, rows)
-    if any(begun.fullmatch(path.name) for path in present):
+    if begun:
         problems.append(f"{name}: answers are unfinished (tmp_*): go on with -r")
     values = _or_told(problems, metrics, folder, abbr, name)
     score = _first_of(values or {}, metrics_of_task)
     if rows and score is None and values is not None:
         problems.append(f"{name}: no score: see {_log(folder, 'eval', abbr, name)}")
     return DataSet(score, len(rows), problems)
+
+
+def _files(place: Path, name: str) -> tuple[list[Path], list[Path]]:
+    """A data set's files of predictions, in parts perhaps: whole ones, and those being written."""
+    present = sorted(place.iterdir()) if place.is_dir() else []
+    part = rf"{re.escape(name)}(_\d+)?"
+    whole, begun = re.compile(rf"{part}\.json"), re.compile(rf"tmp_{part}\.jsonl?")
+    return (
+        [path for path in present if whole.fullmatch(path.name)],
+        [path for path in present if begun.fullmatch(path.name)],
+    )
 
 
 def _first_of(values: Mapping[str, float], wanted: Sequence[str]) -> float | None:
