@@ -25,10 +25,10 @@ from llada_plugins.models.mixture import Router
 
 from . import roofline
 from .gpu_bench import Bench
+from .gpu_steps import LATER_STEPS
 from .random_models import model_config, random_model, random_tokens
 from .steps import canvas_of, our_step
 
-LATER_STEPS = 8  # of a block at most, measured together
 WIDTHS = (4, 32)  # of SDAR's blocks, and of those of LLaDA2 and Fast-dLLM v2
 # Models with grouped queries for each shape of the other sections, and their blocks; 8b: as
 # SDAR-8B, and LLaDA2.0-mini, a mixture.

@@ -22,7 +22,7 @@ from .random_models import random_tokens
 from .steps import Frozen, canvas_of, our_step
 
 FORMS = ("exact", "prefix_later", "dual_later")
-LATER_STEPS = 8  # of a block, measured together
+LATER_STEPS = 8  # of a block at most, measured together
 
 
 def canvas_in_work(model: LLaDA, options: Options, rows: int) -> tuple[Tensor, slice]:

@@ -196,15 +196,17 @@ def measured_ceiling(
         return min(getattr(timed(work, device), clock) for _ in range(repetitions))
 
     width = 256 * max(1, int(megabytes**0.5))
-    weight, rates = random(width, width), []
-    for rows in (512, 4096 if on_gpu else 1024):
-        x = random(rows, width)
-        rates.append(2.0 * rows * width * width / best(partial(F.linear, x, weight)))
-    lasting = None
+    weight = random(width, width)
+    few, many = random(512, width), random(4096 if on_gpu else 1024, width)
+
+    def product_rate(x: Tensor) -> float:
+        return 2.0 * x.numel() * width / best(partial(F.linear, x, weight))
+
+    rates, lasting = [product_rate(few), product_rate(many)], None
     if on_gpu:
-        for _ in range(round(rates[-1] / (2.0 * rows * width * width))):  # about a second
-            F.linear(x, weight)
-        lasting = 2.0 * rows * width * width / best(partial(F.linear, x, weight))
+        for _ in range(round(rates[-1] / (2.0 * many.numel() * width))):  # about a second
+            F.linear(many, weight)
+        lasting = product_rate(many)
     stream = random(megabytes * 2**20 // weight.itemsize // 1024, 1024)
     vector = random(1024)
     seconds = min(best(lambda: stream @ vector), best(lambda: stream.sum()))
