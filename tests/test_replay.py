@@ -254,6 +254,40 @@ def test_rows_in_slots_that_fill_their_bucket_have_no_mask(make_model, num_rows)
     assert num_replays() > 0 and not model.compiling.notes
 
 
+def test_a_row_too_many_in_a_slot_has_a_mask_though_the_bucket_is_full(make_model):
+    """Two rows of seven leave: the others come in a bucket of six, whose last one sees itself."""
+    model = make_model(
+        attention="block_causal", block_length=8, n_kv_heads=2, max_sequence_length=128
+    )
+    prompts = [row.tolist() for row in random_ids(7, LENGTH_STEP - 16)]
+    config = SamplerConfig(
+        gen_length=16,
+        block_length=8,
+        sampling_method="block_causal",
+        block_steps=8,
+        logits_eos_inf=True,
+    )
+    whole = [sample.answer for sample in generate(model, prompts, config, special=SPECIAL)]
+    leaving = {tuple(answer[:8]) for answer in whole[2:4]}
+
+    def leaves(answer: list[int]) -> bool:
+        return tuple(answer[:8]) in leaving
+
+    def answers() -> list:
+        return generate(model, prompts, config, special=SPECIAL, stop=leaves)
+
+    expected = answers()
+    assert [len(sample.answer) for sample in expected] == [16, 16, 8, 8, 16, 16, 16]
+    replaying(model)
+    assert [answers(), answers()] == [expected, expected]
+    later = {
+        shape.sees_all
+        for shape in model.replays.forwards.kept
+        if (shape.width, shape.length, shape.num_rows) == (8, LENGTH_STEP, 6)
+    }
+    assert later == {False} and not model.compiling.notes
+
+
 @pytest.mark.parametrize(
     "make",
     [
