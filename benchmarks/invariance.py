@@ -19,7 +19,8 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -239,9 +240,20 @@ def sources(options: Options, folder: Path, **given: Any) -> tuple[Engines, list
     return Checkpoints(source, folder, **given), [network], list(PROMPTS)
 
 
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """No warnings within: every cell would say what its options surprise with."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@unwarned()
 def run(options: Options) -> dict[str, Any]:
     """The whole comparison; its result can be written as JSON."""
-    logging.disable(logging.WARNING)  # every cell would say what its options surprise with
     device = pick_device(options.device)
     result: dict[str, Any] = {"device": device_name(device), "cells": [], "scoring": []}
     for dtype in options.dtypes.split(","):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import logging
 import os
 import random
 import resource
@@ -20,6 +21,8 @@ os.environ["TERM"] = "xterm"  # the same drawings, whatever the tests run in
 THREADS = os.environ.get("LLADA_TEST_THREADS", "1")
 # for the harness processes that tests start; see set_num_threads below
 os.environ.setdefault("OMP_NUM_THREADS", THREADS)
+
+VARIABLES = set(os.environ) - {"PYTEST_CURRENT_TEST"}  # libraries add some on first use
 
 import pytest
 import torch
@@ -78,6 +81,33 @@ def same_draws() -> None:
     """Every test draws the same random numbers, whichever ran before it in its process."""
     random.seed(0)
     torch.manual_seed(0)
+
+
+def process_state() -> dict[str, object]:
+    """What every test finds in its process and may change only while it runs."""
+    ours = [name for name in logging.root.manager.loggerDict if name.startswith("llada_plugins")]
+    return {
+        "folder": os.getcwd(),
+        "variables": {name: os.environ.get(name) for name in VARIABLES},
+        "disabled warnings": logging.root.manager.disable,
+        "our loggers": [
+            (name, log.level, log.disabled, log.propagate)
+            for name in sorted(ours)
+            if (log := logging.getLogger(name)).level or log.disabled or not log.propagate
+        ],
+        "float type": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was(same_draws: None) -> Iterator[None]:
+    """A test that leaves its process changed fails, not one that runs after it."""
+    before = process_state()
+    yield
+    assert process_state() == before
 
 
 @pytest.fixture(scope="session")
