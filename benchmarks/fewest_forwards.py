@@ -44,7 +44,7 @@ from .paired import Interval, paired_interval
 ONE = "one a forward"
 MAX_LOSS, FEWER = 0.005, 0.25  # the target
 NEAR = 0.02  # published settings that lose more on validation problems are not tested
-BATCH = 100  # problems that share forwards on canvases that settings have in common
+BATCH = 250  # problems that share forwards on canvases that settings have in common
 PUBLISHED = ("threshold", "factor", "error_budget")
 
 
