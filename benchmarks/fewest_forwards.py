@@ -169,7 +169,7 @@ def of_kind(name: str) -> str:
 def choose(engines: Sequence[Engine], options: Options) -> dict[str, Measured]:
     """Every setting on the validation problems of all models, one after another."""
     task = known_tasks()[options.task]
-    problems = _problems(task, "validation", options.num_validation)
+    problems = first_problems(task, "validation", options.num_validation)
     every = settings(dict.fromkeys([*PUBLISHED, *options.kinds]))
     found = [measure(engine, task, problems, every) for engine in engines]
     return {
@@ -186,7 +186,7 @@ def compare(
     least = validation[ONE].accuracy - NEAR
     published = [name for name in settings(PUBLISHED) if validation[name].accuracy >= least]
     every = {name: own for name, own in settings(KINDS).items() if name in {*published, *chosen}}
-    tested = measure(engine, task, _problems(task, "test", options.num), {ONE: {}, **every})
+    tested = measure(engine, task, first_problems(task, "test", options.num), {ONE: {}, **every})
     best = fewest(tested, published, MAX_LOSS) or ONE  # which is one of them, and loses nothing
     rows = [
         _row(name, tested, tested[best], validation[name], options)
@@ -200,7 +200,7 @@ def compare(
     }
 
 
-def _problems(task: ExactTask, split: str, num: int) -> Sequence[tuple[str, str]]:
+def first_problems(task: ExactTask, split: str, num: int) -> Sequence[tuple[str, str]]:
     """The first problems of a split, as many as there are at most."""
     if task is NIM:  # which repeats no position
         num = min(num, nim.num_positions(split))
