@@ -17,6 +17,7 @@ from llada_plugins.engine.engine import Engine, Request
 from llada_plugins.models.loading import load_model
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
+from llada_plugins.tasks import sudoku
 from tests.family_checkpoints import with_tokenizer
 from tests.small_training import EOS_ID, MASK_ID, examples, short_run, small_model
 from tests.test_distributed import in_processes
@@ -26,6 +27,7 @@ from training.data.trajectories import Trajectories, Trajectory, collate_traject
 from training.loop.distillation import Progress, Recipe, Stage, distilled, pseudo_states
 from training.loop.random_streams import random_stream
 from training.runs import extraction
+from training.runs.distill_presets import DISTILL_PRESETS
 from training.runs.extraction import UnmaskingOrder, decoded
 
 pytestmark = pytest.mark.floats
@@ -349,6 +351,29 @@ def test_kept_trajectories_are_found_again_and_another_teacher_has_its_own(
     )
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     assert any(not torch.equal(tensor, third[name]) for name, tensor in first.items())
+
+
+def test_a_model_takes_the_place_of_the_one_that_a_preset_starts_from(
+    tmp_path, sudokus, monkeypatch
+):
+    mine = tmp_path / "mine"
+    rate = {**UPDATE, "learning_rate": 1e-5}
+    sft.main(short_run(model="tiny", data=sudokus, output_dir=mine, **rate))
+    preset = DISTILL_PRESETS["sudoku4"]
+    few = list(sudoku.problems("train", 4))
+    monkeypatch.setitem(DISTILL_PRESETS, "sudoku4", replace(preset, pairs=lambda: (few, few)))
+    out = tmp_path / "out"
+    words = ["--preset", "sudoku4", "--model", str(mine), "--output_dir", str(out)]
+    # a rate of 0 leaves the weights that the run starts from
+    distill.main([*words, "--max_steps", "1", "--learning_rate", "0"])
+    given, begun, shipped = (
+        load_model(folder, device="cpu").state_dict() for folder in (mine, out, "tiny")
+    )
+    assert all(torch.equal(tensor, begun[name]) for name, tensor in given.items())
+    assert any(not torch.equal(tensor, shipped[name]) for name, tensor in given.items())
+    described = json.loads((out / "run.json").read_text())
+    assert described["options"]["canonical"] == preset.arguments["canonical"]
+    assert described["arguments"]["learning_rate"] == 0
 
 
 def test_right_answers_alone_are_learned(tmp_path, tiny_checkpoint, sudokus, caplog):

@@ -489,7 +489,8 @@ def test_noise_differs_between_steps_micro_steps_and_processes():
         ([], "give --preset NAME, or --model DIR with --data FILE.jsonl"),
         (
             ["--preset", "sudoku4", "--model", "tiny"],
-            "give --preset NAME, or --model DIR with --data FILE.jsonl",
+            "--preset sudoku4 trains a model from scratch: leave --model out, or give --data FILE "
+            "in place of the preset",
         ),
         (["--preset", "sudoku4", "--data", "x.jsonl"], "a preset brings its own data"),
         (["--preset", "sudoku4", "--seq_len", "9"], "a preset brings its own data"),

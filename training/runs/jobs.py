@@ -32,7 +32,7 @@ from training.loop.reading import Reading
 from training.loop.trainer import Save
 
 from .arguments import RunArguments
-from .presets import PRESETS, Preset
+from .presets import PRESETS, Preset, starting_from
 
 if TYPE_CHECKING:
     from .options import SFTOptions
@@ -90,7 +90,8 @@ def answer_job(
 ) -> AnswerJob:
     """The job of a preset, or of the checkpoint and the rows that the options name."""
     if options.preset:
-        return preset_job(options.preset, arguments, presets)
+        own = starting_from(options.model, options.preset, presets)
+        return preset_job(options.preset, arguments, own)
     return checkpoint_job(options, arguments)
 
 

@@ -42,7 +42,9 @@ class SFTOptions(Options):
         "flags' defaults",
     )
     model: str | None = arg(
-        None, "checkpoint folder or hub id to start from; 'tiny' is the model in the package"
+        None,
+        "checkpoint folder or hub id to start from; 'tiny' is the model in the package; with "
+        "--preset in place of the checkpoint that the preset starts from",
     )
     data: str | None = arg(
         None,
@@ -89,13 +91,13 @@ class SFTOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.preset is None) == (self.model is None):
+        if self.preset is None and self.model is None:
             raise ValueError("give --preset NAME, or --model DIR with --data FILE.jsonl")
         names = ("data", "dataset_config", "eval_split", "eval_data", "seq_len", "token_cache")
         of_data = [name for name in names if getattr(self, name) is not None]
         if self.preset is not None and of_data:
             raise ValueError(f"a preset brings its own data: leave --{of_data[0]} out")
-        check_blocks(self.attention, self.block_length, self.model)
+        check_blocks(self.attention, self.block_length, self.model if self.preset is None else None)
         if self.eval_data is not None and self.eval_split is not None:
             raise ValueError("--eval_data and --eval_split are alternatives: give one")
         if self.dtype != "float32" and self.preset is not None:

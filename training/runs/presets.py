@@ -46,8 +46,8 @@ sudoku4_prm: a verifier of rows, 124 k parameters, shipped in the folder prm of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -73,6 +73,23 @@ class Preset:
     pairs: Callable[[], tuple[Pairs, Pairs]]  # (prompt, answer) texts to train on, to evaluate on
     append_eos: bool
     arguments: dict[str, Any]
+
+
+def starting_from(
+    model: str | None, name: str, presets: Mapping[str, Preset]
+) -> Mapping[str, Preset]:
+    """The presets, that of this name from another checkpoint; None: from its own.
+
+    Raises ValueError where it trains a model from scratch.
+    """
+    if model is None or name not in presets:
+        return presets
+    if not isinstance(presets[name].model, str):
+        raise ValueError(
+            f"--preset {name} trains a model from scratch: leave --model out, or give --data FILE "
+            "in place of the preset"
+        )
+    return {**presets, name: replace(presets[name], model=model)}
 
 
 def sudoku_pairs(num: int, seed: int = 0) -> tuple[Pairs, Pairs]:
