@@ -26,7 +26,6 @@ from llada_plugins.harness import lmeval_cached_requests, lmeval_tokens
 from llada_plugins.harness.lmeval_answers import answer, totals_of
 from llada_plugins.harness.lmeval_cache import check_cache
 from llada_plugins.harness.lmeval_likelihood import LikelihoodLM
-from llada_plugins.harness.lmeval_likelihood_checks import check_greedy
 from llada_plugins.harness.lmeval_notes import LikelihoodNotes, attach_each
 from llada_plugins.harness.lmeval_options import (
     NAMING,
@@ -205,8 +204,6 @@ class LLaDA(LikelihoodLM):
         what their answers cost; their sums, of all processes, go into the results.
         """
         self._enter_run()
-        # of the run's other tasks, which would be refused when these answers are there
-        check_greedy(self.engine, self._warnings)
         warn_of_chat(self.engine.asked.preset, chats=self._chats)
         self._warn_of_processes()
         lmeval_cached_requests.check_cached(requests)

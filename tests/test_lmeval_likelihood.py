@@ -501,16 +501,35 @@ def write_answer_task(task_folder: Path) -> None:
     )
 
 
-def test_a_zero_accuracy_is_refused_before_other_tasks_are_decoded(
-    tiny_checkpoint, task_folder, monkeypatch
+ROLLING = """task: toy_rolling
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+metric_list:
+  - metric: word_perplexity
+"""
+
+
+@pytest.mark.parametrize("other", ["toy_answer", "toy_rolling"])
+def test_a_zero_accuracy_is_refused_before_other_tasks_are_computed(
+    tiny_checkpoint, task_folder, monkeypatch, other
 ):
     lm = LLaDA(str(tiny_checkpoint), device="cpu", mc_num=8)
-    decoded: list[object] = []
-    monkeypatch.setattr(lm.engine, "generate", decoded.append)
+    computed: list[object] = []
+    monkeypatch.setattr(lm.engine, "generate", computed.append)
+    monkeypatch.setattr(lm.engine, "log_likelihood", computed.append)
     write_answer_task(task_folder)
+    (task_folder / "tasks" / "rolling.yaml").write_text(
+        ROLLING.format(file=task_folder / "docs.jsonl")
+    )
     with pytest.raises(ValueError, match="toy_word: its acc"):
-        run_of(lm, task_folder, "toy_answer", "toy_word", limit=1)
-    assert not decoded
+        run_of(lm, task_folder, other, "toy_word", limit=1)
+    assert not computed
 
 
 def test_gen_kwargs_that_reach_no_likelihood_are_refused_or_told(

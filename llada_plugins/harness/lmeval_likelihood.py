@@ -8,11 +8,10 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from llada_plugins.engine.notices import WarnOnce
 from llada_plugins.engine.progress import Progress, progress
 from llada_plugins.likelihood.estimate import LogLikelihood
 
-from .lmeval_likelihood_checks import check_gen_kwargs, check_greedy
+from .lmeval_likelihood_checks import check_gen_kwargs
 from .lmeval_notes import LikelihoodNotes
 from .lmeval_options import SeedWarnings, warn_of_drawn_examples
 from .lmeval_run import RecordedLM
@@ -25,7 +24,6 @@ class LikelihoodLM(RecordedLM):
     """A model that scores what it is given; every number is its engine's."""
 
     method: str
-    _warnings: WarnOnce
     _seed_warnings: SeedWarnings
     _notes: LikelihoodNotes
 
@@ -35,7 +33,6 @@ class LikelihoodLM(RecordedLM):
         """As lm-eval's own; the requests get notes, see harness/lmeval_notes.py."""
         self._enter_run()
         check_gen_kwargs(self.engine, self._warnings)
-        check_greedy(self.engine, self._warnings)
         answers = super().loglikelihood(requests, disable_tqdm)
         self._notes.attach(requests)
         return answers

@@ -11,9 +11,11 @@ from typing import Any
 from lm_eval.api.model import CacheHook
 
 from llada_plugins.engine.engine import Engine
+from llada_plugins.engine.notices import WarnOnce
 from llada_plugins.provenance.manifest import Recorder
 
 from .lmeval_cache import tied
+from .lmeval_likelihood_checks import check_greedy
 from .lmeval_manifest import evaluation, manifest
 from .lmeval_processes import ParallelLM
 from .lmeval_record import Samplers
@@ -24,6 +26,7 @@ class RecordedLM(ParallelLM):
     """A model that tells what each run asked of it, and what that cost."""
 
     engine: Engine
+    _warnings: WarnOnce
     _recorder: Recorder
     _run: float | None = None  # when the run began of which notes are held
     _samplers: Samplers
@@ -37,7 +40,10 @@ class RecordedLM(ParallelLM):
         self._samplers, self._totals = Samplers(), TotalsByTask()
 
     def _enter_run(self) -> None:
-        """Forget what is noted of another run than the one that asks."""
+        """Forget what is noted of another run than the one that asks; check its tasks once.
+
+        Raises ValueError, before anything of the run is computed, where check_greedy does.
+        """
         begun = evaluation().get("start_date")
         if begun == self._run:
             return
@@ -49,6 +55,7 @@ class RecordedLM(ParallelLM):
             self._samplers, self._totals = Samplers(), TotalsByTask()
             self._chats = False
             self.engine.overlong.counts.clear()
+        check_greedy(self.engine, self._warnings)
         self._run = begun
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
