@@ -17,10 +17,9 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
 
     The prediction is u + (scale + 1)(c - u), where c sees the prompt and u a masked one. Of a
     text whose spans are filled in, all that was given is the prompt, as in LLaDA's code.
-    ValueError on a scale below 0, or that is no number.
+    ValueError where `check_scale` raises it.
     """
-    if not 0 <= scale < math.inf:
-        raise ValueError(f"guidance's scale must be a number from 0 up, got {scale}")
+    check_scale(scale)
 
     def denoise_guided(canvas: Canvas, window: slice) -> Prediction:
         tokens, start = canvas.tokens, canvas.answer_start
@@ -44,6 +43,12 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
         return both._replace(logits_at=logits_at, confidence=confidence)
 
     return denoise_guided
+
+
+def check_scale(scale: float) -> None:
+    """Raise ValueError on a scale of guidance below 0, or that is no number."""
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"cfg_scale must be a number from 0 up, got {scale}")
 
 
 class GuidedLogits(NamedTuple):

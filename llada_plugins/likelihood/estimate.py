@@ -20,7 +20,7 @@ import torch
 
 from llada_plugins.diffusion.batch_limit import BatchLimit
 from llada_plugins.diffusion.denoiser import Denoiser, capacity, model_denoiser
-from llada_plugins.diffusion.guidance import guided
+from llada_plugins.diffusion.guidance import check_scale, guided
 from llada_plugins.diffusion.token_rows import check_unmasked, token_pairs
 from llada_plugins.models.families import FAMILIES, Family
 from llada_plugins.models.folder import known_special_tokens
@@ -98,8 +98,7 @@ class LikelihoodSettings:
 
     def __post_init__(self) -> None:
         settle(self)
-        if not 0 <= self.cfg_scale < math.inf:
-            raise ValueError(f"cfg_scale must be a number from 0 up, got {self.cfg_scale}")
+        check_scale(self.cfg_scale)
         if self.batch_size < 1 or (self.batch_tokens is not None and self.batch_tokens < 1):
             raise ValueError(
                 f"batch_size and batch_tokens must be at least 1, got {self.batch_size} and "
