@@ -560,7 +560,10 @@ def test_summaries():
             dict(backmasking_threshold=0.5, backmasking_min_score_threshold=0.5),
             "two names of one option",
         ),
-        (dict(candidate_temperature=0.0), "candidate_temperature must be above 0"),
+        (dict(candidate_temperature=0.0), "candidate_temperature must be a number above 0"),
+        (dict(candidate_temperature=math.inf), "candidate_temperature must be a number above 0"),
+        (dict(backmasking_alpha=math.nan), "backmasking_alpha must be a number, got nan"),
+        (dict(backmasking_alpha=math.inf), "backmasking_alpha must be a number, got inf"),
         (dict(max_prm_calls=-1), "max_prm_calls must not be negative"),
     ],
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .arguments import check_function, is_whole
 from .denoiser import Canvas, Denoiser, LogitsAt, Prediction
 
 
@@ -19,7 +21,10 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
     text whose spans are filled in, all that was given is the prompt, as in LLaDA's code.
     ValueError where `check_scale` raises it.
     """
+    check_function("denoise", denoise)
     check_scale(scale)
+    if not is_whole(mask_id):
+        raise ValueError(f"mask_id must be the id of the mask token, got {mask_id!r}")
 
     def denoise_guided(canvas: Canvas, window: slice) -> Prediction:
         tokens, start = canvas.tokens, canvas.answer_start
@@ -47,8 +52,9 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
 
 def check_scale(scale: float) -> None:
     """Raise ValueError on a scale of guidance below 0, or that is no number."""
-    if not 0 <= scale < math.inf:
-        raise ValueError(f"cfg_scale must be a number from 0 up, got {scale}")
+    is_number = isinstance(scale, Real) and not isinstance(scale, bool)
+    if not is_number or not 0 <= scale < math.inf:
+        raise ValueError(f"cfg_scale must be a number from 0 up, got {scale!r}")
 
 
 class GuidedLogits(NamedTuple):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .denoiser import PADDING
+
+# bytes are read as numbers, and the others have no order, or keys in place of values
+NO_ROWS = (str, bytes, bytearray, Set, Mapping)
 
 
 class Aligned(NamedTuple):
@@ -37,12 +40,12 @@ def token_rows(rows: Iterable[Any], vocabulary: int, what: str = "prompt") -> li
     vocabulary: how many tokens there are. what: a row is called in an error. Raises ValueError
     on what is no row of ids; a tensor would cut 17.5 to 17, and take -1 for no token.
     """
-    if isinstance(rows, str) or not isinstance(rows, Iterable):
+    if isinstance(rows, NO_ROWS) or not isinstance(rows, Iterable):
         raise _no_rows(rows, what)
     found = []
     for number, row in enumerate(rows):
         row = row.tolist() if hasattr(row, "tolist") else row
-        if isinstance(row, str) or not isinstance(row, Iterable):
+        if isinstance(row, NO_ROWS) or not isinstance(row, Iterable):
             raise _no_rows(row, what)
         ids = list(row)
         if set(map(type, ids)) - {int}:  # a fast look, for millions of tokens
@@ -58,13 +61,17 @@ def token_rows(rows: Iterable[Any], vocabulary: int, what: str = "prompt") -> li
 
 def token_pairs(pairs: Any, vocabulary: int) -> list[tuple[list[int], list[int]]]:
     """(prompt ids, answer ids) as lists, under the rules of `token_rows`."""
-    if not isinstance(pairs, Sequence) or any(len(pair) != 2 for pair in pairs):
+    if not isinstance(pairs, Sequence) or not all(map(_is_pair, pairs)):
         raise ValueError(
             "pairs must be a list of (prompt ids, answer ids), such as [([17, 13], [19, 18])]"
         )
     prompts = token_rows([prompt for prompt, _ in pairs], vocabulary)
     answers = token_rows([answer for _, answer in pairs], vocabulary, "answer")
     return list(zip(prompts, answers))
+
+
+def _is_pair(pair: object) -> bool:
+    return isinstance(pair, Sized) and len(pair) == 2
 
 
 def _token(token: Any, where: str) -> int:

@@ -49,7 +49,7 @@ class Asked:
         if self.explicit.get("pretrained") is None:  # harnesses pass on what nobody gave
             others = {key: each for key, each in self.explicit.items() if key != "pretrained"}
             self._set("explicit", others)
-        if self.method not in METHODS:
+        if not isinstance(self.method, str) or self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         reject_unknown(self.explicit, [*names(*option_classes(self.method)), *published.NAMES])
         name = self.explicit.get("preset")

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 
+from llada_plugins.diffusion.arguments import is_whole
 from llada_plugins.diffusion.batch_limit import BatchLimit, OutOfMemory
 from llada_plugins.diffusion.denoiser import capacity
 
@@ -112,8 +113,10 @@ class Batches:
         """How many rows of this kind are computed at once.
 
         batch_size: of this call, in place of the configured one; where batch_tokens is
-        configured, that counts.
+        configured, that counts. ValueError where it is no number of rows.
         """
+        if batch_size is not None and not (is_whole(batch_size) and batch_size > 0):
+            raise ValueError(f"batch_size must be a whole number, at least 1, got {batch_size!r}")
         plan = self._plan(kind, make_probe, batch_size)
         limit = self._limits.setdefault(kind, BatchLimit(plan))
         limit.rows_at_once = plan

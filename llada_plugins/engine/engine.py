@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from llada_plugins.diffusion.arguments import check_function
+from llada_plugins.files.utf8 import check_text
 from llada_plugins.likelihood.estimate import LogLikelihood
 from llada_plugins.methods.loading import Loading
 from llada_plugins.methods.table import METHODS, check_policy
@@ -54,6 +56,11 @@ class Engine:
     def __init__(
         self, method: str = "llada", loading: Loading | None = None, /, **options: Any
     ) -> None:
+        if not (loading is None or isinstance(loading, Loading)):
+            raise ValueError(
+                f"an Engine takes a method and options by name, got {loading!r}: write "
+                f"Engine({method!r}, pretrained={loading!r})"
+            )
         self.method = method
         self.asked = Asked(method, options)  # bad values fail before files are looked at
         self.method_options: Any = self.asked.method_options
@@ -128,6 +135,8 @@ class Engine:
 
         max_tokens: the answer's length where neither sets gen_length.
         """
+        if not isinstance(options, Mapping):
+            raise ValueError(f"options must be a dict of sampler options, got {options!r}")
         reject_unknown(options, [*names(SamplerConfig), *published.NAMES], "sampler option")
         options = coerce(SamplerConfig, published.native(options, self.family.sampler))
         both = {**self.given, **options}
@@ -204,6 +213,8 @@ class Engine:
         The context's trailing spaces go over to the continuation, and the tokens of the
         whole string are split; where one of them spans the join, see text.encode_pair.
         """
+        check_text(context)
+        check_text(continuation)
         stripped = context.rstrip()
         if self._context[0] != stripped:
             self._context = stripped, self.known(text.encode(self.tokenizer, stripped))
@@ -249,6 +260,7 @@ class Engine:
 
     def watch(self, show: Callable[[Sequence[int]], None]) -> None:
         """Before every forward from here on, `show` gets the first row's answer in work."""
+        check_function("show", show)
         self.denoise = watched(self.denoise, show)
 
     def fingerprint(self) -> str:

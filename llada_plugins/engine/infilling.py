@@ -31,7 +31,7 @@ from llada_plugins.tasks.spans import WRITTEN
 
 from .asked import Asked
 from .marked_text import Piece, whole_text
-from .request import Completion, Encoded, Group, Request
+from .request import Completion, Encoded, Group, Request, check_requests
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -198,6 +198,7 @@ class Try(NamedTuple):
 
 def tries(requests: Sequence[Request]) -> list[Try]:
     """The requests with every combination of lengths of their spans; others as they are."""
+    check_requests(requests)
     found = []
     for number, request in enumerate(requests):
         check_choice(request)

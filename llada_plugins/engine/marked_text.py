@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import re
 from collections.abc import Sequence
 
+from llada_plugins.diffusion.arguments import is_whole
 from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.tasks.spans import BEGINS, WRITTEN
 
@@ -52,6 +54,11 @@ def _lengths(part: str) -> tuple[int, ...]:
 
 def checked(pieces: Sequence[str | int | Sequence[int]]) -> list[Piece]:
     """The same, a length as a choice of one. ValueError on what cannot be filled in."""
+    if isinstance(pieces, bytes) or not isinstance(pieces, Sequence):
+        raise ValueError(
+            f"a text must be a string with marked spans, or a list of strings and numbers of "
+            f"tokens, got {pieces!r}"
+        )
     found: list[Piece] = [_piece(each) for each in pieces]
     found = [each for each in found if each != ""]
     lengths = [each for each in found if not isinstance(each, str)]
@@ -88,7 +95,13 @@ def _check_lengths(lengths: Sequence[int]) -> None:
 def _piece(each: str | int | Sequence[int]) -> Piece:
     if isinstance(each, str):
         return each
-    return (each,) if isinstance(each, int) else tuple(each)
+    lengths = each if isinstance(each, list | tuple) else [each]
+    if not all(map(is_whole, lengths)):
+        raise ValueError(
+            "a piece of a text must be a string, or a span's number of tokens, or several to "
+            f"choose from, got {each!r}"
+        )
+    return tuple(map(operator.index, lengths))
 
 
 def _told(lengths: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llada_plugins.diffusion.blocks import Given
 from llada_plugins.diffusion.random_streams import request_key
+from llada_plugins.files.json_files import short
 from llada_plugins.likelihood.estimate import Mark
 from llada_plugins.models import text
 from llada_plugins.sampling.config import SamplerConfig
@@ -42,6 +43,27 @@ class Request(NamedTuple):
     # what follows the prompt where spans of a text are filled in, see infilling.py: strings, and
     # for each span the lengths in tokens of which one is chosen
     rest: tuple[str | tuple[int, ...], ...] = ()
+
+
+def check_requests(requests: object) -> None:
+    """Raise ValueError on what is no list of requests of text."""
+    if isinstance(requests, str) or not isinstance(requests, Sequence):
+        raise ValueError(
+            f"requests must be a list of Request(prompt, engine.sampler), got {short(requests)}"
+        )
+    for number, each in enumerate(requests):
+        if not isinstance(each, Request) or not isinstance(each.sampler, SamplerConfig):
+            raise ValueError(
+                f"request {number} must be a Request(prompt, engine.sampler), got {short(each)}"
+            )
+        if not isinstance(each.prompt, str):
+            raise ValueError(
+                f"the prompt of request {number} must be a string, got {short(each.prompt)}"
+            )
+        if not isinstance(each.until, tuple) or not all(isinstance(s, str) for s in each.until):
+            raise ValueError(
+                f"until of request {number} must be a tuple of strings, got {short(each.until)}"
+            )
 
 
 class Completion(NamedTuple):

@@ -28,8 +28,11 @@ def read_text(path: Path) -> str:
 def check_text(text: str) -> None:
     r"""Raise ValueError on what no tokenizer takes and UTF-8 cannot say: a lone surrogate.
 
-    JSON can spell one (\ud800), and a byte that is not UTF-8 is read as one.
+    JSON can spell one (\ud800), and a byte that is not UTF-8 is read as one. Also on what is no
+    text at all.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"a text must be a string, got {text!r}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator
+from numbers import Real
 from typing import NamedTuple
 
 from .estimators import ESTIMATORS, MC_BATCH, PUBLISHED
@@ -49,18 +50,18 @@ def budget(
 
     Raises ValueError on values or combinations that mean nothing.
     """
-    if estimator not in ESTIMATORS:
+    if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     _check_effect(estimator, mc_num, mc_max, mc_confidence, mc_batch)
-    if mc_confidence is not None and not 0.5 <= mc_confidence <= 1:
-        raise ValueError(f"mc_confidence must be from 0.5 to 1, got {mc_confidence}")
+    is_number = isinstance(mc_confidence, Real) and not isinstance(mc_confidence, bool)
+    if mc_confidence is not None and not (is_number and 0.5 <= mc_confidence <= 1):
+        raise ValueError(f"mc_confidence must be from 0.5 to 1, got {mc_confidence!r}")
     if not isinstance(mc_num, str):
         mc_num = _whole(mc_num)
-    _check_positive("mc_max", mc_max)
-    _check_positive("mc_batch", mc_batch)
+    mc_max, mc_batch = _count("mc_max", mc_max), _count("mc_batch", mc_batch)
     if isinstance(mc_num, str):
         return _in_rounds(estimator, mc_num, mc_max or MC_MAX, mc_confidence)
-    _check_positive("mc_num", mc_num)
+    _count("mc_num", mc_num)
     return _at_once(estimator, mc_num, mc_batch or MC_BATCH)
 
 
@@ -69,6 +70,17 @@ def _whole(mc_num: object) -> int:
     if isinstance(mc_num, bool) or not hasattr(mc_num, "__index__"):
         raise _no_number(mc_num)
     return operator.index(mc_num)
+
+
+def _count(name: str, value: int | None) -> int | None:
+    """A number of rows from 1 up."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return operator.index(value)
 
 
 def _check_effect(
@@ -87,11 +99,6 @@ def _check_effect(
     ):
         if value is not None and not has_effect:
             raise ValueError(f"{name} has no effect without {needs}: leave it out")
-
-
-def _check_positive(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _in_rounds(estimator: str, mc_num: str, limit: int, confidence: float | None) -> Budget:

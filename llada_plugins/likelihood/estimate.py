@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from llada_plugins.diffusion.arguments import check_functions, check_model, check_special
 from llada_plugins.diffusion.batch_limit import BatchLimit
 from llada_plugins.diffusion.denoiser import Denoiser, capacity, model_denoiser
 from llada_plugins.diffusion.guidance import check_scale, guided
@@ -142,8 +143,10 @@ def log_likelihood(
     before it and estimated as an answer is; block_length: of its blocks (default: the
     checkpoint's). fill_block: is the answer followed by masks to its last block's end, as
     where it is decoded? Raises ValueError on an empty answer or one that does not fit the
-    model's context, and on these two beside full attention.
+    model's context, on these two beside full attention, and on arguments of another kind.
     """
+    check_model(model)
+    check_functions(denoise=denoise)
     settings = LikelihoodSettings(
         limits=budget(estimator, mc_num, mc_max, mc_confidence, mc_batch),
         estimator=estimator,
@@ -170,7 +173,8 @@ def iterate(
     denoise: Denoiser | None = None,
 ) -> Iterator[tuple[int, LogLikelihood]]:
     """The (index, estimate) of each pair, as questions finish; as `log_likelihood` otherwise."""
-    special = special or known_special_tokens(model)
+    special = known_special_tokens(model) if special is None else special
+    check_special(special, model.config.num_embeddings)
     family = FAMILIES[model.config.family]
     after = _shown_after(family, special)
     _check_pairs(pairs, model.config.max_sequence_length - len(after), special.mask)

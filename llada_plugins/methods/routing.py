@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llada_plugins.diffusion.arguments import check_function
 from llada_plugins.diffusion.denoiser import PADDING, Canvas, Denoiser, Prediction, embeddable
 from llada_plugins.diffusion.memory import Rows
 from llada_plugins.models.columns import at_columns
@@ -152,8 +153,12 @@ def routed(
     """The same denoiser, which reads the router's seeds at masked answer positions.
 
     Masked *prompt* positions (guidance's blank prompt) keep the static embedding. blocks:
-    the transformer's, for a router that seeds several.
+    the transformer's, for a router that seeds several. ValueError on arguments of another kind.
     """
+    check_function("denoise", denoise)
+    for name, value, kind in (("router", router, Router), ("embedding", embedding, nn.Embedding)):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
     check_blocks(router, max(1, len(blocks)))
 
     def denoise_routed(canvas: Canvas, window: slice) -> Prediction:

@@ -74,10 +74,24 @@ def resolve(
 
     pretrained: a shipped model by name ("tiny" for None), a folder, or a hub id, which is
     downloaded or taken from the cache. option: what messages call it. download: further
-    arguments of snapshot_download.
+    arguments of snapshot_download. ValueError on what is no name, and on a revision of
+    what has none.
     """
-    if pretrained is None or str(pretrained) in SHIPPED:
-        return SHIPPED[str(pretrained or DEFAULT)]
+    pretrained = DEFAULT if pretrained is None else pretrained
+    if not isinstance(pretrained, str | Path) or not str(pretrained):
+        raise ValueError(
+            f"{option} must be a checkpoint folder, a hub id, or one of {', '.join(SHIPPED)}, got "
+            f"{pretrained!r}"
+        )
+    if revision is not None and not isinstance(revision, str):
+        raise ValueError(f"revision must be a branch, tag or commit of a hub id, got {revision!r}")
+    if str(pretrained) in SHIPPED:
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r} has no effect on {str(pretrained)!r}, a model shipped in "
+                "the package: leave it out, or give a hub id"
+            )
+        return SHIPPED[str(pretrained)]
     folder = Path(pretrained).expanduser()
     if folder.is_dir():
         if revision is not None:

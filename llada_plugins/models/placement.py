@@ -14,7 +14,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device: torch.device | None = None
-    with suppress(RuntimeError):
+    with suppress(RuntimeError, TypeError):  # the latter of what is no name
         device = torch.device(name)
     if device is None or device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
@@ -33,6 +33,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """'auto' is bfloat16 on a GPU (as the checkpoint is stored), float32 on a CPU."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]

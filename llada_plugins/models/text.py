@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from llada_plugins.files.json_files import (
-    first_line,
-)
+from llada_plugins.files.json_files import first_line, short
 from llada_plugins.files.utf8 import check_text
 
 if TYPE_CHECKING:
@@ -160,8 +158,10 @@ def render_chat(
     prefill: it ends with the text of the last message instead, which stays open. LLaDA's
     template appends the header whatever add_generation_prompt says, others only when
     asked; the rendered string is the same. Of several templates the one called "default"
-    is rendered. Raises ValueError where the tokenizer has none, or it fails.
+    is rendered. Raises ValueError where the tokenizer has none, or it fails, and on what are
+    no messages of text: a template would write out a list as Python does.
     """
+    _check_messages(messages)
     templates = tokenizer.chat_template
     if not templates:
         raise ValueError(
@@ -189,3 +189,17 @@ def render_chat(
         ) from None
     assert isinstance(rendered, str)  # of a batch it would be a list
     return rendered
+
+
+def _check_messages(messages: object) -> None:
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        raise ValueError(
+            f'a chat must be a list of {{"role": …, "content": …}}, got {short(messages)}'
+        )
+    for number, message in enumerate(messages):
+        parts = isinstance(message, Mapping) and [message.get("role"), message.get("content")]
+        if not parts or not all(isinstance(part, str) for part in parts):
+            raise ValueError(
+                f"message {number} of a chat must have a role and a content, both strings, got "
+                f"{short(message)}"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -146,11 +147,14 @@ class ReviewConfig(Options):
         if self.max_prm_calls is not None and self.max_prm_calls < 0:
             raise ValueError(f"max_prm_calls must not be negative, got {self.max_prm_calls}")
         self._check_shares()
-        if self.candidate_temperature is not None and not self.candidate_temperature > 0:
+        temperature = self.candidate_temperature
+        if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(
-                f"candidate_temperature must be above 0, got {self.candidate_temperature}: greedy "
+                f"candidate_temperature must be a number above 0, got {temperature}: greedy "
                 "candidates would all be equal"
             )
+        if not math.isfinite(self.backmasking_alpha):
+            raise ValueError(f"backmasking_alpha must be a number, got {self.backmasking_alpha}")
         if all(getattr(self, name) is not None for name in THRESHOLDS):
             raise ValueError(f"{' and '.join(THRESHOLDS)} are two names of one option: give one")
 

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from llada_plugins.diffusion.arguments import (
+    check_function,
+    check_functions,
+    check_keys,
+    check_model,
+    check_special,
+)
 from llada_plugins.diffusion.cache import cached
 from llada_plugins.diffusion.denoiser import Denoiser, model_denoiser
 from llada_plugins.diffusion.finished_blocks import keeping_finished_blocks
@@ -40,12 +47,17 @@ def generate(
     An answer does not depend on the others. special: mask, EOS and EoT ids, by default
     those of the checkpoint. denoise: a denoiser to use in place of the model's plain one.
     keys, stop, on_step, review: see `decode_each`. Raises ValueError on a prompt that is
-    empty, holds what is no token of the model, or does not fit its context.
+    empty, holds what is no token of the model, or does not fit its context, and on arguments
+    of another kind.
     """
+    check_model(model)
+    check_function("review", review)
+    check_functions(denoise=denoise, stop=stop, on_step=on_step)
     prompts = token_rows(prompts, model.config.num_embeddings)
     check_keys(keys, len(prompts))
-    config = fitted(config or SamplerConfig(), model.config)
-    special = special or known_special_tokens(model)
+    config = fitted(SamplerConfig() if config is None else config, model.config)
+    special = known_special_tokens(model) if special is None else special
+    check_special(special, model.config.num_embeddings)
     check_unmasked(prompts, special.mask)
     check_fits(model, prompts, config)
     config.check_budget(reviewed=review is not unreviewed)
@@ -124,12 +136,6 @@ def check_special_tokens(config: SamplerConfig, special: SpecialTokens) -> None:
         raise ValueError(
             "confidence_eos_eot_inf needs an EOS or EoT token: this checkpoint names neither"
         )
-
-
-def check_keys(keys: Sequence[int] | None, num_rows: int) -> None:
-    """Raise ValueError where there is not one key for each row."""
-    if keys is not None and len(keys) != num_rows:
-        raise ValueError(f"keys must be one for each row, got {len(keys)} for {num_rows}")
 
 
 def check_fits(model: LLaDA, prompts: Sequence[Sequence[int]], config: SamplerConfig) -> None:

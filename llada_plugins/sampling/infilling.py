@@ -17,6 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from llada_plugins.diffusion.arguments import (
+    check_functions,
+    check_keys,
+    check_model,
+    check_special,
+)
 from llada_plugins.diffusion.blocks import Given
 from llada_plugins.diffusion.denoiser import Denoiser, model_denoiser
 from llada_plugins.diffusion.random_streams import request_key
@@ -30,7 +36,7 @@ from .config import SamplerConfig
 from .decode import decode
 from .draft import Sample
 from .for_model import fitted
-from .generate import check_keys, with_options
+from .generate import with_options
 from .step import Step
 
 # go without effect where there is one block
@@ -161,12 +167,15 @@ def infill(
     config: of it, gen_length and where an answer ends do not count; see `for_infilling`.
     special, denoise, keys, on_step: as of `generate`. A row's result depends on no other
     row. Raises ValueError on a row without a mask, with what is no token of the model, or that
-    does not fit its context.
+    does not fit its context, and on arguments of another kind.
     """
+    check_model(model)
+    check_functions(denoise=denoise, on_step=on_step)
     rows = token_rows(rows, model.config.num_embeddings, "row")
     check_keys(keys, len(rows))
-    config = fitted(config or SamplerConfig(), model.config)
-    special = special or known_special_tokens(model)
+    config = fitted(SamplerConfig() if config is None else config, model.config)
+    special = known_special_tokens(model) if special is None else special
+    check_special(special, model.config.num_embeddings)
     check_infilling(config)
     for row in rows:
         known = cut(row, special.mask)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llada_plugins.diffusion.denoiser import PADDING
+from llada_plugins.files.json_files import short
 
 from .config import SamplerConfig
 from .draft import Draft, Filled, Review, unreviewed
@@ -123,6 +124,10 @@ class Trace:
         rows: Collection[int] | None = None,
         max_tokens: int | None = None,
     ) -> None:
+        if not isinstance(config, SamplerConfig):
+            raise ValueError(f"config must be the SamplerConfig of the call, got {short(config)}")
+        if rows is not None and not isinstance(rows, Collection):
+            raise ValueError(f"rows must be a set of numbers of prompts, got {short(rows)}")
         self.config, self.rows, self.max_tokens = config, rows, max_tokens
         self.events: defaultdict[int, list[Event]] = defaultdict(list)  # by prompt
         self.cut: set[int] = set()  # prompts of which blocks were left out
