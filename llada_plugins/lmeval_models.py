@@ -36,6 +36,7 @@ from llada_plugins.harness.lmeval_options import (
 )
 from llada_plugins.harness.lmeval_requests import DEFAULT_MAX_GEN_TOKS, read_request
 from llada_plugins.harness.lmeval_saving import check_output, fail_where_unsaved
+from llada_plugins.harness.lmeval_tasks import named_template
 from llada_plugins.harness.lmeval_tokenizers import lend
 from llada_plugins.harness.lmeval_trajectories import question_ids, samples_folder, with_place
 from llada_plugins.models.folder import DEFAULT
@@ -141,6 +142,7 @@ class LLaDA(LikelihoodLM):
 
     @property
     def tokenizer_name(self) -> str:
+        self._choose_template()
         return lmeval_cached_requests.tokenizer_name(self.engine)
 
     def tok_encode(
@@ -182,8 +184,18 @@ class LLaDA(LikelihoodLM):
         add_generation_prompt=False continues the last message (lm-eval's gen_prefix).
         """
         self._enter_run()
+        self._choose_template()
         self._chats = True
         return self.engine.render_chat(chat_history, prefill=not add_generation_prompt)
+
+    def _choose_template(self) -> None:
+        """Render through the template that the running evaluation names.
+
+        lm-eval names it to a model only where results are written down.
+        """
+        name = named_template()
+        if name is not None:
+            self.engine.use_template(name or None)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template's text, for the results file.
@@ -192,8 +204,7 @@ class LLaDA(LikelihoodLM):
         ValueError where the tokenizer has no template of that name: lm-eval's own
         method records it, and renders another.
         """
-        if isinstance(chat_template, str):
-            self.engine.use_template(chat_template)
+        self.engine.use_template(chat_template if isinstance(chat_template, str) else None)
         templates = self.tokenizer.chat_template
         return templates.get("default") if isinstance(templates, dict) else templates
 

@@ -471,8 +471,50 @@ def test_the_template_that_lm_eval_names_is_recorded_and_rendered(folder):
     assert model.chat_template("tool_use") == TEMPLATES[1]["template"]
     assert model.apply_chat_template(CHAT) == "T?"
     assert model.chat_template("tool_use") == TEMPLATES[1]["template"]  # told once for every task
+    assert model.chat_template(True) == TEMPLATES[0]["template"]  # of another run
+    assert model.apply_chat_template(CHAT) == "D?"
+    named = lmeval_models.LLaDA(pretrained=str(folder), device="cpu", chat_template="tool_use")
+    assert named.chat_template(True) == TEMPLATES[1]["template"]
     with pytest.raises(
         ValueError,
-        match="'default' was asked for, and chat_template='tool_use' before: give one of them",
+        match="'default' was asked for, and chat_template='tool_use' in the options: give one of",
     ):
-        model.chat_template("default")
+        named.chat_template("default")
+
+
+def test_an_evaluation_from_python_renders_the_template_that_it_names(folder, tmp_path):
+    """There lm-eval tells no model the name, unless its results are written to a folder."""
+    lmeval_models = pytest.importorskip("llada_plugins.lmeval_models")
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    in_config(folder)
+    (tmp_path / "docs.jsonl").write_text('{"question": "?"}\n')
+    (tmp_path / "named_template.yaml").write_text(
+        "task: named_template\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        f"    test: {tmp_path / 'docs.jsonl'}\ntest_split: test\noutput_type: generate_until\n"
+        'doc_to_text: "{{question}}"\ndoc_to_target: a\n'
+        "generation_kwargs:\n  until: []\n  max_gen_toks: 4\n"
+        "metric_list:\n  - metric: exact_match\n"
+    )
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    model = lmeval_models.LLaDA(pretrained=str(folder), device="cpu")
+
+    def prompt(template: bool | str) -> str:
+        found = simple_evaluate(
+            model=model,
+            tasks=["named_template"],
+            task_manager=manager,
+            apply_chat_template=template,
+            bootstrap_iters=0,
+        )
+        return found["samples"]["named_template"][0]["arguments"][0][0]
+
+    assert [prompt(each) for each in (True, "tool_use", "default", True)] == [
+        "D?",
+        "T?",
+        "D?",
+        "D?",
+    ]
+    with pytest.raises(ValueError, match="chat_template='chat': this tokenizer's chat templates"):
+        prompt("chat")

@@ -78,6 +78,7 @@ class Engine:
         if self.config.add_bos_token:
             check_bos_token(self.tokenizer, tokenizer_folder)
         self.chat_template = self.config.chat_template  # a name; None: the only one or the default
+        self._templates: Any = None  # all of the tokenizer's, where `use_template` chose one
         self.special = mask_known(self.folder, tokenizer_folder, config, self.config.mask_id)
         self.max_length = context_length(config, self.config.max_length)
         self.loading = loading or Loading(self._read)
@@ -236,20 +237,28 @@ class Engine:
         text.check_vocabulary(ids, self.model.config.num_embeddings, str(self.folder))
         return ids
 
-    def use_template(self, name: str) -> None:
+    def use_template(self, name: str | None) -> None:
         """Render chats through the tokenizer's template of that name from here on.
 
-        ValueError where another was chosen, or it has none.
+        None: through that of the options, or the default. ValueError where the options name
+        another, or the tokenizer has none of that name.
         """
-        if self.chat_template == name:
-            return
-        if self.chat_template is not None:
+        given = self.config.chat_template
+        wanted = given if name is None else name
+        if given not in (None, wanted):
             raise ValueError(
-                f"chat template {name!r} was asked for, and chat_template={self.chat_template!r} "
-                "before: give one of them"
+                f"chat template {name!r} was asked for, and chat_template={given!r} in the "
+                "options: give one of them"
             )
-        choose_template(self.tokenizer, name)
-        self.chat_template = name
+        if self.chat_template == wanted:
+            return
+        if self._templates is not None:
+            self.tokenizer.chat_template, self._templates = self._templates, None
+        self.chat_template = None
+        if wanted is not None:
+            several = self.tokenizer.chat_template
+            choose_template(self.tokenizer, wanted)
+            self.chat_template, self._templates = wanted, several
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], prefill: bool = False) -> str:
         """The prompt string of a chat, ending with the assistant's header.

@@ -119,6 +119,14 @@ def reading_greedy() -> dict[str, tuple[str, bool]]:
     return found
 
 
+def named_template() -> str | None:
+    """The chat template that the running `evaluate` names; "" the default, None: none runs."""
+    asked = _evaluated().get("apply_chat_template")
+    if asked is None:
+        return None
+    return asked if isinstance(asked, str) else ""
+
+
 def _evaluated() -> Mapping[str, Any]:
     """The variables of the running `evaluate`; {} where none runs."""
     running = (frame.f_locals for frame in callers() if frame.f_code.co_name == "evaluate")
