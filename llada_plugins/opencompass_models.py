@@ -27,7 +27,7 @@ from llada_plugins.harness.opencompass_options import (
     sampler_options,
 )
 from llada_plugins.harness.opencompass_processes import join_process_group, of_first_rank
-from llada_plugins.harness.opencompass_refusals import check_dataset
+from llada_plugins.harness.opencompass_refusals import check_dataset, check_ends
 from llada_plugins.harness.opencompass_streams import Streams
 from llada_plugins.harness.opencompass_tasks import (
     dataset_configs,
@@ -37,7 +37,7 @@ from llada_plugins.harness.opencompass_tasks import (
 from llada_plugins.harness.opencompass_templates import TemplateParser
 from llada_plugins.harness.opencompass_trajectories import place_recorder, with_place
 from llada_plugins.harness.stop_strings import stop_strings
-from llada_plugins.options.fields import names, reject_unknown
+from llada_plugins.options.fields import as_flag, names, reject_unknown
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +95,9 @@ class LLaDA(LikelihoodModel):
         from llada_plugins.engine.notices import WarnOnce
 
         self._check_names(options)
+        chat = None if chat is None else as_flag("chat", chat)
+        record_stats = as_flag("record_stats", record_stats)
+        tokenizer_only = as_flag("tokenizer_only", tokenizer_only)
         path, chat, stop_words = of_preset(
             options.get("preset"), path, chat, stop_words, wrapped=bool(meta_template)
         )
@@ -112,6 +115,7 @@ class LLaDA(LikelihoodModel):
             self._load_tokenizer(path, options)
         else:
             self._load(path, options)
+            check_ends(meta_template, self.engine.special.ends)
             max_seq_len = self.engine.max_length
         super().__init__(
             path=path,

@@ -172,6 +172,8 @@ def test_meta_template_wraps_the_turns(tiny_checkpoint) -> None:
         ]
     )
     model = LLaDA(str(tiny_checkpoint), meta_template=meta, **OPTIONS)
+    own_end = dict(meta, eos_token_id=model.engine.special.eos)
+    LLaDA(str(tiny_checkpoint), meta_template=own_end, **OPTIONS)  # says nothing new
     assert model.parse_template(ANSWERED, "gen") == "<h>Q</h><b>"
     assert model.parse_template(MESSAGES[1:], "gen") == "<h>Q</h><b>"
     assert model.template_parser.split(ANSWERED) == ("<h>Q</h><b>", "A</b>")
@@ -502,6 +504,17 @@ def test_rows_that_choices_have_in_common_run_once(tiny_checkpoint, tmp_path) ->
         (
             dict(path="{tiny}", meta_template=dict(round=[]), record_stats=True),
             "meta_template and record_stats exclude each other",
+        ),
+        (dict(path="{tiny}", chat="no"), "chat must be true or false, got 'no'"),
+        (dict(path="{tiny}", record_stats=2), "record_stats must be true or false, got 2"),
+        (dict(path="{tiny}", tokenizer_only="x"), "tokenizer_only must be true or false, got 'x'"),
+        (
+            dict(path="{tiny}", generation_kwargs=dict(num_return_sequences=True)),
+            "num_return_sequences must be a whole number, at least 1, got True",
+        ),
+        (
+            dict(path="{tiny}", meta_template=dict(round=[], eos_token_id=5)),
+            r"meta_template's eos_token_id \(5\) ends no answer .* ends are \d+, .*stop_words",
         ),
         (dict(path="{tiny}", max_seq_len=4096), "exceeds the model's context of 128"),
         (dict(path="no/such/folder"), "no such folder"),

@@ -67,7 +67,7 @@ def check_generation_kwargs(generation_kwargs: Mapping[str, Any]) -> None:
 def num_answers(generation_kwargs: Mapping[str, Any], default: int = 1) -> int:
     """How many answers to each prompt are asked for."""
     number = generation_kwargs.get("num_return_sequences", default)
-    if not isinstance(number, int) or number < 1:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ValueError(f"num_return_sequences must be a whole number, at least 1, got {number!r}")
     return number
 

@@ -109,6 +109,22 @@ def _refusal(name: str, inferencer: Mapping[str, Any]) -> str | None:
     return None
 
 
+def check_ends(meta_template: Mapping[str, Any] | None, ends: Sequence[int]) -> None:
+    """Raise ValueError where meta_template names an end of answers that the model does not have."""
+    named = (meta_template or {}).get("eos_token_id")
+    if named is None:
+        return
+    several = named if isinstance(named, list | tuple) else [named]
+    others = [str(each) for each in several if each not in ends]
+    if others:
+        raise ValueError(
+            f"meta_template's eos_token_id ({', '.join(others)}) ends no "
+            f"answer of this checkpoint, whose ends are {', '.join(map(str, ends)) or 'none'}: "
+            "leave it out, and write that token's text in stop_words, or its id in the "
+            "checkpoint's generation_config.json"
+        )
+
+
 def reads_lists(config: Mapping[str, Any]) -> bool:
     """May the data set's evaluator be given a list of answers? Evaluators of others are trusted."""
     from opencompass.registry import ICL_EVALUATORS
