@@ -99,6 +99,15 @@ def test_prompts_that_leave_no_room_are_left_out_and_told_in_one_line(tmp_path, 
         f"{tmp_path / 'data.jsonl'}:2: the prompt leaves no room for an answer in --seq_len 4; "
         "left out, 2 of 4 examples in all"
     ]
+    caplog.clear()
+    cut = {"prompt": "1", "completion": "2345"}
+    assert [len(each.input_ids) for each in read(tmp_path, words, short, cut, cut, seq_len=4)] == [
+        *(3, 4, 4)
+    ]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'data.jsonl'}:2: the answer loses its end after --seq_len 4 tokens; cut, "
+        "2 of 3 examples in all"
+    ]
     # nor had it any
     with pytest.raises(
         ValueError, match=r"data.jsonl:2: prompt_length \(4\) must leave at least one answer token"

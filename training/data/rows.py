@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,9 @@ from .token_cache import digest, kept
 
 logger = logging.getLogger(__name__)
 
-# raise it when rows of the same data and options become other examples: kept ones are
-# then made again
-CACHE_VERSION = 2
+# raise it when rows of the same data and options become other examples, or what is kept
+# beside them changes: kept ones are then made again
+CACHE_VERSION = 3
 # of FORMS
 COLUMNS: tuple[tuple[str, ...], ...] = (
     ("messages",),
@@ -56,7 +56,7 @@ def read_jsonl(
 
     A dialogue's prompts are rendered by the chat template; texts of prompt and
     completion are taken as they are. seq_len: longer rows lose the end of their answer;
-    where the prompt leaves it no token they are left out, and counted in the log.
+    where the prompt leaves it no token they are left out. Both are counted in the log.
     cache: folder that keeps token rows of the same data, vocabulary and options; None
     keeps none. Raises FileNotFoundError, or ValueError that names file and line.
     """
@@ -112,30 +112,28 @@ def read_hub(
 def _kept(
     source: RowSource, vocab: Vocabulary, append_eos: bool, seq_len: int | None, cache: Path | None
 ) -> Examples:
-    """The source's examples, from the cache where it has them; logs how many were left out."""
+    """The source's examples, from the cache where it has them; logs which did not fit."""
     if cache is None:
-        examples, left_out = _read(source, vocab, append_eos, seq_len)
+        examples, too_long = _read(source, vocab, append_eos, seq_len)
     else:
-        examples, left_out = _cached(source, vocab, append_eos, seq_len, cache)
-    if left_out is not None:
-        logger.info(
-            "%s%s: the prompt leaves no room for an answer in --seq_len %d; left out, %d of %d "
-            "examples in all",
-            source.name,
-            left_out.first,
-            seq_len,
-            left_out.number,
-            left_out.number + len(examples),
-        )
+        examples, too_long = _cached(source, vocab, append_eos, seq_len, cache)
+    total = len(examples) + (too_long.left_out.number if too_long.left_out else 0)
+    for what, those in (
+        ("the prompt leaves no room for an answer in --seq_len %d; left out", too_long.left_out),
+        ("the answer loses its end after --seq_len %d tokens; cut", too_long.cut),
+    ):
+        if those is not None:
+            message = f"%s%s: {what}, %d of %d examples in all"
+            logger.info(message, source.name, those.first, seq_len, those.number, total)
     return examples
 
 
 def _cached(
     source: RowSource, vocab: Vocabulary, append_eos: bool, seq_len: int | None, cache: Path
-) -> tuple[Examples, LeftOut | None]:
+) -> tuple[Examples, TooLong]:
     def write(folder: Path) -> None:
-        examples, left_out = _read(source, vocab, append_eos, seq_len, folder)
-        meta = {"source": source.name, "num_rows": len(examples), "left_out": left_out}
+        examples, too_long = _read(source, vocab, append_eos, seq_len, folder)
+        meta = {"source": source.name, "num_rows": len(examples), **too_long._asdict()}
         (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
     assert vocab.identity is not None  # else rows of two tokenizers could not be told apart
@@ -151,15 +149,28 @@ def _cached(
         seq_len,
     ]
     folder = kept(cache, made_of, write)
-    left_out = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["left_out"]
-    return Examples.load(folder), LeftOut(*left_out) if left_out else None
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    found = {name: Those(*meta[name]) if meta[name] else None for name in TooLong._fields}
+    return Examples.load(folder), TooLong(**found)
 
 
-class LeftOut(NamedTuple):
-    """Examples whose prompt leaves no room for an answer."""
+class Those(NamedTuple):
+    """Some examples."""
 
     first: str  # place of the first
     number: int
+
+    @classmethod
+    def at(cls, places: Sequence[str]) -> Those | None:
+        """Of these places; None of none."""
+        return cls(places[0], len(places)) if places else None
+
+
+class TooLong(NamedTuple):
+    """Examples that seq_len does not hold whole."""
+
+    left_out: Those | None  # whose prompt leaves no room for an answer
+    cut: Those | None  # whose answer has lost its end
 
 
 def _read(
@@ -168,9 +179,10 @@ def _read(
     append_eos: bool,
     seq_len: int | None,
     folder: Path | None = None,
-) -> tuple[Examples, LeftOut | None]:
-    """Examples, and which were left out."""
+) -> tuple[Examples, TooLong]:
+    """Examples, and which did not fit."""
     left_out: list[str] = []  # places
+    cut: list[str] = []
 
     def fitting() -> Iterator[Example]:
         for place, row in source.rows:
@@ -179,8 +191,10 @@ def _read(
                     if has_no_room(example, seq_len):
                         left_out.append(place)
                         continue
-                    cut = example._replace(input_ids=example.input_ids[:seq_len])
-                    yield check_example(cut, vocab)
+                    short = example._replace(input_ids=example.input_ids[:seq_len])
+                    if len(short.input_ids) < len(example.input_ids):
+                        cut.append(place)
+                    yield check_example(short, vocab)
             except ValueError as error:
                 raise ValueError(f"{source.name}{place}: {error}") from None
 
@@ -192,7 +206,7 @@ def _read(
         )
     if not examples:
         raise ValueError(source.without)
-    return examples, LeftOut(left_out[0], len(left_out)) if left_out else None
+    return examples, TooLong(Those.at(left_out), Those.at(cut))
 
 
 def _value(row: Any) -> Any:

@@ -81,7 +81,7 @@ class SFTOptions(Options):
     seq_len: int | None = arg(
         None,
         "tokens after which rows lose the end of their answer; those whose prompt leaves it no "
-        "room are left out and counted (default: rows too long for the model are an error)",
+        "room are left out; both are counted (default: rows too long for the model are an error)",
     )
     token_cache: str | None = arg(
         None,
