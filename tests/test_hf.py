@@ -241,6 +241,16 @@ def test_generation_config_and_sampler_config_say_the_same(tiny_checkpoint):
     assert record.num_forwards.tolist() == [each.num_forwards for each in expected]
 
 
+def test_do_sample_false_is_greedy_whatever_else_is_given(tiny_checkpoint):
+    model, ids = load(tiny_checkpoint), some_ids()
+    greedy = model.generate(ids, max_new_tokens=8, steps=4)
+    sampled = model.generate(ids, max_new_tokens=8, steps=4, temperature=5.0)
+    assert not torch.equal(sampled, greedy)  # an option of ours, which needs no do_sample
+    for more in (dict(temperature=5.0), dict(temperature=5.0, top_k=3), dict(top_p=0.9)):
+        asked = model.generate(ids, do_sample=False, max_new_tokens=8, steps=4, **more)
+        assert torch.equal(asked, greedy)
+
+
 def test_padding_of_prompts_changes_no_answer(tiny_checkpoint):
     model, ids = load(tiny_checkpoint), some_ids(1)
     options = dict(max_new_tokens=8, steps=4)

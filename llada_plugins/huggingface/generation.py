@@ -22,7 +22,8 @@ from llada_plugins.sampling.draft import Sample
 from llada_plugins.sampling.generate import generate
 
 # fields of a GenerationConfig that are read, or that never change an answer
-SAMPLING = {"do_sample", "temperature", "top_k", "top_p"}
+OF_SAMPLING = {"temperature", "top_k", "top_p"}
+SAMPLING = {"do_sample", *OF_SAMPLING}
 LENGTH = {"max_new_tokens", "max_length"}
 TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id"}
 INERT = {"use_cache", "return_dict_in_generate", "transformers_version", "_from_model_config"}
@@ -66,6 +67,8 @@ def answer(
         sampler, config = asked, GenerationConfig(**rest)
     else:
         config = copy.deepcopy(asked)
+        if rest.get("do_sample") is False:  # greedy whatever else is given, as in transformers
+            rest = {name: rest[name] for name in rest if name not in OF_SAMPLING}
         own = {name: rest.pop(name) for name in names(SamplerConfig) if name in rest}
         if unknown := config.update(**rest):
             raise ValueError(
