@@ -240,6 +240,36 @@ def test_lm_eval_writes_beside_its_samples_and_its_verdicts_are_found(tmp_path):
     assert {answer.verdict for answer in run.answers} == {True, False}
 
 
+def test_documents_that_samples_chooses_keep_their_numbers(tmp_path, caplog):
+    pytest.importorskip("lm_eval")
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from llada_plugins.lmeval_models import LLaDA
+
+    model = LLaDA(record="trajectory", record_file=str(tmp_path / SUFFIX), device="cpu", steps=4)
+
+    def documents(chosen: list[int]) -> tuple[dict, dict]:
+        """The puzzles by number, of lm-eval's samples and of what was recorded."""
+        (tmp_path / SUFFIX).unlink(missing_ok=True)
+        found = simple_evaluate(
+            model=model,
+            tasks=["sudoku4"],
+            task_manager=TaskManager(include_path=str(CONFIGS / "lmeval"), include_defaults=False),
+            samples={"sudoku4": chosen},
+        )
+        [run] = read_runs([tmp_path])
+        said = {answer.line["doc_id"]: answer.line["prompt"] for answer in run.answers}
+        samples = found["samples"]["sudoku4"]
+        return {row["doc_id"]: row["arguments"][0][0] for row in samples}, said
+
+    theirs, ours = documents([2, 5])
+    assert ours == theirs and set(ours) == {2, 5} and "rising" not in caplog.text
+    theirs, disordered = documents([5, 2])
+    assert disordered == ours == {2: theirs[5], 5: theirs[2]}
+    assert "sudoku4: --samples gives documents out of order or twice" in caplog.text
+
+
 def test_lm_eval_without_an_output_folder_is_told_before_any_weights():
     pytest.importorskip("lm_eval")
     from llada_plugins.lmeval_models import LLaDA

@@ -12,7 +12,7 @@ from llada_plugins.engine.notices import WarnOnce
 from llada_plugins.engine.request import Request
 from llada_plugins.settings.table import Preset
 
-from .lmeval_tasks import drawing_examples
+from .lmeval_tasks import drawing_examples, renamed_documents
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,15 @@ def warn_of_drawn_examples(warnings: WarnOnce) -> None:
             f"{name}: lm-eval draws few-shot examples for one document after another, and each "
             "process begins anew: prompts are not those of a run in another number of "
             "processes, unless the task sets fewshot_config: {sampler: first_n}"
+        )
+
+
+def warn_of_samples(warnings: WarnOnce) -> None:
+    """Say in which tasks lm-eval's files of samples name other documents than were evaluated."""
+    for name in renamed_documents():
+        warnings.warn(
+            f"{name}: --samples gives documents out of order or twice, and lm-eval writes doc_id "
+            "in that order beside answers in the task's: give each number once, rising"
         )
 
 

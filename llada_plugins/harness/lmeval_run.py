@@ -17,6 +17,7 @@ from llada_plugins.provenance.manifest import Recorder
 from .lmeval_cache import tied
 from .lmeval_likelihood_checks import check_greedy
 from .lmeval_manifest import evaluation, manifest
+from .lmeval_options import warn_of_samples
 from .lmeval_processes import ParallelLM
 from .lmeval_record import Samplers
 from .statistics import TotalsByTask
@@ -56,6 +57,7 @@ class RecordedLM(ParallelLM):
             self._chats = False
             self.engine.overlong.counts.clear()
         check_greedy(self.engine, self._warnings)
+        warn_of_samples(self._warnings)
         self._run = begun
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:

@@ -76,15 +76,34 @@ def numbers(requests: Sequence[Instance], drawn: Sequence[bool]) -> list[int]:
 def _earlier(chosen: set[Task]) -> dict[Task, dict[int | None, int]]:
     """Of each document of these tasks, how many of the whole task before it ask the same."""
     found: dict[Task, dict[int | None, int]] = {}
-    samples = _evaluated().get("samples") or {}
+    samples = chosen_documents()
     for name, task in tasks().items():
         if task not in chosen:
             continue
         before = occurrences(repr(task.doc_to_text(document)) for document in task.eval_docs)
-        if samples.get(name):  # lm-eval numbers these anew, in the order of the task
-            before = [before[row] for row in sorted(set(samples[name]))]
+        if name in samples:
+            before = [before[row] for row in samples[name]]
         found[task] = dict(enumerate(before))
     return found
+
+
+def chosen_documents() -> dict[str, list[int]]:
+    """By task, the documents that --samples chooses, in the order of the task.
+
+    lm-eval numbers them anew, from 0: a request's doc_id is a place in this list.
+    """
+    samples = _evaluated().get("samples") or {}
+    return {name: sorted(set(numbers)) for name, numbers in samples.items() if numbers}
+
+
+def renamed_documents() -> list[str]:
+    """The tasks in whose files of samples lm-eval gives documents of --samples other numbers.
+
+    It names them in the order in which --samples gives them, and evaluates in the task's.
+    """
+    samples = _evaluated().get("samples") or {}
+    chosen = chosen_documents()
+    return [name for name, numbers in chosen.items() if numbers != list(samples[name])]
 
 
 def drawing_examples() -> list[str]:

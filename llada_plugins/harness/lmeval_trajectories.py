@@ -14,6 +14,7 @@ from llada_plugins.engine.request import QuestionId
 
 from .frames import callers
 from .lmeval_notes import repeats
+from .lmeval_tasks import chosen_documents
 
 
 def with_place(options: dict[str, Any]) -> dict[str, Any]:
@@ -38,8 +39,15 @@ def samples_folder() -> Path | None:
 
 
 def question_ids(requests: Sequence[Instance]) -> list[QuestionId]:
-    """The question of each request of a call, and which answer to it."""
-    return [
-        QuestionId(request.task_name, request.doc_id, number)
-        for request, number in zip(requests, repeats(requests))
-    ]
+    """The question of each request of a call, and which answer to it.
+
+    Documents that --samples chooses have their numbers in the task, as in lm-eval's samples.
+    """
+    chosen = chosen_documents()
+    found = []
+    for request, number in zip(requests, repeats(requests)):
+        document, rows = request.doc_id, chosen.get(request.task_name or "")
+        if rows and document is not None:
+            document = rows[document]
+        found.append(QuestionId(request.task_name, document, number))
+    return found
