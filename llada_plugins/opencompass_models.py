@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from llada_plugins.harness.opencompass_errors import told_in_one_line
 from llada_plugins.harness.opencompass_likelihood import LikelihoodModel
 from llada_plugins.harness.opencompass_names import check_names
 from llada_plugins.harness.opencompass_options import (
@@ -79,6 +80,7 @@ class LLaDA(LikelihoodModel):
 
     method = "llada"
 
+    @told_in_one_line
     def __init__(
         self,
         path: str | None = None,

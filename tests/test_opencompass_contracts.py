@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,9 @@ def model(tiny_checkpoint: Path) -> LLaDA:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch) -> None:
-    """Stock code leaves folders in the working directory."""
+    """Stock code leaves folders in the working directory, and a refused task what tells of it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
 
 
 def inferred(inferencer: type, model: LLaDA, folder: Path, **options) -> dict:
@@ -285,3 +287,19 @@ def test_an_answer_that_no_block_divides_has_the_length_that_the_data_set_asks_f
     )
     rows = inferred(stock.GenInferencer, model, tmp_path, max_out_len=30)
     assert {row["prediction"]["tokens"] for row in rows.values()} == {30}
+
+
+def test_a_refused_entry_is_one_line_where_it_ends_opencompass(tiny_checkpoint, capsys):
+    """As with --debug, where tasks run in OpenCompass' own process."""
+
+    def printed(error: BaseException) -> str:
+        sys.excepthook(type(error), error, error.__traceback__)
+        return capsys.readouterr().err
+
+    with pytest.raises(ValueError, match="unknown option 'stepz'") as refused:
+        LLaDA(str(tiny_checkpoint), stepz=3)
+    assert printed(refused.value).startswith("Traceback")  # of a program of one's own
+    with pytest.raises(ValueError, match="unknown option 'stepz'") as refused:
+        task(entry(stock.GenInferencer), str(tiny_checkpoint), stepz=3).run()
+    assert printed(refused.value) == f"error: {refused.value}\n"
+    assert printed(ValueError("another")) == "ValueError: another\n"
