@@ -533,6 +533,15 @@ def test_noise_differs_between_steps_micro_steps_and_processes():
             "--num_train_epochs must be above 0, got nan",
         ),
         (
+            ["--preset", "sudoku4", "--num_train_epochs", "2"],
+            "--num_train_epochs has no effect beside --max_steps 2000 of the preset sudoku4: leave "
+            "it out, or give --max_steps -1",
+        ),
+        (
+            ["--preset", "sudoku4", "--max_steps=5", "--num-train-epochs=2"],
+            "--num_train_epochs has no effect beside --max_steps 5: leave it out, or",
+        ),
+        (
             ["--preset", "sudoku4", "--max_steps", "0"],
             "--max_steps must be at least 1, or -1 for whole epochs, got 0",
         ),

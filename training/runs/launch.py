@@ -88,6 +88,7 @@ def parse(
         rejoin("gloo" if given.use_cpu else given.ddp_backend)
         parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
         chosen, arguments = parsed[:2]  # after them comes what is of neither, as --config
+        _check_epochs(argv, arguments, given.preset if given.preset in presets else None)
         arguments.check_optimizer()
     except (ValueError, ImportError, OSError) as error:
         refuse(error)
@@ -98,6 +99,18 @@ def parse(
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
     return chosen, arguments
+
+
+def _check_epochs(argv: Sequence[str], arguments: RunArguments, preset: str | None) -> None:
+    """Raise ValueError on --num_train_epochs where --max_steps decides, perhaps a preset's."""
+    flags = {word.partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    if "__num_train_epochs" not in flags or arguments.max_steps < 0:
+        return
+    origin = "" if preset is None or "__max_steps" in flags else f" of the preset {preset}"
+    raise ValueError(
+        f"--num_train_epochs has no effect beside --max_steps {arguments.max_steps}{origin}: leave "
+        "it out, or give --max_steps -1"
+    )
 
 
 def check_transformers() -> None:
