@@ -1,8 +1,8 @@
 """Distilled students by name: teacher, data and hyper-parameters; every flag overrides them.
 
 None reproduces a paper's table, and none is shipped. Scores are of one seed; docs/tiny-models.md
-has two runs of sudoku4's, which save 34 % of forwards at half a point with this teacher, and with
-a weaker one miss its accuracy.
+has two runs of sudoku4's, which save 34 and 32 % of forwards at half a point with two teachers, and
+with a third miss its accuracy.
 
 sudoku4: from the shipped model, on its right canonical answers to 24,000 puzzles.
   command  python -m training.distill --preset sudoku4 --output_dir outputs/sudoku4_distilled
