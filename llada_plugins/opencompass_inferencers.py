@@ -61,6 +61,11 @@ class _WithErrors(_Stock):
                 f"llada_plugins' {type(self).__name__} serves llada_plugins' models, got "
                 f"{type(self.model).__name__}: name OpenCompass' own {type(self).__name__} for it"
             )
+        if arguments.get("normalizing_str") is not None:
+            raise ValueError(
+                "with normalizing_str a value is the difference of two likelihoods, of which no "
+                f"error is filed: name OpenCompass' own {type(self).__name__}"
+            )
         stock_inference = functools.partial(super().inference, retriever, **arguments)
         asked: list[tuple[Pair, int]] = []
 

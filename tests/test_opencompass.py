@@ -454,6 +454,20 @@ def test_our_inferencers_refuse_models_of_others_in_one_line(tmp_path) -> None:
         written(PPLInferencer, BaseModel(path="-"), tmp_path)
 
 
+def test_differences_of_likelihoods_are_refused_before_any_is_estimated(
+    tiny_checkpoint, tmp_path
+) -> None:
+    model = LLaDA(str(tiny_checkpoint), **OPTIONS)
+    with pytest.raises(ValueError, match="normalizing_str .* name OpenCompass' own PPLInferencer"):
+        PPLInferencer(model).inference(
+            None,
+            normalizing_str="A:",
+            output_json_filepath=str(tmp_path),
+            output_json_filename="x.json",
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_that_choices_have_in_common_run_once(tiny_checkpoint, tmp_path) -> None:
     model = LLaDA(str(tiny_checkpoint), **OPTIONS)
     rows, plain = [], model.engine.denoise
