@@ -29,7 +29,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, string: str, *, add_special_tokens: bool) -> list[int]:
-    ids: list[int] = tokenizer.encode(string, add_special_tokens=add_special_tokens)
+    # engine and training judge lengths themselves: verbose=False, or transformers would warn
+    ids: list[int] = tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False)
     return ids
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llada_plugins.files.utf8 import check_text
-from llada_plugins.models.text import render_chat
+from llada_plugins.models import text
 from llada_plugins.models.tokenizer import load_tokenizer
 
 from . import dialogue, row_keys
@@ -23,7 +23,9 @@ FORMS = (
 class Vocabulary(NamedTuple):
     """How text becomes ids, and which ids and lengths the model knows."""
 
-    encode: Callable[[str], list[int]]
+    encode: Callable[[str], list[int]]  # of an answer: no special tokens are added
+    # of a prompt, as an Engine encodes it: with those that the tokenizer puts round a text
+    encode_prompt: Callable[[str], list[int]]
     vocab_size: int
     max_length: int
     eos_id: int
@@ -36,15 +38,18 @@ def vocabulary(folder: Path, vocab_size: int, max_length: int, eos_id: int) -> V
     """The vocabulary of a checkpoint folder's tokenizer."""
     tokenizer = load_tokenizer(folder)
 
-    def encode_text(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    def encode_answer(string: str) -> list[int]:
+        return tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
 
     def identity() -> list[Any]:
         backend = tokenizer.backend_tokenizer.to_str()
         return [backend, tokenizer.chat_template, tokenizer.special_tokens_map]
 
-    render = partial(render_chat, tokenizer) if tokenizer.chat_template else None
-    return Vocabulary(encode_text, vocab_size, max_length, eos_id, render, identity)
+    render = partial(text.render_chat, tokenizer) if tokenizer.chat_template else None
+    encode_prompt = partial(text.encode, tokenizer)
+    return Vocabulary(
+        encode_answer, encode_prompt, vocab_size, max_length, eos_id, render, identity
+    )
 
 
 def encode(
@@ -70,7 +75,7 @@ def parse_row(row: Any, vocab: Vocabulary, append_eos: bool) -> list[Example]:
         raise _unexpected(type(row).__name__)
     row = row_keys.own(row)
     keys = row.keys()
-    if keys == {"prompt", "completion"} and all(isinstance(text, str) for text in row.values()):
+    if keys == {"prompt", "completion"} and all(isinstance(value, str) for value in row.values()):
         return [_encode(row["prompt"], row["completion"], vocab, append_eos)]
     if keys == {"input_ids", "prompt_length"}:
         ids, prompt_length = row["input_ids"], row["prompt_length"]
@@ -102,7 +107,7 @@ def _answers(messages: list[dialogue.Message], vocab: Vocabulary) -> list[tuple[
 def _encode(prompt: str, answer: str, vocab: Vocabulary, append_eos: bool) -> Example:
     check_text(prompt)
     check_text(answer)
-    prompt_ids = vocab.encode(prompt)
+    prompt_ids = vocab.encode_prompt(prompt)
     return Example(prompt_ids + vocab.encode(answer) + [vocab.eos_id] * append_eos, len(prompt_ids))
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # raise it when rows of the same data and options become other examples, or what is kept
 # beside them changes: kept ones are then made again
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 # of FORMS
 COLUMNS: tuple[tuple[str, ...], ...] = (
     ("messages",),
