@@ -15,7 +15,7 @@ from training.data.encoding import Vocabulary
 from training.data.formats import Row, convert, read_rows
 from training.data.rows import read_jsonl
 
-BYTES = Vocabulary(lambda text: list(text.encode()), 258, 1 << 20, 257)
+BYTES = Vocabulary(*[lambda text: list(text.encode())] * 2, 258, 1 << 20, 257)
 FILES = {  # format, file, prompt field, completion field
     "s1k": ("s1k", "s1k/s1k_problem_solution.json", "problem", "solution"),
     "gsm8k-train": ("gsm8k", "gsm8k/train.jsonl", "question", "answer"),

@@ -49,7 +49,7 @@ BY_LENGTH = (
     if "train_sampling_strategy" in RunArguments.__dataclass_fields__
     else ["--group_by_length"]
 )
-BYTES = Vocabulary(lambda text: list(text.encode()), 258, 64, 257)
+BYTES = Vocabulary(*[lambda text: list(text.encode())] * 2, 258, 64, 257)
 
 
 # --- the forward process --------------------------------------------------------------
