@@ -13,10 +13,11 @@ import pytest
 
 from training import data, remask_sft, router_sft, sft
 from training.data import token_cache
-from training.data.byte_tokenizer import EOS, byte_tokenizer
+from training.data.byte_tokenizer import EOS, MASK, byte_tokenizer
 
 USER, ANSWER = {"role": "user", "content": " hi "}, {"role": "assistant", "content": "ho\n"}
 SYSTEM = {"role": "system", "content": "be brief"}
+PROMPTED = {"prompt": "a", "completion": "b"}
 HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
 FIRST = "<|startoftext|>" + HEADER.format("user") + "hi<|eot_id|>" + HEADER.format("assistant")
 
@@ -25,7 +26,7 @@ FIRST = "<|startoftext|>" + HEADER.format("user") + "hi<|eot_id|>" + HEADER.form
 def words(tmp_path_factory) -> data.Vocabulary:
     folder = tmp_path_factory.mktemp("tokenizer")
     ids = byte_tokenizer(folder)
-    return data.vocabulary(folder, 256 + len(ids), 1000, ids[EOS])
+    return data.vocabulary(folder, 256 + len(ids), 1000, ids[EOS], ids[MASK])
 
 
 def read(folder: Path, words: data.Vocabulary, *rows: dict, **options) -> list[data.Example]:
@@ -414,9 +415,48 @@ def test_what_the_template_itself_refuses_is_named_by_file_and_line(tmp_path):
         read(tmp_path, words, {"messages": [USER, ANSWER]})
 
 
-# --- data sets by hub name, or in a folder --------------------------------------------
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"prompt": "a", "completion": ""}, "'completion' is empty: leave the row out"),
+        ({"prompt": "", "completion": ""}, "'completion' is empty: leave the row out"),
+        ({"prompt": f"a{MASK}", "completion": "b"}, "token 1 is the mask token (258)"),
+        ({"prompt": "a", "completion": f"bc{MASK}"}, "token 3 is the mask token (258)"),
+        ({"messages": [USER, {**ANSWER, "content": MASK}]}, "token 25 is the mask token (258)"),
+        ({"input_ids": [258, 1], "prompt_length": 0}, "token 0 is the mask token (258)"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("append_eos", [True, False])
+def test_a_row_that_teaches_nothing_or_the_mask_is_refused(
+    tmp_path, words, row, message, append_eos
+):
+    with pytest.raises(ValueError) as info:
+        read(tmp_path, words, PROMPTED, row, append_eos=append_eos)
+    assert f"data.jsonl:2: {message}" in str(info.value)
+    assert "\n" not in str(info.value)
 
-PROMPTED = {"prompt": "a", "completion": "b"}
+
+def test_texts_are_learned_as_they_are_and_rows_as_often_as_they_stand(tmp_path, words):
+    texts = [("", "b"), (" ", "\n"), ("\ufeffa", "\ufeff"), ("\0", "\0")] * 2
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in texts]
+    found = [halves(example) for example in read(tmp_path, words, *rows)]
+    assert found == [
+        (words.encode(prompt), [*words.encode(answer), words.eos_id]) for prompt, answer in texts
+    ]
+
+
+@pytest.mark.parametrize("train", [sft.main, remask_sft.main, router_sft.main])
+def test_commands_know_the_mask_that_no_row_may_hold(tmp_path, capsys, train):
+    (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": "a", "completion": MASK}) + "\n")
+    command = ["--model", "tiny", "--data", str(tmp_path / "data.jsonl"), "--max_steps", "1"]
+    with pytest.raises(SystemExit) as info:
+        train([*command, "--use_cpu", "--output_dir", str(tmp_path / "out")])
+    said = f"{info.value} {capsys.readouterr().err}"
+    assert info.value.code not in (0, None) and "data.jsonl:1: token 1 is the mask token" in said
+
+
+# --- data sets by hub name, or in a folder --------------------------------------------
 
 
 @pytest.fixture

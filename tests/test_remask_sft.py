@@ -542,7 +542,7 @@ ROW = '{"prompt": "..", "completion": "12"}'
         (
             ["--append_eos", "false"],
             '{"prompt": "12", "completion": ""}',
-            "data.jsonl:2: prompt_length (2) must leave",
+            "data.jsonl:2: 'completion' is empty",
         ),
         (
             ["--seq_len", "2"],

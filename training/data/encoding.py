@@ -32,9 +32,12 @@ class Vocabulary(NamedTuple):
     # a chat as the prompt; None without a chat template
     render: Callable[[Sequence[dialogue.Message]], str] | None = None
     identity: Callable[[], Any] | None = None  # what encode and render do, by content
+    mask_id: int | None = None  # which no row may hold; None: it is not looked for
 
 
-def vocabulary(folder: Path, vocab_size: int, max_length: int, eos_id: int) -> Vocabulary:
+def vocabulary(
+    folder: Path, vocab_size: int, max_length: int, eos_id: int, mask_id: int | None = None
+) -> Vocabulary:
     """The vocabulary of a checkpoint folder's tokenizer."""
     tokenizer = load_tokenizer(folder)
 
@@ -48,7 +51,7 @@ def vocabulary(folder: Path, vocab_size: int, max_length: int, eos_id: int) -> V
     render = partial(text.render_chat, tokenizer) if tokenizer.chat_template else None
     encode_prompt = partial(text.encode, tokenizer)
     return Vocabulary(
-        encode_answer, encode_prompt, vocab_size, max_length, eos_id, render, identity
+        encode_answer, encode_prompt, vocab_size, max_length, eos_id, render, identity, mask_id
     )
 
 
@@ -76,6 +79,11 @@ def parse_row(row: Any, vocab: Vocabulary, append_eos: bool) -> list[Example]:
     row = row_keys.own(row)
     keys = row.keys()
     if keys == {"prompt", "completion"} and all(isinstance(value, str) for value in row.values()):
+        if not row["completion"]:
+            raise ValueError(
+                "'completion' is empty: leave the row out, or, to teach that nothing is answered, "
+                "give input_ids whose answer is EOS"
+            )
         return [_encode(row["prompt"], row["completion"], vocab, append_eos)]
     if keys == {"input_ids", "prompt_length"}:
         ids, prompt_length = row["input_ids"], row["prompt_length"]
@@ -125,4 +133,10 @@ def check_example(example: Example, vocab: Vocabulary) -> Example:
         )
     if not all(0 <= token < vocab.vocab_size for token in example.input_ids):
         raise ValueError(f"input_ids must be between 0 and {vocab.vocab_size - 1}")
+    if vocab.mask_id is not None and vocab.mask_id in example.input_ids:
+        place = example.input_ids.index(vocab.mask_id)
+        raise ValueError(
+            f"token {place} is the mask token ({vocab.mask_id}), which the noise of training puts "
+            "there and which no answer holds: leave it out of the text, or the row"
+        )
     return example

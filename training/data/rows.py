@@ -145,6 +145,7 @@ def _cached(
         vocab.vocab_size,
         vocab.max_length,
         vocab.eos_id,
+        vocab.mask_id,
         append_eos,
         seq_len,
     ]

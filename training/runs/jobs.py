@@ -172,7 +172,7 @@ def _from_scratch(
 ) -> tuple[LLaDA, Vocabulary]:
     with arguments.main_process_first():
         ids = byte_tokenizer(folder)
-    vocab = vocabulary(folder, 256 + len(ids), shape["max_sequence_length"], ids[EOS])
+    vocab = vocabulary(folder, 256 + len(ids), shape["max_sequence_length"], ids[EOS], ids[MASK])
     config = LLaDAConfig(
         vocab_size=vocab.vocab_size,
         mask_token_id=ids[MASK],
@@ -213,8 +213,8 @@ def checkpoint(
                 "tokenizer does not name it"
             )
     assert special is not None and special.eos is not None
-    vocab = vocabulary(folder, config.vocab_size, config.max_sequence_length, special.eos)
-    return Checkpoint(folder, vocab)
+    size, length = config.vocab_size, config.max_sequence_length
+    return Checkpoint(folder, vocabulary(folder, size, length, special.eos, special.mask))
 
 
 def mask_id(config: LLaDAConfig) -> int:
