@@ -170,6 +170,16 @@ def test_a_context_of_spaces_leaves_bos_with_the_context(model):
     )
 
 
+def test_a_context_of_spaces_is_scored_with_the_continuation(model):
+    bos, adds = model.tokenizer.bos_token_id, len(model.tok_encode("")) > 0
+    ids = model.tok_encode("\n a", add_special_tokens=False)
+    expected = log_likelihood(
+        model.engine.model, [([bos] * adds, ids)], mc_num=8, special=model.engine.special
+    )[0].value
+    bound = likelihood_error(model.engine.model, len(ids))
+    assert scored(model, [("\n ", "a")]) == pytest.approx([expected], abs=bound)
+
+
 def test_rolling_windows_are_no_longer_than_the_router_knows():
     lm = LLaDAALA(device="cpu", mc_num=2)
     text = "a text of more than two times sixty-four tokens, " * 4
