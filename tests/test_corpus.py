@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llada_plugins.models.tokenizer import load_tokenizer
+from training import pretrain
 from training.data import corpus
 from training.data.byte_tokenizer import EOS, byte_tokenizer
 from training.data.corpus import Rows, find, tokenise
@@ -45,6 +46,24 @@ def test_rows_are_the_documents_joined_by_eos_and_cut_anywhere(tmp_path, bytes_t
     ]
     assert list(found) == [expected[first : first + 5] for first in range(0, len(expected), 5)]
     assert found.bytes_per_token is None
+
+
+@pytest.mark.parametrize("second", ['{"text": "a<|mdm_mask|>"}', '{"input_ids": [5, 258]}'])
+def test_a_document_with_the_mask_token_is_refused(tmp_path, bytes_tokenizer, second):
+    (tmp_path / "data.jsonl").write_text('{"text": "one"}\n' + second + "\n")
+    source, size = find(str(tmp_path / "data.jsonl"), None, None), len(bytes_tokenizer)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"data.jsonl: document 2 holds the mask token"):
+            tokenise(source, bytes_tokenizer, size, 257, tmp_path / "cache", 258)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_pretraining_knows_the_mask_that_no_document_may_hold(tmp_path):
+    (tmp_path / "data.txt").write_text("one <|mdm_mask|>")
+    command = ["--model", "tiny", "--dataset", str(tmp_path / "data.txt"), "--max_steps", "1"]
+    with pytest.raises(SystemExit) as info:
+        pretrain.main([*command, "--use_cpu", "--output_dir", str(tmp_path / "out")])
+    assert "data.txt: document 1 holds the mask token" in str(info.value)
 
 
 def test_a_text_file_is_one_document_in_which_eos_may_be_spelt_out(

@@ -191,11 +191,17 @@ class Rows(torch.utils.data.Dataset):
 
 
 def tokenise(
-    source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_id: int, cache: Path
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    eos_id: int,
+    cache: Path,
+    mask_id: int | None = None,
 ) -> Path:
     """The folder in `cache` that has the source's tokens, made if it is not there.
 
-    Raises ValueError on ids outside the vocabulary, and on data without any text.
+    mask_id: which no document may hold; None: it is not looked for. Raises ValueError on
+    that, on ids outside the vocabulary, and on data without any text.
     """
     kind = "uint16" if vocab_size <= 1 << 16 else "uint32"
 
@@ -205,11 +211,7 @@ def tokenise(
         with (folder / "tokens.bin").open("wb") as file:
             for ids, size, ended in _encoded(source.pieces(), tokenizer):
                 num_bytes = None if size is None or num_bytes is None else num_bytes + size
-                if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-                    raise ValueError(
-                        f"{source.name}: input_ids must be between 0 and {vocab_size - 1}, found "
-                        f"{min(ids)} to {max(ids)}"
-                    )
+                _check_ids(ids, source.name, vocab_size, mask_id, num_documents + 1)
                 num_documents += ended
                 num_tokens += len(ids)
                 np.array(ids + [eos_id] * ended, kind).tofile(file)
@@ -226,7 +228,24 @@ def tokenise(
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
-    return kept(cache, [source.digest(), tokenizer.backend_tokenizer.to_str(), eos_id, kind], write)
+    made_of = [source.digest(), tokenizer.backend_tokenizer.to_str(), eos_id, kind, mask_id]
+    return kept(cache, made_of, write)
+
+
+def _check_ids(
+    ids: list[int], name: str, vocab_size: int, mask_id: int | None, document: int
+) -> None:
+    """document: the number of the one that the ids are of, from 1."""
+    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+        raise ValueError(
+            f"{name}: input_ids must be between 0 and {vocab_size - 1}, found {min(ids)} to "
+            f"{max(ids)}"
+        )
+    if mask_id is not None and mask_id in ids:
+        raise ValueError(
+            f"{name}: document {document} holds the mask token ({mask_id}), which the noise of "
+            "training puts there: leave it out of the text"
+        )
 
 
 class Encoded(NamedTuple):

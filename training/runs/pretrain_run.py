@@ -118,7 +118,8 @@ def pretrain_job(options: PretrainOptions, arguments: RunArguments) -> TextJob:
     cache = Path(options.token_cache) if options.token_cache else output / "tokens"
     with arguments.main_process_first():
         tokens = [
-            corpus.tokenise(source, tokenizer, config.vocab_size, eos, cache) for source in sources
+            corpus.tokenise(source, tokenizer, config.vocab_size, eos, cache, mask_id(config))
+            for source in sources
         ]
     train, evaluation = corpus.Rows(tokens[0], seq_len), None
     if len(tokens) > 1:
