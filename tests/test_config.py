@@ -234,7 +234,7 @@ def test_a_published_name_is_no_hint_where_ours_is_unknown():
         (PRMOptions, dict(prm_batch_size=0), "prm_batch_size"),
         (PRMOptions, dict(num_candidates_per_block=0), "num_candidates_per_block"),
         (PRMOptions, dict(question_pattern="no group"), "question_pattern"),
-        (RemaskOptions, dict(preset="a", model="b"), "preset"),
+        (RemaskOptions, dict(preset="a", data="b"), "a preset brings its own data"),
         (RemaskOptions, dict(model="tiny", data="x", lora=True, lora_r=0), "lora_r"),
         (RemaskOptions, dict(model="tiny", data="x", ups_width=-1), "ups_width"),
         (FineTuningOptions, dict(model="tiny", data="x", lora=True, lora_dropout=2.0), "lora_drop"),
