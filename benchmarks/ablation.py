@@ -60,6 +60,7 @@ from llada_plugins.sampling.generate import generate
 from llada_plugins.tasks import sudoku
 
 from .ablation_tables import draw, tables
+from .command import check_counts
 from .paired import Outcome, paired_interval
 
 GEN_LENGTH = 16
@@ -100,9 +101,7 @@ class Options:
     html: bool = arg(False, HELP)
 
     def __post_init__(self) -> None:
-        for name in ("num", "num_draws", "batch_size", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "num", "num_draws", "batch_size", "threads")
         self.settings()
 
     def settings(self) -> dict[str, SamplerConfig]:

@@ -37,6 +37,8 @@ from llada_plugins.reports.render import markdown
 from llada_plugins.rewards.block_review import summary
 from llada_plugins.tasks import sudoku
 
+from .command import check_counts
+
 SAMPLER = dict(gen_length=16, block_length=4, steps=4)
 ONE_BY_ONE = dict(method="backmask", backmasking_rule="only_low", backmasking_lookback=2)
 AT_THE_END = dict(
@@ -82,9 +84,7 @@ class Options:
     seed: int = arg(0, "of all random numbers")
 
     def __post_init__(self) -> None:
-        for name in ("num", "num_draws", "batch_size", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "num", "num_draws", "batch_size", "threads")
 
 
 class Outcome(NamedTuple):

@@ -24,7 +24,7 @@ from llada_plugins.engine.engine import Engine
 from llada_plugins.options.fields import arg
 from llada_plugins.tasks import nim
 
-from .command import check_folder, run_benchmark
+from .command import check_counts, check_folder, run_benchmark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,7 @@ class Options:
     json: str | None = arg(None, "file for the results as JSON")
 
     def __post_init__(self) -> None:
-        for name in ("num", "mc_num", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "num", "mc_num", "threads")
         if self.num_choices < 2:
             raise ValueError(f"num_choices must be at least 2, got {self.num_choices}")
         check_folder("json", self.json)

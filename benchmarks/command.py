@@ -24,6 +24,13 @@ def check_folder(name: str, file: str | None) -> None:
         raise ValueError(f"{name}={file!r}: its folder does not exist: create it first")
 
 
+def check_counts(options: object, *names: str) -> None:
+    """Raise ValueError where an option of these names, each a number of something, is below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
+
+
 def run_benchmark(
     options: type,
     name: str,

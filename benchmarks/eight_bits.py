@@ -35,7 +35,7 @@ from llada_plugins.models.scaled_linear import check_device
 from llada_plugins.options.fields import arg
 
 from .clock import clock_of, device_name, timed
-from .command import check_folder, run_benchmark
+from .command import check_counts, check_folder, run_benchmark
 from .random_models import model_config, random_model, random_tokens
 from .steps import quantised_copy
 
@@ -62,9 +62,7 @@ class Options:
     json: str | None = arg(None, "file for the results as JSON")
 
     def __post_init__(self) -> None:
-        for name in ("threads", "step_columns", "canvas_columns", "repetitions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "threads", "step_columns", "canvas_columns", "repetitions")
         check_folder("json", self.json)
         device = pick_device(self.device)
         pick_dtype(self.dtype, device)

@@ -37,7 +37,7 @@ from llada_plugins.tasks import nim
 from llada_plugins.tasks.registry import FEW_SHOT, NIM, TASKS, ExactTask
 
 from .ablation import remembered
-from .command import check_folder, run_benchmark
+from .command import check_counts, check_folder, run_benchmark
 from .fewest_forwards_kinds import KINDS, Settings
 from .paired import Interval, paired_interval
 
@@ -69,9 +69,7 @@ class Options:
     json: str | None = arg(None, "file for the numbers")
 
     def __post_init__(self) -> None:
-        for name in ("num_validation", "num", "num_draws", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "num_validation", "num", "num_draws", "threads")
         if self.task not in known_tasks():
             raise ValueError(f"task must be of {', '.join(known_tasks())}, got {self.task!r}")
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:

@@ -13,7 +13,7 @@ from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
 
 from . import accuracy, peers, speed_plot
-from .command import check_folder
+from .command import check_counts, check_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        for name in ("threads", "prompt_length", "steps_measured", "peer_repetitions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "threads", "prompt_length", "steps_measured", "peer_repetitions")
         self._check_step()
         self._check_extras()
         self._check_peers()

@@ -11,7 +11,7 @@ from llada_plugins.models.placement import pick_device, pick_dtype
 from llada_plugins.options.fields import arg
 
 from . import speed_plot
-from .command import check_folder
+from .command import check_counts, check_folder
 
 # of sections; what users can least do without comes first
 ORDER = (
@@ -54,9 +54,7 @@ class Options:
     plot: str | None = arg(None, "file for a plot of the steps (.png, .pdf or .svg)")
 
     def __post_init__(self) -> None:
-        for name in ("prompt_length", "repetitions", "threads", "seconds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "prompt_length", "repetitions", "threads", "seconds")
         if not self.rows or min(self.rows) < 1:
             raise ValueError(f"rows must be numbers from 1 up, got {self.rows}")
         if not self.sections or set(self.sections) - set(ORDER):

@@ -54,7 +54,7 @@ from tests.invariance import (
 from tests.invariance import values as likelihoods
 
 from .clock import device_name
-from .command import check_folder, run_benchmark
+from .command import check_counts, check_folder, run_benchmark
 
 RANDOM, SHIPPED = "random", "sudoku4"
 
@@ -75,9 +75,7 @@ class Options:
     json: str | None = arg(None, "file for the results as JSON")
 
     def __post_init__(self) -> None:
-        for name in ("num", "gen_length", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "num", "gen_length", "threads")
         for name in self.dtypes.split(","):
             if name not in DTYPES:
                 raise ValueError(f"dtypes must be of {', '.join(DTYPES)}, got {name!r}")

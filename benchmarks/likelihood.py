@@ -48,7 +48,7 @@ from llada_plugins.options.fields import arg
 
 from . import reference
 from .clock import Seconds, clock_of, device_name
-from .command import check_folder, run_benchmark
+from .command import check_counts, check_folder, run_benchmark
 from .language import Language, fit, language, texts
 from .process_memory import measured
 from .random_models import SHAPES, model_config, random_model
@@ -88,16 +88,15 @@ class Options:
     json: str | None = arg(None, "file for the results as JSON")
 
     def __post_init__(self) -> None:
-        for name in (
+        check_counts(
+            self,
             "threads",
             "num_questions",
             "num_choices",
             "prompt_length",
             "answer_length",
             "batch_tokens",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        )
         if self.fit_steps < 0 or (self.fit_steps and self.shape == "8b"):
             raise ValueError(
                 "fit_steps must not be negative, and 0 for shape 8b, whose optimizer needs 128 "

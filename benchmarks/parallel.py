@@ -33,7 +33,7 @@ from llada_plugins.reports.render import markdown
 from llada_plugins.tasks.registry import TASKS, ExactTask
 
 from .ablation import remembered
-from .command import check_folder, run_benchmark
+from .command import check_counts, check_folder, run_benchmark
 from .paired import Interval, Outcome, paired_interval
 
 ONE = "one a forward"
@@ -105,9 +105,7 @@ class Options:
     json: str | None = arg(None, "file for the numbers")
 
     def __post_init__(self) -> None:
-        for name in ("num", "num_draws", "batch_size", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "num", "num_draws", "batch_size", "threads")
         if not self.tasks or set(self.tasks) - set(TASKS):
             raise ValueError(
                 f"tasks must be some of {', '.join(TASKS)}, got {' '.join(self.tasks) or 'none'}"

@@ -36,7 +36,7 @@ from llada_plugins.options.fields import arg
 from llada_plugins.reports.render import markdown
 from llada_plugins.tasks import sudoku
 
-from .command import check_folder, run_benchmark
+from .command import check_counts, check_folder, run_benchmark
 from .random_models import random_model
 
 LARGER: dict[str, Any] = dict(d_model=512, n_layers=8, n_heads=8, mlp_hidden_size=1376)
@@ -62,9 +62,7 @@ class Options:
     json: str | None = arg(None, "file for the results as JSON")
 
     def __post_init__(self) -> None:
-        for name in ("repetitions", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "repetitions", "threads")
         if unknown := [each for each in self.models if each not in MODELS]:
             raise ValueError(f"models must be among {', '.join(MODELS)}, got {', '.join(unknown)}")
         if not self.batch_sizes or min(self.batch_sizes) < 1:

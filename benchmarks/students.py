@@ -38,7 +38,7 @@ from llada_plugins.options.fields import arg
 from llada_plugins.reports.render import markdown
 from llada_plugins.tasks.registry import FEW_SHOT, TASKS, ExactTask
 
-from .command import check_folder, run_benchmark
+from .command import check_counts, check_folder, run_benchmark
 from .fewest_forwards import (
     MAX_LOSS,
     ONE,
@@ -113,9 +113,7 @@ class Options:
     json: str | None = arg(None, "file for the numbers")
 
     def __post_init__(self) -> None:
-        for name in ("num_validation", "screen", "num", "num_draws", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "num_validation", "screen", "num", "num_draws", "threads")
         if self.skip < 0:
             raise ValueError(f"skip must be at least 0, got {self.skip}")
         if self.task not in known_tasks():

@@ -46,7 +46,7 @@ from llada_plugins.sampling.for_model import check_attention
 from llada_plugins.sampling.generate import with_options
 
 from .clock import clock_of, device_name, timed
-from .command import check_folder, run_benchmark
+from .command import check_counts, check_folder, run_benchmark
 from .random_models import SHAPES, model_config, random_model, random_tokens
 from .reference import generate_block_causal
 
@@ -85,9 +85,7 @@ class Options:
     json: str | None = arg(None, "file for the results as JSON")
 
     def __post_init__(self) -> None:
-        for name in ("threads", "num_prompts", "batch_size", "prompt_length", "repetitions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "threads", "num_prompts", "batch_size", "prompt_length", "repetitions")
         check_folder("json", self.json)
         pick_dtype(self.dtype, pick_device(self.device))
         self.check_sampler()

@@ -46,7 +46,7 @@ from training.runs.arguments import RunArguments
 
 from .bare_loop import LEARNING_RATE, Bare
 from .clock import clock_of, device_name
-from .command import check_folder, run_benchmark
+from .command import check_counts, check_folder, run_benchmark
 from .process_memory import measured
 from .random_models import SHAPES, model_config, random_model
 
@@ -88,9 +88,7 @@ class Options:
     json: str | None = arg(None, "file for the results as JSON")
 
     def __post_init__(self) -> None:
-        for name in ("threads", "batch_size", "seq_len", "updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "threads", "batch_size", "seq_len", "updates")
         check_folder("json", self.json)
         pick_device(self.device)
 

@@ -39,6 +39,7 @@ from training import remask_sft
 from training.loop.metrics_log import read_metrics
 
 from .ablation import GEN_LENGTH, load, measure
+from .command import check_counts
 from .paired import Interval, paired_interval
 
 SWEEPS: dict[str, tuple[float, ...]] = {
@@ -68,9 +69,7 @@ class Options:
     seed: int = arg(0, "of every training run and of the bootstrap")
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "num", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "max_steps", "num", "threads")
         if unknown := [name for name in self.sweep if name not in SWEEPS]:
             raise ValueError(f"sweep must be among {', '.join(SWEEPS)}, got {', '.join(unknown)}")
         compared("ups", gen_length=GEN_LENGTH, steps=self.steps)
