@@ -195,6 +195,7 @@ def test_what_is_no_model_is_told_what_a_model_is(call, model):
         (dict(keys=5), "keys must be a list of whole numbers, one for each row, got 5"),
         (dict(keys=[1.5]), "key 0 is 1.5: keys are whole numbers, "),
         (dict(keys=["a"]), "key 0 is 'a': "),
+        (dict(keys=[torch.tensor(1.5)]), r"key 0 is tensor\(1.5000\): "),
         (dict(keys=[2**70]), "key 0 is 1180591620717411303424: "),
         (dict(on_step=5), "on_step must be a function, got 5"),
         (dict(stop="x"), "stop must be a function, got 'x'"),
@@ -207,6 +208,13 @@ def test_keys_and_functions_of_generate_are_of_their_kind(make_model, given, tol
     config = SamplerConfig(gen_length=4, temperature=1.0)
     with pytest.raises(ValueError, match=told):
         generate(make_model(), [[1]], **{"config": config, **given})
+
+
+@pytest.mark.parametrize("key", [np.int64(5), torch.tensor(5)], ids=repr)
+def test_a_key_may_be_a_number_of_numpy_or_torch(make_model, key):
+    config = SamplerConfig(gen_length=4, temperature=1.0)
+    expected = generate(make_model(), [[1]], config, keys=[5])
+    assert generate(make_model(), [[1]], config, keys=[key])[0].answer == expected[0].answer
 
 
 @pytest.mark.parametrize("rows", [[b"ab"], [{1, 2}], [{1: 2}], b"ab", {}, {(1, 2)}], ids=str)

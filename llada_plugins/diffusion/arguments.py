@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from numbers import Real
+from typing import Any, TypeGuard
 
 from llada_plugins.files.json_files import short
 from llada_plugins.models.llada_config import LLaDAConfig
@@ -56,12 +58,21 @@ def check_keys(keys: Sequence[int] | None, num_rows: int) -> None:
     if len(keys) != num_rows:
         raise ValueError(f"keys must be one for each row, got {len(keys)} for {num_rows}")
     for number, key in enumerate(keys):
-        if not is_whole(key) or key not in KEYS:
+        if not is_whole(key) or operator.index(key) not in KEYS:
             raise ValueError(
                 f"key {number} is {short(key)}: keys are whole numbers, -2^63 to 2^63 - 1"
             )
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Is it a whole number, NumPy's too? A flag is none."""
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    try:
+        operator.index(value)  # type: ignore[arg-type]  # a tensor of a fraction has the method
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Is it a real number, NumPy's too? A flag is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
