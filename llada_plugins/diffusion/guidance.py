@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .arguments import check_function, is_whole
+from .arguments import check_function, is_number, is_whole
 from .denoiser import Canvas, Denoiser, LogitsAt, Prediction
 
 
@@ -52,8 +51,7 @@ def guided(denoise: Denoiser, scale: float, mask_id: int) -> Denoiser:
 
 def check_scale(scale: float) -> None:
     """Raise ValueError on a scale of guidance below 0, or that is no number."""
-    is_number = isinstance(scale, Real) and not isinstance(scale, bool)
-    if not is_number or not 0 <= scale < math.inf:
+    if not is_number(scale) or not 0 <= scale < math.inf:
         raise ValueError(f"cfg_scale must be a number from 0 up, got {scale!r}")
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import is_whole
 from .denoiser import PADDING
 
 # bytes are read as numbers, and the others have no order, or keys in place of values
@@ -75,11 +76,8 @@ def _is_pair(pair: object) -> bool:
 
 
 def _token(token: Any, where: str) -> int:
-    if not isinstance(token, bool):
-        try:
-            return operator.index(token)
-        except TypeError:
-            pass
+    if is_whole(token):
+        return operator.index(token)
     raise ValueError(f"{where} holds {token!r}: token ids are whole numbers")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator
-from numbers import Real
 from typing import NamedTuple
+
+from llada_plugins.diffusion.arguments import is_number, is_whole
 
 from .estimators import ESTIMATORS, MC_BATCH, PUBLISHED
 
@@ -53,8 +54,7 @@ def budget(
     if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     _check_effect(estimator, mc_num, mc_max, mc_confidence, mc_batch)
-    is_number = isinstance(mc_confidence, Real) and not isinstance(mc_confidence, bool)
-    if mc_confidence is not None and not (is_number and 0.5 <= mc_confidence <= 1):
+    if mc_confidence is not None and not (is_number(mc_confidence) and 0.5 <= mc_confidence <= 1):
         raise ValueError(f"mc_confidence must be from 0.5 to 1, got {mc_confidence!r}")
     if not isinstance(mc_num, str):
         mc_num = _whole(mc_num)
@@ -67,7 +67,7 @@ def budget(
 
 def _whole(mc_num: object) -> int:
     """A number of rows, NumPy's too; a flag is none."""
-    if isinstance(mc_num, bool) or not hasattr(mc_num, "__index__"):
+    if not is_whole(mc_num):
         raise _no_number(mc_num)
     return operator.index(mc_num)
 
@@ -76,7 +76,7 @@ def _count(name: str, value: int | None) -> int | None:
     """A number of rows from 1 up."""
     if value is None:
         return None
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if not is_whole(value):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
