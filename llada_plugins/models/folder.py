@@ -85,22 +85,13 @@ def resolve(
         )
     if revision is not None and not isinstance(revision, str):
         raise ValueError(f"revision must be a branch, tag or commit of a hub id, got {revision!r}")
-    if str(pretrained) in SHIPPED:
-        if revision is not None:
-            raise ValueError(
-                f"revision={revision!r} has no effect on {str(pretrained)!r}, a model shipped in "
-                "the package: leave it out, or give a hub id"
-            )
-        return SHIPPED[str(pretrained)]
-    folder = Path(pretrained).expanduser()
+    text, folder = str(pretrained), Path(pretrained).expanduser()
+    if text in SHIPPED:
+        _check_no_revision(revision, f"{text!r}, a model shipped in the package")
+        return SHIPPED[text]
     if folder.is_dir():
-        if revision is not None:
-            raise ValueError(
-                f"revision={revision!r} has no effect on a folder ({folder}): leave it out, or "
-                "give a hub id"
-            )
+        _check_no_revision(revision, f"a folder ({folder})")
         return folder
-    text = str(pretrained)
     if folder.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
         raise FileNotFoundError(
             f"{option}={text!r}: no such folder; give a checkpoint folder, a hub id such as "
@@ -117,6 +108,13 @@ def resolve(
             f"({type(error).__name__}: {first_line(error)}); download it where there is a "
             "network and pass the folder"
         ) from error
+
+
+def _check_no_revision(revision: str | None, what: str) -> None:
+    if revision is not None:
+        raise ValueError(
+            f"revision={revision!r} has no effect on {what}: leave it out, or give a hub id"
+        )
 
 
 def read_config(folder: Path) -> LLaDAConfig:

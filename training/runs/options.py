@@ -100,9 +100,13 @@ class SFTOptions(Options):
         check_blocks(self.attention, self.block_length, self.model if self.preset is None else None)
         if self.eval_data is not None and self.eval_split is not None:
             raise ValueError("--eval_data and --eval_split are alternatives: give one")
-        if self.dtype != "float32" and self.preset is not None:
+        if self.dtype != "float32":
+            self._check_dtype()
+
+    def _check_dtype(self) -> None:
+        if self.preset is not None:
             raise ValueError(f"a preset's model is float32: leave --dtype {self.dtype} out")
-        if self.dtype != "float32" and not self.freezes:
+        if not self.freezes:
             raise ValueError(
                 f"--dtype {self.dtype} is for weights that do not train, and here all do: leave it "
                 "out, or add --lora; --bf16 is mixed precision"
