@@ -145,9 +145,7 @@ def test_two_settings_stand_side_by_side(opened):
 
 
 def test_a_method_fills_in_its_options_and_answers(opened):
-    opened.locator("#first-method input").click()
-    opened.get_by_role("option", name="llada_ups").click()
-    expect(opened.locator("#status .told")).to_have_text("the options that llada_ups begins with")
+    choose(opened, "first", "llada_ups")
     opened.locator("#first-others button").first.click()
     expect(opened.locator("#first-revise input")).to_be_checked()
     ask(opened, PUZZLES[0])
@@ -158,9 +156,21 @@ def choose(tab, which: str, method: str) -> None:
     """Let a setting be of this method; what it begins with is filled in."""
     tab.locator(f"#{which}-method input").click()
     tab.get_by_role("option", name=method, exact=True).click()
-    told = f"the options that {method} begins with"
+    told = f"{which} setting: the options that {method} begins with"
     expect(tab.locator("#status .told")).to_have_text(told)
     expect(tab.locator("#answer")).to_be_enabled()
+
+
+def test_nothing_is_asked_before_what_was_chosen_is_filled_in(opened):
+    opened.route("**/queue/join**", lambda route: None)  # a server that is far
+    expect(opened.locator("#answer")).to_be_enabled()
+    opened.locator("#first-method input").click()
+    opened.get_by_role("option", name="llada_prm", exact=True).click()
+    expect(opened.locator("#answer")).to_be_disabled()
+    opened.unroute("**/queue/join**")  # which lets those that are held go on
+    told = "first setting: the options that llada_prm begins with"
+    expect(opened.locator("#status .told")).to_have_text(told)
+    expect(opened.locator("#answer")).to_be_enabled()
 
 
 def test_the_options_of_a_method_are_shown_where_it_is_chosen_and_nowhere_else(opened):
@@ -223,7 +233,7 @@ def test_a_preset_fills_in_its_options(opened):
     name = "llada-8b-instruct/gsm8k"
     opened.locator("#first-preset input").fill(name)
     opened.get_by_role("option", name=name, exact=True).click()
-    expect(opened.locator("#status .told")).to_have_text(f"as {name} was published")
+    expect(opened.locator("#status .told")).to_have_text(f"first setting: as {name} was published")
     length = opened.locator("#first-gen_length :is(input, textarea)")
     expect(length).to_have_value(str(find(name).options["gen_length"]))
 

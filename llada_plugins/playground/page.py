@@ -37,6 +37,8 @@ MARK = """(text) => {
   const box = document.querySelector("#prompt textarea");
   return text.slice(0, box.selectionStart) + "<|infill|>" + text.slice(box.selectionEnd);
 }"""
+# a button that waits, without asking the server, which may be far
+HOLD = "() => ({__type__: 'update', interactive: false})"
 MARKS = (
     "a span is marked <|infill:8|> (8 tokens), <|infill|> (gen_length) or <|infill:4,8,16|> (the "
     "best of these lengths)"
@@ -206,8 +208,12 @@ def _column(models: Models, number: int, status: Any, start: gr.Button) -> _Plac
     column = Column(method, preset, options)
     for chosen in (method, preset):
         # what stands in the form is decoded, so nothing is before it is filled in
+        chosen.change(None, None, start, js=HOLD, **QUIET)
         chosen.change(_prepared, method, [status, start, *boxes], **QUIET).then(
-            functools.partial(_filled, models), [method, preset], [status, *options], **QUIET
+            functools.partial(_filled, models, number),
+            [method, preset],
+            [status, *options],
+            **QUIET,
         ).then(lambda: gr.update(interactive=True), None, start, **QUIET)
     return _Placed(column, box)
 
@@ -271,22 +277,26 @@ def _prepared(method: str) -> list[Any]:
     return [drawing.status(f"preparing {method}"), gr.update(interactive=False), *boxes]
 
 
-def _filled(models: Models, method: str, preset: str) -> list[Any]:
-    """The status, and all controls as this method, or this preset with it, has them."""
+def _filled(models: Models, number: int, method: str, preset: str) -> list[Any]:
+    """The status, and all controls as this method, or this preset with it, has them.
+
+    number: of the setting.
+    """
     try:
         values = with_preset(models.of(method), preset)
     except MISTAKES as error:
         told = drawing.status(f"error: {error}", wrong=True)
         return [told, *[gr.skip()] * num_controls()]
     own = with_preset_of(models.begins(method), preset)
-    told = f"as {preset} was published" if preset else f"the options that {method} begins with"
+    begins = f"as {preset} was published" if preset else f"the options that {method} begins with"
     of_methods = [
         own[control.name] if name == method else gr.skip()
         for name, every in controls_of_methods().items()
         for control in every
     ]
     filled = [values[control.name] for control in controls()]
-    return [drawing.status(told), *filled, *of_methods]
+    told = drawing.status(f"{NAMES[number]} setting: {begins}")
+    return [told, *filled, *of_methods]
 
 
 def answer(models: Models, *values: Any) -> Iterator[list[Any]]:
