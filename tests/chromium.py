@@ -14,6 +14,7 @@ try:
     CHROMIUM = chromium()
 except FileNotFoundError as error:
     pytest.skip(str(error), allow_module_level=True)
+playwright.expect.set_options(timeout=60_000)  # of a busy machine
 
 
 @contextmanager

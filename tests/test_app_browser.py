@@ -29,7 +29,6 @@ pytest.importorskip("gradio", reason="gradio is not installed")
 
 PUZZLES = [problem.puzzle for problem in sudoku.problems("test", 2)]
 expect = playwright.expect
-expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")
