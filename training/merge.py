@@ -14,17 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError
-
-from llada_plugins.files.atomic import check_empty, whole_folder
+from llada_plugins.files.atomic import check_empty
 from llada_plugins.models.folder import resolve, stored_dtype
 from llada_plugins.models.llada_config import Attention
-from llada_plugins.models.loading import load_model, save_model
+from llada_plugins.models.loading import load_model
 from llada_plugins.models.lora import CONFIG
 from llada_plugins.models.placement import DTYPES
 from llada_plugins.options.command_line import run_command
 from llada_plugins.options.fields import arg
-from training.runs.jobs import copy_tokenizer
+from training.runs.derived import write_derived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +57,8 @@ def merge(options: MergeOptions) -> str:
     model = load_model(
         folder, device="cpu", dtype=dtype, peft=options.peft, attention=options.attention
     )
-    try:
-        with whole_folder(output) as partial:
-            save_model(
-                model,
-                partial,
-                {
-                    "training": {
-                        "merged": {"model": options.model, "peft": options.peft, "dtype": dtype}
-                    }
-                },
-            )
-            copy_tokenizer(folder, partial)
-    except (OSError, SafetensorError) as error:  # the second from save_file, on a full disk
-        raise OSError(f"output {output} could not be written ({error})") from error
+    merged = {"model": options.model, "peft": options.peft, "dtype": dtype}
+    write_derived(model, output, {"merged": merged}, folder)
     return f"{output}: {options.model} with {Path(options.peft) / CONFIG} merged, {dtype}"
 
 
