@@ -25,6 +25,7 @@ COMMANDS = {
     "llada_plugins.presets": "--task",
     "llada_plugins.rerun": "--anyway",
     "llada_plugins.ups_report": "--noise_draws",
+    "training.average": "--share",
     "training.convert": "--format",
     "training.create_configs": "--output",
     "training.distill": "--learning_rate",
