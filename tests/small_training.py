@@ -63,13 +63,16 @@ def write_sudokus(path: Path, number: int) -> Path:
 
 
 def flags(**given: object) -> list[str]:
-    """The words of a command line, --name value; True is a flag alone, None none."""
+    """The words of a command line, --name value; True is a flag alone, None none.
+
+    A list is a flag with several values.
+    """
     words: list[str] = []
     for name, value in given.items():
         if value is True:
             words.append(f"--{name}")
         elif value is not None:
-            words += [f"--{name}", str(value)]
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return words
 
 

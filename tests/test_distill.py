@@ -23,12 +23,13 @@ from tests.small_training import EOS_ID, MASK_ID, examples, short_run, small_mod
 from tests.test_distributed import in_processes
 from tests.tolerance import measured, rounding
 from training import distill, sft
+from training.data.examples import Example
 from training.data.trajectories import Trajectories, Trajectory, collate_trajectories
 from training.loop.distillation import Progress, Recipe, Stage, distilled, pseudo_states
 from training.loop.random_streams import random_stream
-from training.runs import extraction
+from training.runs import distill_run, extraction
 from training.runs.distill_presets import DISTILL_PRESETS
-from training.runs.extraction import UnmaskingOrder, decoded
+from training.runs.extraction import UnmaskingOrder, decoded, taught
 
 pytestmark = pytest.mark.floats
 
@@ -396,6 +397,39 @@ def test_right_answers_alone_are_learned(tmp_path, tiny_checkpoint, sudokus, cap
     assert not (tmp_path / "none").exists() or not list((tmp_path / "none").iterdir())
 
 
+def test_a_wrong_canonical_answer_is_decoded_again_with_the_next_share(tmp_path, monkeypatch):
+    shares = [0.01, 0.3, 1.0]
+    preset = DISTILL_PRESETS["sudoku4"]
+    puzzles = [each for each in sudoku.problems("train", 60) if each.puzzle.count(".") > 12]
+    monkeypatch.setitem(
+        DISTILL_PRESETS, "sudoku4", replace(preset, pairs=lambda: (puzzles, puzzles))
+    )
+    learned = []
+
+    def seen(*given):
+        learned.append(taught(*given))
+        return learned[0]
+
+    monkeypatch.setattr(distill_run, "taught", seen)
+    words = ["--preset", "sudoku4", "--eval_strategy", "no", "--max_steps", "1"]
+    words += ["--canonical", *map(str, shares), "--output_dir", str(tmp_path / "out")]
+    distill.main(words)
+    found = [row.input_ids for row in learned[0][0]]
+    engine = Engine("llada", device="cpu", threshold=0.99, gen_length=16)
+    expected, by_share = [], []
+    for puzzle, _ in puzzles:
+        prompt = engine.encode(puzzle)
+        for share in shares:
+            row = Example(prompt + [0] * 16, len(prompt))
+            ((answer, _),) = decoded(engine.model, [row], engine.sampler, share)
+            if sudoku.is_valid(puzzle, engine.tokenizer.decode(answer.input_ids[len(prompt) :])):
+                expected.append(answer.input_ids)
+                by_share.append(share)
+                break
+    assert found == expected
+    assert set(by_share) == set(shares)
+
+
 @pytest.mark.parametrize(
     "given, line",
     [
@@ -411,6 +445,10 @@ def test_right_answers_alone_are_learned(tmp_path, tiny_checkpoint, sudokus, cap
         (dict(teacher_threshold=1.5), "--teacher_threshold must be above 0 and at most 1"),
         (dict(canonical=0.1), "--canonical needs --teacher_threshold, which says of what"),
         (dict(canonical=0, teacher_threshold=0.9), "--canonical must be above 0 and at most 1"),
+        (
+            dict(canonical=[0.1, 0.5], teacher_threshold=0.9),
+            "--canonical of several shares needs --answers right, which says which is wrong",
+        ),
         (dict(teacher="nowhere"), "--teacher='nowhere': no such folder"),
         (dict(teacher_length=500), "do not fit|fits|context"),
         (dict(order="mine"), "order"),

@@ -50,11 +50,12 @@ class DistillOptions(AdaptingOptions):
         "the teacher unmasks all tokens at least so probable, 0-1, in place of teacher_steps: "
         "fewer forwards, and an order of tokens of one forward by their probability",
     )
-    canonical: float | None = arg(
+    canonical: list[float] | None = arg(
         None,
         "where the teacher is sure of no token, by teacher_threshold, it unmasks the leftmost one: "
         "of those at least this share as probable as the best, 0-1, the one with the smallest id. "
-        "So answers that are as good follow a rule, which a student can learn (default: the most "
+        "So answers that are as good follow a rule, which a student can learn. Of several shares "
+        "each is for the prompts whose answers were wrong with those before it (default: the most "
         "probable token)",
     )
     teacher_batch: int = arg(64, "rows that the teacher decodes at once")
@@ -119,8 +120,13 @@ class DistillOptions(AdaptingOptions):
     def _check_canonical(self) -> None:
         if self.canonical is None:
             return
-        if not 0 < self.canonical <= 1:
+        if not self.canonical or not all(0 < share <= 1 for share in self.canonical):
             raise ValueError(f"--canonical must be above 0 and at most 1, got {self.canonical}")
+        if len(self.canonical) > 1 and self.answers != "right":
+            raise ValueError(
+                "--canonical of several shares needs --answers right, which says which is wrong: "
+                "give one share, or --answers right"
+            )
         if self.teacher_threshold is None:
             raise ValueError(
                 "--canonical needs --teacher_threshold, which says of what the teacher is sure"

@@ -48,7 +48,7 @@ DISTILL_PRESETS = {
         arguments=_plan(
             2000,
             1e-3,
-            canonical=0.02,
+            canonical=[0.02],
             last_least_masked=0.5,
             most_masked=1.0,
             complement=False,

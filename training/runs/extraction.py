@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,8 +121,12 @@ def taught(
     found: list[Sequence[Trajectory]] = []
     with _on(teacher, arguments.device):
         for rows in sets:
-            every = _trajectories(teacher, rows, sampler, options, arguments)
-            found.append(every if accepts is None else _right(every, rows, accepts))
+            decode = partial(_trajectories, teacher, sampler, options, arguments)
+            first, *further = options.canonical or (None,)
+            every = decode(rows, first)
+            if accepts is not None:
+                every = _right(_again(every, rows, further, decode, accepts), rows, accepts)
+            found.append(every)
     return found[0], found[1] if len(found) == 2 else None
 
 
@@ -173,26 +178,31 @@ def _on(model: LLaDA, device: torch.device) -> Iterator[None]:
 
 def _trajectories(
     teacher: LLaDA,
-    rows: Sequence[Example],
     sampler: SamplerConfig,
     options: DistillOptions,
     arguments: RunArguments,
+    rows: Sequence[Example],
+    share: float | None,
 ) -> Sequence[Trajectory]:
-    """The teacher's trajectories of the rows, from the folder that keeps them if it has them."""
+    """The teacher's trajectories of the rows, from the folder that keeps them if it has them.
+
+    share: see `canonical`.
+    """
+    decode = partial(_decoded_by_all, teacher, sampler, options.teacher_batch, arguments)
     if options.trajectories is None:
-        return Trajectories(_decoded_by_all(teacher, rows, sampler, options, arguments))
+        return Trajectories(decode(rows, share))
     made_of = [
         "trajectories",
         CACHE_VERSION,
         backbone_fingerprint(teacher),
         _digest(rows),
         asdict(sampler),
-        options.canonical,
+        share,
         options.teacher_batch,
     ]
     cache, every = Path(options.trajectories), list[Trajectory]()
     if not all(gather_object([place(cache, made_of).is_dir()])):  # to all processes
-        every = _decoded_by_all(teacher, rows, sampler, options, arguments)
+        every = decode(rows, share)
 
     def write(folder: Path) -> None:
         Trajectories(every, folder)
@@ -204,19 +214,20 @@ def _trajectories(
 
 def _decoded_by_all(
     teacher: LLaDA,
-    rows: Sequence[Example],
     sampler: SamplerConfig,
-    options: DistillOptions,
+    size: int,
     arguments: RunArguments,
+    rows: Sequence[Example],
+    share: float | None,
 ) -> list[Trajectory]:
-    """Every process decodes some of the batches, which are the same on any number of them."""
-    numbers, size = range(len(rows)), options.teacher_batch
+    """Every process decodes some of the batches of a size, the same on any number of them."""
+    numbers = range(len(rows))
     batches = [numbers[start : start + size] for start in numbers[::size]]
     mine = batches[arguments.process_index :: arguments.world_size]
     found: list[tuple[int, list[Decoded]]] = []
     for done, batch in enumerate(mine):
         of_batch = [rows[each] for each in batch]
-        found.append((batch.start, decoded(teacher, of_batch, sampler, options.canonical)))
+        found.append((batch.start, decoded(teacher, of_batch, sampler, share)))
         if done and done % 100 == 0:
             logger.info("the teacher has decoded %d of %d batches", done, len(mine))
     every = [row for _, batch in sorted(gather_object(found)) for row in batch]
@@ -255,14 +266,37 @@ def _rule(job: AnswerJob, options: DistillOptions) -> Accepts:
     return lambda row, answer: up_to_end(answer) == up_to_end(row.input_ids[row.prompt_length :])
 
 
+def _is_right(found: Trajectory, row: Example, accepts: Accepts) -> bool:
+    return accepts(row, found.input_ids[found.prompt_length :])
+
+
+def _again(
+    every: Sequence[Trajectory],
+    rows: Sequence[Example],
+    shares: Sequence[float | None],
+    decode: Callable[[Sequence[Example], float | None], Sequence[Trajectory]],
+    accepts: Accepts,
+) -> Sequence[Trajectory]:
+    """The same, where each that is wrong is the first right one of those of further shares."""
+    if not shares:
+        return every
+    found = list(every)
+    for share in shares:
+        wrong = [at for at, row in enumerate(rows) if not _is_right(found[at], row, accepts)]
+        if not wrong:
+            break
+        logger.info("%d answers are wrong: they are decoded with a share of %g", len(wrong), share)
+        for at, trajectory in zip(wrong, decode([rows[at] for at in wrong], share), strict=True):
+            found[at] = trajectory
+    return found
+
+
 def _right(
     every: Sequence[Trajectory], rows: Sequence[Example], accepts: Accepts
 ) -> Sequence[Trajectory]:
     """Those whose answers are right."""
     right = Trajectories(
-        found
-        for found, row in zip(every, rows, strict=True)
-        if accepts(row, found.input_ids[found.prompt_length :])
+        found for found, row in zip(every, rows, strict=True) if _is_right(found, row, accepts)
     )
     logger.info("%d of %d answers are right: the others are left out", len(right), len(every))
     if not right:
