@@ -1,6 +1,6 @@
 """What a student, or drafts, save of its teacher's forwards, settings fixed on validation.
 
-    python -m benchmarks.students --teacher sudoku4 --student outputs/sudoku4_distilled
+    python -m benchmarks.students --teacher sudoku4 --student outputs/student
         4000 validation and 4000 test problems, about 15 CPU minutes
     python -m benchmarks.students --task few_shot --teacher outputs/few_shot
         drafts on the teacher's own weights alone
