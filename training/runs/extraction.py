@@ -118,15 +118,16 @@ def taught(
     sets = [job.train] if job.evaluation is None else [job.train, job.evaluation]
     for rows in sets:
         _check(teacher, rows, sampler)
+    shares: Sequence[float | None] = options.canonical or (None,)
+    decode = partial(_trajectories, teacher, sampler, options, arguments)
     found: list[Sequence[Trajectory]] = []
     with _on(teacher, arguments.device):
         for rows in sets:
-            decode = partial(_trajectories, teacher, sampler, options, arguments)
-            first, *further = options.canonical or (None,)
-            every = decode(rows, first)
-            if accepts is not None:
-                every = _right(_again(every, rows, further, decode, accepts), rows, accepts)
-            found.append(every)
+            found.append(
+                decode(rows, shares[0])
+                if accepts is None
+                else _right(rows, shares, decode, accepts)
+            )
     return found[0], found[1] if len(found) == 2 else None
 
 
@@ -266,42 +267,35 @@ def _rule(job: AnswerJob, options: DistillOptions) -> Accepts:
     return lambda row, answer: up_to_end(answer) == up_to_end(row.input_ids[row.prompt_length :])
 
 
-def _is_right(found: Trajectory, row: Example, accepts: Accepts) -> bool:
-    return accepts(row, found.input_ids[found.prompt_length :])
-
-
-def _again(
-    every: Sequence[Trajectory],
+def _right(
     rows: Sequence[Example],
     shares: Sequence[float | None],
     decode: Callable[[Sequence[Example], float | None], Sequence[Trajectory]],
     accepts: Accepts,
 ) -> Sequence[Trajectory]:
-    """The same, where each that is wrong is the first right one of those of further shares."""
-    if not shares:
-        return every
-    found = list(every)
-    for share in shares:
-        wrong = [at for at, row in enumerate(rows) if not _is_right(found[at], row, accepts)]
-        if not wrong:
+    """The first right answer to each prompt, of those of the shares in turn.
+
+    Rows without one are left out. ValueError where that is all of them.
+    """
+    found: dict[int, Trajectory] = {}
+    asked: Sequence[Example] = rows
+    places: Sequence[int] = range(len(rows))
+    for number, share in enumerate(shares):
+        if not asked:
             break
-        logger.info("%d answers are wrong: they are decoded with a share of %g", len(wrong), share)
-        for at, trajectory in zip(wrong, decode([rows[at] for at in wrong], share), strict=True):
-            found[at] = trajectory
-    return found
-
-
-def _right(
-    every: Sequence[Trajectory], rows: Sequence[Example], accepts: Accepts
-) -> Sequence[Trajectory]:
-    """Those whose answers are right."""
-    right = Trajectories(
-        found for found, row in zip(every, rows, strict=True) if _is_right(found, row, accepts)
-    )
-    logger.info("%d of %d answers are right: the others are left out", len(right), len(every))
+        if number:
+            told = "%d answers are wrong: they are decoded with a share of %g"
+            logger.info(told, len(asked), share)
+        for at, row, trajectory in zip(places, asked, decode(asked, share), strict=True):
+            if accepts(row, trajectory.input_ids[trajectory.prompt_length :]):
+                found[at] = trajectory
+        places = [at for at in places if at not in found]
+        asked = [rows[at] for at in places]
+    right = Trajectories(found[at] for at in sorted(found))
+    logger.info("%d of %d answers are right: the others are left out", len(right), len(rows))
     if not right:
         raise ValueError(
-            f"--answers right: none of the teacher's {len(every)} answers is right: give "
+            f"--answers right: none of the teacher's {len(rows)} answers is right: give "
             "--answers teacher, or another teacher"
         )
     return right
