@@ -209,7 +209,7 @@ def _column(models: Models, number: int, status: Any, start: gr.Button) -> _Plac
     for chosen in (method, preset):
         # what stands in the form is decoded, so nothing is before it is filled in
         chosen.change(None, None, start, js=HOLD, **QUIET)
-        chosen.change(_prepared, method, [status, start, *boxes], **QUIET).then(
+        chosen.change(_prepared, method, [status, *boxes], **QUIET).then(
             functools.partial(_filled, models, number),
             [method, preset],
             [status, *options],
@@ -272,9 +272,9 @@ def _visible(wanted: bool) -> list[Any]:
 
 
 def _prepared(method: str) -> list[Any]:
-    """The status, the button that waits, and the boxes of all methods, before one is loaded."""
+    """The status and the boxes of all methods, before one is loaded."""
     boxes = [gr.update(visible=name == method) for name in controls_of_methods()]
-    return [drawing.status(f"preparing {method}"), gr.update(interactive=False), *boxes]
+    return [drawing.status(f"preparing {method}"), *boxes]
 
 
 def _filled(models: Models, number: int, method: str, preset: str) -> list[Any]:
