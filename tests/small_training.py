@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,14 @@ def short_run(**given: object) -> list[str]:
         save_strategy="no",
     )
     return flags(**{**common, **given})
+
+
+def with_other_tokens(checkpoint: Path, target: Path) -> Path:
+    """A copy of a checkpoint in whose tokenizer two tokens have each other's id."""
+    shutil.copytree(checkpoint, target)
+    described = json.loads((target / "tokenizer.json").read_text())
+    ids = described["model"]["vocab"]
+    first, second = list(ids)[:2]
+    ids[first], ids[second] = ids[second], ids[first]
+    (target / "tokenizer.json").write_text(json.dumps(described))
+    return target

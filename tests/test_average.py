@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llada_plugins.models.loading import load_model
+from tests.small_training import with_other_tokens
 from training import average
 
 
@@ -75,13 +76,7 @@ def test_models_that_differ_in_more_than_weights_are_refused(tiny_checkpoint, tm
     with pytest.raises(SystemExit, match="are not the same model: d_model is .*, give two") as end:
         averaged(tiny_checkpoint, Path("tiny"), tmp_path / "out")
     assert "\n" not in str(end.value.code)
-    other = tmp_path / "other"
-    shutil.copytree(tiny_checkpoint, other)
-    described = json.loads((other / "tokenizer.json").read_text())
-    ids = described["model"]["vocab"]
-    first, second = list(ids)[:2]
-    ids[first], ids[second] = ids[second], ids[first]
-    (other / "tokenizer.json").write_text(json.dumps(described))
+    other = with_other_tokens(tiny_checkpoint, tmp_path / "other")
     with pytest.raises(SystemExit, match="have different tokenizers: give two of one training"):
         averaged(tiny_checkpoint, other, tmp_path / "out")
     with pytest.raises(SystemExit, match="--other='nowhere': no such folder"):

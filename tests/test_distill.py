@@ -19,7 +19,14 @@ from llada_plugins.sampling.config import SamplerConfig
 from llada_plugins.sampling.generate import generate
 from llada_plugins.tasks import sudoku
 from tests.family_checkpoints import with_tokenizer
-from tests.small_training import EOS_ID, MASK_ID, examples, short_run, small_model
+from tests.small_training import (
+    EOS_ID,
+    MASK_ID,
+    examples,
+    short_run,
+    small_model,
+    with_other_tokens,
+)
 from tests.test_distributed import in_processes
 from tests.tolerance import measured, rounding
 from training import distill, sft
@@ -470,13 +477,7 @@ def test_bad_options_end_with_one_line_before_anything_is_written(
 
 
 def test_a_teacher_of_other_tokens_is_refused(tmp_path, tiny_checkpoint, sudokus):
-    teacher = tmp_path / "teacher"
-    shutil.copytree(tiny_checkpoint, teacher)
-    described = json.loads((teacher / "tokenizer.json").read_text())
-    ids = described["model"]["vocab"]
-    first, second = list(ids)[:2]
-    ids[first], ids[second] = ids[second], ids[first]
-    (teacher / "tokenizer.json").write_text(json.dumps(described))
+    teacher = with_other_tokens(tiny_checkpoint, tmp_path / "teacher")
     with pytest.raises(SystemExit, match="has another tokenizer than the model that is trained"):
         distill.main(flags(tiny_checkpoint, sudokus, tmp_path / "out", teacher=teacher))
 

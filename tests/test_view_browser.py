@@ -319,6 +319,7 @@ def test_a_thousand_answers_are_shown_with_the_elements_of_forty(browser, tmp_pa
             there = tab.locator("#rows .row", has_text=f"random {min(int(share * num), num - 1)} ")
             playwright.expect(there).to_be_visible()
             assert tab.locator("#rows .row").count() < 40
+        assert texts(tab, "#rows .row")[-1].startswith(f"random {num - 1}")
         assert tab.evaluate("window.unpacked") == 1  # of the answer that is shown
         tab.close()
     assert elements[0] == elements[1]
