@@ -30,10 +30,10 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 # run as they stand by .ci/run
 DEMO = ("make demo", "make test", "opencompass configs/eval_llada.py")
-# need a checkpoint, data or another command's output, which are the user's, or take minutes
+# need a checkpoint, data or another command's output, which are the user's
 PLACEHOLDERS = re.compile(
     r"GSAI-ML/|LLADA_MODEL=|\bDIR\b|FILE\.(jsonl|csv)|--preset (?:nim|few_shot) "
-    r"|--(?:model|student) outputs/|training\.distill "
+    r"|--(?:model|student) outputs/"
 )
 SETTING = re.compile(r"^[A-Z_]+=\S*$")  # of the environment, before a command
 SHORTER = {
