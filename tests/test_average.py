@@ -16,10 +16,10 @@ from training import average
 
 
 def moved(checkpoint: Path, target: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """A copy whose weights are 1 above the checkpoint's, stored in that dtype."""
+    """A copy whose weights are three times the checkpoint's, stored in that dtype."""
     shutil.copytree(checkpoint, target)
     tensors = load_file(target / "model.safetensors")
-    tensors = {name: (tensor.float() + 1).to(dtype) for name, tensor in tensors.items()}
+    tensors = {name: (tensor.float() * 3).to(dtype) for name, tensor in tensors.items()}
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     return target
 
@@ -38,9 +38,9 @@ def test_every_weight_is_the_weighted_mean(tiny_checkpoint, tmp_path, capsys):
     )
     assert found.keys() == start.keys()
     for name, tensor in found.items():
-        scale = float(start[name].abs().max()) + 1
-        bound = 4 * torch.finfo(torch.float32).eps * scale  # a sum before, one product, two sums
-        torch.testing.assert_close(tensor, start[name] + 0.75, atol=bound, rtol=0)
+        scale = 3 * float(start[name].abs().max())
+        bound = 4 * torch.finfo(torch.float32).eps * scale  # a product before, another, two sums
+        torch.testing.assert_close(tensor, start[name] * 2.5, atol=bound, rtol=0)
     told = json.loads((out / "config.json").read_text())["training"]["averaged"]
     assert told == {"model": str(model), "other": str(tiny_checkpoint), "share": 0.25}
     files = {path.name for path in tiny_checkpoint.iterdir()}
@@ -81,6 +81,24 @@ def test_models_that_differ_in_more_than_weights_are_refused(tiny_checkpoint, tm
         averaged(tiny_checkpoint, other, tmp_path / "out")
     with pytest.raises(SystemExit, match="--other='nowhere': no such folder"):
         averaged(tiny_checkpoint, Path("nowhere"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_of_two_trainings_are_refused_though_their_shapes_are_equal(tmp_path):
+    told = "have a cosine of 0.19, less than 0.5: they are of two trainings"
+    with pytest.raises(SystemExit, match=told) as end:
+        averaged(Path("sudoku4"), Path("nim"), tmp_path / "out")
+    assert "\n" not in str(end.value.code)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_weights_is_refused(tiny_checkpoint, tmp_path):
+    empty = moved(tiny_checkpoint, tmp_path / "moved")
+    tensors = load_file(empty / "model.safetensors")
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    save_file(zeros, empty / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemExit, match="a cosine of nan, less than 0.5"):
+        averaged(empty, tiny_checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
